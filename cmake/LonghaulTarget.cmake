@@ -1,0 +1,23 @@
+# longhaul_library(NAME DEPENDS...): one static library of a top-level folder, from its sources.
+# x_cuda.cpp and x_cuda.cu are built with CUDA, x_no_cuda.cpp without: callers never see which.
+function(longhaul_library name)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp ${CMAKE_CURRENT_SOURCE_DIR}/*.cu)
+  if(LONGHAUL_HAS_CUDA)
+    list(FILTER sources EXCLUDE REGEX "_no_cuda\\.cpp$")
+  else()
+    list(FILTER sources EXCLUDE REGEX "(_cuda\\.cpp|\\.cu)$")
+    file(GLOB_RECURSE no_cuda CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_no_cuda.cpp)
+    list(APPEND sources ${no_cuda})
+  endif()
+  if(NOT sources)
+    file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/empty.cpp "")
+    set(sources ${CMAKE_CURRENT_BINARY_DIR}/empty.cpp)
+  endif()
+  add_library(longhaul_${name} STATIC ${sources})
+  add_library(longhaul::${name} ALIAS longhaul_${name})
+  set_target_properties(longhaul_${name} PROPERTIES EXPORT_NAME ${name})
+  target_include_directories(longhaul_${name} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<INSTALL_INTERFACE:include/longhaul>)
+  target_compile_features(longhaul_${name} PUBLIC cxx_std_20)
+  target_link_libraries(longhaul_${name} PRIVATE $<BUILD_INTERFACE:longhaul_flags> PUBLIC ${ARGN})
+endfunction()

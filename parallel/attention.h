@@ -1,0 +1,68 @@
+#pragma once
+// Softmax attention spread over the ranks of the context axis: what a model's layer calls.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention/mask.h"
+#include "parallel/layout.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/tensor.h"
+
+namespace longhaul::parallel {
+
+struct AttentionOptions {
+  std::string scheme = "ring";
+  /// Dtype of circulating gradient accumulators on the wire; LSE and delta always travel as fp32.
+  runtime::DType wire_dtype = runtime::DType::float32;
+};
+
+/// One attention call in flight. Each phase only enqueues; all ranks call in the same order.
+class AttentionCall {
+ public:
+  virtual ~AttentionCall() = default;
+  /// What comes before the first exchange, and the exchange.
+  virtual void start() = 0;
+  /// The attention itself. Calls start() if nobody did.
+  virtual void advance() = 0;
+  /// The compute stream waits for the outputs. Calls advance() if nobody did. The call may be destroyed
+  /// after it: its scratch is stream-ordered.
+  virtual void finish() = 0;
+};
+
+/// Attention of one model on one rank: the communicator and streams it uses, and the schedules of the
+/// current batch. Shapes use n = this rank's rows = layout.rows(rank): batch rows are rows.
+class Attention {
+ public:
+  /// `context` is taken over; its size is the number of ranks. Collective.
+  Attention(const AttentionOptions& options, std::unique_ptr<runtime::Communicator> context,
+            const runtime::Stream& compute);
+  ~Attention();
+
+  /// The mask and layout of the calls that follow; mask.tokens() == layout.tokens(). Same on all ranks.
+  void set_batch(const attention::Mask& mask, const Layout& layout);
+
+  /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H] fp32 (natural log).
+  std::unique_ptr<AttentionCall> forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
+                                         runtime::ConstTensorView v, float scale, runtime::TensorView out,
+                                         runtime::TensorView lse);
+
+  struct BackwardInputs {
+    runtime::ConstTensorView q, k, v, dout;  ///< activation dtype
+    runtime::ConstTensorView lse;            ///< forward's
+    runtime::ConstTensorView delta;          ///< fp32 [n,H], block_delta(out, dout)
+  };
+  /// -> dq[n,H,D], dk[n,H_kv,D], dv[n,H_kv,D_v], all fp32, overwritten.
+  std::unique_ptr<AttentionCall> backward(const BackwardInputs& inputs, float scale, runtime::TensorView dq,
+                                          runtime::TensorView dk, runtime::TensorView dv);
+
+  /// Payload bytes that this rank has sent since construction.
+  std::int64_t sent_bytes() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,78 @@
+#pragma once
+// A communicator: an ordered group of ranks that exchange tensors.
+//
+// Every operation takes its stream, last, and only enqueues; its outputs are valid after it on that
+// stream, and its buffers must stay alive until then (stream-ordered memory of that stream does).
+// All ranks of a communicator issue its operations in the same order, and a communicator is used from
+// one stream at a time: concurrent traffic takes another communicator (split with one colour).
+// Waiting for a peer past the communicator's timeout throws Error(hang) naming rank, peer and operation.
+// Sums are fp32 or fp64 and add in rank order, so every host backend gives the same bits.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/tensor.h"
+
+namespace longhaul::runtime {
+
+/// A message is a list of views, sent back to back; both sides list views with equal total elements.
+/// Zero-element messages are not sent at all: both sides drop them by the same rule.
+struct SendMessage {
+  int peer = 0;
+  std::vector<ConstTensorView> views;
+  /// What travels when it differs from the views' dtype: float32 views as bfloat16, cast on both sides.
+  /// Applies to every view of the message; both sides must agree.
+  std::optional<DType> wire_dtype = std::nullopt;
+};
+struct ReceiveMessage {
+  int peer = 0;
+  std::vector<TensorView> views;
+  std::optional<DType> wire_dtype = std::nullopt;
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  /// Shown in errors and traces, e.g. "context".
+  virtual const std::string& name() const = 0;
+
+  /// Grouped sends and receives: all progress together, the group completes when all have. Messages
+  /// between a pair of ranks match in order. A message to oneself is a copy. `what` names it in errors.
+  virtual void exchange(std::vector<SendMessage> sends, std::vector<ReceiveMessage> receives,
+                        const std::string& what, const Stream& stream) = 0;
+
+  /// Sum over ranks, in place, contiguous. Adjoint: all_reduce.
+  virtual void all_reduce(TensorView values, const Stream& stream) = 0;
+  /// output = inputs of all ranks one after another; counts[r] = elements of rank r's input.
+  /// Adjoint: reduce_scatter.
+  virtual void all_gather(ConstTensorView input, TensorView output, std::span<const std::int64_t> counts,
+                          const Stream& stream) = 0;
+  /// output = the sum over ranks of the caller's segment of input; counts as in all_gather.
+  /// Adjoint: all_gather.
+  virtual void reduce_scatter(ConstTensorView input, TensorView output, std::span<const std::int64_t> counts,
+                              const Stream& stream) = 0;
+  /// Segment r of input goes to rank r; segment r of output comes from rank r. Adjoint: all_to_all with
+  /// the counts exchanged.
+  virtual void all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts, TensorView output,
+                          std::span<const std::int64_t> receive_counts, const Stream& stream) = 0;
+  /// Everybody's values <- root's. Adjoint: the sum at root.
+  virtual void broadcast(TensorView values, int root, const Stream& stream) = 0;
+  /// Completes when every rank has reached it.
+  virtual void barrier(const Stream& stream) = 0;
+
+  /// Ranks of one colour form a communicator, ordered by (key, rank). Collective; blocks the host.
+  virtual std::unique_ptr<Communicator> split(int color, int key, const std::string& name) = 0;
+
+  /// Payload bytes that this rank has sent to others since the last reset, on the wire dtype.
+  virtual std::int64_t sent_bytes() const = 0;
+  virtual void reset_sent_bytes() = 0;
+};
+
+}  // namespace longhaul::runtime

@@ -1,0 +1,265 @@
+#include "runtime/stream.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdlib>
+#include <deque>
+#include <thread>
+#include <utility>
+
+#include "runtime/error.h"
+#include "runtime/stream_impl.h"
+
+namespace longhaul::runtime {
+namespace detail {
+namespace {
+
+constexpr std::int64_t kAlignment = 64;
+
+std::byte* allocate_block(Device device, std::int64_t bytes) {
+  if (device.kind == DeviceKind::cuda) return cuda_allocate(device, bytes);
+  return static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes)));
+}
+
+void free_block(Device device, std::byte* data) {
+  if (device.kind == DeviceKind::cuda) {
+    cuda_free(device, data);
+  } else {
+    std::free(data);
+  }
+}
+
+class CpuEvent final : public EventImpl {
+ public:
+  explicit CpuEvent(std::string stream) : stream_(std::move(stream)) {}
+  DeviceKind kind() const override { return DeviceKind::cpu; }
+  bool complete() const override {
+    std::lock_guard lock(mutex_);
+    return done_;
+  }
+  void synchronize(Deadline deadline) const override {
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait_until(lock, deadline, [&] { return done_; })) {
+      fail(ExitCode::hang, "stream '", stream_, "' did not reach an event before its deadline");
+    }
+    if (error_) std::rethrow_exception(error_);
+  }
+  /// Blocks a stream's thread; the work it waits for has deadlines of its own. Rethrows its error.
+  void wait() const {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return done_; });
+    if (error_) std::rethrow_exception(error_);
+  }
+  void signal(std::exception_ptr error) {
+    {
+      std::lock_guard lock(mutex_);
+      done_ = true;
+      error_ = std::move(error);
+    }
+    changed_.notify_all();
+  }
+
+ private:
+  const std::string stream_;
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  bool done_ = false;
+  std::exception_ptr error_;
+};
+
+/// A queue and the thread that runs it.
+class CpuStream final : public StreamImpl {
+ public:
+  CpuStream(const std::string& stream_name, int threads)
+      : StreamImpl({DeviceKind::cpu, 0}, stream_name),
+        threads_(threads),
+        worker_([this, rank = thread_rank()] { run(rank); }) {}
+
+  ~CpuStream() override {
+    {
+      std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    changed_.notify_one();
+    worker_.join();
+  }
+
+  void enqueue(std::function<void()> task) override {
+    push({std::move(task), nullptr});
+  }
+
+  std::shared_ptr<EventImpl> record() override {
+    auto event = std::make_shared<CpuEvent>(name);
+    push({nullptr, event});
+    return event;
+  }
+
+  void wait(const std::shared_ptr<EventImpl>& event) override {
+    LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name, "' cannot wait for a CUDA event");
+    enqueue([event] { static_cast<const CpuEvent&>(*event).wait(); });
+  }
+
+  int threads() const override { return threads_; }
+
+ private:
+  struct Item {
+    std::function<void()> task;
+    std::shared_ptr<CpuEvent> event;  // signalled instead of a task
+  };
+
+  void push(Item item) {
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(item));
+    }
+    changed_.notify_one();
+  }
+
+  void run(const std::string& rank) {
+    set_thread_rank(rank);
+    omp_set_num_threads(threads_);
+    std::exception_ptr error;
+    for (;;) {
+      Item item;
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return closing_ || !queue_.empty(); });
+        if (queue_.empty()) return;
+        item = std::move(queue_.front());
+        queue_.pop_front();
+      }
+      if (item.event) {
+        item.event->signal(error);
+      } else if (!error) {
+        try {
+          item.task();
+        } catch (...) {
+          error = std::current_exception();
+        }
+      }
+    }
+  }
+
+  const int threads_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Item> queue_;
+  bool closing_ = false;
+  std::thread worker_;  // last: starts when the rest is ready
+};
+
+}  // namespace
+
+Pool::~Pool() {
+  for (const auto& [capacity, data] : free_) free_block(device_, data);
+}
+
+std::byte* Pool::take(std::int64_t bytes) {
+  const std::int64_t wanted = std::max<std::int64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  std::lock_guard lock(mutex_);
+  std::byte* data = nullptr;
+  std::int64_t capacity = wanted;
+  const auto found = free_.lower_bound(wanted);
+  if (found != free_.end() && found->first <= wanted + wanted / 4) {
+    capacity = found->first;
+    data = found->second;
+    free_.erase(found);
+  } else {
+    data = allocate_block(device_, wanted);
+    if (data == nullptr && !free_.empty()) {  // give unused blocks back before giving up
+      for (const auto& [size, block] : free_) free_block(device_, block);
+      free_.clear();
+      data = allocate_block(device_, wanted);
+    }
+    if (data == nullptr) {
+      fail(ExitCode::memory, "out of memory on ", to_string(device_), ": ", bytes, " bytes asked for, ",
+           use_.current_bytes, " held; reduce seq_len or micro_batch_size, or add ranks");
+    }
+  }
+  capacity_of_live_.emplace(data, capacity);
+  use_.current_bytes += bytes;
+  use_.peak_bytes = std::max(use_.peak_bytes, use_.current_bytes);
+  return data;
+}
+
+void Pool::give_back(std::byte* data, std::int64_t bytes) {
+  std::lock_guard lock(mutex_);
+  const auto live = capacity_of_live_.find(data);
+  free_.emplace(live->second, data);
+  capacity_of_live_.erase(live);
+  use_.current_bytes -= bytes;
+}
+
+MemoryUse Pool::use() const {
+  std::lock_guard lock(mutex_);
+  return use_;
+}
+
+void Pool::reset_peak() {
+  std::lock_guard lock(mutex_);
+  use_.peak_bytes = use_.current_bytes;
+}
+
+}  // namespace detail
+
+Deadline deadline_in(double seconds) {
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
+std::string to_string(Device device) {
+  return device.kind == DeviceKind::cpu ? "cpu" : concat("cuda:", device.index);
+}
+
+Buffer::Buffer(std::shared_ptr<detail::Pool> pool, std::byte* data, std::int64_t bytes)
+    : pool_(std::move(pool)), data_(data), bytes_(bytes) {}
+Buffer::~Buffer() {
+  if (pool_) pool_->give_back(data_, bytes_);
+}
+Buffer::Buffer(Buffer&& other) noexcept
+    : pool_(std::move(other.pool_)),
+      data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)) {}
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(pool_, other.pool_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+bool Event::complete() const { return !impl_ || impl_->complete(); }
+void Event::synchronize(Deadline deadline) const {
+  if (impl_) impl_->synchronize(deadline);
+}
+
+Stream Stream::cpu(const std::string& name, int threads) {
+  LONGHAUL_CHECK(threads >= 1, "stream '", name, "' needs at least one thread, got ", threads);
+  return Stream(std::make_shared<detail::CpuStream>(name, threads));
+}
+Stream Stream::cuda(const std::string& name, int index, bool high_priority) {
+  return Stream(detail::make_cuda_stream(name, index, high_priority));
+}
+
+Device Stream::device() const { return impl_->device; }
+const std::string& Stream::name() const { return impl_->name; }
+int Stream::threads() const { return impl_->threads(); }
+void Stream::enqueue(std::function<void()> task) const { impl_->enqueue(std::move(task)); }
+void* Stream::cuda_handle() const {
+  LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cuda, "stream '", impl_->name, "' is not a CUDA stream");
+  return impl_->cuda_handle();
+}
+Event Stream::record() const { return Event(impl_->record()); }
+void Stream::wait(const Event& event) const {
+  if (event.impl()) impl_->wait(event.impl());
+}
+void Stream::synchronize(Deadline deadline) const { record().synchronize(deadline); }
+Buffer Stream::allocate(std::int64_t bytes) const {
+  LONGHAUL_CHECK(bytes >= 0, "cannot allocate ", bytes, " bytes");
+  std::byte* data = impl_->pool->take(bytes);
+  return Buffer(impl_->pool, data, bytes);
+}
+MemoryUse Stream::memory() const { return impl_->pool->use(); }
+void Stream::reset_peak() const { impl_->pool->reset_peak(); }
+
+}  // namespace longhaul::runtime

@@ -1,0 +1,111 @@
+#pragma once
+// Streams, events and stream-ordered memory: the same contract on the CPU and on CUDA.
+//
+// A stream runs its work in order. On CUDA it is a cudaStream_t; on the CPU it is a queue with its own
+// thread, so streams overlap on both. Between streams the only ordering is an event.
+//
+// Memory is stream-ordered: a Buffer belongs to the pool of one stream. Freeing it returns it to that
+// pool at once, and the next allocation on the same stream may reuse it, because whatever reads or writes
+// the new buffer is enqueued later. Work on another stream that uses the buffer must be waited for by
+// the owning stream before the buffer is freed.
+//
+// An exception in a task poisons its stream: later tasks are skipped, events recorded after it carry the
+// exception to whoever waits for them, and synchronize() rethrows it.
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "runtime/device.h"
+
+namespace longhaul::runtime {
+
+using Clock = std::chrono::steady_clock;
+/// A point in time after which a wait is a hang. Every wait of the host takes one.
+using Deadline = Clock::time_point;
+Deadline deadline_in(double seconds);
+
+/// Bytes held by live buffers of a stream's pool, now and at most since the last reset.
+struct MemoryUse {
+  std::int64_t current_bytes = 0;
+  std::int64_t peak_bytes = 0;
+};
+
+namespace detail {
+class StreamImpl;
+class EventImpl;
+class Pool;
+}  // namespace detail
+
+/// Owns bytes of a stream's pool (64-byte aligned); returns them when destroyed. Move only.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(std::shared_ptr<detail::Pool> pool, std::byte* data, std::int64_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  std::byte* data() const { return data_; }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  std::shared_ptr<detail::Pool> pool_;
+  std::byte* data_ = nullptr;
+  std::int64_t bytes_ = 0;
+};
+
+/// A point in a stream's work. Copyable; a default event is already complete.
+class Event {
+ public:
+  Event() = default;
+  explicit Event(std::shared_ptr<detail::EventImpl> impl) : impl_(std::move(impl)) {}
+  bool complete() const;
+  /// Blocks the host. Throws Error(hang) past the deadline, or what the stream's work threw.
+  void synchronize(Deadline deadline) const;
+  const std::shared_ptr<detail::EventImpl>& impl() const { return impl_; }
+
+ private:
+  std::shared_ptr<detail::EventImpl> impl_;
+};
+
+/// A handle to an in-order queue of work on one device. Copies refer to the same queue; when the last
+/// one goes, queued work is finished first.
+class Stream {
+ public:
+  /// A CPU stream. `threads` is the number of OpenMP threads that its tasks may use.
+  static Stream cpu(const std::string& name, int threads = 1);
+  /// A CUDA stream on device `index`. Throws Error(launch) in a CPU build or without the device.
+  static Stream cuda(const std::string& name, int index, bool high_priority = false);
+
+  Device device() const;
+  const std::string& name() const;
+  /// OpenMP threads of a CPU stream's tasks; 1 on CUDA.
+  int threads() const;
+
+  /// CPU: runs `task` after all earlier work. CUDA: as a host function, which may not call CUDA.
+  void enqueue(std::function<void()> task) const;
+  /// cudaStream_t of a CUDA stream. Throws on a CPU stream.
+  void* cuda_handle() const;
+
+  Event record() const;
+  /// Later work on this stream runs after `event`. Streams and events of one device kind only.
+  void wait(const Event& event) const;
+  /// Host: record().synchronize(deadline).
+  void synchronize(Deadline deadline) const;
+
+  /// Uninitialised memory for work enqueued on this stream after the call. Throws Error(memory).
+  Buffer allocate(std::int64_t bytes) const;
+  MemoryUse memory() const;
+  void reset_peak() const;
+
+ private:
+  explicit Stream(std::shared_ptr<detail::StreamImpl> impl) : impl_(std::move(impl)) {}
+  std::shared_ptr<detail::StreamImpl> impl_;
+};
+
+}  // namespace longhaul::runtime

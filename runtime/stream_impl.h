@@ -1,0 +1,59 @@
+#pragma once
+// What a device provides behind Stream, Event and Buffer. Private to runtime/.
+
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "runtime/stream.h"
+
+namespace longhaul::runtime::detail {
+
+class EventImpl {
+ public:
+  virtual ~EventImpl() = default;
+  virtual DeviceKind kind() const = 0;
+  virtual bool complete() const = 0;
+  virtual void synchronize(Deadline deadline) const = 0;
+};
+
+/// Keeps freed blocks of one stream for reuse, and counts live bytes.
+class Pool {
+ public:
+  explicit Pool(Device device) : device_(device) {}
+  ~Pool();
+  std::byte* take(std::int64_t bytes);
+  void give_back(std::byte* data, std::int64_t bytes);
+  MemoryUse use() const;
+  void reset_peak();
+
+ private:
+  Device device_;
+  mutable std::mutex mutex_;
+  std::multimap<std::int64_t, std::byte*> free_;            // capacity -> block
+  std::map<std::byte*, std::int64_t> capacity_of_live_;
+  MemoryUse use_;
+};
+
+class StreamImpl {
+ public:
+  StreamImpl(Device device, std::string name)
+      : device(device), name(std::move(name)), pool(std::make_shared<Pool>(device)) {}
+  virtual ~StreamImpl() = default;
+  virtual void enqueue(std::function<void()> task) = 0;
+  virtual std::shared_ptr<EventImpl> record() = 0;
+  virtual void wait(const std::shared_ptr<EventImpl>& event) = 0;
+  virtual int threads() const { return 1; }
+  virtual void* cuda_handle() const { return nullptr; }
+
+  const Device device;
+  const std::string name;
+  const std::shared_ptr<Pool> pool;
+};
+
+// Provided by stream_cuda.cpp, or by stream_no_cuda.cpp in a CPU build.
+std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index, bool high_priority);
+std::byte* cuda_allocate(Device device, std::int64_t bytes);  // nullptr when out of memory
+void cuda_free(Device device, std::byte* data);
+
+}  // namespace longhaul::runtime::detail

@@ -1,0 +1,19 @@
+// The CPU build's side of stream_impl.h: there is no CUDA device.
+#include "runtime/error.h"
+#include "runtime/stream_impl.h"
+
+namespace longhaul::runtime {
+
+int cuda_device_count() { return 0; }
+
+namespace detail {
+namespace {
+[[noreturn]] void no_cuda() {
+  fail(ExitCode::launch, "this build has no CUDA backend; configure with --preset cuda");
+}
+}  // namespace
+std::shared_ptr<StreamImpl> make_cuda_stream(const std::string&, int, bool) { no_cuda(); }
+std::byte* cuda_allocate(Device, std::int64_t) { no_cuda(); }
+void cuda_free(Device, std::byte*) { no_cuda(); }
+}  // namespace detail
+}  // namespace longhaul::runtime
