@@ -1,7 +1,7 @@
 #pragma once
-// Masks are slices: a query range x a key range x a band lo <= key - query <= hi, either end possibly
-// infinite. Slices are closed under cutting, intersecting and striping, give every row an interval of
-// keys, and have a closed-form area, so cost is known without looking at data.
+// Masks are slices: a query range x a key range x a band lo <= key - query <= hi, either end
+// possibly infinite. Slices are closed under cutting, intersecting and striping, give every row an
+// interval of keys, and have a closed-form area, so cost is known without looking at data.
 
 #include <cstdint>
 #include <limits>
@@ -13,8 +13,8 @@ namespace longhaul::attention {
 constexpr std::int64_t kUnbounded = std::numeric_limits<std::int64_t>::max() / 4;
 
 /// Query row i in [q_begin, q_end) sees the keys in [max(k_begin, i + lo), min(k_end, i + hi + 1)).
-/// lo = -kUnbounded and hi = kUnbounded leave that side open. Used in global token numbers (a mask) and,
-/// cut to two views, in row numbers of those views (a schedule step, a kernel call).
+/// lo = -kUnbounded and hi = kUnbounded leave that side open. Used in global token numbers (a mask)
+/// and, cut to two views, in row numbers of those views (a schedule step, a kernel call).
 struct Slice {
   std::int64_t q_begin = 0, q_end = 0;
   std::int64_t k_begin = 0, k_end = 0;
@@ -46,13 +46,14 @@ class Mask {
  public:
   static Mask full(std::int64_t tokens);
   static Mask causal(std::int64_t tokens);
-  /// Causal inside each document; `offsets` rise from 0 to the token count (empty documents allowed).
-  /// Throws Error(data) naming the index where they do not.
+  /// Causal inside each document; `offsets` rise from 0 to the token count (empty documents
+  /// allowed). Throws Error(data) naming the index where they do not.
   static Mask documents(std::span<const std::int64_t> offsets);
   /// Throws Error(data) naming two slices that overlap, or one that leaves [0, tokens).
   static Mask from_slices(std::int64_t tokens, std::vector<Slice> slices);
 
-  /// `copies` of this mask along the diagonal: a batch of sequences with one mask, as one token axis.
+  /// `copies` of this mask along the diagonal: a batch of sequences with one mask, as one token
+  /// axis.
   Mask repeated(std::int64_t copies) const;
   /// Masks of different sequences along the diagonal.
   static Mask concatenated(std::span<const Mask> masks);
@@ -68,14 +69,16 @@ class Mask {
   std::vector<Slice> slices_;  // sorted by q_begin, then k_begin
 };
 
-/// The import form of slice types: 0 full; 1 causal, the right edge follows the row and ends at the bottom
-/// right corner; 2 inverse causal, the left edge follows the row and starts at the top left corner; 3 both.
-Slice slice_from_type(std::int64_t q_begin, std::int64_t q_end, std::int64_t k_begin, std::int64_t k_end, int type);
+/// The import form of slice types: 0 full; 1 causal, the right edge follows the row and ends at the
+/// bottom right corner; 2 inverse causal, the left edge follows the row and starts at the top left
+/// corner; 3 both.
+Slice slice_from_type(std::int64_t q_begin, std::int64_t q_end, std::int64_t k_begin,
+                      std::int64_t k_end, int type);
 
-/// What the rows of a query view see of the rows of a key view, in row numbers of the two views. Row r of
-/// a view is the r-th token of its runs. The only place where masks and layouts meet. Exact and disjoint;
-/// throws Error(config) when two runs that share a visible pair have different strides (and more than one
-/// token each), since their band would not be a diagonal.
+/// What the rows of a query view see of the rows of a key view, in row numbers of the two views.
+/// Row r of a view is the r-th token of its runs. The only place where masks and layouts meet.
+/// Exact and disjoint; throws Error(config) when two runs that share a visible pair have different
+/// strides (and more than one token each), since their band would not be a diagonal.
 std::vector<Slice> cut(const Mask& mask, std::span<const Run> q_runs, std::span<const Run> k_runs);
 
 }  // namespace longhaul::attention
