@@ -243,6 +243,11 @@ Stream Stream::cuda(const std::string& name, int index, bool high_priority) {
   return Stream(detail::make_cuda_stream(name, index, high_priority));
 }
 
+Stream Stream::sibling(const std::string& name) const {
+  const Device where = device();
+  return where.kind == DeviceKind::cpu ? cpu(name, threads()) : cuda(name, where.index, true);
+}
+
 Device Stream::device() const { return impl_->device; }
 const std::string& Stream::name() const { return impl_->name; }
 int Stream::threads() const { return impl_->threads(); }

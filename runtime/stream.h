@@ -82,6 +82,10 @@ class Stream {
   /// A CUDA stream on device `index`. Throws Error(launch) in a CPU build or without the device.
   static Stream cuda(const std::string& name, int index, bool high_priority = false);
 
+  /// A new stream on the same device with the same number of threads: for communication beside
+  /// compute.
+  Stream sibling(const std::string& name) const;
+
   Device device() const;
   const std::string& name() const;
   /// OpenMP threads of a CPU stream's tasks; 1 on CUDA.
