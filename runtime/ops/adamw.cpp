@@ -30,7 +30,8 @@ FloatFactors in_float(const AdamWFactors& f, double gradient_factor) {
 }  // namespace
 
 void adamw(const AdamWFactors& factors, ConstTensorView gradient, ConstTensorView gradient_factor,
-           TensorView value, TensorView first_moment, TensorView second_moment, const Stream& stream) {
+           TensorView value, TensorView first_moment, TensorView second_moment,
+           const Stream& stream) {
   detail::require_cpu("adamw", stream);
   LONGHAUL_CHECK(factors.step >= 1, "adamw: step is ", factors.step, "; expected at least 1");
   const std::int64_t n = value.elements();
@@ -39,8 +40,9 @@ void adamw(const AdamWFactors& factors, ConstTensorView gradient, ConstTensorVie
   detail::require_shape("adamw", "first_moment", first_moment, {n});
   detail::require_shape("adamw", "second_moment", second_moment, {n});
   detail::require_shape("adamw", "gradient_factor", gradient_factor, {1});
-  stream.enqueue([=, g = gradient.as<float>(), factor = gradient_factor.as<double>(), w = value.as<float>(),
-                  m = first_moment.as<float>(), v = second_moment.as<float>()] {
+  stream.enqueue([=, g = gradient.as<float>(), factor = gradient_factor.as<double>(),
+                  w = value.as<float>(), m = first_moment.as<float>(),
+                  v = second_moment.as<float>()] {
     const FloatFactors f = in_float(factors, *factor);
 #pragma omp parallel for
     for (std::int64_t begin = 0; begin < n; begin += kChunk) {

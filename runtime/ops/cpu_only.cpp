@@ -6,7 +6,8 @@ namespace longhaul::runtime::ops::detail {
 
 void require_cpu(const char* op, const Stream& stream) {
   if (stream.device().kind == DeviceKind::cpu) return;
-  fail(ExitCode::launch, op, " has no CUDA implementation: training on CUDA is not available yet (stream '",
+  fail(ExitCode::launch, op,
+       " has no CUDA implementation: training on CUDA is not available yet (stream '",
        stream.name(), "'); run the model on the CPU");
 }
 
@@ -16,8 +17,8 @@ void require_shape(const char* op, const char* what, ConstTensorView view,
   std::string expected, actual;
   for (const std::int64_t size : sizes) expected += concat(expected.empty() ? "" : ", ", size);
   for (const std::int64_t size : view.sizes()) actual += concat(actual.empty() ? "" : ", ", size);
-  fail(ExitCode::internal, op, ": ", what, " is [", actual, "]", view.contiguous() ? "" : " and strided",
-       "; expected contiguous [", expected, "]");
+  fail(ExitCode::internal, op, ": ", what, " is [", actual, "]",
+       view.contiguous() ? "" : " and strided", "; expected contiguous [", expected, "]");
 }
 
 void require_dtype(const char* op, const char* what, ConstTensorView view,

@@ -24,9 +24,12 @@ void require_dtype(const char* op, const char* what, ConstTensorView view,
 template <class Body>
 void with_activation(const char* op, DType dtype, const Body& body) {
   switch (dtype) {
-    case DType::float32: return body.template operator()<float>();
-    case DType::bfloat16: return body.template operator()<BFloat16>();
-    default: fail(ExitCode::internal, op, " takes float32 or bfloat16, not ", name(dtype));
+    case DType::float32:
+      return body.template operator()<float>();
+    case DType::bfloat16:
+      return body.template operator()<BFloat16>();
+    default:
+      fail(ExitCode::internal, op, " takes float32 or bfloat16, not ", name(dtype));
   }
 }
 

@@ -30,20 +30,22 @@ RowSums row_sums(const float* logits, std::int64_t vocabulary) {
 }
 
 double row_loss_of(const RowSums& sums, float label_logit) {
-  return std::log(sums.exponentials) + (static_cast<double>(sums.maximum) - static_cast<double>(label_logit));
+  return std::log(sums.exponentials) +
+         (static_cast<double>(sums.maximum) - static_cast<double>(label_logit));
 }
 
 void check_labels(const std::int32_t* labels, std::int64_t rows, std::int64_t vocabulary) {
   for (std::int64_t row = 0; row < rows; ++row) {
     if (labels[row] >= -1 && labels[row] < vocabulary) continue;
-    fail(ExitCode::data, "label ", labels[row], " in row ", row, " of the chunk is outside the vocabulary of ",
-         vocabulary, " tokens (-1 means none)");
+    fail(ExitCode::data, "label ", labels[row], " in row ", row,
+         " of the chunk is outside the vocabulary of ", vocabulary, " tokens (-1 means none)");
   }
 }
 
 void check(const char* op, const ConstTensorView& logits, const ConstTensorView& labels,
            const ConstTensorView& loss_sum) {
-  LONGHAUL_CHECK(logits.dims() == 2, op, ": logits have ", logits.dims(), " dims; expected [rows, V]");
+  LONGHAUL_CHECK(logits.dims() == 2, op, ": logits have ", logits.dims(),
+                 " dims; expected [rows, V]");
   detail::require_shape(op, "logits", logits, {logits.size(0), logits.size(1)});
   detail::require_dtype(op, "logits", logits, {DType::float32});
   detail::require_shape(op, "labels", labels, {logits.size(0)});
@@ -73,8 +75,8 @@ double backward_row(float* logits, std::int32_t label, double scale, std::int64_
 
 }  // namespace
 
-void cross_entropy_backward(TensorView logits, ConstTensorView labels, double scale, TensorView loss_sum,
-                            const Stream& stream) {
+void cross_entropy_backward(TensorView logits, ConstTensorView labels, double scale,
+                            TensorView loss_sum, const Stream& stream) {
   detail::require_cpu("cross_entropy", stream);
   check("cross_entropy", logits, labels, loss_sum);
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
@@ -92,8 +94,8 @@ void cross_entropy_backward(TensorView logits, ConstTensorView labels, double sc
   });
 }
 
-void cross_entropy(ConstTensorView logits, ConstTensorView labels, TensorView loss_sum, TensorView row_loss,
-                   TensorView row_correct, const Stream& stream) {
+void cross_entropy(ConstTensorView logits, ConstTensorView labels, TensorView loss_sum,
+                   TensorView row_loss, TensorView row_correct, const Stream& stream) {
   detail::require_cpu("cross_entropy", stream);
   check("cross_entropy", logits, labels, loss_sum);
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);

@@ -21,10 +21,11 @@ void over_chunks(std::int64_t n, const Body& body) {
 
 void add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& stream) {
   detail::require_cpu("add", stream);
-  LONGHAUL_CHECK(std::ranges::equal(a.sizes(), b.sizes()) && std::ranges::equal(a.sizes(), sum.sizes()) &&
-                     a.contiguous() && b.contiguous() && sum.contiguous(),
-                 "add takes contiguous views of equal sizes; got ", a.elements(), ", ", b.elements(), " and ",
-                 sum.elements(), " elements");
+  LONGHAUL_CHECK(std::ranges::equal(a.sizes(), b.sizes()) &&
+                     std::ranges::equal(a.sizes(), sum.sizes()) && a.contiguous() &&
+                     b.contiguous() && sum.contiguous(),
+                 "add takes contiguous views of equal sizes; got ", a.elements(), ", ",
+                 b.elements(), " and ", sum.elements(), " elements");
   const std::int64_t n = a.elements();
   detail::with_activation("add", a.dtype(), [&]<class A>() {
     detail::with_activation("add", b.dtype(), [&]<class B>() {
@@ -42,8 +43,9 @@ void add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& str
 
 void cast(ConstTensorView src, TensorView dst, const Stream& stream) {
   detail::require_cpu("cast", stream);
-  LONGHAUL_CHECK(src.elements() == dst.elements() && src.contiguous() && dst.contiguous(), "cast of ",
-                 src.elements(), " elements to ", dst.elements(), "; both must be contiguous");
+  LONGHAUL_CHECK(src.elements() == dst.elements() && src.contiguous() && dst.contiguous(),
+                 "cast of ", src.elements(), " elements to ", dst.elements(),
+                 "; both must be contiguous");
   const std::int64_t n = src.elements();
   detail::with_activation("cast", src.dtype(), [&]<class From>() {
     detail::with_activation("cast", dst.dtype(), [&]<class To>() {

@@ -9,7 +9,8 @@ namespace longhaul::runtime::ops {
 /// Aliasing: sum may be a or b.
 void add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& stream);
 
-/// dst <- src between float32 and bfloat16 (round to nearest even). Equal element counts, contiguous.
+/// dst <- src between float32 and bfloat16 (round to nearest even). Equal element counts,
+/// contiguous.
 void cast(ConstTensorView src, TensorView dst, const Stream& stream);
 
 }  // namespace longhaul::runtime::ops

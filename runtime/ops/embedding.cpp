@@ -9,13 +9,14 @@ namespace {
 
 using detail::to_float;
 
-constexpr std::int64_t kColumns = 64;  // of the gradient, added to by one thread: no two threads share one
+constexpr std::int64_t kColumns =
+    64;  // of the gradient, added to by one thread: no two threads share one
 
 void check_tokens(const std::int32_t* tokens, std::int64_t rows, std::int64_t vocabulary) {
   for (std::int64_t row = 0; row < rows; ++row) {
     if (tokens[row] >= 0 && tokens[row] < vocabulary) continue;
-    fail(ExitCode::data, "token ", tokens[row], " in row ", row, " is outside the vocabulary of ", vocabulary,
-         " tokens");
+    fail(ExitCode::data, "token ", tokens[row], " in row ", row, " is outside the vocabulary of ",
+         vocabulary, " tokens");
   }
 }
 
@@ -30,7 +31,8 @@ void check_shapes(const char* op, const ConstTensorView& table, const ConstTenso
 
 }  // namespace
 
-void embedding(ConstTensorView table, ConstTensorView tokens, TensorView out, const Stream& stream) {
+void embedding(ConstTensorView table, ConstTensorView tokens, TensorView out,
+               const Stream& stream) {
   detail::require_cpu("embedding", stream);
   check_shapes("embedding", table, tokens, out);
   const std::int64_t rows = tokens.size(0), vocabulary = table.size(0), h = table.size(1);
@@ -51,7 +53,8 @@ void embedding(ConstTensorView table, ConstTensorView tokens, TensorView out, co
   });
 }
 
-void embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable, const Stream& stream) {
+void embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable,
+                        const Stream& stream) {
   detail::require_cpu("embedding_backward", stream);
   check_shapes("embedding_backward", dtable, tokens, dout);
   const std::int64_t rows = tokens.size(0), vocabulary = dtable.size(0), h = dtable.size(1);

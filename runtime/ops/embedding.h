@@ -12,6 +12,7 @@ void embedding(ConstTensorView table, ConstTensorView tokens, TensorView out, co
 
 /// dtable[tokens[r]] += dout[r], rows in order: the same bits whatever the number of threads.
 /// Shapes: dout[rows,h] float32 or bfloat16, dtable[V,h] fp32. Throws as embedding().
-void embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable, const Stream& stream);
+void embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable,
+                        const Stream& stream);
 
 }  // namespace longhaul::runtime::ops

@@ -6,9 +6,9 @@
 
 namespace longhaul::runtime::ops::detail {
 
-/// e^x in fp32 to about 2 ulp, x clamped to [-87, 88]: nothing overflows and NaN stays NaN. The same
-/// bits in scalar and vector code. Range reduction by the magic-number rounding of x / ln 2, then a
-/// polynomial of degree 7 on [-ln2/2, ln2/2] (Taylor; its remainder there is below 1e-8).
+/// e^x in fp32 to about 2 ulp, x clamped to [-87, 88]: nothing overflows and NaN stays NaN. The
+/// same bits in scalar and vector code. Range reduction by the magic-number rounding of x / ln 2,
+/// then a polynomial of degree 7 on [-ln2/2, ln2/2] (Taylor; its remainder there is below 1e-8).
 inline float exponential(float x) {
   constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23

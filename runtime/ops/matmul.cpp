@@ -1,7 +1,7 @@
-// The product is cut into fixed tiles of c, each computed by one thread, so neither the tiles nor the order
-// of any sum depends on the number of threads. bfloat16 operands are widened a panel at a time into
-// scratch: exact products, fp32 sums, and on machines without matrix units faster than bfloat16 dot
-// products, which run at half the rate of fp32 multiply-adds.
+// The product is cut into fixed tiles of c, each computed by one thread, so neither the tiles nor
+// the order of any sum depends on the number of threads. bfloat16 operands are widened a panel at a
+// time into scratch: exact products, fp32 sums, and on machines without matrix units faster than
+// bfloat16 dot products, which run at half the rate of fp32 multiply-adds.
 #include "runtime/ops/matmul.h"
 
 #include <dnnl.h>
@@ -31,13 +31,15 @@ Operand operand(const char* what, const ConstTensorView& view) {
   LONGHAUL_CHECK(view.dims() == 2, "matmul: ", what, " has ", view.dims(), " dims; expected 2");
   detail::require_dtype("matmul", what, view, {DType::float32, DType::bfloat16});
   const bool rows_apart = view.stride(1) == 1 || view.size(1) <= 1;
-  LONGHAUL_CHECK(rows_apart || view.stride(0) == 1 || view.size(0) <= 1, "matmul: ", what, " has strides ",
-                 view.stride(0), ", ", view.stride(1), "; expected one of them to be 1");
+  LONGHAUL_CHECK(rows_apart || view.stride(0) == 1 || view.size(0) <= 1, "matmul: ", what,
+                 " has strides ", view.stride(0), ", ", view.stride(1),
+                 "; expected one of them to be 1");
   Operand result{view, !rows_apart, 1};
   const int outer = rows_apart ? 0 : 1;
   const std::int64_t inner_size = view.size(1 - outer);
   // A single row may carry any stride: it is never used, but gemm wants it to be large enough.
-  result.leading = std::max<std::int64_t>({1, inner_size, view.size(outer) > 1 ? view.stride(outer) : 1});
+  result.leading =
+      std::max<std::int64_t>({1, inner_size, view.size(outer) > 1 ? view.stride(outer) : 1});
   LONGHAUL_CHECK(view.size(outer) <= 1 || view.stride(outer) >= inner_size, "matmul: ", what,
                  " has overlapping rows");
   return result;
@@ -50,8 +52,8 @@ struct Panel {
 
 /// Rows x cols at (row, col) of the operand in fp32: in place, or widened into scratch in the same
 /// orientation.
-Panel panel(const Operand& from, std::int64_t row, std::int64_t col, std::int64_t rows, std::int64_t cols,
-            float* scratch) {
+Panel panel(const Operand& from, std::int64_t row, std::int64_t col, std::int64_t rows,
+            std::int64_t cols, float* scratch) {
   const std::int64_t outer_at = from.transposed ? col : row, inner_at = from.transposed ? row : col;
   const std::int64_t offset = outer_at * from.leading + inner_at;
   if (from.view.dtype() == DType::float32) return {from.view.as<float>() + offset, from.leading};
@@ -97,13 +99,16 @@ void store_tile(const Product& product, const float* sums, std::int64_t row, std
   }
 }
 
-dnnl_status_t compute_tile(const Product& product, std::int64_t row, std::int64_t col, float* scratch) {
+dnnl_status_t compute_tile(const Product& product, std::int64_t row, std::int64_t col,
+                           float* scratch) {
   const std::int64_t depth = product.a.view.size(1);
   const std::int64_t rows = std::min(kTileRows, product.c.size(0) - row);
   const std::int64_t cols = std::min(kTileCols, product.c.size(1) - col);
   float* a_scratch = scratch;
-  float* b_scratch = a_scratch + (product.a.view.dtype() != DType::float32 ? kTileRows * kPanelDepth : 0);
-  float* c_scratch = b_scratch + (product.b.view.dtype() != DType::float32 ? kTileCols * kPanelDepth : 0);
+  float* b_scratch =
+      a_scratch + (product.a.view.dtype() != DType::float32 ? kTileRows * kPanelDepth : 0);
+  float* c_scratch =
+      b_scratch + (product.b.view.dtype() != DType::float32 ? kTileCols * kPanelDepth : 0);
   float* c = product.direct ? product.c.as<float>() + row * product.leading_c + col : c_scratch;
   const std::int64_t leading_c = product.direct ? product.leading_c : cols;
   for (std::int64_t at = 0; at < depth; at += product.depth_step) {
@@ -111,9 +116,9 @@ dnnl_status_t compute_tile(const Product& product, std::int64_t row, std::int64_
     const Panel a = panel(product.a, row, at, rows, count, a_scratch);
     const Panel b = panel(product.b, at, col, count, cols, b_scratch);
     const bool add = at > 0 || (product.direct && product.write == Write::add);
-    const dnnl_status_t status =
-        dnnl_sgemm(product.a.transposed ? 'T' : 'N', product.b.transposed ? 'T' : 'N', rows, cols, count, 1.0f,
-                   a.data, a.leading, b.data, b.leading, add ? 1.0f : 0.0f, c, leading_c);
+    const dnnl_status_t status = dnnl_sgemm(
+        product.a.transposed ? 'T' : 'N', product.b.transposed ? 'T' : 'N', rows, cols, count, 1.0f,
+        a.data, a.leading, b.data, b.leading, add ? 1.0f : 0.0f, c, leading_c);
     if (status != dnnl_success) return status;
   }
   if (!product.direct) store_tile(product, c_scratch, row, col, rows, cols);
@@ -133,8 +138,9 @@ void multiply(const Product& product, float* scratch, std::int64_t scratch_step)
     if (result != dnnl_success) status = result;
   }
   const dnnl_status_t result = status;
-  LONGHAUL_CHECK(result == dnnl_success, "oneDNN gemm failed with status ", static_cast<int>(result),
-                 " for c[", product.c.size(0), ",", product.c.size(1), "], k ", product.a.view.size(1));
+  LONGHAUL_CHECK(result == dnnl_success, "oneDNN gemm failed with status ",
+                 static_cast<int>(result), " for c[", product.c.size(0), ",", product.c.size(1),
+                 "], k ", product.a.view.size(1));
 }
 
 }  // namespace
@@ -153,9 +159,9 @@ void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, con
   const Operand c_layout = operand("c", c);
   LONGHAUL_CHECK(!c_layout.transposed, "matmul: c's last dim must be contiguous");
   product.leading_c = c_layout.leading;
-  LONGHAUL_CHECK(a.size(0) == c.size(0) && a.size(1) == b.size(0) && b.size(1) == c.size(1), "matmul of [",
-                 a.size(0), ",", a.size(1), "] and [", b.size(0), ",", b.size(1), "] into [", c.size(0), ",",
-                 c.size(1), "]");
+  LONGHAUL_CHECK(a.size(0) == c.size(0) && a.size(1) == b.size(0) && b.size(1) == c.size(1),
+                 "matmul of [", a.size(0), ",", a.size(1), "] and [", b.size(0), ",", b.size(1),
+                 "] into [", c.size(0), ",", c.size(1), "]");
   if (c.elements() == 0) return;
   if (a.size(1) == 0) {
     if (write == Write::overwrite) fill(c, 0, stream);
@@ -164,7 +170,8 @@ void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, con
   const bool widened = a.dtype() != DType::float32 || b.dtype() != DType::float32;
   product.depth_step = widened ? kPanelDepth : a.size(1);
   const std::int64_t step = scratch_floats(product);
-  const Buffer scratch = stream.allocate(step * stream.threads() * static_cast<std::int64_t>(sizeof(float)));
+  const Buffer scratch =
+      stream.allocate(step * stream.threads() * static_cast<std::int64_t>(sizeof(float)));
   float* floats = reinterpret_cast<float*>(scratch.data());
   stream.enqueue([product, floats, step] { multiply(product, floats, step); });
 }

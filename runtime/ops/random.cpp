@@ -15,8 +15,9 @@ namespace {
 std::array<double, 4> uniforms(RandomKey key, std::uint64_t block) {
   constexpr std::uint64_t kLow = 0xffffffffu;
   const auto word = [](std::uint64_t value) { return static_cast<std::uint32_t>(value); };
-  const r123::Philox4x32::ctr_type counter = {
-      {word(block & kLow), word(block >> 32), word(key.stream_id & kLow), word(key.stream_id >> 32)}};
+  const r123::Philox4x32::ctr_type counter = {{word(block & kLow), word(block >> 32),
+                                               word(key.stream_id & kLow),
+                                               word(key.stream_id >> 32)}};
   const r123::Philox4x32::key_type seed = {{word(key.seed & kLow), word(key.seed >> 32)}};
   const auto bits = r123::Philox4x32()(counter, seed);
   std::array<double, 4> result{};
@@ -37,7 +38,8 @@ std::array<double, 4> normals(RandomKey key, std::uint64_t block) {
 }
 
 template <class T, class Draw>
-void fill_blocks(T* values, std::int64_t n, std::int64_t first, double offset, double factor, const Draw& draw) {
+void fill_blocks(T* values, std::int64_t n, std::int64_t first, double offset, double factor,
+                 const Draw& draw) {
   const std::int64_t first_block = first / 4, last_block = (first + n + 3) / 4;
 #pragma omp parallel for
   for (std::int64_t block = first_block; block < last_block; ++block) {
@@ -50,26 +52,29 @@ void fill_blocks(T* values, std::int64_t n, std::int64_t first, double offset, d
   }
 }
 
-void check(const char* op, const TensorView& values, std::int64_t first_element, const Stream& stream) {
+void check(const char* op, const TensorView& values, std::int64_t first_element,
+           const Stream& stream) {
   detail::require_cpu(op, stream);
   LONGHAUL_CHECK(values.contiguous(), op, " takes a contiguous view");
-  LONGHAUL_CHECK(first_element >= 0, op, ": first element is ", first_element, "; expected at least 0");
+  LONGHAUL_CHECK(first_element >= 0, op, ": first element is ", first_element,
+                 "; expected at least 0");
 }
 
 }  // namespace
 
-void fill_normal(TensorView values, double mean, double stddev, RandomKey key, std::int64_t first_element,
-                 const Stream& stream) {
+void fill_normal(TensorView values, double mean, double stddev, RandomKey key,
+                 std::int64_t first_element, const Stream& stream) {
   check("fill_normal", values, first_element, stream);
   detail::with_activation("fill_normal", values.dtype(), [&]<class T>() {
     stream.enqueue([=, out = values.as<T>(), n = values.elements()] {
-      fill_blocks(out, n, first_element, mean, stddev, [key](std::uint64_t block) { return normals(key, block); });
+      fill_blocks(out, n, first_element, mean, stddev,
+                  [key](std::uint64_t block) { return normals(key, block); });
     });
   });
 }
 
-void fill_uniform(TensorView values, double low, double high, RandomKey key, std::int64_t first_element,
-                  const Stream& stream) {
+void fill_uniform(TensorView values, double low, double high, RandomKey key,
+                  std::int64_t first_element, const Stream& stream) {
   check("fill_uniform", values, first_element, stream);
   detail::with_activation("fill_uniform", values.dtype(), [&]<class T>() {
     stream.enqueue([=, out = values.as<T>(), n = values.elements()] {

@@ -29,11 +29,12 @@ float inverse_rms(const T* x, std::int64_t h, double eps) {
 
 /// dx = inv_rms * (weight dy - x * inv_rms^2 * mean(weight dy x)).
 template <class T>
-void backward_row(const T* x, const float* weight, float inv_rms, const float* dy, T* dx, Write write,
-                  std::int64_t h) {
+void backward_row(const T* x, const float* weight, float inv_rms, const float* dy, T* dx,
+                  Write write, std::int64_t h) {
   double dot = 0;
 #pragma omp simd reduction(+ : dot)
-  for (std::int64_t i = 0; i < h; ++i) dot += static_cast<double>(weight[i] * dy[i]) * to_float(x[i]);
+  for (std::int64_t i = 0; i < h; ++i)
+    dot += static_cast<double>(weight[i] * dy[i]) * to_float(x[i]);
   const double inverse = inv_rms;
   const auto pull = static_cast<float>(dot * inverse * inverse / static_cast<double>(h));
   if (write == Write::add) {
@@ -43,21 +44,23 @@ void backward_row(const T* x, const float* weight, float inv_rms, const float* d
     }
   } else {
 #pragma omp simd
-    for (std::int64_t i = 0; i < h; ++i) dx[i] = T(inv_rms * (weight[i] * dy[i] - to_float(x[i]) * pull));
+    for (std::int64_t i = 0; i < h; ++i)
+      dx[i] = T(inv_rms * (weight[i] * dy[i] - to_float(x[i]) * pull));
   }
 }
 
 /// dweight[c] += sum over rows of dy x inv_rms, for columns [begin, end).
 template <class T>
-void backward_columns(const T* x, const float* inv_rms, const float* dy, float* dweight, std::int64_t begin,
-                      std::int64_t end, std::int64_t rows, std::int64_t h) {
+void backward_columns(const T* x, const float* inv_rms, const float* dy, float* dweight,
+                      std::int64_t begin, std::int64_t end, std::int64_t rows, std::int64_t h) {
   std::array<double, kColumns> sums{};
   for (std::int64_t row = 0; row < rows; ++row) {
     const T* x_row = x + row * h + begin;
     const float* dy_row = dy + row * h + begin;
 #pragma omp simd
     for (std::int64_t i = 0; i < end - begin; ++i) {
-      sums[static_cast<std::size_t>(i)] += static_cast<double>(dy_row[i] * (to_float(x_row[i]) * inv_rms[row]));
+      sums[static_cast<std::size_t>(i)] +=
+          static_cast<double>(dy_row[i] * (to_float(x_row[i]) * inv_rms[row]));
     }
   }
   for (std::int64_t i = begin; i < end; ++i) {
@@ -76,8 +79,8 @@ void check(const char* op, const ConstTensorView& x, const ConstTensorView& weig
 
 }  // namespace
 
-void rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y, TensorView inv_rms,
-              const Stream& stream) {
+void rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
+              TensorView inv_rms, const Stream& stream) {
   detail::require_cpu("rms_norm", stream);
   check("rms_norm", x, weight, inv_rms, y);
   detail::with_activation("rms_norm", x.dtype(), [&]<class T>() {
@@ -96,8 +99,8 @@ void rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView 
   });
 }
 
-void rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms, TensorView y,
-                    const Stream& stream) {
+void rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
+                    TensorView y, const Stream& stream) {
   detail::require_cpu("rms_norm_apply", stream);
   check("rms_norm_apply", x, weight, inv_rms, y);
   detail::with_activation("rms_norm_apply", x.dtype(), [&]<class T>() {
@@ -115,8 +118,8 @@ void rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView i
   });
 }
 
-void rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write write_dx, TensorView dweight,
-                       const Stream& stream) {
+void rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write write_dx,
+                       TensorView dweight, const Stream& stream) {
   detail::require_cpu("rms_norm_backward", stream);
   check("rms_norm_backward", inputs.x, inputs.weight, inputs.inv_rms, inputs.dy);
   detail::require_shape("rms_norm_backward", "dx", dx, {inputs.x.size(0), inputs.x.size(1)});
@@ -137,7 +140,8 @@ void rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write
       }
 #pragma omp parallel for
       for (std::int64_t begin = 0; begin < h; begin += kColumns) {
-        backward_columns(x, inv_rms, dy, dweight_out, begin, std::min(h, begin + kColumns), rows, h);
+        backward_columns(x, inv_rms, dy, dweight_out, begin, std::min(h, begin + kColumns), rows,
+                         h);
       }
     });
   });

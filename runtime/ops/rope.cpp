@@ -11,8 +11,8 @@ namespace {
 using detail::to_float;
 
 template <class Position>
-void fill_tables(const Position* positions, double theta, float* cosines, float* sines, std::int64_t rows,
-                 std::int64_t half) {
+void fill_tables(const Position* positions, double theta, float* cosines, float* sines,
+                 std::int64_t rows, std::int64_t half) {
   std::vector<double> frequencies;
   for (std::int64_t i = 0; i < half; ++i) {
     frequencies.push_back(std::pow(theta, -static_cast<double>(i) / static_cast<double>(half)));
@@ -20,7 +20,8 @@ void fill_tables(const Position* positions, double theta, float* cosines, float*
 #pragma omp parallel for
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(positions[row]) * frequencies[static_cast<std::size_t>(i)];
+      const double angle =
+          static_cast<double>(positions[row]) * frequencies[static_cast<std::size_t>(i)];
       cosines[row * half + i] = static_cast<float>(std::cos(angle));
       sines[row * half + i] = static_cast<float>(std::sin(angle));
     }
@@ -42,7 +43,8 @@ void rotate(T* x, const float* cosines, const float* sines, float sign, std::int
 void rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
                 const Stream& stream) {
   detail::require_cpu("rope_table", stream);
-  LONGHAUL_CHECK(cosines.dims() == 2, "rope_table: cosines has ", cosines.dims(), " dims; expected 2");
+  LONGHAUL_CHECK(cosines.dims() == 2, "rope_table: cosines has ", cosines.dims(),
+                 " dims; expected 2");
   const std::int64_t rows = cosines.size(0), half = cosines.size(1);
   detail::require_shape("rope_table", "positions", positions, {rows});
   detail::require_dtype("rope_table", "positions", positions, {DType::int32, DType::int64});
@@ -51,9 +53,11 @@ void rope_table(ConstTensorView positions, double theta, TensorView cosines, Ten
   float* c = cosines.as<float>();
   float* s = sines.as<float>();
   if (positions.dtype() == DType::int32) {
-    stream.enqueue([=, at = positions.as<std::int32_t>()] { fill_tables(at, theta, c, s, rows, half); });
+    stream.enqueue(
+        [=, at = positions.as<std::int32_t>()] { fill_tables(at, theta, c, s, rows, half); });
   } else {
-    stream.enqueue([=, at = positions.as<std::int64_t>()] { fill_tables(at, theta, c, s, rows, half); });
+    stream.enqueue(
+        [=, at = positions.as<std::int64_t>()] { fill_tables(at, theta, c, s, rows, half); });
   }
 }
 
@@ -75,7 +79,8 @@ void rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation
 #pragma omp parallel for
       for (std::int64_t row = 0; row < rows; ++row) {
         for (std::int64_t head = 0; head < heads; ++head) {
-          rotate(values + (row * heads + head) * dim, c + row * (dim / 2), s + row * (dim / 2), sign, dim / 2);
+          rotate(values + (row * heads + head) * dim, c + row * (dim / 2), s + row * (dim / 2),
+                 sign, dim / 2);
         }
       }
     });

@@ -12,8 +12,10 @@ using detail::to_float;
 
 constexpr std::int64_t kChunk = 4096;
 
-void check(const char* op, const ConstTensorView& reference, std::initializer_list<ConstTensorView> others) {
-  LONGHAUL_CHECK(reference.dims() == 2, op, ": gate has ", reference.dims(), " dims; expected [rows, f]");
+void check(const char* op, const ConstTensorView& reference,
+           std::initializer_list<ConstTensorView> others) {
+  LONGHAUL_CHECK(reference.dims() == 2, op, ": gate has ", reference.dims(),
+                 " dims; expected [rows, f]");
   detail::require_shape(op, "gate", reference, {reference.size(0), reference.size(1)});
   for (const ConstTensorView& other : others) {
     detail::require_shape(op, "an operand", other, {reference.size(0), reference.size(1)});

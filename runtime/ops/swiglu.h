@@ -6,8 +6,8 @@
 namespace longhaul::runtime::ops {
 
 /// y = silu(gate) * up, silu(g) = g / (1 + e^-g).
-/// Shapes: gate, up, y [rows,f] float32 or bfloat16, one dtype; computed in fp32. y may be gate or up.
-/// Source: Shazeer 2020 (GLU variants).
+/// Shapes: gate, up, y [rows,f] float32 or bfloat16, one dtype; computed in fp32. y may be gate or
+/// up. Source: Shazeer 2020 (GLU variants).
 void swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream);
 
 /// dgate = dy * up * silu'(gate), dup = dy * silu(gate). All [rows,f], one dtype.

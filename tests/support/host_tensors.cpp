@@ -49,19 +49,25 @@ std::vector<double> random_values(std::int64_t count, unsigned seed, bool bfloat
   return values;
 }
 
-Tensor make_tensor(const std::vector<double>& values, std::initializer_list<std::int64_t> sizes, DType dtype,
-                   const Stream& stream) {
+Tensor make_tensor(const std::vector<double>& values, std::initializer_list<std::int64_t> sizes,
+                   DType dtype, const Stream& stream) {
   Tensor tensor(sizes, dtype, stream);
   LONGHAUL_CHECK(tensor.elements() == static_cast<std::int64_t>(values.size()), "make_tensor of ",
                  values.size(), " values, sizes hold ", tensor.elements());
   stream.enqueue([values, dtype, data = tensor.view().data()] {
     switch (dtype) {
-      case DType::float32: return store<float>(values, data);
-      case DType::bfloat16: return store<BFloat16>(values, data);
-      case DType::float64: return store<double>(values, data);
-      case DType::int32: return store<std::int32_t>(values, data);
-      case DType::int64: return store<std::int64_t>(values, data);
-      case DType::uint8: return store<std::uint8_t>(values, data);
+      case DType::float32:
+        return store<float>(values, data);
+      case DType::bfloat16:
+        return store<BFloat16>(values, data);
+      case DType::float64:
+        return store<double>(values, data);
+      case DType::int32:
+        return store<std::int32_t>(values, data);
+      case DType::int64:
+        return store<std::int64_t>(values, data);
+      case DType::uint8:
+        return store<std::uint8_t>(values, data);
     }
   });
   return tensor;
@@ -70,12 +76,18 @@ Tensor make_tensor(const std::vector<double>& values, std::initializer_list<std:
 std::vector<double> read(ConstTensorView view, const Stream& stream) {
   stream.synchronize(deadline_in(120));
   switch (view.dtype()) {
-    case DType::float32: return load<float>(view);
-    case DType::bfloat16: return load<BFloat16>(view);
-    case DType::float64: return load<double>(view);
-    case DType::int32: return load<std::int32_t>(view);
-    case DType::int64: return load<std::int64_t>(view);
-    case DType::uint8: return load<std::uint8_t>(view);
+    case DType::float32:
+      return load<float>(view);
+    case DType::bfloat16:
+      return load<BFloat16>(view);
+    case DType::float64:
+      return load<double>(view);
+    case DType::int32:
+      return load<std::int32_t>(view);
+    case DType::int64:
+      return load<std::int64_t>(view);
+    case DType::uint8:
+      return load<std::uint8_t>(view);
   }
   return {};
 }
