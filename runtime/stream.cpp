@@ -86,9 +86,7 @@ class CpuStream final : public StreamImpl {
     worker_.join();
   }
 
-  void enqueue(std::function<void()> task) override {
-    push({std::move(task), nullptr});
-  }
+  void enqueue(std::function<void()> task) override { push({std::move(task), nullptr}); }
 
   std::shared_ptr<EventImpl> record() override {
     auto event = std::make_shared<CpuEvent>(name);
@@ -97,7 +95,8 @@ class CpuStream final : public StreamImpl {
   }
 
   void wait(const std::shared_ptr<EventImpl>& event) override {
-    LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name, "' cannot wait for a CUDA event");
+    LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name,
+                   "' cannot wait for a CUDA event");
     enqueue([event] { static_cast<const CpuEvent&>(*event).wait(); });
   }
 
@@ -157,7 +156,8 @@ Pool::~Pool() {
 }
 
 std::byte* Pool::take(std::int64_t bytes) {
-  const std::int64_t wanted = std::max<std::int64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  const std::int64_t wanted =
+      std::max<std::int64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
   std::lock_guard lock(mutex_);
   std::byte* data = nullptr;
   std::int64_t capacity = wanted;
@@ -174,8 +174,9 @@ std::byte* Pool::take(std::int64_t bytes) {
       data = allocate_block(device_, wanted);
     }
     if (data == nullptr) {
-      fail(ExitCode::memory, "out of memory on ", to_string(device_), ": ", bytes, " bytes asked for, ",
-           use_.current_bytes, " held; reduce seq_len or micro_batch_size, or add ranks");
+      fail(ExitCode::memory, "out of memory on ", to_string(device_), ": ", bytes,
+           " bytes asked for, ", use_.current_bytes,
+           " held; reduce seq_len or micro_batch_size, or add ranks");
     }
   }
   capacity_of_live_.emplace(data, capacity);
@@ -205,7 +206,8 @@ void Pool::reset_peak() {
 }  // namespace detail
 
 Deadline deadline_in(double seconds) {
-  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 std::string to_string(Device device) {
@@ -241,12 +243,18 @@ Stream Stream::cuda(const std::string& name, int index, bool high_priority) {
   return Stream(detail::make_cuda_stream(name, index, high_priority));
 }
 
+Stream Stream::sibling(const std::string& name) const {
+  const Device where = device();
+  return where.kind == DeviceKind::cpu ? cpu(name, threads()) : cuda(name, where.index, true);
+}
+
 Device Stream::device() const { return impl_->device; }
 const std::string& Stream::name() const { return impl_->name; }
 int Stream::threads() const { return impl_->threads(); }
 void Stream::enqueue(std::function<void()> task) const { impl_->enqueue(std::move(task)); }
 void* Stream::cuda_handle() const {
-  LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cuda, "stream '", impl_->name, "' is not a CUDA stream");
+  LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cuda, "stream '", impl_->name,
+                 "' is not a CUDA stream");
   return impl_->cuda_handle();
 }
 Event Stream::record() const { return Event(impl_->record()); }

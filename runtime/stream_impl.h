@@ -30,7 +30,7 @@ class Pool {
  private:
   Device device_;
   mutable std::mutex mutex_;
-  std::multimap<std::int64_t, std::byte*> free_;            // capacity -> block
+  std::multimap<std::int64_t, std::byte*> free_;  // capacity -> block
   std::map<std::byte*, std::int64_t> capacity_of_live_;
   MemoryUse use_;
 };
@@ -52,7 +52,8 @@ class StreamImpl {
 };
 
 // Provided by stream_cuda.cpp, or by stream_no_cuda.cpp in a CPU build.
-std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index, bool high_priority);
+std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index,
+                                             bool high_priority);
 std::byte* cuda_allocate(Device device, std::int64_t bytes);  // nullptr when out of memory
 void cuda_free(Device device, std::byte* data);
 
