@@ -1,7 +1,7 @@
 #pragma once
-// The reference that everything is held against: dense attention, one device, no blocking, O(n_q n_k) work
-// and O(n_k) memory a row, in double (the oracle) or float (the plain computation whose error sets the
-// tolerance). Shares no code with the kernels.
+// The reference that everything is held against: dense attention, one device, no blocking, O(n_q
+// n_k) work and O(n_k) memory a row, in double (the oracle) or float (the plain computation whose
+// error sets the tolerance). Shares no code with the kernels.
 
 #include <cstdint>
 #include <span>
@@ -21,12 +21,13 @@ struct ReferenceInputs {
 };
 template <class T>
 struct ReferenceResult {
-  std::vector<T> out, lse;        ///< lse [q_rows, heads]; -inf for a row without a key
-  std::vector<T> dq, dk, dv;      ///< empty without dout
+  std::vector<T> out, lse;    ///< lse [q_rows, heads]; -inf for a row without a key
+  std::vector<T> dq, dk, dv;  ///< empty without dout
 };
 
 /// T = double or float. The visible pairs are those of `slices`.
 template <class T>
-ReferenceResult<T> reference_attention(const ReferenceInputs<T>& inputs, std::span<const Slice> slices);
+ReferenceResult<T> reference_attention(const ReferenceInputs<T>& inputs,
+                                       std::span<const Slice> slices);
 
 }  // namespace longhaul::attention

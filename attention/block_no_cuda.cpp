@@ -1,0 +1,34 @@
+#include "attention/block_impl.h"
+#include "runtime/error.h"
+
+namespace longhaul::attention::detail {
+namespace {
+
+[[noreturn]] void no_cuda() {
+  runtime::fail(
+      runtime::ExitCode::launch,
+      "this build has no CUDA attention kernels; build with LONGHAUL_CUDA=ON or use a CPU stream");
+}
+
+}  // namespace
+
+void cuda_block_forward(runtime::ConstTensorView, runtime::ConstTensorView,
+                        runtime::ConstTensorView, std::vector<Slice>, float, runtime::TensorView,
+                        runtime::TensorView, Mode, const runtime::Stream&) {
+  no_cuda();
+}
+void cuda_block_backward(const BlockBackwardInputs&, std::vector<Slice>, float, runtime::TensorView,
+                         Mode, runtime::TensorView, runtime::TensorView, Mode,
+                         const runtime::Stream&) {
+  no_cuda();
+}
+void cuda_block_delta(runtime::ConstTensorView, runtime::ConstTensorView, runtime::TensorView,
+                      const runtime::Stream&) {
+  no_cuda();
+}
+void cuda_merge(runtime::ConstTensorView, runtime::ConstTensorView, runtime::TensorView,
+                runtime::TensorView, const runtime::Stream&) {
+  no_cuda();
+}
+
+}  // namespace longhaul::attention::detail
