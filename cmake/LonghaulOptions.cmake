@@ -27,6 +27,11 @@ if(NOT LONGHAUL_CUDA STREQUAL "OFF")
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 90a)
   endif()
+  # The toolkit's usual folder is often not on PATH.
+  find_program(LONGHAUL_NVCC nvcc HINTS ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+  if(LONGHAUL_NVCC AND NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    set(CMAKE_CUDA_COMPILER ${LONGHAUL_NVCC})
+  endif()
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
@@ -47,6 +52,14 @@ add_library(longhaul_flags INTERFACE)
 target_compile_options(longhaul_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-march=x86-64-v3 -Wall -Wextra -Wconversion -Wno-restrict>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${LONGHAUL_WERROR}>>:-Werror>)
+if(LONGHAUL_HAS_CUDA)
+  # One .cu file is one program of the device (no separable compilation); lineinfo costs nothing at run time.
+  # 554: a conversion that `requires` rules out. No fast math: -inf and exact zeros mean something. -Wconversion stays off, nvcc's generated host code trips it.
+  target_compile_options(longhaul_flags INTERFACE
+    "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--expt-relaxed-constexpr;-Wno-deprecated-gpu-targets;--diag-suppress=554>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-march=x86-64-v3,-Wall,-Wextra>"
+    "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LONGHAUL_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>")
+endif()
 if(LONGHAUL_SANITIZE)
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${LONGHAUL_SANITIZE}>
                       $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)

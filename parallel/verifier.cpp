@@ -53,25 +53,40 @@ class FormCheck {
   const Slot& slot(const View& v) const {
     return program_->slots[static_cast<std::size_t>(v.slot)];
   }
-  void require(bool condition, const std::string& text) const {
-    if (!condition) throw Verdict{Fault::malformed, concat(place(*program_, step_), ": ", text)};
+  /// `text` is a string, or a function that makes one only when it is needed.
+  template <class Text>
+  void require(bool condition, const Text& text) const {
+    if (condition) return;
+    std::string why;
+    if constexpr (std::is_invocable_v<Text>) {
+      why = text();
+    } else {
+      why = text;
+    }
+    throw Verdict{Fault::malformed, concat(place(*program_, step_), ": ", why)};
   }
   void view(const Access& access) const {
     const View& v = access.view;
     require(v.slot >= 0 && v.slot < static_cast<int>(program_->slots.size()), "no such slot");
     require(0 <= v.row_begin && v.row_begin <= v.row_end && v.row_end <= slot(v).rows &&
                 0 <= v.head_begin && v.head_begin <= v.head_end && v.head_end <= slot(v).heads,
-            concat("view ", show(*program_, v), " leaves its slot of ", slot(v).rows, " rows"));
+            [&] {
+              return concat("view ", show(*program_, v), " leaves its slot of ", slot(v).rows,
+                            " rows");
+            });
     require(!(access.write && slot(v).role == Role::input),
-            concat("writes the input ", show(*program_, v)));
+            [&] { return concat("writes the input ", show(*program_, v)); });
   }
   void kind(const View& v, SlotKind expected) const {
-    require(slot(v).kind == expected, concat(show(*program_, v), " is a ", name(slot(v).kind),
-                                             ", expected ", name(expected)));
+    require(slot(v).kind == expected, [&] {
+      return concat(show(*program_, v), " is a ", name(slot(v).kind), ", expected ",
+                    name(expected));
+    });
   }
   void same_extent(const View& a, const View& b) const {
-    require(a.rows() == b.rows() && a.heads() == b.heads(),
-            concat(show(*program_, a), " and ", show(*program_, b), " differ in size"));
+    require(a.rows() == b.rows() && a.heads() == b.heads(), [&] {
+      return concat(show(*program_, a), " and ", show(*program_, b), " differ in size");
+    });
   }
   void bands(const std::vector<Slice>& slices, const View& q, const View& kv) const {
     require(kv.heads() > 0 && q.heads() % kv.heads() == 0,
@@ -113,7 +128,8 @@ class FormCheck {
     std::vector<View> written;
     for (const auto* side : {&transfer.sends, &transfer.receives}) {
       for (const Message& message : *side) {
-        require(message.peer >= 0 && message.peer < ranks, concat("no rank ", message.peer));
+        require(message.peer >= 0 && message.peer < ranks,
+                [&] { return concat("no rank ", message.peer); });
         for (const View& v : message.views) {
           require(
               !message.wire_dtype || slot(v).kind == SlotKind::dq || slot(v).kind == SlotKind::dkv,
