@@ -5,8 +5,8 @@
 #include <cmath>
 #include <mutex>
 
-#include "tests/support/model_rig.h"
 #include "tests/support/host_tensors.h"
+#include "tests/support/model_rig.h"
 
 namespace longhaul::models {
 namespace {
