@@ -166,6 +166,7 @@ int run_command_line(int argc, const char* const* argv) {
   CLI::App app("Longhaul trains transformers on sequences longer than any one device can hold.",
                "longhaul");
   app.set_version_flag("--version", [] { return runtime::version_line(); });
+  app.require_subcommand(0, 1);
   Action action;
 #ifdef LONGHAUL_HAS_TRAIN
   add_train(app, action);
