@@ -25,7 +25,7 @@
 #include "launch/attention.h"
 #define LONGHAUL_HAS_ATTENTION
 #endif
-#if __has_include("launch/bench.h")
+#if __has_include("runtime/peak.h")
 #include "launch/bench.h"
 #define LONGHAUL_HAS_BENCH
 #endif
@@ -66,6 +66,11 @@ void add_train(CLI::App& app, Action& action) {
 #endif
 
 #ifdef LONGHAUL_HAS_TOKENIZE
+int run_tokenize(const TokenizeOptions& options) {
+  std::cout << to_string(tokenize(options)) << "\n";
+  return 0;
+}
+
 void add_tokenize(CLI::App& app, Action& action) {
   const auto options = std::make_shared<TokenizeOptions>();
   CLI::App* verb = add_verb(app, action, "tokenize", "Make a corpus of files, one document a file",
@@ -78,6 +83,11 @@ void add_tokenize(CLI::App& app, Action& action) {
 #endif
 
 #ifdef LONGHAUL_HAS_INSPECT
+int run_inspect(const InspectOptions& options) {
+  std::cout << inspect(options) << "\n";
+  return 0;
+}
+
 void add_inspect(CLI::App& app, Action& action) {
   const auto options = std::make_shared<InspectOptions>();
   CLI::App* verb =
@@ -123,6 +133,9 @@ void add_bench(CLI::App& app, Action& action) {
                             options, run_bench_peak);
   peak->add_option("--threads", options->threads, "Threads to use; 0: all cores")
       ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str();
+  peak->add_option("--seconds", options->seconds, "How long to measure each")
+      ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
 }
 #endif
