@@ -2,7 +2,6 @@
 
 #include <cstdint>
 
-
 namespace longhaul::runtime::detail {
 namespace {
 
@@ -126,12 +125,11 @@ WireMessage host_place(const WireMessage& place, const Stream& stream) {
   return host;
 }
 
-WireMessage host_copy(const WireMessage& message, const Stream& stream) {
+WireMessage host_copy(WireMessage message, const Stream& stream) {
+  if (stream.device().kind == DeviceKind::cpu) return message;
   WireMessage host = host_place(message, stream);
-  if (host.data != message.data) {
-    copy(bytes_at<const std::byte>(message.data, message.bytes, stream.device()),
-         bytes_at(host.data, host.bytes, Device{}), stream);
-  }
+  copy(bytes_at<const std::byte>(message.data, message.bytes, stream.device()),
+       bytes_at(host.data, host.bytes, Device{}), stream);
   return host;
 }
 

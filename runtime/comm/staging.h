@@ -1,6 +1,7 @@
 #pragma once
 // A message as the bytes that travel. The one place where communicators care about layout and wire
-// dtype, and where host communicators care about the device: everything behind it sees host pointers.
+// dtype, and where host communicators care about the device: everything behind it sees host
+// pointers.
 
 #include <optional>
 #include <vector>
@@ -9,7 +10,8 @@
 
 namespace longhaul::runtime::detail {
 
-/// Memory that holds, or will hold, a message on the wire; `staging` when it is not the view itself.
+/// Memory that holds, or will hold, a message on the wire; `staging` when it is not the view
+/// itself.
 struct WireMessage {
   std::byte* data = nullptr;
   std::int64_t bytes = 0;
@@ -35,11 +37,11 @@ void unpack(const WireMessage& message, const std::vector<TensorView>& views,
 /// twin.
 WireMessage whole(const ConstTensorView& view);
 
-// Host communicators run their exchanges as host tasks of the stream. On a CPU stream the next three
-// do nothing; on a CUDA stream they go through pinned memory, in the stream's order.
+// Host communicators run their exchanges as host tasks of the stream. On a CPU stream the next
+// three do nothing; on a CUDA stream they go through pinned memory, in the stream's order.
 
 /// What host tasks enqueued after the call can read of `message`.
-WireMessage host_copy(const WireMessage& message, const Stream& stream);
+WireMessage host_copy(WireMessage message, const Stream& stream);
 /// Where host tasks can put what `place` is to receive; arrive() then brings it there.
 WireMessage host_place(const WireMessage& place, const Stream& stream);
 void arrive(const WireMessage& host, const WireMessage& place, const Stream& stream);
