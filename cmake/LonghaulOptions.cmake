@@ -52,6 +52,14 @@ add_library(longhaul_flags INTERFACE)
 target_compile_options(longhaul_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-march=x86-64-v3 -Wall -Wextra -Wconversion -Wno-restrict>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${LONGHAUL_WERROR}>>:-Werror>)
+if(LONGHAUL_HAS_CUDA)
+  # One .cu file is one program of the device (no separable compilation); lineinfo costs nothing at run time.
+  # 554: a conversion that `requires` rules out. No fast math: -inf and exact zeros mean something. -Wconversion stays off, nvcc's generated host code trips it.
+  target_compile_options(longhaul_flags INTERFACE
+    "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--expt-relaxed-constexpr;-Wno-deprecated-gpu-targets;--diag-suppress=554>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-march=x86-64-v3,-Wall,-Wextra>"
+    "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LONGHAUL_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>")
+endif()
 if(LONGHAUL_SANITIZE)
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${LONGHAUL_SANITIZE}>
                       $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)

@@ -18,19 +18,6 @@ namespace {
 
 constexpr std::int64_t kAlignment = 64;
 
-std::byte* allocate_block(Device device, std::int64_t bytes) {
-  if (device.kind == DeviceKind::cuda) return cuda_allocate(device, bytes);
-  return static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes)));
-}
-
-void free_block(Device device, std::byte* data) {
-  if (device.kind == DeviceKind::cuda) {
-    cuda_free(device, data);
-  } else {
-    std::free(data);
-  }
-}
-
 class CpuEvent final : public EventImpl {
  public:
   explicit CpuEvent(std::string stream) : stream_(std::move(stream)) {}
@@ -86,9 +73,7 @@ class CpuStream final : public StreamImpl {
     worker_.join();
   }
 
-  void enqueue(std::function<void()> task) override {
-    push({std::move(task), nullptr});
-  }
+  void enqueue(std::function<void()> task) override { push({std::move(task), nullptr}); }
 
   std::shared_ptr<EventImpl> record() override {
     auto event = std::make_shared<CpuEvent>(name);
@@ -97,10 +82,14 @@ class CpuStream final : public StreamImpl {
   }
 
   void wait(const std::shared_ptr<EventImpl>& event) override {
-    LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name, "' cannot wait for a CUDA event");
+    LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name,
+                   "' cannot wait for a CUDA event");
     enqueue([event] { static_cast<const CpuEvent&>(*event).wait(); });
   }
 
+  void poison(std::exception_ptr error) override {
+    enqueue([error] { std::rethrow_exception(error); });
+  }
   int threads() const override { return threads_; }
 
  private:
@@ -152,12 +141,29 @@ class CpuStream final : public StreamImpl {
 
 }  // namespace
 
+std::byte* Pool::allocate_block(std::int64_t bytes) const {
+  if (pinned_) return pinned_allocate(bytes);
+  if (device_.kind == DeviceKind::cuda) return cuda_allocate(device_, bytes);
+  return static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes)));
+}
+
+void Pool::free_block(std::byte* data) const {
+  if (pinned_) {
+    pinned_free(data);
+  } else if (device_.kind == DeviceKind::cuda) {
+    cuda_free(device_, data);
+  } else {
+    std::free(data);
+  }
+}
+
 Pool::~Pool() {
-  for (const auto& [capacity, data] : free_) free_block(device_, data);
+  for (const auto& [capacity, data] : free_) free_block(data);
 }
 
 std::byte* Pool::take(std::int64_t bytes) {
-  const std::int64_t wanted = std::max<std::int64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  const std::int64_t wanted =
+      std::max<std::int64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
   std::lock_guard lock(mutex_);
   std::byte* data = nullptr;
   std::int64_t capacity = wanted;
@@ -167,14 +173,14 @@ std::byte* Pool::take(std::int64_t bytes) {
     data = found->second;
     free_.erase(found);
   } else {
-    data = allocate_block(device_, wanted);
+    data = allocate_block(wanted);
     if (data == nullptr && !free_.empty()) {  // give unused blocks back before giving up
-      for (const auto& [size, block] : free_) free_block(device_, block);
+      for (const auto& [size, block] : free_) free_block(block);
       free_.clear();
-      data = allocate_block(device_, wanted);
+      data = allocate_block(wanted);
     }
     if (data == nullptr) {
-      fail(ExitCode::memory, "out of memory on ", to_string(device_), ": ", bytes, " bytes asked for, ",
+      fail(ExitCode::memory, "out of ", pinned_ ? "pinned host " : "", "memory on ", to_string(device_), ": ", bytes, " bytes asked for, ",
            use_.current_bytes, " held; reduce seq_len or micro_batch_size, or add ranks");
     }
   }
@@ -205,7 +211,8 @@ void Pool::reset_peak() {
 }  // namespace detail
 
 Deadline deadline_in(double seconds) {
-  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 std::string to_string(Device device) {
@@ -241,14 +248,21 @@ Stream Stream::cuda(const std::string& name, int index, bool high_priority) {
   return Stream(detail::make_cuda_stream(name, index, high_priority));
 }
 
+Stream Stream::sibling(const std::string& name) const {
+  const Device where = device();
+  return where.kind == DeviceKind::cpu ? cpu(name, threads()) : cuda(name, where.index, true);
+}
+
 Device Stream::device() const { return impl_->device; }
 const std::string& Stream::name() const { return impl_->name; }
 int Stream::threads() const { return impl_->threads(); }
 void Stream::enqueue(std::function<void()> task) const { impl_->enqueue(std::move(task)); }
 void* Stream::cuda_handle() const {
-  LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cuda, "stream '", impl_->name, "' is not a CUDA stream");
+  LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cuda, "stream '", impl_->name,
+                 "' is not a CUDA stream");
   return impl_->cuda_handle();
 }
+const std::shared_ptr<detail::StreamImpl>& Stream::impl() const { return impl_; }
 Event Stream::record() const { return Event(impl_->record()); }
 void Stream::wait(const Event& event) const {
   if (event.impl()) impl_->wait(event.impl());
@@ -258,6 +272,11 @@ Buffer Stream::allocate(std::int64_t bytes) const {
   LONGHAUL_CHECK(bytes >= 0, "cannot allocate ", bytes, " bytes");
   std::byte* data = impl_->pool->take(bytes);
   return Buffer(impl_->pool, data, bytes);
+}
+Buffer Stream::allocate_host(std::int64_t bytes) const {
+  LONGHAUL_CHECK(bytes >= 0, "cannot allocate ", bytes, " bytes");
+  std::byte* data = impl_->host_pool->take(bytes);
+  return Buffer(impl_->host_pool, data, bytes);
 }
 MemoryUse Stream::memory() const { return impl_->pool->use(); }
 void Stream::reset_peak() const { impl_->pool->reset_peak(); }

@@ -1,6 +1,7 @@
 #pragma once
 // What a device provides behind Stream, Event and Buffer. Private to runtime/.
 
+#include <exception>
 #include <map>
 #include <mutex>
 #include <string>
@@ -20,7 +21,8 @@ class EventImpl {
 /// Keeps freed blocks of one stream for reuse, and counts live bytes.
 class Pool {
  public:
-  explicit Pool(Device device) : device_(device) {}
+  /// `pinned`: host memory that `device`, a CUDA device, copies from and to.
+  explicit Pool(Device device, bool pinned = false) : device_(device), pinned_(pinned) {}
   ~Pool();
   std::byte* take(std::int64_t bytes);
   void give_back(std::byte* data, std::int64_t bytes);
@@ -28,9 +30,13 @@ class Pool {
   void reset_peak();
 
  private:
+  std::byte* allocate_block(std::int64_t bytes) const;
+  void free_block(std::byte* data) const;
+
   Device device_;
+  bool pinned_;
   mutable std::mutex mutex_;
-  std::multimap<std::int64_t, std::byte*> free_;            // capacity -> block
+  std::multimap<std::int64_t, std::byte*> free_;  // capacity -> block
   std::map<std::byte*, std::int64_t> capacity_of_live_;
   MemoryUse use_;
 };
@@ -38,22 +44,32 @@ class Pool {
 class StreamImpl {
  public:
   StreamImpl(Device device, std::string name)
-      : device(device), name(std::move(name)), pool(std::make_shared<Pool>(device)) {}
+      : device(device),
+        name(std::move(name)),
+        pool(std::make_shared<Pool>(device)),
+        host_pool(device.kind == DeviceKind::cpu ? pool : std::make_shared<Pool>(device, true)) {}
   virtual ~StreamImpl() = default;
   virtual void enqueue(std::function<void()> task) = 0;
   virtual std::shared_ptr<EventImpl> record() = 0;
   virtual void wait(const std::shared_ptr<EventImpl>& event) = 0;
+  /// Everything recorded on the stream from now on, and everything still unfinished, carries `error`. For
+  /// watchers of work that runs outside the stream's tasks.
+  virtual void poison(std::exception_ptr error) = 0;
   virtual int threads() const { return 1; }
   virtual void* cuda_handle() const { return nullptr; }
 
   const Device device;
   const std::string name;
   const std::shared_ptr<Pool> pool;
+  const std::shared_ptr<Pool> host_pool;  // pinned memory on CUDA, the pool itself on the CPU
 };
 
 // Provided by stream_cuda.cpp, or by stream_no_cuda.cpp in a CPU build.
-std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index, bool high_priority);
+std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index,
+                                             bool high_priority);
 std::byte* cuda_allocate(Device device, std::int64_t bytes);  // nullptr when out of memory
 void cuda_free(Device device, std::byte* data);
+std::byte* pinned_allocate(std::int64_t bytes);  // nullptr when out of memory
+void pinned_free(std::byte* data);
 
 }  // namespace longhaul::runtime::detail

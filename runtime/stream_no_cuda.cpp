@@ -15,5 +15,7 @@ namespace {
 std::shared_ptr<StreamImpl> make_cuda_stream(const std::string&, int, bool) { no_cuda(); }
 std::byte* cuda_allocate(Device, std::int64_t) { no_cuda(); }
 void cuda_free(Device, std::byte*) { no_cuda(); }
+std::byte* pinned_allocate(std::int64_t) { no_cuda(); }
+void pinned_free(std::byte*) { no_cuda(); }
 }  // namespace detail
 }  // namespace longhaul::runtime

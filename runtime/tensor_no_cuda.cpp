@@ -2,6 +2,10 @@
 #include "runtime/tensor_impl.h"
 
 namespace longhaul::runtime::detail {
-void cuda_copy(ConstTensorView, TensorView, const Stream&) { fail(ExitCode::launch, "this build has no CUDA backend"); }
-void cuda_fill(TensorView, double, const Stream&) { fail(ExitCode::launch, "this build has no CUDA backend"); }
+void cuda_copy(ConstTensorView, TensorView, const Stream&) {
+  fail(ExitCode::launch, "this build has no CUDA backend");
+}
+void cuda_fill(TensorView, double, const Stream&) {
+  fail(ExitCode::launch, "this build has no CUDA backend");
+}
 }  // namespace longhaul::runtime::detail

@@ -1,0 +1,137 @@
+// Forward of the block contract: online softmax over tiles of keys, a row's state in the registers
+// of its warp. Source: FlashAttention-2 (Dao 2023).
+
+#include "attention/block_impl.h"
+#include "attention/block_tile.cuh"
+
+namespace longhaul::attention::detail {
+namespace {
+
+/// What a warp knows of its rows so far. `sum` is this lane's part of the row's sum.
+template <int kCols>
+struct RowState {
+  float max[kWarpRows];
+  float sum[kWarpRows];
+  float out[kWarpRows][kCols];
+};
+
+/// Takes the tile of keys that begins at `key` into the state.
+template <int kCols, bool kMasked>
+__device__ void attend(const Band& band, const Problem& problem, std::int64_t row, std::int64_t key,
+                       const float* q_rows, const float* k_tile, const float* v_tile,
+                       RowState<kCols>& state) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const Window seen = window(rows_seeing(band, {key + lane, key + lane + 1}), row);
+  float weight[kWarpRows];
+  dot_rows<kCols>(q_rows, k_tile, problem.dim, weight);
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    float score = problem.scale * weight[r];
+    if (kMasked && !seen.holds(r)) score = -INFINITY;
+    const float top = fmaxf(state.max[r], warp_max(score));
+    // While no key is visible the maximum is -inf, and -inf - -inf must not be asked.
+    const float shrink = state.max[r] == -INFINITY ? 0.0f : expf(state.max[r] - top);
+    weight[r] = score == -INFINITY ? 0.0f : expf(score - top);
+    state.max[r] = top;
+    state.sum[r] = state.sum[r] * shrink + weight[r];
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) state.out[r][c] *= shrink;
+  }
+  accumulate_rows<kCols, kMasked>(weight, v_tile, state.out);
+}
+
+template <int kCols>
+__device__ void store(RowState<kCols>& state, Interval rows, int value_dim,
+                      const Operand<float>& out, const Operand<float>& lse, int head, bool add) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    const float sum = warp_sum(state.sum[r]);
+    const std::int64_t row = rows.begin + r;
+    if (row >= rows.end) continue;
+    const bool none = sum == 0.0f;  // else the largest score alone adds 1
+    if (add && none) continue;
+    float* lse_at = lse.head(head) + row * lse.row_stride;
+    const float own_lse = none ? -INFINITY : state.max[r] + logf(sum);
+    const Shares share = add ? shares(*lse_at, own_lse) : Shares{0.0f, 1.0f, own_lse};
+    __syncwarp();  // every lane has read the old LSE
+    if (lane == 0) *lse_at = share.lse;
+    float* out_at = out.head(head) + row * out.row_stride;
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) {
+      const int d = 32 * c + lane;
+      if (d >= value_dim) continue;
+      const float own = none ? 0.0f : state.out[r][c] / sum;
+      out_at[d] = add ? share.old_share * out_at[d] + share.new_share * own : own;
+    }
+  }
+}
+
+template <int kCols, class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    forward_kernel(Operand<const T> q, Operand<const T> k, Operand<const T> v, Operand<float> out,
+                   Operand<float> lse, Problem problem, bool add) {
+  extern __shared__ float4 shared[];
+  float* q_tile = reinterpret_cast<float*>(shared);
+  float* k_tile = q_tile + kOwnRows * kTileStride<kCols>;
+  float* v_tile = k_tile + kOtherRows * kTileStride<kCols>;
+  const int head = static_cast<int>(blockIdx.y), kv_head = problem.kv_head(head);
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kOwnRows;
+  const Interval rows{begin, smaller(begin + kOwnRows, problem.q_rows)};
+  const Interval mine = warp_rows(rows);
+  const float* my_q = q_tile + threadIdx.x / 32 * kWarpRows * kTileStride<kCols>;
+  load_tile<kCols, kOwnRows>(q_tile, q.head(head), q.row_stride, rows.begin,
+                             static_cast<int>(rows.end - rows.begin), problem.dim);
+  RowState<kCols> state;
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    state.max[r] = -INFINITY;
+    state.sum[r] = 0.0f;
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) state.out[r][c] = 0.0f;
+  }
+  for_each_band(problem, [&](const Band& band) {
+    const Interval keys = keys_seen(band, rows);
+    const Interval my_keys = keys_seen(band, mine);
+    for (std::int64_t key = keys.begin; key < keys.end; key += kOtherRows) {
+      const int count = static_cast<int>(smaller(kOtherRows, keys.end - key));
+      __syncthreads();  // the tile before is no longer read
+      load_tile<kCols, kOtherRows>(k_tile, k.head(kv_head), k.row_stride, key, count, problem.dim);
+      load_tile<kCols, kOtherRows>(v_tile, v.head(kv_head), v.row_stride, key, count,
+                                   problem.value_dim);
+      __syncthreads();
+      if (!overlap(my_keys, {key, key + count})) continue;
+      if (covers(band, mine, {key, key + kOtherRows})) {
+        attend<kCols, false>(band, problem, mine.begin, key, my_q, k_tile, v_tile, state);
+      } else {
+        attend<kCols, true>(band, problem, mine.begin, key, my_q, k_tile, v_tile, state);
+      }
+    }
+  });
+  store(state, mine, problem.value_dim, out, lse, head, add);
+}
+
+}  // namespace
+
+void cuda_block_forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
+                        runtime::ConstTensorView v, std::vector<Slice> bands, float scale,
+                        runtime::TensorView out, runtime::TensorView lse, Mode mode,
+                        const runtime::Stream& stream) {
+  const bool add = mode == Mode::add;
+  if (q.size(0) == 0 || q.size(1) == 0 || (add && bands.empty())) return;
+  const DeviceBands device_bands(bands, q.size(0), k.size(0), stream);
+  const Problem problem = make_problem(q, k, v, scale, device_bands);
+  with_columns(std::max(q.size(2), v.size(2)), [&](auto columns) {
+    constexpr int kCols = decltype(columns)::value;
+    with_activation(q.dtype(), [&](auto activation) {
+      using T = decltype(activation);
+      launch(forward_kernel<kCols, T>,
+             dim3(tiles(q.size(0), kOwnRows), static_cast<unsigned>(q.size(1))),
+             std::int64_t{kOwnRows + 2 * kOtherRows} * kTileStride<kCols> * 4, stream,
+             operand<T>(q), operand<T>(k), operand<T>(v), output_operand(out), output_operand(lse),
+             problem, add);
+    });
+  });
+}
+
+}  // namespace longhaul::attention::detail

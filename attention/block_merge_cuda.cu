@@ -1,0 +1,132 @@
+// The small kernels of the block contract: delta, merge, and the upload of a call's bands.
+
+#include "attention/block_impl.h"
+#include "attention/block_tile.cuh"
+
+namespace longhaul::attention::detail {
+namespace {
+
+/// One warp a (row, head); rows across the grid's x, heads across y.
+struct WarpItem {
+  std::int64_t row;
+  int head;
+  int lane;
+};
+__device__ WarpItem warp_item() {
+  return {static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32,
+          static_cast<int>(blockIdx.y), static_cast<int>(threadIdx.x) % 32};
+}
+
+template <class Out, class Dout>
+__global__ void __launch_bounds__(kThreads)
+    delta_kernel(Operand<const Out> out, Operand<const Dout> dout, Operand<float> delta,
+                 std::int64_t rows, int dim) {
+  const WarpItem item = warp_item();
+  if (item.row >= rows) return;
+  const Out* a = out.head(item.head) + item.row * out.row_stride;
+  const Dout* b = dout.head(item.head) + item.row * dout.row_stride;
+  float sum = 0.0f;
+  for (int d = item.lane; d < dim; d += 32) {
+    sum = fmaf(runtime::detail::load_float(a[d]), runtime::detail::load_float(b[d]), sum);
+  }
+  sum = warp_sum(sum);
+  if (item.lane == 0) delta.head(item.head)[item.row * delta.row_stride] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    merge_kernel(Operand<const float> src_out, Operand<const float> src_lse, Operand<float> dst_out,
+                 Operand<float> dst_lse, std::int64_t rows, int dim) {
+  const WarpItem item = warp_item();
+  if (item.row >= rows) return;
+  const float new_lse = src_lse.head(item.head)[item.row * src_lse.row_stride];
+  if (new_lse == -INFINITY) return;  // nothing to add, exactly
+  float* lse_at = dst_lse.head(item.head) + item.row * dst_lse.row_stride;
+  const Shares share = shares(*lse_at, new_lse);
+  __syncwarp();  // every lane has read the old LSE
+  if (item.lane == 0) *lse_at = share.lse;
+  const float* from = src_out.head(item.head) + item.row * src_out.row_stride;
+  float* to = dst_out.head(item.head) + item.row * dst_out.row_stride;
+  for (int d = item.lane; d < dim; d += 32)
+    to[d] = share.old_share * to[d] + share.new_share * from[d];
+}
+
+constexpr int kUpload = 64;  // bands in one launch: 3 KiB of the 4 that kernel arguments may take
+struct UploadChunk {
+  Band bands[kUpload];
+};
+__global__ void upload_kernel(UploadChunk chunk, int count, Band* to) {
+  if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = chunk.bands[threadIdx.x];
+}
+
+dim3 warp_grid(std::int64_t rows, std::int64_t heads) {
+  return dim3(tiles(rows, kWarps), static_cast<unsigned>(heads));
+}
+
+}  // namespace
+
+// As kernel arguments: a copy from pageable memory would make the host wait for the stream.
+DeviceBands::DeviceBands(const std::vector<Slice>& bands, std::int64_t q_rows, std::int64_t k_rows,
+                         const runtime::Stream& stream)
+    : count_(static_cast<int>(bands.size())) {
+  if (bands.empty()) return;
+  buffer_ = stream.allocate(static_cast<std::int64_t>(bands.size() * sizeof(Band)));
+  const cudaStream_t handle = runtime::detail::cuda_stream(stream);
+  for (std::size_t base = 0; base < bands.size(); base += kUpload) {
+    UploadChunk chunk{};
+    const std::size_t count = std::min<std::size_t>(kUpload, bands.size() - base);
+    for (std::size_t i = 0; i < count; ++i) {
+      const Slice& band = bands[base + i];
+      LONGHAUL_CHECK(
+          0 <= band.q_begin && band.q_end <= q_rows && 0 <= band.k_begin && band.k_end <= k_rows,
+          "band ", base + i, " of queries [", band.q_begin, ", ", band.q_end, ") and keys [",
+          band.k_begin, ", ", band.k_end, ") leaves views of ", q_rows, " and ", k_rows, " rows");
+      chunk.bands[i] = to_band(band);
+    }
+    upload_kernel<<<1, kUpload, 0, handle>>>(chunk, static_cast<int>(count),
+                                             reinterpret_cast<Band*>(buffer_.data()) + base);
+    LONGHAUL_CUDA_CHECK(cudaGetLastError());
+  }
+}
+
+Problem make_problem(const runtime::ConstTensorView& q, const runtime::ConstTensorView& k,
+                     const runtime::ConstTensorView& v, float scale, const DeviceBands& bands) {
+  constexpr std::int64_t kMaxHeads = 65535;  // of a grid's second dim
+  if (q.size(1) > kMaxHeads) {
+    runtime::fail(runtime::ExitCode::config, "the CUDA attention kernels take up to ", kMaxHeads,
+                  " heads, got ", q.size(1));
+  }
+  return {q.size(0),
+          k.size(0),
+          static_cast<int>(q.size(1)),
+          static_cast<int>(k.size(1)),
+          static_cast<int>(q.size(2)),
+          static_cast<int>(v.size(2)),
+          scale,
+          bands.data(),
+          bands.count()};
+}
+
+void cuda_block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dout,
+                      runtime::TensorView delta, const runtime::Stream& stream) {
+  if (delta.elements() == 0) return;
+  with_activation(out.dtype(), [&](auto out_type) {
+    using Out = decltype(out_type);
+    with_activation(dout.dtype(), [&](auto dout_type) {
+      using Dout = decltype(dout_type);
+      launch(delta_kernel<Out, Dout>, warp_grid(out.size(0), out.size(1)), 0, stream,
+             operand<Out>(out), operand<Dout>(dout), output_operand(delta), out.size(0),
+             static_cast<int>(out.size(2)));
+    });
+  });
+}
+
+void cuda_merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_lse,
+                runtime::TensorView dst_out, runtime::TensorView dst_lse,
+                const runtime::Stream& stream) {
+  if (dst_lse.elements() == 0) return;
+  launch(merge_kernel, warp_grid(src_out.size(0), src_out.size(1)), 0, stream,
+         operand<float>(src_out), operand<float>(src_lse), output_operand(dst_out),
+         output_operand(dst_lse), src_out.size(0), static_cast<int>(src_out.size(2)));
+}
+
+}  // namespace longhaul::attention::detail

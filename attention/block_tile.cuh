@@ -1,0 +1,228 @@
+#pragma once
+// What the forward and the backward kernels share. Private to attention/.
+//
+// One thread block of eight warps owns kOwnRows rows (queries, or keys in the dk/dv kernel) and
+// walks over tiles of kOtherRows rows of the other side. Both lie in shared memory as fp32. A warp
+// has kWarpRows own rows; its lane l has row l of the other tile while scores are computed, and
+// columns l, l + 32, ... of the rows while they are accumulated. So scores never leave registers,
+// and a weight reaches the other lanes by shuffle.
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "attention/band_tiles.h"
+#include "attention/block.h"
+#include "runtime/cuda_check.h"
+#include "runtime/float_device.cuh"
+
+namespace longhaul::attention::detail {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kWarpRows = 8;
+constexpr int kOwnRows = kWarps * kWarpRows;
+constexpr int kOtherRows = 32;  // one a lane
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+/// Rows and heads of one operand, on the device. The last dim is contiguous.
+template <class T>
+struct Operand {
+  T* data;
+  std::int64_t row_stride, head_stride;
+  __device__ T* head(std::int64_t h) const { return data + h * head_stride; }
+};
+template <class T>
+Operand<const T> operand(const runtime::ConstTensorView& view) {
+  return {view.as<T>(), view.stride(0), view.stride(1)};
+}
+inline Operand<float> output_operand(const runtime::TensorView& view) {
+  return {view.as<float>(), view.stride(0), view.stride(1)};
+}
+
+/// What a kernel needs to know of its call besides the operands.
+struct Problem {
+  std::int64_t q_rows, k_rows;
+  int heads, kv_heads, dim, value_dim;
+  float scale;
+  const Band* bands;
+  int band_count;
+  __device__ int kv_head(int head) const { return head / (heads / kv_heads); }
+};
+
+/// A row of a tile: kCols * 32 floats, and four more so that lanes that read 16 bytes of
+/// neighbouring rows hit different banks.
+template <int kCols>
+constexpr int kTileStride = 32 * kCols + 4;
+
+/// tile[r][d] <- source row begin + r for r < count, zero elsewhere. All threads of the block.
+template <int kCols, int kRows, class T>
+__device__ void load_tile(float* tile, const T* source, std::int64_t row_stride, std::int64_t begin,
+                          int count, int dim) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  for (int row = warp; row < kRows; row += kWarps) {
+    const T* from = source + (begin + row) * row_stride;
+#pragma unroll
+    for (int col = 0; col < kCols; ++col) {
+      const int d = 32 * col + lane;
+      tile[row * kTileStride<kCols> + d] =
+          row < count && d < dim ? runtime::detail::load_float(from[d]) : 0.0f;
+    }
+  }
+}
+
+/// result[r] = own row r . this lane's row of the other tile.
+template <int kCols>
+__device__ void dot_rows(const float* own, const float* other, int dim,
+                         float (&result)[kWarpRows]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) result[r] = 0.0f;
+  for (int d = 0; d < dim; d += 4) {  // the tiles are zero from dim to the next multiple of 32
+    const float4 b = *reinterpret_cast<const float4*>(other + lane * kTileStride<kCols> + d);
+#pragma unroll
+    for (int r = 0; r < kWarpRows; ++r) {
+      const float4 a = *reinterpret_cast<const float4*>(own + r * kTileStride<kCols> + d);
+      result[r] = fmaf(a.x, b.x, result[r]);
+      result[r] = fmaf(a.y, b.y, result[r]);
+      result[r] = fmaf(a.z, b.z, result[r]);
+      result[r] = fmaf(a.w, b.w, result[r]);
+    }
+  }
+}
+
+/// sum[r][c] += weight(r, lane j) * other row j, column 32 c + lane, over the other tile's rows.
+/// With kMasked, a weight of zero adds nothing, whatever the row holds.
+template <int kCols, bool kMasked>
+__device__ void accumulate_rows(const float (&weight)[kWarpRows], const float* other,
+                                float (&sum)[kWarpRows][kCols]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int j = 0; j < kOtherRows; ++j) {
+    float value[kCols];
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) value[c] = other[j * kTileStride<kCols> + 32 * c + lane];
+#pragma unroll
+    for (int r = 0; r < kWarpRows; ++r) {
+      const float w = __shfl_sync(kAllLanes, weight[r], j);
+      if (kMasked && w == 0.0f) continue;
+#pragma unroll
+      for (int c = 0; c < kCols; ++c) sum[r][c] = fmaf(w, value[c], sum[r][c]);
+    }
+  }
+}
+
+__device__ inline float warp_max(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2)
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+/// The same sum, in the same order, on every lane.
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+/// How two partials of one row combine. The maximum first: no difference overflows, and -inf weighs
+/// nothing.
+struct Shares {
+  float old_share, new_share, lse;
+};
+__device__ inline Shares shares(float old_lse, float new_lse) {
+  if (old_lse == -INFINITY && new_lse == -INFINITY) return {1.0f, 0.0f, -INFINITY};
+  const float top = fmaxf(old_lse, new_lse);
+  const float old_weight = expf(old_lse - top), new_weight = expf(new_lse - top);
+  const float total = old_weight + new_weight;
+  return {old_weight / total, new_weight / total, top + logf(total)};
+}
+
+/// Walks over the bands of a call, 32 at a time through shared memory: calls body(band) on all
+/// threads.
+template <class Body>
+__device__ void for_each_band(const Problem& problem, const Body& body) {
+  __shared__ Band chunk[32];
+  for (int base = 0; base < problem.band_count; base += 32) {
+    const int count = min(32, problem.band_count - base);
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < count)
+      chunk[threadIdx.x] = problem.bands[base + threadIdx.x];
+    __syncthreads();
+    for (int i = 0; i < count; ++i) body(chunk[i]);
+  }
+}
+
+/// This warp's part of the block's own rows; empty past the end.
+__device__ inline Interval warp_rows(Interval own) {
+  const std::int64_t begin = own.begin + static_cast<int>(threadIdx.x) / 32 * kWarpRows;
+  return {begin, smaller(begin + kWarpRows, own.end)};
+}
+/// The part of `seen` among the warp's own rows, which begin at `begin`: what a lane's row pairs with.
+struct Window {
+  int begin, end;
+  __device__ bool holds(int r) const { return begin <= r && r < end; }
+};
+__device__ inline Window window(Interval seen, std::int64_t begin) {
+  return {static_cast<int>(larger(0, smaller(seen.begin - begin, kWarpRows))),
+          static_cast<int>(larger(0, smaller(seen.end - begin, kWarpRows)))};
+}
+__device__ inline bool overlap(Interval a, Interval b) {
+  return a.begin < b.end && b.begin < a.end;
+}
+
+/// The bands on the device: a call's list, in memory of its stream.
+class DeviceBands {
+ public:
+  DeviceBands(const std::vector<Slice>& bands, std::int64_t q_rows, std::int64_t k_rows,
+              const runtime::Stream& stream);
+  const Band* data() const { return reinterpret_cast<const Band*>(buffer_.data()); }
+  int count() const { return count_; }
+
+ private:
+  runtime::Buffer buffer_;
+  int count_;
+};
+
+Problem make_problem(const runtime::ConstTensorView& q, const runtime::ConstTensorView& k,
+                     const runtime::ConstTensorView& v, float scale, const DeviceBands& bands);
+
+/// Calls body(std::integral_constant<int, columns of 32>) for the narrowest tile that holds the
+/// widest row.
+template <class Body>
+void with_columns(std::int64_t widest, const Body& body) {
+  if (widest <= 64) return body(std::integral_constant<int, 2>());
+  if (widest <= 128) return body(std::integral_constant<int, 4>());
+  if (widest <= 256) return body(std::integral_constant<int, 8>());
+  runtime::fail(runtime::ExitCode::config,
+                "the CUDA attention kernels take head dims up to 256, got ", widest);
+}
+
+/// Calls body(T()) for the activation dtype.
+template <class Body>
+void with_activation(runtime::DType dtype, const Body& body) {
+  if (dtype == runtime::DType::float32) return body(float());
+  if (dtype == runtime::DType::bfloat16) return body(runtime::BFloat16());
+  runtime::fail(runtime::ExitCode::config,
+                "the CUDA attention kernels take float32 or bfloat16, got ", runtime::name(dtype));
+}
+
+/// Lets the kernel use `bytes` of shared memory (more than 48 KiB must be asked for) and launches
+/// it.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, std::int64_t shared_bytes,
+            const runtime::Stream& stream, Arguments... arguments) {
+  const cudaStream_t handle = runtime::detail::cuda_stream(stream);
+  LONGHAUL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shared_bytes)));
+  kernel<<<grid, kThreads, static_cast<std::size_t>(shared_bytes), handle>>>(arguments...);
+  LONGHAUL_CUDA_CHECK(cudaGetLastError());
+}
+
+inline unsigned tiles(std::int64_t rows, int tile) {
+  return static_cast<unsigned>((rows + tile - 1) / tile);
+}
+
+}  // namespace longhaul::attention::detail

@@ -1,0 +1,427 @@
+#include "runtime/comm/host_communicator.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "runtime/comm/ordered_sum.h"
+#include "runtime/comm/staging.h"
+
+namespace longhaul::runtime {
+namespace {
+
+/// Context ids of one rank. A communicator takes two: the second carries split(), which the host
+/// runs while a stream may still be busy with the first.
+struct Contexts {
+  std::mutex mutex;
+  int next = 2;
+};
+
+/// First element of each rank's segment, and the end.
+std::vector<std::int64_t> offsets_of(std::span<const std::int64_t> counts) {
+  std::vector<std::int64_t> offsets(counts.size() + 1, 0);
+  std::partial_sum(counts.begin(), counts.end(), offsets.begin() + 1);
+  return offsets;
+}
+
+void copy_bytes(std::byte* to, const std::byte* from, std::int64_t bytes) {
+  if (bytes > 0 && to != from) std::memmove(to, from, static_cast<std::size_t>(bytes));
+}
+
+/// Elements that a reduction stages at a time, so that its memory does not grow with its input.
+constexpr std::int64_t kReduceStagingBytes = std::int64_t{64} << 20;
+
+}  // namespace
+
+struct HostCommunicator::Core {
+  std::shared_ptr<Transport> transport;
+  std::shared_ptr<Contexts> contexts;
+  std::vector<int> members;  // world rank of each rank
+  int rank = 0;
+  int context = 0;
+  std::string name;
+  double timeout_seconds = 0;
+  FlightRecorder* recorder = nullptr;
+  std::atomic<std::int64_t> sent_bytes{0};
+  std::atomic<std::int64_t> sequence{0};
+
+  int size() const { return static_cast<int>(members.size()); }
+  int world_rank(int peer) const { return members[static_cast<std::size_t>(peer)]; }
+  ExchangeInfo next(const std::string& what) {
+    return {context, world_rank(rank), name, what, sequence++, timeout_seconds};
+  }
+  void run(const ExchangeInfo& info, std::span<const Outgoing> sends,
+           std::span<const Incoming> receives);
+  void check_peer(int peer, const std::string& what) const {
+    LONGHAUL_CHECK(0 <= peer && peer < size(), what, " names rank ", peer, " of communicator '",
+                   name, "', which has ", size());
+  }
+  void check_counts(std::span<const std::int64_t> counts, const char* what) const {
+    LONGHAUL_CHECK(static_cast<int>(counts.size()) == size(), what, " on '", name, "' got ",
+                   counts.size(), " counts for ", size(), " ranks");
+    for (const std::int64_t count : counts)
+      LONGHAUL_CHECK(count >= 0, what, " got a count of ", count);
+  }
+};
+
+namespace {
+using Core = HostCommunicator::Core;
+
+/// A group being put together: drops empty messages and turns ranks into world ranks.
+struct Group {
+  explicit Group(const Core& core) : core(core) {}
+  void send(int peer, const std::byte* data, std::int64_t bytes) {
+    if (bytes > 0) sends.push_back({core.world_rank(peer), data, bytes});
+  }
+  void receive(int peer, std::byte* data, std::int64_t bytes) {
+    if (bytes > 0) receives.push_back({core.world_rank(peer), data, bytes});
+  }
+  std::int64_t send_bytes() const {
+    std::int64_t bytes = 0;
+    for (const Outgoing& message : sends) bytes += message.bytes;
+    return bytes;
+  }
+  const Core& core;
+  std::vector<Outgoing> sends;
+  std::vector<Incoming> receives;
+};
+
+/// Peers in the order that spreads the load: at each step everybody talks to somebody else.
+template <class Body>
+void for_each_peer(const Core& core, const Body& body) {
+  for (int step = 1; step < core.size(); ++step) {
+    body((core.rank + step) % core.size());
+  }
+}
+
+void check_contiguous(const ConstTensorView& view, std::int64_t elements, const char* what,
+                      const char* role, const Stream& stream) {
+  detail::require_host(view, stream);
+  LONGHAUL_CHECK(view.contiguous(), what, " needs a contiguous ", role);
+  LONGHAUL_CHECK(view.elements() == elements, what, ": ", role, " has ", view.elements(),
+                 " elements; the counts ask for ", elements);
+}
+
+void check_same_dtype(const ConstTensorView& input, const TensorView& output, const char* what) {
+  LONGHAUL_CHECK(input.dtype() == output.dtype(), what, ": input is ", name(input.dtype()),
+                 ", output ", name(output.dtype()));
+}
+
+/// output[own segment] <- sum over ranks of input's segment, in rank order, a staging buffer at a
+/// time. `staged` holds size()-1 chunks of `chunk` elements. Runs on a stream's thread.
+struct OrderedReduce {
+  std::shared_ptr<Core> core;
+  ExchangeInfo info;
+  DType dtype;
+  std::vector<std::int64_t> offsets;
+  const std::byte* input;
+  std::byte* output;
+  std::byte* staged;
+  std::int64_t chunk;
+
+  void operator()() const {
+    const std::int64_t width = size_bytes(dtype);
+    const auto count_of = [&](int rank) {
+      return offsets[static_cast<std::size_t>(rank) + 1] - offsets[static_cast<std::size_t>(rank)];
+    };
+    std::int64_t longest = 0;
+    for (int rank = 0; rank < core->size(); ++rank) longest = std::max(longest, count_of(rank));
+    for (std::int64_t begin = 0; begin < longest; begin += chunk) {
+      const auto part = [&](int rank) {
+        return std::clamp<std::int64_t>(count_of(rank) - begin, 0, chunk);
+      };
+      const std::int64_t own = part(core->rank);
+      const auto segment = [&](int rank) {
+        return input + (offsets[static_cast<std::size_t>(rank)] + begin) * width;
+      };
+      Group group(*core);
+      std::vector<const std::byte*> terms(static_cast<std::size_t>(core->size()));
+      terms[static_cast<std::size_t>(core->rank)] = segment(core->rank);
+      std::byte* place = staged;
+      for_each_peer(*core, [&](int peer) {
+        group.send(peer, segment(peer), part(peer) * width);
+        group.receive(peer, place, own * width);
+        terms[static_cast<std::size_t>(peer)] = place;
+        place += chunk * width;
+      });
+      core->run(info, group.sends, group.receives);
+      detail::ordered_sum(terms, output + begin * width, own, dtype);
+    }
+  }
+};
+
+/// Elements of one chunk of a reduction; the same on every rank.
+std::int64_t reduce_chunk(std::span<const std::int64_t> counts, DType dtype) {
+  const std::int64_t longest = *std::ranges::max_element(counts);
+  const auto peers = std::max<std::int64_t>(1, static_cast<std::int64_t>(counts.size()) - 1);
+  const std::int64_t fitting =
+      std::max<std::int64_t>(1, kReduceStagingBytes / (peers * size_bytes(dtype)));
+  return std::max<std::int64_t>(1, std::min(longest, fitting));
+}
+
+void check_sum_dtype(DType dtype, const char* what) {
+  LONGHAUL_CHECK(dtype == DType::float32 || dtype == DType::float64, what,
+                 " sums float32 or float64, not ", name(dtype));
+}
+
+}  // namespace
+
+void HostCommunicator::Core::run(const ExchangeInfo& info, std::span<const Outgoing> sends,
+                                 std::span<const Incoming> receives) {
+  if (sends.empty() && receives.empty()) return;
+  transport->exchange(info, sends, receives);
+}
+
+HostCommunicator::HostCommunicator(std::shared_ptr<Core> core) : core_(std::move(core)) {}
+
+std::unique_ptr<Communicator> HostCommunicator::world(std::shared_ptr<Transport> transport,
+                                                      int rank, int size, double timeout_seconds,
+                                                      FlightRecorder* recorder) {
+  auto core = std::make_shared<Core>();
+  core->transport = std::move(transport);
+  core->contexts = std::make_shared<Contexts>();
+  core->members.resize(static_cast<std::size_t>(size));
+  std::iota(core->members.begin(), core->members.end(), 0);
+  core->rank = rank;
+  core->name = "world";
+  core->timeout_seconds = timeout_seconds;
+  core->recorder = recorder;
+  return std::make_unique<HostCommunicator>(std::move(core));
+}
+
+int HostCommunicator::rank() const { return core_->rank; }
+int HostCommunicator::size() const { return core_->size(); }
+const std::string& HostCommunicator::name() const { return core_->name; }
+std::int64_t HostCommunicator::sent_bytes() const { return core_->sent_bytes; }
+void HostCommunicator::reset_sent_bytes() { core_->sent_bytes = 0; }
+
+void HostCommunicator::exchange(std::vector<SendMessage> sends,
+                                std::vector<ReceiveMessage> receives, const std::string& what,
+                                const Stream& stream) {
+  struct SelfSend {
+    const std::byte* data;
+    std::int64_t bytes;
+  };
+  struct SelfCopy {
+    std::byte* to;
+    const std::byte* from;
+    std::int64_t bytes;
+  };
+  std::vector<detail::WireMessage> wire;  // keeps staging until everything is enqueued
+  std::vector<std::size_t> place_of(receives.size());
+  std::vector<SelfSend> self_sends;
+  std::vector<SelfCopy> self_copies;
+  Group group(*core_);
+  for (const SendMessage& message : sends) {
+    core_->check_peer(message.peer, what);
+    if (detail::wire_bytes(message.views, message.wire_dtype) == 0) continue;
+    const detail::WireMessage& packed =
+        wire.emplace_back(detail::pack(message.views, message.wire_dtype, stream));
+    if (message.peer == core_->rank) {
+      self_sends.push_back({packed.data, packed.bytes});
+    } else {
+      group.send(message.peer, packed.data, packed.bytes);
+    }
+  }
+  std::size_t self_matched = 0;
+  for (std::size_t i = 0; i < receives.size(); ++i) {
+    const ReceiveMessage& message = receives[i];
+    core_->check_peer(message.peer, what);
+    const detail::WireMessage& place =
+        wire.emplace_back(detail::receive_place(message.views, message.wire_dtype, stream));
+    place_of[i] = wire.size() - 1;
+    if (message.peer != core_->rank) {
+      group.receive(message.peer, place.data, place.bytes);
+    } else if (place.bytes > 0) {
+      const std::int64_t offered =
+          self_matched < self_sends.size() ? self_sends[self_matched].bytes : 0;
+      LONGHAUL_CHECK(offered == place.bytes, what, " receives ", place.bytes,
+                     " bytes from itself, where ", offered, " are sent");
+      self_copies.push_back({place.data, self_sends[self_matched++].data, place.bytes});
+    }
+  }
+  LONGHAUL_CHECK(self_matched == self_sends.size(), what, " sends ", self_sends.size(),
+                 " messages to itself and receives ", self_matched);
+  core_->sent_bytes += group.send_bytes();
+  stream.enqueue([core = core_, info = core_->next(what), self_copies,
+                  sends = std::move(group.sends), receives = std::move(group.receives)] {
+    for (const SelfCopy& copy : self_copies) copy_bytes(copy.to, copy.from, copy.bytes);
+    core->run(info, sends, receives);
+  });
+  for (std::size_t i = 0; i < receives.size(); ++i) {
+    detail::unpack(wire[place_of[i]], receives[i].views, receives[i].wire_dtype, stream);
+  }
+}
+
+void HostCommunicator::reduce_scatter(ConstTensorView input, TensorView output,
+                                      std::span<const std::int64_t> counts, const Stream& stream) {
+  core_->check_counts(counts, "reduce_scatter");
+  check_sum_dtype(input.dtype(), "reduce_scatter");
+  check_same_dtype(input, output, "reduce_scatter");
+  const std::vector<std::int64_t> offsets = offsets_of(counts);
+  const std::int64_t own = counts[static_cast<std::size_t>(core_->rank)];
+  check_contiguous(input, offsets.back(), "reduce_scatter", "input", stream);
+  check_contiguous(output, own, "reduce_scatter", "output", stream);
+  const std::int64_t chunk = reduce_chunk(counts, input.dtype());
+  const std::int64_t width = size_bytes(input.dtype());
+  const Buffer staging =
+      stream.allocate(std::min(chunk, own) == 0 ? 0 : chunk * width * (core_->size() - 1));
+  core_->sent_bytes += (offsets.back() - own) * width;
+  stream.enqueue(OrderedReduce{core_, core_->next("reduce_scatter"), input.dtype(), offsets,
+                               input.data(), output.data(), staging.data(), chunk});
+}
+
+void HostCommunicator::all_gather(ConstTensorView input, TensorView output,
+                                  std::span<const std::int64_t> counts, const Stream& stream) {
+  core_->check_counts(counts, "all_gather");
+  check_same_dtype(input, output, "all_gather");
+  const std::vector<std::int64_t> offsets = offsets_of(counts);
+  check_contiguous(input, counts[static_cast<std::size_t>(core_->rank)], "all_gather", "input",
+                   stream);
+  check_contiguous(output, offsets.back(), "all_gather", "output", stream);
+  const std::int64_t width = size_bytes(input.dtype());
+  const auto segment = [&](int rank) {
+    return output.data() + offsets[static_cast<std::size_t>(rank)] * width;
+  };
+  Group group(*core_);
+  for_each_peer(*core_, [&](int peer) {
+    group.send(peer, input.data(), input.bytes());
+    group.receive(peer, segment(peer), counts[static_cast<std::size_t>(peer)] * width);
+  });
+  core_->sent_bytes += group.send_bytes();
+  stream.enqueue([core = core_, info = core_->next("all_gather"), own = segment(core_->rank),
+                  from = input.data(), bytes = input.bytes(), sends = std::move(group.sends),
+                  receives = std::move(group.receives)] {
+    copy_bytes(own, from, bytes);
+    core->run(info, sends, receives);
+  });
+}
+
+void HostCommunicator::all_reduce(TensorView values, const Stream& stream) {
+  check_sum_dtype(values.dtype(), "all_reduce");
+  const std::int64_t elements = values.elements();
+  check_contiguous(values, elements, "all_reduce", "tensor", stream);
+  if (core_->size() == 1 || elements == 0) return;
+  std::vector<std::int64_t> counts;
+  for (std::int64_t r = 0; r < core_->size(); ++r) {
+    counts.push_back(elements * (r + 1) / core_->size() - elements * r / core_->size());
+  }
+  const std::int64_t begin = offsets_of(counts)[static_cast<std::size_t>(core_->rank)];
+  const TensorView flat = values.reshape({elements});
+  const TensorView own =
+      flat.slice(0, begin, begin + counts[static_cast<std::size_t>(core_->rank)]);
+  // In place: a chunk is summed after its exchange has sent what it overwrites.
+  reduce_scatter(flat, own, counts, stream);
+  all_gather(own, flat, counts, stream);
+}
+
+void HostCommunicator::all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
+                                  TensorView output, std::span<const std::int64_t> receive_counts,
+                                  const Stream& stream) {
+  core_->check_counts(send_counts, "all_to_all");
+  core_->check_counts(receive_counts, "all_to_all");
+  check_same_dtype(input, output, "all_to_all");
+  const std::vector<std::int64_t> from = offsets_of(send_counts);
+  const std::vector<std::int64_t> to = offsets_of(receive_counts);
+  check_contiguous(input, from.back(), "all_to_all", "input", stream);
+  check_contiguous(output, to.back(), "all_to_all", "output", stream);
+  const auto self = static_cast<std::size_t>(core_->rank);
+  LONGHAUL_CHECK(send_counts[self] == receive_counts[self], "all_to_all sends ", send_counts[self],
+                 " elements to itself and receives ", receive_counts[self]);
+  const std::int64_t width = size_bytes(input.dtype());
+  Group group(*core_);
+  for_each_peer(*core_, [&](int peer) {
+    const auto p = static_cast<std::size_t>(peer);
+    group.send(peer, input.data() + from[p] * width, send_counts[p] * width);
+  });
+  for_each_peer(*core_, [&](int peer) {
+    const auto p = static_cast<std::size_t>(peer);
+    group.receive(peer, output.data() + to[p] * width, receive_counts[p] * width);
+  });
+  core_->sent_bytes += group.send_bytes();
+  stream.enqueue([core = core_, info = core_->next("all_to_all"),
+                  own_to = output.data() + to[self] * width,
+                  own_from = input.data() + from[self] * width, bytes = send_counts[self] * width,
+                  sends = std::move(group.sends), receives = std::move(group.receives)] {
+    copy_bytes(own_to, own_from, bytes);
+    core->run(info, sends, receives);
+  });
+}
+
+void HostCommunicator::broadcast(TensorView values, int root, const Stream& stream) {
+  core_->check_peer(root, "broadcast");
+  check_contiguous(values, values.elements(), "broadcast", "tensor", stream);
+  // A binomial tree over ranks counted from the root: the parent of r is r without its lowest set
+  // bit.
+  const int size = core_->size();
+  const int relative = (core_->rank - root + size) % size;
+  const int low_bit = relative == 0 ? size : relative & -relative;
+  Group from_parent(*core_);
+  if (relative != 0) {
+    from_parent.receive((relative - low_bit + root) % size, values.data(), values.bytes());
+  }
+  Group to_children(*core_);
+  for (int bit = 1; bit < low_bit && relative + bit < size; bit *= 2) {
+    to_children.send((relative + bit + root) % size, values.data(), values.bytes());
+  }
+  core_->sent_bytes += to_children.send_bytes();
+  stream.enqueue([core = core_, info = core_->next("broadcast"),
+                  receives = std::move(from_parent.receives),
+                  sends = std::move(to_children.sends)] {
+    core->run(info, {}, receives);
+    core->run(info, sends, {});
+  });
+}
+
+void HostCommunicator::barrier(const Stream& stream) {
+  stream.enqueue([core = core_, info = core_->next("barrier")] {
+    // One byte from each rank: more messages than a tree, but a hang names exactly who is missing.
+    const std::byte token{1};
+    std::vector<std::byte> tokens(core->members.size());
+    Group group(*core);
+    for_each_peer(*core, [&](int peer) {
+      group.send(peer, &token, 1);
+      group.receive(peer, &tokens[static_cast<std::size_t>(peer)], 1);
+    });
+    core->run(info, group.sends, group.receives);
+  });
+}
+
+std::unique_ptr<Communicator> HostCommunicator::split(int color, int key, const std::string& name) {
+  struct Vote {
+    std::int32_t color, key, next_context;
+  };
+  std::lock_guard lock(core_->contexts->mutex);
+  std::vector<Vote> votes(core_->members.size());
+  const Vote own{color, key, core_->contexts->next};
+  votes[static_cast<std::size_t>(core_->rank)] = own;
+  Group group(*core_);
+  for_each_peer(*core_, [&](int peer) {
+    group.send(peer, reinterpret_cast<const std::byte*>(&own), sizeof(Vote));
+    group.receive(peer, reinterpret_cast<std::byte*>(&votes[static_cast<std::size_t>(peer)]),
+                  sizeof(Vote));
+  });
+  ExchangeInfo info = core_->next("split into '" + name + "'");
+  info.context = core_->context + 1;
+  core_->run(info, group.sends, group.receives);
+
+  auto child = std::make_shared<Core>();
+  child->context = std::ranges::max(votes, {}, &Vote::next_context).next_context;
+  core_->contexts->next = child->context + 2;
+  std::vector<int> group_ranks;
+  for (int rank = 0; rank < core_->size(); ++rank) {
+    if (votes[static_cast<std::size_t>(rank)].color == color) group_ranks.push_back(rank);
+  }
+  std::ranges::stable_sort(group_ranks, {},
+                           [&](int rank) { return votes[static_cast<std::size_t>(rank)].key; });
+  child->rank = static_cast<int>(std::ranges::find(group_ranks, core_->rank) - group_ranks.begin());
+  for (const int rank : group_ranks) child->members.push_back(core_->world_rank(rank));
+  child->transport = core_->transport;
+  child->contexts = core_->contexts;
+  child->name = name;
+  child->timeout_seconds = core_->timeout_seconds;
+  child->recorder = core_->recorder;
+  return std::make_unique<HostCommunicator>(std::move(child));
+}
+
+}  // namespace longhaul::runtime

@@ -1,0 +1,51 @@
+#pragma once
+// The Communicator of every host backend: all it needs of one is a Transport.
+// Steps and bytes of each collective: README.md.
+
+#include <atomic>
+#include <mutex>
+
+#include "runtime/comm/communicator.h"
+#include "runtime/comm/transport.h"
+
+namespace longhaul::runtime {
+
+class FlightRecorder;
+
+class HostCommunicator final : public Communicator {
+ public:
+  /// The communicator of all ranks, in world order. `recorder`, when given, must outlive it and its
+  /// splits, and gets every operation.
+  static std::unique_ptr<Communicator> world(std::shared_ptr<Transport> transport, int rank,
+                                             int size, double timeout_seconds,
+                                             FlightRecorder* recorder = nullptr);
+
+  int rank() const override;
+  int size() const override;
+  const std::string& name() const override;
+  void exchange(std::vector<SendMessage> sends, std::vector<ReceiveMessage> receives,
+                const std::string& what, const Stream& stream) override;
+  void all_reduce(TensorView values, const Stream& stream) override;
+  void all_gather(ConstTensorView input, TensorView output, std::span<const std::int64_t> counts,
+                  const Stream& stream) override;
+  void reduce_scatter(ConstTensorView input, TensorView output,
+                      std::span<const std::int64_t> counts, const Stream& stream) override;
+  void all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
+                  TensorView output, std::span<const std::int64_t> receive_counts,
+                  const Stream& stream) override;
+  void broadcast(TensorView values, int root, const Stream& stream) override;
+  void barrier(const Stream& stream) override;
+  /// One rank issues its splits, of any communicator, in the same order as the ranks it shares them
+  /// with.
+  std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
+  std::int64_t sent_bytes() const override;
+  void reset_sent_bytes() override;
+
+  struct Core;  ///< shared with the tasks in flight, which may outlive the communicator
+  explicit HostCommunicator(std::shared_ptr<Core> core);
+
+ private:
+  std::shared_ptr<Core> core_;
+};
+
+}  // namespace longhaul::runtime

@@ -1,0 +1,365 @@
+// CUDA streams, events and memory behind stream_impl.h.
+//
+// Host tasks. A driver callback (cudaLaunchHostFunc) will not do: the driver may run the callbacks
+// of all streams on one thread, and a task that waits for another rank would then hold up the task
+// it waits for. So each stream has a thread of its own for its host tasks, and the stream itself
+// waits, by a stream memory operation, until a counter in pinned memory says that the task is over.
+//
+// Errors. Each stream numbers what is enqueued, and remembers the first failure and its number. An
+// event knows how far into which streams it reaches (a vector clock), so it carries exactly the
+// failures that came before it, in whatever stream, without any work on the device.
+
+#include <cuda.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "runtime/cuda_check.h"
+#include "runtime/stream_impl.h"
+
+namespace longhaul::runtime {
+namespace detail {
+namespace {
+
+using Sequence = std::uint64_t;
+
+/// The first failure of a stream's host tasks and what place it has in the stream's order.
+class Failure {
+ public:
+  void set(std::exception_ptr error, Sequence at) {
+    std::lock_guard lock(mutex_);
+    if (error_ && at_ <= at) return;
+    error_ = std::move(error);
+    at_ = at;
+  }
+  std::exception_ptr before(Sequence end) const {
+    std::lock_guard lock(mutex_);
+    return error_ && at_ < end ? error_ : nullptr;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::exception_ptr error_;
+  Sequence at_ = 0;
+};
+
+/// How far into each stream a point reaches: everything numbered below the value comes before it.
+using Reach = std::map<std::shared_ptr<const Failure>, Sequence>;
+
+std::exception_ptr failure_in(const Reach& reach) {
+  for (const auto& [failure, end] : reach) {
+    if (std::exception_ptr error = failure->before(end)) return error;
+  }
+  return nullptr;
+}
+
+/// Polling: at first without sleeping, then with short sleeps, so that a wait does not burn a core.
+class Backoff {
+ public:
+  void pause() {
+    if (spins_ < 64) {
+      ++spins_;
+      std::this_thread::yield();
+      return;
+    }
+    std::this_thread::sleep_for(sleep_);
+    sleep_ = std::min(sleep_ * 2, std::chrono::microseconds(200));
+  }
+
+ private:
+  int spins_ = 0;
+  std::chrono::microseconds sleep_{10};
+};
+
+class CudaEvent final : public EventImpl {
+ public:
+  CudaEvent(std::string stream, Device device, cudaStream_t handle, Reach reach)
+      : stream_(std::move(stream)), device_(device), reach_(std::move(reach)) {
+    LONGHAUL_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    const cudaError_t recorded = cudaEventRecord(event_, handle);
+    if (recorded != cudaSuccess) in_destructor(cudaEventDestroy(event_));
+    LONGHAUL_CUDA_CHECK(recorded);
+  }
+  ~CudaEvent() override { in_destructor(cudaEventDestroy(event_)); }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+
+  DeviceKind kind() const override { return DeviceKind::cuda; }
+  bool complete() const override {
+    use_device(device_);
+    const cudaError_t state = cudaEventQuery(event_);
+    if (state == cudaErrorNotReady) {
+      in_destructor(cudaGetLastError());  // "not ready" is an answer, not a failure
+      return false;
+    }
+    LONGHAUL_CUDA_CHECK(state);
+    return true;
+  }
+  void synchronize(Deadline deadline) const override {
+    Backoff backoff;
+    while (!complete()) {
+      if (Clock::now() >= deadline) {
+        if (const std::exception_ptr error = failure_in(reach_)) std::rethrow_exception(error);
+        fail(ExitCode::hang, "stream '", stream_, "' on ", to_string(device_),
+             " did not reach an event before its deadline");
+      }
+      backoff.pause();
+    }
+    if (const std::exception_ptr error = failure_in(reach_)) std::rethrow_exception(error);
+  }
+
+  cudaEvent_t handle() const { return event_; }
+  const Reach& reach() const { return reach_; }
+
+ private:
+  const std::string stream_;
+  const Device device_;
+  const Reach reach_;
+  cudaEvent_t event_ = nullptr;
+};
+
+/// cuStreamWaitValue32 of the driver, found at run time so that the program also starts without a
+/// driver.
+using WaitValue = CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
+WaitValue find_wait_value() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+  LONGHAUL_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuStreamWaitValue32", &function, 12000,
+                                                       cudaEnableDefault, &found));
+  if (found != cudaDriverEntryPointSuccess || function == nullptr) {
+    fail(ExitCode::launch,
+         "the CUDA driver has no cuStreamWaitValue32; install a driver of CUDA 12 or later");
+  }
+  return reinterpret_cast<WaitValue>(function);
+}
+
+/// The thread that runs the host tasks of one stream, in order.
+class HostTasks {
+ public:
+  struct Item {
+    std::function<void()> task;
+    std::shared_ptr<CudaEvent> ready;  // the work before the task
+    Sequence sequence = 0;             // its number in the stream
+    std::uint32_t ticket = 0;          // what the counter becomes afterwards
+  };
+
+  HostTasks(Device device, std::shared_ptr<Failure> failure)
+      : device_(device), failure_(std::move(failure)) {
+    LONGHAUL_CUDA_CHECK(cudaHostAlloc(reinterpret_cast<void**>(&done_), sizeof(*done_),
+                                      cudaHostAllocPortable | cudaHostAllocMapped));
+    *done_ = 0;
+    worker_ = std::thread([this, rank = thread_rank()] { run(rank); });
+  }
+  ~HostTasks() {
+    {
+      std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    changed_.notify_one();
+    worker_.join();
+    in_destructor(cudaFreeHost(done_));
+  }
+  HostTasks(const HostTasks&) = delete;
+  HostTasks& operator=(const HostTasks&) = delete;
+
+  /// Queues the task and makes the stream wait for it.
+  void push(Item item, cudaStream_t stream) {
+    static const WaitValue wait_value = find_wait_value();
+    void* counter = nullptr;
+    LONGHAUL_CUDA_CHECK(cudaHostGetDevicePointer(&counter, done_, 0));
+    item.ticket = ++tickets_;
+    const std::uint32_t ticket = item.ticket;
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(item));
+    }
+    changed_.notify_one();
+    const CUresult code = wait_value(stream, reinterpret_cast<CUdeviceptr>(counter), ticket,
+                                     CU_STREAM_WAIT_VALUE_GEQ);
+    LONGHAUL_CHECK(code == CUDA_SUCCESS, "cuStreamWaitValue32 failed with CUresult ",
+                   static_cast<int>(code));
+  }
+
+ private:
+  void run(const std::string& rank) {
+    set_thread_rank(rank);
+    omp_set_num_threads(1);
+    for (;;) {
+      Item item;
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return closing_ || !queue_.empty(); });
+        if (queue_.empty()) return;
+        item = std::move(queue_.front());
+        queue_.pop_front();
+      }
+      try {
+        // The device's work has no deadline of its own here: whoever waits for the stream has one.
+        Backoff backoff;
+        while (!item.ready->complete()) backoff.pause();
+        if (!failure_in(item.ready->reach())) item.task();
+      } catch (...) {
+        failure_->set(std::current_exception(), item.sequence);
+      }
+      std::atomic_ref(*done_).store(item.ticket, std::memory_order_release);
+    }
+  }
+
+  const Device device_;
+  const std::shared_ptr<Failure> failure_;
+  std::uint32_t* done_ = nullptr;  // pinned; the device polls it
+  std::uint32_t tickets_ = 0;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Item> queue_;
+  bool closing_ = false;
+  std::thread worker_;
+};
+
+class CudaStream final : public StreamImpl {
+ public:
+  CudaStream(const std::string& stream_name, int index, bool high_priority)
+      : StreamImpl({DeviceKind::cuda, index}, stream_name), failure_(std::make_shared<Failure>()) {
+    use_device(device);
+    int least = 0, greatest = 0;
+    LONGHAUL_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    LONGHAUL_CUDA_CHECK(cudaStreamCreateWithPriority(&handle_, cudaStreamNonBlocking,
+                                                     high_priority ? greatest : least));
+  }
+  ~CudaStream() override {
+    in_destructor(cudaSetDevice(device.index));
+    host_tasks_.reset();  // finishes the queued tasks, so the stream can finish
+    in_destructor(cudaStreamSynchronize(handle_));
+    in_destructor(cudaStreamDestroy(handle_));
+  }
+
+  void enqueue(std::function<void()> task) override {
+    std::lock_guard lock(mutex_);
+    use_device(device);
+    if (!host_tasks_) host_tasks_ = std::make_unique<HostTasks>(device, failure_);
+    auto ready = std::make_shared<CudaEvent>(name, device, handle_, reach_now());
+    host_tasks_->push({std::move(task), std::move(ready), next_++, 0}, handle_);
+  }
+
+  std::shared_ptr<EventImpl> record() override {
+    std::lock_guard lock(mutex_);
+    use_device(device);
+    return std::make_shared<CudaEvent>(name, device, handle_, reach_now());
+  }
+
+  void wait(const std::shared_ptr<EventImpl>& event) override {
+    LONGHAUL_CHECK(event->kind() == DeviceKind::cuda, "CUDA stream '", name,
+                   "' cannot wait for a CPU event");
+    const auto& other = static_cast<const CudaEvent&>(*event);
+    std::lock_guard lock(mutex_);
+    use_device(device);
+    LONGHAUL_CUDA_CHECK(cudaStreamWaitEvent(handle_, other.handle(), 0));
+    for (const auto& [failure, end] : other.reach()) {
+      Sequence& known = waited_[failure];
+      known = std::max(known, end);
+    }
+  }
+
+  void poison(std::exception_ptr error) override { failure_->set(std::move(error), 0); }
+  void* cuda_handle() const override { return handle_; }
+
+ private:
+  Reach reach_now() const {
+    Reach reach = waited_;
+    reach[failure_] = next_;
+    return reach;
+  }
+
+  const std::shared_ptr<Failure> failure_;
+  cudaStream_t handle_ = nullptr;
+  std::mutex mutex_;
+  Sequence next_ = 1;  // 0 is the place of a failure from outside
+  Reach waited_;
+  std::unique_ptr<HostTasks> host_tasks_;  // from the first task on
+};
+
+/// Before the driver starts. Streams here may wait for work that another thread of this process has
+/// yet to enqueue, so neither the loading of a kernel at its first launch (which may wait for the
+/// whole device) nor a shared hardware queue may stand in between. What the user has set stays.
+void prepare_environment() {
+  static const bool done = [] {
+    return setenv("CUDA_MODULE_LOADING", "EAGER", 0) == 0 &&
+           setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) == 0;
+  }();
+  LONGHAUL_CHECK(done, "setenv failed");
+}
+
+}  // namespace
+
+std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index,
+                                             bool high_priority) {
+  const int devices = cuda_device_count();
+  if (index < 0 || index >= devices) {
+    fail(ExitCode::launch, "stream '", name, "' asks for CUDA device ", index, ", but ", devices,
+         devices == 1 ? " is" : " are", " usable; check the driver and CUDA_VISIBLE_DEVICES");
+  }
+  return std::make_shared<CudaStream>(name, index, high_priority);
+}
+
+std::byte* cuda_allocate(Device device, std::int64_t bytes) {
+  use_device(device);
+  void* data = nullptr;
+  const cudaError_t code = cudaMalloc(&data, static_cast<std::size_t>(bytes));
+  if (code == cudaErrorMemoryAllocation) {
+    in_destructor(
+        cudaGetLastError());  // the pool reports it, after it has given back what it holds
+    return nullptr;
+  }
+  LONGHAUL_CUDA_CHECK(code);
+  return static_cast<std::byte*>(data);
+}
+
+void cuda_free(Device device, std::byte* data) {
+  in_destructor(cudaSetDevice(device.index));
+  in_destructor(cudaFree(data));
+}
+
+std::byte* pinned_allocate(std::int64_t bytes) {
+  void* data = nullptr;
+  const cudaError_t code =
+      cudaHostAlloc(&data, static_cast<std::size_t>(bytes), cudaHostAllocPortable);
+  if (code == cudaErrorMemoryAllocation) {
+    in_destructor(cudaGetLastError());
+    return nullptr;
+  }
+  LONGHAUL_CUDA_CHECK(code);
+  return static_cast<std::byte*>(data);
+}
+
+void pinned_free(std::byte* data) { in_destructor(cudaFreeHost(data)); }
+
+}  // namespace detail
+
+int cuda_device_count() {
+  detail::prepare_environment();
+  int count = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  switch (code) {
+    case cudaSuccess:
+      return count;
+    // No driver, a driver too old for this runtime, or no device: there is nothing to use.
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorStubLibrary:
+      detail::in_destructor(cudaGetLastError());
+      return 0;
+    default:
+      fail(ExitCode::launch, "the CUDA devices cannot be counted: ", cudaGetErrorName(code), ", ",
+           cudaGetErrorString(code));
+  }
+}
+
+}  // namespace longhaul::runtime

@@ -1,0 +1,207 @@
+// copy() and fill() on CUDA streams: plain memory copies where the bytes lie together, else one
+// kernel that walks both views.
+
+#include <algorithm>
+#include <bit>
+
+#include "runtime/cuda_check.h"
+#include "runtime/float_device.cuh"
+#include "runtime/tensor_impl.h"
+
+namespace longhaul::runtime::detail {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr std::int64_t kMaxBlocks =
+    132 * 16;  // enough to fill the largest device; the rest is the loop's
+
+/// Sizes and strides of two views in lockstep, outermost first, dims that lie together made one.
+struct Walk {
+  int dims = 0;
+  std::int64_t elements = 1;
+  std::int64_t sizes[kMaxDims] = {};
+  std::int64_t src[kMaxDims] = {};
+  std::int64_t dst[kMaxDims] = {};
+};
+
+Walk make_walk(const ConstTensorView& src, const ConstTensorView& dst) {
+  Walk walk;
+  for (int dim = 0; dim < dst.dims(); ++dim) {
+    const std::int64_t size = dst.size(dim);
+    walk.elements *= size;
+    if (size == 1) continue;
+    const int last = walk.dims - 1;
+    if (last >= 0 && walk.src[last] == src.stride(dim) * size &&
+        walk.dst[last] == dst.stride(dim) * size) {
+      walk.sizes[last] *= size;
+      walk.src[last] = src.stride(dim);
+      walk.dst[last] = dst.stride(dim);
+      continue;
+    }
+    walk.sizes[walk.dims] = size;
+    walk.src[walk.dims] = src.stride(dim);
+    walk.dst[walk.dims] = dst.stride(dim);
+    ++walk.dims;
+  }
+  return walk;
+}
+
+int blocks_for(std::int64_t elements) {
+  return static_cast<int>(std::min(kMaxBlocks, (elements + kThreads - 1) / kThreads));
+}
+
+/// Calls body(source offset, destination offset) for this thread's elements. The innermost dim is
+/// across threads, so a warp's accesses lie together where a view's do.
+template <class Body>
+__device__ void for_each_element(const Walk& walk, const Body& body) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+       i < walk.elements; i += step) {
+    std::int64_t rest = i, src = 0, dst = 0;
+    for (int dim = walk.dims - 1; dim > 0; --dim) {
+      const std::int64_t at = rest % walk.sizes[dim];
+      rest /= walk.sizes[dim];
+      src += at * walk.src[dim];
+      dst += at * walk.dst[dim];
+    }
+    if (walk.dims > 0) {
+      src += rest * walk.src[0];
+      dst += rest * walk.dst[0];
+    }
+    body(src, dst);
+  }
+}
+
+template <class Bits>
+__global__ void __launch_bounds__(kThreads)
+    move_kernel(const Bits* src, Bits* dst, const Walk walk) {
+  for_each_element(walk, [&](std::int64_t from, std::int64_t to) { dst[to] = src[from]; });
+}
+
+/// By way of float, as copy() on the host does.
+template <class From, class To>
+__global__ void __launch_bounds__(kThreads) cast_kernel(const From* src, To* dst, const Walk walk) {
+  for_each_element(walk, [&](std::int64_t from, std::int64_t to) {
+    store_float(load_float(src[from]), dst[to]);
+  });
+}
+
+template <class Bits>
+__global__ void __launch_bounds__(kThreads) fill_kernel(Bits* dst, Bits value, const Walk walk) {
+  for_each_element(walk, [&](std::int64_t, std::int64_t to) { dst[to] = value; });
+}
+
+template <class Bits>
+void move(const ConstTensorView& src, const TensorView& dst, const Walk& walk,
+          cudaStream_t stream) {
+  move_kernel<<<blocks_for(walk.elements), kThreads, 0, stream>>>(
+      reinterpret_cast<const Bits*>(src.data()), reinterpret_cast<Bits*>(dst.data()), walk);
+  LONGHAUL_CUDA_CHECK(cudaGetLastError());
+}
+
+template <class From, class To>
+void cast(const ConstTensorView& src, const TensorView& dst, const Walk& walk,
+          cudaStream_t stream) {
+  cast_kernel<<<blocks_for(walk.elements), kThreads, 0, stream>>>(src.as<From>(), dst.as<To>(),
+                                                                  walk);
+  LONGHAUL_CUDA_CHECK(cudaGetLastError());
+}
+
+template <class From>
+void cast_from(const ConstTensorView& src, const TensorView& dst, const Walk& walk,
+               cudaStream_t stream) {
+  switch (dst.dtype()) {
+    case DType::float32:
+      return cast<From, float>(src, dst, walk, stream);
+    case DType::bfloat16:
+      return cast<From, BFloat16>(src, dst, walk, stream);
+    case DType::float64:
+      return cast<From, double>(src, dst, walk, stream);
+    default:
+      fail(ExitCode::internal, "no cast from ", name(src.dtype()), " to ", name(dst.dtype()));
+  }
+}
+
+void copy_on_device(const ConstTensorView& src, const TensorView& dst, cudaStream_t stream) {
+  const Walk walk = make_walk(src, dst);
+  if (src.dtype() == dst.dtype()) {
+    switch (size_bytes(src.dtype())) {
+      case 1:
+        return move<std::uint8_t>(src, dst, walk, stream);
+      case 2:
+        return move<std::uint16_t>(src, dst, walk, stream);
+      case 4:
+        return move<std::uint32_t>(src, dst, walk, stream);
+      default:
+        return move<std::uint64_t>(src, dst, walk, stream);
+    }
+  }
+  switch (src.dtype()) {
+    case DType::float32:
+      return cast_from<float>(src, dst, walk, stream);
+    case DType::bfloat16:
+      return cast_from<BFloat16>(src, dst, walk, stream);
+    case DType::float64:
+      return cast_from<double>(src, dst, walk, stream);
+    default:
+      fail(ExitCode::internal, "no cast from ", name(src.dtype()), " to ", name(dst.dtype()));
+  }
+}
+
+template <class Bits>
+void fill_bits(const TensorView& dst, Bits value, cudaStream_t stream) {
+  const Walk walk = make_walk(dst, dst);
+  fill_kernel<<<blocks_for(walk.elements), kThreads, 0, stream>>>(
+      reinterpret_cast<Bits*>(dst.data()), value, walk);
+  LONGHAUL_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+void cuda_copy(ConstTensorView src, TensorView dst, const Stream& stream) {
+  if (dst.elements() == 0) return;
+  const bool from_host = src.device().kind == DeviceKind::cpu;
+  const bool to_host = dst.device().kind == DeviceKind::cpu;
+  if (from_host && to_host) {
+    stream.enqueue([src, dst] { copy_now(src, dst); });
+    return;
+  }
+  const cudaStream_t handle = cuda_stream(stream);
+  const bool one_device = src.device() == dst.device();
+  LONGHAUL_CHECK(src.device() == stream.device() || dst.device() == stream.device(),
+                 "copy on stream '", stream.name(), "' of ", to_string(stream.device()), " from ",
+                 to_string(src.device()), " to ", to_string(dst.device()));
+  if (src.dtype() == dst.dtype() && src.contiguous() && dst.contiguous()) {
+    // The kind follows from the addresses; with pinned host memory the copy is asynchronous.
+    LONGHAUL_CUDA_CHECK(cudaMemcpyAsync(
+        dst.data(), src.data(), static_cast<std::size_t>(dst.bytes()), cudaMemcpyDefault, handle));
+    return;
+  }
+  LONGHAUL_CHECK(one_device, "copy between ", to_string(src.device()), " and ",
+                 to_string(dst.device()),
+                 " needs equal dtypes and contiguous views; pack on one side first");
+  copy_on_device(src, dst, handle);
+}
+
+void cuda_fill(TensorView dst, double value, const Stream& stream) {
+  if (dst.elements() == 0) return;
+  LONGHAUL_CHECK(dst.device() == stream.device(), "fill on stream '", stream.name(), "' of ",
+                 to_string(stream.device()), " of memory on ", to_string(dst.device()));
+  const cudaStream_t handle = cuda_stream(stream);
+  switch (dst.dtype()) {
+    case DType::float32:
+      return fill_bits(dst, std::bit_cast<std::uint32_t>(static_cast<float>(value)), handle);
+    case DType::bfloat16:
+      return fill_bits(dst, BFloat16(static_cast<float>(value)).bits, handle);
+    case DType::float64:
+      return fill_bits(dst, std::bit_cast<std::uint64_t>(value), handle);
+    case DType::int32:
+      return fill_bits(dst, static_cast<std::uint32_t>(static_cast<std::int32_t>(value)), handle);
+    case DType::int64:
+      return fill_bits(dst, static_cast<std::uint64_t>(static_cast<std::int64_t>(value)), handle);
+    case DType::uint8:
+      return fill_bits(dst, static_cast<std::uint8_t>(value), handle);
+  }
+}
+
+}  // namespace longhaul::runtime::detail
