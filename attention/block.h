@@ -50,7 +50,4 @@ void block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dout,
 void merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_lse,
            runtime::TensorView dst_out, runtime::TensorView dst_lse, const runtime::Stream& stream);
 
-/// dst += src, fp32, equal sizes, last dim contiguous: how gradient accumulators sum.
-void add(runtime::ConstTensorView src, runtime::TensorView dst, const runtime::Stream& stream);
-
 }  // namespace longhaul::attention

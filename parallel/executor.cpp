@@ -148,7 +148,7 @@ void Execution::run(const Accumulate& a) {
     attention::merge(src[0], src[1], dst[0], dst[1], compute_);
     return;
   }
-  for (std::size_t f = 0; f < dst.size(); ++f) attention::add(src[f], dst[f], compute_);
+  for (std::size_t f = 0; f < dst.size(); ++f) runtime::accumulate(src[f], dst[f], compute_);
 }
 
 void Execution::run(const Fill& f) {

@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <deque>
@@ -84,13 +85,20 @@ class CpuStream final : public StreamImpl {
   void wait(const std::shared_ptr<EventImpl>& event) override {
     LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name,
                    "' cannot wait for a CUDA event");
-    enqueue([event] { static_cast<const CpuEvent&>(*event).wait(); });
+    enqueue([this, event] {
+      const auto begin = Clock::now();
+      static_cast<const CpuEvent&>(*event).wait();
+      waited_ += (Clock::now() - begin).count();
+    });
   }
 
   void poison(std::exception_ptr error) override {
     enqueue([error] { std::rethrow_exception(error); });
   }
   int threads() const override { return threads_; }
+  double waited_seconds() const override {
+    return std::chrono::duration<double>(Clock::duration(waited_.load())).count();
+  }
 
  private:
   struct Item {
@@ -136,6 +144,7 @@ class CpuStream final : public StreamImpl {
   std::condition_variable changed_;
   std::deque<Item> queue_;
   bool closing_ = false;
+  std::atomic<Clock::rep> waited_{0};
   std::thread worker_;  // last: starts when the rest is ready
 };
 
@@ -278,6 +287,7 @@ Buffer Stream::allocate_host(std::int64_t bytes) const {
   std::byte* data = impl_->host_pool->take(bytes);
   return Buffer(impl_->host_pool, data, bytes);
 }
+double Stream::waited_seconds() const { return impl_->waited_seconds(); }
 MemoryUse Stream::memory() const { return impl_->pool->use(); }
 void Stream::reset_peak() const { impl_->pool->reset_peak(); }
 

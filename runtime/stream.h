@@ -109,6 +109,8 @@ class Stream {
   /// same as allocate() on the CPU. Not counted by memory() on CUDA.
   Buffer allocate_host(std::int64_t bytes) const;
   MemoryUse memory() const;
+  /// Seconds that a CPU stream's thread has spent blocked on events of other streams; 0 on CUDA.
+  double waited_seconds() const;
   void reset_peak() const;
   const std::shared_ptr<detail::StreamImpl>& impl() const;
 

@@ -56,6 +56,7 @@ class StreamImpl {
   /// watchers of work that runs outside the stream's tasks.
   virtual void poison(std::exception_ptr error) = 0;
   virtual int threads() const { return 1; }
+  virtual double waited_seconds() const { return 0; }
   virtual void* cuda_handle() const { return nullptr; }
 
   const Device device;

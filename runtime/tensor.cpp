@@ -175,6 +175,30 @@ void copy(ConstTensorView src, TensorView dst, const Stream& stream) {
 
 void detail::copy_now(ConstTensorView src, TensorView dst) { copy_cpu(src, dst); }
 
+void accumulate(ConstTensorView src, TensorView dst, const Stream& stream) {
+  LONGHAUL_CHECK(std::ranges::equal(src.sizes(), dst.sizes()) && src.dtype() == DType::float32 &&
+                     dst.dtype() == DType::float32,
+                 "accumulate needs float32 views of equal sizes; got ", name(src.dtype()), " of ",
+                 src.elements(), " and ", name(dst.dtype()), " of ", dst.elements(), " elements");
+  if (stream.device().kind == DeviceKind::cuda) return detail::cuda_accumulate(src, dst, stream);
+  stream.enqueue([src, dst] {
+    const float* from = src.as<float>();
+    float* to = dst.as<float>();
+    const int last = dst.dims() - 1;
+    const std::int64_t from_stride = last < 0 ? 1 : src.stride(last);
+    const std::int64_t to_stride = last < 0 ? 1 : dst.stride(last);
+    for_each_row(src, dst, [&](std::int64_t src_at, std::int64_t dst_at, std::int64_t n) {
+      const float* a = from + src_at;
+      float* b = to + dst_at;
+      if (from_stride == 1 && to_stride == 1) {
+        for (std::int64_t i = 0; i < n; ++i) b[i] += a[i];
+      } else {
+        for (std::int64_t i = 0; i < n; ++i) b[i * to_stride] += a[i * from_stride];
+      }
+    });
+  });
+}
+
 void fill(TensorView dst, double value, const Stream& stream) {
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_fill(dst, value, stream);
   stream.enqueue([dst, value] { fill_cpu(dst, value); });

@@ -150,6 +150,8 @@ class Tensor {
 /// Sizes equal; any strides. Same device, or host to device and back with equal dtypes and both
 /// contiguous.
 void copy(ConstTensorView src, TensorView dst, const Stream& stream);
+/// dst += src, float32, equal sizes, any strides. How gradient accumulators sum.
+void accumulate(ConstTensorView src, TensorView dst, const Stream& stream);
 /// Every element <- value (rounded to the dtype).
 void fill(TensorView dst, double value, const Stream& stream);
 

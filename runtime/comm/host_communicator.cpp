@@ -6,6 +6,7 @@
 
 #include "runtime/comm/ordered_sum.h"
 #include "runtime/comm/staging.h"
+#include "runtime/flight.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -28,8 +29,8 @@ void copy_bytes(std::byte* to, const std::byte* from, std::int64_t bytes) {
   if (bytes > 0 && to != from) std::memmove(to, from, static_cast<std::size_t>(bytes));
 }
 
-/// Elements that a reduction stages at a time, so that its memory does not grow with its input.
-constexpr std::int64_t kReduceStagingBytes = std::int64_t{64} << 20;
+/// Bytes that a reduction stages at a time, so that its memory does not grow with its input.
+constexpr std::int64_t kReduceStagingBytes = std::int64_t{4} << 20;
 
 }  // namespace
 
@@ -169,6 +170,12 @@ void check_sum_dtype(DType dtype, const char* what) {
 void HostCommunicator::Core::run(const ExchangeInfo& info, std::span<const Outgoing> sends,
                                  std::span<const Incoming> receives) {
   if (sends.empty() && receives.empty()) return;
+  const int first = receives.empty() ? sends.front().peer : receives.front().peer;
+  const auto is_first = [&](const auto& message) { return message.peer == first; };
+  const bool one_peer =
+      std::ranges::all_of(sends, is_first) && std::ranges::all_of(receives, is_first);
+  const FlightScope record(recorder,
+                           {info.what, info.communicator, one_peer ? first : -1, info.sequence});
   transport->exchange(info, sends, receives);
 }
 

@@ -1,0 +1,91 @@
+// GoogleTest's main under mpirun: one MpiSession, every rank runs the same tests, and the run fails
+// when a rank fails or the number of ranks is not the expected one.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "runtime/error.h"
+#include "tests/support/mpi_test.h"
+
+namespace longhaul::test {
+namespace {
+
+runtime::MpiSession* session = nullptr;
+runtime::Communicator* world = nullptr;
+
+int expected_ranks(int argc, char** argv) {
+  for (int i = 1; i + 1 < argc; ++i) {
+    if (std::strcmp(argv[i], "--expect-ranks") == 0) return std::atoi(argv[i + 1]);
+  }
+  return 0;
+}
+
+double timeout_seconds() {
+  const char* text = std::getenv("LONGHAUL_TEST_TIMEOUT_SECONDS");
+  return text == nullptr ? 60.0 : std::atof(text);
+}
+
+/// How many ranks failed.
+int failed_ranks(bool failed) {
+  const runtime::Stream stream = runtime::Stream::cpu("verdict");
+  runtime::Tensor count({1}, runtime::DType::float64, stream);
+  runtime::fill(count, failed ? 1.0 : 0.0, stream);
+  world->all_reduce(count, stream);
+  stream.synchronize(runtime::deadline_in(timeout_seconds() + 5));
+  return static_cast<int>(*count.as<double>());
+}
+
+int run(int argc, char** argv) {
+  runtime::MpiSession owned(
+      {.timeout_seconds = timeout_seconds(), .max_message_bytes = kMaxMessageBytes});
+  session = &owned;
+  const auto owned_world = owned.world();
+  world = owned_world.get();
+  runtime::set_thread_rank(runtime::concat("rank ", owned.rank()));
+  if (owned.rank() != 0) {  // one rank reports what passes; failures of the others still show below
+    auto& listeners = testing::UnitTest::GetInstance()->listeners();
+    delete listeners.Release(listeners.default_result_printer());
+    struct FailurePrinter final : testing::EmptyTestEventListener {
+      void OnTestPartResult(const testing::TestPartResult& result) override {
+        if (!result.failed()) return;
+        std::fprintf(stderr, "[rank %d] %s:%d: %s\n", session->rank(), result.file_name(),
+                     result.line_number(), result.summary());
+      }
+    };
+    listeners.Append(new FailurePrinter);
+  }
+  bool failed = false;
+  const int expected = expected_ranks(argc, argv);
+  if (expected != owned.size()) {
+    std::fprintf(stderr, "expected %d ranks (--expect-ranks), MPI has %d\n", expected,
+                 owned.size());
+    failed = true;
+  } else {
+    failed = RUN_ALL_TESTS() != 0;
+  }
+  const int failures = failed_ranks(failed);
+  if (failures > 0 && owned.rank() == 0) std::fprintf(stderr, "%d ranks failed\n", failures);
+  owned.close();
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+runtime::MpiSession& mpi_session() { return *session; }
+runtime::Communicator& mpi_world() { return *world; }
+
+}  // namespace longhaul::test
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  try {
+    return longhaul::test::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    std::fflush(nullptr);
+    std::_Exit(1);  // the session is abandoned: MPI must not be finalised
+  }
+}

@@ -1,0 +1,15 @@
+#pragma once
+// What an MPI test may use; mpi_main.cpp provides it.
+
+#include "runtime/comm/mpi.h"
+
+namespace longhaul::test {
+
+runtime::MpiSession& mpi_session();
+/// The world communicator of the session. Its timeout is $LONGHAUL_TEST_TIMEOUT_SECONDS, 60 by
+/// default.
+runtime::Communicator& mpi_world();
+/// Small, so that ordinary tests reach the splitting of messages.
+constexpr std::int64_t kMaxMessageBytes = 64 * 1024;
+
+}  // namespace longhaul::test
