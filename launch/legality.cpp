@@ -19,7 +19,7 @@ void collect(std::vector<std::string>& reasons, const char* key, const Parse& pa
 
 }  // namespace
 
-std::vector<std::string> illegal(const runtime::TrainConfig& config) {
+std::vector<std::string> illegal_reasons(const runtime::TrainConfig& config) {
   std::vector<std::string> reasons;
   const runtime::ParallelismConfig& p = config.parallelism;
   collect(reasons, "parallelism.context_parallel_scheme", [&] { parallel::scheme_from_name(p.context_parallel_scheme); });
@@ -37,9 +37,9 @@ std::vector<std::string> illegal(const runtime::TrainConfig& config) {
   return reasons;
 }
 
-void check_legal(const runtime::TrainConfig& config) {
+void require_legal(const runtime::TrainConfig& config) {
   std::string text;
-  for (const std::string& reason : illegal(config)) text += (text.empty() ? "" : "\n") + reason;
+  for (const std::string& reason : illegal_reasons(config)) text += (text.empty() ? "" : "\n") + reason;
   if (!text.empty()) throw runtime::Error(runtime::ExitCode::config, text);
 }
 

@@ -9,9 +9,9 @@
 namespace longhaul::launch {
 
 /// Every reason why this configuration cannot run in this build, with what would work; empty when it can.
-std::vector<std::string> illegal(const runtime::TrainConfig& config);
+std::vector<std::string> illegal_reasons(const runtime::TrainConfig& config);
 
 /// Throws Error(config) with every reason, one a line.
-void check_legal(const runtime::TrainConfig& config);
+void require_legal(const runtime::TrainConfig& config);
 
 }  // namespace longhaul::launch

@@ -277,7 +277,7 @@ int train_mpi(TrainConfig config) {
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
   TrainConfig config = runtime::load_config(options.config_path, options.overrides);
-  check_legal(config);
+  require_legal(config);
   if (config.comm.backend == "mpi") return train_mpi(std::move(config));
   if (config.parallelism.context_parallel_degree == -1) config.parallelism.context_parallel_degree = 1;
   return train_loopback(config);
