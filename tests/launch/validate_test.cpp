@@ -104,31 +104,18 @@ TEST_F(ValidateTest, KeysAreDocumentedFromTheSchema) {
   EXPECT_EQ(result.out, runtime::config_reference());
 }
 
-TEST(Legality, NcclNeedsCuda) {
+TEST(Legality, NcclDoesNotTrainYet) {
   runtime::TrainConfig config;
+  config.data.mask = "documents";
+  config.parallelism.context_parallel_scheme = "ring";
+  config.parallelism.context_parallel_layout = "zigzag";
   config.comm.backend = "nccl";
-  runtime::BuildInfo build;
-  EXPECT_EQ(illegal_reasons(config, build).size(), 2u);
-  build.cuda = true;
-  EXPECT_EQ(illegal_reasons(config, build).size(), 1u);
+  EXPECT_EQ(illegal_reasons(config).size(), 1u);
   config.comm.backend = "mpi";
-  EXPECT_TRUE(illegal_reasons(config, build).empty());
+  EXPECT_TRUE(illegal_reasons(config).empty());
   EXPECT_NO_THROW(require_legal(config));
-}
-
-TEST(ParameterCount, IsTheSumOfTheShapes) {
-  runtime::ModelConfig model;
-  model.hidden_size = 10;
-  model.intermediate_size = 7;
-  model.num_hidden_layers = 3;
-  model.num_attention_heads = 4;
-  model.num_key_value_heads = 2;
-  model.head_dim = 6;
-  // A layer: q 10x24, k and v 10x12, o 24x10, gate, up and down 10x7, two norms of 10.
-  const std::int64_t layer = 240 + 2 * 120 + 240 + 3 * 70 + 20;
-  EXPECT_EQ(parameter_count(model, 50), 2 * 500 + 3 * layer + 10);
-  model.tie_word_embeddings = true;
-  EXPECT_EQ(parameter_count(model, 50), 500 + 3 * layer + 10);
+  config.parallelism.context_parallel_scheme = "wring";
+  EXPECT_EQ(illegal_reasons(config).size(), 1u);
 }
 
 }  // namespace
