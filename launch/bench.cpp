@@ -1,6 +1,6 @@
 #include "launch/bench.h"
 
-#if __has_include("runtime/peak.h")
+#ifdef LONGHAUL_HAS_PEAK
 #include <fmt/format.h>
 
 #include "runtime/peak.h"

@@ -8,26 +8,21 @@
 #include <vector>
 
 #include "launch/report.h"
-// Verbs of other rooms register as soon as their headers are in the tree.
-#if __has_include("launch/train.h")
+// Verbs of other rooms register as soon as their headers are in the tree (CMakeLists.txt).
+#ifdef LONGHAUL_HAS_TRAIN
 #include "launch/train.h"
-#define LONGHAUL_HAS_TRAIN
 #endif
-#if __has_include("launch/tokenize.h")
+#ifdef LONGHAUL_HAS_TOKENIZE
 #include "launch/tokenize.h"
-#define LONGHAUL_HAS_TOKENIZE
 #endif
-#if __has_include("launch/inspect.h")
+#ifdef LONGHAUL_HAS_INSPECT
 #include "launch/inspect.h"
-#define LONGHAUL_HAS_INSPECT
 #endif
-#if __has_include("launch/attention.h")
+#ifdef LONGHAUL_HAS_ATTENTION
 #include "launch/attention.h"
-#define LONGHAUL_HAS_ATTENTION
 #endif
-#if __has_include("runtime/peak.h")
+#ifdef LONGHAUL_HAS_PEAK
 #include "launch/bench.h"
-#define LONGHAUL_HAS_BENCH
 #endif
 #include "launch/validate.h"
 #include "runtime/build_info.h"
@@ -124,7 +119,7 @@ void add_attention(CLI::App& app, Action& action) {
 }
 #endif
 
-#ifdef LONGHAUL_HAS_BENCH
+#ifdef LONGHAUL_HAS_PEAK
 void add_bench(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Measure this machine")->require_subcommand(1);
   const auto options = std::make_shared<BenchPeakOptions>();
@@ -194,7 +189,7 @@ int run_command_line(int argc, const char* const* argv) {
 #ifdef LONGHAUL_HAS_ATTENTION
   add_attention(app, action);
 #endif
-#ifdef LONGHAUL_HAS_BENCH
+#ifdef LONGHAUL_HAS_PEAK
   add_bench(app, action);
 #endif
   add_report(app, action);

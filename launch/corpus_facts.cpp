@@ -1,6 +1,6 @@
 #include "launch/corpus_facts.h"
 
-#if __has_include("runtime/io/corpus.h")
+#ifdef LONGHAUL_HAS_CORPUS
 #include "runtime/io/corpus.h"
 
 namespace longhaul::launch {
