@@ -6,7 +6,7 @@
 
 #include "launch/legality.h"
 #include "runtime/error.h"
-#if __has_include("runtime/io/corpus.h")
+#ifdef LONGHAUL_HAS_CORPUS
 #include "runtime/io/corpus.h"
 #endif
 #include "tests/support/process.h"
@@ -32,7 +32,7 @@ class ValidateTest : public testing::Test {
                         "\"\n[training]\nseq_len = 4096\ntokens_per_step = 16384\nsteps = 100\n");
   }
   std::string corpus() const {
-#if __has_include("runtime/io/corpus.h")
+#ifdef LONGHAUL_HAS_CORPUS
     runtime::CorpusWriter writer(folder_.file("corpus.h5"), 256, "bytes");
     const std::vector<std::int32_t> tokens = {1, 2, 3};
     writer.append(tokens);
