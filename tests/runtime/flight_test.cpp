@@ -155,6 +155,20 @@ TEST(FlightRecorder, ThreadsRecordTogetherAndCheaply) {
   const FlightScope nothing(nullptr, {"no recorder", "comm"});
 }
 
+TEST(FlightRecorder, AnOperationThatThrowsStaysOpen) {
+  const std::string folder = fresh_folder();
+  FlightRecorder recorder(folder, 0);
+  try {
+    const FlightScope outer(&recorder, {"hop", "comm", 1, 5});
+    fail(ExitCode::hang, "no answer");
+  } catch (const Error&) {
+    const FlightScope later(&recorder, {"later", "comm"});
+  }
+  const std::string report = hang_report(folder, 1);
+  EXPECT_TRUE(contains(report, "waits: step none, in 'hop'")) << report;
+  EXPECT_FALSE(contains(report, "later")) << report;
+}
+
 TEST(FlightRecorder, LongNamesAreCut) {
   const std::string folder = fresh_folder();
   FlightRecorder recorder(folder, 0);
