@@ -64,8 +64,7 @@ __device__ void add_to_dq(const Band& band, const Problem& problem, std::int64_t
 template <int kCols, class T>
 __global__ void __launch_bounds__(kThreads, 1)
     dq_kernel(BackwardOperands<T> in, Operand<float> dq, Problem problem, bool add) {
-  extern __shared__ float4 shared[];
-  float* q_tile = reinterpret_cast<float*>(shared);
+  float* q_tile = dynamic_shared();
   float* dout_tile = q_tile + kOwnRows * kTileStride<kCols>;
   float* k_tile = dout_tile + kOwnRows * kTileStride<kCols>;
   float* v_tile = k_tile + kOtherRows * kTileStride<kCols>;
@@ -136,8 +135,7 @@ template <int kCols, class T>
 __global__ void __launch_bounds__(kThreads, 1)
     dkv_kernel(BackwardOperands<T> in, Operand<float> dk, Operand<float> dv, Problem problem,
                bool add) {
-  extern __shared__ float4 shared[];
-  float* k_tile = reinterpret_cast<float*>(shared);
+  float* k_tile = dynamic_shared();
   float* v_tile = k_tile + kOwnRows * kTileStride<kCols>;
   float* q_tile = v_tile + kOwnRows * kTileStride<kCols>;
   float* dout_tile = q_tile + kOtherRows * kTileStride<kCols>;
@@ -208,13 +206,13 @@ void cuda_block_backward(const BlockBackwardInputs& in, std::vector<Slice> bands
                                          operand<float>(in.lse), operand<float>(in.delta)};
       if (write_dq) {
         launch(dq_kernel<kCols, T>,
-               dim3(tiles(q_rows, kOwnRows), static_cast<unsigned>(in.q.size(1))), kSharedBytes,
-               stream, operands, output_operand(dq), problem, dq_mode == Mode::add);
+               dim3(tiles(q_rows, kOwnRows), static_cast<unsigned>(in.q.size(1))), kThreads,
+               kSharedBytes, stream, operands, output_operand(dq), problem, dq_mode == Mode::add);
       }
       if (write_dkv) {
         launch(dkv_kernel<kCols, T>,
-               dim3(tiles(k_rows, kOwnRows), static_cast<unsigned>(in.k.size(1))), kSharedBytes,
-               stream, operands, output_operand(dk), output_operand(dv), problem,
+               dim3(tiles(k_rows, kOwnRows), static_cast<unsigned>(in.k.size(1))), kThreads,
+               kSharedBytes, stream, operands, output_operand(dk), output_operand(dv), problem,
                dkv_mode == Mode::add);
       }
     });

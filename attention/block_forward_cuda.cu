@@ -71,8 +71,7 @@ template <int kCols, class T>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(Operand<const T> q, Operand<const T> k, Operand<const T> v, Operand<float> out,
                    Operand<float> lse, Problem problem, bool add) {
-  extern __shared__ float4 shared[];
-  float* q_tile = reinterpret_cast<float*>(shared);
+  float* q_tile = dynamic_shared();
   float* k_tile = q_tile + kOwnRows * kTileStride<kCols>;
   float* v_tile = k_tile + kOtherRows * kTileStride<kCols>;
   const int head = static_cast<int>(blockIdx.y), kv_head = problem.kv_head(head);
@@ -126,7 +125,7 @@ void cuda_block_forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
     with_activation(q.dtype(), [&](auto activation) {
       using T = decltype(activation);
       launch(forward_kernel<kCols, T>,
-             dim3(tiles(q.size(0), kOwnRows), static_cast<unsigned>(q.size(1))),
+             dim3(tiles(q.size(0), kOwnRows), static_cast<unsigned>(q.size(1))), kThreads,
              std::int64_t{kOwnRows + 2 * kOtherRows} * kTileStride<kCols> * 4, stream,
              operand<T>(q), operand<T>(k), operand<T>(v), output_operand(out), output_operand(lse),
              problem, add);

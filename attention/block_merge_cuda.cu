@@ -70,7 +70,6 @@ DeviceBands::DeviceBands(const std::vector<Slice>& bands, std::int64_t q_rows, s
     : count_(static_cast<int>(bands.size())) {
   if (bands.empty()) return;
   buffer_ = stream.allocate(static_cast<std::int64_t>(bands.size() * sizeof(Band)));
-  const cudaStream_t handle = runtime::detail::cuda_stream(stream);
   for (std::size_t base = 0; base < bands.size(); base += kUpload) {
     UploadChunk chunk{};
     const std::size_t count = std::min<std::size_t>(kUpload, bands.size() - base);
@@ -82,9 +81,8 @@ DeviceBands::DeviceBands(const std::vector<Slice>& bands, std::int64_t q_rows, s
           band.k_begin, ", ", band.k_end, ") leaves views of ", q_rows, " and ", k_rows, " rows");
       chunk.bands[i] = to_band(band);
     }
-    upload_kernel<<<1, kUpload, 0, handle>>>(chunk, static_cast<int>(count),
-                                             reinterpret_cast<Band*>(buffer_.data()) + base);
-    LONGHAUL_CUDA_CHECK(cudaGetLastError());
+    launch(upload_kernel, dim3(1), kUpload, 0, stream, chunk, static_cast<int>(count),
+           reinterpret_cast<Band*>(buffer_.data()) + base);
   }
 }
 
@@ -113,7 +111,7 @@ void cuda_block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dou
     using Out = decltype(out_type);
     with_activation(dout.dtype(), [&](auto dout_type) {
       using Dout = decltype(dout_type);
-      launch(delta_kernel<Out, Dout>, warp_grid(out.size(0), out.size(1)), 0, stream,
+      launch(delta_kernel<Out, Dout>, warp_grid(out.size(0), out.size(1)), kThreads, 0, stream,
              operand<Out>(out), operand<Dout>(dout), output_operand(delta), out.size(0),
              static_cast<int>(out.size(2)));
     });
@@ -124,7 +122,7 @@ void cuda_merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_l
                 runtime::TensorView dst_out, runtime::TensorView dst_lse,
                 const runtime::Stream& stream) {
   if (dst_lse.elements() == 0) return;
-  launch(merge_kernel, warp_grid(src_out.size(0), src_out.size(1)), 0, stream,
+  launch(merge_kernel, warp_grid(src_out.size(0), src_out.size(1)), kThreads, 0, stream,
          operand<float>(src_out), operand<float>(src_lse), output_operand(dst_out),
          output_operand(dst_lse), src_out.size(0), static_cast<int>(src_out.size(2)));
 }

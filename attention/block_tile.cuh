@@ -160,7 +160,8 @@ __device__ inline Interval warp_rows(Interval own) {
   const std::int64_t begin = own.begin + static_cast<int>(threadIdx.x) / 32 * kWarpRows;
   return {begin, smaller(begin + kWarpRows, own.end)};
 }
-/// The part of `seen` among the warp's own rows, which begin at `begin`: what a lane's row pairs with.
+/// The part of `seen` among the warp's own rows, which begin at `begin`: what a lane's row pairs
+/// with.
 struct Window {
   int begin, end;
   __device__ bool holds(int r) const { return begin <= r && r < end; }
@@ -209,16 +210,29 @@ void with_activation(runtime::DType dtype, const Body& body) {
                 "the CUDA attention kernels take float32 or bfloat16, got ", runtime::name(dtype));
 }
 
+/// The block's dynamic shared memory. (Tests also compile the kernels for the host.)
+__device__ inline float* dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ float4 shared[];
+  return reinterpret_cast<float*>(shared);
+#else
+  return test::emulated_shared_memory();
+#endif
+}
+
 /// Lets the kernel use `bytes` of shared memory (more than 48 KiB must be asked for) and launches
 /// it.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, std::int64_t shared_bytes,
-            const runtime::Stream& stream, Arguments... arguments) {
-  const cudaStream_t handle = runtime::detail::cuda_stream(stream);
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::int64_t shared_bytes,
+            const runtime::Stream& stream, const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = runtime::detail::cuda_stream(stream);
   LONGHAUL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            static_cast<int>(shared_bytes)));
-  kernel<<<grid, kThreads, static_cast<std::size_t>(shared_bytes), handle>>>(arguments...);
-  LONGHAUL_CUDA_CHECK(cudaGetLastError());
+  LONGHAUL_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 inline unsigned tiles(std::int64_t rows, int tile) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "runtime/comm/gather.h"
 #include "runtime/error.h"
 #include "runtime/tensor.h"
 
@@ -28,16 +29,13 @@ runtime::GridShape grid_shape(const runtime::TrainConfig& config) {
   return shape;
 }
 
-/// Host doubles through a sum over all ranks.
-std::vector<double> sum_over(Communicator& comm, std::vector<double> values, const runtime::Stream& stream) {
-  Tensor tensor({static_cast<std::int64_t>(values.size())}, DType::float64, stream);
-  double* data = tensor.as<double>();
-  stream.synchronize(host_deadline());
-  std::ranges::copy(values, data);
-  comm.all_reduce(tensor, stream);
-  stream.synchronize(host_deadline());
-  std::copy_n(data, values.size(), values.begin());
-  return values;
+/// Column sums, in rank order.
+std::vector<double> sum(const std::vector<std::vector<double>>& rows) {
+  std::vector<double> total(rows.front().size(), 0.0);
+  for (const auto& row : rows) {
+    for (std::size_t i = 0; i < row.size(); ++i) total[i] += row[i];
+  }
+  return total;
 }
 
 }  // namespace
@@ -138,7 +136,7 @@ StepResult Trainer::step(bool stop) {
     counts[0] += static_cast<double>(batches.back().local_labels);
     if (context_rank_ == 0) counts[1] += static_cast<double>(batches.back().mask.area());
   }
-  counts = sum_over(*control_comm_, counts, compute_);
+  counts = sum(runtime::gather_numbers(*control_comm_, counts, compute_, host_deadline()));
   const double labels = counts[0];
   if (labels == 0) {
     fail(ExitCode::data, "step ", step_number, ": none of its ", config.training.tokens_per_step,
@@ -167,18 +165,22 @@ StepResult Trainer::step(bool stop) {
   ++completed_steps_;
   cursor_ += plan_.sequences_per_step;
 
+  StepResult result;
   double loss_sum = 0;
   for (const Tensor& loss : losses) loss_sum += *loss.as<double>();
-  std::vector<double> totals = sum_over(*control_comm_, {loss_sum, stop ? 1.0 : 0.0}, compute_);
-  StepResult result;
-  result.loss = totals[0] / labels;
+  const auto memory = static_cast<double>(compute_.memory().peak_bytes);
+  const double waited = compute_.waited_seconds() - waited_before;
+  for (const auto& rank : runtime::gather_numbers(
+           *control_comm_, {loss_sum, stop ? 1.0 : 0.0, memory, waited}, compute_, host_deadline())) {
+    result.loss += rank[0] / labels;
+    result.stop_requested |= rank[1] > 0;
+    result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
+    result.comm_seconds = std::max(result.comm_seconds, rank[3]);
+  }
   result.grad_norm = *norm.as<double>();
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
   result.area = static_cast<std::int64_t>(counts[1]);
-  result.stop_requested = totals[1] > 0;
-  result.memory_bytes = compute_.memory().peak_bytes;
-  result.comm_seconds = compute_.waited_seconds() - waited_before;
   result.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
   return result;
 }

@@ -30,7 +30,7 @@ struct TrainerInputs {
   runtime::FlightRecorder* recorder = nullptr;  ///< may be null
 };
 
-/// What a step did, the same on every rank but for the times and the memory.
+/// What a step did, the same on every rank but for `seconds`.
 struct StepResult {
   double loss = 0;  ///< mean over all labels of the step, nats
   double grad_norm = 0;
@@ -38,7 +38,7 @@ struct StepResult {
   std::int64_t labels = 0;
   std::int64_t area = 0;  ///< (query, key) pairs of all masks of the step
   double seconds = 0;
-  double comm_seconds = 0;        ///< this rank's compute waited for communication
+  double comm_seconds = 0;        ///< compute waited for communication, largest over ranks
   std::int64_t memory_bytes = 0;  ///< peak of live tensors, largest over ranks
   bool stop_requested = false;    ///< some rank was asked to stop
 };

@@ -97,7 +97,7 @@ void for_each_peer(const Core& core, const Body& body) {
 
 void check_contiguous(const ConstTensorView& view, std::int64_t elements, const char* what,
                       const char* role, const Stream& stream) {
-  detail::require_host(view, stream);
+  detail::require_same_device(view, stream);
   LONGHAUL_CHECK(view.contiguous(), what, " needs a contiguous ", role);
   LONGHAUL_CHECK(view.elements() == elements, what, ": ", role, " has ", view.elements(),
                  " elements; the counts ask for ", elements);
@@ -214,29 +214,28 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
     const std::byte* from;
     std::int64_t bytes;
   };
-  std::vector<detail::WireMessage> wire;  // keeps staging until everything is enqueued
-  std::vector<std::size_t> place_of(receives.size());
+  std::vector<detail::WireMessage> packed;  // these keep staging until everything is enqueued
+  std::vector<detail::WireMessage> places, arrivals;
   std::vector<SelfSend> self_sends;
   std::vector<SelfCopy> self_copies;
   Group group(*core_);
   for (const SendMessage& message : sends) {
     core_->check_peer(message.peer, what);
     if (detail::wire_bytes(message.views, message.wire_dtype) == 0) continue;
-    const detail::WireMessage& packed =
-        wire.emplace_back(detail::pack(message.views, message.wire_dtype, stream));
+    const detail::WireMessage& wire = packed.emplace_back(
+        detail::host_copy(detail::pack(message.views, message.wire_dtype, stream), stream));
     if (message.peer == core_->rank) {
-      self_sends.push_back({packed.data, packed.bytes});
+      self_sends.push_back({wire.data, wire.bytes});
     } else {
-      group.send(message.peer, packed.data, packed.bytes);
+      group.send(message.peer, wire.data, wire.bytes);
     }
   }
   std::size_t self_matched = 0;
-  for (std::size_t i = 0; i < receives.size(); ++i) {
-    const ReceiveMessage& message = receives[i];
+  for (const ReceiveMessage& message : receives) {
     core_->check_peer(message.peer, what);
+    places.push_back(detail::receive_place(message.views, message.wire_dtype, stream));
     const detail::WireMessage& place =
-        wire.emplace_back(detail::receive_place(message.views, message.wire_dtype, stream));
-    place_of[i] = wire.size() - 1;
+        arrivals.emplace_back(detail::host_place(places.back(), stream));
     if (message.peer != core_->rank) {
       group.receive(message.peer, place.data, place.bytes);
     } else if (place.bytes > 0) {
@@ -256,7 +255,8 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
     core->run(info, sends, receives);
   });
   for (std::size_t i = 0; i < receives.size(); ++i) {
-    detail::unpack(wire[place_of[i]], receives[i].views, receives[i].wire_dtype, stream);
+    detail::arrive(arrivals[i], places[i], stream);
+    detail::unpack(places[i], receives[i].views, receives[i].wire_dtype, stream);
   }
 }
 
@@ -272,10 +272,14 @@ void HostCommunicator::reduce_scatter(ConstTensorView input, TensorView output,
   const std::int64_t chunk = reduce_chunk(counts, input.dtype());
   const std::int64_t width = size_bytes(input.dtype());
   const Buffer staging =
-      stream.allocate(std::min(chunk, own) == 0 ? 0 : chunk * width * (core_->size() - 1));
+      stream.allocate_host(std::min(chunk, own) == 0 ? 0 : chunk * width * (core_->size() - 1));
+  const detail::WireMessage from = detail::host_copy(detail::whole(input), stream);
+  const detail::WireMessage place = detail::whole(output);
+  const detail::WireMessage to = detail::host_place(place, stream);
   core_->sent_bytes += (offsets.back() - own) * width;
   stream.enqueue(OrderedReduce{core_, core_->next("reduce_scatter"), input.dtype(), offsets,
-                               input.data(), output.data(), staging.data(), chunk});
+                               from.data, to.data, staging.data(), chunk});
+  detail::arrive(to, place, stream);
 }
 
 void HostCommunicator::all_gather(ConstTensorView input, TensorView output,
@@ -287,21 +291,25 @@ void HostCommunicator::all_gather(ConstTensorView input, TensorView output,
                    stream);
   check_contiguous(output, offsets.back(), "all_gather", "output", stream);
   const std::int64_t width = size_bytes(input.dtype());
+  const detail::WireMessage from = detail::host_copy(detail::whole(input), stream);
+  const detail::WireMessage place = detail::whole(output);
+  const detail::WireMessage to = detail::host_place(place, stream);
   const auto segment = [&](int rank) {
-    return output.data() + offsets[static_cast<std::size_t>(rank)] * width;
+    return to.data + offsets[static_cast<std::size_t>(rank)] * width;
   };
   Group group(*core_);
   for_each_peer(*core_, [&](int peer) {
-    group.send(peer, input.data(), input.bytes());
+    group.send(peer, from.data, from.bytes);
     group.receive(peer, segment(peer), counts[static_cast<std::size_t>(peer)] * width);
   });
   core_->sent_bytes += group.send_bytes();
   stream.enqueue([core = core_, info = core_->next("all_gather"), own = segment(core_->rank),
-                  from = input.data(), bytes = input.bytes(), sends = std::move(group.sends),
+                  own_from = from.data, bytes = from.bytes, sends = std::move(group.sends),
                   receives = std::move(group.receives)] {
-    copy_bytes(own, from, bytes);
+    copy_bytes(own, own_from, bytes);
     core->run(info, sends, receives);
   });
+  detail::arrive(to, place, stream);
 }
 
 void HostCommunicator::all_reduce(TensorView values, const Stream& stream) {
@@ -328,31 +336,35 @@ void HostCommunicator::all_to_all(ConstTensorView input, std::span<const std::in
   core_->check_counts(send_counts, "all_to_all");
   core_->check_counts(receive_counts, "all_to_all");
   check_same_dtype(input, output, "all_to_all");
-  const std::vector<std::int64_t> from = offsets_of(send_counts);
-  const std::vector<std::int64_t> to = offsets_of(receive_counts);
-  check_contiguous(input, from.back(), "all_to_all", "input", stream);
-  check_contiguous(output, to.back(), "all_to_all", "output", stream);
+  const std::vector<std::int64_t> from_offsets = offsets_of(send_counts);
+  const std::vector<std::int64_t> to_offsets = offsets_of(receive_counts);
+  check_contiguous(input, from_offsets.back(), "all_to_all", "input", stream);
+  check_contiguous(output, to_offsets.back(), "all_to_all", "output", stream);
   const auto self = static_cast<std::size_t>(core_->rank);
   LONGHAUL_CHECK(send_counts[self] == receive_counts[self], "all_to_all sends ", send_counts[self],
                  " elements to itself and receives ", receive_counts[self]);
   const std::int64_t width = size_bytes(input.dtype());
+  const detail::WireMessage from = detail::host_copy(detail::whole(input), stream);
+  const detail::WireMessage place = detail::whole(output);
+  const detail::WireMessage to = detail::host_place(place, stream);
   Group group(*core_);
   for_each_peer(*core_, [&](int peer) {
     const auto p = static_cast<std::size_t>(peer);
-    group.send(peer, input.data() + from[p] * width, send_counts[p] * width);
+    group.send(peer, from.data + from_offsets[p] * width, send_counts[p] * width);
   });
   for_each_peer(*core_, [&](int peer) {
     const auto p = static_cast<std::size_t>(peer);
-    group.receive(peer, output.data() + to[p] * width, receive_counts[p] * width);
+    group.receive(peer, to.data + to_offsets[p] * width, receive_counts[p] * width);
   });
   core_->sent_bytes += group.send_bytes();
-  stream.enqueue([core = core_, info = core_->next("all_to_all"),
-                  own_to = output.data() + to[self] * width,
-                  own_from = input.data() + from[self] * width, bytes = send_counts[self] * width,
-                  sends = std::move(group.sends), receives = std::move(group.receives)] {
-    copy_bytes(own_to, own_from, bytes);
-    core->run(info, sends, receives);
-  });
+  stream.enqueue(
+      [core = core_, info = core_->next("all_to_all"), own_to = to.data + to_offsets[self] * width,
+       own_from = from.data + from_offsets[self] * width, bytes = send_counts[self] * width,
+       sends = std::move(group.sends), receives = std::move(group.receives)] {
+        copy_bytes(own_to, own_from, bytes);
+        core->run(info, sends, receives);
+      });
+  detail::arrive(to, place, stream);
 }
 
 void HostCommunicator::broadcast(TensorView values, int root, const Stream& stream) {
@@ -363,13 +375,16 @@ void HostCommunicator::broadcast(TensorView values, int root, const Stream& stre
   const int size = core_->size();
   const int relative = (core_->rank - root + size) % size;
   const int low_bit = relative == 0 ? size : relative & -relative;
+  const detail::WireMessage place = detail::whole(values);
+  const detail::WireMessage host = relative == 0 ? detail::host_copy(detail::whole(values), stream)
+                                                 : detail::host_place(place, stream);
   Group from_parent(*core_);
   if (relative != 0) {
-    from_parent.receive((relative - low_bit + root) % size, values.data(), values.bytes());
+    from_parent.receive((relative - low_bit + root) % size, host.data, host.bytes);
   }
   Group to_children(*core_);
   for (int bit = 1; bit < low_bit && relative + bit < size; bit *= 2) {
-    to_children.send((relative + bit + root) % size, values.data(), values.bytes());
+    to_children.send((relative + bit + root) % size, host.data, host.bytes);
   }
   core_->sent_bytes += to_children.send_bytes();
   stream.enqueue([core = core_, info = core_->next("broadcast"),
@@ -378,6 +393,7 @@ void HostCommunicator::broadcast(TensorView values, int root, const Stream& stre
     core->run(info, {}, receives);
     core->run(info, sends, {});
   });
+  if (relative != 0) detail::arrive(host, place, stream);
 }
 
 void HostCommunicator::barrier(const Stream& stream) {

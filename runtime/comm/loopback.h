@@ -17,7 +17,7 @@ struct LoopbackOptions {
   /// A message can be received latency + bytes / bandwidth after it was posted; who waits sleeps.
   double latency_seconds = 0;
   double bandwidth_bytes_per_second = 0;   ///< 0: infinite
-  std::vector<FlightRecorder*> recorders;  ///< empty, or one a rank
+  std::vector<FlightRecorder*> recorders = {};  ///< empty, or one a rank
 };
 
 /// Runs body(world communicator of that rank) on `ranks` threads, named "rank r" in errors, and

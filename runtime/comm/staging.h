@@ -1,6 +1,7 @@
 #pragma once
-// A message as the bytes that travel. The one place where host communicators care about layout,
-// wire dtype and device: everything behind it sees host pointers.
+// A message as the bytes that travel. The one place where communicators care about layout and wire
+// dtype, and where host communicators care about the device: everything behind it sees host
+// pointers.
 
 #include <optional>
 #include <vector>
@@ -9,7 +10,7 @@
 
 namespace longhaul::runtime::detail {
 
-/// Host memory that holds, or will hold, a message on the wire; `staging` when it is not the view
+/// Memory that holds, or will hold, a message on the wire; `staging` when it is not the view
 /// itself.
 struct WireMessage {
   std::byte* data = nullptr;
@@ -32,7 +33,20 @@ WireMessage receive_place(const std::vector<TensorView>& views, std::optional<DT
 void unpack(const WireMessage& message, const std::vector<TensorView>& views,
             std::optional<DType> wire_dtype, const Stream& stream);
 
-/// Refuses what host communicators cannot reach: Error(launch) for memory or streams of a GPU.
-void require_host(const ConstTensorView& view, const Stream& stream);
+/// The bytes of a contiguous view. Sends only read; one struct for both directions saves a const
+/// twin.
+WireMessage whole(const ConstTensorView& view);
+
+// Host communicators run their exchanges as host tasks of the stream. On a CPU stream the next
+// three do nothing; on a CUDA stream they go through pinned memory, in the stream's order.
+
+/// What host tasks enqueued after the call can read of `message`.
+WireMessage host_copy(WireMessage message, const Stream& stream);
+/// Where host tasks can put what `place` is to receive; arrive() then brings it there.
+WireMessage host_place(const WireMessage& place, const Stream& stream);
+void arrive(const WireMessage& host, const WireMessage& place, const Stream& stream);
+
+/// Refuses memory that is not the stream's: Error(launch).
+void require_same_device(const ConstTensorView& view, const Stream& stream);
 
 }  // namespace longhaul::runtime::detail

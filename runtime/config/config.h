@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/dtype.h"
+#include "runtime/grid_shape.h"
 
 namespace longhaul::runtime {
 
@@ -116,16 +117,6 @@ struct TrainConfig {
   MetricsConfig metrics;
   CommConfig comm;
   DebugConfig debug;
-};
-
-/// Sizes of the process grid's axes.
-struct GridShape {
-  std::int64_t data = 1;
-  std::int64_t context = 1;
-  std::int64_t tensor = 1;
-  std::int64_t pipeline = 1;
-  std::int64_t ranks() const { return data * context * tensor * pipeline; }
-  bool operator==(const GridShape&) const = default;
 };
 
 /// Reads the file, applies the overrides ("section.key=value", later ones win) and checks

@@ -255,6 +255,7 @@ void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metad
       return "";
     });
   } catch (const Error& error) {
+    if (error.code() != ExitCode::data && error.code() != ExitCode::io) throw;
     if (lead) withdraw(target, older, metadata.step);
     fail(ExitCode::io, "the new checkpoint does not read back: ", error.what());
   }

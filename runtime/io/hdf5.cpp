@@ -106,6 +106,11 @@ std::string text_of(std::span<const std::int64_t> sizes) {
 // ---- Session and errors -------------------------------------------------------------------------
 
 Session::Session() : lock_(library_mutex()) {
+  // A damaged file can leave the library unable to shut down, and it says so on stderr at exit. We
+  // close every file ourselves, so that nothing is left for exit; the call fails, harmlessly, in a
+  // program that has used HDF5 before us.
+  static const herr_t quiet_exit = H5dont_atexit();
+  static_cast<void>(quiet_exit);
   static const bool plugins_off = H5PLset_loading_state(0) >= 0;
   LONGHAUL_CHECK(plugins_off, "HDF5 keeps its plugins on");
   LONGHAUL_CHECK(H5Eget_auto2(H5E_DEFAULT, &handler_, &handler_data_) >= 0 &&

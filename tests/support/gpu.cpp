@@ -2,7 +2,7 @@
 
 #include "runtime/device.h"
 
-namespace longhaul::tests {
+namespace longhaul::test {
 
 std::string no_gpu_reason() {
 #ifdef LONGHAUL_HAS_CUDA
@@ -13,4 +13,4 @@ std::string no_gpu_reason() {
 #endif
 }
 
-}  // namespace longhaul::tests
+}  // namespace longhaul::test

@@ -1,0 +1,32 @@
+#pragma once
+// Times the CPU block kernels against the FMA rate measured beside them: for `longhaul bench` and
+// the guard test.
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/mask.h"
+
+namespace longhaul::attention {
+
+struct KernelCase {
+  std::int64_t tokens = 4096, heads = 1, kv_heads = 1, dim = 64;
+  bool causal = false;
+  bool bf16 = false;
+  int threads = 1;
+};
+
+/// One repeat. Flops count visible pairs: 4 D a pair forward, 10 D backward. One thread is timed by
+/// its CPU clock, several by the wall clock.
+struct KernelRates {
+  double forward_seconds = 0, backward_seconds = 0;
+  double forward_flops = 0, backward_flops = 0;  ///< a second
+  double peak_flops = 0;  ///< fp32 FMA rate, mean of just before and just after
+  double forward_ratio() const { return forward_flops / peak_flops; }
+  double backward_ratio() const { return backward_flops / peak_flops; }
+};
+
+/// `repeats` measurements after one warm-up, on a CPU stream of its own.
+std::vector<KernelRates> measure_block_kernels(const KernelCase& which, int repeats);
+
+}  // namespace longhaul::attention

@@ -1,0 +1,319 @@
+// Blocked backward on the CPU. A work item is one key/value head and key block; it holds dK and dV
+// and goes over the query heads and row blocks that see it. P comes from the global LSE. dQ of a
+// row block is summed in the order of the key blocks: an item waits for its turn, which in the
+// usual order of work has come already.
+
+#include <omp.h>
+
+#include <atomic>
+#include <cmath>
+#include <thread>
+
+#include "attention/block_impl.h"
+#include "attention/gemm_tile_cpu.h"
+#include "attention/pack_cpu.h"
+#include "attention/scratch_cpu.h"
+#include "attention/softmax_cpu.h"
+#include "attention/tiles.h"
+
+namespace longhaul::attention::detail {
+namespace {
+
+using namespace avx2;
+using runtime::ConstTensorView;
+using runtime::Stream;
+using runtime::TensorView;
+
+constexpr std::int64_t kQBlock = 96, kKBlock = 144;
+constexpr std::int64_t kScoreStride = kKBlock + 16;
+
+struct ThreadScratch {
+  float *k_transposed, *v_transposed, *k_panels, *dk, *dv;  // of the key block
+  float *q, *q_panels, *dout, *dout_panels, *dq;            // of the row block
+  float *p, *ds;                                            // of the tile
+  float lse[kQBlock], delta[kQBlock];
+  ThreadScratch(Scratch& s, std::int64_t dim, std::int64_t value_dim) {
+    const std::int64_t d = round_up(dim, kTileColumns), dv_dim = round_up(value_dim, kTileColumns);
+    k_transposed = s.floats(kKBlock * d);
+    v_transposed = s.floats(kKBlock * dv_dim);
+    k_panels = s.floats(kKBlock * d);
+    dk = s.floats(kKBlock * d);
+    dv = s.floats(kKBlock * dv_dim);
+    q = s.floats(kQBlock * d);
+    q_panels = s.floats(kQBlock * d);
+    dout = s.floats(kQBlock * dv_dim);
+    dout_panels = s.floats(kQBlock * dv_dim);
+    dq = s.floats(kQBlock * d);
+    p = s.floats(kQBlock * kScoreStride);
+    ds = s.floats(kQBlock * kScoreStride);
+  }
+};
+
+/// Hands the row blocks' dQ from key block to key block.
+class Turns {
+ public:
+  explicit Turns(std::int64_t count) : turns_(static_cast<std::size_t>(count)) {}
+  void wait(std::int64_t which, std::int64_t turn) {
+    auto& now = turns_[static_cast<std::size_t>(which)];
+    for (int spins = 0; now.load(std::memory_order_acquire) != turn; ++spins) {
+      if (spins < 64) {
+        _mm_pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+  void pass(std::int64_t which) {
+    turns_[static_cast<std::size_t>(which)].fetch_add(1, std::memory_order_release);
+  }
+
+ private:
+  std::vector<std::atomic<std::int64_t>> turns_;
+};
+
+class Backward {
+ public:
+  BlockBackwardInputs in;
+  std::vector<Slice> bands;
+  float scale;
+  TensorView dq, dk, dv;
+  Mode dq_mode, dkv_mode;
+  int threads;
+  std::byte* memory = nullptr;
+
+  std::int64_t heads() const { return in.q.size(1); }
+  std::int64_t kv_heads() const { return in.k.size(1); }
+  std::int64_t dim() const { return in.q.size(2); }
+  std::int64_t value_dim() const { return in.v.size(2); }
+  std::int64_t padded_dim() const { return round_up(dim(), kTileColumns); }
+  std::int64_t padded_value_dim() const { return round_up(value_dim(), kTileColumns); }
+  std::int64_t thread_bytes() const {
+    Scratch scratch;
+    ThreadScratch(scratch, dim(), value_dim());
+    return scratch.bytes();
+  }
+
+  void run() const {
+    const TilePlan plan(bands, in.q.size(0), in.k.size(0), kQBlock, kKBlock);
+    if (dq_mode == Mode::write) clear_unseen_rows(plan);
+    Turns turns(heads() * plan.q_blocks());
+    // Items start in this order, so the earliest unfinished one never waits.
+    std::atomic<std::int64_t> next{0};
+    const std::int64_t items = kv_heads() * plan.k_blocks();
+#pragma omp parallel num_threads(threads)
+    {
+      Scratch carve(memory + omp_get_thread_num() * thread_bytes());
+      ThreadScratch scratch(carve, dim(), value_dim());
+      TileRows tile;
+      for (std::int64_t item = next++; item < items; item = next++) {
+        key_block(plan, item / plan.k_blocks(), item % plan.k_blocks(), turns, scratch, tile);
+      }
+    }
+  }
+
+ private:
+  void clear_unseen_rows(const TilePlan& plan) const {
+#pragma omp parallel for num_threads(threads)
+    for (std::int64_t qb = 0; qb < plan.q_blocks(); ++qb) {
+      if (plan.work(qb) > 0) continue;
+      for (std::int64_t row = qb * kQBlock; row < qb * kQBlock + plan.q_count(qb); ++row) {
+        for (std::int64_t head = 0; head < heads(); ++head) {
+          std::fill_n(dq.as<float>() + row * dq.stride(0) + head * dq.stride(1), dim(), 0.0f);
+        }
+      }
+    }
+  }
+
+  void key_block(const TilePlan& plan, std::int64_t kv_head, std::int64_t kb, Turns& turns,
+                 ThreadScratch& s, TileRows& tile) const {
+    const std::int64_t keys = plan.k_count(kb), group = heads() / kv_heads();
+    if (plan.used(kb)) {
+      const Rows k_rows = rows_of(in.k, kv_head, kb * kKBlock, keys);
+      const bool k_finite = pack_transposed(k_rows, s.k_transposed);
+      pack_panels(k_rows, scale, s.k_panels, kKBlock);
+      pack_transposed(rows_of(in.v, kv_head, kb * kKBlock, keys), s.v_transposed);
+      std::fill_n(s.dk, keys * padded_dim(), 0.0f);
+      std::fill_n(s.dv, keys * padded_value_dim(), 0.0f);
+      for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        for (std::int64_t qb = 0; qb < plan.q_blocks(); ++qb) {
+          if (plan.kind(qb, kb) == TileKind::empty) continue;
+          plan.describe(qb, kb, tile);
+          const bool rows_finite = pack_row_block(head, qb, s, tile);
+          tile_gradients(k_finite && rows_finite, s, tile);
+          const std::int64_t turn = plan.tiles_before(qb, kb);
+          turns.wait(head * plan.q_blocks() + qb, turn);
+          put(s.dq, padded_dim(), dq, head, qb * kQBlock, tile.rows(),
+              turn == 0 ? dq_mode : Mode::add);
+          turns.pass(head * plan.q_blocks() + qb);
+        }
+      }
+    } else if (dkv_mode == Mode::write) {
+      std::fill_n(s.dk, keys * padded_dim(), 0.0f);
+      std::fill_n(s.dv, keys * padded_value_dim(), 0.0f);
+    } else {
+      return;
+    }
+    put(s.dk, padded_dim(), dk, kv_head, kb * kKBlock, keys, dkv_mode);
+    put(s.dv, padded_value_dim(), dv, kv_head, kb * kKBlock, keys, dkv_mode);
+  }
+
+  static void put(const float* from, std::int64_t ld, const TensorView& to, std::int64_t head,
+                  std::int64_t begin, std::int64_t rows, Mode mode) {
+    const std::int64_t dim = to.size(2);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      float* at = to.as<float>() + (begin + row) * to.stride(0) + head * to.stride(1);
+      const float* source = from + row * ld;
+      if (mode == Mode::write) {
+        std::copy_n(source, dim, at);
+      } else {
+        std::int64_t d = 0;
+        for (; d + 8 <= dim; d += 8) {
+          _mm256_storeu_ps(at + d,
+                           _mm256_add_ps(_mm256_loadu_ps(at + d), _mm256_loadu_ps(source + d)));
+        }
+        for (; d < dim; ++d) at[d] += source[d];
+      }
+    }
+  }
+
+  /// Returns whether q and dout are finite. Rows whose global LSE is -inf contribute nothing: they
+  /// are hidden.
+  bool pack_row_block(std::int64_t head, std::int64_t qb, ThreadScratch& s, TileRows& tile) const {
+    const std::int64_t rows = tile.rows(), begin = qb * kQBlock;
+    const Rows q_rows = rows_of(in.q, head, begin, rows),
+               dout_rows = rows_of(in.dout, head, begin, rows);
+    pack_rows(q_rows, scale, s.q, padded_dim());
+    pack_rows(dout_rows, 1, s.dout, padded_value_dim());
+    const bool q_finite = pack_panels(q_rows, scale, s.q_panels, kQBlock);
+    const bool dout_finite = pack_panels(dout_rows, 1, s.dout_panels, kQBlock);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      s.lse[row] = in.lse.as<float>()[(begin + row) * in.lse.stride(0) + head * in.lse.stride(1)];
+      s.delta[row] =
+          in.delta.as<float>()[(begin + row) * in.delta.stride(0) + head * in.delta.stride(1)];
+      if (s.lse[row] == kMinusInfinity) {
+        tile.hide(row);
+        s.lse[row] = s.delta[row] = 0;
+      }
+    }
+    return q_finite && dout_finite;
+  }
+
+  /// dq <- the tile's share; dk, dv += theirs.
+  void tile_gradients(bool finite, ThreadScratch& s, const TileRows& tile) const {
+    const std::int64_t rows = tile.rows();
+    Span hulls[kQBlock / kTileRows];
+    for (std::int64_t row = 0; row < rows; row += kTileRows) {
+      hulls[row / kTileRows] = tile.hull(row, std::min(kTileRows, rows - row));
+    }
+    scores(s.q, padded_dim(), s.k_transposed, dim(), hulls, tile, s.p);
+    scores(s.dout, padded_value_dim(), s.v_transposed, value_dim(), hulls, tile, s.ds);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const Span hull = hulls[row / kTileRows];
+      const Columns columns = hull.empty() ? Columns{} : columns_of(hull);
+      float* const p = s.p + row * kScoreStride;
+      float* const ds = s.ds + row * kScoreStride;
+      mask_row(p, tile.spans(row), columns);
+      softmax_backward(p, ds, columns, s.lse[row], s.delta[row]);
+      if (!tile.full()) {  // key groups read whole columns of row groups
+        for (float* x : {p, ds}) {
+          std::fill(x, x + columns.begin, 0.0f);
+          std::fill(x + columns.end, x + std::max(columns.end, tile.keys()), 0.0f);
+        }
+      }
+    }
+    if (!finite && !tile.full()) return visible_gradients(s, tile);
+    for (std::int64_t d = 0; d < padded_dim(); d += kTileColumns) {
+      for (std::int64_t row = 0; row < rows; row += kTileRows) {
+        const Span hull = hulls[row / kTileRows];
+        multiply<Operand::rows, Into::store>(
+            std::min(kTileRows, rows - row), s.ds + row * kScoreStride + hull.begin, kScoreStride,
+            s.k_panels + d * kKBlock + hull.begin * kTileColumns, hull.end - hull.begin,
+            s.dq + row * padded_dim() + d, padded_dim());
+      }
+    }
+    key_gradients(s, hulls, tile);
+  }
+
+  /// to[rows, keys] <- A K^T where a row group sees something.
+  static void scores(const float* a, std::int64_t lda, const float* panels, std::int64_t depth,
+                     const Span* hulls, const TileRows& tile, float* to) {
+    for (std::int64_t c = 0; c < tile.keys(); c += kTileColumns) {
+      for (std::int64_t row = 0; row < tile.rows(); row += kTileRows) {
+        const Span hull = hulls[row / kTileRows];
+        if (hull.end <= c || hull.begin >= c + kTileColumns) continue;
+        multiply<Operand::rows, Into::store>(std::min(kTileRows, tile.rows() - row), a + row * lda,
+                                             lda, panels + c * depth, depth,
+                                             to + row * kScoreStride + c, kScoreStride);
+      }
+    }
+  }
+
+  /// dv += P^T dout, dk += dS^T q, over the rows that see a group of keys.
+  void key_gradients(ThreadScratch& s, const Span* hulls, const TileRows& tile) const {
+    for (std::int64_t key = 0; key < tile.keys(); key += kTileRows) {
+      const std::int64_t keys = std::min(kTileRows, tile.keys() - key);
+      std::int64_t first = tile.rows(), last = 0;
+      for (std::int64_t row = 0; row < tile.rows(); row += kTileRows) {
+        const Span hull = hulls[row / kTileRows];
+        if (hull.begin >= key + keys || hull.end <= key) continue;
+        first = std::min(first, row);
+        last = std::min(row + kTileRows, tile.rows());
+      }
+      if (first >= last) continue;
+      const std::int64_t at = first * kScoreStride + key, depth = last - first;
+      for (std::int64_t d = 0; d < padded_value_dim(); d += kTileColumns) {
+        multiply<Operand::columns, Into::add>(
+            keys, s.p + at, kScoreStride, s.dout_panels + d * kQBlock + first * kTileColumns, depth,
+            s.dv + key * padded_value_dim() + d, padded_value_dim());
+      }
+      for (std::int64_t d = 0; d < padded_dim(); d += kTileColumns) {
+        multiply<Operand::columns, Into::add>(keys, s.ds + at, kScoreStride,
+                                              s.q_panels + d * kQBlock + first * kTileColumns,
+                                              depth, s.dk + key * padded_dim() + d, padded_dim());
+      }
+    }
+  }
+
+  /// The same sums in the same order over visible pairs only: 0 * NaN would carry a masked row or
+  /// key into another's gradient.
+  void visible_gradients(ThreadScratch& s, const TileRows& tile) const {
+    std::fill_n(s.dq, tile.rows() * padded_dim(), 0.0f);
+    std::vector<float> dk_tile(static_cast<std::size_t>(tile.keys() * padded_dim()));
+    std::vector<float> dv_tile(static_cast<std::size_t>(tile.keys() * padded_value_dim()));
+    const auto add_scaled = [](float factor, const float* from, std::int64_t n, float* to) {
+      for (std::int64_t d = 0; d < n; ++d) to[d] = std::fma(factor, from[d], to[d]);
+    };
+    for (std::int64_t row = 0; row < tile.rows(); ++row) {
+      for (const Span& span : tile.spans(row)) {
+        const std::int64_t at = row * kScoreStride + span.begin;
+        for (std::int64_t d = 0; d < padded_dim(); d += kTileColumns) {
+          multiply_tile<1, Operand::rows, Into::chain>(
+              s.ds + at, kScoreStride, s.k_panels + d * kKBlock + span.begin * kTileColumns,
+              span.end - span.begin, s.dq + row * padded_dim() + d, padded_dim());
+        }
+        for (std::int64_t key = span.begin; key < span.end; ++key) {
+          add_scaled(s.ds[row * kScoreStride + key], s.q + row * padded_dim(), dim(),
+                     dk_tile.data() + key * padded_dim());
+          add_scaled(s.p[row * kScoreStride + key], s.dout + row * padded_value_dim(), value_dim(),
+                     dv_tile.data() + key * padded_value_dim());
+        }
+      }
+    }
+    for (std::size_t i = 0; i < dk_tile.size(); ++i) s.dk[i] += dk_tile[i];
+    for (std::size_t i = 0; i < dv_tile.size(); ++i) s.dv[i] += dv_tile[i];
+  }
+};
+
+}  // namespace
+
+void cpu_block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands, float scale,
+                        TensorView dq, Mode dq_mode, TensorView dk, TensorView dv, Mode dkv_mode,
+                        const Stream& stream) {
+  Backward backward{inputs,  std::move(bands), scale,           dq, dk, dv,
+                    dq_mode, dkv_mode,         stream.threads()};
+  const runtime::Buffer scratch = stream.allocate(backward.threads * backward.thread_bytes());
+  backward.memory = scratch.data();
+  stream.enqueue([backward = std::move(backward)] { backward.run(); });
+}
+
+}  // namespace longhaul::attention::detail

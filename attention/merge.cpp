@@ -1,0 +1,72 @@
+#include "attention/merge.h"
+
+#include "attention/block_impl.h"
+
+namespace longhaul::attention::detail {
+namespace {
+
+using runtime::BFloat16;
+using runtime::ConstTensorView;
+using runtime::DType;
+using runtime::Stream;
+using runtime::TensorView;
+
+template <class T>
+const T* row_of(const ConstTensorView& view, std::int64_t row, std::int64_t head) {
+  return view.as<T>() + row * view.stride(0) + head * view.stride(1);
+}
+
+template <class Out, class Dout>
+void delta_rows(const ConstTensorView& out, const ConstTensorView& dout, const TensorView& delta) {
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < out.size(0); ++row) {
+    for (std::int64_t head = 0; head < out.size(1); ++head) {
+      const Out* a = row_of<Out>(out, row, head);
+      const Dout* b = row_of<Dout>(dout, row, head);
+      // One chain in the order of the kernels' product dout v: a row that sees a single key gets
+      // dout v - delta = 0 exactly, as it should.
+      float sum = 0;
+      for (std::int64_t d = 0; d < out.size(2); ++d) {
+        sum = std::fma(static_cast<float>(b[d]), static_cast<float>(a[d]), sum);
+      }
+      delta.as<float>()[row * delta.stride(0) + head * delta.stride(1)] = sum;
+    }
+  }
+}
+
+}  // namespace
+
+void cpu_block_delta(ConstTensorView out, ConstTensorView dout, TensorView delta,
+                     const Stream& stream) {
+  const bool out_bf16 = out.dtype() == DType::bfloat16, dout_bf16 = dout.dtype() == DType::bfloat16;
+  const auto run = out_bf16
+                       ? (dout_bf16 ? delta_rows<BFloat16, BFloat16> : delta_rows<BFloat16, float>)
+                       : (dout_bf16 ? delta_rows<float, BFloat16> : delta_rows<float, float>);
+  stream.enqueue([=] { run(out, dout, delta); });
+}
+
+void cpu_merge(ConstTensorView src_out, ConstTensorView src_lse, TensorView dst_out,
+               TensorView dst_lse, const Stream& stream) {
+  stream.enqueue([=] {
+#pragma omp parallel for schedule(static)
+    for (std::int64_t row = 0; row < dst_out.size(0); ++row) {
+      for (std::int64_t head = 0; head < dst_out.size(1); ++head) {
+        const float* src = row_of<float>(src_out, row, head);
+        float* dst = dst_out.as<float>() + row * dst_out.stride(0) + head * dst_out.stride(1);
+        float& lse = dst_lse.as<float>()[row * dst_lse.stride(0) + head * dst_lse.stride(1)];
+        const MergeWeights weights = merge_weights(
+            lse, src_lse.as<float>()[row * src_lse.stride(0) + head * src_lse.stride(1)]);
+        lse = weights.lse;
+        const std::int64_t dim = dst_out.size(2);
+        if (weights.b == 0) continue;
+        if (weights.a == 0) {
+          for (std::int64_t d = 0; d < dim; ++d) dst[d] = weights.b * src[d];
+        } else {
+          for (std::int64_t d = 0; d < dim; ++d) dst[d] = weights.a * dst[d] + weights.b * src[d];
+        }
+      }
+    }
+  });
+}
+
+}  // namespace longhaul::attention::detail

@@ -1,0 +1,26 @@
+#pragma once
+// Carves 64-byte aligned arrays of floats out of one block of scratch. Without a block it only
+// counts.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace longhaul::attention {
+
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(std::byte* data) : data_(data) {}
+  float* floats(std::int64_t count) {
+    const std::int64_t at = bytes_;
+    bytes_ += (count * static_cast<std::int64_t>(sizeof(float)) + 63) / 64 * 64;
+    return data_ == nullptr ? nullptr : reinterpret_cast<float*>(data_ + at);
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::int64_t bytes_ = 0;
+};
+
+}  // namespace longhaul::attention

@@ -1,0 +1,38 @@
+#pragma once
+// The communicator of device memory: NCCL on CUDA streams.
+
+#include <memory>
+#include <string>
+
+#include "runtime/comm/communicator.h"
+
+namespace longhaul::runtime {
+
+struct NcclOptions {
+  int device = 0;               ///< CUDA ordinal of this rank
+  double timeout_seconds = 60;  ///< of set-up, of each operation, and of an abort
+  /// Thread blocks that NCCL may take from the kernels beside it; 0 leaves the choice to NCCL.
+  int max_thread_blocks = 0;
+  /// Ranks may share a device. For tests of correctness only: NCCL then goes through sockets on
+  /// this machine. Sets NCCL_HOSTID and what belongs to it, unless they are set; NCCL reads them
+  /// once a process, so each rank must be a process of its own.
+  bool share_device = false;
+};
+
+/// A communicator of the ranks of `bootstrap`, a host communicator, which carries the set-up and
+/// nothing after it. Collective; blocks the host.
+///
+/// Views and streams must be of options.device. Operations are NCCL's own, so sums are
+/// deterministic for one job layout, but not rank-ordered: not bit for bit those of the host
+/// backends. Uneven counts are grouped broadcasts and reductions. Messages that are not one
+/// contiguous view in their wire dtype are packed on the device. The host may wait, up to the
+/// timeout, while an operation sets up its connections. An operation that is not over by the
+/// timeout, or that fails, is aborted, and its stream is poisoned with Error(hang) or
+/// Error(internal), which names rank, operation and what NCCL says; the communicator is then
+/// unusable. When NCCL's abort itself does not return, the error says so, and the process should
+/// exit at once without destructors. Throws: Error(launch) in a CPU build, or when ranks share a
+/// device and that is not allowed.
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator& bootstrap,
+                                                     const NcclOptions& options);
+
+}  // namespace longhaul::runtime

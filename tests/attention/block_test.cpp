@@ -1,0 +1,318 @@
+// The CPU block kernels against the dense references, and their promises: modes, strides,
+// determinism, isolation.
+#include "attention/block.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+#include "runtime/error.h"
+#include "tests/support/attention_case.h"
+#include "tests/support/random_masks.h"
+
+namespace longhaul::attention {
+namespace {
+
+using runtime::DType;
+using runtime::Error;
+using runtime::Stream;
+using runtime::Tensor;
+using testing::AttentionCase;
+using testing::AttentionResult;
+using testing::expect_matches_reference;
+using testing::KernelOptions;
+using testing::run_kernel;
+
+AttentionCase make(std::int64_t q_rows, std::int64_t k_rows, std::int64_t heads,
+                   std::int64_t kv_heads, std::int64_t dim, std::int64_t value_dim,
+                   std::vector<Slice> bands, std::uint32_t seed = 1) {
+  AttentionCase c{q_rows, k_rows, heads, kv_heads, dim, value_dim, std::move(bands)};
+  c.fill(seed);
+  return c;
+}
+
+std::vector<Slice> causal(std::int64_t q_rows, std::int64_t k_rows, std::int64_t offset = 0) {
+  return {{0, q_rows, 0, k_rows, -kUnbounded, offset}};
+}
+
+TEST(Block, LengthsFullAndCausal) {
+  for (const std::int64_t q_rows : {0, 1, 7, 127, 1000}) {
+    for (const std::int64_t k_rows : {0, 1, 7, 127, 1000}) {
+      SCOPED_TRACE(runtime::concat(q_rows, " x ", k_rows));
+      for (const auto& bands :
+           {std::vector<Slice>{{0, q_rows, 0, k_rows}}, causal(q_rows, k_rows)}) {
+        const auto c = make(q_rows, k_rows, 2, 1, 16, 16, bands);
+        expect_matches_reference(c, run_kernel(c));
+      }
+    }
+  }
+}
+
+TEST(Block, HeadDimsAndGroups) {
+  for (const std::int64_t group : {1, 4, 8}) {
+    for (const std::int64_t dim : {1, 8, 20, 64, 80, 128}) {
+      SCOPED_TRACE(runtime::concat("group ", group, " dim ", dim));
+      const auto c = make(101, 203, 2 * group, 2, dim, dim == 64 ? 24 : dim, causal(101, 203, 102));
+      expect_matches_reference(c, run_kernel(c));
+    }
+  }
+}
+
+TEST(Block, NoHeadsAndNoDims) {
+  run_kernel(make(5, 7, 0, 0, 8, 8, causal(5, 7)));
+  run_kernel(make(5, 7, 0, 2, 8, 8, causal(5, 7)));
+  const auto no_values = make(5, 7, 2, 1, 8, 0, causal(5, 7));
+  expect_matches_reference(no_values, run_kernel(no_values));
+  auto no_dim = make(5, 7, 2, 1, 0, 8, causal(5, 7));
+  no_dim.scale = 1;
+  expect_matches_reference(no_dim, run_kernel(no_dim));
+}
+
+struct NamedBands {
+  const char* name;
+  std::vector<Slice> bands;
+};
+
+std::vector<NamedBands> all_bands(std::int64_t q_rows, std::int64_t k_rows) {
+  std::vector<Slice> single, short_documents;
+  for (std::int64_t i = 0; i < std::min(q_rows, k_rows); ++i)
+    single.push_back({i, i + 1, i, i + 1});
+  for (std::int64_t at = 0, length = 1; at < std::min(q_rows, k_rows);
+       at += length, length = length % 13 + 1) {
+    const std::int64_t end = std::min(at + length, std::min(q_rows, k_rows));
+    short_documents.push_back({at, end, at, end, -kUnbounded, 0});
+  }
+  const std::int64_t mid_q = q_rows / 2, mid_k = k_rows / 2;
+  return {
+      {"nothing", {}},
+      {"full", {{0, q_rows, 0, k_rows}}},
+      {"causal ahead", causal(q_rows, k_rows, 57)},
+      {"causal behind: first rows empty", causal(q_rows, k_rows, -61)},
+      {"window", {{0, q_rows, 0, k_rows, -30, 0}}},
+      {"both sides", {{0, q_rows, 0, k_rows, -9, 14}}},
+      {"inverse causal", {{0, q_rows, 0, k_rows, 3, kUnbounded}}},
+      {"documents of one token", single},
+      {"short documents", short_documents},
+      {"prefix and window: two bands a row", {{0, q_rows, 0, 11}, {0, q_rows, 11, k_rows, -20, 0}}},
+      {"three bands a row",
+       {{0, q_rows, 0, 5}, {0, q_rows, 9, 40}, {10, q_rows, 41, k_rows, -3, 200}}},
+      {"rows in the middle empty",
+       {{0, mid_q - 10, 0, mid_k}, {mid_q + 10, q_rows, mid_k, k_rows}}},
+      {"keys at both ends unseen", {{0, q_rows, 20, k_rows - 20}}}};
+}
+
+TEST(Block, EveryKindOfBand) {
+  for (const auto& [name, bands] : all_bands(250, 310)) {
+    SCOPED_TRACE(name);
+    const auto c = make(250, 310, 4, 2, 20, 12, bands);
+    expect_matches_reference(c, run_kernel(c));
+  }
+}
+
+TEST(Block, RandomBands) {
+  std::mt19937 random(5);
+  for (int round = 0; round < 150; ++round) {
+    const std::int64_t q_rows = 1 + random() % 220, k_rows = 1 + random() % 220;
+    const auto bands =
+        testing::random_disjoint_slices(q_rows, k_rows, 1 + static_cast<int>(random() % 6), random);
+    SCOPED_TRACE(round);
+    const auto c = make(q_rows, k_rows, 2, 1, 8, 8, bands, static_cast<std::uint32_t>(round));
+    expect_matches_reference(c, run_kernel(c));
+    expect_matches_reference(c,
+                             run_kernel(c, {.key_cuts = {k_rows / 3, k_rows / 3, 3 * k_rows / 4}}));
+  }
+}
+
+TEST(Block, RowsOfASingleKeyHaveNoScoreGradient) {
+  std::vector<Slice> single;
+  for (std::int64_t i = 0; i < 300; ++i) single.push_back({i, i + 1, i, i + 1});
+  const auto got = run_kernel(make(300, 300, 2, 1, 24, 24, single));
+  EXPECT_EQ(got.dq, std::vector<float>(got.dq.size()));
+  EXPECT_EQ(got.dk, std::vector<float>(got.dk.size()));
+}
+
+TEST(Block, StridedViewsGiveTheSameBits) {
+  for (const auto& [name, bands] : all_bands(130, 150)) {
+    SCOPED_TRACE(name);
+    const auto c = make(130, 150, 4, 2, 20, 36, bands);
+    EXPECT_EQ(run_kernel(c, {.strided = true}), run_kernel(c));
+  }
+}
+
+TEST(Block, AddMergesAndSums) {
+  for (const auto& [name, bands] : all_bands(250, 310)) {
+    SCOPED_TRACE(name);
+    const auto c = make(250, 310, 2, 1, 24, 24, bands);
+    expect_matches_reference(c, run_kernel(c, {.key_cuts = {100, 101, 290}}));
+  }
+}
+
+TEST(Block, AddsIntoGradients) {
+  const auto c = make(50, 60, 2, 1, 20, 20, causal(50, 60));
+  const auto single = run_kernel(c);
+  const Stream stream = Stream::cpu("add");
+  const auto tensor = [&](const std::vector<float>& values,
+                          std::initializer_list<std::int64_t> sizes) {
+    Tensor t(sizes, DType::float32, stream);
+    std::copy(values.begin(), values.end(), t.as<float>());
+    return t;
+  };
+  const Tensor q = tensor(c.q, {50, 2, 20}), k = tensor(c.k, {60, 1, 20}),
+               v = tensor(c.v, {60, 1, 20});
+  const Tensor dout = tensor(c.dout, {50, 2, 20}), out = tensor(single.out, {50, 2, 20});
+  const Tensor lse = tensor(single.lse, {50, 2}), delta({50, 2}, DType::float32, stream);
+  const Tensor dq = tensor(single.dq, {50, 2, 20}), dk = tensor(single.dk, {60, 1, 20});
+  const Tensor dv = tensor(single.dv, {60, 1, 20});
+  block_delta(out, dout, delta, stream);
+  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scale, dq, Mode::add, dk, dv, Mode::add,
+                 stream);
+  stream.synchronize(runtime::deadline_in(10));
+  for (std::size_t i = 0; i < single.dq.size(); ++i) EXPECT_EQ(dq.as<float>()[i], 2 * single.dq[i]);
+  for (std::size_t i = 0; i < single.dk.size(); ++i) EXPECT_EQ(dk.as<float>()[i], 2 * single.dk[i]);
+  for (std::size_t i = 0; i < single.dv.size(); ++i) EXPECT_EQ(dv.as<float>()[i], 2 * single.dv[i]);
+}
+
+TEST(Block, BFloat16InputsAreExact) {
+  for (const std::int64_t dim : {20, 64}) {
+    AttentionCase c{127, 200, 4, 1, dim, dim, causal(127, 200, 20)};
+    c.bf16 = true;
+    c.fill(3);
+    expect_matches_reference(c, run_kernel(c));
+    expect_matches_reference(c, run_kernel(c, {.key_cuts = {77}, .strided = true}));
+  }
+}
+
+TEST(Block, LargeLogits) {
+  auto c = make(200, 300, 2, 1, 64, 64, causal(200, 300, 100));
+  c.scale *= 30;
+  for (float& x : c.q) x *= 3;
+  expect_matches_reference(c, run_kernel(c));
+  expect_matches_reference(c, run_kernel(c, {.key_cuts = {150}}));
+}
+
+TEST(Block, ThreadsGiveTheSameBits) {
+  for (const auto& [name, bands] : all_bands(700, 900)) {
+    SCOPED_TRACE(name);
+    const auto c = make(700, 900, 4, 2, 16, 16, bands);
+    const AttentionResult one = run_kernel(c);
+    for (const int threads : {2, 3, 5}) EXPECT_EQ(run_kernel(c, {.threads = threads}), one);
+    EXPECT_EQ(run_kernel(c), one);
+  }
+}
+
+/// Two documents in one call; the second one's rows are compared.
+struct TwoDocuments {
+  AttentionCase c;
+  std::int64_t split;
+  TwoDocuments(std::int64_t tokens, std::int64_t at) : split(at) {
+    c = make(tokens, tokens, 4, 2, 20, 20,
+             {{0, at, 0, at, -kUnbounded, 0}, {at, tokens, at, tokens, -kUnbounded, 0}});
+  }
+  void replace_first(const std::function<float(float)>& change) {
+    for (auto* values : {&c.q, &c.k, &c.v, &c.dout}) {
+      const auto end =
+          values->begin() + split * static_cast<std::int64_t>(values->size()) / c.q_rows;
+      std::transform(values->begin(), end, values->begin(), change);
+    }
+  }
+  AttentionResult second(const AttentionResult& all) const {
+    const auto tail = [&](const std::vector<float>& x) {
+      return std::vector<float>(x.begin() + split * static_cast<std::int64_t>(x.size()) / c.q_rows,
+                                x.end());
+    };
+    return {tail(all.out), tail(all.lse), tail(all.dq), tail(all.dk), tail(all.dv)};
+  }
+};
+
+TEST(Block, OneDocumentNeverTouchesAnother) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(),
+              infinity = std::numeric_limits<float>::infinity();
+  for (const std::int64_t split : {1, 50, 96, 200, 205}) {
+    TwoDocuments clean(300, split);
+    const AttentionResult expected = clean.second(run_kernel(clean.c));
+    const std::vector<std::function<float(float)>> changes{
+        [](float x) { return -3 * x + 1; }, [](float) { return 0.0f; }, [=](float) { return nan; },
+        [=](float x) { return x > 0 ? infinity : -infinity; }};
+    for (const auto& change : changes) {
+      TwoDocuments changed(300, split);
+      changed.replace_first(change);
+      EXPECT_EQ(changed.second(run_kernel(changed.c)), expected) << "split " << split;
+      EXPECT_EQ(changed.second(run_kernel(changed.c, {.threads = 2, .strided = true})), expected);
+    }
+  }
+}
+
+TEST(Block, NaNThatIsSeenShows) {
+  auto c = make(40, 40, 1, 1, 8, 8, causal(40, 40));
+  c.q[10 * 8] = c.v[20 * 8] = std::numeric_limits<float>::quiet_NaN();
+  const auto got = run_kernel(c);
+  EXPECT_TRUE(std::isnan(got.lse[10]) && std::isnan(got.out[10 * 8]));
+  EXPECT_TRUE(std::isnan(got.out[20 * 8]) && std::isnan(got.out[39 * 8]) &&
+              !std::isnan(got.out[19 * 8]));
+}
+
+TEST(Block, RowsWithoutAGlobalKeyGiveNoGradient) {
+  // The schedule says visible, the global LSE says nothing was: the row is left out, NaN or not.
+  auto c = make(100, 200, 2, 1, 16, 16, {{0, 100, 0, 200}});
+  const Stream stream = Stream::cpu("empty rows");
+  const auto tensor = [&](const std::vector<float>& values,
+                          std::initializer_list<std::int64_t> sizes) {
+    Tensor t(sizes, DType::float32, stream);
+    std::copy(values.begin(), values.end(), t.as<float>());
+    return t;
+  };
+  const auto whole = run_kernel(c);
+  for (std::int64_t d = 0; d < 16; ++d) {
+    for (std::int64_t h = 0; h < 2; ++h) {
+      c.q[static_cast<std::size_t>((5 * 2 + h) * 16 + d)] = std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+  auto lse_values = whole.lse;
+  lse_values[10] = lse_values[11] = -std::numeric_limits<float>::infinity();
+  const Tensor q = tensor(c.q, {100, 2, 16}), k = tensor(c.k, {200, 1, 16}),
+               v = tensor(c.v, {200, 1, 16});
+  const Tensor dout = tensor(c.dout, {100, 2, 16}), out = tensor(whole.out, {100, 2, 16});
+  const Tensor lse = tensor(lse_values, {100, 2}), delta({100, 2}, DType::float32, stream);
+  const Tensor dq({100, 2, 16}, DType::float32, stream), dk({200, 1, 16}, DType::float32, stream);
+  const Tensor dv({200, 1, 16}, DType::float32, stream);
+  block_delta(out, dout, delta, stream);
+  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scale, dq, Mode::write, dk, dv,
+                 Mode::write, stream);
+  stream.synchronize(runtime::deadline_in(10));
+  c.fill(1);
+  c.bands = {{0, 5, 0, 200}, {6, 100, 0, 200}};
+  expect_matches_reference(c, {.out = run_kernel(c).out,
+                               .lse = run_kernel(c).lse,
+                               .dq = {dq.as<float>(), dq.as<float>() + dq.elements()},
+                               .dk = {dk.as<float>(), dk.as<float>() + dk.elements()},
+                               .dv = {dv.as<float>(), dv.as<float>() + dv.elements()}});
+}
+
+TEST(Block, WrongArgumentsAreRefusedAtTheCall) {
+  const Stream stream = Stream::cpu("arguments");
+  const auto tensor = [&](std::initializer_list<std::int64_t> sizes, DType dtype = DType::float32) {
+    return Tensor(sizes, dtype, stream);
+  };
+  const Tensor q = tensor({4, 6, 8}), k = tensor({5, 4, 8}), v = tensor({5, 4, 8}),
+               out = tensor({4, 6, 8});
+  const Tensor lse = tensor({4, 6}), k2 = tensor({5, 2, 8}), v2 = tensor({5, 2, 8});
+  const auto forward = [&](const Tensor& keys, const Tensor& values, const Tensor& to,
+                           std::vector<Slice> bands) {
+    block_forward(q, keys, values, std::move(bands), 1, to, lse, Mode::write, stream);
+  };
+  EXPECT_THROW(forward(k, v, out, {}), Error);  // 6 heads over 4
+  EXPECT_THROW(forward(k2, v, out, {}), Error);
+  EXPECT_THROW(forward(k2, tensor({6, 2, 8}), out, {}), Error);
+  EXPECT_THROW(forward(k2, tensor({5, 2, 8}, DType::bfloat16), out, {}), Error);
+  EXPECT_THROW(forward(k2, v2, tensor({4, 6, 8}, DType::bfloat16), {}), Error);
+  EXPECT_THROW(forward(k2, v2, out, {{0, 4, 0, 6}}), Error);
+  EXPECT_NO_THROW(forward(k2, v2, out, {{0, 4, 0, 5}}));
+  stream.synchronize(runtime::deadline_in(10));
+}
+
+}  // namespace
+}  // namespace longhaul::attention

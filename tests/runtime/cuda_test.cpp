@@ -1,0 +1,289 @@
+// Streams, events, memory, copies and host transports on a CUDA device; every test skips without
+// one.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "runtime/comm/loopback.h"
+#include "runtime/tensor.h"
+#include "tests/support/gpu.h"
+
+namespace longhaul::test {
+namespace {
+
+using namespace longhaul::runtime;
+
+constexpr double kSeconds = 60;
+constexpr Device kHost{};
+
+Stream cuda_stream(const std::string& name) { return Stream::cuda(name, 0); }
+
+template <class T>
+ConstTensorView view_of(const std::vector<T>& values) {
+  return {reinterpret_cast<const std::byte*>(values.data()),
+          DTypeOf<T>::value,
+          kHost,
+          {static_cast<std::int64_t>(values.size())}};
+}
+
+/// Host values on the device, in the view's own order.
+template <class T>
+Tensor to_device(const std::vector<T>& values, const Stream& stream) {
+  Tensor tensor({static_cast<std::int64_t>(values.size())}, DTypeOf<T>::value, stream);
+  runtime::copy(view_of(values), tensor, stream);
+  return tensor;
+}
+
+template <class T>
+std::vector<T> to_host(ConstTensorView view, const Stream& stream) {
+  std::vector<T> values(static_cast<std::size_t>(view.elements()));
+  const Tensor flat(view.sizes(), view.dtype(), stream);
+  runtime::copy(view, flat, stream);
+  const TensorView target(reinterpret_cast<std::byte*>(values.data()), DTypeOf<T>::value, kHost,
+                          {view.elements()});
+  runtime::copy(flat.view().reshape({view.elements()}), target, stream);
+  stream.synchronize(deadline_in(kSeconds));
+  return values;
+}
+
+std::vector<float> numbers(std::int64_t count, float first = 0) {
+  std::vector<float> values(static_cast<std::size_t>(count));
+  std::iota(values.begin(), values.end(), first);
+  return values;
+}
+
+TEST(Cuda, CountsDevicesWithoutThrowing) { EXPECT_GE(cuda_device_count(), 0); }
+
+TEST(Cuda, StreamWithoutDeviceNamesTheReason) {
+  try {
+    Stream::cuda("compute", 1000);
+    FAIL() << "device 1000 exists";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::launch);
+  }
+}
+
+TEST(Cuda, CopiesThereAndBack) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("copy");
+  for (const std::int64_t count : {0, 1, 7, 127, 100003}) {
+    const std::vector<float> values = numbers(count);
+    EXPECT_EQ(to_host<float>(to_device(values, stream), stream), values);
+  }
+}
+
+TEST(Cuda, StridedAndCastingCopiesAreTheHosts) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("copy"), host = Stream::cpu("host");
+  std::vector<float> values = numbers(3 * 5 * 7 * 11);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    values[i] = std::ldexp(values[i] + 0.3f, static_cast<int>(i % 60) - 30);
+  values[13] = std::numeric_limits<float>::quiet_NaN();
+  values[14] = -std::numeric_limits<float>::infinity();
+  values[15] = -0.0f;
+  const Tensor device = to_device(values, stream);
+  Tensor on_host({3 * 5 * 7 * 11}, DType::float32, host);
+  host.synchronize(deadline_in(kSeconds));
+  std::memcpy(on_host.view().data(), values.data(), values.size() * sizeof(float));
+  const auto strided = [](const auto& tensor) {
+    return tensor.view().reshape({3, 5, 7, 11}).slice(1, 1, 4).slice(3, 2, 9);
+  };
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float64}) {
+    const Tensor there({3, 3, 7, 7}, dtype, stream), here({3, 3, 7, 7}, dtype, host);
+    runtime::copy(strided(device), there, stream);
+    runtime::copy(strided(on_host), here, host);
+    host.synchronize(deadline_in(kSeconds));
+    const std::int64_t bytes = here.bytes();
+    const auto as_bytes = [&](const Tensor& t) {
+      return ConstTensorView(t.view().data(), DType::uint8, t.view().device(), {bytes});
+    };
+    const std::vector<std::uint8_t> actual = to_host<std::uint8_t>(as_bytes(there), stream);
+    EXPECT_EQ(std::memcmp(actual.data(), here.view().data(), static_cast<std::size_t>(bytes)), 0)
+        << name(dtype);
+    // And back, into strides.
+    const Tensor wide({3 * 5 * 7 * 11}, DType::float32, stream),
+        wide_host({3 * 5 * 7 * 11}, DType::float32, host);
+    fill(wide, -1, stream);
+    fill(wide_host, -1, host);
+    runtime::copy(there, strided(wide), stream);
+    runtime::copy(here, strided(wide_host), host);
+    host.synchronize(deadline_in(kSeconds));
+    const std::vector<float> back = to_host<float>(wide, stream);
+    EXPECT_EQ(std::memcmp(back.data(), wide_host.view().data(), back.size() * sizeof(float)), 0)
+        << name(dtype);
+  }
+}
+
+TEST(Cuda, FillsStridedViews) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("fill");
+  const Tensor tensor({4, 6}, DType::bfloat16, stream);
+  fill(tensor, 0, stream);
+  fill(tensor.view().slice(1, 2, 5), 1.5, stream);
+  const std::vector<BFloat16> values = to_host<BFloat16>(tensor, stream);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    EXPECT_EQ(static_cast<float>(values[i]), i % 6 >= 2 && i % 6 < 5 ? 1.5f : 0.0f) << i;
+  }
+}
+
+TEST(Cuda, HostTasksRunInTheStreamsOrder) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("tasks");
+  const Buffer staging = stream.allocate_host(4);
+  const TensorView host(staging.data(), DType::float32, kHost, {1});
+  const Tensor device({1}, DType::float32, stream);
+  fill(device, 0, stream);
+  for (int round = 1; round <= 20;
+       ++round) {  // device -> host task -> device, each needs the one before
+    runtime::copy(device, host, stream);
+    stream.enqueue([host, round] {
+      if (round % 5 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      *host.as<float>() += 1;
+    });
+    runtime::copy(host, device, stream);
+  }
+  EXPECT_EQ(to_host<float>(device, stream), std::vector<float>{20});
+}
+
+TEST(Cuda, BlockingTasksOfTwoStreamsDoNotHoldEachOtherUp) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream a = cuda_stream("a"), b = cuda_stream("b");
+  std::atomic<bool> released{false};
+  a.enqueue([&] {
+    while (!released) std::this_thread::yield();
+  });
+  b.enqueue([&] { released = true; });
+  a.synchronize(deadline_in(kSeconds));
+  b.synchronize(deadline_in(kSeconds));
+}
+
+TEST(Cuda, EventsOrderStreamsAndCarryFailures) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream a = cuda_stream("a"), b = cuda_stream("b");
+  const Event before = a.record();
+  bool ran = false;
+  a.enqueue([] { fail(ExitCode::data, "the task failed"); });
+  a.enqueue([&] { ran = true; });
+  const Event after = a.record();
+  b.wait(after);
+  EXPECT_NO_THROW(before.synchronize(deadline_in(kSeconds)));
+  EXPECT_THROW(after.synchronize(deadline_in(kSeconds)), Error);
+  EXPECT_THROW(b.synchronize(deadline_in(kSeconds)), Error);
+  EXPECT_FALSE(ran);
+}
+
+TEST(Cuda, WaitsHaveDeadlines) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("slow");
+  std::atomic<bool> released{false};
+  stream.enqueue([&] {
+    while (!released) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  });
+  const Event event = stream.record();
+  EXPECT_FALSE(event.complete());
+  try {
+    event.synchronize(deadline_in(0.05));
+    ADD_FAILURE() << "the wait did not end";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::hang);
+    EXPECT_NE(std::string(error.what()).find("slow"), std::string::npos);
+  }
+  released = true;
+  EXPECT_NO_THROW(event.synchronize(deadline_in(kSeconds)));
+}
+
+TEST(Cuda, MemoryIsCountedReusedAndRefused) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("memory");
+  const std::byte* first = nullptr;
+  {
+    const Buffer buffer = stream.allocate(1 << 20);
+    first = buffer.data();
+    EXPECT_EQ(stream.memory().current_bytes, 1 << 20);
+  }
+  EXPECT_EQ(stream.allocate(1 << 20).data(), first);
+  EXPECT_EQ(stream.memory().current_bytes, 0);
+  try {
+    stream.allocate(std::int64_t{1} << 50);
+    FAIL() << "a petabyte was allocated";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::memory);
+  }
+}
+
+/// Loopback ranks on one device. Integer values, so that sums are exact.
+class CudaLoopback : public testing::TestWithParam<int> {};
+
+TEST_P(CudaLoopback, ExchangesAndCollectives) {
+  LONGHAUL_NEEDS_GPU();
+  run_loopback(GetParam(), {}, [](std::unique_ptr<Communicator> world) {
+    const Stream stream = cuda_stream("comm");
+    const int rank = world->rank(), size = world->size();
+    const int next = (rank + 1) % size, previous = (rank + size - 1) % size;
+    // A ring shift of a strided view and a view after it that starts off its alignment, cast on the
+    // wire.
+    const Tensor sent = to_device(numbers(21, static_cast<float>(100 * rank)), stream);
+    const Tensor got({21}, DType::float32, stream), small({3}, DType::bfloat16, stream),
+        small_got({3}, DType::bfloat16, stream);
+    fill(small, rank, stream);
+    fill(got, -1, stream);
+    const TensorView from = sent.view().reshape({3, 7}).slice(1, 1, 6),
+                     to = got.view().reshape({3, 7}).slice(1, 1, 6);
+    world->exchange({{next, {small.view(), from}}}, {{previous, {small_got.view(), to}}}, "shift",
+                    stream);
+    const std::vector<float> values = to_host<float>(got, stream);
+    for (int i = 0; i < 21; ++i) {
+      EXPECT_EQ(values[static_cast<std::size_t>(i)],
+                i % 7 >= 1 && i % 7 < 6 ? static_cast<float>(100 * previous + i) : -1.0f);
+    }
+    EXPECT_EQ(static_cast<float>(to_host<BFloat16>(small_got, stream)[0]),
+              static_cast<float>(previous));
+    world->exchange({{next, {from}, DType::bfloat16}}, {{previous, {to}, DType::bfloat16}},
+                    "narrow shift", stream);
+    EXPECT_EQ(to_host<float>(got, stream)[1],
+              static_cast<float>(BFloat16(static_cast<float>(100 * previous + 1))));
+
+    std::vector<std::int64_t> counts;
+    for (int r = 0; r < size; ++r) counts.push_back(r == 1 ? 0 : 3 + r);
+    const std::int64_t total = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+    const std::int64_t own = counts[static_cast<std::size_t>(rank)];
+    const Tensor part = to_device(
+        std::vector<float>(static_cast<std::size_t>(own), static_cast<float>(rank)), stream);
+    const Tensor all({total}, DType::float32, stream);
+    world->all_gather(part, all, counts, stream);
+    const std::vector<float> gathered = to_host<float>(all, stream);
+    std::size_t at = 0;
+    for (int r = 0; r < size; ++r) {
+      for (std::int64_t i = 0; i < counts[static_cast<std::size_t>(r)]; ++i)
+        EXPECT_EQ(gathered[at++], static_cast<float>(r));
+    }
+    world->reduce_scatter(all, part, counts, stream);
+    for (const float value : to_host<float>(part, stream))
+      EXPECT_EQ(value, static_cast<float>(rank * size));
+    world->all_reduce(all, stream);
+    EXPECT_EQ(to_host<float>(all, stream)[0], 0.0f);
+    const Tensor root = to_device(std::vector<float>(5, static_cast<float>(rank)), stream);
+    world->broadcast(root, size - 1, stream);
+    EXPECT_EQ(to_host<float>(root, stream), std::vector<float>(5, static_cast<float>(size - 1)));
+    const std::vector<std::int64_t> ones(static_cast<std::size_t>(size), 1);
+    const Tensor mine = to_device(numbers(size, static_cast<float>(10 * rank)), stream),
+                 theirs({size}, DType::float32, stream);
+    world->all_to_all(mine, ones, theirs, ones, stream);
+    const std::vector<float> swapped = to_host<float>(theirs, stream);
+    for (int r = 0; r < size; ++r)
+      EXPECT_EQ(swapped[static_cast<std::size_t>(r)], static_cast<float>(10 * r + rank));
+    world->barrier(stream);
+    stream.synchronize(deadline_in(kSeconds));
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, CudaLoopback, testing::Values(1, 2, 3, 4));
+
+}  // namespace
+}  // namespace longhaul::test

@@ -1,0 +1,219 @@
+#include "runtime/stream.h"
+
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "runtime/error.h"
+
+namespace longhaul::runtime {
+namespace {
+
+using std::chrono::milliseconds;
+
+TEST(Stream, RunsInOrder) {
+  const Stream stream = Stream::cpu("s");
+  std::vector<int> seen;
+  for (int i = 0; i < 1000; ++i) stream.enqueue([&seen, i] { seen.push_back(i); });
+  stream.synchronize(deadline_in(10));
+  ASSERT_EQ(seen.size(), 1000u);
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(seen[static_cast<std::size_t>(i)], i);
+}
+
+TEST(Stream, StreamsOverlap) {
+  const Stream first = Stream::cpu("first"), second = Stream::cpu("second");
+  const Clock::time_point begin = Clock::now();
+  for (const Stream& stream : {first, second}) {
+    stream.enqueue([] { std::this_thread::sleep_for(milliseconds(200)); });
+  }
+  first.synchronize(deadline_in(10));
+  second.synchronize(deadline_in(10));
+  EXPECT_LT(Clock::now() - begin, milliseconds(350));
+}
+
+TEST(Stream, EventsOrderStreams) {
+  const Stream producer = Stream::cpu("producer"), consumer = Stream::cpu("consumer");
+  for (int round = 0; round < 50; ++round) {
+    int value = 0, seen = -1;
+    producer.enqueue([&] {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+      value = round + 1;
+    });
+    consumer.wait(producer.record());
+    consumer.enqueue([&] { seen = value; });
+    consumer.synchronize(deadline_in(10));
+    EXPECT_EQ(seen, round + 1);
+  }
+}
+
+TEST(Stream, AnEventCoversOnlyWhatCameBefore) {
+  const Stream stream = Stream::cpu("s");
+  std::atomic<bool> go{false};
+  const Event before = stream.record();
+  stream.enqueue([&] {
+    while (!go) std::this_thread::sleep_for(milliseconds(1));
+  });
+  before.synchronize(deadline_in(10));
+  EXPECT_TRUE(before.complete());
+  const Event after = stream.record();
+  EXPECT_FALSE(after.complete());
+  go = true;
+  after.synchronize(deadline_in(10));
+  EXPECT_TRUE(after.complete());
+  EXPECT_TRUE(Event().complete());
+  Event().synchronize(deadline_in(0));
+}
+
+TEST(Stream, AnErrorPoisonsAndTravels) {
+  const Stream first = Stream::cpu("first"), second = Stream::cpu("second");
+  bool later = false, dependent = false;
+  const Event before = first.record();
+  first.enqueue([] { fail(ExitCode::data, "bad tokens"); });
+  first.enqueue([&] { later = true; });
+  second.wait(first.record());
+  second.enqueue([&] { dependent = true; });
+  for (const Stream& stream : {first, second}) {
+    for (int again = 0; again < 2; ++again) {
+      try {
+        stream.synchronize(deadline_in(10));
+        ADD_FAILURE() << "no error";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), ExitCode::data);
+        EXPECT_STREQ(error.what(), "bad tokens");
+      }
+    }
+  }
+  EXPECT_FALSE(later);
+  EXPECT_FALSE(dependent);
+  before.synchronize(deadline_in(10));
+}
+
+TEST(Stream, ADeadlineIsAHang) {
+  const Stream stream = Stream::cpu("slow");
+  std::atomic<bool> go{false};
+  stream.enqueue([&] {
+    while (!go) std::this_thread::sleep_for(milliseconds(1));
+  });
+  const Clock::time_point begin = Clock::now();
+  try {
+    stream.synchronize(deadline_in(0.1));
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::hang);
+    EXPECT_NE(std::string(error.what()).find("'slow'"), std::string::npos) << error.what();
+  }
+  EXPECT_GE(Clock::now() - begin, milliseconds(100));
+  EXPECT_LT(Clock::now() - begin, milliseconds(2000));
+  go = true;
+  stream.synchronize(deadline_in(10));
+}
+
+TEST(Stream, FinishesItsWorkWhenTheLastHandleGoes) {
+  std::atomic<int> done{0};
+  {
+    const Stream stream = Stream::cpu("s");
+    const Stream copy = stream;
+    for (int i = 0; i < 10; ++i) {
+      copy.enqueue([&] {
+        std::this_thread::sleep_for(milliseconds(2));
+        ++done;
+      });
+    }
+  }
+  EXPECT_EQ(done, 10);
+}
+
+TEST(Stream, TasksKnowTheirThreadsAndRank) {
+  set_thread_rank("rank 3");
+  const Stream stream = Stream::cpu("s", 2);
+  set_thread_rank("");
+  int threads = 0;
+  std::string rank;
+  stream.enqueue([&] {
+    threads = omp_get_max_threads();
+    rank = thread_rank();
+  });
+  stream.synchronize(deadline_in(10));
+  EXPECT_EQ(threads, 2);
+  EXPECT_EQ(stream.threads(), 2);
+  EXPECT_EQ(rank, "rank 3");
+  EXPECT_THROW(Stream::cpu("none", 0), Error);
+}
+
+TEST(Stream, RefusesCudaInACpuBuild) {
+  if (cuda_device_count() > 0) GTEST_SKIP() << "a CUDA device is at hand";
+  EXPECT_THROW(Stream::cuda("gpu", 0), Error);
+  EXPECT_THROW(Stream::cpu("s").cuda_handle(), Error);
+}
+
+TEST(Memory, IsReusedInStreamOrder) {
+  const Stream stream = Stream::cpu("s");
+  std::byte* first = nullptr;
+  {
+    const Buffer buffer = stream.allocate(1000);
+    first = buffer.data();
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(first) % 64, 0u);
+    EXPECT_EQ(buffer.bytes(), 1000);
+  }
+  const Buffer second = stream.allocate(900);
+  EXPECT_EQ(second.data(), first);
+  const Buffer third = stream.allocate(900);
+  EXPECT_NE(third.data(), first);
+  const Stream other = Stream::cpu("other");
+  EXPECT_NE(other.allocate(900).data(), first);
+}
+
+TEST(Memory, AFarTooLargeBlockIsNotReused) {
+  const Stream stream = Stream::cpu("s");
+  std::byte* large = stream.allocate(1 << 20).data();
+  EXPECT_NE(stream.allocate(64).data(), large);
+}
+
+TEST(Memory, CountsLiveBytesAndTheirPeak) {
+  const Stream stream = Stream::cpu("s");
+  EXPECT_EQ(stream.memory().current_bytes, 0);
+  {
+    const Buffer a = stream.allocate(1000);
+    Buffer b = stream.allocate(3);
+    EXPECT_EQ(stream.memory().current_bytes, 1003);
+    Buffer c = std::move(b);
+    EXPECT_EQ(b.data(), nullptr);
+    EXPECT_EQ(c.bytes(), 3);
+    EXPECT_EQ(stream.memory().current_bytes, 1003);
+    c = stream.allocate(7);
+    const Buffer nothing = stream.allocate(0);
+    EXPECT_NE(nothing.data(), nullptr);
+  }
+  EXPECT_EQ(stream.memory().current_bytes, 0);
+  EXPECT_EQ(stream.memory().peak_bytes, 1010);
+  stream.reset_peak();
+  EXPECT_EQ(stream.memory().peak_bytes, 0);
+  EXPECT_THROW(stream.allocate(-1), Error);
+}
+
+TEST(Memory, OutOfMemoryIsAnErrorThatSaysSo) {
+  try {
+    const Buffer buffer = Stream::cpu("s").allocate(std::int64_t{1} << 60);
+    FAIL() << "allocated an exabyte";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::memory);
+    EXPECT_NE(std::string(error.what()).find("1152921504606846976 bytes"), std::string::npos)
+        << error.what();
+  }
+}
+
+TEST(Memory, OutlivesItsStream) {
+  Buffer buffer;
+  {
+    const Stream stream = Stream::cpu("s");
+    buffer = stream.allocate(100);
+  }
+  buffer.data()[99] = std::byte{1};
+}
+
+}  // namespace
+}  // namespace longhaul::runtime

@@ -1,0 +1,221 @@
+#include "tests/support/attention_case.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace longhaul::testing {
+
+using attention::Mode;
+using attention::Slice;
+using runtime::BFloat16;
+using runtime::ConstTensorView;
+using runtime::DType;
+using runtime::Stream;
+using runtime::Tensor;
+using runtime::TensorView;
+
+void AttentionCase::fill(std::uint32_t seed, float magnitude) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-magnitude, magnitude);
+  const auto make = [&](std::int64_t size) {
+    std::vector<float> values(static_cast<std::size_t>(size));
+    for (float& x : values)
+      x = bf16 ? static_cast<float>(BFloat16(uniform(random))) : uniform(random);
+    return values;
+  };
+  scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  q = make(q_rows * heads * dim);
+  k = make(k_rows * kv_heads * dim);
+  v = make(k_rows * kv_heads * value_dim);
+  dout = make(q_rows * heads * value_dim);
+}
+
+bool AttentionResult::operator==(const AttentionResult& other) const {
+  const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+  };
+  return same(out, other.out) && same(lse, other.lse) && same(dq, other.dq) && same(dk, other.dk) &&
+         same(dv, other.dv);
+}
+
+namespace {
+
+/// A tensor [rows, heads, dim] whose memory is plain or, strided, [heads, rows, dim + 3]. Gaps hold
+/// NaN.
+class Held {
+ public:
+  Held(std::int64_t rows, std::int64_t heads, std::int64_t dim, DType dtype, bool strided,
+       const Stream& stream)
+      : rows_(rows), heads_(heads), dim_(dim), memory_({rows * heads * (dim + 3)}, dtype, stream) {
+    const std::int64_t gap = strided ? 3 : 0;
+    const std::int64_t row = strided ? dim + gap : heads * dim,
+                       head = strided ? rows * (dim + gap) : dim;
+    view_.assign(memory_.view().data(), dtype, stream.device(), 3, {rows, heads, dim},
+                 {row, head, 1});
+    // All bits set is a NaN in float32 and in bfloat16.
+    if (memory_.bytes() > 0)
+      std::memset(memory_.view().data(), 0xff, static_cast<std::size_t>(memory_.bytes()));
+  }
+  const TensorView& view() const { return view_; }
+  /// [rows, heads] of dim 1.
+  TensorView flat() const {
+    TensorView flat;
+    flat.assign(view_.data(), view_.dtype(), view_.device(), 2, {rows_, heads_},
+                {view_.stride(0), view_.stride(1)});
+    return flat;
+  }
+  void set(const std::vector<float>& values) {
+    visit([&](std::int64_t at, std::size_t i) {
+      if (view_.dtype() == DType::bfloat16) {
+        view_.as<BFloat16>()[at] = BFloat16(values[i]);
+      } else {
+        view_.as<float>()[at] = values[i];
+      }
+    });
+  }
+  std::vector<float> get() const {
+    std::vector<float> values(static_cast<std::size_t>(rows_ * heads_ * dim_));
+    visit([&](std::int64_t at, std::size_t i) { values[i] = view_.as<float>()[at]; });
+    return values;
+  }
+  std::vector<std::byte> bytes() const {
+    return {memory_.view().data(), memory_.view().data() + memory_.bytes()};
+  }
+
+ private:
+  template <class Visit>
+  void visit(const Visit& call) const {
+    std::size_t i = 0;
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      for (std::int64_t h = 0; h < heads_; ++h) {
+        for (std::int64_t d = 0; d < dim_; ++d)
+          call(r * view_.stride(0) + h * view_.stride(1) + d, i++);
+      }
+    }
+  }
+  std::int64_t rows_, heads_, dim_;
+  Tensor memory_;
+  TensorView view_;
+};
+
+}  // namespace
+
+AttentionResult run_kernel(const AttentionCase& c, const KernelOptions& options) {
+  const Stream stream = Stream::cpu("kernel", options.threads);
+  const DType dtype = c.bf16 ? DType::bfloat16 : DType::float32;
+  const auto held = [&](std::int64_t rows, std::int64_t heads, std::int64_t dim, DType type) {
+    return Held(rows, heads, dim, type, options.strided, stream);
+  };
+  Held q = held(c.q_rows, c.heads, c.dim, dtype), k = held(c.k_rows, c.kv_heads, c.dim, dtype);
+  Held v = held(c.k_rows, c.kv_heads, c.value_dim, dtype),
+       dout = held(c.q_rows, c.heads, c.value_dim, dtype);
+  q.set(c.q);
+  k.set(c.k);
+  v.set(c.v);
+  dout.set(c.dout);
+  const auto inputs = [&] { return std::vector{q.bytes(), k.bytes(), v.bytes(), dout.bytes()}; };
+  const auto before = inputs();
+  const Held out = held(c.q_rows, c.heads, c.value_dim, DType::float32),
+             lse = held(c.q_rows, c.heads, 1, DType::float32);
+  const Held delta = held(c.q_rows, c.heads, 1, DType::float32),
+             dq = held(c.q_rows, c.heads, c.dim, DType::float32);
+  const Held dk = held(c.k_rows, c.kv_heads, c.dim, DType::float32);
+  const Held dv = held(c.k_rows, c.kv_heads, c.value_dim, DType::float32);
+
+  struct Part {
+    std::int64_t begin, end;
+    std::vector<Slice> bands;
+  };
+  std::vector<Part> parts;
+  std::vector<std::int64_t> ends = options.key_cuts;
+  ends.push_back(c.k_rows);
+  std::int64_t begin = 0;
+  for (const std::int64_t end : ends) {
+    Part part{begin, end, {}};
+    for (const Slice& band : c.bands) {
+      Slice cut = attention::intersect(band, {0, c.q_rows, begin, end});
+      if (cut.q_begin == cut.q_end) continue;
+      cut.k_begin -= begin;
+      cut.k_end -= begin;
+      cut.lo -= begin;
+      cut.hi -= begin;
+      part.bands.push_back(cut);
+    }
+    parts.push_back(part);
+    begin = end;
+  }
+  for (const Part& part : parts) {
+    attention::block_forward(q.view(), k.view().slice(0, part.begin, part.end),
+                             v.view().slice(0, part.begin, part.end), part.bands, c.scale,
+                             out.view(), lse.flat(), part.begin == 0 ? Mode::write : Mode::add,
+                             stream);
+  }
+  attention::block_delta(out.view(), dout.view(), delta.flat(), stream);
+  for (const Part& part : parts) {
+    const auto keys = [&](const auto& view) { return view.slice(0, part.begin, part.end); };
+    const Mode mode = part.begin == 0 ? Mode::write : Mode::add;
+    attention::block_backward(
+        {q.view(), keys(k.view()), keys(v.view()), dout.view(), lse.flat(), delta.flat()},
+        part.bands, c.scale, dq.view(), mode, keys(dk.view()), keys(dv.view()), Mode::write,
+        stream);
+  }
+  stream.synchronize(runtime::deadline_in(options.seconds));
+  EXPECT_TRUE(inputs() == before) << "a kernel wrote into its inputs";
+  return {out.get(), lse.get(), dq.get(), dk.get(), dv.get()};
+}
+
+template <class T>
+attention::ReferenceResult<T> run_reference(const AttentionCase& c) {
+  const auto as = [](const std::vector<float>& x) { return std::vector<T>(x.begin(), x.end()); };
+  const std::vector<T> q = as(c.q), k = as(c.k), v = as(c.v), dout = as(c.dout);
+  attention::ReferenceInputs<T> inputs{c.q_rows, c.k_rows, c.heads, c.kv_heads, c.dim, c.value_dim};
+  inputs.q = q;
+  inputs.k = k;
+  inputs.v = v;
+  inputs.dout = dout;
+  inputs.scale = c.scale;
+  return attention::reference_attention<T>(inputs, c.bands);
+}
+template attention::ReferenceResult<double> run_reference(const AttentionCase&);
+template attention::ReferenceResult<float> run_reference(const AttentionCase&);
+
+double relative_error(const std::vector<float>& a, const std::vector<double>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    size += b[i] * b[i];
+  }
+  return std::sqrt(size > 0 ? difference / size : difference);
+}
+
+void expect_matches_reference(const AttentionCase& which, const AttentionResult& got) {
+  const auto exact = run_reference<double>(which);
+  const auto plain = run_reference<float>(which);
+  const auto check = [&](const char* what, const std::vector<float>& a,
+                         const std::vector<double>& b, const std::vector<float>& p) {
+    const double bound = std::max(3e-6, 2 * relative_error(p, b)), error = relative_error(a, b);
+    EXPECT_TRUE(error <= bound) << what << ": relative error " << error << ", bound " << bound;
+  };
+  check("out", got.out, exact.out, plain.out);
+  if (!exact.dq.empty() || !exact.dk.empty()) {
+    check("dq", got.dq, exact.dq, plain.dq);
+    check("dk", got.dk, exact.dk, plain.dk);
+    check("dv", got.dv, exact.dv, plain.dv);
+  }
+  ASSERT_EQ(got.lse.size(), exact.lse.size());
+  for (std::size_t i = 0; i < got.lse.size(); ++i) {
+    if (std::isinf(exact.lse[i])) {
+      ASSERT_EQ(got.lse[i], -std::numeric_limits<float>::infinity()) << "lse " << i;
+    } else {
+      ASSERT_NEAR(got.lse[i], exact.lse[i], 1e-5 * std::max(1.0, std::abs(exact.lse[i])))
+          << "lse " << i;
+    }
+  }
+}
+
+}  // namespace longhaul::testing

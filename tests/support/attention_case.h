@@ -1,0 +1,53 @@
+#pragma once
+// One attention problem: seeded inputs, the kernel's results, the references' results and their
+// distance.
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "attention/block.h"
+#include "attention/reference.h"
+#include "runtime/tensor.h"
+
+namespace longhaul::testing {
+
+struct AttentionCase {
+  std::int64_t q_rows = 0, k_rows = 0, heads = 1, kv_heads = 1, dim = 16, value_dim = 16;
+  std::vector<attention::Slice> bands{};
+  float scale = 1;
+  bool bf16 = false;
+  std::vector<float> q{}, k{}, v{}, dout{};  // rounded to bfloat16 when bf16
+
+  /// Uniform in +-magnitude; scale is 1/sqrt(dim).
+  void fill(std::uint32_t seed, float magnitude = 1);
+};
+
+struct AttentionResult {
+  std::vector<float> out{}, lse{}, dq{}, dk{}, dv{};
+  bool operator==(const AttentionResult& other) const;  // bit for bit
+};
+
+/// How the kernels are called.
+struct KernelOptions {
+  int threads = 1;
+  std::vector<std::int64_t> key_cuts{}; ///< key views end here (write, then add); empty for one call
+  bool strided = false;                ///< heads outermost, gaps between rows
+  double seconds = 60;
+};
+
+/// block_forward, block_delta, block_backward on the CPU into outputs that hold NaN before. Fails
+/// the test when an input changes.
+AttentionResult run_kernel(const AttentionCase& which, const KernelOptions& options = {});
+
+template <class T>
+attention::ReferenceResult<T> run_reference(const AttentionCase& which);
+
+/// ||a - b|| / ||b||, or ||a|| where b is all zero. NaN anywhere gives NaN.
+double relative_error(const std::vector<float>& a, const std::vector<double>& b);
+
+/// Out and gradients within max(3e-6, 2x the float reference's error); LSE within 1e-5 max(1,
+/// |lse|).
+void expect_matches_reference(const AttentionCase& which, const AttentionResult& got);
+
+}  // namespace longhaul::testing

@@ -1,0 +1,73 @@
+#pragma once
+// Enough of CUDA to run the kernels of attention/ on the host: tests compile the .cu files as C++
+// against this header in place of the toolkit's. A block's threads are fibers of one OS thread that
+// switch at barriers and shuffles, so shared memory is static memory; blocks run one after another.
+// A thread that reads what another one has yet to write is not found here; wrong indices, masks,
+// sums and barriers that not all threads reach are.
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "runtime/stream.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static thread_local
+#define __launch_bounds__(...)
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // unroll
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+extern thread_local dim3 threadIdx, blockIdx, gridDim, blockDim;
+
+void __syncthreads();
+void __syncwarp();
+float __shfl_sync(unsigned mask, float value, int lane);
+float __shfl_xor_sync(unsigned mask, float value, int lanes);
+
+inline float __uint_as_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }
+inline std::uint32_t __float_as_uint(float value) { return std::bit_cast<std::uint32_t>(value); }
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+
+using cudaError_t = int;
+using cudaStream_t = const longhaul::runtime::Stream*;
+constexpr cudaError_t cudaSuccess = 0;
+constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+namespace longhaul::test {
+/// Dynamic shared memory of the block that runs.
+float* emulated_shared_memory();
+/// Runs the kernel's body for every thread of the grid.
+void emulate(const cudaLaunchConfig_t& config, const std::function<void()>& thread_body);
+}  // namespace longhaul::test
+
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), int, int) {
+  return cudaSuccess;
+}
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
+  config->stream->enqueue([config = *config, kernel, ... arguments = arguments] {
+    longhaul::test::emulate(config, [&] { kernel(arguments...); });
+  });
+  return cudaSuccess;
+}

@@ -1,0 +1,141 @@
+#include <cuda_runtime.h>
+#include <ucontext.h>
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "runtime/error.h"
+
+thread_local dim3 threadIdx, blockIdx, gridDim, blockDim;
+
+namespace longhaul::test {
+namespace {
+
+constexpr std::size_t kStackBytes = 64 * 1024;
+constexpr std::size_t kSharedBytes = 227 * 1024;  // what a block of sm_90 can have
+constexpr unsigned kWarp = 32;
+
+/// Threads that wait for each other. A barrier opens when all that have not ended have come.
+struct Barrier {
+  unsigned members = 0, arrived = 0;
+  std::uint64_t generation = 0;
+};
+
+struct Fiber {
+  ucontext_t context{};
+  std::unique_ptr<std::byte[]> stack = std::make_unique<std::byte[]>(kStackBytes);
+  bool ended = false;
+};
+
+/// The block that runs on this OS thread.
+struct Block {
+  ucontext_t scheduler{};
+  std::vector<Fiber> fibers;
+  std::vector<Barrier> warps;
+  Barrier all;
+  std::vector<std::array<float, kWarp>> shuffled;
+  const std::function<void()>* body = nullptr;
+  unsigned current = 0;
+  std::uint64_t progress = 0;  // barriers passed and threads ended, to find a deadlock
+
+  void yield() { swapcontext(&fibers[current].context, &scheduler); }
+  void wait(Barrier& barrier) {
+    const std::uint64_t generation = barrier.generation;
+    ++barrier.arrived;
+    open_if_complete(barrier);
+    while (barrier.generation == generation) yield();
+  }
+  void open_if_complete(Barrier& barrier) {
+    if (barrier.members == 0 || barrier.arrived < barrier.members) return;
+    barrier.arrived = 0;
+    ++barrier.generation;
+    ++progress;
+  }
+  Barrier& warp() { return warps[current / kWarp]; }
+};
+thread_local Block* block = nullptr;
+alignas(16) thread_local std::byte shared_memory[kSharedBytes];
+
+void run_fiber() {
+  Block& self = *block;
+  (*self.body)();
+  self.fibers[self.current].ended = true;
+  ++self.progress;
+  for (Barrier* barrier : {&self.warp(), &self.all}) {
+    --barrier->members;
+    self.open_if_complete(*barrier);
+  }
+  self.yield();
+}
+
+void run_block(const cudaLaunchConfig_t& config, const std::function<void()>& body) {
+  Block self;
+  const unsigned threads = config.blockDim.x;
+  self.fibers.resize(threads);
+  self.warps.resize((threads + kWarp - 1) / kWarp);
+  self.shuffled.resize(self.warps.size());
+  self.all.members = threads;
+  for (unsigned t = 0; t < threads; ++t) ++self.warps[t / kWarp].members;
+  self.body = &body;
+  block = &self;
+  for (Fiber& fiber : self.fibers) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
+    makecontext(&fiber.context, run_fiber, 0);
+  }
+  for (unsigned ended = 0; ended < threads;) {
+    const std::uint64_t before = self.progress;
+    ended = 0;
+    for (unsigned t = 0; t < threads; ++t) {
+      self.current = t;
+      threadIdx = dim3(t, 0, 0);
+      if (!self.fibers[t].ended) swapcontext(&self.scheduler, &self.fibers[t].context);
+      ended += self.fibers[t].ended;
+    }
+    LONGHAUL_CHECK(ended == threads || self.progress != before, "threads of block ", blockIdx.x,
+                   ", ", blockIdx.y, " wait at a barrier that the others never reach");
+  }
+  block = nullptr;
+}
+
+}  // namespace
+
+float* emulated_shared_memory() { return reinterpret_cast<float*>(shared_memory); }
+
+void emulate(const cudaLaunchConfig_t& config, const std::function<void()>& thread_body) {
+  LONGHAUL_CHECK(config.dynamicSmemBytes <= kSharedBytes, "a block asks for ",
+                 config.dynamicSmemBytes, " bytes of shared memory; sm_90 has ", kSharedBytes);
+  gridDim = config.gridDim;
+  blockDim = config.blockDim;
+  for (unsigned y = 0; y < config.gridDim.y; ++y) {
+    for (unsigned x = 0; x < config.gridDim.x; ++x) {
+      blockIdx = dim3(x, y, 0);
+      std::fill_n(reinterpret_cast<float*>(shared_memory), kSharedBytes / sizeof(float), NAN);
+      run_block(config, thread_body);
+    }
+  }
+}
+
+}  // namespace longhaul::test
+
+void __syncthreads() {
+  using longhaul::test::block;
+  block->wait(block->all);
+}
+void __syncwarp() {
+  using longhaul::test::block;
+  block->wait(block->warp());
+}
+float __shfl_sync(unsigned, float value, int lane) {
+  using longhaul::test::block;
+  auto& values = block->shuffled[block->current / 32];
+  values[block->current % 32] = value;
+  block->wait(block->warp());
+  const float result = values[static_cast<unsigned>(lane) % 32];
+  block->wait(block->warp());
+  return result;
+}
+float __shfl_xor_sync(unsigned mask, float value, int lanes) {
+  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ lanes);
+}
