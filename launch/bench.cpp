@@ -1,6 +1,5 @@
 #include "launch/bench.h"
 
-#if __has_include("runtime/peak.h")
 #include <fmt/format.h>
 
 #include "runtime/peak.h"
@@ -16,4 +15,3 @@ int run_bench_peak(const BenchPeakOptions& options) {
 }
 
 }  // namespace longhaul::launch
-#endif

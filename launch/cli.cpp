@@ -7,28 +7,12 @@
 #include <string>
 #include <vector>
 
-#include "launch/report.h"
-// Verbs of other rooms register as soon as their headers are in the tree.
-#if __has_include("launch/train.h")
-#include "launch/train.h"
-#define LONGHAUL_HAS_TRAIN
-#endif
-#if __has_include("launch/tokenize.h")
-#include "launch/tokenize.h"
-#define LONGHAUL_HAS_TOKENIZE
-#endif
-#if __has_include("launch/inspect.h")
-#include "launch/inspect.h"
-#define LONGHAUL_HAS_INSPECT
-#endif
-#if __has_include("launch/attention.h")
 #include "launch/attention.h"
-#define LONGHAUL_HAS_ATTENTION
-#endif
-#if __has_include("runtime/peak.h")
 #include "launch/bench.h"
-#define LONGHAUL_HAS_BENCH
-#endif
+#include "launch/inspect.h"
+#include "launch/report.h"
+#include "launch/tokenize.h"
+#include "launch/train.h"
 #include "launch/validate.h"
 #include "runtime/build_info.h"
 #include "runtime/error.h"
@@ -54,7 +38,6 @@ void add_overrides(CLI::App* verb, std::vector<std::string>& overrides) {
       ->allow_extra_args(false);
 }
 
-#ifdef LONGHAUL_HAS_TRAIN
 void add_train(CLI::App& app, Action& action) {
   const auto options = std::make_shared<TrainOptions>();
   CLI::App* verb =
@@ -63,9 +46,7 @@ void add_train(CLI::App& app, Action& action) {
   verb->add_option("CONFIG", options->config_path, "TOML file")->required();
   add_overrides(verb, options->overrides);
 }
-#endif
 
-#ifdef LONGHAUL_HAS_TOKENIZE
 int run_tokenize(const TokenizeOptions& options) {
   std::cout << to_string(tokenize(options)) << "\n";
   return 0;
@@ -80,9 +61,7 @@ void add_tokenize(CLI::App& app, Action& action) {
   verb->add_option("--tokenizer", options->tokenizer, "\"bytes\", or a SentencePiece FILE.model")
       ->capture_default_str();
 }
-#endif
 
-#ifdef LONGHAUL_HAS_INSPECT
 int run_inspect(const InspectOptions& options) {
   std::cout << inspect(options) << "\n";
   return 0;
@@ -95,9 +74,7 @@ void add_inspect(CLI::App& app, Action& action) {
                options, run_inspect);
   verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint")->required();
 }
-#endif
 
-#ifdef LONGHAUL_HAS_ATTENTION
 void add_attention(CLI::App& app, Action& action) {
   const auto options = std::make_shared<AttentionOptions>();
   CLI::App* verb =
@@ -117,14 +94,13 @@ void add_attention(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--communicator", options->communicator, "mpi, loopback or nccl")
       ->capture_default_str();
-  verb->add_option("--ranks", options->ranks, "Ranks of a loopback run")
-      ->check(CLI::Range(1, 1 << 20))
+  verb->add_option("--ranks", options->ranks, "Ranks of a loopback run; under mpirun, what it must have started")
+      ->check(CLI::Range(1, 1 << 20));
+  verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
 }
-#endif
 
-#ifdef LONGHAUL_HAS_BENCH
 void add_bench(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Measure this machine")->require_subcommand(1);
   const auto options = std::make_shared<BenchPeakOptions>();
@@ -138,7 +114,6 @@ void add_bench(CLI::App& app, Action& action) {
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
 }
-#endif
 
 void add_validate(CLI::App& app, Action& action) {
   const auto options = std::make_shared<ValidateOptions>();
@@ -181,22 +156,12 @@ int run_command_line(int argc, const char* const* argv) {
   app.set_version_flag("--version", [] { return runtime::version_line(); });
   app.require_subcommand(0, 1);
   Action action;
-#ifdef LONGHAUL_HAS_TRAIN
   add_train(app, action);
-#endif
   add_validate(app, action);
-#ifdef LONGHAUL_HAS_TOKENIZE
   add_tokenize(app, action);
-#endif
-#ifdef LONGHAUL_HAS_INSPECT
   add_inspect(app, action);
-#endif
-#ifdef LONGHAUL_HAS_ATTENTION
   add_attention(app, action);
-#endif
-#ifdef LONGHAUL_HAS_BENCH
   add_bench(app, action);
-#endif
   add_report(app, action);
 
   try {

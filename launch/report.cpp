@@ -8,9 +8,9 @@
 #include <fstream>
 #include <map>
 
-#include "launch/corpus_facts.h"
 #include "launch/plot.h"
 #include "runtime/error.h"
+#include "runtime/io/corpus.h"
 
 namespace longhaul::launch {
 
@@ -148,7 +148,7 @@ int run_report(const ReportOptions& options) {
   std::optional<MetricsLog> baseline;
   if (!options.baseline_path.empty()) baseline = runtime::read_metrics(options.baseline_path);
   std::optional<double> entropy = run.unigram_entropy;
-  if (!options.corpus_path.empty()) entropy = corpus_unigram_entropy(options.corpus_path);
+  if (!options.corpus_path.empty()) entropy = runtime::Corpus::open(options.corpus_path).unigram_entropy();
   const MetricsLog* other = baseline ? &*baseline : nullptr;
   if (!options.plot_path.empty()) {
     std::ofstream file(options.plot_path, std::ios::binary | std::ios::trunc);

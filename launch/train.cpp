@@ -112,7 +112,7 @@ class Reporter {
     metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
     metrics.cursor = trainer.cursor();
     metrics.attention_area = result.area;
-    writer_.append(metrics);
+    writer_.write(metrics);
     seconds_ += result.seconds;
     ++steps_;
     const bool last = metrics.step == config_.training.steps;
@@ -197,16 +197,10 @@ int start_rank(const TrainConfig& config, Communicator& world, const Place& plac
                             {"build", runtime::build_digest()},
                             {"corpus", corpus.digest()}},
                            stream);
-  const std::int64_t vocabulary = corpus.info().vocabulary_size;
-  const std::int64_t vocab_size = config.model.vocab_size.value_or(vocabulary);
-  if (vocab_size < vocabulary) {
-    fail(ExitCode::config, "model.vocab_size = ", vocab_size, " is less than the corpus's vocabulary of ", vocabulary,
-         "; raise it, or leave it out to take the corpus's");
-  }
   const runtime::Sequences sequences(corpus, config.training.seq_len, static_cast<std::uint64_t>(config.debug.seed));
   TrainerInputs inputs;
   inputs.config = config;
-  inputs.vocab_size = vocab_size;
+  inputs.vocab_size = model_vocabulary(config, corpus.info());
   inputs.sequences = [&sequences](std::int64_t cursor) { return sequences.read(cursor); };
   inputs.corpus_digest = corpus.digest();
   inputs.threads = threads_of(config, place);

@@ -98,4 +98,7 @@ class Trainer {
 /// The model of a configuration, with the vocabulary filled in.
 models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_t vocab_size);
 
+/// model.vocab_size, or the corpus's. Throws Error(config) when the model's is too small for the corpus.
+std::int64_t model_vocabulary(const runtime::TrainConfig& config, const runtime::CorpusInfo& corpus);
+
 }  // namespace longhaul::launch

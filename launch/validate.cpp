@@ -4,9 +4,10 @@
 
 #include <cstdio>
 
-#include "launch/corpus_facts.h"
 #include "launch/legality.h"
+#include "launch/trainer.h"
 #include "runtime/error.h"
+#include "runtime/io/corpus.h"
 #include "runtime/metrics.h"
 
 namespace longhaul::launch {
@@ -37,15 +38,9 @@ std::string batch_text(const TrainConfig& config) {
       config.parallelism.data_parallel_replicate_degree, plan.accumulation_steps);
 }
 
-std::string parameters_text(const TrainConfig& config, const std::optional<CorpusFacts>& corpus) {
-  std::optional<std::int64_t> vocabulary = config.model.vocab_size;
-  if (!vocabulary && corpus) vocabulary = corpus->vocabulary_size;
-  if (vocabulary) {
-    return fmt::format("{} (vocabulary {})", grouped(parameter_count(config.model, *vocabulary)),
-                       grouped(*vocabulary));
-  }
-  return fmt::format("{} without embeddings; the corpus gives the vocabulary",
-                     grouped(parameter_count(config.model, 0)));
+std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) {
+  const models::LlamaConfig model = llama_config(config, vocabulary);
+  return fmt::format("{} (vocabulary {})", grouped(models::parameter_table(model).elements()), grouped(vocabulary));
 }
 
 std::string attention_text(const TrainConfig& config) {
@@ -55,25 +50,7 @@ std::string attention_text(const TrainConfig& config) {
       name(config.parallelism.context_parallel_wire_dtype), config.comm.backend);
 }
 
-void check_vocabulary(const TrainConfig& config, const CorpusFacts& corpus) {
-  if (config.model.vocab_size && *config.model.vocab_size < corpus.vocabulary_size) {
-    fail(ExitCode::config, "model.vocab_size = ", *config.model.vocab_size, ": the corpus ",
-         config.data.corpus, " needs at least ", corpus.vocabulary_size);
-  }
-}
-
 }  // namespace
-
-std::int64_t parameter_count(const runtime::ModelConfig& model, std::int64_t vocabulary_size) {
-  const std::int64_t hidden = model.hidden_size;
-  const std::int64_t query = model.num_attention_heads * model.head_dim;
-  const std::int64_t key_value = model.num_key_value_heads * model.head_dim;
-  const std::int64_t attention = hidden * (query + 2 * key_value) + query * hidden;
-  const std::int64_t mlp = 3 * hidden * model.intermediate_size;
-  const std::int64_t norms = 2 * hidden;
-  const std::int64_t embeddings = (model.tie_word_embeddings ? 1 : 2) * vocabulary_size * hidden;
-  return embeddings + model.num_hidden_layers * (attention + mlp + norms) + hidden;
-}
 
 int run_validate(const ValidateOptions& options) {
   if (options.keys) {
@@ -84,18 +61,16 @@ int run_validate(const ValidateOptions& options) {
   const TrainConfig config =
       runtime::load_config(options.config_path, options.overrides, options.ranks);
   require_legal(config);
-  const std::optional<CorpusFacts> corpus = corpus_facts(config.data.corpus);
-  if (corpus) check_vocabulary(config, *corpus);
+  const runtime::CorpusInfo corpus = runtime::Corpus::open(config.data.corpus).info();
+  const std::int64_t vocabulary = model_vocabulary(config, corpus);
 
   fmt::print("# {}: no problems\n", options.config_path);
   fmt::print("# grid        {}\n", grid_text(config));
   fmt::print("# batch       {}\n", batch_text(config));
-  fmt::print("# parameters  {}\n", parameters_text(config, corpus));
+  fmt::print("# parameters  {}\n", parameters_text(config, vocabulary));
   fmt::print("# attention   {}\n", attention_text(config));
-  if (corpus) {
-    fmt::print("# corpus      {} tokens in {} documents, vocabulary {}\n", grouped(corpus->tokens),
-               grouped(corpus->documents), grouped(corpus->vocabulary_size));
-  }
+  fmt::print("# corpus      {} tokens in {} documents, vocabulary {}\n", grouped(corpus.tokens),
+               grouped(corpus.documents), grouped(corpus.vocabulary_size));
   fmt::print("# digest      {:016x}\n\n{}", runtime::digest(config), runtime::to_toml(config));
   return 0;
 }

@@ -21,7 +21,5 @@ struct ValidateOptions {
 /// file. Throws Error(config) with every problem, Error(data) for a corpus that is none.
 int run_validate(const ValidateOptions& options);
 
-/// Number of trainable parameters of the model with this vocabulary.
-std::int64_t parameter_count(const runtime::ModelConfig& model, std::int64_t vocabulary_size);
 
 }  // namespace longhaul::launch

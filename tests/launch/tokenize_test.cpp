@@ -125,7 +125,8 @@ TEST(Tokenize, SentencePieceModels) {
   const std::string prefix = (folder / "m").string();
   const auto status = sentencepiece::SentencePieceTrainer::Train(
       "--input=" + (folder / "in/a.txt").string() + " --model_prefix=" + prefix +
-      " --vocab_size=400 --hard_vocab_limit=false --byte_fallback=true --minloglevel=2");
+      " --model_type=bpe --vocab_size=400 --hard_vocab_limit=false --byte_fallback=true "
+      "--minloglevel=2");
   ASSERT_TRUE(status.ok()) << status.ToString();
   const std::string model = prefix + ".model";
   const TokenizeSummary summary = tokenize({{folder / "in"}, folder / "c.h5", model});

@@ -6,7 +6,6 @@
 
 #include "launch/legality.h"
 #include "runtime/error.h"
-#if __has_include("runtime/io/corpus.h")
 #include "runtime/io/corpus.h"
 #endif
 #include "tests/support/process.h"
@@ -32,16 +31,12 @@ class ValidateTest : public testing::Test {
                         "\"\n[training]\nseq_len = 4096\ntokens_per_step = 16384\nsteps = 100\n");
   }
   std::string corpus() const {
-#if __has_include("runtime/io/corpus.h")
     runtime::CorpusWriter writer(folder_.file("corpus.h5"), 256, "bytes");
     const std::vector<std::int32_t> tokens = {1, 2, 3};
     writer.append(tokens);
     writer.end_document();
     writer.finish();
     return folder_.file("corpus.h5");
-#else
-    return folder_.write("corpus.h5", "");
-#endif
   }
   test::ProcessResult validate(std::vector<std::string> arguments) const {
     arguments.insert(arguments.begin(), {"validate", config_});
@@ -104,31 +99,18 @@ TEST_F(ValidateTest, KeysAreDocumentedFromTheSchema) {
   EXPECT_EQ(result.out, runtime::config_reference());
 }
 
-TEST(Legality, NcclNeedsCuda) {
+TEST(Legality, NcclDoesNotTrainYet) {
   runtime::TrainConfig config;
+  config.data.mask = "documents";
+  config.parallelism.context_parallel_scheme = "ring";
+  config.parallelism.context_parallel_layout = "zigzag";
   config.comm.backend = "nccl";
-  runtime::BuildInfo build;
-  EXPECT_EQ(illegal_reasons(config, build).size(), 2u);
-  build.cuda = true;
-  EXPECT_EQ(illegal_reasons(config, build).size(), 1u);
+  EXPECT_EQ(illegal_reasons(config).size(), 1u);
   config.comm.backend = "mpi";
-  EXPECT_TRUE(illegal_reasons(config, build).empty());
+  EXPECT_TRUE(illegal_reasons(config).empty());
   EXPECT_NO_THROW(require_legal(config));
-}
-
-TEST(ParameterCount, IsTheSumOfTheShapes) {
-  runtime::ModelConfig model;
-  model.hidden_size = 10;
-  model.intermediate_size = 7;
-  model.num_hidden_layers = 3;
-  model.num_attention_heads = 4;
-  model.num_key_value_heads = 2;
-  model.head_dim = 6;
-  // A layer: q 10x24, k and v 10x12, o 24x10, gate, up and down 10x7, two norms of 10.
-  const std::int64_t layer = 240 + 2 * 120 + 240 + 3 * 70 + 20;
-  EXPECT_EQ(parameter_count(model, 50), 2 * 500 + 3 * layer + 10);
-  model.tie_word_embeddings = true;
-  EXPECT_EQ(parameter_count(model, 50), 500 + 3 * layer + 10);
+  config.parallelism.context_parallel_scheme = "wring";
+  EXPECT_EQ(illegal_reasons(config).size(), 1u);
 }
 
 }  // namespace
