@@ -112,7 +112,7 @@ class Reporter {
     metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
     metrics.cursor = trainer.cursor();
     metrics.attention_area = result.area;
-    writer_.append(metrics);
+    writer_.write(metrics);
     seconds_ += result.seconds;
     ++steps_;
     const bool last = metrics.step == config_.training.steps;

@@ -6,7 +6,6 @@
 
 #include "launch/legality.h"
 #include "runtime/error.h"
-#ifdef LONGHAUL_HAS_CORPUS
 #include "runtime/io/corpus.h"
 #endif
 #include "tests/support/process.h"
@@ -32,16 +31,12 @@ class ValidateTest : public testing::Test {
                         "\"\n[training]\nseq_len = 4096\ntokens_per_step = 16384\nsteps = 100\n");
   }
   std::string corpus() const {
-#ifdef LONGHAUL_HAS_CORPUS
     runtime::CorpusWriter writer(folder_.file("corpus.h5"), 256, "bytes");
     const std::vector<std::int32_t> tokens = {1, 2, 3};
     writer.append(tokens);
     writer.end_document();
     writer.finish();
     return folder_.file("corpus.h5");
-#else
-    return folder_.write("corpus.h5", "");
-#endif
   }
   test::ProcessResult validate(std::vector<std::string> arguments) const {
     arguments.insert(arguments.begin(), {"validate", config_});
