@@ -6,9 +6,7 @@ include(CMakePackageConfigHelpers)
 set(rooms runtime attention parallel models launch)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/longhaul)
 
-if(TARGET longhaul)
-  install(TARGETS longhaul RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-endif()
+install(TARGETS longhaul RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 foreach(room IN LISTS rooms)
   install(TARGETS longhaul_${room} EXPORT longhaulTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
   # x_impl.h, x_cpu.h, x_cuda.h are shared by the sources of one room and may include what users need not have.

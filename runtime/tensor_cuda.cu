@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "runtime/cuda_check.h"
+#include "runtime/cuda_check_impl.h"
 #include "runtime/float_device.cuh"
 #include "runtime/tensor_impl.h"
 

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "runtime/error.h"
-#include "runtime/io/checkpoint_manifest.h"
+#include "runtime/io/checkpoint_manifest_impl.h"
 #include "runtime/tensor_impl.h"
 
 namespace longhaul::runtime {

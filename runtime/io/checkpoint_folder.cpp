@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/error.h"
-#include "runtime/io/checkpoint_manifest.h"
+#include "runtime/io/checkpoint_manifest_impl.h"
 
 namespace longhaul::runtime::checkpoint {
 namespace {

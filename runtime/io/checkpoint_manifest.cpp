@@ -1,4 +1,4 @@
-#include "runtime/io/checkpoint_manifest.h"
+#include "runtime/io/checkpoint_manifest_impl.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
