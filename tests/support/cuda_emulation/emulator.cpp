@@ -1,4 +1,5 @@
 #include <cuda_runtime.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <array>
@@ -22,8 +23,11 @@ struct Barrier {
   std::uint64_t generation = 0;
 };
 
+/// Entered once by swapcontext, which makes a system call; switched by jumps from then on.
 struct Fiber {
   ucontext_t context{};
+  jmp_buf place;
+  bool started = false;
   std::unique_ptr<std::byte[]> stack = std::make_unique<std::byte[]>(kStackBytes);
   bool ended = false;
 };
@@ -31,15 +35,27 @@ struct Fiber {
 /// The block that runs on this OS thread.
 struct Block {
   ucontext_t scheduler{};
+  jmp_buf scheduler_place;
   std::vector<Fiber> fibers;
   std::vector<Barrier> warps;
   Barrier all;
-  std::vector<std::array<float, kWarp>> shuffled;
+  std::vector<std::array<std::array<float, kWarp>, 2>>
+      shuffled;  // of a warp; in turn, so that one barrier is enough
   const std::function<void()>* body = nullptr;
   unsigned current = 0;
   std::uint64_t progress = 0;  // barriers passed and threads ended, to find a deadlock
 
-  void yield() { swapcontext(&fibers[current].context, &scheduler); }
+  void yield() {
+    if (_setjmp(fibers[current].place) == 0) _longjmp(scheduler_place, 1);
+  }
+  void resume(unsigned thread) {
+    current = thread;
+    Fiber& fiber = fibers[thread];
+    if (_setjmp(scheduler_place) != 0) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    swapcontext(&scheduler, &fiber.context);
+  }
   void wait(Barrier& barrier) {
     const std::uint64_t generation = barrier.generation;
     ++barrier.arrived;
@@ -88,9 +104,8 @@ void run_block(const cudaLaunchConfig_t& config, const std::function<void()>& bo
     const std::uint64_t before = self.progress;
     ended = 0;
     for (unsigned t = 0; t < threads; ++t) {
-      self.current = t;
       threadIdx = dim3(t, 0, 0);
-      if (!self.fibers[t].ended) swapcontext(&self.scheduler, &self.fibers[t].context);
+      if (!self.fibers[t].ended) self.resume(t);
       ended += self.fibers[t].ended;
     }
     LONGHAUL_CHECK(ended == threads || self.progress != before, "threads of block ", blockIdx.x,
@@ -129,12 +144,10 @@ void __syncwarp() {
 }
 float __shfl_sync(unsigned, float value, int lane) {
   using longhaul::test::block;
-  auto& values = block->shuffled[block->current / 32];
+  auto& values = block->shuffled[block->current / 32][block->warp().generation % 2];
   values[block->current % 32] = value;
   block->wait(block->warp());
-  const float result = values[static_cast<unsigned>(lane) % 32];
-  block->wait(block->warp());
-  return result;
+  return values[static_cast<unsigned>(lane) % 32];
 }
 float __shfl_xor_sync(unsigned mask, float value, int lanes) {
   return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ lanes);
