@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::size_t kStackBytes = 64 * 1024;
 constexpr std::size_t kSharedBytes = 227 * 1024;  // what a block of sm_90 can have
-constexpr unsigned kWarp = 32;
+constexpr unsigned kWarp = 32, kMaxThreads = 256;
 
 /// Threads that wait for each other. A barrier opens when all that have not ended have come.
 struct Barrier {
@@ -28,7 +28,6 @@ struct Fiber {
   ucontext_t context{};
   jmp_buf place;
   bool started = false;
-  std::unique_ptr<std::byte[]> stack = std::make_unique<std::byte[]>(kStackBytes);
   bool ended = false;
 };
 
@@ -95,9 +94,16 @@ void run_block(const cudaLaunchConfig_t& config, const std::function<void()>& bo
   for (unsigned t = 0; t < threads; ++t) ++self.warps[t / kWarp].members;
   self.body = &body;
   block = &self;
+  // Of all blocks in turn, and not initialised: clearing them would be most of the work.
+  static thread_local const auto stacks =
+      std::make_unique_for_overwrite<std::byte[]>(kMaxThreads * kStackBytes);
+  std::size_t stack = 0;
+  LONGHAUL_CHECK(threads <= kMaxThreads, "a block of ", threads, " threads; expected at most ",
+                 kMaxThreads);
   for (Fiber& fiber : self.fibers) {
     getcontext(&fiber.context);
-    fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
+    fiber.context.uc_stack = {stacks.get() + stack * kStackBytes, 0, kStackBytes};
+    ++stack;
     makecontext(&fiber.context, run_fiber, 0);
   }
   for (unsigned ended = 0; ended < threads;) {
@@ -126,7 +132,8 @@ void emulate(const cudaLaunchConfig_t& config, const std::function<void()>& thre
   for (unsigned y = 0; y < config.gridDim.y; ++y) {
     for (unsigned x = 0; x < config.gridDim.x; ++x) {
       blockIdx = dim3(x, y, 0);
-      std::fill_n(reinterpret_cast<float*>(shared_memory), kSharedBytes / sizeof(float), NAN);
+      std::fill_n(reinterpret_cast<float*>(shared_memory), config.dynamicSmemBytes / sizeof(float),
+                  NAN);
       run_block(config, thread_body);
     }
   }
