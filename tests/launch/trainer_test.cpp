@@ -1,5 +1,5 @@
-// Training gives the same losses however it is spread, goes on bit for bit from a checkpoint, and learns what
-// only attention across ranks can tell.
+// Training gives the same losses however it is spread, goes on bit for bit from a checkpoint, and
+// learns what only attention across ranks can tell.
 #include "launch/trainer.h"
 
 #include <gtest/gtest.h>
@@ -21,8 +21,8 @@ namespace {
 using runtime::Sequence;
 using runtime::TrainConfig;
 using test::random_sequence;
-using test::RunSteps;
 using test::run_training;
+using test::RunSteps;
 using test::small_training;
 
 constexpr std::int64_t kVocabulary = 31;
@@ -39,12 +39,14 @@ Sequence skewed(std::int64_t cursor) {
   return sequence;
 }
 
-void expect_equal_within(const std::vector<StepResult>& a, const std::vector<StepResult>& b, double tolerance) {
+void expect_equal_within(const std::vector<StepResult>& a, const std::vector<StepResult>& b,
+                         double tolerance) {
   ASSERT_EQ(a.size(), b.size());
   double loss = 0, norm = 0;
   for (std::size_t step = 0; step < a.size(); ++step) {
     loss = std::max(loss, std::abs(a[step].loss - b[step].loss) / std::abs(b[step].loss));
-    norm = std::max(norm, std::abs(a[step].grad_norm - b[step].grad_norm) / std::abs(b[step].grad_norm));
+    norm = std::max(norm,
+                    std::abs(a[step].grad_norm - b[step].grad_norm) / std::abs(b[step].grad_norm));
     EXPECT_EQ(a[step].labels, b[step].labels);
     EXPECT_EQ(a[step].area, b[step].area);
   }
@@ -84,11 +86,13 @@ TEST_P(SameLosses, OverContextRanksLayoutsAndGrids) {
   }
   // The batch is four sequences: what data ranks do not take at once is accumulated.
   for (const Grid grid : {Grid{2, 2}, Grid{4, 1}, Grid{2, 1}}) {
-    SCOPED_TRACE("data " + std::to_string(grid.data) + " x context " + std::to_string(grid.context));
+    SCOPED_TRACE("data " + std::to_string(grid.data) + " x context " +
+                 std::to_string(grid.context));
     expect_equal_within(run_training(on(grid), kVocabulary, source), single, 1e-5);
   }
   for (const Grid grid : {Grid{1, 1}, Grid{1, 3}, Grid{2, 2}}) {
-    SCOPED_TRACE("micro batches of 2, data " + std::to_string(grid.data) + " x context " + std::to_string(grid.context));
+    SCOPED_TRACE("micro batches of 2, data " + std::to_string(grid.data) + " x context " +
+                 std::to_string(grid.context));
     expect_equal_within(run_training(on(grid, "zigzag", 2), kVocabulary, source), single, 1e-5);
   }
 }
@@ -96,7 +100,8 @@ TEST_P(SameLosses, OverContextRanksLayoutsAndGrids) {
 TEST(Trainer, CausalMaskOverTheWholeSequence) {
   TrainConfig one = on({1, 1}), four = on({1, 4});
   one.data.mask = four.data.mask = "causal";
-  expect_equal_within(run_training(four, kVocabulary, documents), run_training(one, kVocabulary, documents), 1e-5);
+  expect_equal_within(run_training(four, kVocabulary, documents),
+                      run_training(one, kVocabulary, documents), 1e-5);
 }
 
 TEST(Trainer, RecomputationAndRerunsAreBitwiseEqual) {
@@ -113,7 +118,8 @@ TEST(Trainer, Bfloat16StaysCloseOverRanks) {
   TrainConfig one = on({1, 1}), four = on({1, 4});
   one.training.dtype = four.training.dtype = runtime::DType::bfloat16;
   // Each rank count rounds in other places; the bound is bfloat16's relative spacing, 2^-7.
-  expect_equal_within(run_training(four, kVocabulary, documents), run_training(one, kVocabulary, documents), 1.0 / 128);
+  expect_equal_within(run_training(four, kVocabulary, documents),
+                      run_training(one, kVocabulary, documents), 1.0 / 128);
 }
 
 TEST(Trainer, AStepWithoutAnyLabelIsRefused) {
@@ -122,10 +128,13 @@ TEST(Trainer, AStepWithoutAnyLabelIsRefused) {
     std::ranges::fill(sequence.labels, -1);
     return sequence;
   };
-  test::expect_error(runtime::ExitCode::data, "step 1", [&] { run_training(on({1, 2}), kVocabulary, none, {.steps = 1}); });
+  test::expect_error(runtime::ExitCode::data, "step 1", [&] {
+    run_training(on({1, 2}), kVocabulary, none, {.steps = 1});
+  });
 }
 
-// ---- stop and resume ------------------------------------------------------------------------------------
+// ---- stop and resume
+// ------------------------------------------------------------------------------------
 
 TEST(Resume, TenAndTenStepsAreTwentyBitForBit) {
   const test::TempFolder folder;
@@ -133,7 +142,8 @@ TEST(Resume, TenAndTenStepsAreTwentyBitForBit) {
   const TrainConfig config = on({2, 2});
   const auto straight = run_training(config, kVocabulary, documents);
   run_training(config, kVocabulary, documents, {.steps = 10, .save_to = checkpoints});
-  const auto rest = run_training(config, kVocabulary, documents, {.steps = 10, .load_from = checkpoints});
+  const auto rest =
+      run_training(config, kVocabulary, documents, {.steps = 10, .load_from = checkpoints});
   expect_equal_within(rest, {straight.begin() + 10, straight.end()}, 0);
 }
 
@@ -143,7 +153,8 @@ TEST(Resume, OnOtherGridsTheNextLossesAndSamplesAreTheSame) {
   const auto straight = run_training(on({1, 4}), kVocabulary, documents);
   run_training(on({1, 4}), kVocabulary, documents, {.steps = 10, .save_to = checkpoints});
   for (const Grid grid : {Grid{1, 1}, Grid{1, 2}, Grid{2, 1}, Grid{1, 8}, Grid{2, 4}}) {
-    SCOPED_TRACE("data " + std::to_string(grid.data) + " x context " + std::to_string(grid.context));
+    SCOPED_TRACE("data " + std::to_string(grid.data) + " x context " +
+                 std::to_string(grid.context));
     std::mutex mutex;
     std::set<std::int64_t> seen;
     const auto watched = [&](std::int64_t cursor) {
@@ -151,7 +162,8 @@ TEST(Resume, OnOtherGridsTheNextLossesAndSamplesAreTheSame) {
       seen.insert(cursor);
       return documents(cursor);
     };
-    const auto rest = run_training(on(grid), kVocabulary, watched, {.steps = 10, .load_from = checkpoints});
+    const auto rest =
+        run_training(on(grid), kVocabulary, watched, {.steps = 10, .load_from = checkpoints});
     expect_equal_within(rest, {straight.begin() + 10, straight.end()}, 1e-5);
     EXPECT_EQ(seen.size(), 40u);
     EXPECT_EQ(*seen.begin(), 40);
@@ -172,25 +184,31 @@ TEST(Resume, RefusesWhatWouldNotBeTheSameRun) {
   other = on({1, 2});
   other.training.seq_len = 96;
   other.training.tokens_per_step = 4 * 96;
-  test::expect_error(runtime::ExitCode::config, "training.seq_len", [&] { resume(other, kVocabulary); });
+  test::expect_error(runtime::ExitCode::config, "training.seq_len",
+                     [&] { resume(other, kVocabulary); });
   other = on({1, 2});
   other.model.intermediate_size = 48;
   test::expect_error(runtime::ExitCode::data, "gate_proj", [&] { resume(other, kVocabulary); });
-  test::expect_error(runtime::ExitCode::data, "embed_tokens", [&] { resume(on({1, 2}), kVocabulary + 1); });
+  test::expect_error(runtime::ExitCode::data, "embed_tokens", [&] {
+    resume(on({1, 2}), kVocabulary + 1);
+  });
 }
 
-// ---- it learns ------------------------------------------------------------------------------------------
+// ---- it learns
+// ------------------------------------------------------------------------------------------
 
-// Recall. The first three quarters hold one token for each of 8 keys, (key, value), among noise; the last quarter
-// asks for keys, and the label is the key's value. Under a contiguous layout over 4 ranks every answer lies in
-// another rank's shard.
+// Recall. The first three quarters hold one token for each of 8 keys, (key, value), among noise;
+// the last quarter asks for keys, and the label is the key's value. Under a contiguous layout over
+// 4 ranks every answer lies in another rank's shard.
 constexpr std::int64_t kKeys = 8, kValues = 8, kRecallLen = 64;
 constexpr std::int64_t kQuery = kKeys * kValues, kNoise = kQuery + kKeys, kAnswer = kNoise + 8;
 constexpr std::int64_t kRecallVocabulary = kAnswer + kValues;
 
 Sequence recall(std::int64_t cursor) {
   std::mt19937_64 random(static_cast<std::uint64_t>(cursor) + 99);
-  const auto draw = [&](std::int64_t n) { return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n)); };
+  const auto draw = [&](std::int64_t n) {
+    return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
+  };
   Sequence sequence;
   sequence.documents = {0, kRecallLen};
   sequence.labels.assign(kRecallLen, -1);
@@ -260,7 +278,8 @@ double recall_accuracy(const SequenceSource& source, std::int64_t steps) {
 TEST(Learning, RecallAcrossRanksAndChanceWithinTheOwnShard) {
   const double across = recall_accuracy(recall, 600);
   const double within = recall_accuracy(recall_in_shards, 600);
-  std::printf("recall accuracy: %.3f across ranks, %.3f within the own shard (chance %.3f)\n", across, within, 1.0 / kValues);
+  std::printf("recall accuracy: %.3f across ranks, %.3f within the own shard (chance %.3f)\n",
+              across, within, 1.0 / kValues);
   EXPECT_GE(across, 0.95);
   EXPECT_LE(within, 2.0 / kValues);
 }
