@@ -41,14 +41,17 @@ struct Replay {
 
 void verify_schedules(const Replay& replay) {
   const AttentionCase& in = replay.input;
-  const parallel::Shapes shapes{static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim, in.value_dim, replay.dtype};
+  const parallel::Shapes shapes{static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim,
+                                in.value_dim, replay.dtype};
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     parallel::SchemeInputs inputs{in.mask, replay.layout, shapes, direction};
     if (replay.wire_dtype != DType::float32) inputs.wire_dtype = replay.wire_dtype;
-    const parallel::Verdict verdict = parallel::verify(parallel::build_schedule(replay.scheme, inputs), in.mask);
+    const parallel::Verdict verdict =
+        parallel::verify(parallel::build_schedule(replay.scheme, inputs), in.mask);
     if (!verdict.ok()) {
-      fail(ExitCode::internal, "the ", parallel::name(direction), " schedule of ", replay.scheme.name,
-           " does not verify: ", parallel::name(verdict.fault), ": ", verdict.message);
+      fail(ExitCode::internal, "the ", parallel::name(direction), " schedule of ",
+           replay.scheme.name, " does not verify: ", parallel::name(verdict.fault), ": ",
+           verdict.message);
     }
   }
 }
@@ -56,10 +59,12 @@ void verify_schedules(const Replay& replay) {
 Replay make_replay(const AttentionOptions& options, int ranks) {
   const parallel::Scheme& scheme = parallel::scheme_from_name(options.scheme);
   const parallel::LayoutKind layout = parallel::layout_from_name(options.layout);
-  const DType dtype = runtime::dtype_from_name(options.dtype), wire = runtime::dtype_from_name(options.wire_dtype);
+  const DType dtype = runtime::dtype_from_name(options.dtype),
+              wire = runtime::dtype_from_name(options.wire_dtype);
   for (const DType given : {dtype, wire}) {
     if (given != DType::float32 && given != DType::bfloat16) {
-      fail(ExitCode::config, "dtype ", runtime::name(given), " is not supported by attention; expected float32 or bfloat16");
+      fail(ExitCode::config, "dtype ", runtime::name(given),
+           " is not supported by attention; expected float32 or bfloat16");
     }
   }
   AttentionCase input = read_attention_case(options.case_path, options.mask);
@@ -69,7 +74,8 @@ Replay make_replay(const AttentionOptions& options, int ranks) {
   for (int query = 0; query < ranks; ++query) {
     std::int64_t area = 0;
     for (int key = 0; key < ranks; ++key) {
-      area += attention::area(attention::cut(replay.input.mask, tokens.runs(query), tokens.runs(key)));
+      area +=
+          attention::area(attention::cut(replay.input.mask, tokens.runs(query), tokens.runs(key)));
     }
     replay.area.push_back(area);
   }
@@ -83,11 +89,13 @@ class RankTensors {
       : tokens_(replay.layout.tokens_of(rank)), compute_(compute), host_(Stream::cpu("host")) {}
 
   /// This rank's rows of a global [tokens, heads, width] array, in `dtype`.
-  Tensor upload(const std::vector<float>& global, std::int64_t heads, std::int64_t width, DType dtype) {
+  Tensor upload(const std::vector<float>& global, std::int64_t heads, std::int64_t width,
+                DType dtype) {
     Tensor rows({size(), heads, width}, DType::float32, host_);
     const auto row_elements = static_cast<std::size_t>(heads * width);
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
-      std::memcpy(rows.as<float>() + i * row_elements, global.data() + static_cast<std::size_t>(tokens_[i]) * row_elements,
+      std::memcpy(rows.as<float>() + i * row_elements,
+                  global.data() + static_cast<std::size_t>(tokens_[i]) * row_elements,
                   row_elements * sizeof(float));
     }
     Tensor rounded({size(), heads, width}, dtype, host_);
@@ -99,7 +107,9 @@ class RankTensors {
     compute_.synchronize(runtime::deadline_in(3600));
     return device;
   }
-  Tensor make(std::initializer_list<std::int64_t> sizes) { return Tensor(sizes, DType::float32, compute_); }
+  Tensor make(std::initializer_list<std::int64_t> sizes) {
+    return Tensor(sizes, DType::float32, compute_);
+  }
   /// The values on the host.
   std::vector<float> download(const Tensor& tensor) {
     Tensor on_host(tensor.view().sizes(), DType::float32, host_);
@@ -115,10 +125,12 @@ class RankTensors {
 };
 
 /// Rows of all ranks in global order on rank 0; empty elsewhere.
-std::vector<float> gather_rows(Communicator& world, const Replay& replay, const std::vector<float>& mine, std::int64_t row_elements,
+std::vector<float> gather_rows(Communicator& world, const Replay& replay,
+                               const std::vector<float>& mine, std::int64_t row_elements,
                                const Stream& stream) {
   std::vector<std::int64_t> counts;
-  for (int rank = 0; rank < world.size(); ++rank) counts.push_back(replay.layout.rows(rank) * row_elements);
+  for (int rank = 0; rank < world.size(); ++rank)
+    counts.push_back(replay.layout.rows(rank) * row_elements);
   Tensor own({static_cast<std::int64_t>(mine.size())}, DType::float32, stream);
   stream.synchronize(runtime::deadline_in(3600));
   std::ranges::copy(mine, own.as<float>());
@@ -126,7 +138,9 @@ std::vector<float> gather_rows(Communicator& world, const Replay& replay, const 
   std::vector<runtime::ReceiveMessage> receives;
   if (world.rank() == 0) {
     for (int rank = 0; rank < world.size(); ++rank) {
-      parts.emplace_back(std::initializer_list<std::int64_t>{counts[static_cast<std::size_t>(rank)]}, DType::float32, stream);
+      parts.emplace_back(
+          std::initializer_list<std::int64_t>{counts[static_cast<std::size_t>(rank)]},
+          DType::float32, stream);
       receives.push_back({rank, {parts.back()}});
     }
   }
@@ -146,10 +160,11 @@ std::vector<float> gather_rows(Communicator& world, const Replay& replay, const 
 }
 
 /// Runs one rank; the result is complete on rank 0.
-AttentionResult run_rank(const Replay& replay, Communicator& world, std::unique_ptr<Communicator> context, const Stream& compute) {
+AttentionResult run_rank(const Replay& replay, Communicator& world,
+                         std::unique_ptr<Communicator> context, const Stream& compute) {
   const AttentionCase& in = replay.input;
   const auto scale = static_cast<float>(in.scale);
-  const bool with_backward = !in.dout.empty() || (in.tokens() == 0 && in.value_dim > 0);
+  const bool with_backward = in.has_dout;
   RankTensors tensors(replay, world.rank(), compute);
   const std::int64_t n = tensors.size();
   const Tensor q = tensors.upload(in.q, in.heads, in.dim, replay.dtype);
@@ -164,7 +179,8 @@ AttentionResult run_rank(const Replay& replay, Communicator& world, std::unique_
     dk = tensors.make({n, in.kv_heads, in.dim});
     dv = tensors.make({n, in.kv_heads, in.value_dim});
   }
-  parallel::Attention attention({replay.scheme.name, replay.wire_dtype}, std::move(context), compute);
+  parallel::Attention attention({replay.scheme.name, replay.wire_dtype}, std::move(context),
+                                compute);
   attention.set_batch(in.mask, replay.layout);
 
   const Stream host = Stream::cpu("results");
@@ -193,8 +209,9 @@ AttentionResult run_rank(const Replay& replay, Communicator& world, std::unique_
     result.dk = collect(dk, in.kv_heads * in.dim);
     result.dv = collect(dv, in.kv_heads * in.value_dim);
   }
-  for (const auto& rank : runtime::gather_numbers(world, {static_cast<double>(attention.sent_bytes()), seconds}, host,
-                                                  runtime::deadline_in(3600))) {
+  for (const auto& rank :
+       runtime::gather_numbers(world, {static_cast<double>(attention.sent_bytes()), seconds}, host,
+                               runtime::deadline_in(3600))) {
     result.sent_bytes.push_back(static_cast<std::int64_t>(rank[0]));
     result.seconds = std::max(result.seconds, rank[1]);
   }
@@ -208,7 +225,8 @@ Stream compute_stream(const AttentionOptions& options, int local_rank, int local
     return Stream::cpu("compute", std::max(1, cores / local_size));
   }
   const int devices = runtime::cuda_device_count();
-  if (devices == 0) fail(ExitCode::launch, "--device cuda: no CUDA device can be used; use --device cpu");
+  if (devices == 0)
+    fail(ExitCode::launch, "--device cuda: no CUDA device can be used; use --device cpu");
   return Stream::cuda("compute", local_rank % devices);
 }
 
@@ -218,7 +236,8 @@ void check_options(const AttentionOptions& options) {
   }
   const std::string& communicator = options.communicator;
   if (communicator != "mpi" && communicator != "loopback" && communicator != "nccl") {
-    fail(ExitCode::config, "unknown communicator '", communicator, "'; expected mpi, loopback or nccl");
+    fail(ExitCode::config, "unknown communicator '", communicator,
+         "'; expected mpi, loopback or nccl");
   }
   if (communicator == "nccl" && options.device == "cpu") {
     fail(ExitCode::config, "nccl moves device memory; use --device cuda, or --communicator mpi");
@@ -228,23 +247,27 @@ void check_options(const AttentionOptions& options) {
 int run_loopback_ranks(const AttentionOptions& options) {
   const int ranks = std::max(1, options.ranks);
   const Replay replay = make_replay(options, ranks);
-  runtime::run_loopback(ranks, {.timeout_seconds = options.timeout_seconds, .recorders = {}},
-                        [&](std::unique_ptr<Communicator> world) {
-                          const Stream compute = compute_stream(options, world->rank(), world->size());
-                          auto context = world->split(0, world->rank(), "context");
-                          const AttentionResult result = run_rank(replay, *world, std::move(context), compute);
-                          if (world->rank() == 0) {
-                            write_attention_result(options.output_path, replay.input, result, options.scheme, options.layout);
-                          }
-                        });
+  runtime::run_loopback(
+      ranks, {.timeout_seconds = options.timeout_seconds, .recorders = {}},
+      [&](std::unique_ptr<Communicator> world) {
+        const Stream compute = compute_stream(options, world->rank(), world->size());
+        auto context = world->split(0, world->rank(), "context");
+        const AttentionResult result = run_rank(replay, *world, std::move(context), compute);
+        if (world->rank() == 0) {
+          write_attention_result(options.output_path, replay.input, result, options.scheme,
+                                 options.layout);
+        }
+      });
   return 0;
 }
 
 int run_process(const AttentionOptions& options) {
   runtime::MpiSession session({.timeout_seconds = options.timeout_seconds});
-  const runtime::MpiPlace place{session.rank(), session.size(), session.local_rank(), session.local_size()};
+  const runtime::MpiPlace place{session.rank(), session.size(), session.local_rank(),
+                                session.local_size()};
   runtime::check_launcher(runtime::process_environment(), place);
-  if (options.ranks != 0) runtime::check_grid_size(place, options.ranks, "--ranks " + std::to_string(options.ranks));
+  if (options.ranks != 0)
+    runtime::check_grid_size(place, options.ranks, "--ranks " + std::to_string(options.ranks));
   const Replay replay = make_replay(options, session.size());
   const std::unique_ptr<Communicator> world = session.world();
   {
@@ -260,7 +283,9 @@ int run_process(const AttentionOptions& options) {
       context = world->split(0, world->rank(), "context");
     }
     const AttentionResult result = run_rank(replay, *world, std::move(context), compute);
-    if (session.rank() == 0) write_attention_result(options.output_path, replay.input, result, options.scheme, options.layout);
+    if (session.rank() == 0)
+      write_attention_result(options.output_path, replay.input, result, options.scheme,
+                             options.layout);
   }
   session.close();
   return 0;

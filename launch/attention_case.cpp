@@ -13,15 +13,18 @@ namespace hdf5 = runtime::hdf5;
 using runtime::ExitCode;
 using runtime::fail;
 
-void require_sizes(const std::string& path, const hdf5::Dataset& dataset, const hdf5::Extents& expected) {
+void require_sizes(const std::string& path, const hdf5::Dataset& dataset,
+                   const hdf5::Extents& expected) {
   const hdf5::Extents& sizes = dataset.info().sizes;
   if (sizes == expected) return;
   const auto show = [](const hdf5::Extents& extents) {
     std::string text = "[";
-    for (const std::int64_t extent : extents) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
+    for (const std::int64_t extent : extents)
+      text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
     return text + "]";
   };
-  fail(ExitCode::data, path, ": dataset '", dataset.info().name, "' is ", show(sizes), "; expected ", show(expected));
+  fail(ExitCode::data, path, ": dataset '", dataset.info().name, "' is ", show(sizes),
+       "; expected ", show(expected));
 }
 
 attention::Mask slices_mask(const std::string& path, const hdf5::File& file, std::int64_t tokens) {
@@ -35,24 +38,28 @@ attention::Mask slices_mask(const std::string& path, const hdf5::File& file, std
       fail(ExitCode::data, path, ": dataset 'slices', row ", i / 5, ": type ", type,
            "; expected 0 full, 1 causal, 2 inverse causal or 3 both");
     }
-    if (!(0 <= rows[i] && rows[i] <= rows[i + 1] && rows[i + 1] <= tokens && 0 <= rows[i + 2] && rows[i + 2] <= rows[i + 3] &&
-          rows[i + 3] <= tokens)) {
-      fail(ExitCode::data, path, ": dataset 'slices', row ", i / 5, ": queries [", rows[i], ", ", rows[i + 1], ") and keys [",
-           rows[i + 2], ", ", rows[i + 3], ") do not lie in [0, ", tokens, ")");
+    if (!(0 <= rows[i] && rows[i] <= rows[i + 1] && rows[i + 1] <= tokens && 0 <= rows[i + 2] &&
+          rows[i + 2] <= rows[i + 3] && rows[i + 3] <= tokens)) {
+      fail(ExitCode::data, path, ": dataset 'slices', row ", i / 5, ": queries [", rows[i], ", ",
+           rows[i + 1], ") and keys [", rows[i + 2], ", ", rows[i + 3], ") do not lie in [0, ",
+           tokens, ")");
     }
-    slices.push_back(attention::slice_from_type(rows[i], rows[i + 1], rows[i + 2], rows[i + 3], static_cast<int>(type)));
+    slices.push_back(attention::slice_from_type(rows[i], rows[i + 1], rows[i + 2], rows[i + 3],
+                                                static_cast<int>(type)));
   }
   return attention::Mask::from_slices(tokens, std::move(slices));
 }
 
-attention::Mask read_mask(const std::string& path, const hdf5::File& file, const std::string& name, std::int64_t tokens) {
+attention::Mask read_mask(const std::string& path, const hdf5::File& file, const std::string& name,
+                          std::int64_t tokens) {
   if (name == "full") return attention::Mask::full(tokens);
   if (name == "causal") return attention::Mask::causal(tokens);
   try {
     if (name == "documents") {
       const auto offsets = file.dataset("documents", hdf5::Element::int64, 1).read<std::int64_t>();
       if (offsets.empty() || offsets.back() != tokens) {
-        fail(ExitCode::data, "dataset 'documents' ends at ", offsets.empty() ? 0 : offsets.back(), "; expected ", tokens);
+        fail(ExitCode::data, "dataset 'documents' ends at ", offsets.empty() ? 0 : offsets.back(),
+             "; expected ", tokens);
       }
       return attention::Mask::documents(offsets);
     }
@@ -80,7 +87,8 @@ AttentionCase read_attention_case(const std::string& path, const std::string& ma
   input.value_dim = v.info().sizes[3];
   require_sizes(path, k, {input.batch, input.seq_len, input.kv_heads, input.dim});
   require_sizes(path, v, {input.batch, input.seq_len, input.kv_heads, input.value_dim});
-  if (input.heads < 1 || input.kv_heads < 1 || input.heads % input.kv_heads != 0 || input.dim < 1 || input.value_dim < 1) {
+  if (input.heads < 1 || input.kv_heads < 1 || input.heads % input.kv_heads != 0 || input.dim < 1 ||
+      input.value_dim < 1) {
     fail(ExitCode::data, path, ": ", input.heads, " query heads over ", input.kv_heads,
          " key/value heads; expected at least one of each, and a multiple");
   }
@@ -91,19 +99,25 @@ AttentionCase read_attention_case(const std::string& path, const std::string& ma
     const hdf5::Dataset dout = read("dout");
     require_sizes(path, dout, {input.batch, input.seq_len, input.heads, input.value_dim});
     input.dout = dout.read<float>();
+    input.has_dout = true;
   }
-  input.scale = file.has_attribute("scale") ? file.float64_attribute("scale") : 1.0 / std::sqrt(static_cast<double>(input.dim));
-  if (!std::isfinite(input.scale)) fail(ExitCode::data, path, ": attribute 'scale' is ", input.scale, "; expected a finite number");
+  input.scale = file.has_attribute("scale") ? file.float64_attribute("scale")
+                                            : 1.0 / std::sqrt(static_cast<double>(input.dim));
+  if (!std::isfinite(input.scale))
+    fail(ExitCode::data, path, ": attribute 'scale' is ", input.scale,
+         "; expected a finite number");
   input.mask = read_mask(path, file, mask, input.seq_len).repeated(input.batch);
   return input;
 }
 
-void write_attention_result(const std::string& path, const AttentionCase& input, const AttentionResult& result,
-                            const std::string& scheme, const std::string& layout) {
+void write_attention_result(const std::string& path, const AttentionCase& input,
+                            const AttentionResult& result, const std::string& scheme,
+                            const std::string& layout) {
   std::error_code ignored;  // create() below reports what is in the way
   std::filesystem::remove(path, ignored);
   hdf5::File file = hdf5::File::create(path);
-  const auto write = [&](const char* name, const hdf5::Extents& sizes, const std::vector<float>& values) {
+  const auto write = [&](const char* name, const hdf5::Extents& sizes,
+                         const std::vector<float>& values) {
     file.write<float>(name, sizes, values);
   };
   const std::int64_t b = input.batch, s = input.seq_len, h = input.heads;
@@ -111,11 +125,12 @@ void write_attention_result(const std::string& path, const AttentionCase& input,
   std::vector<float> lse(result.lse.size());  // [B, S, H] -> [B, H, S]
   for (std::int64_t row = 0; row < b * s; ++row) {
     for (std::int64_t head = 0; head < h; ++head) {
-      lse[static_cast<std::size_t>(((row / s) * h + head) * s + row % s)] = result.lse[static_cast<std::size_t>(row * h + head)];
+      lse[static_cast<std::size_t>(((row / s) * h + head) * s + row % s)] =
+          result.lse[static_cast<std::size_t>(row * h + head)];
     }
   }
   write("lse", {b, h, s}, lse);
-  if (!input.dout.empty() || !result.dq.empty()) {
+  if (input.has_dout) {
     write("dq", {b, s, h, input.dim}, result.dq);
     write("dk", {b, s, input.kv_heads, input.dim}, result.dk);
     write("dv", {b, s, input.kv_heads, input.value_dim}, result.dv);

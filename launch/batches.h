@@ -1,6 +1,6 @@
 #pragma once
-// From global sequences to this rank's rows: the only place where training data meets the layout. Labels are
-// shifted, and positions and documents numbered, before anything is sharded.
+// From global sequences to this rank's rows: the only place where training data meets the layout.
+// Labels are shifted, and positions and documents numbered, before anything is sharded.
 
 #include <cstdint>
 #include <functional>

@@ -94,7 +94,8 @@ void add_attention(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--communicator", options->communicator, "mpi, loopback or nccl")
       ->capture_default_str();
-  verb->add_option("--ranks", options->ranks, "Ranks of a loopback run; under mpirun, what it must have started")
+  verb->add_option("--ranks", options->ranks,
+                   "Ranks of a loopback run; under mpirun, what it must have started")
       ->check(CLI::Range(1, 1 << 20));
   verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();

@@ -22,15 +22,19 @@ void collect(std::vector<std::string>& reasons, const char* key, const Parse& pa
 std::vector<std::string> illegal_reasons(const runtime::TrainConfig& config) {
   std::vector<std::string> reasons;
   const runtime::ParallelismConfig& p = config.parallelism;
-  collect(reasons, "parallelism.context_parallel_scheme", [&] { parallel::scheme_from_name(p.context_parallel_scheme); });
-  collect(reasons, "parallelism.context_parallel_layout", [&] { parallel::layout_from_name(p.context_parallel_layout); });
+  collect(reasons, "parallelism.context_parallel_scheme",
+          [&] { parallel::scheme_from_name(p.context_parallel_scheme); });
+  collect(reasons, "parallelism.context_parallel_layout",
+          [&] { parallel::layout_from_name(p.context_parallel_layout); });
   collect(reasons, "data.mask", [&] { mask_from_name(config.data.mask); });
   if (config.comm.backend == "nccl") {
     reasons.push_back(
-        "comm.backend = \"nccl\": training on CUDA devices does not exist yet, only its attention does "
+        "comm.backend = \"nccl\": training on CUDA devices does not exist yet, only its attention "
+        "does "
         "(longhaul attention --communicator nccl); use \"mpi\"");
   }
-  if (config.training.dtype != runtime::DType::float32 && config.training.dtype != runtime::DType::bfloat16) {
+  if (config.training.dtype != runtime::DType::float32 &&
+      config.training.dtype != runtime::DType::bfloat16) {
     reasons.push_back(std::string("training.dtype = \"") + runtime::name(config.training.dtype) +
                       "\": activations are float32 or bfloat16");
   }
@@ -39,7 +43,8 @@ std::vector<std::string> illegal_reasons(const runtime::TrainConfig& config) {
 
 void require_legal(const runtime::TrainConfig& config) {
   std::string text;
-  for (const std::string& reason : illegal_reasons(config)) text += (text.empty() ? "" : "\n") + reason;
+  for (const std::string& reason : illegal_reasons(config))
+    text += (text.empty() ? "" : "\n") + reason;
   if (!text.empty()) throw runtime::Error(runtime::ExitCode::config, text);
 }
 

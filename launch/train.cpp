@@ -49,11 +49,13 @@ double measure_peak_flops(Communicator& world, const Place& place, const runtime
   const int cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   const double own = place.local_rank == 0 ? runtime::measure_fma_flops(cores, 0.2) : 0.0;
   double total = 0;
-  for (const auto& rank : runtime::gather_numbers(world, {own}, stream, runtime::deadline_in(3600))) total += rank[0];
+  for (const auto& rank : runtime::gather_numbers(world, {own}, stream, runtime::deadline_in(3600)))
+    total += rank[0];
   return total;
 }
 
-runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus, const Trainer& trainer) {
+runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
+                              const Trainer& trainer) {
   runtime::RunHeader header;
   header.config = config;
   header.grid.data = config.parallelism.data_parallel_replicate_degree;
@@ -64,24 +66,29 @@ runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& 
   header.corpus_tokens = corpus.info().tokens;
   header.vocabulary_size = corpus.info().vocabulary_size;
   header.unigram_entropy = corpus.unigram_entropy();
-  header.flop_convention = "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) pair; "
-                           "masked pairs, recomputation and the embedding lookup count nothing";
+  header.flop_convention =
+      "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
+      "pair; "
+      "masked pairs, recomputation and the embedding lookup count nothing";
   return header;
 }
 
-void print_start(const runtime::RunHeader& header, const TrainConfig& config, std::int64_t resumed_step) {
+void print_start(const runtime::RunHeader& header, const TrainConfig& config,
+                 std::int64_t resumed_step) {
   std::printf("%s\n", runtime::version_line().c_str());
   std::printf("model    llama, %s parameters, %s\n", runtime::grouped(header.parameters).c_str(),
               runtime::name(config.training.dtype));
-  std::printf("corpus   %s, %s tokens, vocabulary %s, unigram entropy %.4f nats\n", config.data.corpus.c_str(),
-              runtime::grouped(header.corpus_tokens).c_str(), runtime::grouped(header.vocabulary_size).c_str(),
-              header.unigram_entropy.value_or(0));
-  std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n", header.grid.data,
-              header.grid.context, config.parallelism.context_parallel_scheme.c_str(),
+  std::printf("corpus   %s, %s tokens, vocabulary %s, unigram entropy %.4f nats\n",
+              config.data.corpus.c_str(), runtime::grouped(header.corpus_tokens).c_str(),
+              runtime::grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
+  std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
+              header.grid.data, header.grid.context,
+              config.parallelism.context_parallel_scheme.c_str(),
               config.parallelism.context_parallel_layout.c_str(), config.data.mask.c_str());
   std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank\n",
-              runtime::grouped(config.training.tokens_per_step).c_str(), runtime::grouped(config.training.seq_len).c_str(),
-              header.accumulation_steps, config.training.micro_batch_size);
+              runtime::grouped(config.training.tokens_per_step).c_str(),
+              runtime::grouped(config.training.seq_len).c_str(), header.accumulation_steps,
+              config.training.micro_batch_size);
   if (resumed_step > 0) std::printf("resumed  from the checkpoint of step %ld\n", resumed_step);
 }
 
@@ -106,7 +113,8 @@ class Reporter {
     metrics.labels = result.labels;
     metrics.seconds = result.seconds;
     metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
-    metrics.mfu = models::step_flops(trainer.model_config(), tokens, result.area) / result.seconds / peak_flops_;
+    metrics.mfu = models::step_flops(trainer.model_config(), tokens, result.area) / result.seconds /
+                  peak_flops_;
     metrics.memory_bytes = result.memory_bytes;
     metrics.comm_seconds = result.comm_seconds;
     metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
@@ -120,7 +128,8 @@ class Reporter {
     runtime::ConsoleContext context;
     context.steps = config_.training.steps;
     context.memory_total_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    context.seconds_left = seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
+    context.seconds_left =
+        seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
     std::printf("%s\n", runtime::console_line(metrics, context).c_str());
     std::fflush(stdout);
   }
@@ -133,7 +142,8 @@ class Reporter {
   std::int64_t steps_ = 0;
 };
 
-std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& world, const runtime::Stream& stream) {
+std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
+                    const runtime::Stream& stream) {
   using Kind = runtime::Resume::Kind;
   trainer.initialise();
   if (!config.checkpoint.enable || config.checkpoint.resume.kind == Kind::never) return 0;
@@ -148,7 +158,8 @@ std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& w
 
 /// The loop of one rank.
 int train_rank(const TrainConfig& config, Communicator& world, const Place& place, Trainer& trainer,
-               const runtime::Corpus& corpus, std::int64_t sequences_per_epoch, runtime::FlightRecorder* recorder) {
+               const runtime::Corpus& corpus, std::int64_t sequences_per_epoch,
+               runtime::FlightRecorder* recorder) {
   const runtime::Stream stream = runtime::Stream::cpu("host");
   const auto phase = [&](const char* name) {
     if (recorder != nullptr) recorder->set_phase(name);
@@ -188,8 +199,8 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
 }
 
 /// Everything a rank opens before its loop; checks that all ranks opened the same.
-int start_rank(const TrainConfig& config, Communicator& world, const Place& place, runtime::FlightRecorder* recorder,
-               std::unique_ptr<Trainer>& trainer) {
+int start_rank(const TrainConfig& config, Communicator& world, const Place& place,
+               runtime::FlightRecorder* recorder, std::unique_ptr<Trainer>& trainer) {
   const runtime::Stream stream = runtime::Stream::cpu("start");
   const runtime::Corpus corpus = runtime::Corpus::open(config.data.corpus);
   runtime::check_agreement(world,
@@ -197,7 +208,8 @@ int start_rank(const TrainConfig& config, Communicator& world, const Place& plac
                             {"build", runtime::build_digest()},
                             {"corpus", corpus.digest()}},
                            stream);
-  const runtime::Sequences sequences(corpus, config.training.seq_len, static_cast<std::uint64_t>(config.debug.seed));
+  const runtime::Sequences sequences(corpus, config.training.seq_len,
+                                     static_cast<std::uint64_t>(config.debug.seed));
   TrainerInputs inputs;
   inputs.config = config;
   inputs.vocab_size = model_vocabulary(config, corpus.info());
@@ -219,8 +231,9 @@ int train_loopback(const TrainConfig& config) {
                                       config.parallelism.data_parallel_replicate_degree);
   const int started = runtime::claimed_place(runtime::process_environment()).size;
   if (started > 1) {
-    fail(ExitCode::launch, "comm.backend = \"loopback\" runs all ", ranks, " ranks in one process, but the launcher started ",
-         started, "; start it without mpirun, or set comm.backend = \"mpi\"");
+    fail(ExitCode::launch, "comm.backend = \"loopback\" runs all ", ranks,
+         " ranks in one process, but the launcher started ", started,
+         "; start it without mpirun, or set comm.backend = \"mpi\"");
   }
   std::vector<std::unique_ptr<runtime::FlightRecorder>> recorders;
   runtime::LoopbackOptions options;
@@ -241,8 +254,9 @@ int train_loopback(const TrainConfig& config) {
 
 int train_mpi(TrainConfig config) {
   runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
-  runtime::check_launcher(runtime::process_environment(),
-                          {session.rank(), session.size(), session.local_rank(), session.local_size()});
+  runtime::check_launcher(
+      runtime::process_environment(),
+      {session.rank(), session.size(), session.local_rank(), session.local_size()});
   const runtime::GridShape grid = runtime::resolve_grid(config.parallelism, session.size());
   config.parallelism.context_parallel_degree = grid.context;
   auto recorder = std::make_unique<runtime::FlightRecorder>(flight_folder(config), session.rank());
@@ -256,9 +270,11 @@ int train_mpi(TrainConfig config) {
     session.close();
     return code;
   } catch (const Error& error) {
-    // The process ends now. Streams may be blocked on peers that are gone: nothing may wait for them.
+    // The process ends now. Streams may be blocked on peers that are gone: nothing may wait for
+    // them.
     std::string text = error.what();
-    if (error.code() == ExitCode::hang) text += "\n" + runtime::hang_report(flight_folder(config), session.size());
+    if (error.code() == ExitCode::hang)
+      text += "\n" + runtime::hang_report(flight_folder(config), session.size());
     static_cast<void>(trainer.release());
     static_cast<void>(world.release());
     static_cast<void>(recorder.release());
@@ -273,7 +289,8 @@ int run_train(const TrainOptions& options) {
   TrainConfig config = runtime::load_config(options.config_path, options.overrides);
   require_legal(config);
   if (config.comm.backend == "mpi") return train_mpi(std::move(config));
-  if (config.parallelism.context_parallel_degree == -1) config.parallelism.context_parallel_degree = 1;
+  if (config.parallelism.context_parallel_degree == -1)
+    config.parallelism.context_parallel_degree = 1;
   return train_loopback(config);
 }
 

@@ -11,8 +11,8 @@ struct TrainOptions {
   std::vector<std::string> overrides;  ///< "section.key=value"
 };
 
-/// Trains as one rank of what mpirun or srun started, or as all ranks with comm.backend = "loopback".
-/// Returns 0, or 75 after a signal asked it to stop. Throws Error for everything else.
+/// Trains as one rank of what mpirun or srun started, or as all ranks with comm.backend =
+/// "loopback". Returns 0, or 75 after a signal asked it to stop. Throws Error for everything else.
 int run_train(const TrainOptions& options);
 
 }  // namespace longhaul::launch

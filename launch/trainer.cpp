@@ -18,8 +18,8 @@ using runtime::Tensor;
 
 namespace {
 
-/// Waits of the host for its own streams: whatever they wait for has the communicators' deadline, so this one
-/// only has to be later than any of those.
+/// Waits of the host for its own streams: whatever they wait for has the communicators' deadline,
+/// so this one only has to be later than any of those.
 runtime::Deadline host_deadline() { return runtime::deadline_in(24 * 3600.0); }
 
 runtime::GridShape grid_shape(const runtime::TrainConfig& config) {
@@ -57,11 +57,13 @@ models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_
   return llama;
 }
 
-std::int64_t model_vocabulary(const runtime::TrainConfig& config, const runtime::CorpusInfo& corpus) {
+std::int64_t model_vocabulary(const runtime::TrainConfig& config,
+                              const runtime::CorpusInfo& corpus) {
   const std::int64_t vocab_size = config.model.vocab_size.value_or(corpus.vocabulary_size);
   if (vocab_size < corpus.vocabulary_size) {
-    fail(ExitCode::config, "model.vocab_size = ", vocab_size, " is less than the vocabulary of ", corpus.path.string(), ", ",
-         corpus.vocabulary_size, "; raise it, or leave it out to take the corpus's");
+    fail(ExitCode::config, "model.vocab_size = ", vocab_size, " is less than the vocabulary of ",
+         corpus.path.string(), ", ", corpus.vocabulary_size,
+         "; raise it, or leave it out to take the corpus's");
   }
   return vocab_size;
 }
@@ -85,18 +87,23 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   control_comm_ = grid_.split(world, {data, context}, "control");
   parallel::AttentionOptions attention{config.parallelism.context_parallel_scheme,
                                        config.parallelism.context_parallel_wire_dtype};
-  attention_ = std::make_unique<parallel::Attention>(attention, grid_.split(world, {context}, "context"), compute_);
+  attention_ = std::make_unique<parallel::Attention>(
+      attention, grid_.split(world, {context}, "context"), compute_);
 
   const models::LlamaConfig model = llama_config(config, inputs_.vocab_size);
-  store_ = std::make_unique<models::ParameterStore>(models::parameter_table(model), model.dtype, compute_);
+  store_ = std::make_unique<models::ParameterStore>(models::parameter_table(model), model.dtype,
+                                                    compute_);
   models::LlamaOptions options;
-  options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full : models::Recompute::none;
+  options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
+                                                                  : models::Recompute::none;
   model_ = std::make_unique<models::Llama>(model, options, *store_, *attention_, compute_);
   const runtime::OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
-      models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm}, *store_);
+      models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
+      *store_);
   const std::int64_t rows = layout_.rows(context_rank_);
-  for (Tensor* tensor : {&token_rows_, &label_rows_, &position_rows_}) *tensor = Tensor({rows}, DType::int32, compute_);
+  for (Tensor* tensor : {&token_rows_, &label_rows_, &position_rows_})
+    *tensor = Tensor({rows}, DType::int32, compute_);
 }
 
 Trainer::~Trainer() = default;
@@ -120,7 +127,8 @@ models::Batch Trainer::upload(const LocalBatch& batch) {
 /// Sums a finished range of gradients over data and context ranks while backward goes on.
 void Trainer::reduce(models::ElementRange range) {
   gradient_stream_.wait(compute_.record());
-  gradient_comm_->all_reduce(store_->gradients().slice(0, range.begin, range.end), gradient_stream_);
+  gradient_comm_->all_reduce(store_->gradients().slice(0, range.begin, range.end),
+                             gradient_stream_);
 }
 
 StepResult Trainer::step(bool stop) {
@@ -135,11 +143,13 @@ StepResult Trainer::step(bool stop) {
   const std::int64_t micro = config.training.micro_batch_size;
   const std::int64_t data_ranks = grid_.size(runtime::Axis::data);
   std::vector<LocalBatch> batches;
-  std::vector<double> counts(2, 0.0);  // labels, and the mask's area from one rank of each context group
+  std::vector<double> counts(
+      2, 0.0);  // labels, and the mask's area from one rank of each context group
   for (std::int64_t pass = 0; pass < plan_.accumulation_steps; ++pass) {
     std::vector<runtime::Sequence> sequences;
     for (std::int64_t b = 0; b < micro; ++b) {
-      sequences.push_back(inputs_.sequences(cursor_ + (pass * data_ranks + data_rank_) * micro + b));
+      sequences.push_back(
+          inputs_.sequences(cursor_ + (pass * data_ranks + data_rank_) * micro + b));
     }
     batches.push_back(make_local_batch(sequences, mask_, layout_, context_rank_));
     counts[0] += static_cast<double>(batches.back().local_labels);
@@ -159,14 +169,15 @@ StepResult Trainer::step(bool stop) {
     attention_->set_batch(batches[pass].mask, layout_);
     models::Pass options;
     options.loss_scale = 1.0 / labels;
-    if (pass + 1 == batches.size()) options.on_gradients = [this](models::ElementRange range) { reduce(range); };
+    if (pass + 1 == batches.size())
+      options.on_gradients = [this](models::ElementRange range) { reduce(range); };
     losses.push_back(model_->forward_backward(upload(batches[pass]), options));
   }
   compute_.wait(gradient_stream_.record());
 
   // Clip and update.
-  models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps, config.training.steps,
-                                        config.lr_scheduler.min_lr_factor};
+  models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps,
+                                        config.training.steps, config.lr_scheduler.min_lr_factor};
   const double lr = models::learning_rate(schedule, step_number);
   const Tensor norm = optimizer_->gradient_norm(compute_);
   optimizer_->step(lr, step_number, norm, compute_);
@@ -179,8 +190,9 @@ StepResult Trainer::step(bool stop) {
   for (const Tensor& loss : losses) loss_sum += *loss.as<double>();
   const auto memory = static_cast<double>(compute_.memory().peak_bytes);
   const double waited = compute_.waited_seconds() - waited_before;
-  for (const auto& rank : runtime::gather_numbers(
-           *control_comm_, {loss_sum, stop ? 1.0 : 0.0, memory, waited}, compute_, host_deadline())) {
+  for (const auto& rank :
+       runtime::gather_numbers(*control_comm_, {loss_sum, stop ? 1.0 : 0.0, memory, waited},
+                               compute_, host_deadline())) {
     result.loss += rank[0] / labels;
     result.stop_requested |= rank[1] > 0;
     result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
@@ -212,7 +224,8 @@ std::vector<runtime::TensorSlice> Trainer::owned_slices() const {
     if (begin == end) continue;
     std::vector<std::int64_t> start(sizes.size(), 0);
     start[0] = begin;
-    slices.push_back({tensor.name, {sizes.begin(), sizes.end()}, start, tensor.view.slice(0, begin, end)});
+    slices.push_back(
+        {tensor.name, {sizes.begin(), sizes.end()}, start, tensor.view.slice(0, begin, end)});
   }
   return slices;
 }
@@ -238,12 +251,15 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
 void Trainer::load(const runtime::Checkpoint& checkpoint) {
   const runtime::CheckpointMetadata& metadata = checkpoint.metadata();
   const auto refuse = [&](const std::string& what, const auto& has, const auto& wants) {
-    fail(ExitCode::config, checkpoint.path().string(), ": made with ", what, " ", has, ", this run has ", wants,
-         "; the order of the data would change. Use the same, another job.output_dir, or checkpoint.resume = \"never\"");
+    fail(ExitCode::config, checkpoint.path().string(), ": made with ", what, " ", has,
+         ", this run has ", wants,
+         "; the order of the data would change. Use the same, another job.output_dir, or "
+         "checkpoint.resume = \"never\"");
   };
   const auto seed = static_cast<std::uint64_t>(inputs_.config.debug.seed);
   if (metadata.seed != seed) refuse("debug.seed", metadata.seed, seed);
-  if (metadata.corpus_digest != inputs_.corpus_digest) refuse("corpus", metadata.corpus_digest, inputs_.corpus_digest);
+  if (metadata.corpus_digest != inputs_.corpus_digest)
+    refuse("corpus", metadata.corpus_digest, inputs_.corpus_digest);
   const auto seq_len = metadata.extra.find("seq_len");
   const std::string saved_seq_len = seq_len == metadata.extra.end() ? "unknown" : seq_len->second;
   if (saved_seq_len != std::to_string(inputs_.config.training.seq_len)) {
@@ -252,11 +268,12 @@ void Trainer::load(const runtime::Checkpoint& checkpoint) {
   compute_.synchronize(host_deadline());
   const std::vector<models::NamedTensor> tensors = store_->named_tensors();
   if (tensors.size() != checkpoint.tensors().size()) {
-    fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(), " tensors, the model of this run ",
-         tensors.size());
+    fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
+         " tensors, the model of this run ", tensors.size());
   }
   for (const models::NamedTensor& tensor : tensors) {
-    if (!checkpoint.has(tensor.name) || !std::ranges::equal(checkpoint.tensor(tensor.name).sizes, tensor.view.sizes())) {
+    if (!checkpoint.has(tensor.name) ||
+        !std::ranges::equal(checkpoint.tensor(tensor.name).sizes, tensor.view.sizes())) {
       fail(ExitCode::data, checkpoint.path().string(), ": tensor '", tensor.name,
            "' is missing or of another size than in the model of this run");
     }

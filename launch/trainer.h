@@ -26,7 +26,7 @@ struct TrainerInputs {
   std::int64_t vocab_size = 0;
   SequenceSource sequences;
   std::string corpus_digest;
-  int threads = 1;                             ///< OpenMP threads of this rank's compute
+  int threads = 1;                              ///< OpenMP threads of this rank's compute
   runtime::FlightRecorder* recorder = nullptr;  ///< may be null
 };
 
@@ -45,19 +45,21 @@ struct StepResult {
 
 class Trainer {
  public:
-  /// Collective over `world`, whose size is the grid's. Throws Error(config) for what cannot be trained.
+  /// Collective over `world`, whose size is the grid's. Throws Error(config) for what cannot be
+  /// trained.
   Trainer(TrainerInputs inputs, runtime::Communicator& world);
   ~Trainer();
 
   /// Draws the weights from the seed; nothing is read.
   void initialise();
-  /// Continues from a checkpoint of any grid. Collective. Throws Error(data) when it is of another model,
-  /// Error(config) when it is of another corpus, seed or sequence length.
+  /// Continues from a checkpoint of any grid. Collective. Throws Error(data) when it is of another
+  /// model, Error(config) when it is of another corpus, seed or sequence length.
   void load(const runtime::Checkpoint& checkpoint);
   /// Collective; returns when the checkpoint is committed.
   void save(const std::filesystem::path& folder, std::int64_t keep_latest_k);
 
-  /// One optimizer step over tokens_per_step tokens. Collective. `stop` is this rank's wish to stop after it.
+  /// One optimizer step over tokens_per_step tokens. Collective. `stop` is this rank's wish to stop
+  /// after it.
   StepResult step(bool stop = false);
 
   std::int64_t completed_steps() const { return completed_steps_; }
@@ -66,8 +68,8 @@ class Trainer {
   std::int64_t parameters() const { return store_->table().elements(); }
   const models::LlamaConfig& model_config() const { return model_->config(); }
 
-  /// Forward only over one micro-batch of given sequences; rows come in the layout's local order. Collective
-  /// over the context axis. Returned tensors are complete.
+  /// Forward only over one micro-batch of given sequences; rows come in the layout's local order.
+  /// Collective over the context axis. Returned tensors are complete.
   models::Evaluation evaluate(const std::vector<runtime::Sequence>& sequences);
   const parallel::Layout& layout() const { return layout_; }
   models::ParameterStore& store() { return *store_; }
@@ -98,7 +100,9 @@ class Trainer {
 /// The model of a configuration, with the vocabulary filled in.
 models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_t vocab_size);
 
-/// model.vocab_size, or the corpus's. Throws Error(config) when the model's is too small for the corpus.
-std::int64_t model_vocabulary(const runtime::TrainConfig& config, const runtime::CorpusInfo& corpus);
+/// model.vocab_size, or the corpus's. Throws Error(config) when the model's is too small for the
+/// corpus.
+std::int64_t model_vocabulary(const runtime::TrainConfig& config,
+                              const runtime::CorpusInfo& corpus);
 
 }  // namespace longhaul::launch

@@ -40,7 +40,8 @@ std::string batch_text(const TrainConfig& config) {
 
 std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) {
   const models::LlamaConfig model = llama_config(config, vocabulary);
-  return fmt::format("{} (vocabulary {})", grouped(models::parameter_table(model).elements()), grouped(vocabulary));
+  return fmt::format("{} (vocabulary {})", grouped(models::parameter_table(model).elements()),
+                     grouped(vocabulary));
 }
 
 std::string attention_text(const TrainConfig& config) {
@@ -70,7 +71,7 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# parameters  {}\n", parameters_text(config, vocabulary));
   fmt::print("# attention   {}\n", attention_text(config));
   fmt::print("# corpus      {} tokens in {} documents, vocabulary {}\n", grouped(corpus.tokens),
-               grouped(corpus.documents), grouped(corpus.vocabulary_size));
+             grouped(corpus.documents), grouped(corpus.vocabulary_size));
   fmt::print("# digest      {:016x}\n\n{}", runtime::digest(config), runtime::to_toml(config));
   return 0;
 }

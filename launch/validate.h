@@ -21,5 +21,4 @@ struct ValidateOptions {
 /// file. Throws Error(config) with every problem, Error(data) for a corpus that is none.
 int run_validate(const ValidateOptions& options);
 
-
 }  // namespace longhaul::launch

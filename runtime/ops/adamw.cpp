@@ -44,7 +44,7 @@ void adamw(const AdamWFactors& factors, ConstTensorView gradient, ConstTensorVie
                   w = value.as<float>(), m = first_moment.as<float>(),
                   v = second_moment.as<float>()] {
     const FloatFactors f = in_float(factors, *factor);
-#pragma omp parallel for
+#pragma omp parallel for if (n >= detail::kParallelElements)
     for (std::int64_t begin = 0; begin < n; begin += kChunk) {
       const std::int64_t end = std::min(n, begin + kChunk);
 #pragma omp simd

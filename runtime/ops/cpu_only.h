@@ -33,6 +33,10 @@ void with_activation(const char* op, DType dtype, const Body& body) {
   }
 }
 
+/// Work below this many elements stays on the stream's thread: waking a team would cost more. The
+/// bits are the same either way.
+constexpr std::int64_t kParallelElements = 32768;
+
 inline float to_float(float value) { return value; }
 inline float to_float(BFloat16 value) { return static_cast<float>(value); }
 

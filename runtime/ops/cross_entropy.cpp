@@ -86,7 +86,7 @@ void cross_entropy_backward(TensorView logits, ConstTensorView labels, double sc
   stream.enqueue([=, values = logits.as<float>(), label = labels.as<std::int32_t>(),
                   sum = loss_sum.as<double>()] {
     check_labels(label, rows, vocabulary);
-#pragma omp parallel for
+#pragma omp parallel for if (rows * vocabulary >= detail::kParallelElements)
     for (std::int64_t row = 0; row < rows; ++row) {
       row_losses[row] = backward_row(values + row * vocabulary, label[row], scale, vocabulary);
     }
@@ -108,7 +108,7 @@ void cross_entropy(ConstTensorView logits, ConstTensorView labels, TensorView lo
                   sum = loss_sum.as<double>(), loss_out = row_loss.as<float>(),
                   correct = row_correct.as<std::uint8_t>()] {
     check_labels(label, rows, vocabulary);
-#pragma omp parallel for
+#pragma omp parallel for if (rows * vocabulary >= detail::kParallelElements)
     for (std::int64_t row = 0; row < rows; ++row) {
       const float* line = values + row * vocabulary;
       const bool real = label[row] >= 0;

@@ -13,7 +13,7 @@ constexpr std::int64_t kChunk = 16384;
 
 template <class Body>
 void over_chunks(std::int64_t n, const Body& body) {
-#pragma omp parallel for
+#pragma omp parallel for if (n >= detail::kParallelElements)
   for (std::int64_t begin = 0; begin < n; begin += kChunk) body(begin, std::min(n, begin + kChunk));
 }
 

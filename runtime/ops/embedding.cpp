@@ -41,7 +41,7 @@ void embedding(ConstTensorView table, ConstTensorView tokens, TensorView out,
     detail::with_activation("embedding", out.dtype(), [&]<class To>() {
       stream.enqueue([=, from = table.as<From>(), to = out.as<To>()] {
         check_tokens(ids, rows, vocabulary);
-#pragma omp parallel for
+#pragma omp parallel for if (rows * h >= detail::kParallelElements)
         for (std::int64_t row = 0; row < rows; ++row) {
           const From* source = from + ids[row] * h;
           To* target = to + row * h;
@@ -63,7 +63,7 @@ void embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView
   detail::with_activation("embedding_backward", dout.dtype(), [&]<class T>() {
     stream.enqueue([=, from = dout.as<T>()] {
       check_tokens(ids, rows, vocabulary);
-#pragma omp parallel for
+#pragma omp parallel for if (rows * h >= detail::kParallelElements)
       for (std::int64_t begin = 0; begin < h; begin += kColumns) {
         const std::int64_t end = std::min(h, begin + kColumns);
         for (std::int64_t row = 0; row < rows; ++row) {

@@ -18,7 +18,8 @@ namespace {
 
 constexpr std::int64_t kTileRows = 128;
 constexpr std::int64_t kTileCols = 256;
-constexpr std::int64_t kPanelDepth = 512;  // of widened bfloat16 operands
+constexpr std::int64_t kPanelDepth = 512;                   // of widened bfloat16 operands
+constexpr std::int64_t kParallelMultiplications = 1 << 20;  // fewer do not pay for waking a team
 
 /// A 2-d operand as oneDNN's gemm takes it.
 struct Operand {
@@ -128,14 +129,21 @@ dnnl_status_t compute_tile(const Product& product, std::int64_t row, std::int64_
 void multiply(const Product& product, float* scratch, std::int64_t scratch_step) {
   const std::int64_t row_tiles = (product.c.size(0) + kTileRows - 1) / kTileRows;
   const std::int64_t col_tiles = (product.c.size(1) + kTileCols - 1) / kTileCols;
+  const std::int64_t multiplications = product.c.elements() * product.a.view.size(1);
+  const bool parallel = row_tiles * col_tiles > 1 && multiplications >= kParallelMultiplications;
   std::atomic<dnnl_status_t> status = dnnl_success;
-  // Inside a parallel region oneDNN runs each call on the calling thread.
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t tile = 0; tile < row_tiles * col_tiles; ++tile) {
+#pragma omp parallel if (parallel)
+  {
+    // Each gemm runs on its calling thread: oneDNN would otherwise cut k by the number of threads.
+    // The setting is this region's own.
+    omp_set_num_threads(1);
     float* mine = scratch + omp_get_thread_num() * scratch_step;
-    const dnnl_status_t result =
-        compute_tile(product, tile / col_tiles * kTileRows, tile % col_tiles * kTileCols, mine);
-    if (result != dnnl_success) status = result;
+#pragma omp for schedule(dynamic)
+    for (std::int64_t tile = 0; tile < row_tiles * col_tiles; ++tile) {
+      const dnnl_status_t result =
+          compute_tile(product, tile / col_tiles * kTileRows, tile % col_tiles * kTileCols, mine);
+      if (result != dnnl_success) status = result;
+    }
   }
   const dnnl_status_t result = status;
   LONGHAUL_CHECK(result == dnnl_success, "oneDNN gemm failed with status ",

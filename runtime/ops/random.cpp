@@ -41,7 +41,7 @@ template <class T, class Draw>
 void fill_blocks(T* values, std::int64_t n, std::int64_t first, double offset, double factor,
                  const Draw& draw) {
   const std::int64_t first_block = first / 4, last_block = (first + n + 3) / 4;
-#pragma omp parallel for
+#pragma omp parallel for if (n >= detail::kParallelElements)
   for (std::int64_t block = first_block; block < last_block; ++block) {
     const std::array<double, 4> drawn = draw(static_cast<std::uint64_t>(block));
     for (std::int64_t lane = 0; lane < 4; ++lane) {

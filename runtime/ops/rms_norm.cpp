@@ -90,7 +90,7 @@ void rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView 
     float* inverse = inv_rms.as<float>();
     const std::int64_t rows = x.size(0), h = x.size(1);
     stream.enqueue([=] {
-#pragma omp parallel for
+#pragma omp parallel for if (rows * h >= detail::kParallelElements)
       for (std::int64_t row = 0; row < rows; ++row) {
         inverse[row] = inverse_rms(in + row * h, h, eps);
         apply_row(in + row * h, scale, inverse[row], out + row * h, h);
@@ -110,7 +110,7 @@ void rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView i
     T* out = y.as<T>();
     const std::int64_t rows = x.size(0), h = x.size(1);
     stream.enqueue([=] {
-#pragma omp parallel for
+#pragma omp parallel for if (rows * h >= detail::kParallelElements)
       for (std::int64_t row = 0; row < rows; ++row) {
         apply_row(in + row * h, scale, inverse[row], out + row * h, h);
       }
@@ -133,12 +133,12 @@ void rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write
     float* dweight_out = dweight.as<float>();
     const std::int64_t rows = inputs.x.size(0), h = inputs.x.size(1);
     stream.enqueue([=] {
-#pragma omp parallel for
+#pragma omp parallel for if (rows * h >= detail::kParallelElements)
       for (std::int64_t row = 0; row < rows; ++row) {
         const std::int64_t at = row * h;
         backward_row(x + at, weight, inv_rms[row], dy + at, dx_out + at, write_dx, h);
       }
-#pragma omp parallel for
+#pragma omp parallel for if (rows * h >= detail::kParallelElements)
       for (std::int64_t begin = 0; begin < h; begin += kColumns) {
         backward_columns(x, inv_rms, dy, dweight_out, begin, std::min(h, begin + kColumns), rows,
                          h);

@@ -17,7 +17,7 @@ void fill_tables(const Position* positions, double theta, float* cosines, float*
   for (std::int64_t i = 0; i < half; ++i) {
     frequencies.push_back(std::pow(theta, -static_cast<double>(i) / static_cast<double>(half)));
   }
-#pragma omp parallel for
+#pragma omp parallel for if (rows * half >= detail::kParallelElements)
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t i = 0; i < half; ++i) {
       const double angle =
@@ -76,7 +76,7 @@ void rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation
     const float* c = cosines.as<float>();
     const float* s = sines.as<float>();
     stream.enqueue([=] {
-#pragma omp parallel for
+#pragma omp parallel for if (rows * heads * dim >= detail::kParallelElements)
       for (std::int64_t row = 0; row < rows; ++row) {
         for (std::int64_t head = 0; head < heads; ++head) {
           rotate(values + (row * heads + head) * dim, c + row * (dim / 2), s + row * (dim / 2),

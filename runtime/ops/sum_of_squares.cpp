@@ -18,7 +18,7 @@ void sum_of_squares(ConstTensorView values, TensorView result, const Stream& str
   const Buffer scratch = stream.allocate(chunks * static_cast<std::int64_t>(sizeof(double)));
   auto* partial = reinterpret_cast<double*>(scratch.data());
   stream.enqueue([=, x = values.as<float>(), out = result.as<double>()] {
-#pragma omp parallel for
+#pragma omp parallel for if (n >= detail::kParallelElements)
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
       const std::int64_t end = std::min(n, (chunk + 1) * kChunk);
       double sum = 0;

@@ -34,7 +34,7 @@ void swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream
     T* out = y.as<T>();
     const std::int64_t n = gate.elements();
     stream.enqueue([=] {
-#pragma omp parallel for
+#pragma omp parallel for if (n >= detail::kParallelElements)
       for (std::int64_t begin = 0; begin < n; begin += kChunk) {
         const std::int64_t end = std::min(n, begin + kChunk);
 #pragma omp simd
@@ -59,7 +59,7 @@ void swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView d
     T* du = dup.as<T>();
     const std::int64_t n = gate.elements();
     stream.enqueue([=] {
-#pragma omp parallel for
+#pragma omp parallel for if (n >= detail::kParallelElements)
       for (std::int64_t begin = 0; begin < n; begin += kChunk) {
         const std::int64_t end = std::min(n, begin + kChunk);
 #pragma omp simd

@@ -248,6 +248,18 @@ TEST(Block, OneDocumentNeverTouchesAnother) {
   }
 }
 
+TEST(Block, OneBadTensorOfADocumentNeverTouchesAnother) {
+  TwoDocuments clean(120, 50);
+  const AttentionResult expected = clean.second(run_kernel(clean.c));
+  for (auto tensor :
+       {&AttentionCase::q, &AttentionCase::k, &AttentionCase::v, &AttentionCase::dout}) {
+    TwoDocuments changed(120, 50);
+    auto& values = changed.c.*tensor;
+    std::fill_n(values.begin(), values.size() / 120 * 50, std::numeric_limits<float>::quiet_NaN());
+    EXPECT_EQ(changed.second(run_kernel(changed.c)), expected);
+  }
+}
+
 TEST(Block, NaNThatIsSeenShows) {
   auto c = make(40, 40, 1, 1, 8, 8, causal(40, 40));
   c.q[10 * 8] = c.v[20 * 8] = std::numeric_limits<float>::quiet_NaN();

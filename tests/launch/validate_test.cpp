@@ -7,7 +7,6 @@
 #include "launch/legality.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
-#endif
 #include "tests/support/process.h"
 
 namespace longhaul::launch {

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <mutex>
 
-#include "tests/support/model_rig.h"
 #include "tests/support/host_tensors.h"
+#include "tests/support/model_rig.h"
 
 namespace longhaul::models {
 namespace {
@@ -238,24 +238,40 @@ TEST(Llama, RanksGiveTheSameLossAndGradients) {
 }
 
 TEST(Llama, DocumentsDoNotSeeEachOther) {
+  // Document B lies in rows [20, 64), across every rank; the documents before it are replaced.
   const LlamaConfig config = small_config();
-  OracleBatch batch = document_batch(config, {10, 12}, 17);
-  std::vector<std::byte> logits[2], gradient[2];
-  for (const std::size_t run : {0u, 1u}) {
-    if (run == 1) {
-      for (std::size_t row = 0; row < 10; ++row)
-        batch.tokens[row] = (batch.tokens[row] + 5) % config.vocab_size;
-    }
-    with_rigs(1, config, {}, [&](Rig& rig) {
-      const Batch mine = rig.use(batch, parallel::LayoutKind::contiguous);
-      logits[run] = read_bytes(rig.model.logits(mine, 10, 22), rig.stream);
-      const Tensor dembedding({22, config.hidden_size}, DType::float32, rig.stream);
-      const Tensor loss = rig.model.forward_backward(mine, {0.1, {}, dembedding});
-      gradient[run] = read_bytes(dembedding.view().slice(0, 10, 22), rig.stream);
-    });
+  const OracleBatch batch = document_batch(config, {19, 1, 44}, 17);
+  OracleBatch replaced = batch;
+  for (std::size_t row = 0; row < 20; ++row) {
+    replaced.tokens[row] = (batch.tokens[row] + 5) % config.vocab_size;
+    if (replaced.labels[row] >= 0) replaced.labels[row] = (batch.labels[row] + 5) % config.vocab_size;
   }
-  EXPECT_EQ(logits[0], logits[1]);
-  EXPECT_EQ(gradient[0], gradient[1]);
+  for (const int ranks : {1, 3, 4}) {
+    for (const auto kind : {parallel::LayoutKind::contiguous, parallel::LayoutKind::zigzag, parallel::LayoutKind::striped}) {
+      SCOPED_TRACE(runtime::concat("P=", ranks, " ", parallel::name(kind)));
+      // Per global row of B: its logits, and the gradient at its embedding's output.
+      const auto run = [&](const OracleBatch& which) {
+        std::vector<std::vector<std::byte>> rows(2 * 64);
+        with_rigs(ranks, config, {}, [&](Rig& rig) {
+          const Batch mine = rig.use(which, kind);
+          const parallel::Layout layout(kind, 64, 1, ranks);
+          const std::int64_t n = layout.rows(rig.rank);
+          const Tensor logits = rig.model.logits(mine, 0, n);
+          const Tensor dembedding({n, config.hidden_size}, DType::float32, rig.stream);
+          const Tensor loss = rig.model.forward_backward(mine, {0.1, {}, dembedding});
+          const auto tokens = layout.tokens_of(rig.rank);
+          for (std::int64_t i = 0; i < n; ++i) {
+            const auto token = static_cast<std::size_t>(tokens[static_cast<std::size_t>(i)]);
+            if (token < 20) continue;
+            rows[token] = read_bytes(logits.view().slice(0, i, i + 1), rig.stream);
+            rows[64 + token] = read_bytes(dembedding.view().slice(0, i, i + 1), rig.stream);
+          }
+        });
+        return rows;
+      };
+      EXPECT_TRUE(run(batch) == run(replaced));
+    }
+  }
 }
 
 }  // namespace

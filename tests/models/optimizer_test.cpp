@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "tests/support/model_rig.h"
 #include "tests/support/host_tensors.h"
+#include "tests/support/model_rig.h"
 
 namespace longhaul::models {
 namespace {

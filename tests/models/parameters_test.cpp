@@ -6,8 +6,8 @@
 #include <set>
 
 #include "models/flops.h"
-#include "tests/support/model_rig.h"
 #include "tests/support/host_tensors.h"
+#include "tests/support/model_rig.h"
 
 namespace longhaul::models {
 namespace {

@@ -1,5 +1,6 @@
-// The ring, executed: every rank count, layout, mask and head group against the fp64 reference, its bytes
-// against the count, and its promises: inputs untouched, reruns bitwise equal, communication hidden.
+// The ring, executed: every rank count, layout, mask and head group against the fp64 reference, its
+// bytes against the count, and its promises: inputs untouched, reruns bitwise equal, communication
+// hidden.
 #include <gtest/gtest.h>
 
 #include <thread>
@@ -20,22 +21,29 @@ using testing::SpreadOptions;
 
 constexpr LayoutKind kLayouts[] = {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped};
 
-AttentionCase make(const Mask& mask, std::int64_t heads, std::int64_t kv_heads, std::int64_t dim, std::uint32_t seed = 1) {
+AttentionCase make(const Mask& mask, std::int64_t heads, std::int64_t kv_heads, std::int64_t dim,
+                   std::uint32_t seed = 1) {
   AttentionCase c{mask.tokens(), mask.tokens(), heads, kv_heads, dim, dim, mask.slices()};
   c.fill(seed);
   return c;
 }
 
-Schedule schedule_of(const AttentionCase& c, const SpreadOptions& options, int ranks, Direction direction) {
+Schedule schedule_of(const AttentionCase& c, const SpreadOptions& options, int ranks,
+                     Direction direction) {
   const Mask mask = Mask::from_slices(c.q_rows, c.bands);
   const Layout layout(options.layout, c.q_rows / options.batch, options.batch, ranks);
   const runtime::DType dtype = c.bf16 ? runtime::DType::bfloat16 : runtime::DType::float32;
-  SchemeInputs inputs{mask, layout, {static_cast<int>(c.heads), static_cast<int>(c.kv_heads), c.dim, c.value_dim, dtype}, direction};
+  SchemeInputs inputs{
+      mask,
+      layout,
+      {static_cast<int>(c.heads), static_cast<int>(c.kv_heads), c.dim, c.value_dim, dtype},
+      direction};
   if (options.wire_dtype != runtime::DType::float32) inputs.wire_dtype = options.wire_dtype;
   return build_schedule(scheme_from_name(options.scheme), inputs);
 }
 
-void expect_bytes_as_counted(const AttentionCase& c, const SpreadOptions& options, const Spread& spread) {
+void expect_bytes_as_counted(const AttentionCase& c, const SpreadOptions& options,
+                             const Spread& spread) {
   const int ranks = static_cast<int>(spread.ranks.size());
   const Schedule forward = schedule_of(c, options, ranks, Direction::forward);
   const Schedule backward = schedule_of(c, options, ranks, Direction::backward);
@@ -52,7 +60,9 @@ Mask documents(std::vector<std::int64_t> lengths) {
   return Mask::documents(offsets);
 }
 
-Mask window(std::int64_t n, std::int64_t width) { return Mask::from_slices(n, {{0, n, 0, n, 1 - width, 0}}); }
+Mask window(std::int64_t n, std::int64_t width) {
+  return Mask::from_slices(n, {{0, n, 0, n, 1 - width, 0}});
+}
 
 /// Slices of every type, rows that see nothing, rows under several slices.
 Mask assorted(std::int64_t n) {
@@ -67,7 +77,9 @@ Mask assorted(std::int64_t n) {
 TEST(Ring, EveryRankCountLayoutAndMask) {
   for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8}) {
     for (const LayoutKind layout : kLayouts) {
-      for (const Mask& mask : {Mask::full(127), Mask::causal(127), documents({1, 1, 60, 0, 13, 1, 51}), window(127, 9), assorted(127)}) {
+      for (const Mask& mask :
+           {Mask::full(127), Mask::causal(127), documents({1, 1, 60, 0, 13, 1, 51}), window(127, 9),
+            assorted(127)}) {
         SCOPED_TRACE(runtime::concat("P=", ranks, " ", name(layout), " area ", mask.area()));
         const AttentionCase c = make(mask, 4, 2, 16);
         const SpreadOptions options{.layout = layout};
@@ -106,7 +118,8 @@ TEST(Ring, HeadGroups) {
 
 TEST(Ring, DocumentsOfOneTokenAndAcrossEveryRank) {
   std::vector<std::int64_t> ones(64, 1);
-  for (const Mask& mask : {documents(ones), documents({64}), documents({1, 62, 1}), documents({31, 1, 32})}) {
+  for (const Mask& mask :
+       {documents(ones), documents({64}), documents({1, 62, 1}), documents({31, 1, 32})}) {
     for (const LayoutKind layout : kLayouts) {
       const AttentionCase c = make(mask, 2, 2, 8);
       const SpreadOptions options{.layout = layout};
@@ -158,7 +171,8 @@ TEST(Ring, ManyRanks) {
 TEST(Ring, LargeLogits) {
   AttentionCase c = make(Mask::causal(200), 2, 1, 16);
   c.scale *= 30;
-  for (const LayoutKind layout : kLayouts) expect_matches_reference(c, run_spread(c, {.layout = layout}, 4).result);
+  for (const LayoutKind layout : kLayouts)
+    expect_matches_reference(c, run_spread(c, {.layout = layout}, 4).result);
 }
 
 TEST(Ring, RerunsAreBitwiseEqual) {
@@ -175,8 +189,8 @@ TEST(Ring, RerunsAreBitwiseEqual) {
 }
 
 TEST(Ring, CommunicationIsHidden) {
-  // Compute that sleeps cannot be injected, so the link is made as slow as compute: first measure compute alone, then
-  // give every message a latency of a fair part of one hop's compute.
+  // Compute that sleeps cannot be injected, so the link is made as slow as compute: first measure
+  // compute alone, then give every message a latency of a fair part of one hop's compute.
   const AttentionCase c = make(Mask::full(768), 4, 4, 64);
   const SpreadOptions options{.repeats = 3};
   const int ranks = 4;
@@ -190,7 +204,8 @@ TEST(Ring, CommunicationIsHidden) {
     const Spread hidden = run_spread(c, options, ranks, slow);
     double seconds = 0;
     for (const auto& rank : hidden.ranks) seconds = std::max(seconds, rank.seconds);
-    // Forward 3 hops; backward 3 key/value hops and 3 accumulator hops, one after another on the channel.
+    // Forward 3 hops; backward 3 key/value hops and 3 accumulator hops, one after another on the
+    // channel.
     const double communication = 9 * slow.latency_seconds;
     best_ratio = std::min(best_ratio, seconds / (compute + communication));
     if (best_ratio < 0.9) break;

@@ -90,6 +90,7 @@ TEST(FlightRecorder, DamagedRecordsAreToleratedAndNamed) {
   { FlightRecorder other(folder, 4); }
   std::filesystem::copy_file(flight_file(folder, 4), flight_file(folder, 3));
   const std::string report = hang_report(folder, 4);
+  EXPECT_TRUE(contains(report, "has only 5 of")) << report;
   for (int rank = 0; rank < 4; ++rank) {
     EXPECT_TRUE(contains(report, concat("rank ", rank, " is unknown"))) << report;
   }

@@ -26,15 +26,20 @@ struct Case {
 template <class T>
 std::vector<double> product(const Case& p, const std::vector<double>& a,
                             const std::vector<double>& b) {
+  const auto m = static_cast<std::size_t>(p.m), n = static_cast<std::size_t>(p.n),
+             k = static_cast<std::size_t>(p.k);
+  std::vector<T> rows(m * k), columns(n * k);  // k innermost in both
+  for (std::size_t l = 0; l < k; ++l) {
+    for (std::size_t i = 0; i < m; ++i)
+      rows[i * k + l] = static_cast<T>(a[p.a_transposed ? l * m + i : i * k + l]);
+    for (std::size_t j = 0; j < n; ++j)
+      columns[j * k + l] = static_cast<T>(b[p.b_transposed ? j * k + l : l * n + j]);
+  }
   std::vector<double> c;
-  for (std::int64_t i = 0; i < p.m; ++i) {
-    for (std::int64_t j = 0; j < p.n; ++j) {
+  for (std::size_t i = 0; i < m; ++i) {
+    for (std::size_t j = 0; j < n; ++j) {
       T sum = 0;
-      for (std::int64_t l = 0; l < p.k; ++l) {
-        const auto ai = static_cast<std::size_t>(p.a_transposed ? l * p.m + i : i * p.k + l);
-        const auto bi = static_cast<std::size_t>(p.b_transposed ? j * p.k + l : l * p.n + j);
-        sum += static_cast<T>(a[ai]) * static_cast<T>(b[bi]);
-      }
+      for (std::size_t l = 0; l < k; ++l) sum += rows[i * k + l] * columns[j * k + l];
       c.push_back(static_cast<double>(sum));
     }
   }

@@ -282,5 +282,39 @@ TEST_P(Rows, AddAndCast) {
   EXPECT_LE(relative_error(read(ta, two_), sum), bound(dtype()));
 }
 
+TEST(LargeRows, AreThreadIndependent) {
+  // Enough elements that the operations really use both threads.
+  const std::int64_t rows = 701, h = 130;
+  const Values x = random_values(rows * h, 1), dy = random_values(rows * h, 2),
+               weight = random_values(h, 3);
+  Values tokens;
+  for (std::int64_t row = 0; row < rows; ++row) tokens.push_back(static_cast<double>(row % 13));
+  std::vector<std::vector<std::byte>> bytes[2];
+  for (const int threads : {1, 2}) {
+    const Stream stream = Stream::cpu("ops", threads);
+    const Tensor tx = make_tensor(x, {rows, h}, DType::float32, stream),
+                 tdy = make_tensor(dy, {rows, h}, DType::float32, stream);
+    const Tensor tw = make_tensor(weight, {h}, DType::float32, stream),
+                 ids = make_tensor(tokens, {rows}, DType::int32, stream);
+    const Tensor inverse({rows}, DType::float32, stream), y({rows, h}, DType::float32, stream);
+    const Tensor dx({rows, h}, DType::float32, stream), other({rows, h}, DType::float32, stream);
+    const Tensor dw = make_tensor(Values(at(h)), {h}, DType::float32, stream);
+    const Tensor table = make_tensor(Values(at(13 * h)), {13, h}, DType::float32, stream);
+    const Tensor cosines({rows, 65}, DType::float32, stream),
+        sines({rows, 65}, DType::float32, stream);
+    rms_norm(tx, tw, kEps, y, inverse, stream);
+    rms_norm_backward({tx, tw, inverse, tdy}, dx, Write::overwrite, dw, stream);
+    embedding_backward(tdy, ids, table, stream);
+    rope_table(ids, 1e4, cosines, sines, stream);
+    rope(TensorView(y.view()).reshape({rows, 1, h}), cosines, sines, Rotation::forward, stream);
+    swiglu_backward(tx, y, tdy, tdy, other, stream);
+    add(tdy, other, other, stream);
+    for (const Tensor* tensor : {&y, &dx, &dw, &table, &tdy, &other}) {
+      bytes[threads - 1].push_back(read_bytes(*tensor, stream));
+    }
+  }
+  EXPECT_EQ(bytes[0], bytes[1]);
+}
+
 }  // namespace
 }  // namespace longhaul::runtime::ops

@@ -46,18 +46,19 @@ class OnDevice {
   }
   void set(const std::vector<float>& values, const Stream& stream) {
     const Tensor wide(view_.sizes(), DType::float32, stream);
-    runtime::copy(ConstTensorView(reinterpret_cast<const std::byte*>(values.data()), DType::float32, {},
-                         view_.sizes()),
-         wide, stream);
+    runtime::copy(ConstTensorView(reinterpret_cast<const std::byte*>(values.data()), DType::float32,
+                                  {}, view_.sizes()),
+                  wide, stream);
     runtime::copy(wide, view_, stream);  // exact: the values are rounded already
   }
   std::vector<float> get(const Stream& stream) const {
     std::vector<float> values(static_cast<std::size_t>(view_.elements()));
     const Tensor plain(view_.sizes(), DType::float32, stream);
     runtime::copy(view_, plain, stream);
-    runtime::copy(plain,
-         TensorView(reinterpret_cast<std::byte*>(values.data()), DType::float32, {}, view_.sizes()),
-         stream);
+    runtime::copy(
+        plain,
+        TensorView(reinterpret_cast<std::byte*>(values.data()), DType::float32, {}, view_.sizes()),
+        stream);
     stream.synchronize(runtime::deadline_in(kSeconds));
     return values;
   }
@@ -167,7 +168,7 @@ std::vector<NamedCase> block_cases(bool quick) {
     }
   }
   for (const std::int64_t dim : {1, 20, 64, 80, 128, 256}) {
-    if (quick && dim == 128) continue;
+    if (quick && (dim == 1 || dim == 80)) continue;
     for (const bool bf16 : {false, true}) {
       cases.push_back({runtime::concat("dim ", dim, bf16 ? " bf16" : ""),
                        make(41, 75, 4, 2, dim, dim == 64 ? 24 : dim, causal(41, 75, 30), bf16)});
@@ -198,6 +199,7 @@ std::vector<NamedCase> block_cases(bool quick) {
       {"keys at both ends unseen", {{0, 130, 20, 130}}}};
   for (const auto& [name, bands] : kinds) {
     cases.push_back({name, make(130, 150, 2, 1, 20, 12, bands)});
+    if (quick && bands.size() > 1) continue;
     cases.push_back({runtime::concat(name, ", in parts"),
                      make(130, 150, 2, 1, 20, 12, bands),
                      {.key_cuts = {50, 50, 149}}});
@@ -206,7 +208,7 @@ std::vector<NamedCase> block_cases(bool quick) {
                      {.key_cuts = {1, 64}, .merged = true}});
   }
   std::mt19937 random(5);
-  for (int round = 0; round < (quick ? 10 : 100); ++round) {
+  for (int round = 0; round < (quick ? 6 : 100); ++round) {
     const std::int64_t q = 1 + static_cast<std::int64_t>(random() % 160),
                        k = 1 + static_cast<std::int64_t>(random() % 160);
     cases.push_back(

@@ -18,13 +18,14 @@ namespace {
 runtime::Deadline deadline() { return runtime::deadline_in(120); }
 
 /// Rows `tokens` of a global [rows, heads, width] array.
-Tensor take(const std::vector<float>& global, const std::vector<std::int64_t>& tokens, std::int64_t heads, std::int64_t width,
-            DType dtype, const Stream& stream) {
+Tensor take(const std::vector<float>& global, const std::vector<std::int64_t>& tokens,
+            std::int64_t heads, std::int64_t width, DType dtype, const Stream& stream) {
   const auto n = static_cast<std::int64_t>(tokens.size());
   Tensor rows({n, heads, width}, DType::float32, stream);
   const auto row = static_cast<std::size_t>(heads * width);
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    std::memcpy(rows.as<float>() + i * row, global.data() + static_cast<std::size_t>(tokens[i]) * row, row * sizeof(float));
+    std::memcpy(rows.as<float>() + i * row,
+                global.data() + static_cast<std::size_t>(tokens[i]) * row, row * sizeof(float));
   }
   Tensor rounded({n, heads, width}, dtype, stream);
   runtime::copy(rows, rounded, stream);
@@ -36,7 +37,9 @@ std::vector<std::byte> bytes_of(const Tensor& tensor) {
   return {tensor.view().data(), tensor.view().data() + tensor.bytes()};
 }
 
-std::vector<float> floats_of(const Tensor& tensor) { return {tensor.as<float>(), tensor.as<float>() + tensor.elements()}; }
+std::vector<float> floats_of(const Tensor& tensor) {
+  return {tensor.as<float>(), tensor.as<float>() + tensor.elements()};
+}
 
 Tensor poisoned(std::initializer_list<std::int64_t> sizes, const Stream& stream) {
   Tensor tensor(sizes, DType::float32, stream);
@@ -44,17 +47,21 @@ Tensor poisoned(std::initializer_list<std::int64_t> sizes, const Stream& stream)
   return tensor;
 }
 
-void put(const std::vector<float>& rows, const std::vector<std::int64_t>& tokens, std::int64_t row, std::vector<float>& global) {
+void put(const std::vector<float>& rows, const std::vector<std::int64_t>& tokens, std::int64_t row,
+         std::vector<float>& global) {
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    std::copy_n(rows.begin() + static_cast<std::int64_t>(i) * row, row, global.begin() + tokens[i] * row);
+    std::copy_n(rows.begin() + static_cast<std::int64_t>(i) * row, row,
+                global.begin() + tokens[i] * row);
   }
 }
 
 }  // namespace
 
-SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& options, runtime::Communicator& world) {
+SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& options,
+                           runtime::Communicator& world) {
   const DType dtype = which.bf16 ? DType::bfloat16 : DType::float32;
-  const parallel::Layout layout(options.layout, which.q_rows / options.batch, options.batch, world.size());
+  const parallel::Layout layout(options.layout, which.q_rows / options.batch, options.batch,
+                                world.size());
   const Stream compute = Stream::cpu("compute", options.threads);
   SpreadRank rank;
   rank.tokens = layout.tokens_of(world.rank());
@@ -63,14 +70,19 @@ SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& opti
   const Tensor k = take(which.k, rank.tokens, which.kv_heads, which.dim, dtype, compute);
   const Tensor v = take(which.v, rank.tokens, which.kv_heads, which.value_dim, dtype, compute);
   const Tensor dout = take(which.dout, rank.tokens, which.heads, which.value_dim, dtype, compute);
-  const std::vector<std::vector<std::byte>> before{bytes_of(q), bytes_of(k), bytes_of(v), bytes_of(dout)};
+  const std::vector<std::vector<std::byte>> before{bytes_of(q), bytes_of(k), bytes_of(v),
+                                                   bytes_of(dout)};
 
-  parallel::Attention attention({options.scheme, options.wire_dtype}, world.split(0, world.rank(), "context"), compute);
+  parallel::Attention attention({options.scheme, options.wire_dtype},
+                                world.split(0, world.rank(), "context"), compute);
   attention.set_batch(attention::Mask::from_slices(which.q_rows, which.bands), layout);
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
-    const Tensor out = poisoned({n, which.heads, which.value_dim}, compute), lse = poisoned({n, which.heads}, compute);
-    const Tensor delta = poisoned({n, which.heads}, compute), dq = poisoned({n, which.heads, which.dim}, compute);
-    const Tensor dk = poisoned({n, which.kv_heads, which.dim}, compute), dv = poisoned({n, which.kv_heads, which.value_dim}, compute);
+    const Tensor out = poisoned({n, which.heads, which.value_dim}, compute),
+                 lse = poisoned({n, which.heads}, compute);
+    const Tensor delta = poisoned({n, which.heads}, compute),
+                 dq = poisoned({n, which.heads, which.dim}, compute);
+    const Tensor dk = poisoned({n, which.kv_heads, which.dim}, compute),
+                 dv = poisoned({n, which.kv_heads, which.value_dim}, compute);
     world.barrier(compute);
     compute.synchronize(deadline());
     const std::int64_t sent_before = attention.sent_bytes();
@@ -89,12 +101,14 @@ SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& opti
     rank.sent_bytes = attention.sent_bytes() - sent_before;
     rank.rows = {floats_of(out), floats_of(lse), floats_of(dq), floats_of(dk), floats_of(dv)};
   }
-  EXPECT_TRUE((before == std::vector<std::vector<std::byte>>{bytes_of(q), bytes_of(k), bytes_of(v), bytes_of(dout)}))
+  EXPECT_TRUE((before == std::vector<std::vector<std::byte>>{bytes_of(q), bytes_of(k), bytes_of(v),
+                                                             bytes_of(dout)}))
       << "an input was modified";
   return rank;
 }
 
-Spread run_spread(const AttentionCase& which, const SpreadOptions& options, int ranks, const runtime::LoopbackOptions& loopback) {
+Spread run_spread(const AttentionCase& which, const SpreadOptions& options, int ranks,
+                  const runtime::LoopbackOptions& loopback) {
   Spread spread;
   spread.ranks.resize(static_cast<std::size_t>(ranks));
   runtime::run_loopback(ranks, loopback, [&](std::unique_ptr<runtime::Communicator> world) {

@@ -1,6 +1,6 @@
 #pragma once
-// An AttentionCase whose rows lie on several ranks: one rank's part over any communicator, and all of them as
-// threads of this process.
+// An AttentionCase whose rows lie on several ranks: one rank's part over any communicator, and all
+// of them as threads of this process.
 
 #include <string>
 
@@ -24,13 +24,15 @@ struct SpreadOptions {
 struct SpreadRank {
   std::vector<std::int64_t> tokens;  ///< global row of every local row
   AttentionResult rows;              ///< this rank's rows
-  std::int64_t sent_bytes = 0;       ///< of one forward and backward, as the communicator counted them
-  double seconds = 0;                ///< of the last repeat
-  double waited_seconds = 0;         ///< its compute stream waited
+  std::int64_t sent_bytes = 0;  ///< of one forward and backward, as the communicator counted them
+  double seconds = 0;           ///< of the last repeat
+  double waited_seconds = 0;    ///< its compute stream waited
 };
 
-/// Collective over `world`. Inputs are checked to be unmodified. `with_backward` follows from case.dout.
-SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& options, runtime::Communicator& world);
+/// Collective over `world`. Inputs are checked to be unmodified. `with_backward` follows from
+/// case.dout.
+SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& options,
+                           runtime::Communicator& world);
 
 struct Spread {
   AttentionResult result;  ///< global row order

@@ -18,7 +18,6 @@
 #define __host__
 #define __shared__ static thread_local
 #define __launch_bounds__(...)
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // unroll
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;

@@ -1,4 +1,5 @@
 #include <cuda_runtime.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <array>
@@ -14,7 +15,7 @@ namespace {
 
 constexpr std::size_t kStackBytes = 64 * 1024;
 constexpr std::size_t kSharedBytes = 227 * 1024;  // what a block of sm_90 can have
-constexpr unsigned kWarp = 32;
+constexpr unsigned kWarp = 32, kMaxThreads = 256;
 
 /// Threads that wait for each other. A barrier opens when all that have not ended have come.
 struct Barrier {
@@ -22,24 +23,38 @@ struct Barrier {
   std::uint64_t generation = 0;
 };
 
+/// Entered once by swapcontext, which makes a system call; switched by jumps from then on.
 struct Fiber {
   ucontext_t context{};
-  std::unique_ptr<std::byte[]> stack = std::make_unique<std::byte[]>(kStackBytes);
+  jmp_buf place;
+  bool started = false;
   bool ended = false;
 };
 
 /// The block that runs on this OS thread.
 struct Block {
   ucontext_t scheduler{};
+  jmp_buf scheduler_place;
   std::vector<Fiber> fibers;
   std::vector<Barrier> warps;
   Barrier all;
-  std::vector<std::array<float, kWarp>> shuffled;
+  std::vector<std::array<std::array<float, kWarp>, 2>>
+      shuffled;  // of a warp; in turn, so that one barrier is enough
   const std::function<void()>* body = nullptr;
   unsigned current = 0;
   std::uint64_t progress = 0;  // barriers passed and threads ended, to find a deadlock
 
-  void yield() { swapcontext(&fibers[current].context, &scheduler); }
+  void yield() {
+    if (_setjmp(fibers[current].place) == 0) _longjmp(scheduler_place, 1);
+  }
+  void resume(unsigned thread) {
+    current = thread;
+    Fiber& fiber = fibers[thread];
+    if (_setjmp(scheduler_place) != 0) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    swapcontext(&scheduler, &fiber.context);
+  }
   void wait(Barrier& barrier) {
     const std::uint64_t generation = barrier.generation;
     ++barrier.arrived;
@@ -79,18 +94,24 @@ void run_block(const cudaLaunchConfig_t& config, const std::function<void()>& bo
   for (unsigned t = 0; t < threads; ++t) ++self.warps[t / kWarp].members;
   self.body = &body;
   block = &self;
+  // Of all blocks in turn, and not initialised: clearing them would be most of the work.
+  static thread_local const auto stacks =
+      std::make_unique_for_overwrite<std::byte[]>(kMaxThreads * kStackBytes);
+  std::size_t stack = 0;
+  LONGHAUL_CHECK(threads <= kMaxThreads, "a block of ", threads, " threads; expected at most ",
+                 kMaxThreads);
   for (Fiber& fiber : self.fibers) {
     getcontext(&fiber.context);
-    fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
+    fiber.context.uc_stack = {stacks.get() + stack * kStackBytes, 0, kStackBytes};
+    ++stack;
     makecontext(&fiber.context, run_fiber, 0);
   }
   for (unsigned ended = 0; ended < threads;) {
     const std::uint64_t before = self.progress;
     ended = 0;
     for (unsigned t = 0; t < threads; ++t) {
-      self.current = t;
       threadIdx = dim3(t, 0, 0);
-      if (!self.fibers[t].ended) swapcontext(&self.scheduler, &self.fibers[t].context);
+      if (!self.fibers[t].ended) self.resume(t);
       ended += self.fibers[t].ended;
     }
     LONGHAUL_CHECK(ended == threads || self.progress != before, "threads of block ", blockIdx.x,
@@ -111,7 +132,8 @@ void emulate(const cudaLaunchConfig_t& config, const std::function<void()>& thre
   for (unsigned y = 0; y < config.gridDim.y; ++y) {
     for (unsigned x = 0; x < config.gridDim.x; ++x) {
       blockIdx = dim3(x, y, 0);
-      std::fill_n(reinterpret_cast<float*>(shared_memory), kSharedBytes / sizeof(float), NAN);
+      std::fill_n(reinterpret_cast<float*>(shared_memory), config.dynamicSmemBytes / sizeof(float),
+                  NAN);
       run_block(config, thread_body);
     }
   }
@@ -129,12 +151,10 @@ void __syncwarp() {
 }
 float __shfl_sync(unsigned, float value, int lane) {
   using longhaul::test::block;
-  auto& values = block->shuffled[block->current / 32];
+  auto& values = block->shuffled[block->current / 32][block->warp().generation % 2];
   values[block->current % 32] = value;
   block->wait(block->warp());
-  const float result = values[static_cast<unsigned>(lane) % 32];
-  block->wait(block->warp());
-  return result;
+  return values[static_cast<unsigned>(lane) % 32];
 }
 float __shfl_xor_sync(unsigned mask, float value, int lanes) {
   return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ lanes);
