@@ -92,6 +92,15 @@ ClaimedPlace claimed_place(const Environment& environment) {
   return {};
 }
 
+void check_srun_offers_pmi(const Environment& environment) {
+  if (!in_slurm_step(environment)) return;
+  if (environment.contains("PMIX_RANK") || environment.contains("PMI_RANK")) return;
+  fail(ExitCode::launch,
+       "srun started this process without PMIx, so MPI cannot find the other tasks; start with "
+       "`srun --mpi=pmix` (`srun --mpi=list` shows what Slurm offers) or with `mpirun` in the "
+       "batch script");
+}
+
 void check_launcher(const Environment& environment, const MpiPlace& mpi) {
   for (const LauncherClaim& claim : launcher_claims(environment)) check_claim(claim, mpi);
 }

@@ -36,6 +36,10 @@ struct MpiPlace {
   int local_rank = 0, local_size = 1;
 };
 
+/// Before MPI starts: throws Error(launch) in a task of srun that was given no way to find the
+/// others. Open MPI would end such a process inside MPI_Init.
+void check_srun_offers_pmi(const Environment& environment);
+
 /// Compares MPI's view with every claim. Throws Error(launch), saying what would do: one MPI rank
 /// each where the launcher started several, or any other contradiction.
 void check_launcher(const Environment& environment, const MpiPlace& mpi);

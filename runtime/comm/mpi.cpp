@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "runtime/comm/host_communicator.h"
+#include "runtime/comm/launcher.h"
 #include "runtime/comm/mpi_worker_impl.h"
 #include "runtime/error.h"
 
@@ -13,6 +14,7 @@ MpiSession::MpiSession(const MpiOptions& options)
   LONGHAUL_CHECK(0 < options.max_message_bytes && options.max_message_bytes <= INT_MAX,
                  "max_message_bytes is ", options.max_message_bytes, "; expected 1 to ", INT_MAX);
   LONGHAUL_CHECK(options.timeout_seconds > 0, "timeout_seconds is ", options.timeout_seconds);
+  check_srun_offers_pmi(process_environment());
   detail::MpiWorker::start(worker_);
 }
 

@@ -55,6 +55,22 @@ TEST(Launcher, OneRankWhereSeveralWereStarted) {
   }
 }
 
+TEST(Launcher, SrunWithoutPmix) {
+  const std::string text = refusal([] { check_srun_offers_pmi(srun(1, 4)); });
+  EXPECT_NE(text.find("srun --mpi=pmix"), std::string::npos) << text;
+  Environment with_pmix = srun(1, 4);
+  with_pmix["PMIX_RANK"] = "1";
+  EXPECT_EQ(refusal([&] { check_srun_offers_pmi(with_pmix); }), "");
+  EXPECT_EQ(refusal([] { check_srun_offers_pmi(mpirun(1, 4)); }), "");
+  EXPECT_EQ(refusal([] { check_srun_offers_pmi({}); }), "");
+  Environment batch_script = srun(0, 1);
+  batch_script["SLURM_STEP_ID"] = "4294967291";
+  EXPECT_EQ(refusal([&] { check_srun_offers_pmi(batch_script); }), "");
+  Environment mpirun_in_a_step = srun(0, 4);
+  mpirun_in_a_step.merge(mpirun(0, 4));
+  EXPECT_EQ(refusal([&] { check_srun_offers_pmi(mpirun_in_a_step); }), "");
+}
+
 TEST(Launcher, Contradictions) {
   EXPECT_NE(refusal([] { check_launcher(mpirun(1, 4), {2, 4, 1, 4}); }), "");
   EXPECT_NE(refusal([] { check_launcher(mpirun(1, 4), {1, 2, 1, 4}); }), "");
