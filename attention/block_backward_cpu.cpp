@@ -24,7 +24,7 @@ using runtime::ConstTensorView;
 using runtime::Stream;
 using runtime::TensorView;
 
-constexpr std::int64_t kQBlock = 96, kKBlock = 144;
+constexpr std::int64_t kQBlock = 48, kKBlock = 192;
 constexpr std::int64_t kScoreStride = kKBlock + 16;
 
 struct ThreadScratch {

@@ -23,7 +23,7 @@ using runtime::ConstTensorView;
 using runtime::Stream;
 using runtime::TensorView;
 
-constexpr std::int64_t kQBlock = 96, kKBlock = 192;
+constexpr std::int64_t kQBlock = 48, kKBlock = 384;
 constexpr std::int64_t kScoreStride =
     kKBlock + 16;  // off the powers of two: rows fall into different cache sets
 constexpr std::int64_t kPackBytes =

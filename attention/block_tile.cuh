@@ -16,7 +16,7 @@
 
 #include "attention/band_tiles.h"
 #include "attention/block.h"
-#include "runtime/cuda_check.h"
+#include "runtime/cuda_check_impl.h"
 #include "runtime/float_device.cuh"
 
 namespace longhaul::attention::detail {

@@ -16,7 +16,7 @@ struct ReferenceInputs {
   std::int64_t q_rows = 0, k_rows = 0;
   std::int64_t heads = 0, kv_heads = 0, dim = 0, value_dim = 0;
   std::span<const T> q{}, k{}, v{};  ///< [rows, heads, dim], contiguous
-  std::span<const T> dout{};    ///< [q_rows, heads, value_dim]; empty for forward only
+  std::span<const T> dout{};         ///< [q_rows, heads, value_dim]; empty for forward only
   double scale = 1;
 };
 template <class T>

@@ -26,13 +26,13 @@ class AttentionCall {
   virtual void start() = 0;
   /// The attention itself. Calls start() if nobody did.
   virtual void advance() = 0;
-  /// The compute stream waits for the outputs. Calls advance() if nobody did. The call may be destroyed
-  /// after it: its scratch is stream-ordered.
+  /// The compute stream waits for the outputs. Calls advance() if nobody did. The call may be
+  /// destroyed after it: its scratch is stream-ordered.
   virtual void finish() = 0;
 };
 
-/// Attention of one model on one rank: the communicator and streams it uses, and the schedules of the
-/// current batch. Shapes use n = this rank's rows = layout.rows(rank): batch rows are rows.
+/// Attention of one model on one rank: the communicator and streams it uses, and the schedules of
+/// the current batch. Shapes use n = this rank's rows = layout.rows(rank): batch rows are rows.
 class Attention {
  public:
   /// `context` is taken over; its size is the number of ranks. Collective.
@@ -40,13 +40,15 @@ class Attention {
             const runtime::Stream& compute);
   ~Attention();
 
-  /// The mask and layout of the calls that follow; mask.tokens() == layout.tokens(). Same on all ranks.
+  /// The mask and layout of the calls that follow; mask.tokens() == layout.tokens(). Same on all
+  /// ranks.
   void set_batch(const attention::Mask& mask, const Layout& layout);
 
-  /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H] fp32 (natural log).
+  /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H]
+  /// fp32 (natural log).
   std::unique_ptr<AttentionCall> forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                                         runtime::ConstTensorView v, float scale, runtime::TensorView out,
-                                         runtime::TensorView lse);
+                                         runtime::ConstTensorView v, float scale,
+                                         runtime::TensorView out, runtime::TensorView lse);
 
   struct BackwardInputs {
     runtime::ConstTensorView q, k, v, dout;  ///< activation dtype
@@ -54,8 +56,9 @@ class Attention {
     runtime::ConstTensorView delta;          ///< fp32 [n,H], block_delta(out, dout)
   };
   /// -> dq[n,H,D], dk[n,H_kv,D], dv[n,H_kv,D_v], all fp32, overwritten.
-  std::unique_ptr<AttentionCall> backward(const BackwardInputs& inputs, float scale, runtime::TensorView dq,
-                                          runtime::TensorView dk, runtime::TensorView dv);
+  std::unique_ptr<AttentionCall> backward(const BackwardInputs& inputs, float scale,
+                                          runtime::TensorView dq, runtime::TensorView dk,
+                                          runtime::TensorView dv);
 
   /// Payload bytes that this rank has sent since construction.
   std::int64_t sent_bytes() const;

@@ -1,6 +1,6 @@
 #pragma once
-// Token layouts: a bijection token -> (rank, local row) for any length and any number of ranks. Ragged
-// shards are allowed; nothing is padded.
+// Token layouts: a bijection token -> (rank, local row) for any length and any number of ranks.
+// Ragged shards are allowed; nothing is padded.
 
 #include <cstdint>
 #include <string>
@@ -19,8 +19,8 @@ const char* name(LayoutKind kind);
 /// Throws Error(config) listing the known names.
 LayoutKind layout_from_name(const std::string& text);
 
-/// Which tokens each rank holds, in local row order. A batch of B sequences of S tokens is one token axis
-/// of B * S tokens: sequence b's shard of a rank follows sequence b-1's.
+/// Which tokens each rank holds, in local row order. A batch of B sequences of S tokens is one
+/// token axis of B * S tokens: sequence b's shard of a rank follows sequence b-1's.
 class Layout {
  public:
   Layout(LayoutKind kind, std::int64_t seq_len, std::int64_t batch, int ranks);
@@ -32,7 +32,9 @@ class Layout {
   /// batch * seq_len.
   std::int64_t tokens() const { return seq_len_ * batch_; }
   /// The runs of global tokens that make up a rank's rows; no empty runs.
-  const std::vector<attention::Run>& runs(int rank) const { return runs_[static_cast<std::size_t>(rank)]; }
+  const std::vector<attention::Run>& runs(int rank) const {
+    return runs_[static_cast<std::size_t>(rank)];
+  }
   std::int64_t rows(int rank) const { return rows_[static_cast<std::size_t>(rank)]; }
   /// Global token of every local row, in order.
   std::vector<std::int64_t> tokens_of(int rank) const;

@@ -1,4 +1,4 @@
-#include "runtime/cuda_check.h"
+#include "runtime/cuda_check_impl.h"
 
 #include <string_view>
 

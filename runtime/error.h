@@ -1,5 +1,6 @@
 #pragma once
-// One exception type for every library: what happened, and the exit code that `main` returns for it.
+// One exception type for every library: what happened, and the exit code that `main` returns for
+// it.
 
 #include <sstream>
 #include <stdexcept>
@@ -46,7 +47,8 @@ template <class... Parts>
   throw Error(code, concat(parts...));
 }
 
-/// Names the calling thread's rank in later messages of failed checks (streams inherit it); empty for none.
+/// Names the calling thread's rank in later messages of failed checks (streams inherit it); empty
+/// for none.
 void set_thread_rank(const std::string& name);
 const std::string& thread_rank();
 
@@ -55,13 +57,14 @@ namespace detail {
                                const std::string& message);
 }
 
-/// Throws Error(internal) with the place, the rank and the values unless `condition` holds; in every
-/// build type. Usage: LONGHAUL_CHECK(k.size(0) == rows, "k has ", k.size(0), " rows; expected ", rows).
-#define LONGHAUL_CHECK(condition, ...)                                          \
-  do {                                                                          \
-    if (!(condition))                                                           \
-      ::longhaul::runtime::detail::check_failed(                                \
-          #condition, __FILE__, __LINE__, ::longhaul::runtime::concat(__VA_ARGS__)); \
+/// Throws Error(internal) with the place, the rank and the values unless `condition` holds; in
+/// every build type. Usage: LONGHAUL_CHECK(k.size(0) == rows, "k has ", k.size(0), " rows; expected
+/// ", rows).
+#define LONGHAUL_CHECK(condition, ...)                                                     \
+  do {                                                                                     \
+    if (!(condition))                                                                      \
+      ::longhaul::runtime::detail::check_failed(#condition, __FILE__, __LINE__,            \
+                                                ::longhaul::runtime::concat(__VA_ARGS__)); \
   } while (false)
 
 }  // namespace longhaul::runtime

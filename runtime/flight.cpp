@@ -83,18 +83,22 @@ FlightRecorder::~FlightRecorder() {
 
 void FlightRecorder::beat() {
   std::unique_lock lock(mutex_);
+  FlightRecord* record = as_record(record_);
   while (!closing_changed_.wait_for(lock, kBeat, [&] { return closing_; })) {
-    as_record(record_)->tick_ns.store(now_ns(), std::memory_order_relaxed);
+    const std::int64_t now = now_ns();
+    const std::int64_t gap = now - record->tick_ns.load(std::memory_order_relaxed);
+    if (static_cast<double>(gap) > kStoppedAfterSeconds * 1e9) {
+      record->gap_ns.store(gap, std::memory_order_relaxed);
+      record->gap_end_ns.store(now, std::memory_order_relaxed);
+    }
+    record->tick_ns.store(now, std::memory_order_relaxed);
   }
 }
 
 void FlightRecorder::set_step(std::int64_t step) { as_record(record_)->step = step; }
 
 void FlightRecorder::set_phase(std::string_view phase) {
-  FlightRecord* record = as_record(record_);
-  record->phase_version.fetch_add(1, std::memory_order_acq_rel);
-  detail::put_text(record->phase, phase);
-  record->phase_version.fetch_add(1, std::memory_order_release);
+  detail::put_text(as_record(record_)->phase, phase);
 }
 
 int FlightRecorder::begin(const FlightOperation& operation) {

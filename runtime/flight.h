@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -52,13 +53,14 @@ class FlightRecorder {
   std::thread heart_;
 };
 
-/// begin() and end() of one scope; does nothing without a recorder.
+/// begin() and end() of one scope; does nothing without a recorder. An operation that throws stays
+/// open, so that the report of a hang still shows it.
 class FlightScope {
  public:
   FlightScope(FlightRecorder* recorder, const FlightOperation& operation)
       : recorder_(recorder), slot_(recorder != nullptr ? recorder->begin(operation) : -1) {}
   ~FlightScope() {
-    if (recorder_ != nullptr) recorder_->end(slot_);
+    if (recorder_ != nullptr && std::uncaught_exceptions() == exceptions_) recorder_->end(slot_);
   }
   FlightScope(const FlightScope&) = delete;
   FlightScope& operator=(const FlightScope&) = delete;
@@ -66,6 +68,7 @@ class FlightScope {
  private:
   FlightRecorder* recorder_;
   int slot_;
+  int exceptions_ = std::uncaught_exceptions();
 };
 
 std::string flight_file(const std::string& folder, int rank);

@@ -8,7 +8,7 @@
 
 namespace longhaul::runtime::detail {
 
-constexpr std::uint64_t kFlightMagic = 0x31746867696c466cULL;  // "lFlight1", little endian
+constexpr std::uint64_t kFlightMagic = 0x32746867696c466cULL;  // "lFlight2", little endian
 constexpr int kFlightSlots = 16;
 
 enum class SlotState : std::uint32_t { empty, writing, active, done };
@@ -31,9 +31,10 @@ struct FlightRecord {
   std::int32_t process;
   char host[64];
   std::atomic<std::int64_t> tick_ns;
-  std::atomic<std::int64_t> step;  // -1: none yet
+  std::atomic<std::int64_t> gap_ns;      // the last long pause of the heartbeat,
+  std::atomic<std::int64_t> gap_end_ns;  // and when it ended; 0: none
+  std::atomic<std::int64_t> step;        // -1: none yet
   std::atomic<std::uint32_t> ended;
-  std::atomic<std::uint32_t> phase_version;  // odd while the phase is being written
   char phase[32];
   FlightSlot slots[kFlightSlots];
 };

@@ -2,6 +2,7 @@
 // program.
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <cstddef>
 #include <fstream>
 #include <iomanip>
@@ -19,6 +20,8 @@ using detail::FlightRecord;
 using detail::FlightSlot;
 using detail::SlotState;
 
+constexpr double kRecentSeconds = 5;
+
 struct Operation {
   std::string name, communicator;
   int peer = -1;
@@ -32,6 +35,8 @@ struct RankState {
   std::string where;       // host and process
   bool ended = false;
   double tick_age_seconds = 0;
+  double gap_seconds = 0;
+  double gap_end_age_seconds = 1e9;
   std::int64_t step = -1;
   std::string phase;
   std::vector<Operation> active;  // oldest first
@@ -112,6 +117,10 @@ RankState read_rank(const std::string& folder, int rank, std::int64_t now_ns) {
   state.ended = get<std::uint32_t>(bytes, offsetof(FlightRecord, ended)) == 1;
   state.tick_age_seconds =
       seconds_between(get<std::int64_t>(bytes, offsetof(FlightRecord, tick_ns)), now_ns);
+  state.gap_seconds =
+      static_cast<double>(get<std::int64_t>(bytes, offsetof(FlightRecord, gap_ns))) * 1e-9;
+  state.gap_end_age_seconds =
+      seconds_between(get<std::int64_t>(bytes, offsetof(FlightRecord, gap_end_ns)), now_ns);
   state.step = get<std::int64_t>(bytes, offsetof(FlightRecord, step));
   state.phase = text_of(phase);
   read_slots(bytes, now_ns, state);
@@ -155,9 +164,10 @@ std::string hang_report(const std::string& folder, int ranks,
     RankState state = read_rank(folder, rank, now_ns);
     // The clocks of nodes differ, and a damaged tick may lie in the future: neither is a heartbeat.
     const bool fresh = std::abs(state.tick_age_seconds) < kStoppedAfterSeconds;
+    const bool paused = std::abs(state.gap_end_age_seconds) < kRecentSeconds;
     auto& kind = !state.unreadable.empty() ? unreadable
                  : state.ended             ? ended
-                 : !fresh                  ? stopped
+                 : !fresh || paused        ? stopped
                  : !state.active.empty()   ? waiting
                                            : computing;
     kind.push_back(std::move(state));
@@ -166,8 +176,13 @@ std::string hang_report(const std::string& folder, int ranks,
   out << std::fixed << std::setprecision(1);
   if (stopped.empty()) out << "no rank has stopped: every readable heartbeat is fresh\n";
   for (const RankState& state : stopped) {
-    out << "rank " << state.rank << " (" << state.where << ") stopped: last heartbeat "
-        << state.tick_age_seconds << " s ago; ";
+    out << "rank " << state.rank << " (" << state.where << ") ";
+    if (std::abs(state.tick_age_seconds) >= kStoppedAfterSeconds) {
+      out << "stopped: last heartbeat " << state.tick_age_seconds << " s ago; ";
+    } else {
+      out << "was stopped for " << state.gap_seconds << " s until " << state.gap_end_age_seconds
+          << " s ago; ";
+    }
     describe(out, state);
   }
   for (const RankState& state : waiting) {

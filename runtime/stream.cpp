@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <deque>
@@ -73,9 +74,7 @@ class CpuStream final : public StreamImpl {
     worker_.join();
   }
 
-  void enqueue(std::function<void()> task) override {
-    push({std::move(task), nullptr});
-  }
+  void enqueue(std::function<void()> task) override { push({std::move(task), nullptr}); }
 
   std::shared_ptr<EventImpl> record() override {
     auto event = std::make_shared<CpuEvent>(name);
@@ -84,14 +83,22 @@ class CpuStream final : public StreamImpl {
   }
 
   void wait(const std::shared_ptr<EventImpl>& event) override {
-    LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name, "' cannot wait for a CUDA event");
-    enqueue([event] { static_cast<const CpuEvent&>(*event).wait(); });
+    LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name,
+                   "' cannot wait for a CUDA event");
+    enqueue([this, event] {
+      const auto begin = Clock::now();
+      static_cast<const CpuEvent&>(*event).wait();
+      waited_ += (Clock::now() - begin).count();
+    });
   }
 
   void poison(std::exception_ptr error) override {
     enqueue([error] { std::rethrow_exception(error); });
   }
   int threads() const override { return threads_; }
+  double waited_seconds() const override {
+    return std::chrono::duration<double>(Clock::duration(waited_.load())).count();
+  }
 
  private:
   struct Item {
@@ -137,6 +144,7 @@ class CpuStream final : public StreamImpl {
   std::condition_variable changed_;
   std::deque<Item> queue_;
   bool closing_ = false;
+  std::atomic<Clock::rep> waited_{0};
   std::thread worker_;  // last: starts when the rest is ready
 };
 
@@ -163,7 +171,8 @@ Pool::~Pool() {
 }
 
 std::byte* Pool::take(std::int64_t bytes) {
-  const std::int64_t wanted = std::max<std::int64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  const std::int64_t wanted =
+      std::max<std::int64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
   std::lock_guard lock(mutex_);
   std::byte* data = nullptr;
   std::int64_t capacity = wanted;
@@ -211,7 +220,8 @@ void Pool::reset_peak() {
 }  // namespace detail
 
 Deadline deadline_in(double seconds) {
-  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 std::string to_string(Device device) {
@@ -247,12 +257,18 @@ Stream Stream::cuda(const std::string& name, int index, bool high_priority) {
   return Stream(detail::make_cuda_stream(name, index, high_priority));
 }
 
+Stream Stream::sibling(const std::string& name) const {
+  const Device where = device();
+  return where.kind == DeviceKind::cpu ? cpu(name, threads()) : cuda(name, where.index, true);
+}
+
 Device Stream::device() const { return impl_->device; }
 const std::string& Stream::name() const { return impl_->name; }
 int Stream::threads() const { return impl_->threads(); }
 void Stream::enqueue(std::function<void()> task) const { impl_->enqueue(std::move(task)); }
 void* Stream::cuda_handle() const {
-  LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cuda, "stream '", impl_->name, "' is not a CUDA stream");
+  LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cuda, "stream '", impl_->name,
+                 "' is not a CUDA stream");
   return impl_->cuda_handle();
 }
 const std::shared_ptr<detail::StreamImpl>& Stream::impl() const { return impl_; }
@@ -271,6 +287,7 @@ Buffer Stream::allocate_host(std::int64_t bytes) const {
   std::byte* data = impl_->host_pool->take(bytes);
   return Buffer(impl_->host_pool, data, bytes);
 }
+double Stream::waited_seconds() const { return impl_->waited_seconds(); }
 MemoryUse Stream::memory() const { return impl_->pool->use(); }
 void Stream::reset_peak() const { impl_->pool->reset_peak(); }
 

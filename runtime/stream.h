@@ -1,16 +1,16 @@
 #pragma once
 // Streams, events and stream-ordered memory: the same contract on the CPU and on CUDA.
 //
-// A stream runs its work in order. On CUDA it is a cudaStream_t; on the CPU it is a queue with its own
-// thread, so streams overlap on both. Between streams the only ordering is an event.
+// A stream runs its work in order. On CUDA it is a cudaStream_t; on the CPU it is a queue with its
+// own thread, so streams overlap on both. Between streams the only ordering is an event.
 //
-// Memory is stream-ordered: a Buffer belongs to the pool of one stream. Freeing it returns it to that
-// pool at once, and the next allocation on the same stream may reuse it, because whatever reads or writes
-// the new buffer is enqueued later. Work on another stream that uses the buffer must be waited for by
-// the owning stream before the buffer is freed.
+// Memory is stream-ordered: a Buffer belongs to the pool of one stream. Freeing it returns it to
+// that pool at once, and the next allocation on the same stream may reuse it, because whatever
+// reads or writes the new buffer is enqueued later. Work on another stream that uses the buffer
+// must be waited for by the owning stream before the buffer is freed.
 //
-// An exception in a task poisons its stream: later tasks are skipped, events recorded after it carry the
-// exception to whoever waits for them, and synchronize() rethrows it.
+// An exception in a task poisons its stream: later tasks are skipped, events recorded after it
+// carry the exception to whoever waits for them, and synchronize() rethrows it.
 
 #include <chrono>
 #include <cstddef>
@@ -73,14 +73,18 @@ class Event {
   std::shared_ptr<detail::EventImpl> impl_;
 };
 
-/// A handle to an in-order queue of work on one device. Copies refer to the same queue; when the last
-/// one goes, queued work is finished first.
+/// A handle to an in-order queue of work on one device. Copies refer to the same queue; when the
+/// last one goes, queued work is finished first.
 class Stream {
  public:
   /// A CPU stream. `threads` is the number of OpenMP threads that its tasks may use.
   static Stream cpu(const std::string& name, int threads = 1);
   /// A CUDA stream on device `index`. Throws Error(launch) in a CPU build or without the device.
   static Stream cuda(const std::string& name, int index, bool high_priority = false);
+
+  /// A new stream on the same device with the same number of threads: for communication beside
+  /// compute.
+  Stream sibling(const std::string& name) const;
 
   Device device() const;
   const std::string& name() const;
@@ -105,6 +109,8 @@ class Stream {
   /// same as allocate() on the CPU. Not counted by memory() on CUDA.
   Buffer allocate_host(std::int64_t bytes) const;
   MemoryUse memory() const;
+  /// Seconds that a CPU stream's thread has spent blocked on events of other streams; 0 on CUDA.
+  double waited_seconds() const;
   void reset_peak() const;
   const std::shared_ptr<detail::StreamImpl>& impl() const;
 

@@ -22,7 +22,7 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/cuda_check.h"
+#include "runtime/cuda_check_impl.h"
 #include "runtime/stream_impl.h"
 
 namespace longhaul::runtime {

@@ -36,7 +36,7 @@ class Pool {
   Device device_;
   bool pinned_;
   mutable std::mutex mutex_;
-  std::multimap<std::int64_t, std::byte*> free_;            // capacity -> block
+  std::multimap<std::int64_t, std::byte*> free_;  // capacity -> block
   std::map<std::byte*, std::int64_t> capacity_of_live_;
   MemoryUse use_;
 };
@@ -56,6 +56,7 @@ class StreamImpl {
   /// watchers of work that runs outside the stream's tasks.
   virtual void poison(std::exception_ptr error) = 0;
   virtual int threads() const { return 1; }
+  virtual double waited_seconds() const { return 0; }
   virtual void* cuda_handle() const { return nullptr; }
 
   const Device device;
@@ -65,7 +66,8 @@ class StreamImpl {
 };
 
 // Provided by stream_cuda.cpp, or by stream_no_cuda.cpp in a CPU build.
-std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index, bool high_priority);
+std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index,
+                                             bool high_priority);
 std::byte* cuda_allocate(Device device, std::int64_t bytes);  // nullptr when out of memory
 void cuda_free(Device device, std::byte* data);
 std::byte* pinned_allocate(std::int64_t bytes);  // nullptr when out of memory

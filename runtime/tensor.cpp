@@ -17,7 +17,8 @@ std::int64_t count(std::span<const std::int64_t> sizes) {
   return product;
 }
 
-/// Calls body(pointer to row, length, stride) for each innermost row of one view in lockstep with another.
+/// Calls body(pointer to row, length, stride) for each innermost row of one view in lockstep with
+/// another.
 template <class Body>
 void for_each_row(const ConstTensorView& src, const TensorView& dst, const Body& body) {
   const int dims = dst.dims();
@@ -72,17 +73,22 @@ void convert<double, float>(const ConstTensorView& src, const TensorView& dst) {
   const std::int64_t from_stride = last < 0 ? 1 : src.stride(last);
   const std::int64_t to_stride = last < 0 ? 1 : dst.stride(last);
   for_each_row(src, dst, [&](std::int64_t src_at, std::int64_t dst_at, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i) to[dst_at + i * to_stride] = static_cast<float>(from[src_at + i * from_stride]);
+    for (std::int64_t i = 0; i < n; ++i)
+      to[dst_at + i * to_stride] = static_cast<float>(from[src_at + i * from_stride]);
   });
 }
 
 template <class From>
 void convert_from(const ConstTensorView& src, const TensorView& dst) {
   switch (dst.dtype()) {
-    case DType::float32: return convert<From, float>(src, dst);
-    case DType::bfloat16: return convert<From, BFloat16>(src, dst);
-    case DType::float64: return convert<From, double>(src, dst);
-    default: fail(ExitCode::internal, "no cast to ", name(dst.dtype()));
+    case DType::float32:
+      return convert<From, float>(src, dst);
+    case DType::bfloat16:
+      return convert<From, BFloat16>(src, dst);
+    case DType::float64:
+      return convert<From, double>(src, dst);
+    default:
+      fail(ExitCode::internal, "no cast to ", name(dst.dtype()));
   }
 }
 
@@ -94,23 +100,34 @@ void copy_same(const ConstTensorView& src, const TensorView& dst) {
 void copy_cpu(const ConstTensorView& src, const TensorView& dst) {
   if (src.dtype() == dst.dtype()) {
     if (src.contiguous() && dst.contiguous()) {
-      if (dst.elements() > 0) std::memcpy(dst.data(), src.data(), static_cast<std::size_t>(dst.bytes()));
+      if (dst.elements() > 0)
+        std::memcpy(dst.data(), src.data(), static_cast<std::size_t>(dst.bytes()));
       return;
     }
     switch (src.dtype()) {
-      case DType::float32: return copy_same<float>(src, dst);
-      case DType::bfloat16: return copy_same<BFloat16>(src, dst);
-      case DType::float64: return copy_same<double>(src, dst);
-      case DType::int32: return copy_same<std::int32_t>(src, dst);
-      case DType::int64: return copy_same<std::int64_t>(src, dst);
-      case DType::uint8: return copy_same<std::uint8_t>(src, dst);
+      case DType::float32:
+        return copy_same<float>(src, dst);
+      case DType::bfloat16:
+        return copy_same<BFloat16>(src, dst);
+      case DType::float64:
+        return copy_same<double>(src, dst);
+      case DType::int32:
+        return copy_same<std::int32_t>(src, dst);
+      case DType::int64:
+        return copy_same<std::int64_t>(src, dst);
+      case DType::uint8:
+        return copy_same<std::uint8_t>(src, dst);
     }
   }
   switch (src.dtype()) {
-    case DType::float32: return convert_from<float>(src, dst);
-    case DType::bfloat16: return convert_from<BFloat16>(src, dst);
-    case DType::float64: return convert_from<double>(src, dst);
-    default: fail(ExitCode::internal, "no cast from ", name(src.dtype()), " to ", name(dst.dtype()));
+    case DType::float32:
+      return convert_from<float>(src, dst);
+    case DType::bfloat16:
+      return convert_from<BFloat16>(src, dst);
+    case DType::float64:
+      return convert_from<double>(src, dst);
+    default:
+      fail(ExitCode::internal, "no cast from ", name(src.dtype()), " to ", name(dst.dtype()));
   }
 }
 
@@ -126,12 +143,18 @@ void fill_typed(const TensorView& dst, T value) {
 
 void fill_cpu(const TensorView& dst, double value) {
   switch (dst.dtype()) {
-    case DType::float32: return fill_typed(dst, static_cast<float>(value));
-    case DType::bfloat16: return fill_typed(dst, BFloat16(static_cast<float>(value)));
-    case DType::float64: return fill_typed(dst, value);
-    case DType::int32: return fill_typed(dst, static_cast<std::int32_t>(value));
-    case DType::int64: return fill_typed(dst, static_cast<std::int64_t>(value));
-    case DType::uint8: return fill_typed(dst, static_cast<std::uint8_t>(value));
+    case DType::float32:
+      return fill_typed(dst, static_cast<float>(value));
+    case DType::bfloat16:
+      return fill_typed(dst, BFloat16(static_cast<float>(value)));
+    case DType::float64:
+      return fill_typed(dst, value);
+    case DType::int32:
+      return fill_typed(dst, static_cast<std::int32_t>(value));
+    case DType::int64:
+      return fill_typed(dst, static_cast<std::int64_t>(value));
+    case DType::uint8:
+      return fill_typed(dst, static_cast<std::uint8_t>(value));
   }
 }
 
@@ -142,8 +165,8 @@ Tensor::Tensor(std::span<const std::int64_t> sizes, DType dtype, const Stream& s
       view_(buffer_.data(), dtype, stream.device(), sizes) {}
 
 void copy(ConstTensorView src, TensorView dst, const Stream& stream) {
-  LONGHAUL_CHECK(std::ranges::equal(src.sizes(), dst.sizes()), "copy between views of ", src.elements(),
-                 " and ", dst.elements(), " elements of different sizes");
+  LONGHAUL_CHECK(std::ranges::equal(src.sizes(), dst.sizes()), "copy between views of ",
+                 src.elements(), " and ", dst.elements(), " elements of different sizes");
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_copy(src, dst, stream);
   LONGHAUL_CHECK(src.device() == stream.device() && dst.device() == stream.device(),
                  "copy on stream '", stream.name(), "' of memory on another device");
@@ -151,6 +174,30 @@ void copy(ConstTensorView src, TensorView dst, const Stream& stream) {
 }
 
 void detail::copy_now(ConstTensorView src, TensorView dst) { copy_cpu(src, dst); }
+
+void accumulate(ConstTensorView src, TensorView dst, const Stream& stream) {
+  LONGHAUL_CHECK(std::ranges::equal(src.sizes(), dst.sizes()) && src.dtype() == DType::float32 &&
+                     dst.dtype() == DType::float32,
+                 "accumulate needs float32 views of equal sizes; got ", name(src.dtype()), " of ",
+                 src.elements(), " and ", name(dst.dtype()), " of ", dst.elements(), " elements");
+  if (stream.device().kind == DeviceKind::cuda) return detail::cuda_accumulate(src, dst, stream);
+  stream.enqueue([src, dst] {
+    const float* from = src.as<float>();
+    float* to = dst.as<float>();
+    const int last = dst.dims() - 1;
+    const std::int64_t from_stride = last < 0 ? 1 : src.stride(last);
+    const std::int64_t to_stride = last < 0 ? 1 : dst.stride(last);
+    for_each_row(src, dst, [&](std::int64_t src_at, std::int64_t dst_at, std::int64_t n) {
+      const float* a = from + src_at;
+      float* b = to + dst_at;
+      if (from_stride == 1 && to_stride == 1) {
+        for (std::int64_t i = 0; i < n; ++i) b[i] += a[i];
+      } else {
+        for (std::int64_t i = 0; i < n; ++i) b[i * to_stride] += a[i * from_stride];
+      }
+    });
+  });
+}
 
 void fill(TensorView dst, double value, const Stream& stream) {
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_fill(dst, value, stream);

@@ -17,8 +17,8 @@ namespace longhaul::runtime {
 constexpr int kMaxDims = 5;
 using Sizes = std::array<std::int64_t, kMaxDims>;
 
-/// Pointer, dtype, device, sizes and strides (in elements). Does not own. `Byte` is std::byte or const
-/// std::byte; a mutable view converts to a const one.
+/// Pointer, dtype, device, sizes and strides (in elements). Does not own. `Byte` is std::byte or
+/// const std::byte; a mutable view converts to a const one.
 template <class Byte>
 class BasicTensorView {
  public:
@@ -26,7 +26,8 @@ class BasicTensorView {
   /// A contiguous (row-major) view.
   BasicTensorView(Byte* data, DType dtype, Device device, std::span<const std::int64_t> sizes)
       : data_(data), dtype_(dtype), device_(device), dims_(static_cast<int>(sizes.size())) {
-    LONGHAUL_CHECK(sizes.size() <= kMaxDims, "a view has at most ", kMaxDims, " dims, got ", sizes.size());
+    LONGHAUL_CHECK(sizes.size() <= kMaxDims, "a view has at most ", kMaxDims, " dims, got ",
+                   sizes.size());
     std::int64_t stride = 1;
     for (int dim = dims_ - 1; dim >= 0; --dim) {
       const auto d = static_cast<std::size_t>(dim);
@@ -38,9 +39,7 @@ class BasicTensorView {
   BasicTensorView(Byte* data, DType dtype, Device device, std::initializer_list<std::int64_t> sizes)
       : BasicTensorView(data, dtype, device, std::span(sizes.begin(), sizes.size())) {}
 
-  operator BasicTensorView<const std::byte>() const
-    requires(!std::is_const_v<Byte>)
-  {
+  operator BasicTensorView<const std::byte>() const requires(!std::is_const_v<Byte>) {
     BasicTensorView<const std::byte> view;
     view.assign(data_, dtype_, device_, dims_, sizes_, strides_);
     return view;
@@ -52,7 +51,9 @@ class BasicTensorView {
   int dims() const { return dims_; }
   std::int64_t size(int dim) const { return sizes_[static_cast<std::size_t>(dim)]; }
   std::int64_t stride(int dim) const { return strides_[static_cast<std::size_t>(dim)]; }
-  std::span<const std::int64_t> sizes() const { return {sizes_.data(), static_cast<std::size_t>(dims_)}; }
+  std::span<const std::int64_t> sizes() const {
+    return {sizes_.data(), static_cast<std::size_t>(dims_)};
+  }
   std::int64_t elements() const {
     std::int64_t product = 1;
     for (const std::int64_t size : sizes()) product *= size;
@@ -79,8 +80,8 @@ class BasicTensorView {
 
   /// The sub-view [begin, end) of one dim.
   BasicTensorView slice(int dim, std::int64_t begin, std::int64_t end) const {
-    LONGHAUL_CHECK(dim < dims_ && 0 <= begin && begin <= end && end <= size(dim), "slice [", begin, ", ",
-                   end, ") of dim ", dim, " of size ", dim < dims_ ? size(dim) : 0);
+    LONGHAUL_CHECK(dim < dims_ && 0 <= begin && begin <= end && end <= size(dim), "slice [", begin,
+                   ", ", end, ") of dim ", dim, " of size ", dim < dims_ ? size(dim) : 0);
     BasicTensorView view = *this;
     view.data_ += begin * stride(dim) * size_bytes(dtype_);
     view.sizes_[static_cast<std::size_t>(dim)] = end - begin;
@@ -90,12 +91,14 @@ class BasicTensorView {
   BasicTensorView reshape(std::initializer_list<std::int64_t> sizes) const {
     LONGHAUL_CHECK(contiguous(), "only a contiguous view can be reshaped");
     BasicTensorView view(data_, dtype_, device_, sizes);
-    LONGHAUL_CHECK(view.elements() == elements(), "reshape of ", elements(), " elements to ", view.elements());
+    LONGHAUL_CHECK(view.elements() == elements(), "reshape of ", elements(), " elements to ",
+                   view.elements());
     return view;
   }
 
   /// Everything by hand; for code that builds strided views.
-  void assign(Byte* data, DType dtype, Device device, int dims, const Sizes& sizes, const Sizes& strides) {
+  void assign(Byte* data, DType dtype, Device device, int dims, const Sizes& sizes,
+              const Sizes& strides) {
     data_ = data;
     dtype_ = dtype;
     device_ = device;
@@ -144,8 +147,11 @@ class Tensor {
 };
 
 /// dst <- src, element by element, casting between float dtypes (bfloat16 rounds to nearest even).
-/// Sizes equal; any strides. Same device, or host to device and back with equal dtypes and both contiguous.
+/// Sizes equal; any strides. Same device, or host to device and back with equal dtypes and both
+/// contiguous.
 void copy(ConstTensorView src, TensorView dst, const Stream& stream);
+/// dst += src, float32, equal sizes, any strides. How gradient accumulators sum.
+void accumulate(ConstTensorView src, TensorView dst, const Stream& stream);
 /// Every element <- value (rounded to the dtype).
 void fill(TensorView dst, double value, const Stream& stream);
 

@@ -1,10 +1,10 @@
-// copy() and fill() on CUDA streams: plain memory copies where the bytes lie together, else one
+// copy(), accumulate() and fill() on CUDA streams: plain memory copies where the bytes lie together, else one
 // kernel that walks both views.
 
 #include <algorithm>
 #include <bit>
 
-#include "runtime/cuda_check.h"
+#include "runtime/cuda_check_impl.h"
 #include "runtime/float_device.cuh"
 #include "runtime/tensor_impl.h"
 
@@ -89,6 +89,11 @@ __global__ void __launch_bounds__(kThreads) cast_kernel(const From* src, To* dst
 template <class Bits>
 __global__ void __launch_bounds__(kThreads) fill_kernel(Bits* dst, Bits value, const Walk walk) {
   for_each_element(walk, [&](std::int64_t, std::int64_t to) { dst[to] = value; });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    accumulate_kernel(const float* src, float* dst, const Walk walk) {
+  for_each_element(walk, [&](std::int64_t from, std::int64_t to) { dst[to] += src[from]; });
 }
 
 template <class Bits>
@@ -181,6 +186,16 @@ void cuda_copy(ConstTensorView src, TensorView dst, const Stream& stream) {
                  to_string(dst.device()),
                  " needs equal dtypes and contiguous views; pack on one side first");
   copy_on_device(src, dst, handle);
+}
+
+void cuda_accumulate(ConstTensorView src, TensorView dst, const Stream& stream) {
+  if (dst.elements() == 0) return;
+  LONGHAUL_CHECK(src.device() == stream.device() && dst.device() == stream.device(),
+                 "accumulate on stream '", stream.name(), "' of memory on another device");
+  const Walk walk = make_walk(src, dst);
+  accumulate_kernel<<<blocks_for(walk.elements), kThreads, 0, cuda_stream(stream)>>>(
+      src.as<float>(), dst.as<float>(), walk);
+  LONGHAUL_CUDA_CHECK(cudaGetLastError());
 }
 
 void cuda_fill(TensorView dst, double value, const Stream& stream) {

@@ -1,5 +1,5 @@
 #pragma once
-// Private to runtime/: host copies without a stream, and the CUDA side of copy() and fill().
+// Private to runtime/: host copies without a stream, and the CUDA side of copy(), accumulate() and fill().
 
 #include "runtime/tensor.h"
 
@@ -10,6 +10,7 @@ void copy_now(ConstTensorView src, TensorView dst);
 
 // Provided by tensor_cuda.cu, or by tensor_no_cuda.cpp in a CPU build.
 void cuda_copy(ConstTensorView src, TensorView dst, const Stream& stream);
+void cuda_accumulate(ConstTensorView src, TensorView dst, const Stream& stream);
 void cuda_fill(TensorView dst, double value, const Stream& stream);
 
 }  // namespace longhaul::runtime::detail

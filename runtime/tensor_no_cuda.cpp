@@ -5,6 +5,9 @@ namespace longhaul::runtime::detail {
 void cuda_copy(ConstTensorView, TensorView, const Stream&) {
   fail(ExitCode::launch, "this build has no CUDA backend");
 }
+void cuda_accumulate(ConstTensorView, TensorView, const Stream&) {
+  fail(ExitCode::launch, "this build has no CUDA backend");
+}
 void cuda_fill(TensorView, double, const Stream&) {
   fail(ExitCode::launch, "this build has no CUDA backend");
 }

@@ -3,10 +3,11 @@
 //
 // Every operation takes its stream, last, and only enqueues; its outputs are valid after it on that
 // stream, and its buffers must stay alive until then (stream-ordered memory of that stream does).
-// All ranks of a communicator issue its operations in the same order, and a communicator is used from
-// one stream at a time: concurrent traffic takes another communicator (split with one colour).
-// Waiting for a peer past the communicator's timeout throws Error(hang) naming rank, peer and operation.
-// Sums are fp32 or fp64 and add in rank order, so every host backend gives the same bits.
+// All ranks of a communicator issue its operations in the same order, and a communicator is used
+// from one stream at a time: concurrent traffic takes another communicator (split with one colour).
+// Waiting for a peer past the communicator's timeout throws Error(hang) naming rank, peer and
+// operation. Sums are fp32 or fp64 and add in rank order, so every host backend gives the same
+// bits.
 
 #include <cstdint>
 #include <memory>
@@ -19,13 +20,13 @@
 
 namespace longhaul::runtime {
 
-/// A message is a list of views, sent back to back; both sides list views with equal total elements.
-/// Zero-element messages are not sent at all: both sides drop them by the same rule.
+/// A message is a list of views, sent back to back; both sides list views with equal total
+/// elements. Zero-element messages are not sent at all: both sides drop them by the same rule.
 struct SendMessage {
   int peer = 0;
   std::vector<ConstTensorView> views;
-  /// What travels when it differs from the views' dtype: float32 views as bfloat16, cast on both sides.
-  /// Applies to every view of the message; both sides must agree.
+  /// What travels when it differs from the views' dtype: float32 views as bfloat16, cast on both
+  /// sides. Applies to every view of the message; both sides must agree.
   std::optional<DType> wire_dtype = std::nullopt;
 };
 struct ReceiveMessage {
@@ -44,7 +45,8 @@ class Communicator {
   virtual const std::string& name() const = 0;
 
   /// Grouped sends and receives: all progress together, the group completes when all have. Messages
-  /// between a pair of ranks match in order. A message to oneself is a copy. `what` names it in errors.
+  /// between a pair of ranks match in order. A message to oneself is a copy. `what` names it in
+  /// errors.
   virtual void exchange(std::vector<SendMessage> sends, std::vector<ReceiveMessage> receives,
                         const std::string& what, const Stream& stream) = 0;
 
@@ -52,16 +54,17 @@ class Communicator {
   virtual void all_reduce(TensorView values, const Stream& stream) = 0;
   /// output = inputs of all ranks one after another; counts[r] = elements of rank r's input.
   /// Adjoint: reduce_scatter.
-  virtual void all_gather(ConstTensorView input, TensorView output, std::span<const std::int64_t> counts,
-                          const Stream& stream) = 0;
+  virtual void all_gather(ConstTensorView input, TensorView output,
+                          std::span<const std::int64_t> counts, const Stream& stream) = 0;
   /// output = the sum over ranks of the caller's segment of input; counts as in all_gather.
   /// Adjoint: all_gather.
-  virtual void reduce_scatter(ConstTensorView input, TensorView output, std::span<const std::int64_t> counts,
-                              const Stream& stream) = 0;
-  /// Segment r of input goes to rank r; segment r of output comes from rank r. Adjoint: all_to_all with
-  /// the counts exchanged.
-  virtual void all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts, TensorView output,
-                          std::span<const std::int64_t> receive_counts, const Stream& stream) = 0;
+  virtual void reduce_scatter(ConstTensorView input, TensorView output,
+                              std::span<const std::int64_t> counts, const Stream& stream) = 0;
+  /// Segment r of input goes to rank r; segment r of output comes from rank r. Adjoint: all_to_all
+  /// with the counts exchanged.
+  virtual void all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
+                          TensorView output, std::span<const std::int64_t> receive_counts,
+                          const Stream& stream) = 0;
   /// Everybody's values <- root's. Adjoint: the sum at root.
   virtual void broadcast(TensorView values, int root, const Stream& stream) = 0;
   /// Completes when every rank has reached it.

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "runtime/comm/gather.h"
 #include "runtime/error.h"
 
 namespace longhaul::runtime {
@@ -14,7 +15,7 @@ namespace {
 constexpr std::array<Axis, kAxes> kAxisOrder{Axis::pipeline, Axis::data, Axis::tensor,
                                              Axis::context};
 
-void check_degree(int degree, const char* key) {
+void check_degree(std::int64_t degree, const char* key) {
   if (degree < 1) fail(ExitCode::config, key, " is ", degree, "; expected at least 1");
 }
 
@@ -43,34 +44,6 @@ std::map<std::string, std::string> decode(const std::string& text) {
     digests[name] = field();
   }
   return digests;
-}
-
-/// Everybody's text, by rank.
-std::vector<std::string> gather_texts(Communicator& world, const std::string& own,
-                                      const Stream& stream, Deadline deadline) {
-  const auto ranks = static_cast<std::size_t>(world.size());
-  Tensor length({1}, DType::int64, stream);
-  Tensor lengths({world.size()}, DType::int64, stream);
-  stream.enqueue([to = length.as<std::int64_t>(), bytes = own.size()] {
-    *to = static_cast<std::int64_t>(bytes);
-  });
-  world.all_gather(length, lengths, std::vector<std::int64_t>(ranks, 1), stream);
-  stream.synchronize(deadline);
-  const std::vector<std::int64_t> counts(lengths.as<std::int64_t>(),
-                                         lengths.as<std::int64_t>() + ranks);
-  Tensor text({counts[static_cast<std::size_t>(world.rank())]}, DType::uint8, stream);
-  Tensor texts({std::accumulate(counts.begin(), counts.end(), std::int64_t{0})}, DType::uint8,
-               stream);
-  stream.enqueue([to = text.view().data(), own] { std::memcpy(to, own.data(), own.size()); });
-  world.all_gather(text, texts, counts, stream);
-  stream.synchronize(deadline);
-  std::vector<std::string> result;
-  const char* at = reinterpret_cast<const char*>(texts.view().data());
-  for (const std::int64_t count : counts) {
-    result.emplace_back(at, static_cast<std::size_t>(count));
-    at += count;
-  }
-  return result;
 }
 
 /// "0-2, 5": ranks in order, runs joined.
@@ -103,7 +76,8 @@ const char* name(Axis axis) {
 }
 
 ProcessGrid::ProcessGrid(const GridShape& shape)
-    : sizes_{shape.pipeline, shape.data, shape.tensor, shape.context} {
+    : sizes_{static_cast<int>(shape.pipeline), static_cast<int>(shape.data),
+             static_cast<int>(shape.tensor), static_cast<int>(shape.context)} {
   check_degree(shape.data, "data_parallel_replicate_degree");
   check_degree(shape.context, "context_parallel_degree");
   for (const Axis axis : {Axis::tensor, Axis::pipeline}) {

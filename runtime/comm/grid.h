@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/comm/communicator.h"
+#include "runtime/grid_shape.h"
 
 namespace longhaul::runtime {
 
@@ -15,13 +16,6 @@ namespace longhaul::runtime {
 enum class Axis : std::uint8_t { pipeline, data, tensor, context };
 constexpr int kAxes = 4;
 const char* name(Axis axis);
-
-struct GridShape {
-  int data = 1;
-  int context = 1;
-  int tensor = 1;    ///< reserved: must be 1
-  int pipeline = 1;  ///< reserved: must be 1
-};
 
 class ProcessGrid {
  public:

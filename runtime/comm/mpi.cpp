@@ -3,7 +3,7 @@
 #include <exception>
 
 #include "runtime/comm/host_communicator.h"
-#include "runtime/comm/mpi_worker.h"
+#include "runtime/comm/mpi_worker_impl.h"
 #include "runtime/error.h"
 
 namespace longhaul::runtime {

@@ -1,4 +1,4 @@
-#include "runtime/comm/mpi_worker.h"
+#include "runtime/comm/mpi_worker_impl.h"
 
 #include <sys/prctl.h>
 

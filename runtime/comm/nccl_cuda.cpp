@@ -7,7 +7,7 @@
 #include <numeric>
 #include <string_view>
 
-#include "runtime/comm/nccl_handle.h"
+#include "runtime/comm/nccl_handle_impl.h"
 #include "runtime/comm/staging.h"
 
 namespace longhaul::runtime {

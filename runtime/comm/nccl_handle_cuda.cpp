@@ -1,4 +1,4 @@
-#include "runtime/comm/nccl_handle.h"
+#include "runtime/comm/nccl_handle_impl.h"
 
 #include <future>
 

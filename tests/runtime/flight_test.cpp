@@ -90,6 +90,7 @@ TEST(FlightRecorder, DamagedRecordsAreToleratedAndNamed) {
   { FlightRecorder other(folder, 4); }
   std::filesystem::copy_file(flight_file(folder, 4), flight_file(folder, 3));
   const std::string report = hang_report(folder, 4);
+  EXPECT_TRUE(contains(report, "has only 5 of")) << report;
   for (int rank = 0; rank < 4; ++rank) {
     EXPECT_TRUE(contains(report, concat("rank ", rank, " is unknown"))) << report;
   }
@@ -153,6 +154,20 @@ TEST(FlightRecorder, ThreadsRecordTogetherAndCheaply) {
   EXPECT_TRUE(contains(hang_report(folder, 1), "in no operation; its last was 'operation'"))
       << hang_report(folder, 1);
   const FlightScope nothing(nullptr, {"no recorder", "comm"});
+}
+
+TEST(FlightRecorder, AnOperationThatThrowsStaysOpen) {
+  const std::string folder = fresh_folder();
+  FlightRecorder recorder(folder, 0);
+  try {
+    const FlightScope outer(&recorder, {"hop", "comm", 1, 5});
+    fail(ExitCode::hang, "no answer");
+  } catch (const Error&) {
+    const FlightScope later(&recorder, {"later", "comm"});
+  }
+  const std::string report = hang_report(folder, 1);
+  EXPECT_TRUE(contains(report, "waits: step none, in 'hop'")) << report;
+  EXPECT_FALSE(contains(report, "later")) << report;
 }
 
 TEST(FlightRecorder, LongNamesAreCut) {

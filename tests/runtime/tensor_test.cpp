@@ -76,16 +76,16 @@ void strided_case() {
   const Tensor source = counting<From>({4, 5, 6}, stream);
   const Tensor target({5, 7, 4}, DTypeOf<To>::value, stream);
   fill(target, -1, stream);
-  // A transposed box [3, 2, 4] of the source: dims (1, 0, 2) from (1, 1, 2).
+  // A transposed box [3, 3, 4] of the source: dims (1, 0, 2) from (1, 1, 2).
   TensorView box;
   box.assign(source.view().data() + (30 + 6 + 2) * size_bytes(source.dtype()), source.dtype(), {},
-             3, {3, 2, 4}, {6, 30, 1});
-  runtime::copy(box, target.view().slice(0, 1, 4).slice(1, 2, 4), stream);
+             3, {3, 3, 4}, {6, 30, 1});
+  runtime::copy(box, target.view().slice(0, 1, 4).slice(1, 2, 5), stream);
   const auto values = read<To>(target, stream);
   for (std::int64_t a = 0; a < 5; ++a) {
     for (std::int64_t b = 0; b < 7; ++b) {
       for (std::int64_t c = 0; c < 4; ++c) {
-        const bool inside = a >= 1 && a < 4 && b >= 2 && b < 4;
+        const bool inside = a >= 1 && a < 4 && b >= 2 && b < 5;
         const auto expected = inside ? (b - 2 + 1) * 30 + (a - 1 + 1) * 6 + c + 2 : -1;
         EXPECT_EQ(static_cast<float>(values[static_cast<std::size_t>((a * 7 + b) * 4 + c)]),
                   static_cast<float>(expected));

@@ -31,8 +31,9 @@ struct AttentionResult {
 /// How the kernels are called.
 struct KernelOptions {
   int threads = 1;
-  std::vector<std::int64_t> key_cuts{}; ///< key views end here (write, then add); empty for one call
-  bool strided = false;                ///< heads outermost, gaps between rows
+  std::vector<std::int64_t>
+      key_cuts{};        ///< key views end here (write, then add); empty for one call
+  bool strided = false;  ///< heads outermost, gaps between rows
   double seconds = 60;
 };
 

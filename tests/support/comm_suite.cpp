@@ -149,6 +149,23 @@ void strided_views(Communicator& world) {
   expect_same(read<float>(source, stream), expected_of<float>(105, 4, world.rank()), "source");
 }
 
+/// One strided view on either side: a column goes out, and into another column.
+void single_strided_view(Communicator& world) {
+  const Stream stream = Stream::cpu("column");
+  const int next = (world.rank() + 1) % world.size();
+  const int previous = (world.rank() + world.size() - 1) % world.size();
+  const Tensor source = tensor_of<float>(35, 6, world.rank(), stream);
+  const Tensor target({7, 3}, DType::float32, stream);
+  fill(target, -1, stream);
+  world.exchange({{next, {source.view().reshape({7, 5}).slice(1, 3, 4)}}},
+                 {{previous, {target.view().slice(1, 1, 2)}}}, "single_strided_view", stream);
+  std::vector<float> expected(21, -1.0f);
+  for (int row = 0; row < 7; ++row) {
+    expected[at(row * 3 + 1)] = static_cast<float>(value(6, previous, row * 5 + 3));
+  }
+  expect_same(read<float>(target, stream), expected, "target");
+}
+
 /// float32 as bfloat16: rounded once, oneself included, half the bytes.
 void wire_dtype(Communicator& world) {
   const Stream stream = Stream::cpu("wire");
@@ -534,6 +551,7 @@ const std::vector<CommCase>& comm_cases() {
   static const std::vector<CommCase> cases{
       {"exchange_between_all", exchange_between_all},
       {"strided_views", strided_views},
+      {"single_strided_view", single_strided_view},
       {"wire_dtype", wire_dtype},
       {"all_gather", all_gather},
       {"reduce_scatter", reduce_scatter},

@@ -13,8 +13,8 @@ std::string no_gpu_reason();
 }  // namespace longhaul::test
 
 /// First line of a test that needs a CUDA device.
-#define LONGHAUL_NEEDS_GPU()                                                            \
-  do {                                                                                  \
+#define LONGHAUL_NEEDS_GPU()                                                           \
+  do {                                                                                 \
     if (const std::string reason = ::longhaul::test::no_gpu_reason(); !reason.empty()) \
-      GTEST_SKIP() << reason;                                                           \
+      GTEST_SKIP() << reason;                                                          \
   } while (false)

@@ -12,7 +12,7 @@
 #include <string>
 #include <thread>
 
-#include "runtime/cuda_check.h"
+#include "runtime/cuda_check_impl.h"
 #include "runtime/stream_impl.h"
 
 namespace longhaul::runtime::detail {

@@ -1,5 +1,5 @@
 #pragma once
-// Stands in for runtime/cuda_check.h where kernels run on the host.
+// Stands in for runtime/cuda_check_impl.h where kernels run on the host.
 
 #include <cuda_runtime.h>
 

@@ -1,0 +1,301 @@
+#include "launch/attention.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention/block.h"
+#include "launch/attention_case.h"
+#include "parallel/attention.h"
+#include "parallel/schemes/scheme.h"
+#include "parallel/verifier.h"
+#include "runtime/comm/gather.h"
+#include "runtime/comm/launcher.h"
+#include "runtime/comm/loopback.h"
+#include "runtime/comm/mpi.h"
+#include "runtime/comm/nccl.h"
+#include "runtime/error.h"
+
+namespace longhaul::launch {
+namespace {
+
+using parallel::Direction;
+using runtime::Communicator;
+using runtime::ConstTensorView;
+using runtime::DType;
+using runtime::ExitCode;
+using runtime::fail;
+using runtime::Stream;
+using runtime::Tensor;
+
+/// What all ranks run, decided and verified before anything is enqueued.
+struct Replay {
+  AttentionCase input;
+  const parallel::Scheme& scheme;
+  parallel::Layout layout;
+  DType dtype;
+  DType wire_dtype;
+  std::vector<std::int64_t> area;  // per rank
+};
+
+void verify_schedules(const Replay& replay) {
+  const AttentionCase& in = replay.input;
+  const parallel::Shapes shapes{static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim,
+                                in.value_dim, replay.dtype};
+  for (const Direction direction : {Direction::forward, Direction::backward}) {
+    parallel::SchemeInputs inputs{in.mask, replay.layout, shapes, direction};
+    if (replay.wire_dtype != DType::float32) inputs.wire_dtype = replay.wire_dtype;
+    const parallel::Verdict verdict =
+        parallel::verify(parallel::build_schedule(replay.scheme, inputs), in.mask);
+    if (!verdict.ok()) {
+      fail(ExitCode::internal, "the ", parallel::name(direction), " schedule of ",
+           replay.scheme.name, " does not verify: ", parallel::name(verdict.fault), ": ",
+           verdict.message);
+    }
+  }
+}
+
+Replay make_replay(const AttentionOptions& options, int ranks) {
+  const parallel::Scheme& scheme = parallel::scheme_from_name(options.scheme);
+  const parallel::LayoutKind layout = parallel::layout_from_name(options.layout);
+  const DType dtype = runtime::dtype_from_name(options.dtype),
+              wire = runtime::dtype_from_name(options.wire_dtype);
+  for (const DType given : {dtype, wire}) {
+    if (given != DType::float32 && given != DType::bfloat16) {
+      fail(ExitCode::config, "dtype ", runtime::name(given),
+           " is not supported by attention; expected float32 or bfloat16");
+    }
+  }
+  AttentionCase input = read_attention_case(options.case_path, options.mask);
+  const parallel::Layout tokens(layout, input.seq_len, input.batch, ranks);
+  Replay replay{std::move(input), scheme, tokens, dtype, wire, {}};
+  verify_schedules(replay);
+  for (int query = 0; query < ranks; ++query) {
+    std::int64_t area = 0;
+    for (int key = 0; key < ranks; ++key) {
+      area +=
+          attention::area(attention::cut(replay.input.mask, tokens.runs(query), tokens.runs(key)));
+    }
+    replay.area.push_back(area);
+  }
+  return replay;
+}
+
+/// One rank's tensors, on its device.
+class RankTensors {
+ public:
+  RankTensors(const Replay& replay, int rank, const Stream& compute)
+      : tokens_(replay.layout.tokens_of(rank)), compute_(compute), host_(Stream::cpu("host")) {}
+
+  /// This rank's rows of a global [tokens, heads, width] array, in `dtype`.
+  Tensor upload(const std::vector<float>& global, std::int64_t heads, std::int64_t width,
+                DType dtype) {
+    Tensor rows({size(), heads, width}, DType::float32, host_);
+    const auto row_elements = static_cast<std::size_t>(heads * width);
+    for (std::size_t i = 0; i < tokens_.size(); ++i) {
+      std::memcpy(rows.as<float>() + i * row_elements,
+                  global.data() + static_cast<std::size_t>(tokens_[i]) * row_elements,
+                  row_elements * sizeof(float));
+    }
+    Tensor rounded({size(), heads, width}, dtype, host_);
+    runtime::copy(rows, rounded, host_);
+    host_.synchronize(runtime::deadline_in(3600));
+    if (compute_.device().kind == runtime::DeviceKind::cpu) return rounded;
+    Tensor device({size(), heads, width}, dtype, compute_);
+    runtime::copy(rounded, device, compute_);
+    compute_.synchronize(runtime::deadline_in(3600));
+    return device;
+  }
+  Tensor make(std::initializer_list<std::int64_t> sizes) {
+    return Tensor(sizes, DType::float32, compute_);
+  }
+  /// The values on the host.
+  std::vector<float> download(const Tensor& tensor) {
+    Tensor on_host(tensor.view().sizes(), DType::float32, host_);
+    runtime::copy(tensor, on_host, compute_);
+    compute_.synchronize(runtime::deadline_in(3600));
+    return {on_host.as<float>(), on_host.as<float>() + on_host.elements()};
+  }
+  std::int64_t size() const { return static_cast<std::int64_t>(tokens_.size()); }
+
+ private:
+  const std::vector<std::int64_t> tokens_;
+  const Stream compute_, host_;
+};
+
+/// Rows of all ranks in global order on rank 0; empty elsewhere.
+std::vector<float> gather_rows(Communicator& world, const Replay& replay,
+                               const std::vector<float>& mine, std::int64_t row_elements,
+                               const Stream& stream) {
+  std::vector<std::int64_t> counts;
+  for (int rank = 0; rank < world.size(); ++rank)
+    counts.push_back(replay.layout.rows(rank) * row_elements);
+  Tensor own({static_cast<std::int64_t>(mine.size())}, DType::float32, stream);
+  stream.synchronize(runtime::deadline_in(3600));
+  std::ranges::copy(mine, own.as<float>());
+  std::vector<Tensor> parts;
+  std::vector<runtime::ReceiveMessage> receives;
+  if (world.rank() == 0) {
+    for (int rank = 0; rank < world.size(); ++rank) {
+      parts.emplace_back(
+          std::initializer_list<std::int64_t>{counts[static_cast<std::size_t>(rank)]},
+          DType::float32, stream);
+      receives.push_back({rank, {parts.back()}});
+    }
+  }
+  world.exchange({{0, {own}}}, std::move(receives), "gather of results", stream);
+  stream.synchronize(runtime::deadline_in(3600));
+  std::vector<float> global;
+  if (world.rank() != 0) return global;
+  global.resize(static_cast<std::size_t>(replay.layout.tokens() * row_elements));
+  for (int rank = 0; rank < world.size(); ++rank) {
+    const float* from = parts[static_cast<std::size_t>(rank)].as<float>();
+    for (const std::int64_t token : replay.layout.tokens_of(rank)) {
+      std::copy_n(from, row_elements, global.begin() + token * row_elements);
+      from += row_elements;
+    }
+  }
+  return global;
+}
+
+/// Runs one rank; the result is complete on rank 0.
+AttentionResult run_rank(const Replay& replay, Communicator& world,
+                         std::unique_ptr<Communicator> context, const Stream& compute) {
+  const AttentionCase& in = replay.input;
+  const auto scale = static_cast<float>(in.scale);
+  const bool with_backward = in.has_dout;
+  RankTensors tensors(replay, world.rank(), compute);
+  const std::int64_t n = tensors.size();
+  const Tensor q = tensors.upload(in.q, in.heads, in.dim, replay.dtype);
+  const Tensor k = tensors.upload(in.k, in.kv_heads, in.dim, replay.dtype);
+  const Tensor v = tensors.upload(in.v, in.kv_heads, in.value_dim, replay.dtype);
+  const Tensor out = tensors.make({n, in.heads, in.value_dim}), lse = tensors.make({n, in.heads});
+  Tensor dout, delta, dq, dk, dv;
+  if (with_backward) {
+    dout = tensors.upload(in.dout, in.heads, in.value_dim, replay.dtype);
+    delta = tensors.make({n, in.heads});
+    dq = tensors.make({n, in.heads, in.dim});
+    dk = tensors.make({n, in.kv_heads, in.dim});
+    dv = tensors.make({n, in.kv_heads, in.value_dim});
+  }
+  parallel::Attention attention({replay.scheme.name, replay.wire_dtype}, std::move(context),
+                                compute);
+  attention.set_batch(in.mask, replay.layout);
+
+  const Stream host = Stream::cpu("results");
+  world.barrier(host);
+  host.synchronize(runtime::deadline_in(3600));
+  const auto begin = runtime::Clock::now();
+  auto forward = attention.forward(q, k, v, scale, out, lse);
+  forward->finish();
+  std::unique_ptr<parallel::AttentionCall> backward;
+  if (with_backward) {
+    attention::block_delta(out, dout, delta, compute);
+    backward = attention.backward({q, k, v, dout, lse, delta}, scale, dq, dk, dv);
+    backward->finish();
+  }
+  compute.synchronize(runtime::deadline_in(3600));
+  const double seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
+
+  AttentionResult result;
+  const auto collect = [&](const Tensor& tensor, std::int64_t row_elements) {
+    return gather_rows(world, replay, tensors.download(tensor), row_elements, host);
+  };
+  result.out = collect(out, in.heads * in.value_dim);
+  result.lse = collect(lse, in.heads);
+  if (with_backward) {
+    result.dq = collect(dq, in.heads * in.dim);
+    result.dk = collect(dk, in.kv_heads * in.dim);
+    result.dv = collect(dv, in.kv_heads * in.value_dim);
+  }
+  for (const auto& rank :
+       runtime::gather_numbers(world, {static_cast<double>(attention.sent_bytes()), seconds}, host,
+                               runtime::deadline_in(3600))) {
+    result.sent_bytes.push_back(static_cast<std::int64_t>(rank[0]));
+    result.seconds = std::max(result.seconds, rank[1]);
+  }
+  result.area = replay.area;
+  return result;
+}
+
+Stream compute_stream(const AttentionOptions& options, int local_rank, int local_size) {
+  if (options.device == "cpu") {
+    const int cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+    return Stream::cpu("compute", std::max(1, cores / local_size));
+  }
+  const int devices = runtime::cuda_device_count();
+  if (devices == 0)
+    fail(ExitCode::launch, "--device cuda: no CUDA device can be used; use --device cpu");
+  return Stream::cuda("compute", local_rank % devices);
+}
+
+void check_options(const AttentionOptions& options) {
+  if (options.device != "cpu" && options.device != "cuda") {
+    fail(ExitCode::config, "unknown device '", options.device, "'; expected cpu or cuda");
+  }
+  const std::string& communicator = options.communicator;
+  if (communicator != "mpi" && communicator != "loopback" && communicator != "nccl") {
+    fail(ExitCode::config, "unknown communicator '", communicator,
+         "'; expected mpi, loopback or nccl");
+  }
+  if (communicator == "nccl" && options.device == "cpu") {
+    fail(ExitCode::config, "nccl moves device memory; use --device cuda, or --communicator mpi");
+  }
+}
+
+int run_loopback_ranks(const AttentionOptions& options) {
+  const int ranks = std::max(1, options.ranks);
+  const Replay replay = make_replay(options, ranks);
+  runtime::run_loopback(
+      ranks, {.timeout_seconds = options.timeout_seconds, .recorders = {}},
+      [&](std::unique_ptr<Communicator> world) {
+        const Stream compute = compute_stream(options, world->rank(), world->size());
+        auto context = world->split(0, world->rank(), "context");
+        const AttentionResult result = run_rank(replay, *world, std::move(context), compute);
+        if (world->rank() == 0) {
+          write_attention_result(options.output_path, replay.input, result, options.scheme,
+                                 options.layout);
+        }
+      });
+  return 0;
+}
+
+int run_process(const AttentionOptions& options) {
+  runtime::MpiSession session({.timeout_seconds = options.timeout_seconds});
+  const runtime::MpiPlace place{session.rank(), session.size(), session.local_rank(),
+                                session.local_size()};
+  runtime::check_launcher(runtime::process_environment(), place);
+  if (options.ranks != 0)
+    runtime::check_grid_size(place, options.ranks, "--ranks " + std::to_string(options.ranks));
+  const Replay replay = make_replay(options, session.size());
+  const std::unique_ptr<Communicator> world = session.world();
+  {
+    const Stream compute = compute_stream(options, session.local_rank(), session.local_size());
+    std::unique_ptr<Communicator> context;
+    if (options.communicator == "nccl") {
+      runtime::NcclOptions nccl;
+      nccl.device = compute.device().index;
+      nccl.timeout_seconds = options.timeout_seconds;
+      nccl.share_device = session.local_size() > runtime::cuda_device_count();
+      context = runtime::make_nccl_communicator(*world, nccl);
+    } else {
+      context = world->split(0, world->rank(), "context");
+    }
+    const AttentionResult result = run_rank(replay, *world, std::move(context), compute);
+    if (session.rank() == 0)
+      write_attention_result(options.output_path, replay.input, result, options.scheme,
+                             options.layout);
+  }
+  session.close();
+  return 0;
+}
+
+}  // namespace
+
+int run_attention(const AttentionOptions& options) {
+  check_options(options);
+  return options.communicator == "loopback" ? run_loopback_ranks(options) : run_process(options);
+}
+
+}  // namespace longhaul::launch

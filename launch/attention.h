@@ -1,0 +1,29 @@
+#pragma once
+// `longhaul attention`: replays one attention call from a file, spread over ranks, and writes what
+// it gave.
+
+#include <string>
+
+namespace longhaul::launch {
+
+struct AttentionOptions {
+  std::string case_path;    ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, documents,
+                            ///< slices, scale optional
+  std::string output_path;  ///< HDF5: out, lse, dq, dk, dv in global token order, sent_bytes, area
+  std::string scheme = "ring";
+  std::string layout = "zigzag";
+  std::string mask = "causal";
+  std::string dtype = "float32";
+  std::string wire_dtype = "float32";
+  std::string communicator = "mpi";
+  int ranks =
+      0;  ///< of a loopback run (0: 1); under mpi and nccl it must be the launcher's, if given
+  std::string device = "cpu";
+  double timeout_seconds = 300;
+};
+
+/// Returns 0 only if the schedules verified. Throws Error(data) for a malformed case, Error(config)
+/// for a combination that does not exist.
+int run_attention(const AttentionOptions& options);
+
+}  // namespace longhaul::launch

@@ -1,0 +1,43 @@
+#pragma once
+// The case and the result file of `longhaul attention`.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "attention/mask.h"
+
+namespace longhaul::launch {
+
+/// What a case file holds, in global token order: row b * S + s of [B, S, ...].
+struct AttentionCase {
+  std::int64_t batch = 0, seq_len = 0;
+  std::int64_t heads = 0, kv_heads = 0, dim = 0, value_dim = 0;
+  std::vector<float> q, k, v;
+  bool has_dout = false;  ///< then gradients are wanted too
+  std::vector<float> dout;
+  double scale = 1;
+  attention::Mask mask;  ///< of all batch rows, one after another
+
+  std::int64_t tokens() const { return batch * seq_len; }
+};
+
+/// Reads and checks a case; `mask` is full, causal, documents or slices. Throws Error(data) naming
+/// the dataset and what is wrong with it, Error(config) for an unknown mask.
+AttentionCase read_attention_case(const std::string& path, const std::string& mask);
+
+struct AttentionResult {
+  std::vector<float> out, lse, dq, dk,
+      dv;  ///< global token order; lse [B*S, H]; gradients empty without dout
+  std::vector<std::int64_t> sent_bytes;  ///< per rank: payload to others, forward and backward
+  std::vector<std::int64_t> area;        ///< per rank: (query, key) pairs of one head, forward
+  double seconds = 0;                    ///< of the slowest rank, forward and backward
+};
+
+/// Writes lse as [B, H, S], everything else as in the case. Replaces an existing file.
+void write_attention_result(const std::string& path, const AttentionCase& input,
+                            const AttentionResult& result, const std::string& scheme,
+                            const std::string& layout);
+
+}  // namespace longhaul::launch

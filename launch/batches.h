@@ -1,0 +1,37 @@
+#pragma once
+// From global sequences to this rank's rows: the only place where training data meets the layout.
+// Labels are shifted, and positions and documents numbered, before anything is sharded.
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "attention/mask.h"
+#include "models/llama.h"
+#include "parallel/layout.h"
+#include "runtime/io/sequences.h"
+
+namespace longhaul::launch {
+
+enum class MaskKind : unsigned char {
+  documents,  ///< causal inside each document
+  causal      ///< causal over the whole sequence
+};
+/// Throws Error(config) listing the known names.
+MaskKind mask_from_name(const std::string& text);
+
+/// Sequence number n of the run, the same on every rank: runtime::Sequences, or a test's generator.
+using SequenceSource = std::function<runtime::Sequence(std::int64_t)>;
+
+/// A micro-batch on this rank: B whole sequences' mask, and the rows of them that this rank holds.
+struct LocalBatch {
+  attention::Mask mask;
+  std::vector<std::int32_t> tokens, labels, positions;  ///< in the layout's local row order
+  std::int64_t local_labels = 0;                        ///< rows here that have a label
+};
+
+/// `sequences` become one token axis of B * seq_len tokens; rows are those of `rank` in `layout`.
+LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, MaskKind mask,
+                            const parallel::Layout& layout, int rank);
+
+}  // namespace longhaul::launch

@@ -1,0 +1,180 @@
+#include "launch/cli.h"
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "launch/attention.h"
+#include "launch/bench.h"
+#include "launch/inspect.h"
+#include "launch/report.h"
+#include "launch/tokenize.h"
+#include "launch/train.h"
+#include "launch/validate.h"
+#include "runtime/build_info.h"
+#include "runtime/error.h"
+
+namespace longhaul::launch {
+namespace {
+
+/// What the command line asked for; filled by the verb that it names.
+using Action = std::function<int()>;
+
+// A verb whose options are filled by the parser and given to `run` after it.
+template <class Options>
+CLI::App* add_verb(CLI::App& app, Action& action, const char* name, const char* description,
+                   const std::shared_ptr<Options>& options, int (*run)(const Options&)) {
+  CLI::App* verb = app.add_subcommand(name, description);
+  verb->callback([&action, options, run] { action = [options, run] { return run(*options); }; });
+  return verb;
+}
+
+void add_overrides(CLI::App* verb, std::vector<std::string>& overrides) {
+  verb->add_option("--set", overrides, "Override one key of the configuration; may be repeated")
+      ->type_name("SECTION.KEY=VALUE")
+      ->allow_extra_args(false);
+}
+
+void add_train(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<TrainOptions>();
+  CLI::App* verb =
+      add_verb(app, action, "train", "Train, or go on training, as a configuration says", options,
+               run_train);
+  verb->add_option("CONFIG", options->config_path, "TOML file")->required();
+  add_overrides(verb, options->overrides);
+}
+
+int run_tokenize(const TokenizeOptions& options) {
+  std::cout << to_string(tokenize(options)) << "\n";
+  return 0;
+}
+
+void add_tokenize(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<TokenizeOptions>();
+  CLI::App* verb = add_verb(app, action, "tokenize", "Make a corpus of files, one document a file",
+                            options, run_tokenize);
+  verb->add_option("PATH", options->paths, "Files, and folders to take files from")->required();
+  verb->add_option("--output", options->output, "HDF5 corpus to write")->required();
+  verb->add_option("--tokenizer", options->tokenizer, "\"bytes\", or a SentencePiece FILE.model")
+      ->capture_default_str();
+}
+
+int run_inspect(const InspectOptions& options) {
+  std::cout << inspect(options) << "\n";
+  return 0;
+}
+
+void add_inspect(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<InspectOptions>();
+  CLI::App* verb =
+      add_verb(app, action, "inspect", "Say what is in a corpus or checkpoint, and verify it",
+               options, run_inspect);
+  verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint")->required();
+}
+
+void add_attention(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<AttentionOptions>();
+  CLI::App* verb =
+      add_verb(app, action, "attention", "Replay one attention call from a file, spread over ranks",
+               options, run_attention);
+  verb->add_option("CASE", options->case_path, "HDF5 file with q, k, v, and what the mask needs")
+      ->required();
+  verb->add_option("--output", options->output_path, "HDF5 file to write")->required();
+  verb->add_option("--scheme", options->scheme, "Context-parallel scheme")->capture_default_str();
+  verb->add_option("--layout", options->layout, "contiguous, zigzag or striped")
+      ->capture_default_str();
+  verb->add_option("--mask", options->mask, "full, causal, documents or slices")
+      ->capture_default_str();
+  verb->add_option("--dtype", options->dtype, "float32 or bfloat16")->capture_default_str();
+  verb->add_option("--wire-dtype", options->wire_dtype,
+                   "Dtype of gradient accumulators on the wire")
+      ->capture_default_str();
+  verb->add_option("--communicator", options->communicator, "mpi, loopback or nccl")
+      ->capture_default_str();
+  verb->add_option("--ranks", options->ranks,
+                   "Ranks of a loopback run; under mpirun, what it must have started")
+      ->check(CLI::Range(1, 1 << 20));
+  verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
+      ->capture_default_str();
+  verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
+}
+
+void add_bench(CLI::App& app, Action& action) {
+  CLI::App* bench = app.add_subcommand("bench", "Measure this machine")->require_subcommand(1);
+  const auto options = std::make_shared<BenchPeakOptions>();
+  CLI::App* peak = add_verb(*bench, action, "peak",
+                            "The rate of float32 fused multiply-adds, which MFU divides by",
+                            options, run_bench_peak);
+  peak->add_option("--threads", options->threads, "Threads to use; 0: all cores")
+      ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str();
+  peak->add_option("--seconds", options->seconds, "How long to measure each")
+      ->check(CLI::Range(0.01, 3600.0))
+      ->capture_default_str();
+}
+
+void add_validate(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<ValidateOptions>();
+  CLI::App* verb = add_verb(app, action, "validate",
+                            "Report every problem of a configuration, or what it resolves to",
+                            options, run_validate);
+  verb->add_option("CONFIG", options->config_path, "TOML file");
+  add_overrides(verb, options->overrides);
+  verb->add_option("--ranks", options->ranks, "Resolve the grid for so many ranks")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20));
+  verb->add_flag("--keys", options->keys, "Print the reference of all keys as a Markdown table");
+}
+
+void add_report(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<ReportOptions>();
+  CLI::App* verb = add_verb(app, action, "report", "Summarise a run's metrics, and plot its loss",
+                            options, run_report);
+  verb->add_option("METRICS", options->metrics_path, "metrics.jsonl of the run")->required();
+  verb->add_option("--baseline", options->baseline_path, "metrics.jsonl to compare with");
+  verb->add_option("--plot", options->plot_path, "Write the loss curve to this SVG file");
+  verb->add_option("--corpus", options->corpus_path, "Corpus whose unigram entropy to show");
+}
+
+int explain(const CLI::App& app, const CLI::ParseError& error) {
+  if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {  // --help, --version
+    return app.exit(error);
+  }
+  std::cerr << "longhaul: error: " << error.what() << "\n";
+  const auto verbs = app.get_subcommands();
+  std::cerr << "Run `longhaul " << (verbs.empty() ? "" : verbs.front()->get_name() + " ")
+            << "--help` for what it takes.\n";
+  return static_cast<int>(runtime::ExitCode::usage);
+}
+
+}  // namespace
+
+int run_command_line(int argc, const char* const* argv) {
+  CLI::App app("Longhaul trains transformers on sequences longer than any one device can hold.",
+               "longhaul");
+  app.set_version_flag("--version", [] { return runtime::version_line(); });
+  app.require_subcommand(0, 1);
+  Action action;
+  add_train(app, action);
+  add_validate(app, action);
+  add_tokenize(app, action);
+  add_inspect(app, action);
+  add_attention(app, action);
+  add_bench(app, action);
+  add_report(app, action);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return explain(app, error);
+  }
+  if (!action) {
+    std::cerr << app.help();
+    return static_cast<int>(runtime::ExitCode::usage);
+  }
+  return action();
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,162 @@
+#include "launch/inspect.h"
+
+#include <algorithm>
+#include <bit>
+#include <iomanip>
+#include <map>
+#include <sstream>
+#include <vector>
+
+#include "runtime/error.h"
+#include "runtime/io/checkpoint.h"
+#include "runtime/io/corpus.h"
+
+namespace longhaul::launch {
+
+namespace fs = std::filesystem;
+using runtime::ExitCode;
+using runtime::fail;
+
+namespace {
+
+/// Lines of "name   value".
+class Report {
+ public:
+  template <class... Parts>
+  void line(const std::string& name, const Parts&... parts) {
+    text_ << "  " << std::left << std::setw(18) << name;
+    (text_ << ... << parts) << '\n';
+  }
+  std::ostringstream& text() { return text_; }
+
+ private:
+  std::ostringstream text_;
+};
+
+std::string fixed(double value, int digits) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(digits) << value;
+  return text.str();
+}
+
+/// Smallest length that at least `percent` per cent of the documents do not exceed.
+std::int64_t percentile(const std::vector<std::int64_t>& sorted, std::int64_t percent) {
+  const auto count = std::ssize(sorted);
+  const std::int64_t rank = std::max<std::int64_t>(1, (count * percent + 99) / 100);
+  return sorted[static_cast<std::size_t>(rank - 1)];
+}
+
+void describe_lengths(Report& report, std::vector<std::int64_t> lengths, std::int64_t tokens) {
+  if (lengths.empty()) return;
+  std::ranges::sort(lengths);
+  report.line("document lengths", "min ", lengths.front(), ", p10 ", percentile(lengths, 10),
+              ", median ", percentile(lengths, 50), ", mean ",
+              fixed(static_cast<double>(tokens) / static_cast<double>(lengths.size()), 1), ", p90 ",
+              percentile(lengths, 90), ", p99 ", percentile(lengths, 99), ", max ", lengths.back());
+  struct Bin {
+    std::int64_t documents = 0, tokens = 0;
+  };
+  std::map<int, Bin> bins;  // by the number of bits: 0, 1, 2-3, 4-7, ...
+  for (const std::int64_t length : lengths) {
+    Bin& bin = bins[static_cast<int>(std::bit_width(static_cast<std::uint64_t>(length)))];
+    ++bin.documents;
+    bin.tokens += length;
+  }
+  std::ostringstream& text = report.text();
+  text << "  " << std::setw(18) << "" << std::right << std::setw(25) << "tokens in a document"
+       << std::setw(12) << "documents" << std::setw(18) << "share of tokens" << '\n';
+  for (const auto& [bits, bin] : bins) {
+    const std::int64_t low = bits == 0 ? 0 : std::int64_t{1} << (bits - 1);
+    const std::int64_t high = bits == 0 ? 0 : low * 2 - 1;
+    const double share =
+        tokens == 0 ? 0 : 100.0 * static_cast<double>(bin.tokens) / static_cast<double>(tokens);
+    text << "  " << std::setw(18) << "" << std::setw(25)
+         << (low == high ? std::to_string(low) : runtime::concat(low, " - ", high)) << std::setw(12)
+         << bin.documents << std::setw(17) << fixed(share, 2) << "%\n";
+  }
+}
+
+std::string inspect_corpus(const fs::path& path) {
+  const runtime::Corpus corpus = runtime::Corpus::open(path);
+  corpus.verify();
+  const runtime::CorpusInfo& info = corpus.info();
+  Report report;
+  report.text() << path.string() << ": corpus, format version " << runtime::kCorpusFormatVersion
+                << ", intact\n";
+  report.line("documents", info.documents);
+  report.line("tokens", info.tokens, " (", runtime::hdf5::name(info.token_element), ")");
+  report.line("vocabulary", info.vocabulary_size);
+  report.line("tokenizer", info.tokenizer);
+  report.line("unigram entropy", fixed(corpus.unigram_entropy(), 4), " nats");
+  report.line("digest", corpus.digest());
+  std::vector<std::int64_t> lengths;
+  const auto offsets = corpus.documents();
+  for (std::size_t i = 1; i < offsets.size(); ++i) lengths.push_back(offsets[i] - offsets[i - 1]);
+  describe_lengths(report, std::move(lengths), info.tokens);
+  return report.text().str();
+}
+
+std::string sizes_text(const std::vector<std::int64_t>& sizes) {
+  std::string text;
+  for (const std::int64_t size : sizes) text += (text.empty() ? "[" : ",") + std::to_string(size);
+  return text + "]";
+}
+
+std::int64_t elements(const runtime::TensorInfo& tensor) {
+  std::int64_t product = 1;
+  for (const std::int64_t size : tensor.sizes) product *= size;
+  return product;
+}
+
+std::string inspect_checkpoint(const fs::path& folder, std::int64_t step) {
+  const runtime::Checkpoint checkpoint = runtime::Checkpoint::open(folder, step);
+  const runtime::CheckpointMetadata& metadata = checkpoint.metadata();
+  Report report;
+  report.text() << checkpoint.path().string() << ": checkpoint, format version "
+                << runtime::kCheckpointFormatVersion << ", intact\n";
+  report.line("step", metadata.step);
+  report.line("optimizer step", metadata.optimizer_step);
+  report.line("tokens", metadata.tokens);
+  report.line("cursor", metadata.cursor);
+  report.line("seed", metadata.seed);
+  report.line("corpus digest", metadata.corpus_digest);
+  for (const auto& [name, value] : metadata.extra) report.line(name, value);
+  std::int64_t values = 0, bytes = 0;
+  for (const runtime::TensorInfo& tensor : checkpoint.tensors()) {
+    values += elements(tensor);
+    bytes += elements(tensor) * runtime::size_bytes(tensor.dtype);
+  }
+  report.line("tensors", checkpoint.tensors().size(), ", ", values, " values, ", bytes, " bytes");
+  for (const runtime::TensorInfo& tensor : checkpoint.tensors()) {
+    report.line("", tensor.name, " ", runtime::name(tensor.dtype), " ", sizes_text(tensor.sizes),
+                " in ", tensor.slices, tensor.slices == 1 ? " slice" : " slices");
+  }
+  report.line("files", checkpoint.files().size());
+  for (const auto& [name, size] : checkpoint.files()) report.line("", name, " ", size, " bytes");
+  report.text() << "config:\n" << metadata.config;
+  if (!metadata.config.ends_with('\n')) report.text() << '\n';
+  return report.text().str();
+}
+
+}  // namespace
+
+std::string inspect(const InspectOptions& options) {
+  std::error_code code;
+  if (!fs::is_directory(options.path, code)) return inspect_corpus(options.path);
+  fs::path path = fs::absolute(options.path).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();  // "step-00000010/"
+  for (const std::int64_t step : runtime::list_checkpoints(path.parent_path())) {
+    const std::string name = path.filename().string();
+    std::string digits = std::to_string(step);
+    if (digits.size() < 8) digits.insert(0, 8 - digits.size(), '0');
+    if (name == "step-" + digits) return inspect_checkpoint(path.parent_path(), step);
+  }
+  const std::vector<std::int64_t> steps = runtime::list_checkpoints(path);
+  if (steps.empty()) {
+    fail(ExitCode::data, options.path.string(),
+         ": neither a checkpoint nor a folder of checkpoints");
+  }
+  return inspect_checkpoint(path, steps.back());
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,77 @@
+// The program: the only place that turns errors into exits.
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "launch/cli.h"
+#include "runtime/error.h"
+
+namespace {
+
+using longhaul::runtime::Error;
+using longhaul::runtime::ExitCode;
+
+// This process's rank among several, as the launcher tells it: MPI may not be up, or no longer.
+int launcher_rank() {
+  struct Names {
+    const char *rank, *size;
+  };
+  for (const Names& names :
+       {Names{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"}, Names{"PMI_RANK", "PMI_SIZE"},
+        Names{"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"}}) {
+    const char* rank = std::getenv(names.rank);
+    const char* size = std::getenv(names.size);
+    if (rank != nullptr && size != nullptr) return std::atoi(size) > 1 ? std::atoi(rank) : -1;
+  }
+  return -1;
+}
+
+// Every rank finds the same fault in a command line or configuration; rank 0 tells all of it, the
+// others the first problem only, in case it is theirs alone.
+std::string shortened(const std::string& message) {
+  const auto heading = message.find('\n');
+  const auto first = heading == std::string::npos ? heading : message.find('\n', heading + 1);
+  return first == std::string::npos ? message
+                                    : message.substr(0, first) + "\n(rank 0 lists them all)";
+}
+
+int report(ExitCode code, std::string message) {
+  const int rank = launcher_rank();
+  if (rank > 0 && code == ExitCode::config) message = shortened(message);
+  std::string text = "longhaul: error: ";
+  if (rank >= 0) text += "[rank " + std::to_string(rank) + "] ";
+  text += message + "\n";
+  std::fflush(stdout);
+  std::fflush(stderr);
+  // One write: the lines of several ranks do not mix. Nobody is left to tell if it fails.
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+  return static_cast<int>(code);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // Under mpirun stdout is a pipe; progress must not wait for a full block.
+  std::setvbuf(stdout, nullptr, _IOLBF, 1 << 14);
+  int code = 0;
+  try {
+    code = longhaul::launch::run_command_line(argc, argv);
+  } catch (const Error& error) {
+    code = report(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    code = report(ExitCode::memory, "out of memory");
+  } catch (const std::exception& error) {
+    code = report(ExitCode::internal, error.what());
+  } catch (...) {
+    code = report(ExitCode::internal, "an exception of an unknown type");
+  }
+  if ((std::fflush(stdout) != 0 || std::ferror(stdout) != 0) && code == 0) {
+    code = report(ExitCode::io, "writing to standard output failed");
+  }
+  return code;
+}

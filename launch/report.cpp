@@ -1,0 +1,165 @@
+#include "launch/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <map>
+
+#include "launch/plot.h"
+#include "runtime/error.h"
+#include "runtime/io/corpus.h"
+
+namespace longhaul::launch {
+
+using runtime::ExitCode;
+using runtime::fail;
+using runtime::MetricsLog;
+using runtime::StepMetrics;
+
+namespace {
+
+PlotSeries loss_series(const MetricsLog& log, std::string name, std::string color) {
+  PlotSeries series{std::move(name), std::move(color), false, 1.8, {}};
+  for (const StepMetrics& step : log.steps)
+    series.points.push_back({static_cast<double>(step.step), step.loss});
+  return series;
+}
+
+std::string ranks_text(const MetricsLog& log) {
+  if (log.ranks <= 0) return "baseline";
+  return fmt::format("{} rank{}", log.ranks, log.ranks == 1 ? "" : "s");
+}
+
+// The middle value over the steps after the first, which also pays for what is set up on first use.
+double typical(const MetricsLog& log, double StepMetrics::*field) {
+  std::vector<double> values;
+  for (std::size_t i = log.steps.size() > 1 ? 1 : 0; i < log.steps.size(); ++i) {
+    values.push_back(log.steps[i].*field);
+  }
+  if (values.empty()) return NAN;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+double relative_difference(double a, double b) {
+  if (a == b) return 0;
+  return b == 0 ? INFINITY : std::abs(a - b) / std::abs(b);
+}
+
+// NaN, too, counts as a difference.
+double larger(double a, double b) { return std::isnan(b) ? INFINITY : std::max(a, b); }
+
+}  // namespace
+
+Parity compare_runs(const MetricsLog& run, const MetricsLog& baseline) {
+  std::map<std::int64_t, const StepMetrics*> by_step;
+  for (const StepMetrics& step : baseline.steps) by_step[step.step] = &step;
+  Parity parity;
+  for (const StepMetrics& step : run.steps) {
+    const auto found = by_step.find(step.step);
+    if (found == by_step.end()) continue;
+    ++parity.steps;
+    parity.loss = larger(parity.loss, relative_difference(step.loss, found->second->loss));
+    parity.grad_norm =
+        larger(parity.grad_norm, relative_difference(step.grad_norm, found->second->grad_norm));
+  }
+  return parity;
+}
+
+std::string loss_plot_svg(const MetricsLog& run, std::optional<double> unigram_entropy,
+                          const MetricsLog* baseline, const std::string& title) {
+  LinePlot plot;
+  plot.title = title;
+  plot.x_label = "optimizer step";
+  plot.y_label = "loss (nats a token)";
+  if (unigram_entropy && !run.steps.empty()) {
+    const auto first = static_cast<double>(run.steps.front().step);
+    const auto last = static_cast<double>(run.steps.back().step);
+    plot.series.push_back({fmt::format("unigram entropy of the corpus, {:.3f}", *unigram_entropy),
+                           "#888",
+                           true,
+                           1.4,
+                           {{first, *unigram_entropy}, {last, *unigram_entropy}}});
+  }
+  plot.series.push_back(
+      loss_series(run, run.ranks > 0 ? "loss, " + ranks_text(run) : "loss", "#1f5fa8"));
+  if (baseline != nullptr) {
+    PlotSeries series = loss_series(*baseline, "loss, " + ranks_text(*baseline), "#e07b00");
+    series.dashed = true;
+    plot.series.push_back(std::move(series));
+  }
+  return line_plot_svg(plot);
+}
+
+std::string summary_table(const MetricsLog& run, std::optional<double> unigram_entropy,
+                          const MetricsLog* baseline) {
+  std::string table;
+  const auto row = [&table](const char* label, const std::string& text) {
+    table += fmt::format("{:<18}{}\n", label, text);
+  };
+  if (run.steps.empty()) {
+    row("steps", "none recorded");
+    return table;
+  }
+  const StepMetrics& first = run.steps.front();
+  const StepMetrics& last = run.steps.back();
+  row("loss, first", fmt::format("{:.4f} nats a token (step {})", first.loss, first.step));
+  row("loss, last", fmt::format("{:.4f} nats a token (step {})", last.loss, last.step));
+  if (unigram_entropy) {
+    row("unigram entropy", fmt::format("{:.4f} nats a token; the last loss is {:.2f} of it",
+                                       *unigram_entropy, last.loss / *unigram_entropy));
+  }
+  row("tokens/s",
+      fmt::format("{} (median step)",
+                  runtime::grouped(std::llround(typical(run, &StepMetrics::tokens_per_second)))));
+  row("MFU", fmt::format("{:.1f}% (median step)", 100 * typical(run, &StepMetrics::mfu)));
+  std::int64_t memory = 0;
+  double seconds = 0;
+  for (const StepMetrics& step : run.steps) {
+    memory = std::max(memory, step.memory_bytes);
+    seconds += step.seconds;
+  }
+  constexpr double kMib = 1024.0 * 1024.0;
+  row("memory", fmt::format("{:.1f} MiB a rank at most", static_cast<double>(memory) / kMib));
+  row("training time",
+      fmt::format("{} in {} steps", runtime::duration_text(seconds), run.steps.size()));
+  if (baseline != nullptr) {
+    const Parity parity = compare_runs(run, *baseline);
+    const std::string label = ranks_text(*baseline);
+    if (parity.steps == 0) {
+      row("parity", "no step in common with " + label);
+    } else {
+      row("parity",
+          fmt::format("with {} over {} step{}: losses differ by at most {:.1e}, gradient norms by "
+                      "{:.1e} (relative)",
+                      label, parity.steps, parity.steps == 1 ? "" : "s", parity.loss,
+                      parity.grad_norm));
+    }
+  }
+  return table;
+}
+
+int run_report(const ReportOptions& options) {
+  const MetricsLog run = runtime::read_metrics(options.metrics_path);
+  std::optional<MetricsLog> baseline;
+  if (!options.baseline_path.empty()) baseline = runtime::read_metrics(options.baseline_path);
+  std::optional<double> entropy = run.unigram_entropy;
+  if (!options.corpus_path.empty())
+    entropy = runtime::Corpus::open(options.corpus_path).unigram_entropy();
+  const MetricsLog* other = baseline ? &*baseline : nullptr;
+  if (!options.plot_path.empty()) {
+    std::ofstream file(options.plot_path, std::ios::binary | std::ios::trunc);
+    file << loss_plot_svg(run, entropy, other, "Training loss");
+    file.close();
+    if (!file) fail(ExitCode::io, options.plot_path, ": cannot be written");
+  }
+  std::fputs(summary_table(run, entropy, other).c_str(), stdout);
+  if (!options.plot_path.empty()) fmt::print("{:<18}{}\n", "loss curve", options.plot_path);
+  return 0;
+}
+
+}  // namespace longhaul::launch

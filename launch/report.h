@@ -1,0 +1,39 @@
+#pragma once
+// What came of a run: its loss curve as SVG, and a short table for people.
+
+#include <optional>
+#include <string>
+
+#include "runtime/metrics.h"
+
+namespace longhaul::launch {
+
+struct ReportOptions {
+  std::string metrics_path;
+  std::string baseline_path;  ///< metrics.jsonl of the run to compare with; empty for none
+  std::string plot_path;      ///< where the SVG goes; empty for none
+  std::string
+      corpus_path;  ///< for the unigram entropy where the metrics do not hold it; empty for none
+};
+
+/// The verb `report`. Throws Error(io), or Error(data) for damaged metrics.
+int run_report(const ReportOptions& options);
+
+/// How far two runs' first steps are apart: the largest |a - b| / |b| over the steps that both
+/// have.
+struct Parity {
+  std::int64_t steps = 0;  ///< compared
+  double loss = 0;
+  double grad_norm = 0;
+};
+Parity compare_runs(const runtime::MetricsLog& run, const runtime::MetricsLog& baseline);
+
+/// Loss over steps; beside it the corpus's unigram entropy and the baseline run where given.
+std::string loss_plot_svg(const runtime::MetricsLog& run, std::optional<double> unigram_entropy,
+                          const runtime::MetricsLog* baseline, const std::string& title);
+
+/// Loss first and last beside the unigram entropy, tokens/s, MFU, memory, parity with the baseline.
+std::string summary_table(const runtime::MetricsLog& run, std::optional<double> unigram_entropy,
+                          const runtime::MetricsLog* baseline);
+
+}  // namespace longhaul::launch

@@ -1,0 +1,297 @@
+#include "launch/train.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+
+#include "launch/legality.h"
+#include "launch/trainer.h"
+#include "models/flops.h"
+#include "runtime/build_info.h"
+#include "runtime/comm/gather.h"
+#include "runtime/comm/launcher.h"
+#include "runtime/comm/loopback.h"
+#include "runtime/comm/mpi.h"
+#include "runtime/error.h"
+#include "runtime/io/hash.h"
+#include "runtime/metrics.h"
+#include "runtime/peak.h"
+#include "runtime/signals.h"
+
+namespace longhaul::launch {
+namespace {
+
+namespace fs = std::filesystem;
+using runtime::Communicator;
+using runtime::Error;
+using runtime::ExitCode;
+using runtime::fail;
+using runtime::TrainConfig;
+
+std::string flight_folder(const TrainConfig& config) { return config.job.output_dir + "/flight"; }
+
+/// Where this rank runs.
+struct Place {
+  int local_rank = 0, local_size = 1;
+  std::string host;
+};
+
+int threads_of(const TrainConfig& config, const Place& place) {
+  if (config.debug.threads > 0) return static_cast<int>(config.debug.threads);
+  const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+  return std::max(1, static_cast<int>(cores) / place.local_size);
+}
+
+/// fp32 FMA rate of all hosts together, measured by one rank of each while the others wait.
+double measure_peak_flops(Communicator& world, const Place& place, const runtime::Stream& stream) {
+  const int cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  const double own = place.local_rank == 0 ? runtime::measure_fma_flops(cores, 0.2) : 0.0;
+  double total = 0;
+  for (const auto& rank : runtime::gather_numbers(world, {own}, stream, runtime::deadline_in(3600)))
+    total += rank[0];
+  return total;
+}
+
+runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
+                              const Trainer& trainer) {
+  runtime::RunHeader header;
+  header.config = config;
+  header.grid.data = config.parallelism.data_parallel_replicate_degree;
+  header.grid.context = config.parallelism.context_parallel_degree;
+  header.parameters = trainer.parameters();
+  header.accumulation_steps = runtime::batch_plan(config).accumulation_steps;
+  header.corpus_digest = corpus.digest();
+  header.corpus_tokens = corpus.info().tokens;
+  header.vocabulary_size = corpus.info().vocabulary_size;
+  header.unigram_entropy = corpus.unigram_entropy();
+  header.flop_convention =
+      "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
+      "pair; "
+      "masked pairs, recomputation and the embedding lookup count nothing";
+  return header;
+}
+
+void print_start(const runtime::RunHeader& header, const TrainConfig& config,
+                 std::int64_t resumed_step) {
+  std::printf("%s\n", runtime::version_line().c_str());
+  std::printf("model    llama, %s parameters, %s\n", runtime::grouped(header.parameters).c_str(),
+              runtime::name(config.training.dtype));
+  std::printf("corpus   %s, %s tokens, vocabulary %s, unigram entropy %.4f nats\n",
+              config.data.corpus.c_str(), runtime::grouped(header.corpus_tokens).c_str(),
+              runtime::grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
+  std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
+              header.grid.data, header.grid.context,
+              config.parallelism.context_parallel_scheme.c_str(),
+              config.parallelism.context_parallel_layout.c_str(), config.data.mask.c_str());
+  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank\n",
+              runtime::grouped(config.training.tokens_per_step).c_str(),
+              runtime::grouped(config.training.seq_len).c_str(), header.accumulation_steps,
+              config.training.micro_batch_size);
+  if (resumed_step > 0) std::printf("resumed  from the checkpoint of step %ld\n", resumed_step);
+}
+
+/// What rank 0 tells people and metrics.jsonl.
+class Reporter {
+ public:
+  Reporter(const runtime::RunHeader& header, const TrainConfig& config, std::int64_t resumed_step)
+      : config_(config),
+        peak_flops_(header.peak_flops),
+        writer_(config.job.output_dir + "/metrics.jsonl", header, resumed_step) {
+    print_start(header, config, resumed_step);
+  }
+
+  void step(const StepResult& result, const Trainer& trainer, std::int64_t sequences_per_epoch) {
+    const std::int64_t tokens = config_.training.tokens_per_step;
+    runtime::StepMetrics metrics;
+    metrics.step = trainer.completed_steps();
+    metrics.loss = result.loss;
+    metrics.grad_norm = result.grad_norm;
+    metrics.learning_rate = result.learning_rate;
+    metrics.tokens = tokens;
+    metrics.labels = result.labels;
+    metrics.seconds = result.seconds;
+    metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
+    metrics.mfu = models::step_flops(trainer.model_config(), tokens, result.area) / result.seconds /
+                  peak_flops_;
+    metrics.memory_bytes = result.memory_bytes;
+    metrics.comm_seconds = result.comm_seconds;
+    metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
+    metrics.cursor = trainer.cursor();
+    metrics.attention_area = result.area;
+    writer_.write(metrics);
+    seconds_ += result.seconds;
+    ++steps_;
+    const bool last = metrics.step == config_.training.steps;
+    if (metrics.step % config_.metrics.log_freq != 0 && !last && steps_ != 1) return;
+    runtime::ConsoleContext context;
+    context.steps = config_.training.steps;
+    context.memory_total_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    context.seconds_left =
+        seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
+    std::printf("%s\n", runtime::console_line(metrics, context).c_str());
+    std::fflush(stdout);
+  }
+
+ private:
+  const TrainConfig config_;
+  const double peak_flops_;
+  runtime::MetricsWriter writer_;
+  double seconds_ = 0;
+  std::int64_t steps_ = 0;
+};
+
+std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
+                    const runtime::Stream& stream) {
+  using Kind = runtime::Resume::Kind;
+  trainer.initialise();
+  if (!config.checkpoint.enable || config.checkpoint.resume.kind == Kind::never) return 0;
+  const std::string folder = runtime::checkpoint_folder(config);
+  if (config.checkpoint.resume.kind == Kind::step) {
+    trainer.load(runtime::Checkpoint::open(folder, config.checkpoint.resume.step, world, stream));
+  } else if (const auto newest = runtime::Checkpoint::open_newest(folder, world, stream)) {
+    trainer.load(*newest);
+  }
+  return trainer.completed_steps();
+}
+
+/// The loop of one rank.
+int train_rank(const TrainConfig& config, Communicator& world, const Place& place, Trainer& trainer,
+               const runtime::Corpus& corpus, std::int64_t sequences_per_epoch,
+               runtime::FlightRecorder* recorder) {
+  const runtime::Stream stream = runtime::Stream::cpu("host");
+  const auto phase = [&](const char* name) {
+    if (recorder != nullptr) recorder->set_phase(name);
+  };
+  phase("resume");
+  const std::int64_t resumed_step = resume(trainer, config, world, stream);
+
+  runtime::RunHeader header = run_header(config, corpus, trainer);
+  header.peak_flops = measure_peak_flops(world, place, stream);
+  header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
+  std::unique_ptr<Reporter> reporter;
+  if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, config, resumed_step);
+
+  const std::string checkpoints = runtime::checkpoint_folder(config);
+  while (trainer.completed_steps() < config.training.steps) {
+    phase("step");
+    const StepResult result = trainer.step(runtime::signals::requested() != 0);
+    if (reporter) reporter->step(result, trainer, sequences_per_epoch);
+
+    const std::int64_t step = trainer.completed_steps();
+    const bool last = step == config.training.steps;
+    const bool due = last || result.stop_requested || step % config.checkpoint.interval == 0;
+    if (config.checkpoint.enable && due) {
+      phase("checkpoint");
+      trainer.save(checkpoints, config.checkpoint.keep_latest_k);
+    }
+    if (result.stop_requested && !last) {
+      if (reporter) {
+        std::printf("stopped  after step %ld at a signal's request; %s\n", step,
+                    config.checkpoint.enable ? "start the same command again to go on"
+                                             : "checkpoint.enable is false, so nothing was saved");
+      }
+      return static_cast<int>(ExitCode::preempted);
+    }
+  }
+  return static_cast<int>(ExitCode::done);
+}
+
+/// Everything a rank opens before its loop; checks that all ranks opened the same.
+int start_rank(const TrainConfig& config, Communicator& world, const Place& place,
+               runtime::FlightRecorder* recorder, std::unique_ptr<Trainer>& trainer) {
+  const runtime::Stream stream = runtime::Stream::cpu("start");
+  const runtime::Corpus corpus = runtime::Corpus::open(config.data.corpus);
+  runtime::check_agreement(world,
+                           {{"config", runtime::hex64(runtime::digest(config))},
+                            {"build", runtime::build_digest()},
+                            {"corpus", corpus.digest()}},
+                           stream);
+  const runtime::Sequences sequences(corpus, config.training.seq_len,
+                                     static_cast<std::uint64_t>(config.debug.seed));
+  TrainerInputs inputs;
+  inputs.config = config;
+  inputs.vocab_size = model_vocabulary(config, corpus.info());
+  inputs.sequences = [&sequences](std::int64_t cursor) { return sequences.read(cursor); };
+  inputs.corpus_digest = corpus.digest();
+  inputs.threads = threads_of(config, place);
+  inputs.recorder = recorder;
+  trainer = std::make_unique<Trainer>(std::move(inputs), world);
+  return train_rank(config, world, place, *trainer, corpus, sequences.per_epoch(), recorder);
+}
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
+}
+
+int train_loopback(const TrainConfig& config) {
+  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
+                                      config.parallelism.data_parallel_replicate_degree);
+  const int started = runtime::claimed_place(runtime::process_environment()).size;
+  if (started > 1) {
+    fail(ExitCode::launch, "comm.backend = \"loopback\" runs all ", ranks,
+         " ranks in one process, but the launcher started ", started,
+         "; start it without mpirun, or set comm.backend = \"mpi\"");
+  }
+  std::vector<std::unique_ptr<runtime::FlightRecorder>> recorders;
+  runtime::LoopbackOptions options;
+  options.timeout_seconds = config.comm.timeout_seconds;
+  for (int rank = 0; rank < ranks; ++rank) {
+    recorders.push_back(std::make_unique<runtime::FlightRecorder>(flight_folder(config), rank));
+    options.recorders.push_back(recorders.back().get());
+  }
+  std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
+  runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
+    const Place place{world->rank(), world->size(), host_name()};
+    std::unique_ptr<Trainer> trainer;
+    const auto rank = static_cast<std::size_t>(world->rank());
+    codes[rank] = start_rank(config, *world, place, recorders[rank].get(), trainer);
+  });
+  return codes.front();
+}
+
+int train_mpi(TrainConfig config) {
+  runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
+  runtime::check_launcher(
+      runtime::process_environment(),
+      {session.rank(), session.size(), session.local_rank(), session.local_size()});
+  const runtime::GridShape grid = runtime::resolve_grid(config.parallelism, session.size());
+  config.parallelism.context_parallel_degree = grid.context;
+  auto recorder = std::make_unique<runtime::FlightRecorder>(flight_folder(config), session.rank());
+  std::unique_ptr<Communicator> world = session.world(recorder.get());
+  std::unique_ptr<Trainer> trainer;
+  try {
+    const Place place{session.local_rank(), session.local_size(), session.host_name()};
+    const int code = start_rank(config, *world, place, recorder.get(), trainer);
+    trainer.reset();
+    world.reset();
+    session.close();
+    return code;
+  } catch (const Error& error) {
+    // The process ends now. Streams may be blocked on peers that are gone: nothing may wait for
+    // them.
+    std::string text = error.what();
+    if (error.code() == ExitCode::hang)
+      text += "\n" + runtime::hang_report(flight_folder(config), session.size());
+    static_cast<void>(trainer.release());
+    static_cast<void>(world.release());
+    static_cast<void>(recorder.release());
+    throw Error(error.code(), text);
+  }
+}
+
+}  // namespace
+
+int run_train(const TrainOptions& options) {
+  runtime::signals::install();
+  TrainConfig config = runtime::load_config(options.config_path, options.overrides);
+  require_legal(config);
+  if (config.comm.backend == "mpi") return train_mpi(std::move(config));
+  if (config.parallelism.context_parallel_degree == -1)
+    config.parallelism.context_parallel_degree = 1;
+  return train_loopback(config);
+}
+
+}  // namespace longhaul::launch

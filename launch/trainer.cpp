@@ -1,0 +1,288 @@
+#include "launch/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "runtime/comm/gather.h"
+#include "runtime/error.h"
+#include "runtime/tensor.h"
+
+namespace longhaul::launch {
+
+using runtime::Communicator;
+using runtime::DType;
+using runtime::ExitCode;
+using runtime::fail;
+using runtime::Tensor;
+
+namespace {
+
+/// Waits of the host for its own streams: whatever they wait for has the communicators' deadline,
+/// so this one only has to be later than any of those.
+runtime::Deadline host_deadline() { return runtime::deadline_in(24 * 3600.0); }
+
+runtime::GridShape grid_shape(const runtime::TrainConfig& config) {
+  runtime::GridShape shape;
+  shape.data = config.parallelism.data_parallel_replicate_degree;
+  shape.context = config.parallelism.context_parallel_degree;
+  return shape;
+}
+
+/// Column sums, in rank order.
+std::vector<double> sum(const std::vector<std::vector<double>>& rows) {
+  std::vector<double> total(rows.front().size(), 0.0);
+  for (const auto& row : rows) {
+    for (std::size_t i = 0; i < row.size(); ++i) total[i] += row[i];
+  }
+  return total;
+}
+
+}  // namespace
+
+models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_t vocab_size) {
+  const runtime::ModelConfig& m = config.model;
+  models::LlamaConfig llama;
+  llama.hidden_size = m.hidden_size;
+  llama.intermediate_size = m.intermediate_size;
+  llama.num_hidden_layers = m.num_hidden_layers;
+  llama.num_attention_heads = m.num_attention_heads;
+  llama.num_key_value_heads = m.num_key_value_heads;
+  llama.head_dim = m.head_dim;
+  llama.rms_norm_eps = m.rms_norm_eps;
+  llama.rope_theta = m.rope_theta;
+  llama.tie_word_embeddings = m.tie_word_embeddings;
+  llama.vocab_size = vocab_size;
+  llama.dtype = config.training.dtype;
+  return llama;
+}
+
+std::int64_t model_vocabulary(const runtime::TrainConfig& config,
+                              const runtime::CorpusInfo& corpus) {
+  const std::int64_t vocab_size = config.model.vocab_size.value_or(corpus.vocabulary_size);
+  if (vocab_size < corpus.vocabulary_size) {
+    fail(ExitCode::config, "model.vocab_size = ", vocab_size, " is less than the vocabulary of ",
+         corpus.path.string(), ", ", corpus.vocabulary_size,
+         "; raise it, or leave it out to take the corpus's");
+  }
+  return vocab_size;
+}
+
+Trainer::Trainer(TrainerInputs inputs, Communicator& world)
+    : inputs_(std::move(inputs)),
+      grid_(grid_shape(inputs_.config)),
+      world_(world),
+      data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
+      context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
+      plan_(runtime::batch_plan(inputs_.config)),
+      mask_(mask_from_name(inputs_.config.data.mask)),
+      layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
+              inputs_.config.training.seq_len, inputs_.config.training.micro_batch_size,
+              grid_.size(runtime::Axis::context)),
+      compute_(runtime::Stream::cpu("compute", inputs_.threads)),
+      gradient_stream_(runtime::Stream::cpu("gradients")) {
+  const runtime::TrainConfig& config = inputs_.config;
+  using enum runtime::Axis;
+  gradient_comm_ = grid_.split(world, {data, context}, "gradients");
+  control_comm_ = grid_.split(world, {data, context}, "control");
+  parallel::AttentionOptions attention{config.parallelism.context_parallel_scheme,
+                                       config.parallelism.context_parallel_wire_dtype};
+  attention_ = std::make_unique<parallel::Attention>(
+      attention, grid_.split(world, {context}, "context"), compute_);
+
+  const models::LlamaConfig model = llama_config(config, inputs_.vocab_size);
+  store_ = std::make_unique<models::ParameterStore>(models::parameter_table(model), model.dtype,
+                                                    compute_);
+  models::LlamaOptions options;
+  options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
+                                                                  : models::Recompute::none;
+  model_ = std::make_unique<models::Llama>(model, options, *store_, *attention_, compute_);
+  const runtime::OptimizerConfig& o = config.optimizer;
+  optimizer_ = std::make_unique<models::AdamW>(
+      models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
+      *store_);
+  const std::int64_t rows = layout_.rows(context_rank_);
+  for (Tensor* tensor : {&token_rows_, &label_rows_, &position_rows_})
+    *tensor = Tensor({rows}, DType::int32, compute_);
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::initialise() {
+  store_->initialise(static_cast<std::uint64_t>(inputs_.config.debug.seed), compute_);
+  compute_.synchronize(host_deadline());
+}
+
+/// Copies a batch into the row tensors, behind whatever still reads the last one.
+models::Batch Trainer::upload(const LocalBatch& batch) {
+  const auto enqueue = [&](const std::vector<std::int32_t>& values, const Tensor& rows) {
+    compute_.enqueue([values, data = rows.as<std::int32_t>()] { std::ranges::copy(values, data); });
+  };
+  enqueue(batch.tokens, token_rows_);
+  enqueue(batch.labels, label_rows_);
+  enqueue(batch.positions, position_rows_);
+  return {token_rows_, label_rows_, position_rows_};
+}
+
+/// Sums a finished range of gradients over data and context ranks while backward goes on.
+void Trainer::reduce(models::ElementRange range) {
+  gradient_stream_.wait(compute_.record());
+  gradient_comm_->all_reduce(store_->gradients().slice(0, range.begin, range.end),
+                             gradient_stream_);
+}
+
+StepResult Trainer::step(bool stop) {
+  const auto begin = runtime::Clock::now();
+  const double waited_before = compute_.waited_seconds();
+  compute_.reset_peak();
+  const runtime::TrainConfig& config = inputs_.config;
+  const std::int64_t step_number = completed_steps_ + 1;
+  if (inputs_.recorder != nullptr) inputs_.recorder->set_step(step_number);
+
+  // This rank's share of the step's sequences: the same sequences in all, whatever the grid.
+  const std::int64_t micro = config.training.micro_batch_size;
+  const std::int64_t data_ranks = grid_.size(runtime::Axis::data);
+  std::vector<LocalBatch> batches;
+  std::vector<double> counts(
+      2, 0.0);  // labels, and the mask's area from one rank of each context group
+  for (std::int64_t pass = 0; pass < plan_.accumulation_steps; ++pass) {
+    std::vector<runtime::Sequence> sequences;
+    for (std::int64_t b = 0; b < micro; ++b) {
+      sequences.push_back(
+          inputs_.sequences(cursor_ + (pass * data_ranks + data_rank_) * micro + b));
+    }
+    batches.push_back(make_local_batch(sequences, mask_, layout_, context_rank_));
+    counts[0] += static_cast<double>(batches.back().local_labels);
+    if (context_rank_ == 0) counts[1] += static_cast<double>(batches.back().mask.area());
+  }
+  counts = sum(runtime::gather_numbers(*control_comm_, counts, compute_, host_deadline()));
+  const double labels = counts[0];
+  if (labels == 0) {
+    fail(ExitCode::data, "step ", step_number, ": none of its ", config.training.tokens_per_step,
+         " tokens has a label; documents of one token cannot be trained on");
+  }
+
+  // Forward and backward; each finished group of gradients is reduced while the next is computed.
+  store_->zero_gradients(compute_);
+  std::vector<Tensor> losses;
+  for (std::size_t pass = 0; pass < batches.size(); ++pass) {
+    attention_->set_batch(batches[pass].mask, layout_);
+    models::Pass options;
+    options.loss_scale = 1.0 / labels;
+    if (pass + 1 == batches.size())
+      options.on_gradients = [this](models::ElementRange range) { reduce(range); };
+    losses.push_back(model_->forward_backward(upload(batches[pass]), options));
+  }
+  compute_.wait(gradient_stream_.record());
+
+  // Clip and update.
+  models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps,
+                                        config.training.steps, config.lr_scheduler.min_lr_factor};
+  const double lr = models::learning_rate(schedule, step_number);
+  const Tensor norm = optimizer_->gradient_norm(compute_);
+  optimizer_->step(lr, step_number, norm, compute_);
+  compute_.synchronize(host_deadline());
+  ++completed_steps_;
+  cursor_ += plan_.sequences_per_step;
+
+  StepResult result;
+  double loss_sum = 0;
+  for (const Tensor& loss : losses) loss_sum += *loss.as<double>();
+  const auto memory = static_cast<double>(compute_.memory().peak_bytes);
+  const double waited = compute_.waited_seconds() - waited_before;
+  for (const auto& rank :
+       runtime::gather_numbers(*control_comm_, {loss_sum, stop ? 1.0 : 0.0, memory, waited},
+                               compute_, host_deadline())) {
+    result.loss += rank[0] / labels;
+    result.stop_requested |= rank[1] > 0;
+    result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
+    result.comm_seconds = std::max(result.comm_seconds, rank[3]);
+  }
+  result.grad_norm = *norm.as<double>();
+  result.learning_rate = lr;
+  result.labels = static_cast<std::int64_t>(labels);
+  result.area = static_cast<std::int64_t>(counts[1]);
+  result.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
+  return result;
+}
+
+models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& sequences) {
+  const LocalBatch batch = make_local_batch(sequences, mask_, layout_, context_rank_);
+  attention_->set_batch(batch.mask, layout_);
+  models::Evaluation evaluation = model_->evaluate(upload(batch));
+  compute_.synchronize(host_deadline());
+  return evaluation;
+}
+
+/// Every rank holds every tensor; rank r writes the r-th part of each along its first dim.
+std::vector<runtime::TensorSlice> Trainer::owned_slices() const {
+  std::vector<runtime::TensorSlice> slices;
+  for (const models::NamedTensor& tensor : store_->named_tensors()) {
+    const auto sizes = tensor.view.sizes();
+    const std::int64_t begin = sizes[0] * world_.rank() / world_.size();
+    const std::int64_t end = sizes[0] * (world_.rank() + 1) / world_.size();
+    if (begin == end) continue;
+    std::vector<std::int64_t> start(sizes.size(), 0);
+    start[0] = begin;
+    slices.push_back(
+        {tensor.name, {sizes.begin(), sizes.end()}, start, tensor.view.slice(0, begin, end)});
+  }
+  return slices;
+}
+
+void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k) {
+  const runtime::TrainConfig& config = inputs_.config;
+  compute_.synchronize(host_deadline());
+  runtime::CheckpointMetadata metadata;
+  metadata.step = completed_steps_;
+  metadata.tokens = completed_steps_ * config.training.tokens_per_step;
+  metadata.cursor = cursor_;
+  metadata.optimizer_step = completed_steps_;
+  metadata.seed = static_cast<std::uint64_t>(config.debug.seed);
+  metadata.config = runtime::to_toml(config);
+  metadata.corpus_digest = inputs_.corpus_digest;
+  metadata.extra["seq_len"] = std::to_string(config.training.seq_len);
+  runtime::SaveOptions options;
+  options.folder = folder;
+  options.keep_latest_k = keep_latest_k;
+  runtime::save_checkpoint(options, metadata, owned_slices(), *control_comm_, compute_);
+}
+
+void Trainer::load(const runtime::Checkpoint& checkpoint) {
+  const runtime::CheckpointMetadata& metadata = checkpoint.metadata();
+  const auto refuse = [&](const std::string& what, const auto& has, const auto& wants) {
+    fail(ExitCode::config, checkpoint.path().string(), ": made with ", what, " ", has,
+         ", this run has ", wants,
+         "; the order of the data would change. Use the same, another job.output_dir, or "
+         "checkpoint.resume = \"never\"");
+  };
+  const auto seed = static_cast<std::uint64_t>(inputs_.config.debug.seed);
+  if (metadata.seed != seed) refuse("debug.seed", metadata.seed, seed);
+  if (metadata.corpus_digest != inputs_.corpus_digest)
+    refuse("corpus", metadata.corpus_digest, inputs_.corpus_digest);
+  const auto seq_len = metadata.extra.find("seq_len");
+  const std::string saved_seq_len = seq_len == metadata.extra.end() ? "unknown" : seq_len->second;
+  if (saved_seq_len != std::to_string(inputs_.config.training.seq_len)) {
+    refuse("training.seq_len", saved_seq_len, inputs_.config.training.seq_len);
+  }
+  compute_.synchronize(host_deadline());
+  const std::vector<models::NamedTensor> tensors = store_->named_tensors();
+  if (tensors.size() != checkpoint.tensors().size()) {
+    fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
+         " tensors, the model of this run ", tensors.size());
+  }
+  for (const models::NamedTensor& tensor : tensors) {
+    if (!checkpoint.has(tensor.name) ||
+        !std::ranges::equal(checkpoint.tensor(tensor.name).sizes, tensor.view.sizes())) {
+      fail(ExitCode::data, checkpoint.path().string(), ": tensor '", tensor.name,
+           "' is missing or of another size than in the model of this run");
+    }
+    const std::vector<std::int64_t> start(tensor.view.sizes().size(), 0);
+    checkpoint.read(tensor.name, start, tensor.view);
+  }
+  store_->values_changed();
+  completed_steps_ = metadata.step;
+  cursor_ = metadata.cursor;
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,108 @@
+#pragma once
+// One rank's training state, and one optimizer step of it. The loop around it is train.cpp.
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launch/batches.h"
+#include "models/llama.h"
+#include "models/optimizer.h"
+#include "parallel/attention.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/comm/grid.h"
+#include "runtime/config/config.h"
+#include "runtime/flight.h"
+#include "runtime/io/checkpoint.h"
+
+namespace longhaul::launch {
+
+/// What a run is made of besides its configuration.
+struct TrainerInputs {
+  runtime::TrainConfig config;  ///< resolved: context_parallel_degree fits the world
+  std::int64_t vocab_size = 0;
+  SequenceSource sequences;
+  std::string corpus_digest;
+  int threads = 1;                              ///< OpenMP threads of this rank's compute
+  runtime::FlightRecorder* recorder = nullptr;  ///< may be null
+};
+
+/// What a step did, the same on every rank but for `seconds`.
+struct StepResult {
+  double loss = 0;  ///< mean over all labels of the step, nats
+  double grad_norm = 0;
+  double learning_rate = 0;
+  std::int64_t labels = 0;
+  std::int64_t area = 0;  ///< (query, key) pairs of all masks of the step
+  double seconds = 0;
+  double comm_seconds = 0;        ///< compute waited for communication, largest over ranks
+  std::int64_t memory_bytes = 0;  ///< peak of live tensors, largest over ranks
+  bool stop_requested = false;    ///< some rank was asked to stop
+};
+
+class Trainer {
+ public:
+  /// Collective over `world`, whose size is the grid's. Throws Error(config) for what cannot be
+  /// trained.
+  Trainer(TrainerInputs inputs, runtime::Communicator& world);
+  ~Trainer();
+
+  /// Draws the weights from the seed; nothing is read.
+  void initialise();
+  /// Continues from a checkpoint of any grid. Collective. Throws Error(data) when it is of another
+  /// model, Error(config) when it is of another corpus, seed or sequence length.
+  void load(const runtime::Checkpoint& checkpoint);
+  /// Collective; returns when the checkpoint is committed.
+  void save(const std::filesystem::path& folder, std::int64_t keep_latest_k);
+
+  /// One optimizer step over tokens_per_step tokens. Collective. `stop` is this rank's wish to stop
+  /// after it.
+  StepResult step(bool stop = false);
+
+  std::int64_t completed_steps() const { return completed_steps_; }
+  /// Sequences taken so far, over all data ranks.
+  std::int64_t cursor() const { return cursor_; }
+  std::int64_t parameters() const { return store_->table().elements(); }
+  const models::LlamaConfig& model_config() const { return model_->config(); }
+
+  /// Forward only over one micro-batch of given sequences; rows come in the layout's local order.
+  /// Collective over the context axis. Returned tensors are complete.
+  models::Evaluation evaluate(const std::vector<runtime::Sequence>& sequences);
+  const parallel::Layout& layout() const { return layout_; }
+  models::ParameterStore& store() { return *store_; }
+
+ private:
+  models::Batch upload(const LocalBatch& batch);
+  void reduce(models::ElementRange range);
+  std::vector<runtime::TensorSlice> owned_slices() const;
+
+  const TrainerInputs inputs_;
+  const runtime::ProcessGrid grid_;
+  runtime::Communicator& world_;
+  const int data_rank_, context_rank_;
+  const runtime::BatchPlan plan_;
+  const MaskKind mask_;
+  const parallel::Layout layout_;
+  const runtime::Stream compute_, gradient_stream_;
+  std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
+  std::unique_ptr<parallel::Attention> attention_;
+  std::unique_ptr<models::ParameterStore> store_;
+  std::unique_ptr<models::Llama> model_;
+  std::unique_ptr<models::AdamW> optimizer_;
+  runtime::Tensor token_rows_, label_rows_, position_rows_;
+  std::int64_t completed_steps_ = 0;
+  std::int64_t cursor_ = 0;
+};
+
+/// The model of a configuration, with the vocabulary filled in.
+models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_t vocab_size);
+
+/// model.vocab_size, or the corpus's. Throws Error(config) when the model's is too small for the
+/// corpus.
+std::int64_t model_vocabulary(const runtime::TrainConfig& config,
+                              const runtime::CorpusInfo& corpus);
+
+}  // namespace longhaul::launch

@@ -1,0 +1,79 @@
+#include "launch/validate.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "launch/legality.h"
+#include "launch/trainer.h"
+#include "runtime/error.h"
+#include "runtime/io/corpus.h"
+#include "runtime/metrics.h"
+
+namespace longhaul::launch {
+
+using runtime::ExitCode;
+using runtime::fail;
+using runtime::grouped;
+using runtime::TrainConfig;
+
+namespace {
+
+std::string grid_text(const TrainConfig& config) {
+  const runtime::ParallelismConfig& grid = config.parallelism;
+  const std::int64_t data = grid.data_parallel_replicate_degree,
+                     context = grid.context_parallel_degree;
+  if (context == -1) {
+    return fmt::format("data {} x context (whatever ranks are left; --ranks N resolves it)", data);
+  }
+  return fmt::format("{} ranks: data {} x context {}", data * context, data, context);
+}
+
+std::string batch_text(const TrainConfig& config) {
+  const runtime::BatchPlan plan = runtime::batch_plan(config);
+  return fmt::format(
+      "{} tokens a step = {} sequences of {}: {} per pass on each of {} data ranks, {} passes",
+      grouped(config.training.tokens_per_step), plan.sequences_per_step,
+      grouped(config.training.seq_len), config.training.micro_batch_size,
+      config.parallelism.data_parallel_replicate_degree, plan.accumulation_steps);
+}
+
+std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) {
+  const models::LlamaConfig model = llama_config(config, vocabulary);
+  return fmt::format("{} (vocabulary {})", grouped(models::parameter_table(model).elements()),
+                     grouped(vocabulary));
+}
+
+std::string attention_text(const TrainConfig& config) {
+  return fmt::format(
+      "{} over {} x mask {} x {} (wire {}) x {}: legal", config.parallelism.context_parallel_scheme,
+      config.parallelism.context_parallel_layout, config.data.mask, name(config.training.dtype),
+      name(config.parallelism.context_parallel_wire_dtype), config.comm.backend);
+}
+
+}  // namespace
+
+int run_validate(const ValidateOptions& options) {
+  if (options.keys) {
+    std::fputs(runtime::config_reference().c_str(), stdout);
+    return 0;
+  }
+  if (options.config_path.empty()) fail(ExitCode::usage, "validate needs a CONFIG (or --keys)");
+  const TrainConfig config =
+      runtime::load_config(options.config_path, options.overrides, options.ranks);
+  require_legal(config);
+  const runtime::CorpusInfo corpus = runtime::Corpus::open(config.data.corpus).info();
+  const std::int64_t vocabulary = model_vocabulary(config, corpus);
+
+  fmt::print("# {}: no problems\n", options.config_path);
+  fmt::print("# grid        {}\n", grid_text(config));
+  fmt::print("# batch       {}\n", batch_text(config));
+  fmt::print("# parameters  {}\n", parameters_text(config, vocabulary));
+  fmt::print("# attention   {}\n", attention_text(config));
+  fmt::print("# corpus      {} tokens in {} documents, vocabulary {}\n", grouped(corpus.tokens),
+             grouped(corpus.documents), grouped(corpus.vocabulary_size));
+  fmt::print("# digest      {:016x}\n\n{}", runtime::digest(config), runtime::to_toml(config));
+  return 0;
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,65 @@
+#pragma once
+// Builds one rank's program. Generators append steps in the order in which they would run on one
+// stream; the builder derives what each step waits for from its accesses. Waits are never written
+// by hand.
+
+#include <string>
+#include <vector>
+
+#include "parallel/schedule.h"
+
+namespace longhaul::parallel {
+
+class Builder {
+ public:
+  /// `channels` communication channels, numbered from 0.
+  Builder(int rank, int channels);
+
+  /// Slots.
+  View add_slot(Slot slot);  ///< returns the view of all of it
+  View scratch(const std::string& name, SlotKind kind, std::int64_t rows, int heads);
+
+  /// Later steps belong to this phase (it only grows).
+  void set_phase(int phase);
+
+  /// Compute steps. With empty bands, a write becomes a Fill and an add nothing.
+  void attend(const View& q, const View& kv, std::vector<Slice> bands, const View& partial,
+              Mode mode);
+  void attend_backward(const View& q_bundle, const View& kv, std::vector<Slice> bands,
+                       const View& dq, Mode dq_mode, const View& dkv, Mode dkv_mode);
+  void accumulate(const View& src, const View& dst);
+  void fill(const View& dst);
+  void copy(const View& src, const View& dst);
+
+  /// A grouped exchange on a channel. Zero-size messages are dropped, and with them an empty
+  /// transfer.
+  void transfer(int channel, std::vector<Message> sends, std::vector<Message> receives);
+
+  Program finish() &&;
+
+ private:
+  struct Past {  // an access that a later step may have to wait for
+    View view;
+    bool write = false;
+    int step = 0;
+  };
+  void append(Operation operation, int stream);
+  void collect_dependencies(const std::vector<Access>& step_accesses,
+                            std::vector<int>& dependencies) const;
+  void remember(const std::vector<Access>& step_accesses, int step);
+
+  Program program_;
+  int streams_;
+  int phase_ = 0;
+  std::vector<std::vector<Past>> past_;  // per slot
+  std::vector<std::vector<int>>
+      clocks_;             // per step: the last step of each stream that is complete once it is
+  std::vector<int> last_;  // per stream: its last step
+};
+
+/// True when the views share a row and a head of one slot.
+bool overlaps(const View& a, const View& b);
+/// True when `outer` covers all of `inner`.
+bool covers(const View& outer, const View& inner);
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,71 @@
+#pragma once
+// Runs one rank's program: local steps on the compute stream, transfers on the channels' streams.
+// It knows no masks, layouts or tokens: only slots, views, bands and messages. Every ordering
+// between streams is an event on a wait that the builder derived.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "parallel/schedule.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/tensor.h"
+
+namespace longhaul::parallel {
+
+/// A communication stream and the communicator that only it uses.
+struct Channel {
+  runtime::Stream stream;
+  std::unique_ptr<runtime::Communicator> communicator;
+};
+
+/// The caller's tensors for an input or output slot, by the slot's name; one view per field, in
+/// order: [rows, heads, width], or [rows, heads] for fields of width one. Inputs are never written.
+struct Binding {
+  std::string slot;
+  std::vector<runtime::TensorView> fields;
+};
+
+/// One call in flight. Scratch is allocated on the compute stream by start() and returned by the
+/// destructor; destroy it only after finish(), or after the streams have been abandoned.
+class Execution {
+ public:
+  Execution(std::shared_ptr<const Program> program, const Shapes& shapes, float scale,
+            std::vector<Binding> bindings, const runtime::Stream& compute,
+            std::vector<Channel>& channels);
+
+  /// Enqueues phase 0: what comes before the first exchange, and the exchange.
+  void start();
+  /// Enqueues the rest. Calls start() if nobody did.
+  void advance();
+  /// Makes the compute stream wait for everything. Calls advance() if nobody did.
+  void finish();
+
+ private:
+  using Fields = std::vector<runtime::TensorView>;
+  void bind(const std::vector<Binding>& bindings);
+  void enqueue_until(int phase);
+  void enqueue(int index);
+  Fields resolve(const View& view) const;
+  void run(const Attend& attend);
+  void run(const AttendBackward& attend);
+  void run(const Accumulate& accumulate);
+  void run(const Fill& fill);
+  void run(const Copy& copy);
+  void run(const Transfer& transfer, const Step& step);
+  const runtime::Stream& stream_of(int stream) const;
+
+  std::shared_ptr<const Program> program_;
+  Shapes shapes_;
+  float scale_;
+  runtime::Stream compute_;
+  std::vector<Channel>& channels_;
+  std::vector<Fields> slots_;
+  std::vector<runtime::Tensor> scratch_;
+  std::vector<bool> awaited_;           // steps that another stream waits for
+  std::vector<runtime::Event> events_;  // theirs
+  int next_ = 0;
+  bool started_ = false, finished_ = false;
+};
+
+}  // namespace longhaul::parallel

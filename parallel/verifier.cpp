@@ -1,0 +1,412 @@
+// Static checks, hazards and the run; the shadow values of a rank are in shadow.cpp.
+#include "parallel/verifier.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+
+#include "parallel/builder.h"
+#include "parallel/shadow.h"
+#include "runtime/error.h"
+
+namespace longhaul::parallel {
+namespace {
+
+using runtime::concat;
+
+std::string place(const Program& program, int step) {
+  return concat("rank ", program.rank, ", step ", step, " (",
+                name(program.steps[static_cast<std::size_t>(step)].operation), ")");
+}
+std::string show(const Program& program, const View& view) {
+  const std::string slot = view.slot >= 0 && view.slot < static_cast<int>(program.slots.size())
+                               ? program.slots[static_cast<std::size_t>(view.slot)].name
+                               : "?";
+  return concat(slot, "[", view.row_begin, ":", view.row_end, ", heads ", view.head_begin, ":",
+                view.head_end, "]");
+}
+
+// ---- 0. form
+// --------------------------------------------------------------------------------------------
+
+class FormCheck {
+ public:
+  explicit FormCheck(const Schedule& schedule) : schedule_(schedule) {}
+
+  void program(const Program& program) {
+    program_ = &program;
+    for (int index = 0; index < static_cast<int>(program.steps.size()); ++index) {
+      step_ = index;
+      const Step& step = program.steps[static_cast<std::size_t>(index)];
+      require(step.stream >= 0 && step.stream <= schedule_.channels, "stream out of range");
+      for (const int wait : step.waits)
+        require(wait >= 0 && wait < index, "a wait for a later step");
+      for (const Access& access : accesses(step.operation)) view(access);
+      std::visit([&](const auto& operation) { check(operation); }, step.operation);
+      const bool is_transfer = std::holds_alternative<Transfer>(step.operation);
+      require(is_transfer == (step.stream != kCompute),
+              "transfers run on channels, everything else on compute");
+    }
+  }
+
+ private:
+  const Slot& slot(const View& v) const {
+    return program_->slots[static_cast<std::size_t>(v.slot)];
+  }
+  /// `text` is a string, or a function that makes one only when it is needed.
+  template <class Text>
+  void require(bool condition, const Text& text) const {
+    if (condition) return;
+    std::string why;
+    if constexpr (std::is_invocable_v<Text>) {
+      why = text();
+    } else {
+      why = text;
+    }
+    throw Verdict{Fault::malformed, concat(place(*program_, step_), ": ", why)};
+  }
+  void view(const Access& access) const {
+    const View& v = access.view;
+    require(v.slot >= 0 && v.slot < static_cast<int>(program_->slots.size()), "no such slot");
+    require(0 <= v.row_begin && v.row_begin <= v.row_end && v.row_end <= slot(v).rows &&
+                0 <= v.head_begin && v.head_begin <= v.head_end && v.head_end <= slot(v).heads,
+            [&] {
+              return concat("view ", show(*program_, v), " leaves its slot of ", slot(v).rows,
+                            " rows");
+            });
+    require(!(access.write && slot(v).role == Role::input),
+            [&] { return concat("writes the input ", show(*program_, v)); });
+  }
+  void kind(const View& v, SlotKind expected) const {
+    require(slot(v).kind == expected, [&] {
+      return concat(show(*program_, v), " is a ", name(slot(v).kind), ", expected ",
+                    name(expected));
+    });
+  }
+  void same_extent(const View& a, const View& b) const {
+    require(a.rows() == b.rows() && a.heads() == b.heads(), [&] {
+      return concat(show(*program_, a), " and ", show(*program_, b), " differ in size");
+    });
+  }
+  void bands(const std::vector<Slice>& slices, const View& q, const View& kv) const {
+    require(kv.heads() > 0 && q.heads() % kv.heads() == 0,
+            "query heads are no multiple of key/value heads");
+    for (const Slice& band : slices) {
+      require(0 <= band.q_begin && band.q_end <= q.rows() && 0 <= band.k_begin &&
+                  band.k_end <= kv.rows(),
+              "a band leaves its views");
+    }
+  }
+  void check(const Attend& a) const {
+    kind(a.q, SlotKind::q), kind(a.kv, SlotKind::kv), kind(a.partial, SlotKind::partial);
+    same_extent(a.q, a.partial);
+    bands(a.bands, a.q, a.kv);
+  }
+  void check(const AttendBackward& a) const {
+    kind(a.q_bundle, SlotKind::q_bundle), kind(a.kv, SlotKind::kv), kind(a.dq, SlotKind::dq),
+        kind(a.dkv, SlotKind::dkv);
+    same_extent(a.q_bundle, a.dq);
+    same_extent(a.kv, a.dkv);
+    bands(a.bands, a.q_bundle, a.kv);
+  }
+  void check(const Accumulate& a) const {
+    require(is_accumulator(slot(a.dst).kind), "accumulates into something that is no accumulator");
+    kind(a.src, slot(a.dst).kind);
+    same_extent(a.src, a.dst);
+    require(!overlaps(a.src, a.dst), "source and destination overlap");
+  }
+  void check(const Copy& c) const {
+    kind(c.src, slot(c.dst).kind);
+    same_extent(c.src, c.dst);
+    require(!overlaps(c.src, c.dst), "source and destination overlap");
+  }
+  void check(const Fill& f) const {
+    require(slot(f.dst).role == Role::output, "only outputs are filled");
+  }
+  void check(const Transfer& transfer) const {
+    const int ranks = static_cast<int>(schedule_.programs.size());
+    std::vector<View> written;
+    for (const auto* side : {&transfer.sends, &transfer.receives}) {
+      for (const Message& message : *side) {
+        require(message.peer >= 0 && message.peer < ranks,
+                [&] { return concat("no rank ", message.peer); });
+        for (const View& v : message.views) {
+          require(
+              !message.wire_dtype || slot(v).kind == SlotKind::dq || slot(v).kind == SlotKind::dkv,
+              "only gradient accumulators may be cast on the wire");
+        }
+      }
+    }
+    for (const Message& message : transfer.receives) {
+      for (const View& v : message.views) {
+        for (const View& other : written)
+          require(!overlaps(v, other), "receives of a group overlap");
+        written.push_back(v);
+      }
+    }
+    for (const Message& message : transfer.sends) {
+      for (const View& v : message.views) {
+        for (const View& other : written)
+          require(!overlaps(v, other), "a group sends what it receives into");
+      }
+    }
+  }
+
+  const Schedule& schedule_;
+  const Program* program_ = nullptr;
+  int step_ = 0;
+};
+
+// ---- 1. hazards
+// -----------------------------------------------------------------------------------------
+
+/// Recomputes what is ordered from streams and waits alone; shares nothing with the builder's
+/// derivation.
+void check_hazards(const Program& program, int channels) {
+  struct Past {
+    View view;
+    bool write;
+    int step;
+  };
+  const auto streams = static_cast<std::size_t>(channels) + 1;
+  std::vector<std::vector<int>> done(
+      program.steps.size());  // per step: latest step of each stream before or at it
+  std::vector<int> last(streams, -1);
+  std::vector<std::vector<Past>> history(program.slots.size());
+  for (int index = 0; index < static_cast<int>(program.steps.size()); ++index) {
+    const Step& step = program.steps[static_cast<std::size_t>(index)];
+    std::vector<int> clock(streams, -1);
+    std::vector<int> before = step.waits;
+    if (last[static_cast<std::size_t>(step.stream)] >= 0)
+      before.push_back(last[static_cast<std::size_t>(step.stream)]);
+    for (const int earlier : before) {
+      for (std::size_t s = 0; s < streams; ++s)
+        clock[s] = std::max(clock[s], done[static_cast<std::size_t>(earlier)][s]);
+    }
+    const std::vector<Access> all = accesses(step.operation);
+    for (const Access& access : all) {
+      for (const Past& past : history[static_cast<std::size_t>(access.view.slot)]) {
+        if (!(access.write || past.write) || !overlaps(access.view, past.view)) continue;
+        const int on = program.steps[static_cast<std::size_t>(past.step)].stream;
+        if (clock[static_cast<std::size_t>(on)] < past.step) {
+          throw Verdict{
+              Fault::hazard,
+              concat(place(program, index), " and ", place(program, past.step), " both use ",
+                     show(program, access.view), " and nothing orders them")};
+        }
+      }
+    }
+    for (const Access& access : all) {
+      if (program.slots[static_cast<std::size_t>(access.view.slot)].role == Role::input) continue;
+      auto& past = history[static_cast<std::size_t>(access.view.slot)];
+      if (access.write)
+        std::erase_if(past, [&](const Past& p) { return covers(access.view, p.view); });
+      past.push_back({access.view, access.write, index});
+    }
+    clock[static_cast<std::size_t>(step.stream)] = index;
+    last[static_cast<std::size_t>(step.stream)] = index;
+    done[static_cast<std::size_t>(index)] = std::move(clock);
+  }
+}
+
+// ---- 2. run
+// ---------------------------------------------------------------------------------------------
+
+/// Runs all ranks' programs over shadow values.
+class Rehearsal {
+ public:
+  Rehearsal(const Schedule& schedule, const attention::Mask& mask)
+      : units_(shadow_units(schedule)), expected_(schedule, mask, units_) {
+    for (const Program& program : schedule.programs)
+      ranks_.emplace_back(program, schedule, expected_, units_);
+  }
+
+  void all() {
+    for (int rank = 0; rank < static_cast<int>(ranks_.size()); ++rank) ready_.push_back(rank);
+    while (!ready_.empty()) {
+      const int rank = ready_.front();
+      ready_.pop_front();
+      ranks_[static_cast<std::size_t>(rank)].queued = false;
+      advance(rank);
+    }
+    for (const Rank& rank : ranks_) finished(rank);
+    for (Rank& rank : ranks_) rank.shadow.check_outputs();
+  }
+
+ private:
+  struct Rank {
+    Rank(const Program& p, const Schedule& schedule, const ExpectedSums& expected,
+         const ShadowUnits& units)
+        : program(p),
+          shadow(p, schedule, expected, units),
+          complete(p.steps.size(), false),
+          started(p.steps.size(), false),
+          open_messages(p.steps.size(), 0),
+          queues(static_cast<std::size_t>(schedule.channels) + 1) {
+      for (int step = 0; step < static_cast<int>(p.steps.size()); ++step) {
+        queues[static_cast<std::size_t>(p.steps[static_cast<std::size_t>(step)].stream)].push_back(
+            step);
+      }
+    }
+    const Program& program;
+    Shadow shadow;
+    std::vector<bool> complete, started;
+    std::vector<int> open_messages;
+    std::vector<std::deque<int>> queues;
+    bool queued = true;
+  };
+  struct Posted {
+    int rank, step;
+    const Message* message;
+  };
+  using Channel = std::tuple<int, int, int>;  // stream, sender, receiver
+
+  void wake(int rank) {
+    Rank& r = ranks_[static_cast<std::size_t>(rank)];
+    if (!r.queued) {
+      r.queued = true;
+      ready_.push_back(rank);
+    }
+  }
+
+  void advance(int rank) {
+    Rank& r = ranks_[static_cast<std::size_t>(rank)];
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (auto& queue : r.queues) {
+        while (!queue.empty() && step_runs(rank, r, queue.front())) {
+          queue.pop_front();
+          moved = true;
+        }
+      }
+    }
+  }
+
+  /// True when the step is complete.
+  bool step_runs(int rank, Rank& r, int index) {
+    const auto i = static_cast<std::size_t>(index);
+    const Step& step = r.program.steps[i];
+    if (r.started[i]) return r.complete[i];
+    for (const int wait : step.waits) {
+      if (!r.complete[static_cast<std::size_t>(wait)]) return false;
+    }
+    r.started[i] = true;
+    if (const auto* transfer = std::get_if<Transfer>(&step.operation)) {
+      r.open_messages[i] = static_cast<int>(transfer->sends.size() + transfer->receives.size());
+      for (const Message& m : transfer->receives)
+        post(receives_, sends_, {step.stream, m.peer, rank}, {rank, index, &m}, false);
+      for (const Message& m : transfer->sends)
+        post(sends_, receives_, {step.stream, rank, m.peer}, {rank, index, &m}, true);
+      r.complete[i] = r.open_messages[i] == 0;
+      return r.complete[i];
+    }
+    r.shadow.run(index);
+    r.complete[i] = true;
+    return true;
+  }
+
+  void post(std::map<Channel, std::deque<Posted>>& own,
+            std::map<Channel, std::deque<Posted>>& others, const Channel& channel,
+            const Posted& posted, bool is_send) {
+    auto& waiting = others[channel];
+    if (waiting.empty()) {
+      own[channel].push_back(posted);
+      return;
+    }
+    const Posted other = waiting.front();
+    waiting.pop_front();
+    is_send ? match(posted, other) : match(other, posted);
+  }
+
+  void match(const Posted& send, const Posted& receive) {
+    Rank& from = ranks_[static_cast<std::size_t>(send.rank)];
+    Rank& to = ranks_[static_cast<std::size_t>(receive.rank)];
+    const auto differ = [&](const std::string& what) {
+      throw Verdict{Fault::mismatch, concat(place(from.program, send.step), " sends to ",
+                                            place(to.program, receive.step), ": ", what)};
+    };
+    if (send.message->tag != receive.message->tag)
+      differ(concat("tags ", send.message->tag, " and ", receive.message->tag));
+    if (send.message->wire_dtype != receive.message->wire_dtype) differ("wire dtypes differ");
+    if (send.message->views.size() != receive.message->views.size())
+      differ("different numbers of views");
+    for (std::size_t v = 0; v < send.message->views.size(); ++v) {
+      const View& a = send.message->views[v];
+      const View& b = receive.message->views[v];
+      const Slot& source = from.program.slots[static_cast<std::size_t>(a.slot)];
+      const Slot& target = to.program.slots[static_cast<std::size_t>(b.slot)];
+      if (source.kind != target.kind || a.rows() != b.rows() || a.heads() != b.heads()) {
+        differ(concat(show(from.program, a), " does not fit ", show(to.program, b)));
+      }
+      to.shadow.receive(b, from.shadow, a, receive.step);
+    }
+    for (const Posted& side : {send, receive}) {
+      Rank& r = ranks_[static_cast<std::size_t>(side.rank)];
+      const auto i = static_cast<std::size_t>(side.step);
+      if (--r.open_messages[i] == 0) {
+        r.complete[i] = true;
+        wake(side.rank);
+      }
+    }
+  }
+
+  void finished(const Rank& rank) const {
+    for (const auto& queue : rank.queues) {
+      if (queue.empty()) continue;
+      const int step = queue.front();
+      std::string why = "waits for steps that never complete";
+      if (rank.started[static_cast<std::size_t>(step)]) {
+        why = concat(rank.open_messages[static_cast<std::size_t>(step)],
+                     " of its messages have no counterpart");
+      }
+      throw Verdict{Fault::deadlock, concat(place(rank.program, step), " is stuck: ", why)};
+    }
+  }
+
+  const ShadowUnits units_;
+  const ExpectedSums expected_;
+  std::deque<Rank> ranks_;
+  std::deque<int> ready_;
+  std::map<Channel, std::deque<Posted>> sends_, receives_;
+};
+
+}  // namespace
+
+const char* name(Fault fault) {
+  switch (fault) {
+    case Fault::none:
+      return "none";
+    case Fault::malformed:
+      return "malformed";
+    case Fault::hazard:
+      return "hazard";
+    case Fault::deadlock:
+      return "deadlock";
+    case Fault::mismatch:
+      return "mismatch";
+    case Fault::undefined:
+      return "undefined";
+    case Fault::misplaced:
+      return "misplaced";
+    case Fault::coverage:
+      return "coverage";
+  }
+  return "unknown";
+}
+
+Verdict verify(const Schedule& schedule, const attention::Mask& mask) {
+  try {
+    FormCheck form(schedule);
+    for (const Program& program : schedule.programs) {
+      form.program(program);
+      check_hazards(program, schedule.channels);
+    }
+    Rehearsal run(schedule, mask);
+    run.all();
+  } catch (const Verdict& verdict) {
+    return verdict;
+  }
+  return {};
+}
+
+}  // namespace longhaul::parallel

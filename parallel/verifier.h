@@ -1,0 +1,46 @@
+#pragma once
+// Proves a schedule: for every rank count and mask, without tensors, on one core.
+//
+// 1. Hazards: overlapping accesses of a rank, one of them a write, are ordered by its streams and
+// waits alone.
+// 2. Run: in-order queues, rendezvous transfers, messages matched in order per (channel, sender,
+// receiver). Every
+//    queue runs empty; else the stuck step is named. One order proves all: a ready step stays
+//    ready.
+// 3. Shadow values in that run: a row and head of a raw slot carries its global token and head, one
+// of an
+//    accumulator also the sum mod 2^64 of random weights of what contributed. At the end every
+//    output must hold the mask's row (or column) sum: each visible pair exactly once, up to a hash
+//    collision.
+//
+// Not proved: kernels, casts, the mask itself, and that the LSE given to backward is the global
+// one.
+
+#include <string>
+
+#include "attention/mask.h"
+#include "parallel/schedule.h"
+
+namespace longhaul::parallel {
+
+enum class Fault : unsigned char {
+  none,
+  malformed,  ///< a view outside its slot, kinds or sizes that do not fit, a write to an input
+  hazard,     ///< conflicting accesses that nothing orders
+  deadlock,   ///< a step that can never run
+  mismatch,   ///< a message whose two sides differ
+  undefined,  ///< a read of, or an add to, rows that nothing has written
+  misplaced,  ///< rows of other tokens or heads than they are combined with or declared as
+  coverage    ///< an output that misses pairs or counts some twice
+};
+const char* name(Fault fault);
+
+struct Verdict {
+  Fault fault = Fault::none;
+  std::string message;  ///< names rank, step and slot
+  bool ok() const { return fault == Fault::none; }
+};
+
+Verdict verify(const Schedule& schedule, const attention::Mask& mask);
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,155 @@
+#pragma once
+// The configuration of a run: one struct a section of the TOML file, filled and checked from one
+// schema (schema.cpp), where every key is declared and explained.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/dtype.h"
+#include "runtime/grid_shape.h"
+
+namespace longhaul::runtime {
+
+struct JobConfig {
+  std::string output_dir;
+};
+
+struct ModelConfig {
+  std::string architecture;
+  std::int64_t hidden_size = 0;
+  std::int64_t intermediate_size = 0;
+  std::int64_t num_hidden_layers = 0;
+  std::int64_t num_attention_heads = 0;
+  std::int64_t num_key_value_heads = 0;
+  std::int64_t head_dim = 0;
+  double rms_norm_eps = 0;
+  double rope_theta = 0;
+  bool tie_word_embeddings = false;
+  std::optional<std::int64_t> vocab_size;  ///< empty: the corpus says
+};
+
+struct DataConfig {
+  std::string corpus;
+  std::string mask;  ///< "documents" or "causal"
+};
+
+struct TrainingConfig {
+  std::int64_t seq_len = 0;
+  std::int64_t micro_batch_size = 0;
+  std::int64_t tokens_per_step = 0;
+  std::int64_t steps = 0;
+  double max_norm = 0;
+  DType dtype = DType::float32;
+};
+
+struct OptimizerConfig {
+  std::string name;
+  double lr = 0;
+  double beta1 = 0;
+  double beta2 = 0;
+  double eps = 0;
+  double weight_decay = 0;
+};
+
+struct LrSchedulerConfig {
+  std::int64_t warmup_steps = 0;
+  std::string decay_type;
+  double min_lr_factor = 0;
+};
+
+struct ParallelismConfig {
+  std::int64_t context_parallel_degree = 0;  ///< -1 until the number of ranks is known
+  std::string context_parallel_scheme;
+  std::string context_parallel_layout;
+  DType context_parallel_wire_dtype = DType::float32;
+  std::int64_t data_parallel_replicate_degree = 0;
+  std::int64_t tensor_parallel_degree = 0;
+  std::int64_t pipeline_parallel_degree = 0;
+};
+
+struct ActivationCheckpointConfig {
+  std::string mode;  ///< "none" or "full"
+};
+
+/// What `checkpoint.resume` asks for.
+struct Resume {
+  enum class Kind : std::uint8_t { automatic, never, step };
+  Kind kind = Kind::automatic;
+  std::int64_t step = 0;  ///< of Kind::step
+  bool operator==(const Resume&) const = default;
+};
+
+struct CheckpointConfig {
+  bool enable = false;
+  std::string folder;  ///< inside job.output_dir unless absolute
+  std::int64_t interval = 0;
+  std::int64_t keep_latest_k = 0;  ///< 0 keeps all
+  Resume resume;
+};
+
+struct MetricsConfig {
+  std::int64_t log_freq = 0;
+};
+
+struct CommConfig {
+  std::string backend;  ///< "mpi", "loopback" or "nccl"
+  double timeout_seconds = 0;
+};
+
+struct DebugConfig {
+  std::int64_t seed = 0;
+  bool deterministic = false;
+  std::int64_t threads = 0;  ///< OpenMP threads a rank; 0: cores / local ranks
+};
+
+struct TrainConfig {
+  JobConfig job;
+  ModelConfig model;
+  DataConfig data;
+  TrainingConfig training;
+  OptimizerConfig optimizer;
+  LrSchedulerConfig lr_scheduler;
+  ParallelismConfig parallelism;
+  ActivationCheckpointConfig activation_checkpoint;
+  CheckpointConfig checkpoint;
+  MetricsConfig metrics;
+  CommConfig comm;
+  DebugConfig debug;
+};
+
+/// Reads the file, applies the overrides ("section.key=value", later ones win) and checks
+/// everything. With `world_size` the grid must fill it exactly, and a context_parallel_degree of -1
+/// is resolved. Touches nothing on disk. Throws Error(config) whose text lists every problem, one a
+/// line, as file:line:column: message.
+TrainConfig load_config(const std::string& path, const std::vector<std::string>& overrides,
+                        std::optional<std::int64_t> world_size = std::nullopt);
+
+/// The grid of `world_size` ranks: -1 becomes whatever is left. Throws Error(launch) when the
+/// degrees do not multiply to world_size, saying which counts would do.
+GridShape resolve_grid(const ParallelismConfig& parallelism, std::int64_t world_size);
+
+/// Sequences that one step takes on every data rank, in passes of micro_batch_size.
+struct BatchPlan {
+  std::int64_t sequences_per_step = 0;  ///< over all data ranks
+  std::int64_t accumulation_steps = 0;  ///< passes per data rank and step
+};
+/// tokens_per_step cut over the data axis; a loaded config always divides.
+BatchPlan batch_plan(const TrainConfig& config);
+
+/// The folder that checkpoints go to: checkpoint.folder, inside job.output_dir unless absolute.
+std::string checkpoint_folder(const TrainConfig& config);
+
+/// Every key with its value, as TOML that loads to the same configuration. Canonical: equal
+/// configurations give equal text.
+std::string to_toml(const TrainConfig& config);
+/// The same as one JSON object, {"section": {"key": value}}.
+std::string to_json(const TrainConfig& config);
+/// XXH3-64 of to_toml(config).
+std::uint64_t digest(const TrainConfig& config);
+
+/// Markdown table of all keys: name, type, default and explanation, from the schema.
+std::string config_reference();
+
+}  // namespace longhaul::runtime

@@ -1,0 +1,192 @@
+// From a file and overrides to a draft: which keys are known, where each value came from.
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+
+#include "runtime/config/draft.h"
+#include "runtime/config/suggest.h"
+#include "runtime/error.h"
+
+namespace longhaul::runtime {
+namespace {
+
+constexpr std::size_t kMaxConfigBytes = 1 << 20;
+
+std::string read_config_file(const std::string& path) {
+  errno = 0;
+  std::ifstream file(path, std::ios::binary);
+  std::string text;
+  if (file) {
+    text.resize(kMaxConfigBytes + 1);
+    file.read(text.data(), static_cast<std::streamsize>(text.size()));
+    text.resize(static_cast<std::size_t>(std::max<std::streamsize>(0, file.gcount())));
+  }
+  if (!file.is_open() || file.bad() || (file.fail() && !file.eof())) {
+    const int code = errno;
+    fail(ExitCode::config, path, ": cannot be read", code != 0 ? ": " : "",
+         code != 0 ? std::strerror(code) : "");
+  }
+  if (text.size() > kMaxConfigBytes) {
+    fail(ExitCode::config, path, ": larger than ", kMaxConfigBytes,
+         " bytes; this is no configuration");
+  }
+  return text;
+}
+
+std::vector<std::string> key_names(const std::string& section) {
+  std::vector<std::string> names;
+  for (const ConfigKey& key : config_schema()) {
+    if (section == key.section) names.emplace_back(key.name);
+  }
+  return names;
+}
+
+// The section that has a key of exactly this name; nullptr when none does.
+const ConfigKey* key_of_name(const std::string& name) {
+  for (const ConfigKey& key : config_schema()) {
+    if (name == key.name) return &key;
+  }
+  return nullptr;
+}
+
+std::string suggestion_text(const Suggestion& near, const std::string& what) {
+  if (near.close) return fmt::format("; did you mean '{}'?", near.word);
+  return fmt::format("; the nearest known {} is '{}'", what, near.word);
+}
+
+void report_unknown_key(ConfigDraft& draft, const std::string& section, const std::string& name,
+                        const ConfigPlace& place) {
+  const std::string start = fmt::format("unknown key '{}' in [{}]", name, section);
+  if (const ConfigKey* elsewhere = key_of_name(name)) {
+    draft.excuse(elsewhere->path());
+    draft.problem(place, fmt::format("{}; it belongs in [{}]", start, elsewhere->section));
+    return;
+  }
+  const Suggestion near = nearest(name, key_names(section));
+  if (near.close) {
+    draft.excuse(section + "." + near.word);
+  } else {  // a key of another section may be the one that was meant
+    for (const ConfigKey& key : config_schema()) {
+      const std::vector<std::string> candidate = {key.name};
+      const Suggestion other = nearest(name, candidate);
+      if (!other.close || other.distance >= near.distance) continue;
+      draft.excuse(key.path());
+      draft.problem(place,
+                    fmt::format("{}; did you mean '{}' in [{}]?", start, key.name, key.section));
+      return;
+    }
+  }
+  draft.problem(place, start + suggestion_text(near, "key"));
+}
+
+// Returns the known section that was probably meant, or an empty text.
+std::string report_unknown_section(ConfigDraft& draft, const std::string& name,
+                                   const ConfigPlace& place) {
+  const Suggestion near = nearest(name, config_sections());
+  std::string hint = near.close ? fmt::format("; did you mean [{}]?", near.word)
+                                : fmt::format("; the nearest known section is [{}]", near.word);
+  draft.problem(place, fmt::format("unknown section [{}]{}", name, hint));
+  return near.close ? near.word : "";
+}
+
+bool known_section(const std::string& name) {
+  for (const std::string& section : config_sections()) {
+    if (section == name) return true;
+  }
+  return false;
+}
+
+void report_stray_value(ConfigDraft& draft, const TomlSection& section, const ConfigPlace& place) {
+  if (known_section(section.name)) {
+    draft.problem(place,
+                  fmt::format("'{}' is a section: expected [{}] and its keys, got {}", section.name,
+                              section.name, describe_type(*section.stray_value)));
+  } else if (const ConfigKey* key = key_of_name(section.name)) {
+    draft.excuse(key->path());
+    draft.problem(place, fmt::format("key '{}' outside of a section; it belongs in [{}]",
+                                     section.name, key->section));
+  } else {
+    std::vector<std::string> names;
+    for (const ConfigKey& known : config_schema()) names.push_back(known.path());
+    draft.problem(place, fmt::format("unknown key '{}' outside of a section{}", section.name,
+                                     suggestion_text(nearest(section.name, names), "key")));
+  }
+}
+
+void take_section(ConfigDraft& draft, const TomlSection& section) {
+  const ConfigPlace place = draft.in_file(section.position);
+  if (section.stray_value) return report_stray_value(draft, section, place);
+  if (!known_section(section.name)) {
+    const std::string meant = report_unknown_section(draft, section.name, place);
+    for (const TomlEntry& entry : section.entries) draft.excuse(meant + "." + entry.key);
+    return;
+  }
+  draft.note_section(section.name, place);
+  for (const TomlEntry& entry : section.entries) {
+    const ConfigKey* key = find_config_key(section.name, entry.key);
+    if (key == nullptr) {
+      report_unknown_key(draft, section.name, entry.key, draft.in_file(entry.key_position));
+    } else {
+      draft.set(*key, entry.value, draft.in_file(entry.value.position));
+    }
+  }
+}
+
+void take_override(ConfigDraft& draft, const std::string& text, std::size_t order) {
+  const ConfigPlace place{order, {}, "--set " + text};
+  const auto equals = text.find('=');
+  const auto dot = text.find('.');
+  if (equals == std::string::npos || dot == std::string::npos || dot > equals) {
+    draft.problem(place, "expected section.key=value");
+    return;
+  }
+  const std::string section = text.substr(0, dot);
+  const std::string name = text.substr(dot + 1, equals - dot - 1);
+  const std::string raw = text.substr(equals + 1);
+  const ConfigKey* key = find_config_key(section, name);
+  if (!known_section(section)) {
+    report_unknown_section(draft, section, place);
+  } else if (key == nullptr) {
+    report_unknown_key(draft, section, name, place);
+  } else if (raw.empty()) {
+    draft.problem(place, "no value after '='");
+  } else {
+    std::optional<TomlValue> value = parse_toml_value(raw);
+    const bool takes_text = std::holds_alternative<std::string*>(key->slot(draft.config));
+    // Bare words are strings, and so is anything for a key that takes a string: a folder named
+    // 2026.
+    if (!value || (takes_text && !std::holds_alternative<std::string>(value->value))) {
+      value = TomlValue{raw, {}};
+    }
+    draft.set(*key, std::move(*value), place);
+  }
+}
+
+}  // namespace
+
+TrainConfig load_config(const std::string& path, const std::vector<std::string>& overrides,
+                        std::optional<std::int64_t> world_size) {
+  ConfigDraft draft(path);
+  const auto parsed = parse_toml(read_config_file(path));
+  const auto* syntax_error = std::get_if<TomlSyntaxError>(&parsed);
+  if (syntax_error != nullptr) {
+    draft.problem(draft.in_file(syntax_error->position), syntax_error->message);
+  } else {
+    for (const TomlSection& section : std::get<std::vector<TomlSection>>(parsed)) {
+      take_section(draft, section);
+    }
+  }
+  for (std::size_t i = 0; i < overrides.size(); ++i) take_override(draft, overrides[i], i + 1);
+  if (syntax_error == nullptr) {  // otherwise most keys were never seen
+    draft.fill();
+    check_rules(draft, world_size);
+  }
+  if (draft.has_problems()) draft.fail_with_problems();
+  return std::move(draft.config);
+}
+
+}  // namespace longhaul::runtime

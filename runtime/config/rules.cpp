@@ -1,0 +1,218 @@
+// What no single key can say: rules over several keys, the file system and the number of ranks.
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <optional>
+
+#include "runtime/config/draft.h"
+#include "runtime/error.h"
+
+namespace longhaul::runtime {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string text_of(std::int64_t value) { return fmt::format("{}", value); }
+
+void check_model(ConfigDraft& draft) {
+  ModelConfig& model = draft.config.model;
+  if (!draft.is_set("model.num_key_value_heads"))
+    model.num_key_value_heads = model.num_attention_heads;
+  if (draft.good({"model.num_attention_heads", "model.num_key_value_heads"}) &&
+      model.num_attention_heads % model.num_key_value_heads != 0) {
+    draft.key_problem(
+        "model.num_key_value_heads", text_of(model.num_key_value_heads),
+        fmt::format("expected a divisor of num_attention_heads = {}", model.num_attention_heads));
+  }
+  if (!draft.good({"model.hidden_size", "model.num_attention_heads", "model.head_dim"})) return;
+  if (draft.is_set("model.head_dim")) {
+    if (model.head_dim % 2 != 0) {
+      draft.key_problem("model.head_dim", text_of(model.head_dim),
+                        "expected an even number: rotary embedding turns pairs");
+    }
+    return;
+  }
+  if (model.hidden_size % model.num_attention_heads != 0) {
+    draft.key_problem(
+        "model.hidden_size", text_of(model.hidden_size),
+        fmt::format("expected a multiple of num_attention_heads = {}, or head_dim beside it",
+                    model.num_attention_heads));
+    return;
+  }
+  model.head_dim = model.hidden_size / model.num_attention_heads;
+  if (model.head_dim % 2 != 0) {
+    draft.key_problem(
+        "model.hidden_size", text_of(model.hidden_size),
+        fmt::format("hidden_size / num_attention_heads = {}: expected an even head_dim (rotary "
+                    "embedding turns pairs)",
+                    model.head_dim));
+  }
+}
+
+void check_batch(ConfigDraft& draft) {
+  if (!draft.good({"training.seq_len", "training.micro_batch_size", "training.tokens_per_step",
+                   "parallelism.data_parallel_replicate_degree"})) {
+    return;
+  }
+  const TrainingConfig& training = draft.config.training;
+  const std::int64_t data = draft.config.parallelism.data_parallel_replicate_degree;
+  // seq_len <= 2^40 and the others <= 2^20 each: 128 bits hold the product.
+  const __int128 wide = static_cast<__int128>(training.seq_len) * training.micro_batch_size * data;
+  const std::string product =
+      fmt::format("seq_len * micro_batch_size * data_parallel_replicate_degree = {} * {} * {}",
+                  training.seq_len, training.micro_batch_size, data);
+  if (wide > (std::int64_t{1} << 60)) {
+    draft.key_problem("training.tokens_per_step", text_of(training.tokens_per_step),
+                      "expected a multiple of " + product + ", which no run can hold");
+    return;
+  }
+  const auto pass = static_cast<std::int64_t>(wide);
+  if (training.tokens_per_step % pass == 0) return;
+  const std::int64_t below = training.tokens_per_step / pass * pass;
+  const std::string legal = below == 0 ? fmt::format("{}, {}", pass, 2 * pass)
+                                       : fmt::format("{}, {}", below, below + pass);
+  draft.key_problem(
+      "training.tokens_per_step", text_of(training.tokens_per_step),
+      fmt::format("expected a multiple of {} = {}; legal nearby: {}", product, pass, legal));
+}
+
+void check_steps(ConfigDraft& draft) {
+  const TrainConfig& config = draft.config;
+  if (draft.good({"training.steps", "lr_scheduler.warmup_steps"}) &&
+      config.lr_scheduler.warmup_steps > config.training.steps) {
+    draft.key_problem("lr_scheduler.warmup_steps", text_of(config.lr_scheduler.warmup_steps),
+                      fmt::format("expected at most training.steps = {}", config.training.steps));
+  }
+  const Resume& resume = config.checkpoint.resume;
+  if (draft.good({"training.steps", "checkpoint.resume"}) && resume.kind == Resume::Kind::step &&
+      resume.step > config.training.steps) {
+    draft.key_problem("checkpoint.resume", text_of(resume.step),
+                      fmt::format("expected at most training.steps = {}", config.training.steps));
+  }
+}
+
+void check_files(ConfigDraft& draft) {
+  std::error_code error;
+  if (draft.good({"data.corpus"})) {
+    const std::string& corpus = draft.config.data.corpus;
+    const fs::file_status status = fs::status(corpus, error);
+    std::string wrong;
+    if (!fs::exists(status)) {
+      wrong = fmt::format("no such file ({}); `longhaul tokenize PATH... --output {}` writes one",
+                          fs::absolute(corpus, error).string(), corpus);
+    } else if (!fs::is_regular_file(status)) {
+      wrong = "expected an HDF5 file";
+    }
+    if (!wrong.empty()) draft.key_problem("data.corpus", quote_toml(corpus), wrong);
+  }
+  if (draft.good({"job.output_dir"})) {
+    const std::string& folder = draft.config.job.output_dir;
+    const fs::file_status status = fs::status(folder, error);
+    if (fs::exists(status) && !fs::is_directory(status)) {
+      draft.key_problem("job.output_dir", quote_toml(folder),
+                        "expected a folder, or a name that is free");
+    }
+  }
+}
+
+// What is wrong with the grid of `world` ranks, with the key to blame; empty when nothing.
+struct GridProblem {
+  const char* key = "";
+  std::string message;
+};
+
+GridProblem find_grid(const ParallelismConfig& parallelism, std::int64_t world, GridShape& grid) {
+  grid = {parallelism.data_parallel_replicate_degree, parallelism.context_parallel_degree,
+          parallelism.tensor_parallel_degree, parallelism.pipeline_parallel_degree};
+  const char* const context_key = "parallelism.context_parallel_degree";
+  const std::int64_t others = grid.data * grid.tensor * grid.pipeline;
+  if (grid.context == -1) {
+    if (world % others != 0) {
+      return {"parallelism.data_parallel_replicate_degree",
+              fmt::format("{} ranks do not divide into {} replicas; start a multiple of {} ranks",
+                          world, others, others)};
+    }
+    grid.context = world / others;
+    return {};
+  }
+  if (grid.ranks() == world) return {};
+  std::string message =
+      fmt::format("data {} * context {} = {} ranks, but there {} {}; start {}", grid.data,
+                  grid.context, grid.ranks(), world == 1 ? "is" : "are", world, grid.ranks());
+  if (world % others == 0) {
+    message += fmt::format(", or set {} to {} or -1", context_key, world / others);
+  }
+  return {context_key, message};
+}
+
+void check_grid(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
+  ParallelismConfig& parallelism = draft.config.parallelism;
+  for (const auto& [path, degree] :
+       {std::pair("parallelism.tensor_parallel_degree", parallelism.tensor_parallel_degree),
+        std::pair("parallelism.pipeline_parallel_degree", parallelism.pipeline_parallel_degree)}) {
+    if (draft.good({path}) && degree > 1) {
+      draft.key_problem(path, text_of(degree), "this axis is not built yet; expected 1");
+    }
+  }
+  if (!draft.good({"parallelism.context_parallel_degree",
+                   "parallelism.data_parallel_replicate_degree",
+                   "parallelism.tensor_parallel_degree", "parallelism.pipeline_parallel_degree",
+                   "comm.backend"})) {
+    return;
+  }
+  if (!world_size) {
+    if (draft.config.comm.backend == "loopback" && parallelism.context_parallel_degree == -1) {
+      draft.key_problem(
+          "parallelism.context_parallel_degree", "-1",
+          "comm.backend = \"loopback\" starts as many ranks as the degrees say; expected at "
+          "least 1");
+    }
+    return;
+  }
+  if (*world_size < 1)
+    fail(ExitCode::usage, "the number of ranks is ", *world_size, "; expected at least 1");
+  GridShape grid;
+  const GridProblem wrong = find_grid(parallelism, *world_size, grid);
+  if (!wrong.message.empty()) {
+    const bool data = std::string_view(wrong.key).ends_with("replicate_degree");
+    draft.key_problem(wrong.key,
+                      text_of(data ? parallelism.data_parallel_replicate_degree
+                                   : parallelism.context_parallel_degree),
+                      wrong.message);
+    return;
+  }
+  parallelism.context_parallel_degree = grid.context;
+}
+
+}  // namespace
+
+void check_rules(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
+  check_model(draft);
+  check_batch(draft);
+  check_steps(draft);
+  check_files(draft);
+  check_grid(draft, world_size);
+}
+
+GridShape resolve_grid(const ParallelismConfig& parallelism, std::int64_t world_size) {
+  if (world_size < 1)
+    fail(ExitCode::launch, "the number of ranks is ", world_size, "; expected at least 1");
+  GridShape grid;
+  const GridProblem wrong = find_grid(parallelism, world_size, grid);
+  if (!wrong.message.empty()) fail(ExitCode::launch, "process grid: ", wrong.message);
+  return grid;
+}
+
+BatchPlan batch_plan(const TrainConfig& config) {
+  const TrainingConfig& training = config.training;
+  const std::int64_t sequences = training.tokens_per_step / training.seq_len;
+  return {sequences, sequences / (training.micro_batch_size *
+                                  config.parallelism.data_parallel_replicate_degree)};
+}
+
+std::string checkpoint_folder(const TrainConfig& config) {
+  return (fs::path(config.job.output_dir) / config.checkpoint.folder).string();
+}
+
+}  // namespace longhaul::runtime

@@ -1,0 +1,106 @@
+#pragma once
+// Sharded checkpoints of named global tensors. Nothing in one belongs to a rank: whatever slices
+// were saved, any slice can be read. Format and commit protocol: runtime/io/README.md.
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/comm/communicator.h"
+#include "runtime/tensor.h"
+
+namespace longhaul::runtime {
+
+constexpr std::int64_t kCheckpointFormatVersion = 1;
+
+/// Everything about a training run's state that is not a tensor.
+struct CheckpointMetadata {
+  std::int64_t step = 0;
+  std::int64_t tokens = 0;          ///< trained on so far
+  std::int64_t cursor = 0;          ///< next sequence, see Sequences
+  std::int64_t optimizer_step = 0;  ///< updates applied; behind `step` when some were skipped
+  std::uint64_t seed = 0;
+  std::string config;                        ///< resolved configuration, as text
+  std::string corpus_digest;                 ///< Corpus::digest()
+  std::map<std::string, std::string> extra;  ///< whatever else the caller wants back
+  bool operator==(const CheckpointMetadata&) const = default;
+};
+
+/// A slice of a global tensor that this rank writes. A replicated slice must be listed by one rank
+/// only.
+struct TensorSlice {
+  std::string name;                 ///< letters, digits, '.', '_', '-'; at most 200
+  std::vector<std::int64_t> sizes;  ///< of the global tensor; 1 to 5 dims
+  std::vector<std::int64_t> start;  ///< of the slice; its sizes are the view's
+  ConstTensorView view;             ///< host memory, any strides; its contents must be ready
+};
+
+struct SaveOptions {
+  std::filesystem::path folder;
+  std::int64_t keep_latest_k = 0;  ///< 0 keeps all
+  double timeout_seconds =
+      3600;  ///< for the whole save; the communicator's own timeout applies too
+};
+
+/// Writes a checkpoint and returns when it is committed and read back; then removes checkpoints of
+/// earlier steps beyond keep_latest_k. Collective; blocks the host; `stream` is a CPU stream for
+/// the exchange. All ranks give equal metadata. An existing checkpoint of the same step is
+/// replaced. Throws: on every rank alike, Error(io) when a rank could not write (the attempt is
+/// removed, older checkpoints are as they were), Error(internal) when slices overlap or leave
+/// holes. A process that may hit a file size limit must ignore SIGXFSZ, or the signal ends it.
+void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metadata,
+                     std::span<const TensorSlice> slices, Communicator& comm, const Stream& stream);
+
+/// Steps of the checkpoints in a folder, ascending; attempts that never committed are not among
+/// them. Empty for a folder that does not exist.
+std::vector<std::int64_t> list_checkpoints(const std::filesystem::path& folder);
+
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::float32;
+  std::vector<std::int64_t> sizes;
+  std::int64_t slices = 0;  ///< in how many pieces it was saved
+};
+
+/// A checkpoint whose manifest and files have all been found intact. Thread-safe.
+/// Throws: Error(data) naming the damaged or missing file and what to do; Error(config) for a step
+/// that is not there; Error(io) when reading fails.
+class Checkpoint {
+ public:
+  static Checkpoint open(const std::filesystem::path& folder, std::int64_t step);
+  /// Collective: ranks share the digesting of the files, and fail or succeed together.
+  static Checkpoint open(const std::filesystem::path& folder, std::int64_t step, Communicator& comm,
+                         const Stream& stream);
+  /// Collective: the newest checkpoint as rank 0 sees it, or none in an empty folder. A damaged one
+  /// is refused, never skipped.
+  static std::optional<Checkpoint> open_newest(const std::filesystem::path& folder,
+                                               Communicator& comm, const Stream& stream);
+  Checkpoint(Checkpoint&&) noexcept;
+  Checkpoint& operator=(Checkpoint&&) noexcept;
+  ~Checkpoint();
+
+  const std::filesystem::path& path() const;
+  const CheckpointMetadata& metadata() const;
+  /// Sorted by name.
+  std::span<const TensorInfo> tensors() const;
+  bool has(const std::string& name) const;
+  const TensorInfo& tensor(const std::string& name) const;
+  /// File names and bytes, manifest excluded.
+  std::vector<std::pair<std::string, std::int64_t>> files() const;
+
+  /// The slice at `start` of the global tensor `name`, of the sizes of `out` (host memory, any
+  /// strides, the tensor's dtype). Blocks.
+  void read(const std::string& name, std::span<const std::int64_t> start, TensorView out) const;
+
+ private:
+  struct State;
+  explicit Checkpoint(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace longhaul::runtime

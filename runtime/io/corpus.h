@@ -1,0 +1,85 @@
+#pragma once
+// Tokenized corpora: one HDF5 file of packed tokens and document offsets (format:
+// runtime/io/README.md).
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/io/hdf5.h"
+
+namespace longhaul::runtime {
+
+constexpr std::int64_t kCorpusFormatVersion = 1;
+/// Token ids are int32 in memory.
+constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 31;
+
+struct CorpusInfo {
+  std::filesystem::path path;
+  std::int64_t tokens = 0;
+  std::int64_t documents = 0;
+  std::int64_t vocabulary_size = 0;
+  std::string tokenizer;  ///< "bytes", or as runtime/io/tokenizer.h names it
+  hdf5::Element token_element = hdf5::Element::uint8;
+  std::int64_t block_tokens = 0;  ///< tokens under one hash
+};
+
+/// Writes a corpus document by document. Nothing appears under `path` before finish(); an
+/// unfinished writer leaves nothing behind. Tokens pass through a file beside the output, because
+/// their number has to be known before a contiguous dataset can be made. Throws: Error(io) when
+/// writing fails, Error(data) for a token id outside the vocabulary.
+class CorpusWriter {
+ public:
+  CorpusWriter(std::filesystem::path path, std::int64_t vocabulary_size, std::string tokenizer);
+  ~CorpusWriter();
+  CorpusWriter(const CorpusWriter&) = delete;
+  CorpusWriter& operator=(const CorpusWriter&) = delete;
+
+  /// Adds to the document at hand.
+  void append(std::span<const std::int32_t> tokens);
+  /// Ends the document at hand, which may be empty.
+  void end_document();
+  /// Ends no document by itself. Writes, syncs and renames; an existing file is replaced.
+  void finish();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// An open corpus, memory-mapped. Opening checks everything but the tokens: format, types, sizes,
+/// offsets and their hash. Tokens are checked block by block when first read: ids against the
+/// vocabulary, then the block's hash. The file must not be changed while it is open. Thread-safe.
+/// Throws: Error(data) naming file, dataset and index; Error(io) when the file cannot be opened.
+class Corpus {
+ public:
+  static Corpus open(const std::filesystem::path& path);
+  Corpus(Corpus&&) noexcept;
+  Corpus& operator=(Corpus&&) noexcept;
+  ~Corpus();
+
+  const CorpusInfo& info() const;
+  /// documents + 1 token offsets, from 0 to the token count.
+  std::span<const std::int64_t> documents() const;
+  /// Copies tokens [begin, begin + out.size()).
+  void read(std::int64_t begin, std::span<std::int32_t> out) const;
+  /// Checks every token, reading the whole file.
+  void verify() const;
+  /// 32 hex digits over everything that a reader sees; the tokens enter through their block hashes,
+  /// so this is cheap. Equal on all ranks when they read equal corpora.
+  std::string digest() const;
+  /// Entropy of single tokens over the whole corpus, in nats: the loss of a model that knows
+  /// frequencies only. 0 for an empty corpus.
+  double unigram_entropy() const;
+
+ private:
+  struct State;
+  explicit Corpus(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace longhaul::runtime

@@ -1,0 +1,32 @@
+#include "runtime/ops/cpu_only.h"
+
+#include <algorithm>
+
+namespace longhaul::runtime::ops::detail {
+
+void require_cpu(const char* op, const Stream& stream) {
+  if (stream.device().kind == DeviceKind::cpu) return;
+  fail(ExitCode::launch, op,
+       " has no CUDA implementation: training on CUDA is not available yet (stream '",
+       stream.name(), "'); run the model on the CPU");
+}
+
+void require_shape(const char* op, const char* what, ConstTensorView view,
+                   std::initializer_list<std::int64_t> sizes) {
+  if (std::ranges::equal(view.sizes(), sizes) && view.contiguous()) return;
+  std::string expected, actual;
+  for (const std::int64_t size : sizes) expected += concat(expected.empty() ? "" : ", ", size);
+  for (const std::int64_t size : view.sizes()) actual += concat(actual.empty() ? "" : ", ", size);
+  fail(ExitCode::internal, op, ": ", what, " is [", actual, "]",
+       view.contiguous() ? "" : " and strided", "; expected contiguous [", expected, "]");
+}
+
+void require_dtype(const char* op, const char* what, ConstTensorView view,
+                   std::initializer_list<DType> allowed) {
+  if (std::ranges::find(allowed, view.dtype()) != allowed.end()) return;
+  std::string expected;
+  for (const DType dtype : allowed) expected += concat(expected.empty() ? "" : " or ", name(dtype));
+  fail(ExitCode::internal, op, ": ", what, " holds ", name(view.dtype()), "; expected ", expected);
+}
+
+}  // namespace longhaul::runtime::ops::detail

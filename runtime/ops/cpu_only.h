@@ -1,0 +1,43 @@
+#pragma once
+// Private to runtime/ops: the checks that every dense operation makes before it enqueues.
+
+#include <initializer_list>
+#include <span>
+#include <string>
+
+#include "runtime/tensor.h"
+
+namespace longhaul::runtime::ops::detail {
+
+/// Throws Error(launch) naming the operation when `stream` is not a CPU stream.
+void require_cpu(const char* op, const Stream& stream);
+
+/// Throws unless the view has these sizes and is contiguous.
+void require_shape(const char* op, const char* what, ConstTensorView view,
+                   std::initializer_list<std::int64_t> sizes);
+
+/// Throws unless the view's dtype is one of `allowed`.
+void require_dtype(const char* op, const char* what, ConstTensorView view,
+                   std::initializer_list<DType> allowed);
+
+/// Calls body.template operator()<T>() with the type of a float32 or bfloat16 dtype.
+template <class Body>
+void with_activation(const char* op, DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::float32:
+      return body.template operator()<float>();
+    case DType::bfloat16:
+      return body.template operator()<BFloat16>();
+    default:
+      fail(ExitCode::internal, op, " takes float32 or bfloat16, not ", name(dtype));
+  }
+}
+
+/// Work below this many elements stays on the stream's thread: waking a team would cost more. The
+/// bits are the same either way.
+constexpr std::int64_t kParallelElements = 32768;
+
+inline float to_float(float value) { return value; }
+inline float to_float(BFloat16 value) { return static_cast<float>(value); }
+
+}  // namespace longhaul::runtime::ops::detail

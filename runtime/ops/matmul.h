@@ -1,0 +1,19 @@
+#pragma once
+// Dense matrix products.
+
+#include "runtime/ops/write.h"
+#include "runtime/tensor.h"
+
+namespace longhaul::runtime::ops {
+
+/// The transpose of a 2-d view: the same memory, dims exchanged.
+ConstTensorView transposed(ConstTensorView matrix);
+
+/// c = a b, or c += a b, with fp32 accumulation.
+/// Shapes: a[m,k], b[k,n] float32 or bfloat16 (they may differ) -> c[m,n] float32 or bfloat16. In a
+/// and b one dim has stride 1 (either: see transposed()); c's last dim has stride 1. Any size may
+/// be zero. The same shapes and strides give the same bits, whatever the number of threads.
+/// Aliasing: none. Throws: Error on a shape or dtype mismatch.
+void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, const Stream& stream);
+
+}  // namespace longhaul::runtime::ops

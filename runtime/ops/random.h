@@ -1,0 +1,24 @@
+#pragma once
+// Counter-based random numbers: element i of stream s under seed k is a pure function of (k, s, i),
+// so neither the number of ranks or threads nor the order of calls changes a value.
+
+#include "runtime/tensor.h"
+
+namespace longhaul::runtime::ops {
+
+struct RandomKey {
+  std::uint64_t seed = 0;
+  std::uint64_t stream_id =
+      0;  ///< one per independent sequence, e.g. a digest of the parameter's name
+};
+
+/// values[i] = mean + stddev * n(first_element + i), n standard normal. values fp32 or bfloat16,
+/// contiguous. Source: Salmon et al. 2011 (Philox 4x32-10), Box-Muller.
+void fill_normal(TensorView values, double mean, double stddev, RandomKey key,
+                 std::int64_t first_element, const Stream& stream);
+
+/// values[i] uniform in (low, high) from element first_element + i.
+void fill_uniform(TensorView values, double low, double high, RandomKey key,
+                  std::int64_t first_element, const Stream& stream);
+
+}  // namespace longhaul::runtime::ops

@@ -1,0 +1,24 @@
+#pragma once
+// Rotary position embedding.
+
+#include "runtime/tensor.h"
+
+namespace longhaul::runtime::ops {
+
+/// cos and sin of position * theta^(-2i/D), i < D/2, computed in double: exact to fp32 at any
+/// position. Shapes: positions[rows] int32 or int64 -> cosines[rows,D/2], sines[rows,D/2] fp32.
+void rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
+                const Stream& stream);
+
+enum class Rotation : unsigned char {
+  forward,
+  inverse  ///< the adjoint: gradients of rotated values -> gradients of the values
+};
+
+/// Rotates in place each pair (i, i + D/2) of every head by its row's angle i ("rotate half", the
+/// convention of Hugging Face's Llama weights). Shapes: x[rows,heads,D] float32 or bfloat16,
+/// contiguous, D even; tables [rows,D/2] fp32. Source: Su et al. 2021 (RoFormer).
+void rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
+          const Stream& stream);
+
+}  // namespace longhaul::runtime::ops

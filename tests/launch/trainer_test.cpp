@@ -1,0 +1,288 @@
+// Training gives the same losses however it is spread, goes on bit for bit from a checkpoint, and
+// learns what only attention across ranks can tell.
+#include "launch/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <set>
+
+#include "runtime/error.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_folder.h"
+#include "tests/support/training_run.h"
+
+namespace longhaul::launch {
+namespace {
+
+using runtime::Sequence;
+using runtime::TrainConfig;
+using test::random_sequence;
+using test::run_training;
+using test::RunSteps;
+using test::small_training;
+
+constexpr std::int64_t kVocabulary = 31;
+constexpr std::int64_t kSeqLen = 97;  // a prime: ragged over every number of ranks
+
+Sequence documents(std::int64_t cursor) { return random_sequence(kVocabulary, kSeqLen, cursor); }
+
+/// Labels only in the first ninth of every sequence, and none at all in every third sequence.
+Sequence skewed(std::int64_t cursor) {
+  Sequence sequence = documents(cursor);
+  for (std::size_t i = 0; i < sequence.labels.size(); ++i) {
+    if (i >= sequence.labels.size() / 9 || cursor % 3 == 0) sequence.labels[i] = -1;
+  }
+  return sequence;
+}
+
+void expect_equal_within(const std::vector<StepResult>& a, const std::vector<StepResult>& b,
+                         double tolerance) {
+  ASSERT_EQ(a.size(), b.size());
+  double loss = 0, norm = 0;
+  for (std::size_t step = 0; step < a.size(); ++step) {
+    loss = std::max(loss, std::abs(a[step].loss - b[step].loss) / std::abs(b[step].loss));
+    norm = std::max(norm,
+                    std::abs(a[step].grad_norm - b[step].grad_norm) / std::abs(b[step].grad_norm));
+    EXPECT_EQ(a[step].labels, b[step].labels);
+    EXPECT_EQ(a[step].area, b[step].area);
+  }
+  EXPECT_LE(loss, tolerance) << "loss";
+  EXPECT_LE(norm, tolerance) << "gradient norm";
+}
+
+struct Grid {
+  std::int64_t data, context;
+};
+
+TrainConfig on(Grid grid, const std::string& layout = "zigzag", std::int64_t micro_batch_size = 1) {
+  TrainConfig config = small_training(kSeqLen);
+  config.parallelism.data_parallel_replicate_degree = grid.data;
+  config.parallelism.context_parallel_degree = grid.context;
+  config.parallelism.context_parallel_layout = layout;
+  config.training.micro_batch_size = micro_batch_size;
+  return config;
+}
+
+class SameLosses : public ::testing::TestWithParam<SequenceSource (*)()> {};
+SequenceSource documents_source() { return documents; }
+SequenceSource skewed_source() { return skewed; }
+INSTANTIATE_TEST_SUITE_P(Trainer, SameLosses, ::testing::Values(documents_source, skewed_source));
+
+TEST_P(SameLosses, OverContextRanksLayoutsAndGrids) {
+  const SequenceSource source = GetParam()();
+  const auto single = run_training(on({1, 1}), kVocabulary, source);
+  EXPECT_LT(single.back().loss, single.front().loss);
+  for (const std::int64_t context : {2, 3, 4, 8}) {
+    SCOPED_TRACE("context " + std::to_string(context));
+    expect_equal_within(run_training(on({1, context}), kVocabulary, source), single, 1e-5);
+  }
+  for (const char* layout : {"contiguous", "striped"}) {
+    SCOPED_TRACE(layout);
+    expect_equal_within(run_training(on({1, 4}, layout), kVocabulary, source), single, 1e-5);
+  }
+  // The batch is four sequences: what data ranks do not take at once is accumulated.
+  for (const Grid grid : {Grid{2, 2}, Grid{4, 1}, Grid{2, 1}}) {
+    SCOPED_TRACE("data " + std::to_string(grid.data) + " x context " +
+                 std::to_string(grid.context));
+    expect_equal_within(run_training(on(grid), kVocabulary, source), single, 1e-5);
+  }
+  for (const Grid grid : {Grid{1, 1}, Grid{1, 3}, Grid{2, 2}}) {
+    SCOPED_TRACE("micro batches of 2, data " + std::to_string(grid.data) + " x context " +
+                 std::to_string(grid.context));
+    expect_equal_within(run_training(on(grid, "zigzag", 2), kVocabulary, source), single, 1e-5);
+  }
+}
+
+TEST(Trainer, CausalMaskOverTheWholeSequence) {
+  TrainConfig one = on({1, 1}), four = on({1, 4});
+  one.data.mask = four.data.mask = "causal";
+  expect_equal_within(run_training(four, kVocabulary, documents),
+                      run_training(one, kVocabulary, documents), 1e-5);
+}
+
+TEST(Trainer, RecomputationAndRerunsAreBitwiseEqual) {
+  TrainConfig config = on({1, 3});
+  const auto kept = run_training(config, kVocabulary, documents, {.steps = 5});
+  const auto again = run_training(config, kVocabulary, documents, {.steps = 5});
+  config.activation_checkpoint.mode = "full";
+  const auto recomputed = run_training(config, kVocabulary, documents, {.steps = 5});
+  expect_equal_within(again, kept, 0);
+  expect_equal_within(recomputed, kept, 0);
+}
+
+TEST(Trainer, Bfloat16StaysCloseOverRanks) {
+  TrainConfig one = on({1, 1}), four = on({1, 4});
+  one.training.dtype = four.training.dtype = runtime::DType::bfloat16;
+  // Each rank count rounds in other places; the bound is bfloat16's relative spacing, 2^-7.
+  expect_equal_within(run_training(four, kVocabulary, documents),
+                      run_training(one, kVocabulary, documents), 1.0 / 128);
+}
+
+TEST(Trainer, AStepWithoutAnyLabelIsRefused) {
+  const auto none = [](std::int64_t cursor) {
+    Sequence sequence = documents(cursor);
+    std::ranges::fill(sequence.labels, -1);
+    return sequence;
+  };
+  test::expect_error(runtime::ExitCode::data, "step 1", [&] {
+    run_training(on({1, 2}), kVocabulary, none, {.steps = 1});
+  });
+}
+
+// ---- stop and resume
+// ------------------------------------------------------------------------------------
+
+TEST(Resume, TenAndTenStepsAreTwentyBitForBit) {
+  const test::TempFolder folder;
+  const std::string checkpoints = (folder / "checkpoints").string();
+  const TrainConfig config = on({2, 2});
+  const auto straight = run_training(config, kVocabulary, documents);
+  run_training(config, kVocabulary, documents, {.steps = 10, .save_to = checkpoints});
+  const auto rest =
+      run_training(config, kVocabulary, documents, {.steps = 10, .load_from = checkpoints});
+  expect_equal_within(rest, {straight.begin() + 10, straight.end()}, 0);
+}
+
+TEST(Resume, OnOtherGridsTheNextLossesAndSamplesAreTheSame) {
+  const test::TempFolder folder;
+  const std::string checkpoints = (folder / "checkpoints").string();
+  const auto straight = run_training(on({1, 4}), kVocabulary, documents);
+  run_training(on({1, 4}), kVocabulary, documents, {.steps = 10, .save_to = checkpoints});
+  for (const Grid grid : {Grid{1, 1}, Grid{1, 2}, Grid{2, 1}, Grid{1, 8}, Grid{2, 4}}) {
+    SCOPED_TRACE("data " + std::to_string(grid.data) + " x context " +
+                 std::to_string(grid.context));
+    std::mutex mutex;
+    std::set<std::int64_t> seen;
+    const auto watched = [&](std::int64_t cursor) {
+      const std::lock_guard lock(mutex);
+      seen.insert(cursor);
+      return documents(cursor);
+    };
+    const auto rest =
+        run_training(on(grid), kVocabulary, watched, {.steps = 10, .load_from = checkpoints});
+    expect_equal_within(rest, {straight.begin() + 10, straight.end()}, 1e-5);
+    EXPECT_EQ(seen.size(), 40u);
+    EXPECT_EQ(*seen.begin(), 40);
+    EXPECT_EQ(*seen.rbegin(), 79);
+  }
+}
+
+TEST(Resume, RefusesWhatWouldNotBeTheSameRun) {
+  const test::TempFolder folder;
+  const std::string checkpoints = (folder / "checkpoints").string();
+  run_training(on({1, 2}), kVocabulary, documents, {.steps = 1, .save_to = checkpoints});
+  const auto resume = [&](const TrainConfig& config, std::int64_t vocabulary) {
+    run_training(config, vocabulary, documents, {.steps = 1, .load_from = checkpoints});
+  };
+  TrainConfig other = on({1, 2});
+  other.debug.seed = 6;
+  test::expect_error(runtime::ExitCode::config, "debug.seed", [&] { resume(other, kVocabulary); });
+  other = on({1, 2});
+  other.training.seq_len = 96;
+  other.training.tokens_per_step = 4 * 96;
+  test::expect_error(runtime::ExitCode::config, "training.seq_len",
+                     [&] { resume(other, kVocabulary); });
+  other = on({1, 2});
+  other.model.intermediate_size = 48;
+  test::expect_error(runtime::ExitCode::data, "gate_proj", [&] { resume(other, kVocabulary); });
+  test::expect_error(runtime::ExitCode::data, "embed_tokens", [&] {
+    resume(on({1, 2}), kVocabulary + 1);
+  });
+}
+
+// ---- it learns
+// ------------------------------------------------------------------------------------------
+
+// Recall. The first three quarters hold one token for each of 8 keys, (key, value), among noise;
+// the last quarter asks for keys, and the label is the key's value. Under a contiguous layout over
+// 4 ranks every answer lies in another rank's shard.
+constexpr std::int64_t kKeys = 8, kValues = 8, kRecallLen = 64;
+constexpr std::int64_t kQuery = kKeys * kValues, kNoise = kQuery + kKeys, kAnswer = kNoise + 8;
+constexpr std::int64_t kRecallVocabulary = kAnswer + kValues;
+
+Sequence recall(std::int64_t cursor) {
+  std::mt19937_64 random(static_cast<std::uint64_t>(cursor) + 99);
+  const auto draw = [&](std::int64_t n) {
+    return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
+  };
+  Sequence sequence;
+  sequence.documents = {0, kRecallLen};
+  sequence.labels.assign(kRecallLen, -1);
+  for (std::int64_t i = 0; i < kRecallLen; ++i) {
+    sequence.tokens.push_back(static_cast<std::int32_t>(kNoise + draw(8)));
+    sequence.positions.push_back(static_cast<std::int32_t>(i));
+  }
+  std::vector<std::int64_t> places(kRecallLen * 3 / 4);
+  std::iota(places.begin(), places.end(), 0);
+  std::shuffle(places.begin(), places.end(), random);
+  std::vector<std::int64_t> values;
+  for (std::int64_t key = 0; key < kKeys; ++key) {
+    values.push_back(draw(kValues));
+    sequence.tokens[static_cast<std::size_t>(places[static_cast<std::size_t>(key)])] =
+        static_cast<std::int32_t>(key * kValues + values.back());
+  }
+  for (std::size_t i = kRecallLen * 3 / 4; i < kRecallLen; ++i) {
+    const std::int64_t key = draw(kKeys);
+    sequence.tokens[i] = static_cast<std::int32_t>(kQuery + key);
+    sequence.labels[i] = static_cast<std::int32_t>(kAnswer + values[static_cast<std::size_t>(key)]);
+  }
+  return sequence;
+}
+
+/// The same sequence for a model that sees only its own shard: every shard is a document.
+Sequence recall_in_shards(std::int64_t cursor) {
+  Sequence sequence = recall(cursor);
+  sequence.documents = {0, kRecallLen / 4, kRecallLen / 2, kRecallLen * 3 / 4, kRecallLen};
+  return sequence;
+}
+
+double recall_accuracy(const SequenceSource& source, std::int64_t steps) {
+  TrainConfig config = small_training(kRecallLen);
+  config.model.hidden_size = 64;
+  config.model.intermediate_size = 96;
+  config.model.num_attention_heads = 4;
+  config.model.num_key_value_heads = 4;
+  config.model.head_dim = 16;
+  config.training.micro_batch_size = 16;
+  config.training.tokens_per_step = 16 * kRecallLen;
+  config.training.steps = steps;
+  config.optimizer.lr = 4e-3;
+  config.lr_scheduler.warmup_steps = 20;
+  config.parallelism.context_parallel_degree = 4;
+  config.parallelism.context_parallel_layout = "contiguous";
+  std::mutex mutex;
+  std::int64_t right = 0, asked = 0;
+  RunSteps options;
+  options.steps = steps;
+  options.after = [&](Trainer& trainer, runtime::Communicator&) {
+    for (std::int64_t batch = 0; batch < 8; ++batch) {
+      std::vector<Sequence> unseen;
+      for (std::int64_t i = 0; i < 16; ++i) unseen.push_back(source(1'000'000 + batch * 16 + i));
+      const models::Evaluation evaluation = trainer.evaluate(unseen);
+      const std::lock_guard lock(mutex);
+      for (std::int64_t row = 0; row < evaluation.row_loss.elements(); ++row) {
+        asked += evaluation.row_loss.as<float>()[row] > 0 ? 1 : 0;
+        right += evaluation.row_correct.as<std::uint8_t>()[row];
+      }
+    }
+  };
+  run_training(config, kRecallVocabulary, source, options);
+  EXPECT_EQ(asked, 8 * 16 * kRecallLen / 4);
+  return static_cast<double>(right) / static_cast<double>(asked);
+}
+
+TEST(Learning, RecallAcrossRanksAndChanceWithinTheOwnShard) {
+  const double across = recall_accuracy(recall, 600);
+  const double within = recall_accuracy(recall_in_shards, 600);
+  std::printf("recall accuracy: %.3f across ranks, %.3f within the own shard (chance %.3f)\n",
+              across, within, 1.0 / kValues);
+  EXPECT_GE(across, 0.95);
+  EXPECT_LE(within, 2.0 / kValues);
+}
+
+}  // namespace
+}  // namespace longhaul::launch

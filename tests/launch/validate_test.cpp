@@ -1,0 +1,116 @@
+#include "launch/validate.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "launch/legality.h"
+#include "runtime/error.h"
+#include "runtime/io/corpus.h"
+#include "tests/support/process.h"
+
+namespace longhaul::launch {
+namespace {
+
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+class ValidateTest : public testing::Test {
+ protected:
+  // The corpus is /dev/null's neighbour: a regular file is all that these tests need, unless a room
+  // reads it.
+  ValidateTest() {
+    config_ = folder_.write(
+        "run.toml", "[job]\noutput_dir = \"" + folder_.file("out") +
+                        "\"\n[model]\nhidden_size = 192\nintermediate_size = 512\n"
+                        "num_hidden_layers = 4\nnum_attention_heads = 6\nnum_key_value_heads = 2\n"
+                        "vocab_size = 256\n[data]\ncorpus = \"" +
+                        corpus() +
+                        "\"\n[training]\nseq_len = 4096\ntokens_per_step = 16384\nsteps = 100\n");
+  }
+  std::string corpus() const {
+    runtime::CorpusWriter writer(folder_.file("corpus.h5"), 256, "bytes");
+    const std::vector<std::int32_t> tokens = {1, 2, 3};
+    writer.append(tokens);
+    writer.end_document();
+    writer.finish();
+    return folder_.file("corpus.h5");
+  }
+  test::ProcessResult validate(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), {"validate", config_});
+    return test::run_longhaul(arguments);
+  }
+  test::TempDirectory folder_;
+  std::string config_;
+};
+
+TEST_F(ValidateTest, PrintsWhatItResolvesTo) {
+  const auto result =
+      validate({"--ranks", "4", "--set", "parallelism.data_parallel_replicate_degree=2"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(has(result.out, "# grid        4 ranks: data 2 x context 2\n")) << result.out;
+  EXPECT_TRUE(has(
+      result.out,
+      "16,384 tokens a step = 4 sequences of 4,096: 1 per pass on each of 2 data ranks, 2 passes"));
+  EXPECT_TRUE(has(result.out, "context_parallel_degree = 2\n"));
+  EXPECT_TRUE(has(result.out, "head_dim = 32\n"));
+  EXPECT_TRUE(has(result.out, "legal"));
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("out")));
+  // What it prints is itself a configuration, and the same one.
+  const std::string again = folder_.write("again.toml", result.out);
+  const auto second = test::run_longhaul({"validate", again, "--ranks", "4"});
+  ASSERT_EQ(second.exit_code, 0) << second.err;
+  EXPECT_EQ(second.out.substr(second.out.find('\n')), result.out.substr(result.out.find('\n')));
+}
+
+TEST_F(ValidateTest, WithoutRanksTheGridStaysOpen) {
+  const auto result = validate({});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(has(result.out, "whatever ranks are left"));
+  EXPECT_TRUE(has(result.out, "context_parallel_degree = -1\n"));
+}
+
+TEST_F(ValidateTest, ReportsEveryProblem) {
+  const auto result =
+      validate({"--ranks", "3", "--set", "training.steps=0", "--set", "model.head_dim=7", "--set",
+                "parallelism.context_parallel_degree=2", "--set", "optimizer.bta1=0.5"});
+  EXPECT_EQ(result.exit_code, 78);
+  EXPECT_EQ(result.out, "");
+  for (const char* part :
+       {"4 problems", "--set training.steps=0: ", "--set model.head_dim=7: ",
+        "--set parallelism.context_parallel_degree=2: ", "did you mean 'beta1'?"}) {
+    EXPECT_TRUE(has(result.err, part)) << part << "\n" << result.err;
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("out")));
+}
+
+TEST_F(ValidateTest, RefusesWhatDoesNotRunWithReasons) {
+  const auto result = validate({"--set", "comm.backend=nccl"});
+  EXPECT_EQ(result.exit_code, 78);
+  EXPECT_TRUE(has(result.err, "comm.backend = \"nccl\"")) << result.err;
+  EXPECT_TRUE(has(result.err, "use \"mpi\" or \"loopback\"")) << result.err;
+}
+
+TEST_F(ValidateTest, KeysAreDocumentedFromTheSchema) {
+  const auto result = test::run_longhaul({"validate", "--keys"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.out, runtime::config_reference());
+}
+
+TEST(Legality, NcclDoesNotTrainYet) {
+  runtime::TrainConfig config;
+  config.data.mask = "documents";
+  config.parallelism.context_parallel_scheme = "ring";
+  config.parallelism.context_parallel_layout = "zigzag";
+  config.comm.backend = "nccl";
+  EXPECT_EQ(illegal_reasons(config).size(), 1u);
+  config.comm.backend = "mpi";
+  EXPECT_TRUE(illegal_reasons(config).empty());
+  EXPECT_NO_THROW(require_legal(config));
+  config.parallelism.context_parallel_scheme = "wring";
+  EXPECT_EQ(illegal_reasons(config).size(), 1u);
+}
+
+}  // namespace
+}  // namespace longhaul::launch

@@ -1,0 +1,116 @@
+#include "models/optimizer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/support/host_tensors.h"
+#include "tests/support/model_rig.h"
+
+namespace longhaul::models {
+namespace {
+
+using runtime::DType;
+using runtime::Error;
+using runtime::Stream;
+using runtime::Tensor;
+using testing::make_tensor;
+using testing::random_values;
+using testing::read;
+using testing::relative_error;
+using testing::small_config;
+
+TEST(Optimizer, ClipsDecaysAndUpdatesAsDefined) {
+  for (const double max_norm : {0.0, 0.5, 1e6}) {
+    const Stream stream = Stream::cpu("one", 2);
+    ParameterStore store(parameter_table(small_config()), DType::float32, stream);
+    store.initialise(1, stream);
+    const auto elements = store.table().elements();
+    const auto start = read(store.values(), stream);
+    AdamW optimizer({0.9, 0.99, 1e-8, 0.1, max_norm}, store);
+    std::vector<double> expected = start, first(start.size()), second(start.size());
+    for (const int step : {1, 2}) {
+      const auto gradient = random_values(elements, static_cast<unsigned>(step));
+      copy(make_tensor(gradient, {elements}, DType::float32, stream), store.gradients(), stream);
+      const Tensor norm = optimizer.gradient_norm(stream);
+      optimizer.step(1e-2, step, norm, stream);
+      double square = 0;
+      for (const double g : gradient) square += g * g;
+      EXPECT_NEAR(read(norm, stream)[0], std::sqrt(square), 1e-12 * std::sqrt(square));
+      const double factor = max_norm > 0 ? std::min(1.0, max_norm / std::sqrt(square)) : 1;
+      for (const Parameter& parameter : store.table().parameters()) {
+        const bool decays =
+            parameter.sizes.size() == 2 && parameter.name.find("embed") == std::string::npos;
+        for (auto i = static_cast<std::size_t>(parameter.range.begin);
+             i < static_cast<std::size_t>(parameter.range.end); ++i) {
+          const double g = gradient[i] * factor;
+          first[i] = 0.9 * first[i] + 0.1 * g;
+          second[i] = 0.99 * second[i] + 0.01 * g * g;
+          const double update = first[i] / (1 - std::pow(0.9, step)) /
+                                (std::sqrt(second[i] / (1 - std::pow(0.99, step))) + 1e-8);
+          expected[i] -= 1e-2 * (update + (decays ? 0.1 * expected[i] : 0));
+        }
+      }
+    }
+    EXPECT_LE(relative_error(read(store.values(), stream), expected), 3e-6)
+        << "max_norm " << max_norm;
+  }
+}
+
+TEST(Optimizer, RefusesANormThatIsNotFinite) {
+  const Stream stream = Stream::cpu("one");
+  ParameterStore store(parameter_table(small_config()), DType::float32, stream);
+  store.initialise(1, stream);
+  const auto before = read(store.values(), stream);
+  fill(store.gradient("model.norm.weight"), std::nan(""), stream);
+  AdamW optimizer({}, store);
+  const Tensor norm = optimizer.gradient_norm(stream);
+  optimizer.step(1e-2, 3, norm, stream);
+  try {
+    stream.synchronize(runtime::deadline_in(10));
+    FAIL() << "NaN gradients were applied";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("step 3"), std::string::npos) << error.what();
+  }
+  const float* values = store.values().as<float>();
+  for (std::size_t i = 0; i < before.size(); ++i)
+    ASSERT_EQ(static_cast<double>(values[i]), before[i]);
+}
+
+TEST(Schedule, WarmsUpThenFollowsACosine) {
+  const LearningRateSchedule schedule{1e-3, 10, 110, 0.1};
+  EXPECT_DOUBLE_EQ(learning_rate(schedule, 1), 1e-4);
+  EXPECT_DOUBLE_EQ(learning_rate(schedule, 10), 1e-3);
+  EXPECT_DOUBLE_EQ(learning_rate(schedule, 60), 0.5 * (1e-3 + 1e-4));
+  EXPECT_DOUBLE_EQ(learning_rate(schedule, 110), 1e-4);
+  EXPECT_DOUBLE_EQ(learning_rate(schedule, 5000), 1e-4);
+  for (std::int64_t step = 11; step < 110; ++step) {
+    EXPECT_LT(learning_rate(schedule, step + 1), learning_rate(schedule, step));
+  }
+  EXPECT_DOUBLE_EQ(learning_rate({1e-3, 0, 1, 0.0}, 1), 0.0);
+  EXPECT_THROW(learning_rate(schedule, 0), Error);
+}
+
+TEST(Optimizer, AModelLearnsARepeatedSequence) {
+  const LlamaConfig config = small_config(true);
+  const auto batch = testing::document_batch(config, {30}, 3);
+  testing::with_rigs(1, config, {.recompute = Recompute::full}, [&](testing::Rig& rig) {
+    rig.store.initialise(1, rig.stream);
+    AdamW optimizer({}, rig.store);
+    const Batch mine = rig.use(batch);
+    double first = 0, last = 0;
+    for (int step = 1; step <= 150; ++step) {
+      rig.store.zero_gradients(rig.stream);
+      const Tensor loss = rig.model.forward_backward(mine, {1.0 / 29, {}, {}});
+      const Tensor norm = optimizer.gradient_norm(rig.stream);
+      optimizer.step(1e-2, step, norm, rig.stream);
+      last = read(loss, rig.stream)[0] / 29;
+      if (step == 1) first = last;
+    }
+    EXPECT_NEAR(first, std::log(17), 0.2);  // an untrained model knows nothing
+    EXPECT_LT(last, 0.5 * first);
+  });
+}
+
+}  // namespace
+}  // namespace longhaul::models

@@ -1,0 +1,132 @@
+#include "models/parameters.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <set>
+
+#include "models/flops.h"
+#include "tests/support/host_tensors.h"
+#include "tests/support/model_rig.h"
+
+namespace longhaul::models {
+namespace {
+
+using runtime::DType;
+using runtime::Error;
+using runtime::ExitCode;
+using runtime::Stream;
+using testing::read;
+using testing::read_bytes;
+using testing::small_config;
+
+TEST(ParameterTable, RangesAreContiguousAndGroupsOrdered) {
+  const ParameterTable table = parameter_table(small_config());
+  std::int64_t end = 0;
+  std::set<std::string> names;
+  for (const Parameter& parameter : table.parameters()) {
+    EXPECT_EQ(parameter.range.begin, end);
+    std::int64_t elements = 1;
+    for (const std::int64_t size : parameter.sizes) elements *= size;
+    EXPECT_EQ(parameter.range.elements(), elements);
+    end = parameter.range.end;
+    EXPECT_TRUE(names.insert(parameter.name).second);
+    EXPECT_EQ(parameter.weight_decay,
+              parameter.sizes.size() == 2 && parameter.name != "model.embed_tokens.weight");
+  }
+  EXPECT_EQ(end, table.elements());
+  std::int64_t covered = 0;
+  for (int group = 0; group < table.groups(); ++group) {
+    EXPECT_EQ(table.group_range(group).begin, covered);
+    covered = table.group_range(group).end;
+  }
+  EXPECT_EQ(covered, end);
+  EXPECT_EQ(table.find("model.layers.1.self_attn.k_proj.weight").sizes,
+            (std::vector<std::int64_t>{8, 10}));
+}
+
+TEST(ParameterTable, TiedModelsHaveNoHead) {
+  EXPECT_THROW(parameter_table(small_config(true)).find("lm_head.weight"), Error);
+  EXPECT_NO_THROW(parameter_table(small_config(false)).find("lm_head.weight"));
+}
+
+TEST(ParameterTable, RefusesRepeatedNamesAndGroupsOutOfOrder) {
+  ParameterTable table;
+  table.add({"a", {2}, Initialisation::ones, 0, false, -1, 0, {}});
+  EXPECT_THROW(table.add({"a", {2}, Initialisation::ones, 0, false, -1, 0, {}}), Error);
+  EXPECT_THROW(table.add({"b", {2}, Initialisation::ones, 0, false, -1, 2, {}}), Error);
+}
+
+TEST(ParameterStore, InitialisationDependsOnSeedAndNameOnly) {
+  const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
+  ParameterStore tied(parameter_table(small_config(true)), DType::float32, one);
+  ParameterStore untied(parameter_table(small_config(false)), DType::float32, two);
+  tied.initialise(5, one);
+  untied.initialise(5, two);
+  for (const Parameter& parameter : tied.table().parameters()) {
+    EXPECT_EQ(read_bytes(tied.value(parameter.name), one),
+              read_bytes(untied.value(parameter.name), two))
+        << parameter.name;
+  }
+  const auto q = read(tied.value("model.layers.0.self_attn.q_proj.weight"), one);
+  EXPECT_NE(q, read(tied.value("model.layers.1.self_attn.q_proj.weight"), one));
+  tied.initialise(6, one);
+  EXPECT_NE(q, read(tied.value("model.layers.0.self_attn.q_proj.weight"), one));
+}
+
+TEST(ParameterStore, WorkingCopyFollowsValues) {
+  const Stream stream = Stream::cpu("one");
+  ParameterStore store(parameter_table(small_config(false, DType::bfloat16)), DType::bfloat16,
+                       stream);
+  store.initialise(1, stream);
+  store.refresh_working_copy(stream);
+  fill(store.value("lm_head.weight"), 1.0 + 0x1p-9, stream);  // a tie, rounds to even: 1
+  store.values_changed();
+  store.refresh_working_copy(stream);
+  EXPECT_EQ(read(store.working("lm_head.weight"), stream)[3], 1.0);
+}
+
+TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {
+  const Stream stream = Stream::cpu("one");
+  const ParameterStore store(parameter_table(small_config()), DType::float32, stream);
+  std::set<std::string> names;
+  std::int64_t elements = 0;
+  for (const NamedTensor& tensor : store.named_tensors()) {
+    EXPECT_TRUE(names.insert(tensor.name).second) << tensor.name;
+    elements += tensor.view.elements();
+  }
+  EXPECT_EQ(elements, 3 * store.table().elements());
+  EXPECT_TRUE(names.contains("optimizer.exp_avg_sq.model.norm.weight"));
+}
+
+TEST(LlamaConfigCheck, NamesTheField) {
+  LlamaConfig config = small_config();
+  config.num_key_value_heads = 3;
+  try {
+    check(config);
+    FAIL() << "4 heads over 3 key/value heads were accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::config);
+    EXPECT_NE(std::string(error.what()).find("num_attention_heads"), std::string::npos);
+  }
+  for (std::int64_t LlamaConfig::*field :
+       {&LlamaConfig::hidden_size, &LlamaConfig::num_hidden_layers, &LlamaConfig::vocab_size,
+        &LlamaConfig::head_dim}) {
+    config = small_config();
+    config.*field = 0;
+    EXPECT_THROW(check(config), Error);
+  }
+  config = small_config();
+  config.head_dim = 5;
+  EXPECT_THROW(check(config), Error);
+}
+
+TEST(Flops, CountsMatricesAndVisiblePairs) {
+  // By hand: per layer q 10x16, k and v 10x8, o 16x10, three 10x13; head 10x17.
+  const double weights = 2 * (160 + 80 + 80 + 160 + 3 * 130) + 170;
+  EXPECT_EQ(step_flops(small_config(), 100, 5050), 6 * 100 * weights + 2 * 12 * 5050.0 * 16);
+  EXPECT_EQ(step_flops(small_config(true), 100, 5050), step_flops(small_config(), 100, 5050));
+}
+
+}  // namespace
+}  // namespace longhaul::models

@@ -1,0 +1,518 @@
+#include "runtime/io/checkpoint.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "runtime/comm/loopback.h"
+#include "runtime/io/hash.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_folder.h"
+
+namespace longhaul::runtime {
+namespace {
+
+using test::expect_error;
+using test::TempFolder;
+namespace fs = std::filesystem;
+
+struct Spec {
+  std::string name;
+  DType dtype;
+  std::vector<std::int64_t> sizes;
+};
+const std::vector<Spec> kTensors{{"embedding.weight", DType::float32, {37, 11}},
+                                 {"layers.0.norm", DType::bfloat16, {13}},
+                                 {"layers.0.wq", DType::float64, {5, 7, 3}},
+                                 {"layers.0.wq.exp_avg", DType::float32, {1, 1, 1, 1, 1}},
+                                 {"counters", DType::int64, {2}},
+                                 {"mask", DType::uint8, {1, 127}},
+                                 {"empty", DType::int32, {0, 4}}};
+
+std::int64_t product(const std::vector<std::int64_t>& sizes) {
+  std::int64_t elements = 1;
+  for (const std::int64_t size : sizes) elements *= size;
+  return elements;
+}
+
+/// The bytes of a whole tensor, from its name and a version alone.
+std::vector<std::byte> global_bytes(const Spec& spec, std::int64_t version) {
+  std::mt19937_64 random(std::hash<std::string>{}(spec.name) + static_cast<std::uint64_t>(version));
+  std::vector<std::byte> bytes(
+      static_cast<std::size_t>(product(spec.sizes) * size_bytes(spec.dtype)));
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+  return bytes;
+}
+
+struct Range {
+  std::int64_t begin, end;
+};
+/// Even cut of `size` into `parts`, the first ones larger; ranks beyond the size get nothing.
+Range part_of(std::int64_t size, int parts, int part) {
+  const std::int64_t base = size / parts, extra = size % parts;
+  const std::int64_t begin = part * base + std::min<std::int64_t>(part, extra);
+  return {begin, begin + base + (part < extra ? 1 : 0)};
+}
+
+/// Rank `rank`'s slices when every tensor is cut along `dim` (its last one if it has fewer). The
+/// views are strided views of the global tensors, which `memory` keeps.
+std::vector<TensorSlice> slices_of(const std::vector<Spec>& specs, int rank, int ranks, int dim,
+                                   std::int64_t version,
+                                   std::vector<std::vector<std::byte>>& memory) {
+  std::vector<TensorSlice> slices;
+  for (const Spec& spec : specs) {
+    const int cut = std::min(dim, static_cast<int>(spec.sizes.size()) - 1);
+    const Range range = part_of(spec.sizes[static_cast<std::size_t>(cut)], ranks, rank);
+    memory.push_back(global_bytes(spec, version));
+    const ConstTensorView whole(memory.back().data(), spec.dtype, Device{}, spec.sizes);
+    std::vector<std::int64_t> start(spec.sizes.size(), 0);
+    start[static_cast<std::size_t>(cut)] = range.begin;
+    slices.push_back({spec.name, spec.sizes, start, whole.slice(cut, range.begin, range.end)});
+  }
+  return slices;
+}
+
+CheckpointMetadata metadata_of(std::int64_t step) {
+  return {step,     step * 8192,           step * 2,
+          step - 1, 0xffffffffffffffffull, "[training]\nseq_len = 4096  # \"\xc3\xa9\"\n",
+          "0123",   {{"note", "a\nb"}}};
+}
+
+void save(const fs::path& folder, std::int64_t step, int ranks, int dim = 0, std::int64_t keep = 0,
+          std::int64_t version = -1, const std::vector<Spec>& specs = kTensors) {
+  run_loopback(ranks, {}, [&](std::unique_ptr<Communicator> comm) {
+    const Stream stream = Stream::cpu("io");
+    std::vector<std::vector<std::byte>> memory;
+    const auto slices =
+        slices_of(specs, comm->rank(), ranks, dim, version < 0 ? step : version, memory);
+    save_checkpoint({folder, keep}, metadata_of(step), slices, *comm, stream);
+  });
+}
+
+/// Reads every tensor in `parts` pieces along `dim`, and compares with what was saved.
+void expect_reads(const Checkpoint& checkpoint, int parts, int dim, std::int64_t version,
+                  const std::vector<Spec>& specs = kTensors) {
+  for (const Spec& spec : specs) {
+    std::vector<std::byte> result(global_bytes(spec, version).size(), std::byte{0xee});
+    const TensorView whole(result.data(), spec.dtype, Device{}, spec.sizes);
+    const int cut = std::min(dim, static_cast<int>(spec.sizes.size()) - 1);
+    for (int part = 0; part < parts; ++part) {
+      const Range range = part_of(spec.sizes[static_cast<std::size_t>(cut)], parts, part);
+      std::vector<std::int64_t> start(spec.sizes.size(), 0);
+      start[static_cast<std::size_t>(cut)] = range.begin;
+      checkpoint.read(spec.name, start, whole.slice(cut, range.begin, range.end));
+    }
+    EXPECT_EQ(result, global_bytes(spec, version))
+        << spec.name << " in " << parts << " parts of dim " << dim;
+  }
+}
+
+std::set<std::string> names_in(const fs::path& folder) {
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder))
+    names.insert(entry.path().filename().string());
+  return names;
+}
+
+TEST(Checkpoint, RoundTripsOnOneRank) {
+  TempFolder folder;
+  save(folder.path(), 10, 1);
+  EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000010"});
+  EXPECT_EQ(names_in(folder / "step-00000010"),
+            (std::set<std::string>{"manifest.json", "rank-00000-of-00001.h5"}));
+  const Checkpoint checkpoint = Checkpoint::open(folder.path(), 10);
+  EXPECT_EQ(checkpoint.metadata(), metadata_of(10));
+  ASSERT_EQ(checkpoint.tensors().size(), kTensors.size());
+  EXPECT_EQ(checkpoint.tensor("layers.0.wq").sizes, (std::vector<std::int64_t>{5, 7, 3}));
+  EXPECT_EQ(checkpoint.tensor("layers.0.norm").dtype, DType::bfloat16);
+  EXPECT_TRUE(checkpoint.has("empty"));
+  EXPECT_FALSE(checkpoint.has("full"));
+  expect_reads(checkpoint, 1, 0, 10);
+}
+
+TEST(Checkpoint, AnySlicingReadsBackInAnyOther) {
+  for (const int ranks : {1, 3, 4, 8}) {
+    for (const int dim : {0, 1}) {
+      TempFolder folder;
+      save(folder.path(), 7, ranks, dim);
+      const Checkpoint checkpoint = Checkpoint::open(folder.path(), 7);
+      for (const int parts : {1, 2, 3, 8}) {
+        for (const int by : {0, 1, 2}) expect_reads(checkpoint, parts, by, 7);
+      }
+    }
+  }
+}
+
+TEST(Checkpoint, RanksOpenTogether) {
+  TempFolder folder;
+  save(folder.path(), 3, 4);
+  save(folder.path(), 5, 4);
+  for (const int ranks : {1, 3, 5}) {
+    run_loopback(ranks, {}, [&](std::unique_ptr<Communicator> comm) {
+      const Stream stream = Stream::cpu("io");
+      const auto newest = Checkpoint::open_newest(folder.path(), *comm, stream);
+      ASSERT_TRUE(newest.has_value());
+      EXPECT_EQ(newest->metadata().step, 5);
+      expect_reads(*newest, ranks, 0, 5);
+      EXPECT_EQ(Checkpoint::open(folder.path(), 3, *comm, stream).metadata().step, 3);
+      EXPECT_FALSE(Checkpoint::open_newest(folder / "none", *comm, stream).has_value());
+    });
+  }
+  // Damage in a file that one rank digests is an error on all.
+  const fs::path file = folder / "step-00000005/rank-00002-of-00004.h5";
+  std::string bytes = test::read_bytes(file);
+  bytes[bytes.size() / 2] ^= 4;
+  test::write_bytes(file, bytes);
+  std::atomic<int> refused = 0;
+  run_loopback(3, {}, [&](std::unique_ptr<Communicator> comm) {
+    const Stream stream = Stream::cpu("io");
+    expect_error(ExitCode::data, "rank-00002-of-00004.h5",
+                 [&] { Checkpoint::open_newest(folder.path(), *comm, stream); });
+    ++refused;
+  });
+  EXPECT_EQ(refused, 3);
+}
+
+TEST(Checkpoint, EveryFlipTruncationAndLossIsRefusedNamingTheFile) {
+  TempFolder folder;
+  save(folder.path(), 10, 3);
+  save(folder.path(), 20, 3);
+  const fs::path step = folder / "step-00000020";
+  std::mt19937 random(11);
+  for (const std::string& name : names_in(step)) {
+    const std::string good = test::read_bytes(step / name);
+    const auto expect_refused = [&] {
+      expect_error(ExitCode::data, name, [&] { Checkpoint::open(folder.path(), 20); });
+      expect_error(ExitCode::data, "set checkpoint.resume = 10",
+                   [&] { Checkpoint::open(folder.path(), 20); });
+    };
+    for (int i = 0; i < 120; ++i) {  // thirty flips in every quarter of the file
+      const std::size_t quarter = good.size() / 4;
+      std::string damaged = good;
+      damaged[static_cast<std::size_t>(i % 4) * quarter + random() % quarter] ^=
+          static_cast<char>(1 << random() % 8);
+      test::write_bytes(step / name, damaged);
+      expect_refused();
+    }
+    for (const std::size_t at :
+         {std::size_t{0}, good.size() - 1, good.size() - 2, good.size() - 4}) {
+      std::string damaged = good;
+      damaged[at] ^= 1;
+      test::write_bytes(step / name, damaged);
+      expect_refused();
+    }
+    for (const std::size_t size :
+         {std::size_t{0}, std::size_t{1}, good.size() / 2, good.size() - 1}) {
+      test::write_bytes(step / name, good.substr(0, size));
+      expect_refused();
+    }
+    test::write_bytes(step / name, good + "x");
+    expect_refused();
+    fs::remove(step / name);
+    expect_refused();
+    test::write_bytes(folder / "elsewhere", good);
+    fs::create_symlink(folder / "elsewhere", step / name);
+    try {
+      Checkpoint::open(folder.path(), 20);
+      ADD_FAILURE() << "a symbolic link was followed";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+    }
+    fs::remove(step / name);
+    test::write_bytes(step / name, good);
+  }
+  expect_reads(Checkpoint::open(folder.path(), 20), 1, 0, 20);
+  // Swapped files, and a whole checkpoint under another step's name.
+  fs::rename(step / "rank-00000-of-00003.h5", folder / "swap");
+  fs::rename(step / "rank-00001-of-00003.h5", step / "rank-00000-of-00003.h5");
+  fs::rename(folder / "swap", step / "rank-00001-of-00003.h5");
+  expect_error(ExitCode::data, "rank-00000-of-00003.h5",
+               [&] { Checkpoint::open(folder.path(), 20); });
+  fs::rename(folder / "step-00000010", folder / "step-00000030");
+  expect_error(ExitCode::data, "is of step 10", [&] { Checkpoint::open(folder.path(), 30); });
+}
+
+/// Replaces text in a manifest and signs it anew, as an attacker would.
+void edit_manifest(const fs::path& path, const std::string& from, const std::string& to) {
+  std::string text = test::read_bytes(path);
+  const std::size_t at = text.find(from);
+  ASSERT_NE(at, std::string::npos) << from;
+  text.replace(at, from.size(), to);
+  const std::size_t tail = text.rfind(",\n\"xxh3_128\": \"");
+  text.replace(tail + 15, 32, xxh3_128(text.substr(0, tail)));
+  test::write_bytes(path, text);
+}
+
+TEST(Checkpoint, ManifestsThatLieAreRefused) {
+  TempFolder folder;
+  save(folder.path(), 1, 2);
+  const fs::path manifest = folder / "step-00000001/manifest.json";
+  const std::string good = test::read_bytes(manifest);
+  edit_manifest(manifest, "\"step\": 1", "\"step\": 1");  // the editing itself is sound
+  Checkpoint::open(folder.path(), 1);
+  for (const auto& [from, to, why] : {
+           std::array<std::string, 3>{"rank-00001-of-00002.h5", "../../../etc/passwd",
+                                      "expected 'rank-00001"},
+           {"rank-00001-of-00002.h5", "/etc/passwd", "names file '/etc/passwd'"},
+           {"rank-00001-of-00002.h5", "rank-00000-of-00002.h5", "names file"},
+           {"\"name\": \"mask\"", "\"name\": \"../mask\"", "is not allowed"},
+           {"\"name\": \"mask\"", "\"name\": \"embedding.weight\"", "out of order"},
+           {"\"dtype\": \"uint8\"", "\"dtype\": \"uint9\"", "uint9"},
+           {"\"format_version\": 1", "\"format_version\": 2", "format_version is 2"},
+           {"\"step\": 1", "\"step\": \"1\"", "not a manifest"},
+           {"\"file\": 1", "\"file\": 2", "file number 2"},
+           {"\"file\": 1", "\"file\": -1", "file number -1"},
+           {"\"cursor\":", "\"curses\":", "not a manifest"},
+           {"\"metadata\":", "\"metadata\" ", "not a manifest"},
+       }) {
+    edit_manifest(manifest, from, to);
+    expect_error(ExitCode::data, why, [&] { Checkpoint::open(folder.path(), 1); });
+    expect_error(ExitCode::data, "manifest.json", [&] { Checkpoint::open(folder.path(), 1); });
+    test::write_bytes(manifest, good);
+  }
+  // Sizes and slices: the JSON is indented by one blank a level, a number a line.
+  std::string flat;
+  for (const char c : good) {
+    if (c != '\n' && c != ' ') flat += c;
+  }
+  ASSERT_NE(flat.find("\"sizes\":[13]"), std::string::npos);
+  for (const char* size :
+       {"14", "12", "-13", "4611686018427387904", "99999999999999999999", "1e3"}) {
+    std::string text = test::read_bytes(manifest);
+    const std::size_t name = text.find("layers.0.norm\"");
+    const std::size_t at = text.find("13", text.find("\"sizes\"", name));
+    text.replace(at, 2, size);
+    test::write_bytes(manifest, text);
+    edit_manifest(manifest, "{\"body\"", "{\"body\"");
+    expect_error(ExitCode::data, "manifest.json", [&] { Checkpoint::open(folder.path(), 1); });
+    test::write_bytes(manifest, good);
+  }
+}
+
+TEST(Checkpoint, RefusesSlicesThatOverlapOrLeaveHoles) {
+  TempFolder folder;
+  const std::vector<float> values(100, 1);
+  const auto save_two = [&](std::int64_t first_end, std::int64_t second_begin,
+                            std::int64_t second_end) {
+    run_loopback(2, {}, [&](std::unique_ptr<Communicator> comm) {
+      const Stream stream = Stream::cpu("io");
+      const Range range = comm->rank() == 0 ? Range{0, first_end} : Range{second_begin, second_end};
+      const ConstTensorView view(reinterpret_cast<const std::byte*>(values.data()), DType::float32,
+                                 Device{}, {range.end - range.begin});
+      const TensorSlice slice{"w", {10}, {range.begin}, view};
+      save_checkpoint({folder.path()}, metadata_of(1), {&slice, 1}, *comm, stream);
+    });
+  };
+  expect_error(ExitCode::internal, "overlap", [&] { save_two(5, 4, 10); });
+  expect_error(ExitCode::internal, "hold 9 elements", [&] { save_two(5, 6, 10); });
+  expect_error(ExitCode::internal, "spans 5 + 6", [&] { save_two(5, 5, 11); });
+  EXPECT_TRUE(names_in(folder.path()).empty());
+  save_two(5, 5, 10);
+  EXPECT_EQ(list_checkpoints(folder.path()), std::vector<std::int64_t>{1});
+}
+
+TEST(Checkpoint, ReadRefusesWhatTheTensorIsNot) {
+  TempFolder folder;
+  save(folder.path(), 1, 1);
+  const Checkpoint checkpoint = Checkpoint::open(folder.path(), 1);
+  std::vector<std::byte> memory(8 * 37 * 11);
+  const auto read = [&](const std::string& name, DType dtype,
+                        std::initializer_list<std::int64_t> sizes,
+                        const std::vector<std::int64_t>& start) {
+    checkpoint.read(name, start, TensorView(memory.data(), dtype, Device{}, sizes));
+  };
+  expect_error(ExitCode::data, "no tensor 'w'", [&] { read("w", DType::float32, {1}, {0}); });
+  expect_error(ExitCode::data, "is float32; expected bfloat16", [&] {
+    read("embedding.weight", DType::bfloat16, {1, 1}, {0, 0});
+  });
+  expect_error(ExitCode::data, "has 2 dims",
+               [&] { read("embedding.weight", DType::float32, {1}, {0}); });
+  expect_error(ExitCode::data, "expected at least 12", [&] {
+    read("embedding.weight", DType::float32, {1, 2}, {0, 10});
+  });
+  expect_error(ExitCode::config, "steps there: 1", [&] { Checkpoint::open(folder.path(), 2); });
+  expect_error(ExitCode::config, "steps there: none",
+               [&] { Checkpoint::open(folder / "none", 2); });
+}
+
+TEST(Checkpoint, PrunesOldestFirstAndNeverTheNewOne) {
+  TempFolder folder;
+  for (const std::int64_t step : {10, 20, 30, 40}) save(folder.path(), step, 2, 0, 3);
+  EXPECT_EQ(list_checkpoints(folder.path()), (std::vector<std::int64_t>{20, 30, 40}));
+  save(folder.path(), 25, 2, 0, 1);  // after resuming from an older one
+  EXPECT_EQ(list_checkpoints(folder.path()), (std::vector<std::int64_t>{25, 30, 40}));
+  fs::create_directory(folder / "step-00000050.tmp-dead");  // of a save that died
+  fs::create_directory(folder / "step-notes");
+  fs::create_directory(folder / "step-5");
+  EXPECT_EQ(list_checkpoints(folder.path()), (std::vector<std::int64_t>{25, 30, 40}));
+  save(folder.path(), 50, 2, 0, 1);
+  EXPECT_EQ(names_in(folder.path()),
+            (std::set<std::string>{"step-00000050", "step-notes", "step-5"}));
+}
+
+TEST(Checkpoint, SavingAStepAgainReplacesIt) {
+  TempFolder folder;
+  save(folder.path(), 10, 3, 0, 2, 100);
+  expect_reads(Checkpoint::open(folder.path(), 10), 1, 0, 100);
+  save(folder.path(), 10, 2, 0, 2, 101);
+  expect_reads(Checkpoint::open(folder.path(), 10), 1, 0, 101);
+  EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000010"});
+  // Where folders cannot be exchanged, a crash can leave the older version under another name.
+  fs::rename(folder / "step-00000010", folder / "step-00000010.replaced-1");
+  EXPECT_EQ(list_checkpoints(folder.path()), std::vector<std::int64_t>{10});
+  expect_reads(Checkpoint::open(folder.path(), 10), 1, 0, 101);
+  save(folder.path(), 10, 1, 0, 2, 102);
+  expect_reads(Checkpoint::open(folder.path(), 10), 1, 0, 102);
+  EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000010"});
+}
+
+TEST(Checkpoint, RefusesUnusableTensorsBeforeAnythingIsCommitted) {
+  TempFolder folder;
+  save(folder.path(), 1, 1);
+  const Spec odd{"a/b", DType::float32, {4}};
+  expect_error(ExitCode::internal, "a/b", [&] { save(folder.path(), 2, 3, 0, 0, -1, {odd}); });
+  const Spec twice{"w", DType::float32, {4}};
+  expect_error(ExitCode::internal, "overlap", [&] {
+    save(folder.path(), 2, 1, 0, 0, -1, {twice, twice});
+  });
+  EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000001"});
+}
+
+/// Runs `body` in a child process, which ends with its result.
+template <class Body>
+pid_t start_child(const Body& body) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    int result = 99;
+    try {
+      result = body();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "child: %s\n", error.what());
+    }
+    std::fflush(nullptr);
+    ::_exit(result);
+  }
+  return child;
+}
+
+const std::vector<Spec> kLarger{{"a", DType::float32, {301, 307}},
+                                {"b", DType::float64, {40007}},
+                                {"c", DType::bfloat16, {64, 64, 9}}};
+
+TEST(Checkpoint, AKilledSaveAlwaysLeavesAWholeCheckpoint) {
+  TempFolder folder;
+  save(folder.path(), 0, 2, 0, 2, -1, kLarger);
+  std::mt19937 random(3);
+  std::set<std::int64_t> newest_steps;
+  std::int64_t first = 1;
+  for (int round = 0; round < 20; ++round) {
+    const pid_t child = start_child([&]() -> int {
+      for (std::int64_t step = first;; ++step) save(folder.path(), step, 2, 0, 2, -1, kLarger);
+    });
+    ASSERT_GT(child, 0);
+    std::this_thread::sleep_for(std::chrono::microseconds(2000 + random() % 250000));
+    ASSERT_EQ(::kill(child, SIGKILL), 0);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status));
+    const std::vector<std::int64_t> steps = list_checkpoints(folder.path());
+    ASSERT_FALSE(steps.empty());
+    for (const std::int64_t step : steps) {  // each is whole, and of one version
+      const Checkpoint checkpoint = Checkpoint::open(folder.path(), step);
+      EXPECT_EQ(checkpoint.metadata(), metadata_of(step));
+      expect_reads(checkpoint, 1, 0, step, kLarger);
+    }
+    EXPECT_GE(steps.back() + 1, first) << "a committed checkpoint was lost";
+    first = steps.back() + 1;
+    newest_steps.insert(steps.back());
+  }
+  EXPECT_GT(newest_steps.size(), 2u) << "the children hardly ever saved anything";
+  // The last attempt's remains go with the next save.
+  save(folder.path(), first, 1, 0, 1, -1, kLarger);
+  EXPECT_EQ(names_in(folder.path()).size(), 1u);
+}
+
+TEST(Checkpoint, AKilledReplacementKeepsOneOfTheTwo) {
+  TempFolder folder;
+  save(folder.path(), 5, 2, 0, 2, 0, kLarger);
+  std::mt19937 random(4);
+  for (int round = 0; round < 8; ++round) {
+    const pid_t child = start_child([&]() -> int {
+      for (std::int64_t version = 1;; version = 1 - version) {
+        save(folder.path(), 5, 2, 0, 2, version, kLarger);
+      }
+    });
+    std::this_thread::sleep_for(std::chrono::microseconds(2000 + random() % 200000));
+    ASSERT_EQ(::kill(child, SIGKILL), 0);
+    ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+    const Checkpoint checkpoint = Checkpoint::open(folder.path(), 5);
+    std::vector<std::byte> a(4 * 301 * 307);
+    checkpoint.read("a", std::vector<std::int64_t>{0, 0},
+                    TensorView(a.data(), DType::float32, Device{}, {301, 307}));
+    const std::int64_t version = a == global_bytes(kLarger[0], 0) ? 0 : 1;
+    expect_reads(checkpoint, 1, 0, version, kLarger);
+  }
+}
+
+TEST(Checkpoint, AFullDiskAbandonsTheAttempt) {
+  TempFolder folder;
+  save(folder.path(), 1, 2, 0, 1, -1, kLarger);
+  // A limit on file size fails a write just as a full device does (EFBIG for ENOSPC).
+  for (const std::int64_t limit : {1000, 5000, 100000, 380000}) {
+    const pid_t child = start_child([&]() -> int {
+      ::signal(SIGXFSZ, SIG_IGN);
+      const rlimit size{static_cast<rlim_t>(limit), RLIM_INFINITY};
+      if (::setrlimit(RLIMIT_FSIZE, &size) != 0) return 98;
+      const auto open_files = names_in("/proc/self/fd").size();
+      int failures = 0;
+      for (int attempt = 0; attempt < 3; ++attempt) {
+        try {
+          save(folder.path(), 2, 2, 0, 1, -1, kLarger);
+        } catch (const Error& error) {
+          if (error.code() != ExitCode::io) std::fprintf(stderr, "child: %s\n", error.what());
+          failures += error.code() == ExitCode::io;
+        }
+      }
+      const rlimit none{RLIM_INFINITY, RLIM_INFINITY};
+      if (::setrlimit(RLIMIT_FSIZE, &none) != 0) return 97;
+      if (names_in(folder.path()) != std::set<std::string>{"step-00000001"}) return 96;
+      if (names_in("/proc/self/fd").size() != open_files) return 95;
+      return failures;
+    });
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+    EXPECT_EQ(WEXITSTATUS(status), 3) << "with a limit of " << limit << " bytes";
+    expect_reads(Checkpoint::open(folder.path(), 1), 1, 0, 1, kLarger);
+  }
+  // The same process goes on saving once there is room.
+  save(folder.path(), 2, 2, 0, 1, -1, kLarger);
+  EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000002"});
+}
+
+TEST(Checkpoint, AnUnwritableFolderIsAnIoErrorOnEveryRank) {
+  TempFolder folder;
+  test::write_bytes(folder / "file", "");
+  std::atomic<int> refused = 0;
+  run_loopback(3, {}, [&](std::unique_ptr<Communicator> comm) {
+    const Stream stream = Stream::cpu("io");
+    std::vector<std::vector<std::byte>> memory;
+    const auto slices = slices_of(kTensors, comm->rank(), 3, 0, 1, memory);
+    expect_error(ExitCode::io, "file", [&] {
+      save_checkpoint({folder / "file"}, metadata_of(1), slices, *comm, stream);
+    });
+    ++refused;
+  });
+  EXPECT_EQ(refused, 3);
+}
+
+}  // namespace
+}  // namespace longhaul::runtime

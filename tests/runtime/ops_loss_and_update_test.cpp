@@ -1,0 +1,247 @@
+// Cross entropy, AdamW, sum of squares and random numbers.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/ops/adamw.h"
+#include "runtime/ops/cross_entropy.h"
+#include "runtime/ops/random.h"
+#include "runtime/ops/sum_of_squares.h"
+#include "tests/support/host_tensors.h"
+
+namespace longhaul::runtime::ops {
+namespace {
+
+using testing::make_tensor;
+using testing::random_values;
+using testing::read;
+using testing::read_bytes;
+using testing::relative_error;
+using Values = std::vector<double>;
+
+constexpr double kFloatBound = 3e-6;
+
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
+struct LossReference {
+  double sum = 0;
+  Values rows, dlogits, correct;
+};
+
+LossReference loss_reference(const Values& logits, const Values& labels, std::int64_t vocabulary,
+                             double scale) {
+  LossReference result;
+  for (std::size_t row = 0; row < labels.size(); ++row) {
+    const auto begin = logits.begin() + static_cast<std::ptrdiff_t>(row) * vocabulary;
+    const double maximum = *std::max_element(begin, begin + vocabulary);
+    double total = 0;
+    for (std::int64_t i = 0; i < vocabulary; ++i) total += std::exp(begin[i] - maximum);
+    const bool real = labels[row] >= 0;
+    const auto label = static_cast<std::int64_t>(labels[row]);
+    const double loss = real ? std::log(total) + maximum - begin[label] : 0;
+    result.sum += loss;
+    result.rows.push_back(loss);
+    result.correct.push_back(real && begin[label] == maximum ? 1 : 0);
+    for (std::int64_t i = 0; i < vocabulary; ++i) {
+      const double probability = std::exp(begin[i] - maximum) / total;
+      result.dlogits.push_back(real ? scale * (probability - (i == label ? 1 : 0)) : 0);
+    }
+  }
+  return result;
+}
+
+TEST(CrossEntropy, LossAndGradient) {
+  const double scale = 1.0 / 77;
+  for (const std::int64_t rows : {0, 1, 7, 127}) {
+    for (const std::int64_t vocabulary : {1, 2, 263}) {
+      SCOPED_TRACE(concat("rows ", rows, " V ", vocabulary));
+      Values logits = random_values(rows * vocabulary, 1), labels;
+      for (double& logit : logits) logit *= 20;
+      for (std::int64_t row = 0; row < rows; ++row)
+        labels.push_back(static_cast<double>((row * 31) % (vocabulary + 1) - 1));
+      const LossReference expected = loss_reference(logits, labels, vocabulary, scale);
+      std::vector<std::byte> bytes[2];
+      for (const int threads : {1, 2}) {
+        const Stream stream = Stream::cpu("ops", threads);
+        const Tensor tl = make_tensor(logits, {rows, vocabulary}, DType::float32, stream);
+        const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream);
+        const Tensor sum = make_tensor({100}, {1}, DType::float64, stream);  // is added to
+        const Tensor forward_sum = make_tensor({0}, {1}, DType::float64, stream);
+        const Tensor row_loss({rows}, DType::float32, stream),
+            correct({rows}, DType::uint8, stream);
+        cross_entropy(tl, ids, forward_sum, row_loss, correct, stream);
+        cross_entropy_backward(tl, ids, scale, sum, stream);
+        EXPECT_LE(relative_error(read(tl, stream), expected.dlogits), kFloatBound);
+        EXPECT_NEAR(read(sum, stream)[0] - 100, expected.sum, kFloatBound * (1 + expected.sum));
+        EXPECT_NEAR(read(forward_sum, stream)[0], expected.sum, kFloatBound * (1 + expected.sum));
+        EXPECT_LE(relative_error(read(row_loss, stream), expected.rows), kFloatBound);
+        EXPECT_EQ(read(correct, stream), expected.correct);
+        bytes[threads - 1] = read_bytes(tl, stream);
+      }
+      EXPECT_EQ(bytes[0], bytes[1]);
+    }
+  }
+}
+
+TEST(CrossEntropy, ChunksGiveTheSameSum) {
+  const Stream stream = Stream::cpu("ops", 2);
+  const std::int64_t rows = 101, vocabulary = 19;
+  const Values logits = random_values(rows * vocabulary, 1);
+  Values labels;
+  for (std::int64_t row = 0; row < rows; ++row)
+    labels.push_back(static_cast<double>(row % vocabulary));
+  const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream);
+  std::vector<Values> sums;
+  for (const std::int64_t chunk : {1, 7, 101}) {
+    const Tensor tl = make_tensor(logits, {rows, vocabulary}, DType::float32, stream);
+    const Tensor sum = make_tensor({0}, {1}, DType::float64, stream);
+    for (std::int64_t begin = 0; begin < rows; begin += chunk) {
+      const std::int64_t end = std::min(rows, begin + chunk);
+      cross_entropy_backward(tl.view().slice(0, begin, end), ids.view().slice(0, begin, end), 1,
+                             sum, stream);
+    }
+    sums.push_back(read(sum, stream));
+  }
+  EXPECT_EQ(sums[0], sums[1]);
+  EXPECT_EQ(sums[0], sums[2]);
+}
+
+TEST(CrossEntropy, LargeLogitsAndConfidentRows) {
+  const Stream stream = Stream::cpu("ops");
+  const Tensor logits = make_tensor({1e4, -1e4, 30, 0, 0, 1e4}, {3, 2}, DType::float32, stream);
+  const Tensor ids = make_tensor({0, 0, 0}, {3}, DType::int32, stream),
+               sum = make_tensor({0}, {1}, DType::float64, stream);
+  cross_entropy_backward(logits, ids, 1, sum, stream);
+  const double confident = std::log1p(std::exp(-30.0));
+  EXPECT_NEAR(read(sum, stream)[0], confident + 1e4, 1e-5 * 1e4);
+  const Values gradient = read(logits, stream);
+  // One rounding of the double sum 1 + e^-30; p - 1 in fp32 would keep no digit of it.
+  EXPECT_NEAR(gradient[2], -std::exp(-30.0), 0x1p-53 + 1e-6 * std::exp(-30.0));
+  EXPECT_EQ(gradient[4], -1);
+  EXPECT_EQ(gradient[5], 1);
+}
+
+TEST(CrossEntropy, NamesALabelOutsideTheVocabulary) {
+  for (const double bad : {2.0, -2.0}) {
+    const Stream stream = Stream::cpu("ops");
+    const Tensor logits = make_tensor({0, 0, 0, 0}, {2, 2}, DType::float32, stream);
+    const Tensor ids = make_tensor({1, bad}, {2}, DType::int32, stream),
+                 sum = make_tensor({0}, {1}, DType::float64, stream);
+    cross_entropy_backward(logits, ids, 1, sum, stream);
+    try {
+      stream.synchronize(deadline_in(10));
+      FAIL() << "label " << bad << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::data);
+      EXPECT_NE(std::string(error.what()).find("in row 1"), std::string::npos) << error.what();
+    }
+  }
+}
+
+TEST(AdamWOp, MatchesTheDefinitionOverSteps) {
+  const std::int64_t n = 40001;
+  const AdamWFactors base{1e-2, 0.9, 0.95, 1e-8, 0.1, 1};
+  const Values start = random_values(n, 1);
+  Values value = start, first(at(n)), second(at(n));
+  const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
+  std::vector<std::byte> bytes[2];
+  for (const Stream& stream : {one, two}) {
+    const Tensor w = make_tensor(start, {n}, DType::float32, stream),
+                 factor = make_tensor({0.5}, {1}, DType::float64, stream);
+    const Tensor m = make_tensor(Values(at(n)), {n}, DType::float32, stream),
+                 v = make_tensor(Values(at(n)), {n}, DType::float32, stream);
+    for (int step = 1; step <= 3; ++step) {
+      AdamWFactors factors = base;
+      factors.step = step;
+      const Values gradient = random_values(n, static_cast<unsigned>(10 + step));
+      const Tensor g = make_tensor(gradient, {n}, DType::float32, stream);
+      adamw(factors, g, factor, w, m, v, stream);
+      for (std::size_t i = 0; i < value.size() && stream.threads() == 1; ++i) {
+        const double slope = gradient[i] * 0.5;
+        first[i] = 0.9 * first[i] + 0.1 * slope;
+        second[i] = 0.95 * second[i] + 0.05 * slope * slope;
+        const double m_hat = first[i] / (1 - std::pow(0.9, step)),
+                     v_hat = second[i] / (1 - std::pow(0.95, step));
+        value[i] -= 1e-2 * (0.1 * value[i] + m_hat / (std::sqrt(v_hat) + 1e-8));
+      }
+    }
+    EXPECT_LE(relative_error(read(w, stream), value), kFloatBound);
+    EXPECT_LE(relative_error(read(m, stream), first), kFloatBound);
+    EXPECT_LE(relative_error(read(v, stream), second), kFloatBound);
+    bytes[stream.threads() - 1] = read_bytes(w, stream);
+  }
+  EXPECT_EQ(bytes[0], bytes[1]);
+}
+
+TEST(SumOfSquares, IsThreadIndependentAndAccurate) {
+  for (const std::int64_t n : {0, 1, 7, 16384, 100003}) {
+    const Values values = random_values(n, 1);
+    double expected = 0;
+    for (const double value : values) expected += value * value;
+    std::vector<std::byte> bytes[2];
+    for (const int threads : {1, 2}) {
+      const Stream stream = Stream::cpu("ops", threads);
+      const Tensor t = make_tensor(values, {n}, DType::float32, stream),
+                   sum({1}, DType::float64, stream);
+      sum_of_squares(t, sum, stream);
+      EXPECT_NEAR(read(sum, stream)[0], expected, 1e-12 * expected);
+      bytes[threads - 1] = read_bytes(sum, stream);
+    }
+    EXPECT_EQ(bytes[0], bytes[1]);
+  }
+}
+
+TEST(Random, DoesNotDependOnChunking) {
+  const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
+  const std::int64_t n = 1003;
+  const RandomKey key{42, 0x123456789abcdefu};
+  const Tensor whole({n}, DType::float32, one), pieces({n}, DType::float32, two);
+  fill_normal(whole, 1, 2, key, 5, one);
+  for (std::int64_t begin = 0; begin < n; begin += 13) {
+    const std::int64_t end = std::min(n, begin + 13);
+    fill_normal(pieces.view().slice(0, begin, end), 1, 2, key, 5 + begin, two);
+  }
+  EXPECT_EQ(read_bytes(whole, one), read_bytes(pieces, two));
+}
+
+TEST(Random, KeysAndStreamsDiffer) {
+  const Stream stream = Stream::cpu("ops");
+  const Tensor a({64}, DType::float32, stream), b({64}, DType::float32, stream),
+      c({64}, DType::float32, stream);
+  fill_uniform(a, 0, 1, {1, 7}, 0, stream);
+  fill_uniform(b, 0, 1, {2, 7}, 0, stream);
+  fill_uniform(c, 0, 1, {1, 8}, 0, stream);
+  EXPECT_NE(read(a, stream), read(b, stream));
+  EXPECT_NE(read(a, stream), read(c, stream));
+}
+
+TEST(Random, Moments) {
+  // Standard errors of mean, variance and fourth moment over n draws; five of them bound a fixed
+  // seed safely.
+  const Stream stream = Stream::cpu("ops", 2);
+  const std::int64_t n = 200000;
+  const double root = std::sqrt(static_cast<double>(n));
+  const Tensor normal({n}, DType::float32, stream), uniform({n}, DType::float32, stream);
+  fill_normal(normal, 0, 1, {3, 1}, 0, stream);
+  fill_uniform(uniform, -1, 1, {3, 2}, 0, stream);
+  double mean = 0, square = 0, fourth = 0, uniform_mean = 0, neighbours = 0;
+  const Values x = read(normal, stream), u = read(uniform, stream);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    mean += x[i];
+    square += x[i] * x[i];
+    fourth += x[i] * x[i] * x[i] * x[i];
+    uniform_mean += u[i];
+    if (i > 0) neighbours += x[i] * x[i - 1];
+    EXPECT_TRUE(u[i] >= -1 && u[i] <= 1);
+  }
+  const auto count = static_cast<double>(n);
+  EXPECT_LE(std::abs(mean / count), 5 / root);
+  EXPECT_LE(std::abs(square / count - 1), 5 * std::sqrt(2.0) / root);
+  EXPECT_LE(std::abs(fourth / count - 3), 5 * std::sqrt(96.0) / root);
+  EXPECT_LE(std::abs(neighbours / count), 5 / root);
+  EXPECT_LE(std::abs(uniform_mean / count), 5 * std::sqrt(1.0 / 3) / root);
+}
+
+}  // namespace
+}  // namespace longhaul::runtime::ops

@@ -1,0 +1,320 @@
+// Norm, rope, swiglu, embedding, add and cast against definitions in double; backwards against
+// central differences of those definitions.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "runtime/ops/elementwise.h"
+#include "runtime/ops/embedding.h"
+#include "runtime/ops/rms_norm.h"
+#include "runtime/ops/rope.h"
+#include "runtime/ops/swiglu.h"
+#include "tests/support/host_tensors.h"
+
+namespace longhaul::runtime::ops {
+namespace {
+
+using testing::make_tensor;
+using testing::random_values;
+using testing::read;
+using testing::read_bytes;
+using testing::relative_error;
+using Values = std::vector<double>;
+
+constexpr double kFloatBound = 3e-6;  // the design's bound for fp32
+constexpr double kBFloat16Bound =
+    0x1p-8;  // one rounding to 8 bits; its relative error is at most this
+constexpr double kEps = 1e-5;
+
+double bound(DType dtype) { return dtype == DType::bfloat16 ? kBFloat16Bound : kFloatBound; }
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
+/// d(sum of weights * f(x))/dx by central differences in double.
+Values numeric_gradient(const std::function<Values(const Values&)>& f, Values x,
+                        const Values& weights) {
+  const auto value = [&] {
+    const Values y = f(x);
+    double sum = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) sum += weights[i] * y[i];
+    return sum;
+  };
+  Values gradient;
+  for (double& element : x) {
+    const double kept = element, step = 1e-5;
+    element = kept + step;
+    const double above = value();
+    element = kept - step;
+    const double below = value();
+    element = kept;
+    gradient.push_back((above - below) / (2 * step));
+  }
+  return gradient;
+}
+
+Values norm_reference(const Values& x, const Values& weight) {
+  const std::size_t h = weight.size();
+  Values y;
+  for (std::size_t row = 0; row * h < x.size(); ++row) {
+    double sum = 0;
+    for (std::size_t i = 0; i < h; ++i) sum += x[row * h + i] * x[row * h + i];
+    const double inverse = 1 / std::sqrt(sum / static_cast<double>(h) + kEps);
+    for (std::size_t i = 0; i < h; ++i) y.push_back(x[row * h + i] * inverse * weight[i]);
+  }
+  return y;
+}
+
+class Rows : public ::testing::TestWithParam<std::tuple<std::int64_t, DType>> {
+ protected:
+  std::int64_t rows() const { return std::get<0>(GetParam()); }
+  DType dtype() const { return std::get<1>(GetParam()); }
+  Values values(std::int64_t count, unsigned seed) const {
+    return random_values(count, seed, dtype() == DType::bfloat16);
+  }
+  const Stream one_ = Stream::cpu("one", 1), two_ = Stream::cpu("two", 2);
+};
+INSTANTIATE_TEST_SUITE_P(Ops, Rows,
+                         ::testing::Combine(::testing::Values(0, 1, 7, 127),
+                                            ::testing::Values(DType::float32, DType::bfloat16)));
+
+TEST_P(Rows, RmsNorm) {
+  const std::int64_t h = 70;
+  const Values x = values(rows() * h, 1), weight = random_values(h, 2);
+  std::vector<std::byte> bytes[2];
+  for (const Stream& stream : {one_, two_}) {
+    const Tensor tx = make_tensor(x, {rows(), h}, dtype(), stream),
+                 tw = make_tensor(weight, {h}, DType::float32, stream);
+    const Tensor y({rows(), h}, dtype(), stream), again({rows(), h}, dtype(), stream);
+    const Tensor inverse({rows()}, DType::float32, stream);
+    rms_norm(tx, tw, kEps, y, inverse, stream);
+    rms_norm_apply(tx, tw, inverse, again, stream);
+    EXPECT_LE(relative_error(read(y, stream), norm_reference(x, weight)), bound(dtype()));
+    EXPECT_EQ(read_bytes(y, stream), read_bytes(again, stream));
+    bytes[stream.threads() - 1] = read_bytes(y, stream);
+  }
+  EXPECT_EQ(bytes[0], bytes[1]);
+}
+
+TEST_P(Rows, RmsNormBackward) {
+  const std::int64_t h = 70;
+  const Values x = values(rows() * h, 1), weight = random_values(h, 2),
+               dy = random_values(rows() * h, 3);
+  const Values dx_start = values(rows() * h, 4), dweight_start = random_values(h, 5);
+  Values dx, dweight;
+  if (rows() <= 7) {  // differences cost rows^2
+    dx = numeric_gradient([&](const Values& v) { return norm_reference(v, weight); }, x, dy);
+    dweight = numeric_gradient([&](const Values& v) { return norm_reference(x, v); }, weight, dy);
+  }
+  for (const Write write : {Write::overwrite, Write::add}) {
+    std::vector<std::byte> bytes[2], weight_bytes[2];
+    for (const Stream& stream : {one_, two_}) {
+      const Tensor tx = make_tensor(x, {rows(), h}, dtype(), stream);
+      const Tensor tw = make_tensor(weight, {h}, DType::float32, stream);
+      const Tensor tdy = make_tensor(dy, {rows(), h}, DType::float32, stream);
+      const Tensor y({rows(), h}, dtype(), stream), inverse({rows()}, DType::float32, stream);
+      const Tensor tdx = make_tensor(dx_start, {rows(), h}, dtype(), stream);
+      const Tensor tdw = make_tensor(dweight_start, {h}, DType::float32, stream);
+      rms_norm(tx, tw, kEps, y, inverse, stream);
+      rms_norm_backward({tx, tw, inverse, tdy}, tdx, write, tdw, stream);
+      if (rows() <= 7) {
+        Values expected_dx = dx, expected_dw = dweight;
+        for (std::size_t i = 0; i < dx.size(); ++i)
+          expected_dx[i] += write == Write::add ? dx_start[i] : 0;
+        for (std::size_t i = 0; i < dweight.size(); ++i) expected_dw[i] += dweight_start[i];
+        EXPECT_LE(relative_error(read(tdx, stream), expected_dx), bound(dtype()));
+        EXPECT_LE(relative_error(read(tdw, stream), expected_dw), kFloatBound);
+      }
+      bytes[stream.threads() - 1] = read_bytes(tdx, stream);
+      weight_bytes[stream.threads() - 1] = read_bytes(tdw, stream);
+    }
+    EXPECT_EQ(bytes[0], bytes[1]);
+    EXPECT_EQ(weight_bytes[0], weight_bytes[1]);
+  }
+}
+
+Values rope_reference(const Values& x, const std::vector<std::int64_t>& positions,
+                      std::int64_t heads, std::int64_t dim, double theta) {
+  // y = x cos + rotate_half(x) sin, rotate_half(x) = (-second half, first half).
+  Values y(x.size());
+  for (std::size_t row = 0; row < positions.size(); ++row) {
+    for (std::int64_t head = 0; head < heads; ++head) {
+      const std::size_t base = (row * at(heads) + at(head)) * at(dim);
+      for (std::int64_t i = 0; i < dim; ++i) {
+        const double pair = static_cast<double>(i % (dim / 2)) * 2 / static_cast<double>(dim);
+        const double angle = static_cast<double>(positions[row]) / std::pow(theta, pair);
+        const double half = i < dim / 2 ? -x[base + at(i + dim / 2)] : x[base + at(i - dim / 2)];
+        y[base + at(i)] = x[base + at(i)] * std::cos(angle) + half * std::sin(angle);
+      }
+    }
+  }
+  return y;
+}
+
+TEST_P(Rows, Rope) {
+  const std::int64_t heads = 3, dim = 10;
+  const double theta = 500000;
+  const Values x = values(rows() * heads * dim, 1);
+  std::vector<std::int64_t> positions;
+  for (std::int64_t row = 0; row < rows(); ++row)
+    positions.push_back(row * row * row * 37 % 2000003);
+  for (const DType position_dtype : {DType::int32, DType::int64}) {
+    std::vector<std::byte> bytes[2];
+    for (const Stream& stream : {one_, two_}) {
+      const Tensor tx = make_tensor(x, {rows(), heads, dim}, dtype(), stream);
+      const Tensor at =
+          make_tensor(Values(positions.begin(), positions.end()), {rows()}, position_dtype, stream);
+      const Tensor cosines({rows(), dim / 2}, DType::float32, stream),
+          sines({rows(), dim / 2}, DType::float32, stream);
+      rope_table(at, theta, cosines, sines, stream);
+      rope(tx, cosines, sines, Rotation::forward, stream);
+      EXPECT_LE(relative_error(read(tx, stream), rope_reference(x, positions, heads, dim, theta)),
+                bound(dtype()));
+      bytes[stream.threads() - 1] = read_bytes(tx, stream);
+      rope(tx, cosines, sines, Rotation::inverse, stream);  // a rotation's inverse is its adjoint
+      EXPECT_LE(relative_error(read(tx, stream), x), 2 * bound(dtype()));
+    }
+    EXPECT_EQ(bytes[0], bytes[1]);
+  }
+}
+
+double silu(double g) { return g / (1 + std::exp(-g)); }
+
+TEST_P(Rows, Swiglu) {
+  const std::int64_t f = 37;
+  Values gate = values(rows() * f, 1), up = values(rows() * f, 2), dy = values(rows() * f, 3);
+  for (double& g : gate) g *= 16;  // both tails of the sigmoid; a power of two keeps bfloat16 exact
+  Values y, dgate, dup;
+  for (std::size_t i = 0; i < gate.size(); ++i) {
+    const double step = 1e-5;
+    y.push_back(silu(gate[i]) * up[i]);
+    dgate.push_back(dy[i] * up[i] * (silu(gate[i] + step) - silu(gate[i] - step)) / (2 * step));
+    dup.push_back(dy[i] * silu(gate[i]));
+  }
+  std::vector<std::byte> bytes[2];
+  for (const Stream& stream : {one_, two_}) {
+    const Tensor tg = make_tensor(gate, {rows(), f}, dtype(), stream),
+                 tu = make_tensor(up, {rows(), f}, dtype(), stream);
+    const Tensor td = make_tensor(dy, {rows(), f}, dtype(), stream);
+    const Tensor ty({rows(), f}, dtype(), stream), tdg({rows(), f}, dtype(), stream),
+        tdu({rows(), f}, dtype(), stream);
+    swiglu(tg, tu, ty, stream);
+    swiglu_backward(tg, tu, td, tdg, tdu, stream);
+    EXPECT_LE(relative_error(read(ty, stream), y), bound(dtype()));
+    EXPECT_LE(relative_error(read(tdg, stream), dgate), bound(dtype()));
+    EXPECT_LE(relative_error(read(tdu, stream), dup), bound(dtype()));
+    bytes[stream.threads() - 1] = read_bytes(tdg, stream);
+  }
+  EXPECT_EQ(bytes[0], bytes[1]);
+}
+
+TEST(Swiglu, ExtremeGates) {
+  const Stream stream = Stream::cpu("ops");
+  const Tensor gate = make_tensor({-1e30, -200, -88.5, 88.5, 200, 1e30, std::nan("")}, {1, 7},
+                                  DType::float32, stream);
+  const Tensor up = make_tensor(Values(7, 1.0), {1, 7}, DType::float32, stream),
+               y({1, 7}, DType::float32, stream);
+  swiglu(gate, up, y, stream);
+  const Values result = read(y, stream);
+  EXPECT_NEAR(result[1], 0, 1e-30);
+  EXPECT_NEAR(result[2], 0, 1e-30);
+  EXPECT_EQ(result[3], 88.5);
+  EXPECT_EQ(result[4], 200);
+  EXPECT_TRUE(std::isnan(result[6])) << "NaN must not be hidden";
+}
+
+TEST_P(Rows, Embedding) {
+  const std::int64_t vocabulary = 11, h = 130;
+  const Values table = random_values(vocabulary * h, 1), dout = values(rows() * h, 2);
+  const Values start = random_values(vocabulary * h, 3);
+  Values tokens, out, dtable = start;
+  for (std::int64_t row = 0; row < rows(); ++row) {
+    const std::int64_t token = row * row % 7;  // repeated, and some never
+    tokens.push_back(static_cast<double>(token));
+    for (std::int64_t i = 0; i < h; ++i) {
+      out.push_back(table[at(token * h + i)]);
+      dtable[at(token * h + i)] += dout[at(row * h + i)];
+    }
+  }
+  std::vector<std::byte> bytes[2];
+  for (const Stream& stream : {one_, two_}) {
+    const Tensor tt = make_tensor(table, {vocabulary, h}, DType::float32, stream);
+    const Tensor ids = make_tensor(tokens, {rows()}, DType::int32, stream),
+                 to({rows(), h}, dtype(), stream);
+    embedding(tt, ids, to, stream);
+    EXPECT_LE(relative_error(read(to, stream), out),
+              dtype() == DType::float32 ? 0 : kBFloat16Bound);
+    const Tensor td = make_tensor(dout, {rows(), h}, dtype(), stream);
+    const Tensor tdt = make_tensor(start, {vocabulary, h}, DType::float32, stream);
+    embedding_backward(td, ids, tdt, stream);
+    EXPECT_LE(relative_error(read(tdt, stream), dtable), kFloatBound);
+    bytes[stream.threads() - 1] = read_bytes(tdt, stream);
+  }
+  EXPECT_EQ(bytes[0], bytes[1]);
+}
+
+TEST(Embedding, NamesATokenOutsideTheVocabulary) {
+  const Stream stream = Stream::cpu("ops");
+  const Tensor table = make_tensor(Values(6, 0.0), {3, 2}, DType::float32, stream);
+  const Tensor ids = make_tensor({0, 2, 3}, {3}, DType::int32, stream),
+               out({3, 2}, DType::float32, stream);
+  embedding(table, ids, out, stream);
+  try {
+    stream.synchronize(deadline_in(10));
+    FAIL() << "a token of 3 in a vocabulary of 3 was accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::data);
+    EXPECT_NE(std::string(error.what()).find("token 3 in row 2"), std::string::npos)
+        << error.what();
+  }
+}
+
+TEST_P(Rows, AddAndCast) {
+  const std::int64_t h = 33;
+  const Values a = values(rows() * h, 1), b = values(rows() * h, 2);
+  Values sum;
+  for (std::size_t i = 0; i < a.size(); ++i) sum.push_back(a[i] + b[i]);
+  const Tensor ta = make_tensor(a, {rows(), h}, dtype(), two_),
+               tb = make_tensor(b, {rows(), h}, dtype(), two_);
+  const Tensor wide({rows(), h}, DType::float32, two_);
+  cast(ta, wide, two_);
+  EXPECT_EQ(read(wide, two_), a);
+  add(ta, tb, ta, two_);
+  EXPECT_LE(relative_error(read(ta, two_), sum), bound(dtype()));
+}
+
+TEST(LargeRows, AreThreadIndependent) {
+  // Enough elements that the operations really use both threads.
+  const std::int64_t rows = 701, h = 130;
+  const Values x = random_values(rows * h, 1), dy = random_values(rows * h, 2),
+               weight = random_values(h, 3);
+  Values tokens;
+  for (std::int64_t row = 0; row < rows; ++row) tokens.push_back(static_cast<double>(row % 13));
+  std::vector<std::vector<std::byte>> bytes[2];
+  for (const int threads : {1, 2}) {
+    const Stream stream = Stream::cpu("ops", threads);
+    const Tensor tx = make_tensor(x, {rows, h}, DType::float32, stream),
+                 tdy = make_tensor(dy, {rows, h}, DType::float32, stream);
+    const Tensor tw = make_tensor(weight, {h}, DType::float32, stream),
+                 ids = make_tensor(tokens, {rows}, DType::int32, stream);
+    const Tensor inverse({rows}, DType::float32, stream), y({rows, h}, DType::float32, stream);
+    const Tensor dx({rows, h}, DType::float32, stream), other({rows, h}, DType::float32, stream);
+    const Tensor dw = make_tensor(Values(at(h)), {h}, DType::float32, stream);
+    const Tensor table = make_tensor(Values(at(13 * h)), {13, h}, DType::float32, stream);
+    const Tensor cosines({rows, 65}, DType::float32, stream),
+        sines({rows, 65}, DType::float32, stream);
+    rms_norm(tx, tw, kEps, y, inverse, stream);
+    rms_norm_backward({tx, tw, inverse, tdy}, dx, Write::overwrite, dw, stream);
+    embedding_backward(tdy, ids, table, stream);
+    rope_table(ids, 1e4, cosines, sines, stream);
+    rope(TensorView(y.view()).reshape({rows, 1, h}), cosines, sines, Rotation::forward, stream);
+    swiglu_backward(tx, y, tdy, tdy, other, stream);
+    add(tdy, other, other, stream);
+    for (const Tensor* tensor : {&y, &dx, &dw, &table, &tdy, &other}) {
+      bytes[threads - 1].push_back(read_bytes(*tensor, stream));
+    }
+  }
+  EXPECT_EQ(bytes[0], bytes[1]);
+}
+
+}  // namespace
+}  // namespace longhaul::runtime::ops

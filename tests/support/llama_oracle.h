@@ -1,0 +1,33 @@
+#pragma once
+// A Llama in plain double loops, written from the definitions: the oracle of the model tests.
+// Forward only; gradients are central differences of it. Shares no code with models/ but the
+// configuration and names.
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "models/llama_config.h"
+
+namespace longhaul::testing {
+
+using NamedValues = std::map<std::string, std::vector<double>>;
+
+struct OracleBatch {
+  std::vector<std::int64_t> tokens, labels, positions;
+  std::vector<std::int64_t> documents;  ///< row r sees rows s <= r of its own document
+};
+
+/// logits [rows, V].
+std::vector<double> oracle_logits(const models::LlamaConfig& config, const NamedValues& parameters,
+                                  const OracleBatch& batch);
+/// The sum of token losses.
+double oracle_loss(const models::LlamaConfig& config, const NamedValues& parameters,
+                   const OracleBatch& batch);
+/// d loss / d parameter of every element, by fourth-order central differences.
+NamedValues oracle_gradients(const models::LlamaConfig& config, NamedValues parameters,
+                             const OracleBatch& batch);
+
+}  // namespace longhaul::testing

@@ -1,0 +1,118 @@
+#include "tests/support/model_rig.h"
+
+#include "runtime/comm/loopback.h"
+#include "tests/support/host_tensors.h"
+
+namespace longhaul::testing {
+
+using models::LlamaConfig;
+using runtime::DType;
+using runtime::Tensor;
+
+LlamaConfig small_config(bool tied, DType dtype) {
+  LlamaConfig config;
+  config.hidden_size = 10;
+  config.intermediate_size = 13;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.head_dim = 4;
+  config.rope_theta = 100;
+  config.tie_word_embeddings = tied;
+  config.vocab_size = 17;
+  config.dtype = dtype;
+  return config;
+}
+
+OracleBatch document_batch(const LlamaConfig& config, const std::vector<std::int64_t>& lengths,
+                           unsigned seed) {
+  OracleBatch batch;
+  std::uint64_t state = seed;
+  for (std::size_t document = 0; document < lengths.size(); ++document) {
+    for (std::int64_t position = 0; position < lengths[document]; ++position) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      batch.tokens.push_back(
+          static_cast<std::int64_t>((state >> 33) % static_cast<std::uint64_t>(config.vocab_size)));
+      batch.positions.push_back(position);
+      batch.documents.push_back(static_cast<std::int64_t>(document));
+    }
+  }
+  for (std::size_t row = 0; row < batch.tokens.size(); ++row) {
+    const bool next =
+        row + 1 < batch.tokens.size() && batch.documents[row + 1] == batch.documents[row];
+    batch.labels.push_back(next ? batch.tokens[row + 1] : -1);
+  }
+  return batch;
+}
+
+Rig::Rig(const LlamaConfig& config, const models::LlamaOptions& options,
+         std::unique_ptr<runtime::Communicator> communicator, int threads)
+    : rank(communicator->rank()),
+      ranks(communicator->size()),
+      stream(runtime::Stream::cpu("compute", threads)),
+      store(models::parameter_table(config), config.dtype, stream),
+      attention({}, std::move(communicator), stream),
+      model(config, options, store, attention, stream) {
+  set_parameters();
+}
+
+void Rig::set_parameters() {
+  unsigned seed = 1;
+  for (const models::Parameter& parameter : store.table().parameters()) {
+    std::vector<double> values = random_values(parameter.range.elements(), seed++, true);
+    const bool norm = parameter.sizes.size() == 1;
+    for (double& value : values) value = norm ? 1 + value / 2 : value / 2;
+    const Tensor source = make_tensor(values, {parameter.range.elements()}, DType::float32, stream);
+    copy(source, store.values().slice(0, parameter.range.begin, parameter.range.end), stream);
+  }
+  store.values_changed();
+}
+
+NamedValues Rig::parameters() const {
+  NamedValues values;
+  for (const models::Parameter& parameter : store.table().parameters()) {
+    values[parameter.name] = read(store.value(parameter.name), stream);
+  }
+  return values;
+}
+
+NamedValues Rig::gradients() const {
+  NamedValues values;
+  for (const models::Parameter& parameter : store.table().parameters()) {
+    values[parameter.name] = read(store.gradient(parameter.name), stream);
+  }
+  return values;
+}
+
+models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
+  const auto tokens = static_cast<std::int64_t>(batch.tokens.size());
+  std::vector<std::int64_t> offsets{0};
+  for (std::int64_t row = 1; row <= tokens; ++row) {
+    const auto r = static_cast<std::size_t>(row);
+    if (row == tokens || batch.documents[r] != batch.documents[r - 1]) offsets.push_back(row);
+  }
+  const parallel::Layout layout(kind, tokens, 1, ranks);
+  attention.set_batch(attention::Mask::documents(offsets), layout);
+  const auto local = [&](const std::vector<std::int64_t>& values) {
+    std::vector<double> mine;
+    for (const std::int64_t token : layout.tokens_of(rank)) {
+      mine.push_back(static_cast<double>(values[static_cast<std::size_t>(token)]));
+    }
+    batch_tensors_.push_back(
+        make_tensor(mine, {static_cast<std::int64_t>(mine.size())}, DType::int32, stream));
+    return runtime::ConstTensorView(batch_tensors_.back());
+  };
+  const runtime::ConstTensorView ids = local(batch.tokens), labels = local(batch.labels);
+  return {ids, labels, local(batch.positions)};
+}
+
+void with_rigs(int ranks, const LlamaConfig& config, const models::LlamaOptions& options,
+               const std::function<void(Rig&)>& body, int threads) {
+  runtime::run_loopback(ranks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
+    Rig rig(config, options, std::move(world), threads);
+    body(rig);
+    rig.stream.synchronize(runtime::deadline_in(60));
+  });
+}
+
+}  // namespace longhaul::testing

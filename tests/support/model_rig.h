@@ -1,0 +1,49 @@
+#pragma once
+// A small model on one or more loopback ranks, for tests.
+
+#include <functional>
+#include <memory>
+
+#include "models/llama.h"
+#include "parallel/layout.h"
+#include "tests/support/llama_oracle.h"
+
+namespace longhaul::testing {
+
+/// Odd sizes, grouped heads, H * D different from the hidden size.
+models::LlamaConfig small_config(bool tied = false, runtime::DType dtype = runtime::DType::float32);
+
+/// `tokens` tokens in documents of these lengths; labels are the next tokens, none at a document's
+/// end.
+OracleBatch document_batch(const models::LlamaConfig& config,
+                           const std::vector<std::int64_t>& lengths, unsigned seed);
+
+/// What one rank owns.
+struct Rig {
+  Rig(const models::LlamaConfig& config, const models::LlamaOptions& options,
+      std::unique_ptr<runtime::Communicator> communicator, int threads = 1);
+
+  /// Values far enough from zero that every path of the model matters; the same on every rank. With
+  /// bfloat16 they are exact in it.
+  void set_parameters();
+  NamedValues parameters() const;
+  NamedValues gradients() const;
+  /// Makes this the batch of the calls that follow and returns this rank's rows of it.
+  models::Batch use(const OracleBatch& batch,
+                    parallel::LayoutKind kind = parallel::LayoutKind::zigzag);
+
+  int rank, ranks;
+  runtime::Stream stream;
+  models::ParameterStore store;
+  parallel::Attention attention;
+  models::Llama model;
+
+ private:
+  std::vector<runtime::Tensor> batch_tensors_;
+};
+
+/// Runs body(rig) on every rank.
+void with_rigs(int ranks, const models::LlamaConfig& config, const models::LlamaOptions& options,
+               const std::function<void(Rig&)>& body, int threads = 1);
+
+}  // namespace longhaul::testing

@@ -1,0 +1,108 @@
+#include "tests/support/training_run.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "runtime/comm/loopback.h"
+
+namespace longhaul::test {
+
+runtime::TrainConfig small_training(std::int64_t seq_len) {
+  runtime::TrainConfig config;
+  config.model.architecture = "llama";
+  config.model.hidden_size = 24;
+  config.model.intermediate_size = 40;
+  config.model.num_hidden_layers = 2;
+  config.model.num_attention_heads = 4;
+  config.model.num_key_value_heads = 2;
+  config.model.head_dim = 8;
+  config.model.rms_norm_eps = 1e-5;
+  config.model.rope_theta = 10000;
+  config.data.mask = "documents";
+  config.training.seq_len = seq_len;
+  config.training.micro_batch_size = 1;
+  config.training.tokens_per_step = 4 * seq_len;
+  config.training.steps = 20;
+  config.training.max_norm = 1;
+  config.optimizer = {"adamw", 1e-3, 0.9, 0.95, 1e-8, 0.1};
+  config.lr_scheduler = {2, "cosine", 0.1};
+  config.parallelism.context_parallel_degree = 1;
+  config.parallelism.context_parallel_scheme = "ring";
+  config.parallelism.context_parallel_layout = "zigzag";
+  config.parallelism.data_parallel_replicate_degree = 1;
+  config.parallelism.tensor_parallel_degree = 1;
+  config.parallelism.pipeline_parallel_degree = 1;
+  config.activation_checkpoint.mode = "none";
+  config.debug.seed = 5;
+  return config;
+}
+
+runtime::Sequence random_sequence(std::int64_t vocabulary, std::int64_t seq_len,
+                                  std::int64_t cursor) {
+  std::mt19937_64 random(static_cast<std::uint64_t>(cursor) * 7919 + 17);
+  runtime::Sequence sequence;
+  sequence.documents = {0};
+  while (sequence.documents.back() < seq_len) {
+    const auto kind = random() % 4;
+    const std::int64_t length =
+        kind == 0 ? 1
+                  : static_cast<std::int64_t>(
+                        1 + random() % static_cast<std::uint64_t>(kind == 1 ? seq_len : 20));
+    sequence.documents.push_back(std::min(seq_len, sequence.documents.back() + length));
+  }
+  for (std::int64_t i = 0; i < seq_len; ++i) {
+    // Half of the tokens follow from the one before: there is something to learn.
+    const bool drawn = i == 0 || random() % 2 == 0;
+    const std::int64_t token =
+        drawn ? static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(vocabulary))
+              : (sequence.tokens.back() * 3 + 1) % vocabulary;
+    sequence.tokens.push_back(static_cast<std::int32_t>(token));
+  }
+  for (std::size_t d = 0; d + 1 < sequence.documents.size(); ++d) {
+    const std::int64_t begin = sequence.documents[d], end = sequence.documents[d + 1];
+    for (std::int64_t i = begin; i < end; ++i) {
+      sequence.labels.push_back(i + 1 < end ? sequence.tokens[static_cast<std::size_t>(i + 1)]
+                                            : -1);
+      sequence.positions.push_back(static_cast<std::int32_t>(i - begin));
+    }
+  }
+  return sequence;
+}
+
+std::vector<launch::StepResult> run_training(const runtime::TrainConfig& config,
+                                             std::int64_t vocabulary,
+                                             const launch::SequenceSource& sequences,
+                                             const RunSteps& options) {
+  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
+                                      config.parallelism.data_parallel_replicate_degree);
+  std::vector<std::vector<launch::StepResult>> results(static_cast<std::size_t>(ranks));
+  runtime::run_loopback(ranks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
+    launch::TrainerInputs inputs;
+    inputs.config = config;
+    inputs.vocab_size = vocabulary;
+    inputs.sequences = sequences;
+    inputs.corpus_digest = "test";
+    launch::Trainer trainer(std::move(inputs), *world);
+    trainer.initialise();
+    const runtime::Stream stream = runtime::Stream::cpu("host");
+    if (!options.load_from.empty()) {
+      const auto newest = runtime::Checkpoint::open_newest(options.load_from, *world, stream);
+      ASSERT_TRUE(newest.has_value());
+      trainer.load(*newest);
+    }
+    auto& mine = results[static_cast<std::size_t>(world->rank())];
+    for (std::int64_t step = 0; step < options.steps; ++step) mine.push_back(trainer.step());
+    if (!options.save_to.empty()) trainer.save(options.save_to, 0);
+    if (options.after) options.after(trainer, *world);
+  });
+  for (const auto& rank : results) {
+    for (std::size_t step = 0; step < rank.size(); ++step) {
+      EXPECT_EQ(rank[step].loss, results[0][step].loss);
+      EXPECT_EQ(rank[step].grad_norm, results[0][step].grad_norm);
+    }
+  }
+  return results[0];
+}
+
+}  // namespace longhaul::test
