@@ -189,8 +189,9 @@ std::byte* Pool::take(std::int64_t bytes) {
       data = allocate_block(wanted);
     }
     if (data == nullptr) {
-      fail(ExitCode::memory, "out of ", pinned_ ? "pinned host " : "", "memory on ", to_string(device_), ": ", bytes, " bytes asked for, ",
-           use_.current_bytes, " held; reduce seq_len or micro_batch_size, or add ranks");
+      fail(ExitCode::memory, "out of ", pinned_ ? "pinned host " : "", "memory on ",
+           to_string(device_), ": ", bytes, " bytes asked for, ", use_.current_bytes,
+           " held; reduce seq_len or micro_batch_size, or add ranks");
     }
   }
   capacity_of_live_.emplace(data, capacity);

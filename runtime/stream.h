@@ -91,8 +91,9 @@ class Stream {
   /// OpenMP threads of a CPU stream's tasks; 1 on CUDA.
   int threads() const;
 
-  /// Runs `task` on the host after all earlier work of the stream and before all later work. On CUDA
-  /// kernels that are enqueued after a failed task still run; what waits for them gets the task's error.
+  /// Runs `task` on the host after all earlier work of the stream and before all later work. On
+  /// CUDA kernels that are enqueued after a failed task still run; what waits for them gets the
+  /// task's error.
   void enqueue(std::function<void()> task) const;
   /// cudaStream_t of a CUDA stream. Throws on a CPU stream.
   void* cuda_handle() const;
@@ -105,8 +106,8 @@ class Stream {
 
   /// Uninitialised memory for work enqueued on this stream after the call. Throws Error(memory).
   Buffer allocate(std::int64_t bytes) const;
-  /// Host memory for this stream's tasks, and for its copies from and to the device: pinned on CUDA, the
-  /// same as allocate() on the CPU. Not counted by memory() on CUDA.
+  /// Host memory for this stream's tasks, and for its copies from and to the device: pinned on
+  /// CUDA, the same as allocate() on the CPU. Not counted by memory() on CUDA.
   Buffer allocate_host(std::int64_t bytes) const;
   MemoryUse memory() const;
   /// Seconds that a CPU stream's thread has spent blocked on events of other streams; 0 on CUDA.

@@ -52,8 +52,8 @@ class StreamImpl {
   virtual void enqueue(std::function<void()> task) = 0;
   virtual std::shared_ptr<EventImpl> record() = 0;
   virtual void wait(const std::shared_ptr<EventImpl>& event) = 0;
-  /// Everything recorded on the stream from now on, and everything still unfinished, carries `error`. For
-  /// watchers of work that runs outside the stream's tasks.
+  /// Everything recorded on the stream from now on, and everything still unfinished, carries
+  /// `error`. For watchers of work that runs outside the stream's tasks.
   virtual void poison(std::exception_ptr error) = 0;
   virtual int threads() const { return 1; }
   virtual double waited_seconds() const { return 0; }

@@ -1,5 +1,5 @@
-// copy(), accumulate() and fill() on CUDA streams: plain memory copies where the bytes lie together, else one
-// kernel that walks both views.
+// copy(), accumulate() and fill() on CUDA streams: plain memory copies where the bytes lie
+// together, else one kernel that walks both views.
 
 #include <algorithm>
 #include <bit>

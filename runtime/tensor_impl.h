@@ -1,5 +1,6 @@
 #pragma once
-// Private to runtime/: host copies without a stream, and the CUDA side of copy(), accumulate() and fill().
+// Private to runtime/: host copies without a stream, and the CUDA side of copy(), accumulate() and
+// fill().
 
 #include "runtime/tensor.h"
 

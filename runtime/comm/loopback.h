@@ -16,7 +16,7 @@ struct LoopbackOptions {
   double timeout_seconds = 60;
   /// A message can be received latency + bytes / bandwidth after it was posted; who waits sleeps.
   double latency_seconds = 0;
-  double bandwidth_bytes_per_second = 0;   ///< 0: infinite
+  double bandwidth_bytes_per_second = 0;        ///< 0: infinite
   std::vector<FlightRecorder*> recorders = {};  ///< empty, or one a rank
 };
 

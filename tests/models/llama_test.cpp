@@ -244,10 +244,12 @@ TEST(Llama, DocumentsDoNotSeeEachOther) {
   OracleBatch replaced = batch;
   for (std::size_t row = 0; row < 20; ++row) {
     replaced.tokens[row] = (batch.tokens[row] + 5) % config.vocab_size;
-    if (replaced.labels[row] >= 0) replaced.labels[row] = (batch.labels[row] + 5) % config.vocab_size;
+    if (replaced.labels[row] >= 0)
+      replaced.labels[row] = (batch.labels[row] + 5) % config.vocab_size;
   }
   for (const int ranks : {1, 3, 4}) {
-    for (const auto kind : {parallel::LayoutKind::contiguous, parallel::LayoutKind::zigzag, parallel::LayoutKind::striped}) {
+    for (const auto kind : {parallel::LayoutKind::contiguous, parallel::LayoutKind::zigzag,
+                            parallel::LayoutKind::striped}) {
       SCOPED_TRACE(runtime::concat("P=", ranks, " ", parallel::name(kind)));
       // Per global row of B: its logits, and the gradient at its embedding's output.
       const auto run = [&](const OracleBatch& which) {

@@ -30,9 +30,9 @@ Tensor ramp(std::int64_t elements, int rank, const Stream& stream) {
   std::vector<float> values(static_cast<std::size_t>(elements));
   std::iota(values.begin(), values.end(), static_cast<float>(1000 * rank));
   Tensor tensor({elements}, DType::float32, stream);
-  runtime::copy(ConstTensorView(reinterpret_cast<const std::byte*>(values.data()), DType::float32, Device{},
-                       {elements}),
-       tensor, stream);
+  runtime::copy(ConstTensorView(reinterpret_cast<const std::byte*>(values.data()), DType::float32,
+                                Device{}, {elements}),
+                tensor, stream);
   stream.synchronize(deadline_in(kSeconds));
   return tensor;
 }
