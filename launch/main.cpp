@@ -2,14 +2,19 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
+#include <thread>
 
 #include "launch/cli.h"
 #include "runtime/error.h"
+#include "runtime/signals.h"
 
 namespace {
 
@@ -40,11 +45,39 @@ std::string shortened(const std::string& message) {
                                     : message.substr(0, first) + "\n(rank 0 lists them all)";
 }
 
+// mpirun ends a job with SIGCONT, SIGTERM and SIGKILL, about a second apart.
+volatile std::sig_atomic_t continued = 0;
+extern "C" void longhaul_note_continued(int) { continued = 1; }
+
+// Most faults meet all ranks at once, and one message does. Once a rank has told and left, the
+// launcher ends the others: they wait a moment for that before they speak themselves. True when
+// there is no need to.
+bool told_by_another(int rank) {
+  using std::chrono::milliseconds;
+  const auto ending = [&] {
+    return continued != 0 || (rank > 0 && longhaul::runtime::signals::requested() == SIGTERM);
+  };
+  if (ending()) {  // SIGKILL follows, unless the signal came from somebody else
+    std::this_thread::sleep_for(milliseconds(2200));
+    return false;
+  }
+  if (rank == 0) return false;
+  for (int waited = 0; waited < 500 + 50 * std::min(rank, 5); waited += 10) {
+    std::this_thread::sleep_for(milliseconds(10));
+    if (ending()) return true;
+  }
+  return false;
+}
+
 int report(ExitCode code, std::string message) {
   const int rank = launcher_rank();
+  const bool own = code == ExitCode::internal || code == ExitCode::memory || code == ExitCode::io;
+  if (rank >= 0 && !own && told_by_another(rank)) return static_cast<int>(code);
   if (rank > 0 && code == ExitCode::config) message = shortened(message);
+  while (message.ends_with('\n')) message.pop_back();
   std::string text = "longhaul: error: ";
-  if (rank >= 0) text += "[rank " + std::to_string(rank) + "] ";
+  const std::string name = "rank " + std::to_string(rank);
+  if (rank >= 0 && !message.starts_with(name + " ")) text += "[" + name + "] ";
   text += message + "\n";
   std::fflush(stdout);
   std::fflush(stderr);
@@ -58,6 +91,7 @@ int report(ExitCode code, std::string message) {
 int main(int argc, char** argv) {
   // Under mpirun stdout is a pipe; progress must not wait for a full block.
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 14);
+  if (launcher_rank() >= 0) std::signal(SIGCONT, longhaul_note_continued);
   int code = 0;
   try {
     code = longhaul::launch::run_command_line(argc, argv);

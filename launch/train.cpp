@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <set>
+#include <sstream>
 
 #include "launch/legality.h"
 #include "launch/trainer.h"
@@ -15,7 +15,6 @@
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
 #include "runtime/error.h"
-#include "runtime/io/hash.h"
 #include "runtime/metrics.h"
 #include "runtime/peak.h"
 #include "runtime/signals.h"
@@ -53,6 +52,21 @@ double measure_peak_flops(Communicator& world, const Place& place, const runtime
     total += rank[0];
   return total;
 }
+
+/// The corpus and what the configuration makes of it; a contradiction shows before anything is
+/// written.
+struct TrainingData {
+  explicit TrainingData(const TrainConfig& config)
+      : corpus(runtime::Corpus::open(config.data.corpus)),
+        vocab_size(model_vocabulary(config, corpus.info())),
+        sequences(corpus, config.training.seq_len, static_cast<std::uint64_t>(config.debug.seed)) {}
+  TrainingData(const TrainingData&) = delete;  // sequences refers to corpus
+  TrainingData& operator=(const TrainingData&) = delete;
+
+  const runtime::Corpus corpus;
+  const std::int64_t vocab_size;
+  const runtime::Sequences sequences;
+};
 
 runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
                               const Trainer& trainer) {
@@ -158,8 +172,7 @@ std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& w
 
 /// The loop of one rank.
 int train_rank(const TrainConfig& config, Communicator& world, const Place& place, Trainer& trainer,
-               const runtime::Corpus& corpus, std::int64_t sequences_per_epoch,
-               runtime::FlightRecorder* recorder) {
+               const TrainingData& data, runtime::FlightRecorder* recorder) {
   const runtime::Stream stream = runtime::Stream::cpu("host");
   const auto phase = [&](const char* name) {
     if (recorder != nullptr) recorder->set_phase(name);
@@ -167,7 +180,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   phase("resume");
   const std::int64_t resumed_step = resume(trainer, config, world, stream);
 
-  runtime::RunHeader header = run_header(config, corpus, trainer);
+  runtime::RunHeader header = run_header(config, data.corpus, trainer);
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   std::unique_ptr<Reporter> reporter;
@@ -175,9 +188,9 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
 
   const std::string checkpoints = runtime::checkpoint_folder(config);
   while (trainer.completed_steps() < config.training.steps) {
-    phase("step");
+    phase("training");
     const StepResult result = trainer.step(runtime::signals::requested() != 0);
-    if (reporter) reporter->step(result, trainer, sequences_per_epoch);
+    if (reporter) reporter->step(result, trainer, data.sequences.per_epoch());
 
     const std::int64_t step = trainer.completed_steps();
     const bool last = step == config.training.steps;
@@ -198,27 +211,44 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   return static_cast<int>(ExitCode::done);
 }
 
-/// Everything a rank opens before its loop; checks that all ranks opened the same.
-int start_rank(const TrainConfig& config, Communicator& world, const Place& place,
-               runtime::FlightRecorder* recorder, std::unique_ptr<Trainer>& trainer) {
-  const runtime::Stream stream = runtime::Stream::cpu("start");
-  const runtime::Corpus corpus = runtime::Corpus::open(config.data.corpus);
-  runtime::check_agreement(world,
-                           {{"config", runtime::hex64(runtime::digest(config))},
-                            {"build", runtime::build_digest()},
-                            {"corpus", corpus.digest()}},
-                           stream);
-  const runtime::Sequences sequences(corpus, config.training.seq_len,
-                                     static_cast<std::uint64_t>(config.debug.seed));
+/// What all ranks must have in common: key by key, so that a difference names itself.
+std::vector<runtime::NamedDigest> common_ground(const TrainConfig& config,
+                                                const runtime::Corpus& corpus) {
+  std::vector<runtime::NamedDigest> entries = {{"build", runtime::build_digest()},
+                                               {"corpus", corpus.digest()}};
+  std::istringstream lines(runtime::to_toml(config));
+  std::string section;
+  for (std::string line; std::getline(lines, line);) {
+    const auto equals = line.find(" = ");
+    if (line.starts_with('[')) {
+      section = line.substr(1, line.size() - 2);
+    } else if (equals != std::string::npos) {
+      entries.push_back(
+          {"config " + section + "." + line.substr(0, equals), line.substr(equals + 3)});
+    }
+  }
+  return entries;
+}
+
+void check_common_ground(const TrainConfig& config, const TrainingData& data, Communicator& world) {
+  runtime::check_agreement(world, common_ground(config, data.corpus),
+                           runtime::Stream::cpu("start"));
+}
+
+/// Checks that all ranks started with the same, and makes this one's trainer.
+int start_rank(const TrainConfig& config, const TrainingData& data, Communicator& world,
+               const Place& place, runtime::FlightRecorder* recorder,
+               std::unique_ptr<Trainer>& trainer) {
+  check_common_ground(config, data, world);
   TrainerInputs inputs;
   inputs.config = config;
-  inputs.vocab_size = model_vocabulary(config, corpus.info());
-  inputs.sequences = [&sequences](std::int64_t cursor) { return sequences.read(cursor); };
-  inputs.corpus_digest = corpus.digest();
+  inputs.vocab_size = data.vocab_size;
+  inputs.sequences = [&data](std::int64_t cursor) { return data.sequences.read(cursor); };
+  inputs.corpus_digest = data.corpus.digest();
   inputs.threads = threads_of(config, place);
   inputs.recorder = recorder;
   trainer = std::make_unique<Trainer>(std::move(inputs), world);
-  return train_rank(config, world, place, *trainer, corpus, sequences.per_epoch(), recorder);
+  return train_rank(config, world, place, *trainer, data, recorder);
 }
 
 std::string host_name() {
@@ -226,7 +256,7 @@ std::string host_name() {
   return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
 }
 
-int train_loopback(const TrainConfig& config) {
+int train_loopback(const TrainConfig& config, const TrainingData& data) {
   const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
                                       config.parallelism.data_parallel_replicate_degree);
   const int started = runtime::claimed_place(runtime::process_environment()).size;
@@ -247,24 +277,30 @@ int train_loopback(const TrainConfig& config) {
     const Place place{world->rank(), world->size(), host_name()};
     std::unique_ptr<Trainer> trainer;
     const auto rank = static_cast<std::size_t>(world->rank());
-    codes[rank] = start_rank(config, *world, place, recorders[rank].get(), trainer);
+    codes[rank] = start_rank(config, data, *world, place, recorders[rank].get(), trainer);
   });
   return codes.front();
 }
 
-int train_mpi(TrainConfig config) {
+int train_mpi(TrainConfig config, const TrainingData& data) {
   runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
   runtime::check_launcher(
       runtime::process_environment(),
       {session.rank(), session.size(), session.local_rank(), session.local_size()});
-  const runtime::GridShape grid = runtime::resolve_grid(config.parallelism, session.size());
-  config.parallelism.context_parallel_degree = grid.context;
+  try {
+    config.parallelism.context_parallel_degree =
+        runtime::resolve_grid(config.parallelism, session.size()).context;
+  } catch (const Error&) {
+    // Should this rank's configuration be the odd one out, that is what to tell.
+    check_common_ground(config, data, *session.world());
+    throw;
+  }
   auto recorder = std::make_unique<runtime::FlightRecorder>(flight_folder(config), session.rank());
   std::unique_ptr<Communicator> world = session.world(recorder.get());
   std::unique_ptr<Trainer> trainer;
   try {
     const Place place{session.local_rank(), session.local_size(), session.host_name()};
-    const int code = start_rank(config, *world, place, recorder.get(), trainer);
+    const int code = start_rank(config, data, *world, place, recorder.get(), trainer);
     trainer.reset();
     world.reset();
     session.close();
@@ -288,10 +324,11 @@ int run_train(const TrainOptions& options) {
   runtime::signals::install();
   TrainConfig config = runtime::load_config(options.config_path, options.overrides);
   require_legal(config);
-  if (config.comm.backend == "mpi") return train_mpi(std::move(config));
+  const TrainingData data(config);
+  if (config.comm.backend == "mpi") return train_mpi(config, data);
   if (config.parallelism.context_parallel_degree == -1)
     config.parallelism.context_parallel_degree = 1;
-  return train_loopback(config);
+  return train_loopback(config, data);
 }
 
 }  // namespace longhaul::launch

@@ -153,7 +153,7 @@ void check_agreement(Communicator& world, const std::vector<NamedDigest>& digest
     if (by_digest.size() == 1) continue;
     table << "\n  " << name << ':';
     for (const auto& [digest, ranks] : by_digest) {
-      table << "\n    " << digest << "  ranks " << ranges(ranks);
+      table << "\n    " << digest << (ranks.size() == 1 ? "  rank " : "  ranks ") << ranges(ranks);
     }
   }
   if (table.view().empty()) return;  // the same digests in another order

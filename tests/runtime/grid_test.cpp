@@ -100,7 +100,7 @@ TEST(Agreement, TheTableNamesWhoHoldsWhat) {
       EXPECT_EQ(error.code(), ExitCode::disagree);
       const std::string text = error.what();
       for (const char* part :
-           {"config:", "9f8e  ranks 0-2, 4-6", "dead  ranks 3", "corpus:", "(none)  ranks 5"}) {
+           {"config:", "9f8e  ranks 0-2, 4-6", "dead  rank 3", "corpus:", "(none)  rank 5"}) {
         EXPECT_NE(text.find(part), std::string::npos) << text;
       }
       EXPECT_EQ(text.find("build"), std::string::npos) << text;
