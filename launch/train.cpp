@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <sstream>
 
 #include "launch/legality.h"
@@ -39,6 +40,8 @@ struct Place {
 
 int threads_of(const TrainConfig& config, const Place& place) {
   if (config.debug.threads > 0) return static_cast<int>(config.debug.threads);
+  const char* given = std::getenv("OMP_NUM_THREADS");  // a job script's or a user's choice
+  if (given != nullptr && std::atoi(given) > 0) return std::atoi(given);
   const long cores = sysconf(_SC_NPROCESSORS_ONLN);
   return std::max(1, static_cast<int>(cores) / place.local_size);
 }

@@ -168,7 +168,8 @@ std::vector<ConfigKey> declare() {
            "Refuse whatever may differ from run to run. Every CPU path repeats bit for bit anyway.",
        .default_value = "false"},
       {LONGHAUL_KEY(debug, threads),
-       .explanation = "OpenMP threads of a rank; 0: the node's cores shared among its ranks.",
+       .explanation = "OpenMP threads of a rank; 0: $OMP_NUM_THREADS if set, else the node's cores "
+                      "shared among its ranks.",
        .default_value = "0", .minimum = 0, .maximum = 4096},
   };
 }
