@@ -28,7 +28,7 @@ std::vector<std::string> illegal_reasons(const runtime::TrainConfig& config) {
   if (config.comm.backend == "nccl") {
     reasons.push_back(
         "comm.backend = \"nccl\": training on CUDA devices does not exist yet, only its attention does "
-        "(longhaul attention --communicator nccl); use \"mpi\"");
+        "(longhaul attention --communicator nccl); use \"mpi\" or \"loopback\"");
   }
   if (config.training.dtype != runtime::DType::float32 && config.training.dtype != runtime::DType::bfloat16) {
     reasons.push_back(std::string("training.dtype = \"") + runtime::name(config.training.dtype) +
