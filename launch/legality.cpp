@@ -31,7 +31,7 @@ std::vector<std::string> illegal_reasons(const runtime::TrainConfig& config) {
     reasons.push_back(
         "comm.backend = \"nccl\": training on CUDA devices does not exist yet, only its attention "
         "does "
-        "(longhaul attention --communicator nccl); use \"mpi\"");
+        "(longhaul attention --communicator nccl); use \"mpi\" or \"loopback\"");
   }
   if (config.training.dtype != runtime::DType::float32 &&
       config.training.dtype != runtime::DType::bfloat16) {

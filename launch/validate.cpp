@@ -8,6 +8,7 @@
 #include "launch/trainer.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
+#include "runtime/io/sequences.h"
 #include "runtime/metrics.h"
 
 namespace longhaul::launch {
@@ -62,16 +63,20 @@ int run_validate(const ValidateOptions& options) {
   const TrainConfig config =
       runtime::load_config(options.config_path, options.overrides, options.ranks);
   require_legal(config);
-  const runtime::CorpusInfo corpus = runtime::Corpus::open(config.data.corpus).info();
+  const runtime::Corpus opened = runtime::Corpus::open(config.data.corpus);
+  const runtime::CorpusInfo& corpus = opened.info();
   const std::int64_t vocabulary = model_vocabulary(config, corpus);
+  const runtime::Sequences sequences(opened, config.training.seq_len,
+                                     static_cast<std::uint64_t>(config.debug.seed));
 
   fmt::print("# {}: no problems\n", options.config_path);
   fmt::print("# grid        {}\n", grid_text(config));
   fmt::print("# batch       {}\n", batch_text(config));
   fmt::print("# parameters  {}\n", parameters_text(config, vocabulary));
   fmt::print("# attention   {}\n", attention_text(config));
-  fmt::print("# corpus      {} tokens in {} documents, vocabulary {}\n", grouped(corpus.tokens),
-             grouped(corpus.documents), grouped(corpus.vocabulary_size));
+  fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch\n",
+             grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),
+             grouped(sequences.per_epoch()));
   fmt::print("# digest      {:016x}\n\n{}", runtime::digest(config), runtime::to_toml(config));
   return 0;
 }

@@ -31,7 +31,7 @@ class ValidateTest : public testing::Test {
   }
   std::string corpus() const {
     runtime::CorpusWriter writer(folder_.file("corpus.h5"), 256, "bytes");
-    const std::vector<std::int32_t> tokens = {1, 2, 3};
+    const std::vector<std::int32_t> tokens(4096, 1);
     writer.append(tokens);
     writer.end_document();
     writer.finish();
