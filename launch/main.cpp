@@ -49,8 +49,9 @@ std::string shortened(const std::string& message) {
 volatile std::sig_atomic_t continued = 0;
 extern "C" void longhaul_note_continued(int) { continued = 1; }
 
-// Most faults meet all ranks at once, and one message does. Once a rank has told and left, the launcher ends the
-// others: they wait a moment for that before they speak themselves. True when there is no need to.
+// Most faults meet all ranks at once, and one message does. Once a rank has told and left, the
+// launcher ends the others: they wait a moment for that before they speak themselves. True when
+// there is no need to.
 bool told_by_another(int rank) {
   using std::chrono::milliseconds;
   const auto ending = [&] {

@@ -1,4 +1,5 @@
-// What a job of the real program does when a rank dies, stops, is told to stop, or is not like the others.
+// What a job of the real program does when a rank dies, stops, is told to stop, or is not like the
+// others.
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -20,9 +21,13 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kRanks = 4;
 
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 int count(const std::string& text, const std::string& part) {
   int found = 0;
@@ -33,9 +38,11 @@ int count(const std::string& text, const std::string& part) {
 class FaultsTest : public testing::Test {
  protected:
   /// A job in the background that has completed at least this many steps.
-  std::unique_ptr<Process> start(const std::string& name, const std::vector<std::string>& sets, std::int64_t steps) {
+  std::unique_ptr<Process> start(const std::string& name, const std::vector<std::string>& sets,
+                                 std::int64_t steps) {
     auto job = std::make_unique<Process>(mpirun_command(kRanks, job_.train(name, sets)));
-    EXPECT_TRUE(wait_until([&] { return !job->running() || std::ssize(job_.steps(name)) >= steps; }, 50));
+    EXPECT_TRUE(
+        wait_until([&] { return !job->running() || std::ssize(job_.steps(name)) >= steps; }, 50));
     EXPECT_TRUE(job->running()) << job->wait().err;
     return job;
   }
@@ -45,11 +52,12 @@ class FaultsTest : public testing::Test {
         << left.size() << " processes, the first is " << left.begin()->first;
   }
   /// Going on gives what a run without interruption gives, bit for bit.
-  void expect_goes_on_as_if_nothing_happened(const std::string& name, const std::vector<std::string>& sets) {
+  void expect_goes_on_as_if_nothing_happened(const std::string& name,
+                                             const std::vector<std::string>& sets = {}) {
     const ProcessResult resumed = job_.run(kRanks, name, sets);
     EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
     EXPECT_TRUE(has(resumed.out, "resumed  from the checkpoint of step")) << resumed.out;
-    const ProcessResult straight = job_.run(kRanks, "straight", sets);
+    const ProcessResult straight = job_.run(kRanks, "straight");
     EXPECT_EQ(straight.exit_code, 0) << straight.err;
     const StepTexts steps = job_.steps(name);
     EXPECT_EQ(steps.size(), 60u);
@@ -88,7 +96,8 @@ TEST_P(StoppedRank, IsAHangThatNamesItAndItsStep) {
   EXPECT_GE(seconds_since(stopped), kTimeout - 0.5);
   EXPECT_LT(seconds_since(stopped), kTimeout + 2) << result.err;
   // A rank that reports after mpirun has continued the stopped one says "was stopped".
-  const std::regex stopped_rank("\nrank (\\d+) \\([^)]*, pid \\d+\\) (?:was )?stopped.*; step (\\d+), training");
+  const std::regex stopped_rank(
+      "\nrank (\\d+) \\([^)]*, pid \\d+\\) (?:was )?stopped.*; step (\\d+), training");
   std::smatch found;
   ASSERT_TRUE(std::regex_search(result.err, found, stopped_rank)) << result.err;
   EXPECT_EQ(std::stoi(found[1]), rank) << result.err;
@@ -118,10 +127,11 @@ TEST_F(FaultsTest, SignalsMakeAllRanksCheckpointTheSameStepAndStop) {
     ASSERT_EQ(checkpoints.size(), 1u);
     EXPECT_EQ(checkpoints.front(), job_.steps(name).rbegin()->first);
     EXPECT_LT(checkpoints.front(), 60);
-    const ProcessResult inspected = run_longhaul({"inspect", job_.checkpoint(name, checkpoints.front())});
+    const ProcessResult inspected =
+        run_longhaul({"inspect", job_.checkpoint(name, checkpoints.front())});
     EXPECT_EQ(inspected.exit_code, 0) << inspected.err;
     EXPECT_TRUE(has(inspected.out, "intact")) << inspected.out;
-    expect_goes_on_as_if_nothing_happened(name, {});
+    expect_goes_on_as_if_nothing_happened(name);
   }
 }
 
@@ -130,11 +140,12 @@ class OddRank : public FaultsTest {
  protected:
   void expect_disagreement(const std::string& line_of_rank_2, const std::string& what,
                            const std::string& value = "[0-9a-f]+") {
-    const std::string script =
-        job_.folder().write("start", "#!/bin/sh\nif [ \"$OMPI_COMM_WORLD_RANK\" = 2 ]; then " + line_of_rank_2 +
-                                         "; fi\nexec " + longhaul_program() + " \"$@\"\n");
+    const std::string script = job_.folder().write(
+        "start", "#!/bin/sh\nif [ \"$OMPI_COMM_WORLD_RANK\" = 2 ]; then " + line_of_rank_2 +
+                     "; fi\nexec " + longhaul_program() + " \"$@\"\n");
     fs::permissions(script, fs::perms::owner_all);
-    std::vector<std::string> command = mpirun_command(kRanks, job_.train("run", {"data.corpus=corpus.h5"}));
+    std::vector<std::string> command =
+        mpirun_command(kRanks, job_.train("run", {"data.corpus=corpus.h5"}));
     std::ranges::replace(command, longhaul_program(), script);
     ProcessOptions options;
     options.directory = job_.folder().path();
@@ -142,7 +153,8 @@ class OddRank : public FaultsTest {
     EXPECT_EQ(result.exit_code, 77) << result.err;
     EXPECT_LT(result.seconds, 5);
     EXPECT_TRUE(std::regex_search(result.err, std::regex("\n  " + what + ":\n"))) << result.err;
-    EXPECT_TRUE(std::regex_search(result.err, std::regex("\n +" + value + "  ranks? 2\n"))) << result.err;
+    EXPECT_TRUE(std::regex_search(result.err, std::regex("\n +" + value + "  ranks? 2\n")))
+        << result.err;
     EXPECT_TRUE(has(result.err, "ranks 0-1, 3\n")) << result.err;
     EXPECT_LE(count(result.err, "longhaul: error:"), 2) << result.err;
     EXPECT_FALSE(fs::exists(job_.output("run", "metrics.jsonl")));
@@ -152,12 +164,14 @@ class OddRank : public FaultsTest {
 };
 
 TEST_F(OddRank, ConfigurationNamesTheKey) {
-  expect_disagreement("exec " + longhaul_program() + " \"$@\" --set optimizer.lr=2e-3", "config optimizer\\.lr", "0\\.002");
+  expect_disagreement("exec " + longhaul_program() + " \"$@\" --set optimizer.lr=2e-3",
+                      "config optimizer\\.lr", "0\\.002");
 }
 
 TEST_F(OddRank, ConfigurationOfAnotherGridDoesToo) {
-  expect_disagreement("exec " + longhaul_program() + " \"$@\" --set parallelism.context_parallel_degree=3",
-                      "config parallelism\\.context_parallel_degree", "3");
+  expect_disagreement(
+      "exec " + longhaul_program() + " \"$@\" --set parallelism.context_parallel_degree=3",
+      "config parallelism\\.context_parallel_degree", "3");
 }
 
 TEST_F(OddRank, Corpus) {  // in a place of the same name, as on a node's own disk
@@ -192,7 +206,7 @@ TEST_F(FaultsTest, AJobKilledWhileItSavesLeavesACheckpointThatLoads) {
     }
     if (checkpoints.back() > 50) break;
   }
-  expect_goes_on_as_if_nothing_happened("run", sets);
+  expect_goes_on_as_if_nothing_happened("run");
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Runs of the real program that must be the same run: interrupted, on other grids, over another backend.
+// Runs of the real program that must be the same run: interrupted, on other grids, over another
+// backend.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -29,7 +30,8 @@ void expect_close(const StepTexts& actual, const StepTexts& expected) {
 
 TEST(Resume, OnAnyNumberOfRanks) {
   const TrainingJob job;
-  std::vector<std::string> sets = {"training.steps=20", "checkpoint.interval=10", "checkpoint.keep_latest_k=0"};
+  std::vector<std::string> sets = {"training.steps=20", "checkpoint.interval=10",
+                                   "checkpoint.keep_latest_k=0"};
   const ProcessResult straight = job.run(4, "straight", sets);
   ASSERT_EQ(straight.exit_code, 0) << straight.err;
   const StepTexts expected = job.steps("straight");
@@ -42,7 +44,8 @@ TEST(Resume, OnAnyNumberOfRanks) {
     fs::remove_all(job.checkpoint(name, 20));
     const ProcessResult resumed = job.run(ranks, name, sets);
     ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
-    EXPECT_NE(resumed.out.find("resumed  from the checkpoint of step 10"), std::string::npos) << resumed.out;
+    EXPECT_NE(resumed.out.find("resumed  from the checkpoint of step 10"), std::string::npos)
+        << resumed.out;
     if (ranks == 4) {
       EXPECT_EQ(job.steps(name), expected);
     } else {
@@ -53,13 +56,15 @@ TEST(Resume, OnAnyNumberOfRanks) {
 
 TEST(Resume, FromAGivenStep) {
   const TrainingJob job;
-  std::vector<std::string> sets = {"training.steps=6", "checkpoint.interval=2", "checkpoint.keep_latest_k=0"};
+  std::vector<std::string> sets = {"training.steps=6", "checkpoint.interval=2",
+                                   "checkpoint.keep_latest_k=0"};
   ASSERT_EQ(job.run(2, "run", sets).exit_code, 0);
   const StepTexts expected = job.steps("run");
   sets.push_back("checkpoint.resume=4");
   const ProcessResult resumed = job.run(2, "run", sets);
   EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
-  EXPECT_NE(resumed.out.find("resumed  from the checkpoint of step 4"), std::string::npos) << resumed.out;
+  EXPECT_NE(resumed.out.find("resumed  from the checkpoint of step 4"), std::string::npos)
+      << resumed.out;
   EXPECT_EQ(job.steps("run"), expected);
   sets.back() = "checkpoint.resume=3";
   const ProcessResult absent = job.run(0, "run", sets);
@@ -71,9 +76,9 @@ TEST(Backends, LoopbackAndMpiGiveTheSameBits) {
   for (const auto& [data, context] : {std::pair{1, 4}, {2, 2}, {1, 3}}) {
     const std::string grid = std::to_string(data) + "x" + std::to_string(context);
     SCOPED_TRACE(grid);
-    std::vector<std::string> sets = {"training.steps=8",
-                                     "parallelism.context_parallel_degree=" + std::to_string(context),
-                                     "parallelism.data_parallel_replicate_degree=" + std::to_string(data)};
+    std::vector<std::string> sets = {
+        "training.steps=8", "parallelism.context_parallel_degree=" + std::to_string(context),
+        "parallelism.data_parallel_replicate_degree=" + std::to_string(data)};
     const ProcessResult mpi = job.run(data * context, "mpi" + grid, sets);
     ASSERT_EQ(mpi.exit_code, 0) << mpi.err;
     sets.push_back("comm.backend=loopback");

@@ -57,14 +57,17 @@ std::string slurp(const fs::path& path) {
 
 }  // namespace
 
-void write_random_corpus(const std::string& path, std::int64_t tokens, std::int64_t vocabulary, unsigned seed) {
+void write_random_corpus(const std::string& path, std::int64_t tokens, std::int64_t vocabulary,
+                         unsigned seed) {
   std::mt19937 random(seed);
   runtime::CorpusWriter writer(path, vocabulary, "bytes");
   while (tokens > 0) {
-    const std::int64_t length = std::min<std::int64_t>(tokens, 1 + static_cast<std::int64_t>(random() % 200));
+    const std::int64_t length =
+        std::min<std::int64_t>(tokens, 1 + static_cast<std::int64_t>(random() % 200));
     std::vector<std::int32_t> document;
     for (std::int64_t i = 0; i < length; ++i) {
-      document.push_back(static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(vocabulary)));
+      document.push_back(
+          static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(vocabulary)));
     }
     writer.append(document);
     writer.end_document();
@@ -75,8 +78,8 @@ void write_random_corpus(const std::string& path, std::int64_t tokens, std::int6
 
 TrainingJob::TrainingJob() : corpus_(folder_.file("corpus.h5")) {
   write_random_corpus(corpus_, 12'000, 61, 1);
-  config_ = folder_.write("run.toml", kConfig + ("[data]\ncorpus = \"" + corpus_) + "\"\n[job]\noutput_dir = \"" +
-                                          output("out") + "\"\n");
+  config_ = folder_.write("run.toml", kConfig + ("[data]\ncorpus = \"" + corpus_) +
+                                          "\"\n[job]\noutput_dir = \"" + output("out") + "\"\n");
 }
 
 std::string TrainingJob::output(const std::string& name, const std::string& file) const {
@@ -84,13 +87,16 @@ std::string TrainingJob::output(const std::string& name, const std::string& file
   return file.empty() ? path : path + "/" + file;
 }
 
-std::vector<std::string> TrainingJob::train(const std::string& name, const std::vector<std::string>& sets) const {
-  std::vector<std::string> arguments = {"train", config_, "--set", "job.output_dir=" + output(name)};
+std::vector<std::string> TrainingJob::train(const std::string& name,
+                                            const std::vector<std::string>& sets) const {
+  std::vector<std::string> arguments = {"train", config_, "--set",
+                                        "job.output_dir=" + output(name)};
   for (const std::string& set : sets) arguments.insert(arguments.end(), {"--set", set});
   return arguments;
 }
 
-ProcessResult TrainingJob::run(int ranks, const std::string& name, const std::vector<std::string>& sets) const {
+ProcessResult TrainingJob::run(int ranks, const std::string& name,
+                               const std::vector<std::string>& sets) const {
   const std::vector<std::string> arguments = train(name, sets);
   return ranks > 0 ? run_process(mpirun_command(ranks, arguments)) : run_longhaul(arguments);
 }
@@ -100,7 +106,9 @@ StepTexts TrainingJob::steps(const std::string& name) const {
   std::istringstream lines(slurp(output(name, "metrics.jsonl")));
   for (std::string line; std::getline(lines, line);) {
     const std::string step = number_text(line, "step");
-    if (step.empty() || !line.ends_with('}') || line.find("\"record\":\"step\"") == std::string::npos) continue;
+    if (step.empty() || !line.ends_with('}') ||
+        line.find("\"record\":\"step\"") == std::string::npos)
+      continue;
     steps[std::stoll(step)] = number_text(line, "loss") + " " + number_text(line, "grad_norm");
   }
   return steps;

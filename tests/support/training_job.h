@@ -1,5 +1,6 @@
 #pragma once
-// A small training job for tests that run the program: a random corpus, a configuration, and what the run left.
+// A small training job for tests that run the program: a random corpus, a configuration, and what
+// the run left.
 
 #include <functional>
 #include <map>
@@ -15,7 +16,8 @@ using StepTexts = std::map<std::int64_t, std::string>;
 
 class TrainingJob {
  public:
-  /// 12 KB of tokens in documents of all lengths and a model of a few thousand weights, in a folder of its own.
+  /// 12 KB of tokens in documents of all lengths and a model of a few thousand weights, in a folder
+  /// of its own.
   TrainingJob();
 
   const TempDirectory& folder() const { return folder_; }
@@ -24,10 +26,13 @@ class TrainingJob {
   /// Path of something in the output folder `name`.
   std::string output(const std::string& name, const std::string& file = "") const;
 
-  /// Arguments of the program to train into the output folder `name`; `sets` are of the form section.key=value.
-  std::vector<std::string> train(const std::string& name, const std::vector<std::string>& sets = {}) const;
+  /// Arguments of the program to train into the output folder `name`; `sets` are of the form
+  /// section.key=value.
+  std::vector<std::string> train(const std::string& name,
+                                 const std::vector<std::string>& sets = {}) const;
   /// Runs that under mpirun (`ranks` > 0) or without, to its end.
-  ProcessResult run(int ranks, const std::string& name, const std::vector<std::string>& sets = {}) const;
+  ProcessResult run(int ranks, const std::string& name,
+                    const std::vector<std::string>& sets = {}) const;
 
   StepTexts steps(const std::string& name) const;
   /// Steps whose checkpoints are complete, ascending.
@@ -40,7 +45,8 @@ class TrainingJob {
 };
 
 /// Writes a corpus of this many random tokens.
-void write_random_corpus(const std::string& path, std::int64_t tokens, std::int64_t vocabulary, unsigned seed);
+void write_random_corpus(const std::string& path, std::int64_t tokens, std::int64_t vocabulary,
+                         unsigned seed);
 
 /// Processes whose command line names this folder, with their rank (-1: none, such as mpirun).
 std::map<pid_t, int> processes_of(const std::string& folder);
