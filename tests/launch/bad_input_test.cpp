@@ -1,15 +1,13 @@
-// What the real program says to wrong input: exit code, place, remedy, and that it wrote nothing.
+// What the real program says to wrong configurations, corpora, checkpoints and launches: exit code,
+// place, remedy, and that it wrote nothing.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <filesystem>
-#include <functional>
 #include <map>
-#include <set>
 #include <sstream>
 
-#include "runtime/io/corpus.h"
 #include "runtime/io/hdf5.h"
+#include "tests/support/refusal.h"
 #include "tests/support/training_job.h"
 
 namespace longhaul::test {
@@ -18,6 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 namespace hdf5 = runtime::hdf5;
 
+<<<<<<< HEAD
 // Tests may themselves run under a launcher; the program must not think that it does.
 const std::vector<std::string> kLauncherNames = {
     "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK",     "PMI_SIZE",
@@ -38,6 +37,8 @@ std::set<std::string> listing(const fs::path& folder) {
   return names;
 }
 
+=======
+>>>>>>> faults
 // A right configuration, line by line: the cases replace lines of it.
 const std::vector<std::string> kLines = {
     "[job]",                         // 1
@@ -130,11 +131,10 @@ const std::vector<WrongConfig> kWrong = {
       {"18:6: ", "optimizer.lr = true", "got a boolean"}}},
 };
 
-class BadInputTest : public testing::Test {
+class BadInputTest : public RefusalTest {
  protected:
   BadInputTest() { write_random_corpus(path("corpus.h5"), 3000, 61, 1); }
 
-  std::string path(const std::string& name) const { return folder_.file(name); }
   void write_config(const std::map<int, std::string>& replaced) const {
     std::string text;
     for (std::size_t i = 0; i < kLines.size(); ++i) {
@@ -143,6 +143,7 @@ class BadInputTest : public testing::Test {
     }
     folder_.write("run.toml", text);
   }
+<<<<<<< HEAD
   ProcessResult longhaul(const std::vector<std::string>& arguments,
                          const std::map<std::string, std::string>& environment = {}) const {
     return run_longhaul(arguments, options(environment));
@@ -174,6 +175,8 @@ class BadInputTest : public testing::Test {
     options.directory = folder_.path();
     return options;
   }
+=======
+>>>>>>> faults
 };
 
 TEST_F(BadInputTest, WrongConfigurationsAreReportedWithEveryProblemAndNothingIsWritten) {
@@ -326,6 +329,7 @@ TEST_F(BadInputTest, OneRankEachWhereSlurmStartedFour) {
                  {{"SLURM_STEP_ID", "0"}, {"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "4"}});
 }
 
+<<<<<<< HEAD
 /// Cases of `longhaul attention`, damaged one way at a time.
 class BadAttentionTest : public BadInputTest {
  protected:
@@ -534,5 +538,7 @@ TEST_F(BadAttentionTest, RanksThatMpirunDidNotStart) {
   EXPECT_FALSE(fs::exists(path("result.h5")));
 }
 
+=======
+>>>>>>> faults
 }  // namespace
 }  // namespace longhaul::test

@@ -53,11 +53,15 @@ class FaultsTest : public testing::Test {
   }
   /// Going on gives what a run without interruption gives, bit for bit.
   void expect_goes_on_as_if_nothing_happened(const std::string& name,
+<<<<<<< HEAD
                                              const std::vector<std::string>& sets) {
+=======
+                                             const std::vector<std::string>& sets = {}) {
+>>>>>>> faults
     const ProcessResult resumed = job_.run(kRanks, name, sets);
     EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
     EXPECT_TRUE(has(resumed.out, "resumed  from the checkpoint of step")) << resumed.out;
-    const ProcessResult straight = job_.run(kRanks, "straight", sets);
+    const ProcessResult straight = job_.run(kRanks, "straight");
     EXPECT_EQ(straight.exit_code, 0) << straight.err;
     const StepTexts steps = job_.steps(name);
     EXPECT_EQ(steps.size(), 60u);
@@ -131,7 +135,7 @@ TEST_F(FaultsTest, SignalsMakeAllRanksCheckpointTheSameStepAndStop) {
         run_longhaul({"inspect", job_.checkpoint(name, checkpoints.front())});
     EXPECT_EQ(inspected.exit_code, 0) << inspected.err;
     EXPECT_TRUE(has(inspected.out, "intact")) << inspected.out;
-    expect_goes_on_as_if_nothing_happened(name, {});
+    expect_goes_on_as_if_nothing_happened(name);
   }
 }
 
@@ -206,7 +210,7 @@ TEST_F(FaultsTest, AJobKilledWhileItSavesLeavesACheckpointThatLoads) {
     }
     if (checkpoints.back() > 50) break;
   }
-  expect_goes_on_as_if_nothing_happened("run", sets);
+  expect_goes_on_as_if_nothing_happened("run");
 }
 
 }  // namespace

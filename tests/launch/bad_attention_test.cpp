@@ -1,0 +1,227 @@
+// What `longhaul attention` says to malformed cases and illegal combinations.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+#include <map>
+
+#include "runtime/io/hdf5.h"
+#include "tests/support/refusal.h"
+
+namespace longhaul::test {
+namespace {
+
+namespace fs = std::filesystem;
+namespace hdf5 = runtime::hdf5;
+
+/// Cases of `longhaul attention`, damaged one way at a time.
+class BadAttentionTest : public RefusalTest {
+ protected:
+  static constexpr std::int64_t kBatch = 2, kTokens = 12, kHeads = 2, kDim = 4;
+
+  template <class T>
+  using Data = std::pair<hdf5::Extents, std::vector<T>>;
+  struct Case {
+    std::map<std::string, Data<float>> floats;
+    std::map<std::string, Data<std::int64_t>> integers;
+    std::map<std::string, Data<double>> doubles = {};
+  };
+
+  static Data<float> zeros(const hdf5::Extents& sizes) {
+    std::int64_t elements = 1;
+    for (const std::int64_t size : sizes) elements *= size;
+    return {sizes, std::vector<float>(static_cast<std::size_t>(elements))};
+  }
+  static Case good() {
+    Case right;
+    for (const char* name : {"q", "k", "v", "dout"})
+      right.floats[name] = zeros({kBatch, kTokens, kHeads, kDim});
+    right.integers["documents"] = {{3}, {0, 5, 12}};
+    right.integers["slices"] = {{2, 5}, {0, 6, 0, 6, 1, 6, 12, 0, 12, 1}};
+    return right;
+  }
+  void write(const Case& which) const {
+    fs::remove(path("case.h5"));
+    hdf5::File file = hdf5::File::create(path("case.h5"));
+    const auto write_all = [&]<class T>(const std::map<std::string, Data<T>>& datasets) {
+      for (const auto& [name, data] : datasets) file.write<T>(name, data.first, data.second);
+    };
+    write_all(which.floats);
+    write_all(which.integers);
+    write_all(which.doubles);
+    file.close();
+  }
+  static std::vector<std::string> replay(const std::vector<std::string>& more = {}) {
+    std::vector<std::string> arguments = {"attention", "case.h5", "--output", "result.h5"};
+    if (std::ranges::find(more, "--communicator") == more.end())
+      arguments.insert(arguments.end(), {"--communicator", "loopback"});
+    if (std::ranges::find(more, "--ranks") == more.end())
+      arguments.insert(arguments.end(), {"--ranks", "3"});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+};
+
+TEST_F(BadAttentionTest, MalformedCasesAreDataErrors) {
+  write(good());
+  for (const char* mask : {"full", "causal", "documents", "slices"}) {
+    const ProcessResult result = longhaul(replay({"--mask", mask}));
+    EXPECT_EQ(result.exit_code, 0) << mask << result.err;
+  }
+  fs::remove(path("result.h5"));
+  struct Malformed {
+    const char* what;
+    const char* mask;
+    std::function<void(Case&)> damage;
+    std::vector<std::string> parts;
+  };
+  const std::vector<Malformed> cases = {
+      {"no q", "full", [](Case& c) { c.floats.erase("q"); }, {"'q'"}},
+      {"no v", "full", [](Case& c) { c.floats.erase("v"); }, {"'v'"}},
+      {"rank 3",
+       "full",
+       [](Case& c) {
+         c.floats["k"] = zeros({kTokens, kHeads, kDim});
+       },
+       {"'k'"}},
+      {"float64",
+       "full",
+       [](Case& c) {
+         c.floats.erase("q");
+         c.doubles["q"] = {{1, 1, 1, 1}, {0}};
+       },
+       {"'q'", "float64"}},
+      {"k of another length",
+       "full",
+       [](Case& c) {
+         c.floats["k"] = zeros({kBatch, 11, kHeads, kDim});
+       },
+       {"'k'", "11", "12"}},
+      {"v of another batch",
+       "full",
+       [](Case& c) {
+         c.floats["v"] = zeros({1, kTokens, kHeads, kDim});
+       },
+       {"'v'"}},
+      {"k of another dim",
+       "full",
+       [](Case& c) {
+         c.floats["k"] = zeros({kBatch, kTokens, kHeads, 3});
+       },
+       {"'k'"}},
+      {"heads that do not divide",
+       "full",
+       [](Case& c) {
+         c.floats["k"] = c.floats["v"] = zeros({kBatch, kTokens, 3, kDim});
+       },
+       {"2 query heads over 3"}},
+      {"dout of another size",
+       "full",
+       [](Case& c) {
+         c.floats["dout"] = zeros({kBatch, kTokens, 1, kDim});
+       },
+       {"'dout'"}},
+      {"no documents",
+       "documents",
+       [](Case& c) { c.integers.erase("documents"); },
+       {"'documents'"}},
+      {"documents end early",
+       "documents",
+       [](Case& c) {
+         c.integers["documents"].second = {0, 5, 11};
+       },
+       {"'documents'", "11", "12"}},
+      {"documents begin late",
+       "documents",
+       [](Case& c) {
+         c.integers["documents"].second = {1, 5, 12};
+       },
+       {"document"}},
+      {"documents decrease",
+       "documents",
+       [](Case& c) {
+         c.integers["documents"] = {{4}, {0, 7, 5, 12}};
+       },
+       {"document"}},
+      {"no document",
+       "documents",
+       [](Case& c) {
+         c.integers["documents"] = {{0}, {}};
+       },
+       {"'documents'"}},
+      {"documents of rank 2",
+       "documents",
+       [](Case& c) {
+         c.integers["documents"].first = {3, 1};
+       },
+       {"'documents'"}},
+      {"no slices", "slices", [](Case& c) { c.integers.erase("slices"); }, {"'slices'"}},
+      {"four columns",
+       "slices",
+       [](Case& c) {
+         c.integers["slices"] = {{1, 4}, {0, 6, 0, 6}};
+       },
+       {"'slices'", "5"}},
+      {"type 7",
+       "slices",
+       [](Case& c) { c.integers["slices"].second[9] = 7; },
+       {"'slices'", "row 1", "type 7"}},
+      {"type -1",
+       "slices",
+       [](Case& c) { c.integers["slices"].second[4] = -1; },
+       {"'slices'", "row 0", "type -1"}},
+      {"past the end",
+       "slices",
+       [](Case& c) { c.integers["slices"].second[6] = 13; },
+       {"'slices'", "row 1", "13"}},
+      {"backwards",
+       "slices",
+       [](Case& c) { c.integers["slices"].second[0] = 7; },
+       {"'slices'", "row 0"}},
+      {"overlapping", "slices", [](Case& c) { c.integers["slices"].second[5] = 3; }, {"overlap"}},
+  };
+  for (const Malformed& malformed : cases) {
+    SCOPED_TRACE(malformed.what);
+    Case which = good();
+    malformed.damage(which);
+    write(which);
+    std::vector<std::string> parts = malformed.parts;
+    parts.push_back("case.h5");
+    expect_refused(65, parts, replay({"--mask", malformed.mask}));
+  }
+  write_text(path("case.h5"), "not an HDF5 file");
+  expect_refused(65, {"case.h5"}, replay());
+}
+
+TEST_F(BadAttentionTest, IllegalCombinationsAreConfigurationErrors) {
+  write(good());
+  const std::vector<std::pair<std::vector<std::string>, std::string>> illegal = {
+      {{"--scheme", "wring"}, "ring"},
+      {{"--layout", "zigzack"}, "contiguous, zigzag"},
+      {{"--mask", "document"}, "full, causal, documents or slices"},
+      {{"--dtype", "float16"}, "float16"},
+      {{"--dtype", "float64"}, "float32 or bfloat16"},
+      {{"--wire-dtype", "int8"}, "int8"},
+      {{"--communicator", "tcp"}, "mpi, loopback or nccl"},
+      {{"--communicator", "nccl"}, "--device cuda"},
+      {{"--device", "tpu"}, "cpu or cuda"},
+  };
+  for (const auto& [arguments, part] : illegal) {
+    SCOPED_TRACE(arguments[1]);
+    expect_refused(78, {part}, replay(arguments));
+  }
+  expect_refused(64, {"--ranks"}, replay({"--ranks", "0"}));
+}
+
+TEST_F(BadAttentionTest, RanksThatMpirunDidNotStart) {
+  write(good());
+  const ProcessResult result =
+      mpirun(3, {"attention", "case.h5", "--output", "result.h5", "--ranks", "2"});
+  EXPECT_EQ(result.exit_code, 69) << result.err;
+  EXPECT_TRUE(has(result.err, "mpirun -np 2")) << result.err;
+  EXPECT_FALSE(fs::exists(path("result.h5")));
+}
+
+}  // namespace
+}  // namespace longhaul::test
