@@ -312,15 +312,10 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
     // The process ends now. Streams may be blocked on peers that are gone: nothing may wait for
     // them.
     std::string text = error.what();
-<<<<<<< HEAD
-    if (error.code() == ExitCode::hang)
-      text += "\n" + runtime::hang_report(flight_folder(config), session.size());
-=======
     if (error.code() == ExitCode::hang) {
       text = "a wait outlived comm.timeout_seconds; what the ranks were doing:\n" +
              runtime::hang_report(flight_folder(config), session.size()) + "the wait: " + text;
     }
->>>>>>> faults
     static_cast<void>(trainer.release());
     static_cast<void>(world.release());
     static_cast<void>(recorder.release());

@@ -53,11 +53,7 @@ class FaultsTest : public testing::Test {
   }
   /// Going on gives what a run without interruption gives, bit for bit.
   void expect_goes_on_as_if_nothing_happened(const std::string& name,
-<<<<<<< HEAD
-                                             const std::vector<std::string>& sets) {
-=======
                                              const std::vector<std::string>& sets = {}) {
->>>>>>> faults
     const ProcessResult resumed = job_.run(kRanks, name, sets);
     EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
     EXPECT_TRUE(has(resumed.out, "resumed  from the checkpoint of step")) << resumed.out;
