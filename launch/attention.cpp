@@ -1,7 +1,5 @@
 #include "launch/attention.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -15,6 +13,7 @@
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
 #include "runtime/comm/nccl.h"
+#include "runtime/cores.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
@@ -221,8 +220,7 @@ AttentionResult run_rank(const Replay& replay, Communicator& world,
 
 Stream compute_stream(const AttentionOptions& options, int local_rank, int local_size) {
   if (options.device == "cpu") {
-    const int cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-    return Stream::cpu("compute", std::max(1, cores / local_size));
+    return Stream::cpu("compute", runtime::threads_per_rank(local_size));
   }
   const int devices = runtime::cuda_device_count();
   if (devices == 0)
@@ -295,6 +293,7 @@ int run_process(const AttentionOptions& options) {
 
 int run_attention(const AttentionOptions& options) {
   check_options(options);
+  check_result_path(options.output_path, options.case_path);
   return options.communicator == "loopback" ? run_loopback_ranks(options) : run_process(options);
 }
 

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "runtime/error.h"
+#include "runtime/io/file.h"
 #include "runtime/io/hdf5.h"
 
 namespace longhaul::launch {
@@ -110,12 +111,33 @@ AttentionCase read_attention_case(const std::string& path, const std::string& ma
   return input;
 }
 
+void check_result_path(const std::string& path, const std::string& case_path) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;  // a path that does not exist is what is wanted
+  if (fs::exists(path, ignored)) {
+    if (fs::equivalent(path, case_path, ignored)) {
+      fail(ExitCode::usage, "--output ", path, " is the case itself; give another file");
+    }
+    if (!fs::is_regular_file(path, ignored)) {
+      fail(ExitCode::usage, "--output ", path, " is no regular file; give another one");
+    }
+  }
+  const fs::path folder =
+      fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
+  if (!fs::is_directory(folder, ignored)) {
+    fail(ExitCode::io, "--output ", path, ": there is no folder ", folder.string());
+  }
+}
+
 void write_attention_result(const std::string& path, const AttentionCase& input,
                             const AttentionResult& result, const std::string& scheme,
                             const std::string& layout) {
-  std::error_code ignored;  // create() below reports what is in the way
-  std::filesystem::remove(path, ignored);
-  hdf5::File file = hdf5::File::create(path);
+  const std::string unfinished = path + "." + runtime::unique_suffix();
+  runtime::Cleanup cleanup([&] {
+    std::error_code ignored;  // it may never have been made
+    std::filesystem::remove(unfinished, ignored);
+  });
+  hdf5::File file = hdf5::File::create(unfinished);
   const auto write = [&](const char* name, const hdf5::Extents& sizes,
                          const std::vector<float>& values) {
     file.write<float>(name, sizes, values);
@@ -143,6 +165,10 @@ void write_attention_result(const std::string& path, const AttentionCase& input,
   file.set_attribute("ranks", ranks);
   file.set_attribute("seconds", result.seconds);
   file.close();
+  std::error_code error;
+  std::filesystem::rename(unfinished, path, error);
+  if (error) fail(ExitCode::io, path, ": cannot be replaced: ", error.message());
+  cleanup.dismiss();
 }
 
 }  // namespace longhaul::launch

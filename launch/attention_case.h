@@ -35,7 +35,12 @@ struct AttentionResult {
   double seconds = 0;                    ///< of the slowest rank, forward and backward
 };
 
-/// Writes lse as [B, H, S], everything else as in the case. Replaces an existing file.
+/// Throws Error(usage) when `path` is the case itself or no regular file, Error(io) when its folder
+/// is missing. For use before anything is computed.
+void check_result_path(const std::string& path, const std::string& case_path);
+
+/// Writes lse as [B, H, S], everything else as in the case. The file appears, or replaces an older
+/// one, only when it is complete.
 void write_attention_result(const std::string& path, const AttentionCase& input,
                             const AttentionResult& result, const std::string& scheme,
                             const std::string& layout);

@@ -136,6 +136,11 @@ void add_report(CLI::App& app, Action& action) {
   verb->add_option("--baseline", options->baseline_path, "metrics.jsonl to compare with");
   verb->add_option("--plot", options->plot_path, "Write the loss curve to this SVG file");
   verb->add_option("--corpus", options->corpus_path, "Corpus whose unigram entropy to show");
+  verb->add_option("--max-entropy-ratio", options->max_entropy_ratio,
+                   "Fail (70) when the last loss is more than this much of the unigram entropy");
+  verb->add_option(
+      "--max-parity", options->max_parity,
+      "Fail (70) when losses or gradient norms differ more than this from the baseline's");
 }
 
 int explain(const CLI::App& app, const CLI::ParseError& error) {

@@ -91,6 +91,7 @@ int report(ExitCode code, std::string message) {
 int main(int argc, char** argv) {
   // Under mpirun stdout is a pipe; progress must not wait for a full block.
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 14);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(), exit 74
   if (launcher_rank() >= 0) std::signal(SIGCONT, longhaul_note_continued);
   int code = 0;
   try {
@@ -103,6 +104,12 @@ int main(int argc, char** argv) {
     code = report(ExitCode::internal, error.what());
   } catch (...) {
     code = report(ExitCode::internal, "an exception of an unknown type");
+  }
+  // After an error threads may still wait for peers that are gone: no destructor of a static may
+  // run beside them.
+  if (code != 0) {
+    std::fflush(stdout);
+    std::_Exit(code);
   }
   if ((std::fflush(stdout) != 0 || std::ferror(stdout) != 0) && code == 0) {
     code = report(ExitCode::io, "writing to standard output failed");

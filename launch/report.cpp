@@ -143,6 +143,34 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
   return table;
 }
 
+namespace {
+
+/// Throws unless the run keeps the limits asked for. What is not a number keeps none.
+void check_limits(const ReportOptions& options, const MetricsLog& run,
+                  std::optional<double> entropy, const MetricsLog* baseline) {
+  if (options.max_entropy_ratio > 0) {
+    if (!entropy || run.steps.empty())
+      fail(ExitCode::internal, "no loss or no unigram entropy to judge the run by");
+    const double ratio = run.steps.back().loss / *entropy;
+    if (!(ratio <= options.max_entropy_ratio)) {
+      fail(ExitCode::internal, "the last loss is ", ratio,
+           " of the unigram entropy; expected at most ", options.max_entropy_ratio);
+    }
+  }
+  if (options.max_parity > 0) {
+    const Parity parity = baseline != nullptr ? compare_runs(run, *baseline) : Parity{};
+    if (parity.steps == 0)
+      fail(ExitCode::internal, "no step in common with a baseline to judge parity by");
+    const double worst = larger(parity.loss, parity.grad_norm);
+    if (!(worst <= options.max_parity)) {
+      fail(ExitCode::internal, "losses or gradient norms differ from the baseline by ", worst,
+           "; expected at most ", options.max_parity);
+    }
+  }
+}
+
+}  // namespace
+
 int run_report(const ReportOptions& options) {
   const MetricsLog run = runtime::read_metrics(options.metrics_path);
   std::optional<MetricsLog> baseline;
@@ -159,6 +187,7 @@ int run_report(const ReportOptions& options) {
   }
   std::fputs(summary_table(run, entropy, other).c_str(), stdout);
   if (!options.plot_path.empty()) fmt::print("{:<18}{}\n", "loss curve", options.plot_path);
+  check_limits(options, run, entropy, other);
   return 0;
 }
 

@@ -3,11 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
-#include <cstdlib>
 #include <sstream>
 
-#include "launch/legality.h"
 #include "launch/trainer.h"
 #include "models/flops.h"
 #include "runtime/build_info.h"
@@ -15,6 +14,7 @@
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
+#include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/metrics.h"
 #include "runtime/peak.h"
@@ -23,7 +23,6 @@
 namespace longhaul::launch {
 namespace {
 
-namespace fs = std::filesystem;
 using runtime::Communicator;
 using runtime::Error;
 using runtime::ExitCode;
@@ -39,20 +38,23 @@ struct Place {
 };
 
 int threads_of(const TrainConfig& config, const Place& place) {
-  if (config.debug.threads > 0) return static_cast<int>(config.debug.threads);
-  const char* given = std::getenv("OMP_NUM_THREADS");  // a job script's or a user's choice
-  if (given != nullptr && std::atoi(given) > 0) return std::atoi(given);
-  const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-  return std::max(1, static_cast<int>(cores) / place.local_size);
+  return config.debug.threads > 0 ? static_cast<int>(config.debug.threads)
+                                  : runtime::threads_per_rank(place.local_size);
 }
 
-/// fp32 FMA rate of all hosts together, measured by one rank of each while the others wait.
+/// fp32 FMA rate of the cores that all ranks may use, measured by one rank of each host while the
+/// others wait.
 double measure_peak_flops(Communicator& world, const Place& place, const runtime::Stream& stream) {
-  const int cores = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  const double own = place.local_rank == 0 ? runtime::measure_fma_flops(cores, 0.2) : 0.0;
+  double host = 0;
+  if (place.local_rank == 0) {
+    const int own = runtime::available_cores();
+    host = runtime::measure_fma_flops(own, 0.2) * runtime::host_cores(place.local_size) / own;
+  }
   double total = 0;
-  for (const auto& rank : runtime::gather_numbers(world, {own}, stream, runtime::deadline_in(3600)))
+  for (const auto& rank :
+       runtime::gather_numbers(world, {host}, stream, runtime::deadline_in(3600))) {
     total += rank[0];
+  }
   return total;
 }
 
@@ -82,7 +84,6 @@ runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& 
   header.corpus_digest = corpus.digest();
   header.corpus_tokens = corpus.info().tokens;
   header.vocabulary_size = corpus.info().vocabulary_size;
-  header.unigram_entropy = corpus.unigram_entropy();
   header.flop_convention =
       "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
       "pair; "
@@ -106,6 +107,12 @@ void print_start(const runtime::RunHeader& header, const TrainConfig& config,
               runtime::grouped(config.training.tokens_per_step).c_str(),
               runtime::grouped(config.training.seq_len).c_str(), header.accumulation_steps,
               config.training.micro_batch_size);
+  if (resumed_step >= config.training.steps) {
+    std::printf(
+        "done     all %ld steps of this run are in its checkpoint of step %ld; nothing to do\n",
+        config.training.steps, resumed_step);
+    return;
+  }
   if (resumed_step > 0) std::printf("resumed  from the checkpoint of step %ld\n", resumed_step);
 }
 
@@ -159,18 +166,39 @@ class Reporter {
   std::int64_t steps_ = 0;
 };
 
+/// Initialises or loads; returns the step that the run goes on from.
 std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
                     const runtime::Stream& stream) {
   using Kind = runtime::Resume::Kind;
   trainer.initialise();
-  if (!config.checkpoint.enable || config.checkpoint.resume.kind == Kind::never) return 0;
+  if (!config.checkpoint.enable) return 0;
   const std::string folder = runtime::checkpoint_folder(config);
-  if (config.checkpoint.resume.kind == Kind::step) {
-    trainer.load(runtime::Checkpoint::open(folder, config.checkpoint.resume.step, world, stream));
-  } else if (const auto newest = runtime::Checkpoint::open_newest(folder, world, stream)) {
-    trainer.load(*newest);
+  const Kind kind = config.checkpoint.resume.kind;
+  if (kind == Kind::automatic) {
+    if (const auto newest = runtime::Checkpoint::open_newest(folder, world, stream)) {
+      trainer.load(*newest);
+    }
+    return trainer.completed_steps();
   }
+  if (kind == Kind::step) {
+    trainer.load(runtime::Checkpoint::open(folder, config.checkpoint.resume.step, world, stream));
+  }
+  if (world.rank() == 0) {
+    const auto aside = runtime::set_aside_newer_checkpoints(folder, trainer.completed_steps());
+    if (!aside.empty()) {
+      std::printf("later checkpoints of an earlier run are now in %s\n", aside.c_str());
+    }
+  }
+  world.barrier(stream);
+  stream.synchronize(runtime::deadline_in(3600));
   return trainer.completed_steps();
+}
+
+const char* stop_hint(const TrainConfig& config) {
+  if (!config.checkpoint.enable) return "checkpoint.enable is false, so nothing was saved";
+  return config.checkpoint.resume.kind == runtime::Resume::Kind::automatic
+             ? "start the same command again to go on"
+             : "start it again with checkpoint.resume = \"auto\" to go on";
 }
 
 /// The loop of one rank.
@@ -184,6 +212,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   const std::int64_t resumed_step = resume(trainer, config, world, stream);
 
   runtime::RunHeader header = run_header(config, data.corpus, trainer);
+  if (world.rank() == 0) header.unigram_entropy = data.corpus.unigram_entropy();
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   std::unique_ptr<Reporter> reporter;
@@ -203,12 +232,12 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
       trainer.save(checkpoints, config.checkpoint.keep_latest_k);
     }
     if (result.stop_requested && !last) {
-      if (reporter) {
-        std::printf("stopped  after step %ld at a signal's request; %s\n", step,
-                    config.checkpoint.enable ? "start the same command again to go on"
-                                             : "checkpoint.enable is false, so nothing was saved");
-      }
-      return static_cast<int>(ExitCode::preempted);
+      if (reporter)
+        std::printf("stopped  after step %ld at a signal's request; %s\n", step, stop_hint(config));
+      if (config.checkpoint.enable) return static_cast<int>(ExitCode::preempted);
+      // 75 promises a checkpoint. Without one the job ends as the signal would have ended it.
+      const int signal = runtime::signals::requested();
+      return 128 + (signal != 0 ? signal : SIGUSR1);
     }
   }
   return static_cast<int>(ExitCode::done);
@@ -285,6 +314,19 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   return codes.front();
 }
 
+/// Adds to a hang what every rank was doing; rethrows anything else as it is.
+[[noreturn]] void explain_and_rethrow(const TrainConfig& config, int ranks) {
+  try {
+    throw;
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::hang) throw;
+    throw Error(ExitCode::hang,
+                "a wait outlived comm.timeout_seconds; what the ranks were doing:\n" +
+                    runtime::hang_report(flight_folder(config), ranks) +
+                    "the wait: " + error.what());
+  }
+}
+
 int train_mpi(TrainConfig config, const TrainingData& data) {
   runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
   runtime::check_launcher(
@@ -308,18 +350,13 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
     world.reset();
     session.close();
     return code;
-  } catch (const Error& error) {
+  } catch (...) {
     // The process ends now. Streams may be blocked on peers that are gone: nothing may wait for
     // them.
-    std::string text = error.what();
-    if (error.code() == ExitCode::hang) {
-      text = "a wait outlived comm.timeout_seconds; what the ranks were doing:\n" +
-             runtime::hang_report(flight_folder(config), session.size()) + "the wait: " + text;
-    }
     static_cast<void>(trainer.release());
     static_cast<void>(world.release());
     static_cast<void>(recorder.release());
-    throw Error(error.code(), text);
+    explain_and_rethrow(config, session.size());
   }
 }
 
@@ -328,11 +365,8 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
   TrainConfig config = runtime::load_config(options.config_path, options.overrides);
-  require_legal(config);
   const TrainingData data(config);
   if (config.comm.backend == "mpi") return train_mpi(config, data);
-  if (config.parallelism.context_parallel_degree == -1)
-    config.parallelism.context_parallel_degree = 1;
   return train_loopback(config, data);
 }
 

@@ -39,7 +39,7 @@ struct StepResult {
   std::int64_t area = 0;  ///< (query, key) pairs of all masks of the step
   double seconds = 0;
   double comm_seconds = 0;        ///< compute waited for communication, largest over ranks
-  std::int64_t memory_bytes = 0;  ///< peak of live tensors, largest over ranks
+  std::int64_t memory_bytes = 0;  ///< peak of the compute stream's live tensors, largest over ranks
   bool stop_requested = false;    ///< some rank was asked to stop
 };
 

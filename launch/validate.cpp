@@ -4,7 +4,6 @@
 
 #include <cstdio>
 
-#include "launch/legality.h"
 #include "launch/trainer.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
@@ -62,7 +61,6 @@ int run_validate(const ValidateOptions& options) {
   if (options.config_path.empty()) fail(ExitCode::usage, "validate needs a CONFIG (or --keys)");
   const TrainConfig config =
       runtime::load_config(options.config_path, options.overrides, options.ranks);
-  require_legal(config);
   const runtime::Corpus opened = runtime::Corpus::open(config.data.corpus);
   const runtime::CorpusInfo& corpus = opened.info();
   const std::int64_t vocabulary = model_vocabulary(config, corpus);

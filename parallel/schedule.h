@@ -61,7 +61,7 @@ std::int64_t cell_bytes(SlotKind kind, const Shapes& shapes,
 enum class Role : unsigned char {
   input,   ///< bound to the caller's tensors, read only
   output,  ///< bound to the caller's tensors, complete at the end
-  saved,   ///< from forward to its backward
+  saved,   ///< from forward to its backward; for schemes that keep more than out and LSE
   scratch  ///< the executor's
 };
 
@@ -139,7 +139,7 @@ constexpr int kCompute = 0;  ///< stream 0; stream c >= 1 is communication chann
 struct Step {
   Operation operation;
   int stream = kCompute;
-  int phase = 0;           ///< 0 up to the first exchange, 1 attention, 2 return
+  int phase = 0;           ///< 0 up to the first exchange, 1 what follows
   std::vector<int> waits;  ///< steps of other streams that must be complete; derived by the builder
 };
 

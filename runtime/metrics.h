@@ -44,7 +44,7 @@ struct StepMetrics {
   std::int64_t memory_bytes = 0;
   double comm_seconds = 0;  ///< compute waited for communication
   std::int64_t epoch = 0;
-  std::int64_t cursor = 0;          ///< global token cursor after the step
+  std::int64_t cursor = 0;  ///< global sequence cursor after the step: sequences taken so far
   std::int64_t attention_area = 0;  ///< (query, key) pairs of the masks
   bool operator==(const StepMetrics&) const = default;
 };

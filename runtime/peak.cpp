@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/stream.h"
 
@@ -107,7 +108,7 @@ double measure_fma_flops(int threads, double seconds) {
 }
 
 PeakRate measure_peak(int threads, double seconds) {
-  if (threads <= 0) threads = omp_get_max_threads();
+  if (threads <= 0) threads = available_cores();
   return {measure_fma_flops(1, seconds), measure_fma_flops(threads, seconds), threads};
 }
 

@@ -15,7 +15,7 @@ struct PeakRate {
 /// Error(launch) on a CPU without AVX2 and FMA.
 double measure_fma_flops(int threads, double seconds);
 
-/// One thread, then all. `threads` <= 0: as many as OpenMP would use.
+/// One thread, then all. `threads` <= 0: all cores that this process may use.
 PeakRate measure_peak(int threads, double seconds);
 
 /// CPU seconds of the calling thread.

@@ -1,6 +1,6 @@
 #pragma once
-// A scheme is a pure function from mask, layout and shapes to every rank's program. One file each;
-// a new scheme is one file here and one line in scheme.cpp.
+// A scheme is a pure function from mask, layout and shapes to every rank's program; one file each.
+// How to add one is in parallel/README.md.
 
 #include <functional>
 #include <optional>

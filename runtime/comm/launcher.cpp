@@ -95,10 +95,11 @@ ClaimedPlace claimed_place(const Environment& environment) {
 void check_srun_offers_pmi(const Environment& environment) {
   if (!in_slurm_step(environment)) return;
   if (environment.contains("PMIX_RANK") || environment.contains("PMI_RANK")) return;
-  fail(ExitCode::launch,
-       "srun started this process without PMIx, so MPI cannot find the other tasks; start with "
-       "`srun --mpi=pmix` (`srun --mpi=list` shows what Slurm offers) or with `mpirun` in the "
-       "batch script");
+  const int tasks = number(environment, "SLURM_STEP_NUM_TASKS").value_or(1);
+  fail(ExitCode::launch, "srun started ", tasks,
+       " tasks without PMIx, so MPI would see 1 rank in each; start with `srun --mpi=pmix` (`srun "
+       "--mpi=list` shows what Slurm offers) or with `mpirun -np ",
+       tasks, "` in the batch script");
 }
 
 void check_launcher(const Environment& environment, const MpiPlace& mpi) {

@@ -185,6 +185,14 @@ void check_grid(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
   parallelism.context_parallel_degree = grid.context;
 }
 
+void check_backend(ConfigDraft& draft) {
+  if (!draft.good({"comm.backend"}) || draft.config.comm.backend != "nccl") return;
+  draft.key_problem(
+      "comm.backend", "\"nccl\"",
+      "training on CUDA devices does not exist yet, only its attention does (longhaul attention "
+      "--communicator nccl); use \"mpi\" or \"loopback\"");
+}
+
 }  // namespace
 
 void check_rules(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
@@ -193,6 +201,7 @@ void check_rules(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
   check_steps(draft);
   check_files(draft);
   check_grid(draft, world_size);
+  check_backend(draft);
 }
 
 GridShape resolve_grid(const ParallelismConfig& parallelism, std::int64_t world_size) {

@@ -90,7 +90,8 @@ std::vector<ConfigKey> declare() {
       {LONGHAUL_KEY(optimizer, eps), .explanation = "Added to the root of the second moment.",
        .default_value = "1e-8", .minimum = 0, .above_minimum = true},
       {LONGHAUL_KEY(optimizer, weight_decay),
-       .explanation = "Decoupled weight decay of matrices; norm weights are exempt.",
+       .explanation = "Decoupled weight decay of matrices; norms and the embedding (with it a tied "
+                      "head) are exempt.",
        .default_value = "0.1", .minimum = 0},
 
       {LONGHAUL_KEY(lr_scheduler, warmup_steps),
@@ -142,8 +143,8 @@ std::vector<ConfigKey> declare() {
        .explanation = "Older checkpoints are removed after a newer one is complete; 0 keeps all.",
        .default_value = "2", .minimum = 0, .maximum = kMaxTokens},
       {LONGHAUL_KEY(checkpoint, resume),
-       .explanation =
-           "`auto`: from the newest checkpoint that verifies, if there is one; `never`; or a step.",
+       .explanation = "`auto`: from the newest checkpoint, if there is one (a damaged one is "
+                      "refused, exit 65); `never`; or a step.",
        .default_value = "\"auto\"", .choices = {"auto", "never"}, .minimum = 0,
        .maximum = kMaxTokens},
 
@@ -154,7 +155,7 @@ std::vector<ConfigKey> declare() {
       {LONGHAUL_KEY(comm, backend),
        .explanation = "`mpi`: processes of mpirun or srun; `loopback`: ranks as threads of one "
                       "process; `nccl`: "
-                      "device memory between GPUs.",
+                      "device memory between GPUs, refused by train until it runs on GPUs.",
        .default_value = "\"mpi\"", .choices = {"mpi", "loopback", "nccl"}},
       {LONGHAUL_KEY(comm, timeout_seconds),
        .explanation = "A wait for another rank that lasts longer ends the job with exit code 76.",
@@ -164,8 +165,8 @@ std::vector<ConfigKey> declare() {
        .explanation = "Seed of initial weights and of the order of documents.",
        .default_value = "1", .minimum = 0, .maximum = static_cast<double>(std::int64_t{1} << 53)},
       {LONGHAUL_KEY(debug, deterministic),
-       .explanation =
-           "Refuse whatever may differ from run to run. Every CPU path repeats bit for bit anyway.",
+       .explanation = "Promise bitwise reruns. Changes nothing yet: everything that trains repeats "
+                      "bit for bit.",
        .default_value = "false"},
       {LONGHAUL_KEY(debug, threads),
        .explanation = "OpenMP threads of a rank; 0: $OMP_NUM_THREADS if set, else the node's cores "

@@ -69,6 +69,27 @@ std::vector<std::int64_t> list_checkpoints(const fs::path& folder) {
   return steps;
 }
 
+fs::path set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step) {
+  fs::path aside;
+  try {
+    for (const Entry& entry : list_entries(folder)) {
+      if (entry.kind == EntryKind::attempt || entry.step <= step) continue;
+      for (int number = 1; aside.empty(); ++number) {
+        const fs::path free = concat(folder.string(), ".", number);
+        if (fs::create_directory(free)) aside = free;
+      }
+      fs::rename(entry.path, aside / entry.path.filename());
+    }
+    if (!aside.empty()) {
+      sync_folder(aside);
+      sync_folder(folder);
+    }
+  } catch (const fs::filesystem_error& error) {
+    fail(ExitCode::io, folder.string(), ": cannot set its later checkpoints aside: ", error.what());
+  }
+  return aside;
+}
+
 struct Checkpoint::State {
   fs::path path;
   Manifest manifest;

@@ -2,6 +2,7 @@
 #include <new>
 #include <nlohmann/json.hpp>
 
+#include "runtime/comm/gather.h"
 #include "runtime/error.h"
 #include "runtime/io/checkpoint_manifest_impl.h"
 
@@ -30,33 +31,6 @@ Entry classify(const std::filesystem::path& path) {
   if (rest.starts_with(".tmp-")) return {EntryKind::attempt, step, path};
   if (rest.starts_with(".replaced-")) return {EntryKind::replaced, step, path};
   return {};
-}
-
-/// Gathers one text of every rank. Sizes first, then bytes.
-std::vector<std::string> gather(const std::string& text, Communicator& comm, const Stream& stream,
-                                Deadline deadline) {
-  const auto ranks = static_cast<std::size_t>(comm.size());
-  const Device host;
-  const Tensor size({1}, DType::int64, stream), sizes({comm.size()}, DType::int64, stream);
-  *size.as<std::int64_t>() = std::ssize(text);
-  comm.all_gather(size, sizes, std::vector<std::int64_t>(ranks, 1), stream);
-  stream.synchronize(deadline);
-  const std::vector<std::int64_t> counts(sizes.as<std::int64_t>(),
-                                         sizes.as<std::int64_t>() + ranks);
-  std::int64_t total = 0;
-  for (const std::int64_t count : counts) total += count;
-  std::string all(static_cast<std::size_t>(total), '\0');
-  comm.all_gather(
-      {reinterpret_cast<const std::byte*>(text.data()), DType::uint8, host, {std::ssize(text)}},
-      {reinterpret_cast<std::byte*>(all.data()), DType::uint8, host, {total}}, counts, stream);
-  stream.synchronize(deadline);
-  std::vector<std::string> texts;
-  std::size_t at = 0;
-  for (const std::int64_t count : counts) {
-    texts.push_back(all.substr(at, static_cast<std::size_t>(count)));
-    at += static_cast<std::size_t>(count);
-  }
-  return texts;
 }
 
 }  // namespace
@@ -111,7 +85,7 @@ std::vector<std::string> agree(const Report& report, Communicator& comm, const S
   // One byte of exit code, then the payload or the error.
   const bool good = report.code == ExitCode::done;
   const std::string mine = static_cast<char>(report.code) + (good ? report.payload : report.error);
-  std::vector<std::string> texts = gather(mine, comm, stream, deadline);
+  std::vector<std::string> texts = gather_texts(comm, mine, stream, deadline);
   for (std::size_t rank = 0; rank < texts.size(); ++rank) {
     const auto code = static_cast<ExitCode>(static_cast<unsigned char>(texts[rank].front()));
     texts[rank].erase(0, 1);

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "attention/bench.h"
+#include "tests/support/kernel_bench.h"
 
 namespace longhaul::attention {
 namespace {

@@ -267,9 +267,11 @@ TEST_F(BadInputTest, RanksThatDoNotFitTheGrid) {
 
 TEST_F(BadInputTest, OneRankEachWhereSlurmStartedFour) {
   write_config({});
-  expect_refused(69, {"srun started 4 processes, but MPI sees 1", "--mpi=pmix", "mpirun -np 4"},
-                 {"train", "run.toml"},
-                 {{"SLURM_STEP_ID", "0"}, {"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "4"}});
+  expect_refused(
+      69,
+      {"srun started 4 tasks without PMIx, so MPI would see 1 rank", "--mpi=pmix", "mpirun -np 4"},
+      {"train", "run.toml"},
+      {{"SLURM_STEP_ID", "0"}, {"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "4"}});
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 
 #include <filesystem>
 
-#include "launch/legality.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "tests/support/process.h"
@@ -96,20 +95,6 @@ TEST_F(ValidateTest, KeysAreDocumentedFromTheSchema) {
   const auto result = test::run_longhaul({"validate", "--keys"});
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_EQ(result.out, runtime::config_reference());
-}
-
-TEST(Legality, NcclDoesNotTrainYet) {
-  runtime::TrainConfig config;
-  config.data.mask = "documents";
-  config.parallelism.context_parallel_scheme = "ring";
-  config.parallelism.context_parallel_layout = "zigzag";
-  config.comm.backend = "nccl";
-  EXPECT_EQ(illegal_reasons(config).size(), 1u);
-  config.comm.backend = "mpi";
-  EXPECT_TRUE(illegal_reasons(config).empty());
-  EXPECT_NO_THROW(require_legal(config));
-  config.parallelism.context_parallel_scheme = "wring";
-  EXPECT_EQ(illegal_reasons(config).size(), 1u);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "attention/bench.h"
+#include "tests/support/kernel_bench.h"
 
 #include <cmath>
 #include <random>

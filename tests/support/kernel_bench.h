@@ -1,6 +1,5 @@
 #pragma once
-// Times the CPU block kernels against the FMA rate measured beside them: for `longhaul bench` and
-// the guard test.
+// Times the CPU block kernels against the FMA rate measured beside them.
 
 #include <cstdint>
 #include <vector>
