@@ -12,8 +12,8 @@ TEST(BandTiles, RowsKeysAndCoverAreTheSlices) {
   std::mt19937 random(11);
   for (int round = 0; round < 400; ++round) {
     constexpr std::int64_t kQueries = 23, kKeys = 29;
-    const Slice slice = tightened(longhaul::testing::random_slice(kQueries, kKeys, random));
-    const longhaul::testing::Bitmap bitmap(kQueries, kKeys, std::span(&slice, 1));
+    const Slice slice = tightened(longhaul::test::random_slice(kQueries, kKeys, random));
+    const longhaul::test::Bitmap bitmap(kQueries, kKeys, std::span(&slice, 1));
     const Band band = to_band(slice);
     for (int trial = 0; trial < 40; ++trial) {
       const auto pick = [&](std::int64_t limit) {

@@ -9,7 +9,7 @@ namespace longhaul::attention {
 namespace {
 
 TEST(BlockCudaEmulated, KeepsTheBlockContract) {
-  testing::expect_block_contract(
+  test::expect_block_contract(
       {runtime::Stream::cpu("emulated"), detail::cuda_block_forward, detail::cuda_block_backward,
        detail::cuda_block_delta, detail::cuda_merge},
       true);

@@ -12,7 +12,7 @@ using runtime::Stream;
 
 TEST(BlockCuda, KeepsTheBlockContract) {
   LONGHAUL_NEEDS_GPU();
-  testing::expect_block_contract({Stream::cuda("kernel", 0)}, false);
+  test::expect_block_contract({Stream::cuda("kernel", 0)}, false);
 }
 
 TEST(BlockCuda, ManyDocumentsLongSequence) {
@@ -24,11 +24,10 @@ TEST(BlockCuda, ManyDocumentsLongSequence) {
     documents.push_back({at, end, at, end, -kUnbounded, 0});
   }
   for (const bool bf16 : {false, true}) {
-    testing::AttentionCase which{4096, 4096, 4, 2, 64, 64, documents};
+    test::AttentionCase which{4096, 4096, 4, 2, 64, 64, documents};
     which.bf16 = bf16;
     which.fill(3);
-    testing::expect_matches_reference(which,
-                                      testing::run_block({Stream::cuda("kernel", 0)}, which));
+    test::expect_matches_reference(which, test::run_block({Stream::cuda("kernel", 0)}, which));
   }
 }
 

@@ -21,11 +21,11 @@ using runtime::DType;
 using runtime::Error;
 using runtime::Stream;
 using runtime::Tensor;
-using testing::AttentionCase;
-using testing::AttentionResult;
-using testing::expect_matches_reference;
-using testing::KernelOptions;
-using testing::run_kernel;
+using test::AttentionCase;
+using test::AttentionResult;
+using test::expect_matches_reference;
+using test::KernelOptions;
+using test::run_kernel;
 
 AttentionCase make(std::int64_t q_rows, std::int64_t k_rows, std::int64_t heads,
                    std::int64_t kv_heads, std::int64_t dim, std::int64_t value_dim,
@@ -120,7 +120,7 @@ TEST(Block, RandomBands) {
     const std::int64_t q_rows = 1 + random() % 120,
                        k_rows = 1 + random() % (round % 4 == 0 ? 900 : 120);
     const auto bands =
-        testing::random_disjoint_slices(q_rows, k_rows, 1 + static_cast<int>(random() % 6), random);
+        test::random_disjoint_slices(q_rows, k_rows, 1 + static_cast<int>(random() % 6), random);
     SCOPED_TRACE(round);
     const auto c = make(q_rows, k_rows, 2, 1, 8, 8, bands, static_cast<std::uint32_t>(round));
     expect_matches_reference(c, run_kernel(c));

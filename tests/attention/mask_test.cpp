@@ -18,9 +18,9 @@ namespace {
 
 using runtime::Error;
 using runtime::ExitCode;
-using testing::Bitmap;
-using testing::random_disjoint_slices;
-using testing::random_slice;
+using test::Bitmap;
+using test::random_disjoint_slices;
+using test::random_slice;
 using TokenRun = attention::Run;  // Test::Run of GoogleTest hides the name
 
 std::string error_of(const std::function<void()>& call, ExitCode expected) {

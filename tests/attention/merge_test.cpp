@@ -15,7 +15,7 @@ namespace {
 using runtime::DType;
 using runtime::Stream;
 using runtime::Tensor;
-using testing::AttentionCase;
+using test::AttentionCase;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
@@ -59,21 +59,21 @@ TEST(Merge, AnyOrderOfPartsGivesTheSinglePass) {
         {{0, rows, 0, keys, -kUnbounded, static_cast<std::int64_t>(random() % 60) - 20}}};
     whole.fill(static_cast<std::uint32_t>(round));
     whole.scale *= round % 2 == 0 ? 1.0f : 40.0f;
-    const auto exact = testing::run_reference<double>(whole), expected = exact;
-    const auto plain = testing::run_reference<float>(whole);
+    const auto exact = test::run_reference<double>(whole), expected = exact;
+    const auto plain = test::run_reference<float>(whole);
     std::vector<Partial> parts;
     for (std::int64_t begin = 0; begin < keys;) {
       const std::int64_t end = std::min<std::int64_t>(keys, begin + 1 + random() % 40);
       AttentionCase part = whole;
       part.bands = {intersect(whole.bands[0], {0, rows, begin, end})};
-      const auto result = testing::run_kernel(part);
+      const auto result = test::run_kernel(part);
       parts.push_back({result.out, result.lse});
       begin = end;
     }
     std::shuffle(parts.begin(), parts.end(), random);
     const Partial got = merged(parts, dim);
-    const double bound = std::max(3e-6, 2 * testing::relative_error(plain.out, exact.out));
-    EXPECT_LE(testing::relative_error(got.out, expected.out), bound);
+    const double bound = std::max(3e-6, 2 * test::relative_error(plain.out, exact.out));
+    EXPECT_LE(test::relative_error(got.out, expected.out), bound);
     for (std::size_t i = 0; i < got.lse.size(); ++i) {
       if (std::isinf(expected.lse[i])) {
         EXPECT_EQ(got.lse[i], kMinusInfinity);

@@ -48,11 +48,11 @@ Mask slices_pair_by_pair() {
 }
 
 /// The case file and the same problem for the reference.
-testing::AttentionCase write_case(const std::string& path, const Mask& mask, bool with_dout,
-                                  double scale) {
+test::AttentionCase write_case(const std::string& path, const Mask& mask, bool with_dout,
+                               double scale) {
   const Mask all = mask.repeated(kBatch);
-  testing::AttentionCase c{all.tokens(), all.tokens(), kHeads,      kKvHeads,
-                           kDim,         kValueDim,    all.slices()};
+  test::AttentionCase c{all.tokens(), all.tokens(), kHeads,      kKvHeads,
+                        kDim,         kValueDim,    all.slices()};
   c.fill(21);
   if (scale != 0) c.scale = static_cast<float>(scale);
   hdf5::File file = hdf5::File::create(path);
@@ -74,8 +74,8 @@ std::vector<float> read(const hdf5::File& file, const char* name, const hdf5::Ex
   return dataset.read<float>();
 }
 
-testing::AttentionResult read_result(const hdf5::File& file) {
-  testing::AttentionResult result;
+test::AttentionResult read_result(const hdf5::File& file) {
+  test::AttentionResult result;
   result.out = read(file, "out", {kBatch, kSeqLen, kHeads, kValueDim});
   result.dq = read(file, "dq", {kBatch, kSeqLen, kHeads, kDim});
   result.dk = read(file, "dk", {kBatch, kSeqLen, kKvHeads, kDim});
@@ -90,8 +90,8 @@ testing::AttentionResult read_result(const hdf5::File& file) {
   return result;
 }
 
-void expect_counts(const hdf5::File& file, const testing::AttentionCase& c,
-                   const std::string& layout, int ranks) {
+void expect_counts(const hdf5::File& file, const test::AttentionCase& c, const std::string& layout,
+                   int ranks) {
   const Mask mask = Mask::from_slices(c.q_rows, c.bands);
   const parallel::Layout tokens(parallel::layout_from_name(layout), kSeqLen, kBatch, ranks);
   std::vector<std::int64_t> sent(static_cast<std::size_t>(ranks), 0),
@@ -127,7 +127,7 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
                              {"slices", slices_pair_by_pair()}};
   for (const NamedMask& mask : masks) {
     const std::string path = folder.file(std::string(mask.name) + ".h5");
-    const testing::AttentionCase c = write_case(path, mask.one, true, 0);
+    const test::AttentionCase c = write_case(path, mask.one, true, 0);
     for (const std::string layout : {"contiguous", "zigzag", "striped"}) {
       SCOPED_TRACE(std::string(mask.name) + " over " + layout);
       const std::vector<std::string> options{"attention", path,   "--scheme", "ring",
@@ -144,8 +144,8 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
       command.insert(command.begin(), test::longhaul_program());
       run(command);
       const hdf5::File file = hdf5::File::open(threads);
-      const testing::AttentionResult result = read_result(file);
-      testing::expect_matches_reference(c, result);
+      const test::AttentionResult result = read_result(file);
+      test::expect_matches_reference(c, result);
       expect_counts(file, c, layout, 3);
       if (layout != "zigzag") continue;
       run(test::mpirun_command(3, with({"--output", processes})));
@@ -159,22 +159,22 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
 TEST(AttentionVerb, ScaleBfloat16AndForwardOnly) {
   const test::TempDirectory folder;
   const std::string path = folder.file("case.h5"), output = folder.file("result.h5");
-  testing::AttentionCase c = write_case(path, Mask::causal(kSeqLen), false, 0.7);
+  test::AttentionCase c = write_case(path, Mask::causal(kSeqLen), false, 0.7);
   const std::vector<std::string> command{
       test::longhaul_program(), "attention", path,      "--output", output, "--mask", "causal",
       "--communicator",         "loopback",  "--ranks", "2"};
   run(command);
   const hdf5::File file = hdf5::File::open(output);
   EXPECT_FALSE(file.has("dq"));
-  const auto exact = testing::run_reference<double>(c);
+  const auto exact = test::run_reference<double>(c);
   EXPECT_LE(
-      testing::relative_error(read(file, "out", {kBatch, kSeqLen, kHeads, kValueDim}), exact.out),
+      test::relative_error(read(file, "out", {kBatch, kSeqLen, kHeads, kValueDim}), exact.out),
       3e-6);
   std::vector<std::string> rounded = command;
   rounded.insert(rounded.end(), {"--dtype", "bfloat16"});
   run(rounded);
   const auto out = read(hdf5::File::open(output), "out", {kBatch, kSeqLen, kHeads, kValueDim});
-  const double error = testing::relative_error(out, exact.out);
+  const double error = test::relative_error(out, exact.out);
   EXPECT_GT(error, 1e-4);  // it did round
   EXPECT_LE(error, 3e-2);  // inputs of 8 bits, logits of a few units
 }

@@ -6,14 +6,14 @@
 #include "runtime/comm/loopback.h"
 #include "runtime/io/checkpoint.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/temp_folder.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::launch {
 namespace {
 
 using runtime::ExitCode;
 using test::expect_error;
-using test::TempFolder;
+using test::TempDirectory;
 namespace fs = std::filesystem;
 
 void expect_line(const std::string& text, const std::string& name, const std::string& value) {
@@ -24,11 +24,11 @@ void expect_line(const std::string& text, const std::string& name, const std::st
 }
 
 TEST(Inspect, DescribesACorpus) {
-  TempFolder folder;
+  TempDirectory folder;
   fs::create_directory(folder / "in");
   for (int i = 0; i < 10; ++i) {  // lengths 0 to 9
-    test::write_bytes(folder / ("in/" + std::to_string(i)),
-                      std::string(static_cast<std::size_t>(i), 'a'));
+    test::write_text(folder / ("in/" + std::to_string(i)),
+                     std::string(static_cast<std::size_t>(i), 'a'));
   }
   tokenize({{folder / "in"}, folder / "c.h5", "bytes"});
   const std::string text = inspect({folder / "c.h5"});
@@ -44,12 +44,12 @@ TEST(Inspect, DescribesACorpus) {
 }
 
 TEST(Inspect, FindsDamageInACorpus) {
-  TempFolder folder;
-  test::write_bytes(folder / "a", std::string(5000, 'q'));
+  TempDirectory folder;
+  test::write_text(folder / "a", std::string(5000, 'q'));
   tokenize({{folder / "a"}, folder / "c.h5", "bytes"});
-  std::string bytes = test::read_bytes(folder / "c.h5");
+  std::string bytes = test::read_text(folder / "c.h5");
   bytes[bytes.find("qqqqqqqqqqqqqqqq") + 4321] ^= 1;
-  test::write_bytes(folder / "c.h5", bytes);
+  test::write_text(folder / "c.h5", bytes);
   expect_error(ExitCode::data, "dataset 'tokens': indices 0 to 4999",
                [&] { inspect({folder / "c.h5"}); });
   expect_error(ExitCode::io, "missing.h5", [&] { inspect({folder / "missing.h5"}); });
@@ -70,7 +70,7 @@ void save(const fs::path& folder, std::int64_t step) {
 }
 
 TEST(Inspect, DescribesACheckpoint) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 4);
   save(folder.path(), 5);
   for (const fs::path& path :

@@ -10,7 +10,7 @@
 #include "runtime/io/corpus.h"
 #include "runtime/io/tokenizer.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/temp_folder.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::launch {
 namespace {
@@ -18,12 +18,12 @@ namespace {
 using runtime::Corpus;
 using runtime::ExitCode;
 using test::expect_error;
-using test::TempFolder;
+using test::TempDirectory;
 namespace fs = std::filesystem;
 
 void put(const fs::path& path, const std::string& text) {
   fs::create_directories(path.parent_path());
-  test::write_bytes(path, text);
+  test::write_text(path, text);
 }
 
 /// The documents of a corpus as texts.
@@ -42,7 +42,7 @@ std::vector<std::string> texts(const fs::path& path, const std::string& tokenize
 }
 
 TEST(Tokenize, OneDocumentAFileInPathOrder) {
-  TempFolder folder;
+  TempDirectory folder;
   const std::string binary("\x00\xff\x80 bytes\n", 10);
   put(folder / "in/b/z.txt", "zz");
   put(folder / "in/b/a.txt", "");
@@ -68,17 +68,17 @@ TEST(Tokenize, OneDocumentAFileInPathOrder) {
 }
 
 TEST(Tokenize, EqualInputsGiveEqualBytes) {
-  TempFolder folder;
+  TempDirectory folder;
   put(folder / "in/a", "some text");
   put(folder / "in/b", std::string(100000, 'x'));
   tokenize({{folder / "in"}, folder / "1.h5", "bytes"});
   ::usleep(1100000);
   tokenize({{folder / "in"}, folder / "2.h5", "bytes"});
-  EXPECT_EQ(test::read_bytes(folder / "1.h5"), test::read_bytes(folder / "2.h5"));
+  EXPECT_EQ(test::read_text(folder / "1.h5"), test::read_text(folder / "2.h5"));
 }
 
 TEST(Tokenize, RefusesWhatItCannotRead) {
-  TempFolder folder;
+  TempDirectory folder;
   put(folder / "in/a", "text");
   const auto refused = [&](ExitCode code, const std::string& why, const TokenizeOptions& options) {
     expect_error(code, why, [&] { tokenize(options); });
@@ -115,7 +115,7 @@ TEST(Tokenize, RefusesWhatItCannotRead) {
 }
 
 TEST(Tokenize, SentencePieceModels) {
-  TempFolder folder;
+  TempDirectory folder;
   std::string text;
   for (int i = 0; i < 400; ++i)
     text += "the quick brown fox number " + std::to_string(i) + " jumps\n";

@@ -12,7 +12,7 @@
 
 #include "runtime/error.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/temp_folder.h"
+#include "tests/support/temp_directory.h"
 #include "tests/support/training_run.h"
 
 namespace longhaul::launch {
@@ -138,7 +138,7 @@ TEST(Trainer, AStepWithoutAnyLabelIsRefused) {
 // ------------------------------------------------------------------------------------
 
 TEST(Resume, TenAndTenStepsAreTwentyBitForBit) {
-  const test::TempFolder folder;
+  const test::TempDirectory folder;
   const std::string checkpoints = (folder / "checkpoints").string();
   const TrainConfig config = on({2, 2});
   const auto straight = run_training(config, kVocabulary, documents);
@@ -149,7 +149,7 @@ TEST(Resume, TenAndTenStepsAreTwentyBitForBit) {
 }
 
 TEST(Resume, OnOtherGridsTheNextLossesAndSamplesAreTheSame) {
-  const test::TempFolder folder;
+  const test::TempDirectory folder;
   const std::string checkpoints = (folder / "checkpoints").string();
   const auto straight = run_training(on({1, 4}), kVocabulary, documents);
   run_training(on({1, 4}), kVocabulary, documents, {.steps = 10, .save_to = checkpoints});
@@ -173,7 +173,7 @@ TEST(Resume, OnOtherGridsTheNextLossesAndSamplesAreTheSame) {
 }
 
 TEST(Resume, RefusesWhatWouldNotBeTheSameRun) {
-  const test::TempFolder folder;
+  const test::TempDirectory folder;
   const std::string checkpoints = (folder / "checkpoints").string();
   run_training(on({1, 2}), kVocabulary, documents, {.steps = 1, .save_to = checkpoints});
   const auto resume = [&](const TrainConfig& config, std::int64_t vocabulary) {

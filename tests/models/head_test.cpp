@@ -12,10 +12,10 @@ namespace {
 using runtime::DType;
 using runtime::Stream;
 using runtime::Tensor;
-using testing::make_tensor;
-using testing::random_values;
-using testing::read;
-using testing::relative_error;
+using test::make_tensor;
+using test::random_values;
+using test::read;
+using test::relative_error;
 using Values = std::vector<double>;
 
 LlamaConfig head_config(std::int64_t hidden, std::int64_t vocabulary) {

@@ -13,15 +13,15 @@ namespace {
 
 using runtime::DType;
 using runtime::Tensor;
-using testing::document_batch;
-using testing::NamedValues;
-using testing::OracleBatch;
-using testing::read;
-using testing::read_bytes;
-using testing::relative_error;
-using testing::Rig;
-using testing::small_config;
-using testing::with_rigs;
+using test::document_batch;
+using test::NamedValues;
+using test::OracleBatch;
+using test::read;
+using test::read_bytes;
+using test::relative_error;
+using test::Rig;
+using test::small_config;
+using test::with_rigs;
 
 constexpr double kLossBound = 3e-6;
 constexpr double kGradientBound = 1e-5;  // between any two ways to compute the same step in fp32
@@ -43,9 +43,9 @@ TEST_P(Tying, LossAndEveryGradientMatchDifferencesOfTheOracle) {
     const double scale = 1.0 / 9;
     const Tensor loss = rig.model.forward_backward(rig.use(batch), {scale, {}, {}});
     const NamedValues parameters = rig.parameters();
-    const double expected = testing::oracle_loss(config, parameters, batch);
+    const double expected = test::oracle_loss(config, parameters, batch);
     EXPECT_NEAR(read(loss, rig.stream)[0], expected, kLossBound * expected);
-    NamedValues gradients = testing::oracle_gradients(config, parameters, batch);
+    NamedValues gradients = test::oracle_gradients(config, parameters, batch);
     for (auto& [name, values] : gradients) {
       for (double& value : values) value *= scale;
     }
@@ -63,9 +63,9 @@ TEST_P(Tying, BFloat16IsWithinItsRounding) {
     const NamedValues parameters = rig.parameters();
     const double roundings = 20.0 * static_cast<double>(config.num_hidden_layers) + 4;
     const double bound = 0x1p-8 * std::sqrt(roundings);
-    const double expected = testing::oracle_loss(config, parameters, batch);
+    const double expected = test::oracle_loss(config, parameters, batch);
     EXPECT_NEAR(read(loss, rig.stream)[0], expected, bound * expected);
-    expect_gradients(rig.gradients(), testing::oracle_gradients(config, parameters, batch), bound);
+    expect_gradients(rig.gradients(), test::oracle_gradients(config, parameters, batch), bound);
   });
 }
 
@@ -75,7 +75,7 @@ TEST_P(Tying, EvaluationAndLogits) {
   with_rigs(1, config, {.head_chunk_rows = 3}, [&](Rig& rig) {
     const Batch mine = rig.use(batch);
     const NamedValues parameters = rig.parameters();
-    const auto expected = testing::oracle_logits(config, parameters, batch);
+    const auto expected = test::oracle_logits(config, parameters, batch);
     const Tensor logits = rig.model.logits(mine, 0, 11);
     EXPECT_LE(relative_error(read(logits, rig.stream), expected), kLossBound);
     const Tensor two = rig.model.logits(mine, 4, 6);
@@ -84,7 +84,7 @@ TEST_P(Tying, EvaluationAndLogits) {
               kLossBound);
 
     const Evaluation evaluation = rig.model.evaluate(mine);
-    const double loss = testing::oracle_loss(config, parameters, batch);
+    const double loss = test::oracle_loss(config, parameters, batch);
     EXPECT_NEAR(read(evaluation.loss_sum, rig.stream)[0], loss, kLossBound * loss);
     const auto correct = read(evaluation.row_correct, rig.stream);
     double rows = 0;

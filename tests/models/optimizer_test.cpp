@@ -14,11 +14,11 @@ using runtime::DType;
 using runtime::Error;
 using runtime::Stream;
 using runtime::Tensor;
-using testing::make_tensor;
-using testing::random_values;
-using testing::read;
-using testing::relative_error;
-using testing::small_config;
+using test::make_tensor;
+using test::random_values;
+using test::read;
+using test::relative_error;
+using test::small_config;
 
 TEST(Optimizer, ClipsDecaysAndUpdatesAsDefined) {
   for (const double max_norm : {0.0, 0.5, 1e6}) {
@@ -93,8 +93,8 @@ TEST(Schedule, WarmsUpThenFollowsACosine) {
 
 TEST(Optimizer, AModelLearnsARepeatedSequence) {
   const LlamaConfig config = small_config(true);
-  const auto batch = testing::document_batch(config, {30}, 3);
-  testing::with_rigs(1, config, {.recompute = Recompute::full}, [&](testing::Rig& rig) {
+  const auto batch = test::document_batch(config, {30}, 3);
+  test::with_rigs(1, config, {.recompute = Recompute::full}, [&](test::Rig& rig) {
     rig.store.initialise(1, rig.stream);
     AdamW optimizer({}, rig.store);
     const Batch mine = rig.use(batch);

@@ -16,9 +16,9 @@ using runtime::DType;
 using runtime::Error;
 using runtime::ExitCode;
 using runtime::Stream;
-using testing::read;
-using testing::read_bytes;
-using testing::small_config;
+using test::read;
+using test::read_bytes;
+using test::small_config;
 
 TEST(ParameterTable, RangesAreContiguousAndGroupsOrdered) {
   const ParameterTable table = parameter_table(small_config());

@@ -9,12 +9,12 @@ namespace longhaul::parallel {
 namespace {
 
 using attention::Mask;
-using testing::AttentionCase;
-using testing::run_spread;
-using testing::run_spread_rank;
-using testing::Spread;
-using testing::SpreadOptions;
-using testing::SpreadRank;
+using test::AttentionCase;
+using test::run_spread;
+using test::run_spread_rank;
+using test::Spread;
+using test::SpreadOptions;
+using test::SpreadRank;
 
 constexpr LayoutKind kLayouts[] = {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped};
 

@@ -13,11 +13,11 @@ namespace longhaul::parallel {
 namespace {
 
 using attention::Mask;
-using testing::AttentionCase;
-using testing::expect_matches_reference;
-using testing::run_spread;
-using testing::Spread;
-using testing::SpreadOptions;
+using test::AttentionCase;
+using test::expect_matches_reference;
+using test::run_spread;
+using test::Spread;
+using test::SpreadOptions;
 
 constexpr LayoutKind kLayouts[] = {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped};
 
@@ -159,11 +159,11 @@ TEST(Ring, Bfloat16) {
       continue;
     }
     // Four hops round an accumulator to 8 bits each, so each adds at most 2^-9 of it.
-    const auto exact = testing::run_reference<double>(c);
-    EXPECT_LE(testing::relative_error(spread.result.dk, exact.dk), 6e-3 + 4.0 / 512);
-    EXPECT_LE(testing::relative_error(spread.result.dv, exact.dv), 6e-3 + 4.0 / 512);
-    EXPECT_LE(testing::relative_error(spread.result.dq, exact.dq), 6e-3);
-    EXPECT_LE(testing::relative_error(spread.result.out, exact.out), 4e-3);
+    const auto exact = test::run_reference<double>(c);
+    EXPECT_LE(test::relative_error(spread.result.dk, exact.dk), 6e-3 + 4.0 / 512);
+    EXPECT_LE(test::relative_error(spread.result.dv, exact.dv), 6e-3 + 4.0 / 512);
+    EXPECT_LE(test::relative_error(spread.result.dq, exact.dq), 6e-3);
+    EXPECT_LE(test::relative_error(spread.result.out, exact.out), 4e-3);
   }
 }
 

@@ -15,13 +15,13 @@
 #include "runtime/comm/loopback.h"
 #include "runtime/io/hash.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/temp_folder.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::runtime {
 namespace {
 
 using test::expect_error;
-using test::TempFolder;
+using test::TempDirectory;
 namespace fs = std::filesystem;
 
 struct Spec {
@@ -123,7 +123,7 @@ std::set<std::string> names_in(const fs::path& folder) {
 }
 
 TEST(Checkpoint, RoundTripsOnOneRank) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 10, 1);
   EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000010"});
   EXPECT_EQ(names_in(folder / "step-00000010"),
@@ -141,7 +141,7 @@ TEST(Checkpoint, RoundTripsOnOneRank) {
 TEST(Checkpoint, AnySlicingReadsBackInAnyOther) {
   for (const int ranks : {1, 3, 4, 8}) {
     for (const int dim : {0, 1}) {
-      TempFolder folder;
+      TempDirectory folder;
       save(folder.path(), 7, ranks, dim);
       const Checkpoint checkpoint = Checkpoint::open(folder.path(), 7);
       for (const int parts : {1, 2, 3, 8}) {
@@ -152,7 +152,7 @@ TEST(Checkpoint, AnySlicingReadsBackInAnyOther) {
 }
 
 TEST(Checkpoint, RanksOpenTogether) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 3, 4);
   save(folder.path(), 5, 4);
   for (const int ranks : {1, 3, 5}) {
@@ -168,9 +168,9 @@ TEST(Checkpoint, RanksOpenTogether) {
   }
   // Damage in a file that one rank digests is an error on all.
   const fs::path file = folder / "step-00000005/rank-00002-of-00004.h5";
-  std::string bytes = test::read_bytes(file);
+  std::string bytes = test::read_text(file);
   bytes[bytes.size() / 2] ^= 4;
-  test::write_bytes(file, bytes);
+  test::write_text(file, bytes);
   std::atomic<int> refused = 0;
   run_loopback(3, {}, [&](std::unique_ptr<Communicator> comm) {
     const Stream stream = Stream::cpu("io");
@@ -182,13 +182,13 @@ TEST(Checkpoint, RanksOpenTogether) {
 }
 
 TEST(Checkpoint, EveryFlipTruncationAndLossIsRefusedNamingTheFile) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 10, 3);
   save(folder.path(), 20, 3);
   const fs::path step = folder / "step-00000020";
   std::mt19937 random(11);
   for (const std::string& name : names_in(step)) {
-    const std::string good = test::read_bytes(step / name);
+    const std::string good = test::read_text(step / name);
     const auto expect_refused = [&] {
       expect_error(ExitCode::data, name, [&] { Checkpoint::open(folder.path(), 20); });
       expect_error(ExitCode::data, "set checkpoint.resume = 10",
@@ -199,26 +199,26 @@ TEST(Checkpoint, EveryFlipTruncationAndLossIsRefusedNamingTheFile) {
       std::string damaged = good;
       damaged[static_cast<std::size_t>(i % 4) * quarter + random() % quarter] ^=
           static_cast<char>(1 << random() % 8);
-      test::write_bytes(step / name, damaged);
+      test::write_text(step / name, damaged);
       expect_refused();
     }
     for (const std::size_t at :
          {std::size_t{0}, good.size() - 1, good.size() - 2, good.size() - 4}) {
       std::string damaged = good;
       damaged[at] ^= 1;
-      test::write_bytes(step / name, damaged);
+      test::write_text(step / name, damaged);
       expect_refused();
     }
     for (const std::size_t size :
          {std::size_t{0}, std::size_t{1}, good.size() / 2, good.size() - 1}) {
-      test::write_bytes(step / name, good.substr(0, size));
+      test::write_text(step / name, good.substr(0, size));
       expect_refused();
     }
-    test::write_bytes(step / name, good + "x");
+    test::write_text(step / name, good + "x");
     expect_refused();
     fs::remove(step / name);
     expect_refused();
-    test::write_bytes(folder / "elsewhere", good);
+    test::write_text(folder / "elsewhere", good);
     fs::create_symlink(folder / "elsewhere", step / name);
     try {
       Checkpoint::open(folder.path(), 20);
@@ -227,7 +227,7 @@ TEST(Checkpoint, EveryFlipTruncationAndLossIsRefusedNamingTheFile) {
       EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
     }
     fs::remove(step / name);
-    test::write_bytes(step / name, good);
+    test::write_text(step / name, good);
   }
   expect_reads(Checkpoint::open(folder.path(), 20), 1, 0, 20);
   // Swapped files, and a whole checkpoint under another step's name.
@@ -242,20 +242,20 @@ TEST(Checkpoint, EveryFlipTruncationAndLossIsRefusedNamingTheFile) {
 
 /// Replaces text in a manifest and signs it anew, as an attacker would.
 void edit_manifest(const fs::path& path, const std::string& from, const std::string& to) {
-  std::string text = test::read_bytes(path);
+  std::string text = test::read_text(path);
   const std::size_t at = text.find(from);
   ASSERT_NE(at, std::string::npos) << from;
   text.replace(at, from.size(), to);
   const std::size_t tail = text.rfind(",\n\"xxh3_128\": \"");
   text.replace(tail + 15, 32, xxh3_128(text.substr(0, tail)));
-  test::write_bytes(path, text);
+  test::write_text(path, text);
 }
 
 TEST(Checkpoint, ManifestsThatLieAreRefused) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 1, 2);
   const fs::path manifest = folder / "step-00000001/manifest.json";
-  const std::string good = test::read_bytes(manifest);
+  const std::string good = test::read_text(manifest);
   edit_manifest(manifest, "\"step\": 1", "\"step\": 1");  // the editing itself is sound
   Checkpoint::open(folder.path(), 1);
   for (const auto& [from, to, why] : {
@@ -276,7 +276,7 @@ TEST(Checkpoint, ManifestsThatLieAreRefused) {
     edit_manifest(manifest, from, to);
     expect_error(ExitCode::data, why, [&] { Checkpoint::open(folder.path(), 1); });
     expect_error(ExitCode::data, "manifest.json", [&] { Checkpoint::open(folder.path(), 1); });
-    test::write_bytes(manifest, good);
+    test::write_text(manifest, good);
   }
   // Sizes and slices: the JSON is indented by one blank a level, a number a line.
   std::string flat;
@@ -286,19 +286,19 @@ TEST(Checkpoint, ManifestsThatLieAreRefused) {
   ASSERT_NE(flat.find("\"sizes\":[13]"), std::string::npos);
   for (const char* size :
        {"14", "12", "-13", "4611686018427387904", "99999999999999999999", "1e3"}) {
-    std::string text = test::read_bytes(manifest);
+    std::string text = test::read_text(manifest);
     const std::size_t name = text.find("layers.0.norm\"");
     const std::size_t at = text.find("13", text.find("\"sizes\"", name));
     text.replace(at, 2, size);
-    test::write_bytes(manifest, text);
+    test::write_text(manifest, text);
     edit_manifest(manifest, "{\"body\"", "{\"body\"");
     expect_error(ExitCode::data, "manifest.json", [&] { Checkpoint::open(folder.path(), 1); });
-    test::write_bytes(manifest, good);
+    test::write_text(manifest, good);
   }
 }
 
 TEST(Checkpoint, RefusesSlicesThatOverlapOrLeaveHoles) {
-  TempFolder folder;
+  TempDirectory folder;
   const std::vector<float> values(100, 1);
   const auto save_two = [&](std::int64_t first_end, std::int64_t second_begin,
                             std::int64_t second_end) {
@@ -320,7 +320,7 @@ TEST(Checkpoint, RefusesSlicesThatOverlapOrLeaveHoles) {
 }
 
 TEST(Checkpoint, ReadRefusesWhatTheTensorIsNot) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 1, 1);
   const Checkpoint checkpoint = Checkpoint::open(folder.path(), 1);
   std::vector<std::byte> memory(8 * 37 * 11);
@@ -344,7 +344,7 @@ TEST(Checkpoint, ReadRefusesWhatTheTensorIsNot) {
 }
 
 TEST(Checkpoint, PrunesOldestFirstAndNeverTheNewOne) {
-  TempFolder folder;
+  TempDirectory folder;
   for (const std::int64_t step : {10, 20, 30, 40}) save(folder.path(), step, 2, 0, 3);
   EXPECT_EQ(list_checkpoints(folder.path()), (std::vector<std::int64_t>{20, 30, 40}));
   save(folder.path(), 25, 2, 0, 1);  // after resuming from an older one
@@ -359,7 +359,7 @@ TEST(Checkpoint, PrunesOldestFirstAndNeverTheNewOne) {
 }
 
 TEST(Checkpoint, SavingAStepAgainReplacesIt) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 10, 3, 0, 2, 100);
   expect_reads(Checkpoint::open(folder.path(), 10), 1, 0, 100);
   save(folder.path(), 10, 2, 0, 2, 101);
@@ -375,7 +375,7 @@ TEST(Checkpoint, SavingAStepAgainReplacesIt) {
 }
 
 TEST(Checkpoint, RefusesUnusableTensorsBeforeAnythingIsCommitted) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 1, 1);
   const Spec odd{"a/b", DType::float32, {4}};
   expect_error(ExitCode::internal, "a/b", [&] { save(folder.path(), 2, 3, 0, 0, -1, {odd}); });
@@ -408,7 +408,7 @@ const std::vector<Spec> kLarger{{"a", DType::float32, {301, 307}},
                                 {"c", DType::bfloat16, {64, 64, 9}}};
 
 TEST(Checkpoint, AKilledSaveAlwaysLeavesAWholeCheckpoint) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 0, 2, 0, 2, -1, kLarger);
   std::mt19937 random(3);
   std::set<std::int64_t> newest_steps;
@@ -441,7 +441,7 @@ TEST(Checkpoint, AKilledSaveAlwaysLeavesAWholeCheckpoint) {
 }
 
 TEST(Checkpoint, AKilledReplacementKeepsOneOfTheTwo) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 5, 2, 0, 2, 0, kLarger);
   std::mt19937 random(4);
   for (int round = 0; round < 8; ++round) {
@@ -463,7 +463,7 @@ TEST(Checkpoint, AKilledReplacementKeepsOneOfTheTwo) {
 }
 
 TEST(Checkpoint, AFullDiskAbandonsTheAttempt) {
-  TempFolder folder;
+  TempDirectory folder;
   save(folder.path(), 1, 2, 0, 1, -1, kLarger);
   // A limit on file size fails a write just as a full device does (EFBIG for ENOSPC).
   for (const std::int64_t limit : {1000, 5000, 100000, 380000}) {
@@ -499,8 +499,8 @@ TEST(Checkpoint, AFullDiskAbandonsTheAttempt) {
 }
 
 TEST(Checkpoint, AnUnwritableFolderIsAnIoErrorOnEveryRank) {
-  TempFolder folder;
-  test::write_bytes(folder / "file", "");
+  TempDirectory folder;
+  test::write_text(folder / "file", "");
   std::atomic<int> refused = 0;
   run_loopback(3, {}, [&](std::unique_ptr<Communicator> comm) {
     const Stream stream = Stream::cpu("io");

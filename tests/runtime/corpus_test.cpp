@@ -8,13 +8,13 @@
 
 #include "runtime/io/hash.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/temp_folder.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::runtime {
 namespace {
 
 using test::expect_error;
-using test::TempFolder;
+using test::TempDirectory;
 namespace fs = std::filesystem;
 
 TEST(Hash, KnownAnswers) {  // of xxHash's own sanity check for empty input
@@ -54,7 +54,7 @@ TEST(Corpus, RoundTripsEveryTokenType) {
                                             {65536, hdf5::Element::uint16},
                                             {65537, hdf5::Element::uint32},
                                             {kMaxVocabulary, hdf5::Element::uint32}}) {
-    TempFolder folder;
+    TempDirectory folder;
     std::vector<std::vector<std::int32_t>> documents;
     std::vector<std::int32_t> all;
     std::vector<std::int64_t> offsets{0};
@@ -84,7 +84,7 @@ TEST(Corpus, RoundTripsEveryTokenType) {
 }
 
 TEST(Corpus, ManyBlocks) {
-  TempFolder folder;
+  TempDirectory folder;
   const std::vector<std::int32_t> all = random_tokens((1 << 21) + 12345, 700, 3);
   write_corpus(folder / "c.h5", {all}, 700);
   const Corpus corpus = Corpus::open(folder / "c.h5");
@@ -95,7 +95,7 @@ TEST(Corpus, ManyBlocks) {
 }
 
 TEST(Corpus, EmptyCorpora) {
-  TempFolder folder;
+  TempDirectory folder;
   write_corpus(folder / "none.h5", {}, 256);
   write_corpus(folder / "empty.h5", {{}, {}}, 256);
   EXPECT_EQ(Corpus::open(folder / "none.h5").info().documents, 0);
@@ -105,7 +105,7 @@ TEST(Corpus, EmptyCorpora) {
 }
 
 TEST(Corpus, UnigramEntropyInNats) {
-  TempFolder folder;
+  TempDirectory folder;
   write_corpus(folder / "c.h5", {{0, 0, 1}, {2, 2, 2, 2, 255}}, 256);  // 2, 1, 4, 1 of 8
   const double expected = 0.25 * std::log(4) + 2 * 0.125 * std::log(8) + 0.5 * std::log(2);
   EXPECT_NEAR(Corpus::open(folder / "c.h5").unigram_entropy(), expected, 1e-14);
@@ -114,7 +114,7 @@ TEST(Corpus, UnigramEntropyInNats) {
 }
 
 TEST(Corpus, DigestTellsCorporaApart) {
-  TempFolder folder;
+  TempDirectory folder;
   const auto digest = [&](const std::vector<std::vector<std::int32_t>>& documents,
                           std::int64_t vocabulary) {
     write_corpus(folder / "c.h5", documents, vocabulary);
@@ -128,7 +128,7 @@ TEST(Corpus, DigestTellsCorporaApart) {
 }
 
 TEST(CorpusWriter, LeavesNothingWithoutFinish) {
-  TempFolder folder;
+  TempDirectory folder;
   {
     CorpusWriter writer(folder / "c.h5", 256, "bytes");
     writer.append(std::vector<std::int32_t>{1, 2});
@@ -198,7 +198,7 @@ struct Parts {
 };
 
 TEST(Corpus, RefusesBadCorporaNamingTheIndex) {
-  TempFolder folder;
+  TempDirectory folder;
   const fs::path path = folder / "bad.h5";
   const auto refused = [&](const std::string& why, const std::function<void(Parts&)>& change) {
     Parts parts;
@@ -284,7 +284,7 @@ TEST(Corpus, RefusesBadCorporaNamingTheIndex) {
 }
 
 TEST(Corpus, TokensAreCheckedWhenTheirBlockIsFirstRead) {
-  TempFolder folder;
+  TempDirectory folder;
   Parts parts;
   parts.tokens[95] = 9;  // in the last block, against its hash
   parts.write(folder / "bad.h5");
@@ -296,24 +296,24 @@ TEST(Corpus, TokensAreCheckedWhenTheirBlockIsFirstRead) {
 }
 
 TEST(Corpus, RefusesTruncation) {
-  TempFolder folder;
+  TempDirectory folder;
   write_corpus(folder / "c.h5", {random_tokens(10007, 256, 1)}, 256);
-  const std::string bytes = test::read_bytes(folder / "c.h5");
+  const std::string bytes = test::read_text(folder / "c.h5");
   for (const std::size_t size :
        {bytes.size() - 1, bytes.size() / 2, std::size_t{600}, std::size_t{48}, std::size_t{3}}) {
-    test::write_bytes(folder / "cut.h5", bytes.substr(0, size));
+    test::write_text(folder / "cut.h5", bytes.substr(0, size));
     expect_error(ExitCode::data, "cut.h5", [&] { Corpus::open(folder / "cut.h5").verify(); });
   }
-  test::write_bytes(folder / "cut.h5", bytes.substr(0, bytes.size() - 1));
+  test::write_text(folder / "cut.h5", bytes.substr(0, bytes.size() - 1));
   expect_error(ExitCode::data, concat("the file ends at byte ", bytes.size() - 1),
                [&] { Corpus::open(folder / "cut.h5"); });
 }
 
 TEST(Corpus, EveryFlippedBitOfItsDataIsFound) {
-  TempFolder folder;
+  TempDirectory folder;
   const auto tokens = random_tokens(5003, 256, 1);
   write_corpus(folder / "c.h5", {tokens, {}, tokens}, 256);
-  const std::string bytes = test::read_bytes(folder / "c.h5");
+  const std::string bytes = test::read_text(folder / "c.h5");
   const Corpus good = Corpus::open(folder / "c.h5");
   std::vector<std::int32_t> expected(10006);
   good.read(0, expected);
@@ -322,7 +322,7 @@ TEST(Corpus, EveryFlippedBitOfItsDataIsFound) {
   for (int i = 0; i < 200; ++i) {
     std::string damaged = bytes;
     damaged[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
-    test::write_bytes(folder / "damaged.h5", damaged);
+    test::write_text(folder / "damaged.h5", damaged);
     try {  // a flip in a gap between objects changes nothing that a reader sees
       const Corpus corpus = Corpus::open(folder / "damaged.h5");
       corpus.verify();

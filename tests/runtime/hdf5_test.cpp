@@ -9,13 +9,13 @@
 
 #include "runtime/error.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/temp_folder.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::runtime::hdf5 {
 namespace {
 
 using test::expect_error;
-using test::TempFolder;
+using test::TempDirectory;
 
 template <class T>
 std::vector<T> counting(std::int64_t count) {
@@ -26,7 +26,7 @@ std::vector<T> counting(std::int64_t count) {
 
 template <class T>
 void round_trip(const Extents& sizes, Storage storage) {
-  TempFolder folder;
+  TempDirectory folder;
   std::int64_t count = 1;
   for (const std::int64_t size : sizes) count *= size;
   const std::vector<T> values = counting<T>(count);
@@ -70,7 +70,7 @@ TEST(Hdf5, LargeDatasetsAreCutIntoChunks) {
 }
 
 TEST(Hdf5, ReadsBlocks) {
-  TempFolder folder;
+  TempDirectory folder;
   const auto values = counting<std::int32_t>(5 * 7 * 3);
   {
     File file = File::create(folder / "x.h5");
@@ -92,7 +92,7 @@ TEST(Hdf5, ReadsBlocks) {
 }
 
 TEST(Hdf5, Attributes) {
-  TempFolder folder;
+  TempDirectory folder;
   {
     File file = File::create(folder / "x.h5");
     file.set_attribute("scale", 0.125);
@@ -119,7 +119,7 @@ TEST(Hdf5, Attributes) {
 }
 
 TEST(Hdf5, EqualContentsGiveEqualBytes) {
-  TempFolder folder;
+  TempDirectory folder;
   for (const char* name : {"a.h5", "b.h5"}) {
     if (name[0] == 'b') ::usleep(1100000);  // timestamps have a resolution of one second
     File file = File::create(folder / name);
@@ -127,15 +127,15 @@ TEST(Hdf5, EqualContentsGiveEqualBytes) {
     file.write<float>("x", {3, 5}, counting<float>(15));
     file.close();
   }
-  EXPECT_EQ(test::read_bytes(folder / "a.h5"), test::read_bytes(folder / "b.h5"));
+  EXPECT_EQ(test::read_text(folder / "a.h5"), test::read_text(folder / "b.h5"));
 }
 
 TEST(Hdf5, NamesWhatIsWrongWithAFile) {
-  TempFolder folder;
+  TempDirectory folder;
   expect_error(ExitCode::io, "missing.h5", [&] { File::open(folder / "missing.h5"); });
-  test::write_bytes(folder / "text.h5", "this is no HDF5 file");
+  test::write_text(folder / "text.h5", "this is no HDF5 file");
   expect_error(ExitCode::data, "text.h5", [&] { File::open(folder / "text.h5"); });
-  test::write_bytes(folder / "empty.h5", "");
+  test::write_text(folder / "empty.h5", "");
   expect_error(ExitCode::data, "empty.h5", [&] { File::open(folder / "empty.h5"); });
   std::filesystem::create_directory(folder / "folder.h5");
   expect_error(ExitCode::io, "folder.h5", [&] { File::open(folder / "folder.h5"); });
@@ -145,9 +145,9 @@ TEST(Hdf5, NamesWhatIsWrongWithAFile) {
     file.close();
   }
   expect_error(ExitCode::io, "x.h5", [&] { File::create(folder / "x.h5"); });
-  const std::string bytes = test::read_bytes(folder / "x.h5");
+  const std::string bytes = test::read_text(folder / "x.h5");
   for (const double share : {0.01, 0.1, 0.5, 0.99}) {
-    test::write_bytes(
+    test::write_text(
         folder / "cut.h5",
         bytes.substr(0, static_cast<std::size_t>(share * static_cast<double>(bytes.size()))));
     expect_error(ExitCode::data, "cut.h5", [&] { File::open(folder / "cut.h5"); });
@@ -184,7 +184,7 @@ void make_odd(const std::filesystem::path& path, const Change& change, hid_t typ
 }
 
 TEST(Hdf5, RefusesOddStorage) {
-  TempFolder folder;
+  TempDirectory folder;
   const auto path = folder / "odd.h5";
   const auto expect_refused = [&](const std::string& why) {
     expect_error(ExitCode::data, why, [&] { File::open(path).dataset("x"); });
@@ -216,7 +216,7 @@ TEST(Hdf5, RefusesOddStorage) {
 }
 
 TEST(Hdf5, RefusesLinksGroupsAndVirtualDatasets) {
-  TempFolder folder;
+  TempDirectory folder;
   make_odd(folder / "target.h5", [](hid_t) {});
   const auto path = folder / "links.h5";
   {
@@ -242,7 +242,7 @@ TEST(Hdf5, RefusesLinksGroupsAndVirtualDatasets) {
 }
 
 TEST(Hdf5, ReadsStringsOfVariableLength) {
-  TempFolder folder;
+  TempDirectory folder;
   make_odd(folder / "x.h5", [](hid_t) {});
   {
     const hid_t file = H5Fopen((folder / "x.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
@@ -260,7 +260,7 @@ TEST(Hdf5, ReadsStringsOfVariableLength) {
 }
 
 TEST(Hdf5, ChecksumsCatchEveryFlipInTheData) {
-  TempFolder folder;
+  TempDirectory folder;
   const auto values = counting<float>(5000);
   {
     File file = File::create(folder / "x.h5");
@@ -268,7 +268,7 @@ TEST(Hdf5, ChecksumsCatchEveryFlipInTheData) {
         .write<float>(Extents{0}, Extents{5000}, std::span<const float>(values));
     file.close();
   }
-  const std::string bytes = test::read_bytes(folder / "x.h5");
+  const std::string bytes = test::read_text(folder / "x.h5");
   const std::string needle(reinterpret_cast<const char*>(values.data()), 64);
   const std::size_t data_at = bytes.find(needle);
   ASSERT_NE(data_at, std::string::npos);
@@ -276,7 +276,7 @@ TEST(Hdf5, ChecksumsCatchEveryFlipInTheData) {
   for (int i = 0; i < 50; ++i) {
     std::string damaged = bytes;
     damaged[data_at + random() % 20000] ^= static_cast<char>(1 << random() % 8);
-    test::write_bytes(folder / "damaged.h5", damaged);
+    test::write_text(folder / "damaged.h5", damaged);
     expect_error(ExitCode::data, "dataset 'x'",
                  [&] { File::open(folder / "damaged.h5").dataset("x").read<float>(); });
   }

@@ -10,10 +10,10 @@
 namespace longhaul::runtime::ops {
 namespace {
 
-using testing::make_tensor;
-using testing::random_values;
-using testing::read;
-using testing::read_bytes;
+using test::make_tensor;
+using test::random_values;
+using test::read;
+using test::read_bytes;
 
 struct Case {
   std::int64_t m = 0, n = 0, k = 0;
@@ -75,10 +75,10 @@ void expect_product(const Case& p) {
     plain[i] = static_cast<double>(static_cast<float>(plain[i]) + static_cast<float>(start[i]));
   }
   const double rounding = p.c == DType::bfloat16 ? 0x1p-8 : 3e-6;
-  const double tolerance = std::max(rounding, 2 * testing::relative_error(plain, expected));
+  const double tolerance = std::max(rounding, 2 * test::relative_error(plain, expected));
   const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
   const Tensor c = run(p, a, b, start, one), again = run(p, a, b, start, two);
-  EXPECT_LE(testing::relative_error(read(c, one), expected), tolerance);
+  EXPECT_LE(test::relative_error(read(c, one), expected), tolerance);
   EXPECT_EQ(read_bytes(c, one), read_bytes(again, two)) << "differs between 1 and 2 threads";
 }
 

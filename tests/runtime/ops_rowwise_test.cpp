@@ -15,11 +15,11 @@
 namespace longhaul::runtime::ops {
 namespace {
 
-using testing::make_tensor;
-using testing::random_values;
-using testing::read;
-using testing::read_bytes;
-using testing::relative_error;
+using test::make_tensor;
+using test::random_values;
+using test::read;
+using test::read_bytes;
+using test::relative_error;
 using Values = std::vector<double>;
 
 constexpr double kFloatBound = 3e-6;  // the design's bound for fp32

@@ -8,13 +8,14 @@
 #include <set>
 
 #include "tests/support/expect_error.h"
-#include "tests/support/temp_folder.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::runtime {
 namespace {
 
 /// Token i of the corpus is i, so that a sequence tells where it was cut.
-Corpus numbered_corpus(const test::TempFolder& folder, const std::vector<std::int64_t>& lengths) {
+Corpus numbered_corpus(const test::TempDirectory& folder,
+                       const std::vector<std::int64_t>& lengths) {
   const std::int64_t total = std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0});
   CorpusWriter writer(folder / "c.h5", std::max<std::int64_t>(1, total), "bytes");
   std::int32_t next = 0;
@@ -123,7 +124,7 @@ TEST(Sequences, MatchTheDefinitionAndCoverEveryTokenOnceAnEpoch) {
                                                    {64, 64, 64, 64},
                                                    {0, 0, 13, 0}}) {
     const std::int64_t total = std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0});
-    const test::TempFolder folder;
+    const test::TempDirectory folder;
     const Corpus corpus = numbered_corpus(folder, lengths);
     for (const std::int64_t seq_len : {1, 2, 3, 7, 13, 64, 100, 127}) {
       if (seq_len > total) continue;
@@ -153,7 +154,7 @@ TEST(Sequences, MatchTheDefinitionAndCoverEveryTokenOnceAnEpoch) {
 }
 
 TEST(Sequences, ArePureFunctionsOfTheCursor) {
-  const test::TempFolder folder;
+  const test::TempDirectory folder;
   const Corpus corpus = numbered_corpus(folder, {300, 20, 1, 79, 600});
   const Sequences forward(corpus, 17, 5), again(corpus, 17, 5), other(corpus, 17, 6);
   std::vector<std::vector<std::int32_t>> in_order;
@@ -168,7 +169,7 @@ TEST(Sequences, ArePureFunctionsOfTheCursor) {
 }
 
 TEST(Sequences, RefusesACorpusShorterThanASequence) {
-  const test::TempFolder folder;
+  const test::TempDirectory folder;
   const Corpus corpus = numbered_corpus(folder, {9, 1});
   EXPECT_EQ(Sequences(corpus, 10, 1).per_epoch(), 1);
   test::expect_error(ExitCode::config, "seq_len is 11", [&] { Sequences(corpus, 11, 1); });

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 using attention::Mode;
 using attention::Slice;
@@ -218,4 +218,4 @@ void expect_matches_reference(const AttentionCase& which, const AttentionResult&
   }
 }
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

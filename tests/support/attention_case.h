@@ -10,7 +10,7 @@
 #include "attention/reference.h"
 #include "runtime/tensor.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 struct AttentionCase {
   std::int64_t q_rows = 0, k_rows = 0, heads = 1, kv_heads = 1, dim = 16, value_dim = 16;
@@ -51,4 +51,4 @@ double relative_error(const std::vector<float>& a, const std::vector<double>& b)
 /// |lse|).
 void expect_matches_reference(const AttentionCase& which, const AttentionResult& got);
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

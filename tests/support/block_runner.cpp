@@ -9,7 +9,7 @@
 
 #include "tests/support/random_masks.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 namespace {
 
 using attention::kUnbounded;
@@ -232,4 +232,4 @@ void expect_block_contract(const BlockDevice& device, bool quick) {
   }
 }
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

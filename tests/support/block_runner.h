@@ -7,7 +7,7 @@
 
 #include "tests/support/attention_case.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 /// The four calls of the block contract and the stream that they take.
 struct BlockDevice {
@@ -41,4 +41,4 @@ std::vector<NamedCase> block_cases(bool quick);
 /// Runs them all: against the reference, bitwise repeatable, strided views give the same bits.
 void expect_block_contract(const BlockDevice& device, bool quick);
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

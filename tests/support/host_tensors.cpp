@@ -4,7 +4,7 @@
 #include <cstring>
 #include <random>
 
-namespace longhaul::testing {
+namespace longhaul::test {
 namespace {
 
 using namespace runtime;
@@ -108,4 +108,4 @@ double relative_error(const std::vector<double>& actual, const std::vector<doubl
   return norm > 0 ? std::sqrt(error / norm) : std::sqrt(error);
 }
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

@@ -6,7 +6,7 @@
 
 #include "runtime/tensor.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 /// Seeded values in about [-1, 1), exactly representable in bfloat16 when asked for.
 std::vector<double> random_values(std::int64_t count, unsigned seed, bool bfloat16 = false);
@@ -25,4 +25,4 @@ std::vector<std::byte> read_bytes(runtime::ConstTensorView view, const runtime::
 /// expected is 0.
 double relative_error(const std::vector<double>& actual, const std::vector<double>& expected);
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

@@ -2,7 +2,7 @@
 
 #include "tests/support/llama_oracle.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 namespace {
 
 using models::LlamaConfig;
@@ -147,4 +147,4 @@ NamedValues oracle_gradients(const LlamaConfig& c, NamedValues p, const OracleBa
   return gradients;
 }
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

@@ -11,7 +11,7 @@
 
 #include "models/llama_config.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 using NamedValues = std::map<std::string, std::vector<double>>;
 
@@ -30,4 +30,4 @@ double oracle_loss(const models::LlamaConfig& config, const NamedValues& paramet
 NamedValues oracle_gradients(const models::LlamaConfig& config, NamedValues parameters,
                              const OracleBatch& batch);
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

@@ -3,7 +3,7 @@
 #include "runtime/comm/loopback.h"
 #include "tests/support/host_tensors.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 using models::LlamaConfig;
 using runtime::DType;
@@ -115,4 +115,4 @@ void with_rigs(int ranks, const LlamaConfig& config, const models::LlamaOptions&
   });
 }
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

@@ -8,7 +8,7 @@
 #include "parallel/layout.h"
 #include "tests/support/llama_oracle.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 /// Odd sizes, grouped heads, H * D different from the hidden size.
 models::LlamaConfig small_config(bool tied = false, runtime::DType dtype = runtime::DType::float32);
@@ -46,4 +46,4 @@ struct Rig {
 void with_rigs(int ranks, const models::LlamaConfig& config, const models::LlamaOptions& options,
                const std::function<void(Rig&)>& body, int threads = 1);
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

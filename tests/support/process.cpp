@@ -168,39 +168,4 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string
   return command;
 }
 
-TempDirectory::TempDirectory() {
-  std::string name = (std::filesystem::temp_directory_path() / "longhaul-test-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) {
-    throw std::runtime_error("mkdtemp " + name + ": " + std::strerror(errno));
-  }
-  path_ = name;
-}
-
-TempDirectory::~TempDirectory() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
-std::string TempDirectory::write(const std::string& name, const std::string& text) const {
-  const std::filesystem::path target = path_ / name;
-  std::filesystem::create_directories(target.parent_path());
-  write_text(target, text);
-  return target.string();
-}
-
-std::string read_text(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("cannot read " + path.string());
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-void write_text(const std::filesystem::path& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (!file) throw std::runtime_error("cannot write " + path.string());
-}
-
 }  // namespace longhaul::test

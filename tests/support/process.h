@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/temp_directory.h"
+
 namespace longhaul::test {
 
 struct ProcessOptions {
@@ -66,24 +68,5 @@ ProcessResult run_longhaul(const std::vector<std::string>& arguments,
 std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string>& arguments);
 /// Path of this build's program.
 std::string longhaul_program();
-
-/// A fresh folder, removed with everything in it at the end.
-class TempDirectory {
- public:
-  TempDirectory();
-  ~TempDirectory();
-  TempDirectory(const TempDirectory&) = delete;
-  TempDirectory& operator=(const TempDirectory&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-  /// Writes a file and returns its path.
-  std::string write(const std::string& name, const std::string& text) const;
-
- private:
-  std::filesystem::path path_;
-};
-
-std::string read_text(const std::filesystem::path& path);
-void write_text(const std::filesystem::path& path, const std::string& text);
 
 }  // namespace longhaul::test

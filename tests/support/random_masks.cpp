@@ -4,7 +4,7 @@
 #include <numeric>
 #include <tuple>
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 using attention::Slice;
 
@@ -68,4 +68,4 @@ std::vector<Slice> random_disjoint_slices(std::int64_t queries, std::int64_t key
   return slices;
 }
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

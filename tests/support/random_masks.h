@@ -8,7 +8,7 @@
 
 #include "attention/mask.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 /// visible(i, j): pair by pair, from the definition in attention/mask.h.
 class Bitmap {
@@ -40,4 +40,4 @@ attention::Slice random_slice(std::int64_t queries, std::int64_t keys, std::mt19
 std::vector<attention::Slice> random_disjoint_slices(std::int64_t queries, std::int64_t keys,
                                                      int attempts, std::mt19937& random);
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

@@ -7,7 +7,7 @@
 
 #include "attention/block.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 using runtime::DType;
 using runtime::Stream;
@@ -127,4 +127,4 @@ Spread run_spread(const AttentionCase& which, const SpreadOptions& options, int 
   return spread;
 }
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test

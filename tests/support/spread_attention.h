@@ -10,7 +10,7 @@
 #include "runtime/comm/loopback.h"
 #include "tests/support/attention_case.h"
 
-namespace longhaul::testing {
+namespace longhaul::test {
 
 struct SpreadOptions {
   std::string scheme = "ring";
@@ -41,4 +41,4 @@ struct Spread {
 Spread run_spread(const AttentionCase& which, const SpreadOptions& options, int ranks,
                   const runtime::LoopbackOptions& loopback = {});
 
-}  // namespace longhaul::testing
+}  // namespace longhaul::test
