@@ -135,6 +135,15 @@ TEST_F(FaultsTest, SignalsMakeAllRanksCheckpointTheSameStepAndStop) {
   }
 }
 
+TEST_F(FaultsTest, ASignalWithoutCheckpointsDoesNotPromiseOne) {
+  const auto job = start("unsaved", {"checkpoint.enable=false"}, 10);
+  job->signal(SIGUSR1);
+  const ProcessResult result = job->wait();
+  EXPECT_EQ(result.exit_code, 128 + SIGUSR1) << result.err;  // 75 would have it requeued for ever
+  EXPECT_TRUE(has(result.out, "nothing was saved")) << result.out;
+  expect_no_process_left();
+}
+
 /// A job in which rank 2 does something of its own, a line of shell.
 class OddRank : public FaultsTest {
  protected:

@@ -28,6 +28,37 @@ void expect_close(const StepTexts& actual, const StepTexts& expected) {
   }
 }
 
+TEST(Resume, AFreshStartDoesNotMixWithAnEarlierRun) {
+  const TrainingJob job;
+  const std::vector<std::string> common = {"checkpoint.interval=2", "checkpoint.keep_latest_k=0",
+                                           "lr_scheduler.warmup_steps=1"};
+  const auto run = [&](std::vector<std::string> sets) {
+    sets.insert(sets.end(), common.begin(), common.end());
+    const ProcessResult result = job.run(2, "again", sets);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result.out;
+  };
+  run({"training.steps=4"});
+  ASSERT_EQ(job.checkpoints("again"), (std::vector<std::int64_t>{2, 4}));
+  const StepTexts before = job.steps("again");
+
+  const std::string fresh =
+      run({"training.steps=2", "checkpoint.resume=never", "optimizer.lr=1e-4"});
+  EXPECT_NE(fresh.find("checkpoints.1"), std::string::npos) << fresh;
+  EXPECT_EQ(job.checkpoints("again"), (std::vector<std::int64_t>{2}));
+  EXPECT_TRUE(fs::exists(job.output("again", "checkpoints.1/step-00000002")));
+  EXPECT_TRUE(fs::exists(job.output("again", "checkpoints.1/step-00000004")));
+  EXPECT_TRUE(fs::exists(job.output("again", "metrics.jsonl.1")));
+
+  const std::string rest = run({"training.steps=4", "optimizer.lr=1e-4"});
+  EXPECT_NE(rest.find("from the checkpoint of step 2"), std::string::npos) << rest;
+  const StepTexts after = job.steps("again");
+  ASSERT_EQ(after.size(), 4u);  // steps 1 to 4 of one run
+  EXPECT_NE(after.at(4), before.at(4));
+  const std::string finished = run({"training.steps=4", "optimizer.lr=1e-4"});
+  EXPECT_NE(finished.find("nothing to do"), std::string::npos) << finished;
+}
+
 TEST(Resume, OnAnyNumberOfRanks) {
   const TrainingJob job;
   std::vector<std::string> sets = {"training.steps=20", "checkpoint.interval=10",
