@@ -31,7 +31,7 @@ using runtime::Tensor;
 /// What all ranks run, decided and verified before anything is enqueued.
 struct Replay {
   AttentionCase input;
-  const parallel::Scheme& scheme;
+  parallel::SchemeOptions scheme;
   parallel::Layout layout;
   DType dtype;
   DType wire_dtype;
@@ -43,10 +43,9 @@ void verify_schedules(const Replay& replay) {
   const parallel::Shapes shapes{static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim,
                                 in.value_dim, replay.dtype};
   for (const Direction direction : {Direction::forward, Direction::backward}) {
-    parallel::SchemeInputs inputs{in.mask, replay.layout, shapes, direction};
+    parallel::SchemeInputs inputs{in.mask, replay.layout, shapes, direction, {}, replay.scheme};
     if (replay.wire_dtype != DType::float32) inputs.wire_dtype = replay.wire_dtype;
-    const parallel::Verdict verdict =
-        parallel::verify(parallel::build_schedule(replay.scheme, inputs), in.mask);
+    const parallel::Verdict verdict = parallel::verify(parallel::build_schedule(inputs), in.mask);
     if (!verdict.ok()) {
       fail(ExitCode::internal, "the ", parallel::name(direction), " schedule of ",
            replay.scheme.name, " does not verify: ", parallel::name(verdict.fault), ": ",
@@ -56,7 +55,8 @@ void verify_schedules(const Replay& replay) {
 }
 
 Replay make_replay(const AttentionOptions& options, int ranks) {
-  const parallel::Scheme& scheme = parallel::scheme_from_name(options.scheme);
+  parallel::SchemeOptions scheme;
+  scheme.name = options.scheme;
   const parallel::LayoutKind layout = parallel::layout_from_name(options.layout);
   const DType dtype = runtime::dtype_from_name(options.dtype),
               wire = runtime::dtype_from_name(options.wire_dtype);
@@ -178,8 +178,7 @@ AttentionResult run_rank(const Replay& replay, Communicator& world,
     dk = tensors.make({n, in.kv_heads, in.dim});
     dv = tensors.make({n, in.kv_heads, in.value_dim});
   }
-  parallel::Attention attention({replay.scheme.name, replay.wire_dtype}, std::move(context),
-                                compute);
+  parallel::Attention attention({replay.scheme, replay.wire_dtype}, std::move(context), compute);
   attention.set_batch(in.mask, replay.layout);
 
   const Stream host = Stream::cpu("results");

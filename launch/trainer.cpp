@@ -85,8 +85,9 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
   control_comm_ = grid_.split(world, {data, context}, "control");
-  parallel::AttentionOptions attention{config.parallelism.context_parallel_scheme,
-                                       config.parallelism.context_parallel_wire_dtype};
+  parallel::AttentionOptions attention{.wire_dtype =
+                                           config.parallelism.context_parallel_wire_dtype};
+  attention.scheme.name = config.parallelism.context_parallel_scheme;
   attention_ = std::make_unique<parallel::Attention>(
       attention, grid_.split(world, {context}, "context"), compute_);
 

@@ -1,7 +1,6 @@
 #include "parallel/attention.h"
 
-#include <map>
-#include <tuple>
+#include <algorithm>
 
 #include "parallel/executor.h"
 #include "parallel/schemes/scheme.h"
@@ -42,35 +41,55 @@ TensorView unconst(ConstTensorView view) {
 
 struct Attention::Impl {
   // Programs of the batches seen lately, by what they are a function of.
-  using Key =
-      std::tuple<std::uint64_t, LayoutKind, std::int64_t, std::int64_t, int, int, Direction>;
   static constexpr std::size_t kCached = 16;
 
-  const Scheme& scheme;
+  SchemeOptions scheme;
   std::optional<runtime::DType> wire_dtype;
+  std::unique_ptr<runtime::Communicator> context;
   runtime::Stream compute;
-  int rank, ranks;
-  std::vector<Channel> channels;
-  std::optional<attention::Mask> mask;
-  std::optional<Layout> layout;
-  std::map<Key, std::shared_ptr<const Program>> cache;
+  std::vector<Channel> channels{};
+  std::optional<attention::HeadMasks> masks{};
+  std::optional<Layout> layout{};
+  std::map<std::string, std::shared_ptr<const Program>> cache{};
+
+  void open_channels() {
+    const auto wanted = static_cast<std::size_t>(scheme_from_name(scheme.name).channels);
+    while (channels.size() < wanted) {
+      const std::string name = runtime::concat(context->name(), ".", channels.size());
+      channels.push_back({compute.sibling(name), context->split(0, context->rank(), name)});
+    }
+  }
+
+  std::string key(Direction direction, const Shapes& shapes) const {
+    return runtime::concat(scheme.name, " ", scheme.outer, " ", scheme.inner, " ",
+                           static_cast<int>(scheme.nesting), " ", scheme.around, " ",
+                           static_cast<int>(scheme.backward), " ", name(direction), " ",
+                           shapes.heads, " ", shapes.kv_heads, " ", shapes.dim, " ",
+                           shapes.value_dim, " ", name(shapes.activation), " ", masks->digest(),
+                           " ", name(layout->kind()), " ", layout->seq_len(), " ", layout->batch());
+  }
 
   std::shared_ptr<const Program> program(Direction direction, const Shapes& shapes) {
-    LONGHAUL_CHECK(mask && layout, "set_batch() comes before the first attention call");
-    const Key key{mask->digest(), layout->kind(),  layout->seq_len(), layout->batch(),
-                  shapes.heads,   shapes.kv_heads, direction};
-    auto found = cache.find(key);
+    LONGHAUL_CHECK(masks && layout, "set_batch() comes before the first attention call");
+    const std::string wanted = key(direction, shapes);
+    auto found = cache.find(wanted);
     if (found == cache.end()) {
       if (cache.size() >= kCached) cache.clear();
-      const SchemeInputs inputs{*mask, *layout, shapes, direction, wire_dtype};
+      const SchemeInputs inputs{*masks, *layout, shapes, direction, wire_dtype, scheme};
       found =
-          cache.emplace(key, std::make_shared<const Program>(scheme.prepare(inputs)(rank))).first;
+          cache.emplace(wanted, std::make_shared<const Program>(prepare(inputs)(context->rank())))
+              .first;
     }
     return found->second;
   }
 
   std::unique_ptr<AttentionCall> call(Direction direction, const Shapes& shapes, float scale,
                                       std::vector<Binding> bindings) {
+    // Schemes that send keys and values apart have a slot for each.
+    const Binding& kv = *std::ranges::find(bindings, "kv", &Binding::slot);
+    const auto k = kv.fields[0], v = kv.fields[1];
+    bindings.push_back({"k", {k}});
+    bindings.push_back({"v", {v}});
     return std::make_unique<ProgramCall>(Execution(program(direction, shapes), shapes, scale,
                                                    std::move(bindings), compute, channels));
   }
@@ -79,28 +98,26 @@ struct Attention::Impl {
 Attention::Attention(const AttentionOptions& options,
                      std::unique_ptr<runtime::Communicator> context,
                      const runtime::Stream& compute) {
-  const Scheme& scheme = scheme_from_name(options.scheme);
   std::optional<runtime::DType> wire;
   if (options.wire_dtype != runtime::DType::float32) wire = options.wire_dtype;
-  const int rank = context->rank(), ranks = context->size();
-  std::vector<Channel> channels;
-  for (int channel = 0; channel < scheme.channels; ++channel) {
-    const std::string channel_name = runtime::concat(context->name(), ".", channel);
-    channels.push_back({compute.sibling(channel_name), context->split(0, rank, channel_name)});
-  }
-  impl_ = std::make_unique<Impl>(
-      Impl{scheme, wire, compute, rank, ranks, std::move(channels), {}, {}, {}});
+  impl_ = std::make_unique<Impl>(Impl{options.scheme, wire, std::move(context), compute});
+  impl_->open_channels();
 }
 
 Attention::~Attention() = default;
 
-void Attention::set_batch(const attention::Mask& mask, const Layout& layout) {
-  LONGHAUL_CHECK(mask.tokens() == layout.tokens(), "mask of ", mask.tokens(), " tokens, layout of ",
-                 layout.tokens());
-  LONGHAUL_CHECK(layout.ranks() == impl_->ranks, "layout over ", layout.ranks(), " ranks on ",
-                 impl_->ranks);
-  impl_->mask = mask;
+void Attention::set_batch(const attention::HeadMasks& masks, const Layout& layout) {
+  LONGHAUL_CHECK(masks.tokens() == layout.tokens(), "mask of ", masks.tokens(),
+                 " tokens, layout of ", layout.tokens());
+  LONGHAUL_CHECK(layout.ranks() == impl_->context->size(), "layout over ", layout.ranks(),
+                 " ranks on ", impl_->context->size());
+  impl_->masks = masks;
   impl_->layout = layout;
+}
+
+void Attention::set_scheme(const SchemeOptions& scheme) {
+  impl_->scheme = scheme;
+  impl_->open_channels();
 }
 
 namespace {
@@ -134,6 +151,18 @@ std::int64_t Attention::sent_bytes() const {
   std::int64_t bytes = 0;
   for (const Channel& channel : impl_->channels) bytes += channel.communicator->sent_bytes();
   return bytes;
+}
+
+std::map<int, std::int64_t> Attention::sent_to() const {
+  std::map<int, std::int64_t> sent;
+  for (const Channel& channel : impl_->channels) {
+    int peer = 0;
+    for (const std::int64_t bytes : channel.communicator->exchanged_bytes()) {
+      if (bytes > 0) sent[peer] += bytes;
+      ++peer;
+    }
+  }
+  return sent;
 }
 
 }  // namespace longhaul::parallel

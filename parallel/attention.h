@@ -1,20 +1,22 @@
 #pragma once
 // Softmax attention spread over the ranks of the context axis: what a model's layer calls.
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "attention/mask.h"
+#include "attention/head_masks.h"
 #include "parallel/layout.h"
+#include "parallel/schemes/scheme.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::parallel {
 
 struct AttentionOptions {
-  std::string scheme = "ring";
-  /// Dtype of circulating gradient accumulators on the wire; LSE and delta always travel as fp32.
+  SchemeOptions scheme = {};
+  /// Dtype of gradient accumulators between ranks; LSE and delta always travel as fp32.
   runtime::DType wire_dtype = runtime::DType::float32;
 };
 
@@ -40,9 +42,11 @@ class Attention {
             const runtime::Stream& compute);
   ~Attention();
 
-  /// The mask and layout of the calls that follow; mask.tokens() == layout.tokens(). Same on all
+  /// The masks and layout of the calls that follow; masks.tokens() == layout.tokens(). Same on all
   /// ranks.
-  void set_batch(const attention::Mask& mask, const Layout& layout);
+  void set_batch(const attention::HeadMasks& masks, const Layout& layout);
+  /// The scheme of the calls that follow. Collective: it may open another channel.
+  void set_scheme(const SchemeOptions& scheme);
 
   /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H]
   /// fp32 (natural log).
@@ -62,6 +66,8 @@ class Attention {
 
   /// Payload bytes that this rank has sent since construction.
   std::int64_t sent_bytes() const;
+  /// Those bytes by the rank that they went to.
+  std::map<int, std::int64_t> sent_to() const;
 
  private:
   struct Impl;

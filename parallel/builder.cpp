@@ -38,29 +38,88 @@ void Builder::set_phase(int phase) {
   phase_ = phase;
 }
 
-void Builder::attend(const View& q, const View& kv, std::vector<Slice> bands, const View& partial,
-                     Mode mode) {
-  if (!bands.empty()) {
-    append(Attend{q, kv, std::move(bands), partial, mode}, kCompute);
-  } else if (mode == Mode::write) {
-    fill(partial);
+namespace {
+
+/// Query heads [begin, end) of a view and the key/value heads that they read.
+struct HeadRun {
+  int begin, end, kv_begin, kv_end;
+  const std::vector<Slice>* bands;
+};
+
+/// Cuts the bands' runs of heads so that each is a multiple of, or within, one key/value head.
+std::vector<HeadRun> head_runs(const Bands& bands, const View& q, const View& kv) {
+  LONGHAUL_CHECK(kv.heads() > 0 && q.heads() % kv.heads() == 0, q.heads(), " query heads over ",
+                 kv.heads(), " key/value heads");
+  const int group = q.heads() / kv.heads();
+  std::vector<HeadRun> runs;
+  int covered = 0;
+  for (const HeadBands& run : bands) {
+    LONGHAUL_CHECK(run.head_begin == covered && run.head_end <= q.heads(), "bands of heads [",
+                   run.head_begin, ", ", run.head_end, ") after head ", covered, " of ", q.heads());
+    covered = run.head_end;
+    for (int head = run.head_begin; head < run.head_end;) {
+      const int kv_head = head / group;
+      int end = (kv_head + 1) * group;
+      if (head % group == 0 && run.head_end >= end) end = run.head_end / group * group;
+      end = std::min(end, run.head_end);
+      runs.push_back({head, end, kv_head, (end + group - 1) / group, &run.bands});
+      head = end;
+    }
+  }
+  LONGHAUL_CHECK(covered == q.heads(), "bands cover ", covered, " of ", q.heads(), " heads");
+  return runs;
+}
+
+std::optional<View> heads_of(const std::optional<View>& view, int begin, int end) {
+  return view ? std::optional(parallel::heads_of(*view, begin, end)) : std::nullopt;
+}
+
+}  // namespace
+
+bool sees_nothing(const Bands& bands) {
+  return std::ranges::all_of(bands, [](const HeadBands& run) { return run.bands.empty(); });
+}
+
+Bands heads_of(const Bands& bands, int begin, int end) {
+  Bands some;
+  for (const HeadBands& run : bands) {
+    const int first = std::max(run.head_begin, begin), last = std::min(run.head_end, end);
+    if (first < last) some.push_back({first - begin, last - begin, run.bands});
+  }
+  return some;
+}
+
+void Builder::attend(const View& q, const View& kv, const Bands& bands, const View& partial,
+                     Mode mode, const std::optional<View>& v) {
+  for (const HeadRun& run : head_runs(bands, q, kv)) {
+    if (run.bands->empty() && mode == Mode::add) continue;
+    append(
+        Attend{heads_of(q, run.begin, run.end), heads_of(kv, run.kv_begin, run.kv_end), *run.bands,
+               heads_of(partial, run.begin, run.end), mode, heads_of(v, run.kv_begin, run.kv_end)},
+        kCompute);
   }
 }
 
-void Builder::attend_backward(const View& q_bundle, const View& kv, std::vector<Slice> bands,
-                              const View& dq, Mode dq_mode, const View& dkv, Mode dkv_mode) {
-  if (!bands.empty()) {
-    append(AttendBackward{q_bundle, kv, std::move(bands), dq, dq_mode, dkv, dkv_mode}, kCompute);
-    return;
+void Builder::attend_backward(const View& q_bundle, const View& kv, const Bands& bands,
+                              const View& dq, Mode dq_mode, const View& dkv, Mode dkv_mode,
+                              const std::optional<View>& v) {
+  int written = 0;  // key/value heads before this one hold gradients already
+  for (const HeadRun& run : head_runs(bands, q_bundle, kv)) {
+    const Mode mode = run.kv_begin < written ? Mode::add : dkv_mode;
+    written = run.kv_end;
+    if (run.bands->empty() && dq_mode == Mode::add && mode == Mode::add) continue;
+    append(AttendBackward{heads_of(q_bundle, run.begin, run.end),
+                          heads_of(kv, run.kv_begin, run.kv_end), *run.bands,
+                          heads_of(dq, run.begin, run.end), dq_mode,
+                          heads_of(dkv, run.kv_begin, run.kv_end), mode,
+                          heads_of(v, run.kv_begin, run.kv_end)},
+           kCompute);
   }
-  if (dq_mode == Mode::write) fill(dq);
-  if (dkv_mode == Mode::write) fill(dkv);
 }
 
 void Builder::accumulate(const View& src, const View& dst) {
   append(Accumulate{src, dst}, kCompute);
 }
-void Builder::fill(const View& dst) { append(Fill{dst}, kCompute); }
 void Builder::copy(const View& src, const View& dst) { append(Copy{src, dst}, kCompute); }
 
 void Builder::transfer(int channel, std::vector<Message> sends, std::vector<Message> receives) {
@@ -71,7 +130,7 @@ void Builder::transfer(int channel, std::vector<Message> sends, std::vector<Mess
   std::erase_if(sends, is_empty);
   std::erase_if(receives, is_empty);
   if (sends.empty() && receives.empty()) return;
-  append(Transfer{TransferKind::exchange, std::move(sends), std::move(receives)}, channel + 1);
+  append(Transfer{std::move(sends), std::move(receives)}, channel + 1);
 }
 
 void Builder::collect_dependencies(const std::vector<Access>& step_accesses,

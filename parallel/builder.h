@@ -10,6 +10,17 @@
 
 namespace longhaul::parallel {
 
+/// What a run of a view's query heads sees, in row numbers of the query and the key view.
+struct HeadBands {
+  int head_begin = 0, head_end = 0;  ///< heads of the query view
+  std::vector<Slice> bands;
+};
+/// What all heads of a query view see: disjoint runs in head order that cover them.
+using Bands = std::vector<HeadBands>;
+bool sees_nothing(const Bands& bands);
+/// What heads [begin, end) see, numbered from 0.
+Bands heads_of(const Bands& bands, int begin, int end);
+
 class Builder {
  public:
   /// `channels` communication channels, numbered from 0.
@@ -22,13 +33,15 @@ class Builder {
   /// Later steps belong to this phase (it only grows).
   void set_phase(int phase);
 
-  /// Compute steps. With empty bands, a write becomes a Fill and an add nothing.
-  void attend(const View& q, const View& kv, std::vector<Slice> bands, const View& partial,
-              Mode mode);
-  void attend_backward(const View& q_bundle, const View& kv, std::vector<Slice> bands,
-                       const View& dq, Mode dq_mode, const View& dkv, Mode dkv_mode);
+  /// Compute steps: one for each run of heads with bands of its own. Where a run sees nothing, an
+  /// `add` is left out and a `write` makes its rows neutral. `v`: the values, where `kv` is a view
+  /// of keys alone.
+  void attend(const View& q, const View& kv, const Bands& bands, const View& partial, Mode mode,
+              const std::optional<View>& v = {});
+  void attend_backward(const View& q_bundle, const View& kv, const Bands& bands, const View& dq,
+                       Mode dq_mode, const View& dkv, Mode dkv_mode,
+                       const std::optional<View>& v = {});
   void accumulate(const View& src, const View& dst);
-  void fill(const View& dst);
   void copy(const View& src, const View& dst);
 
   /// A grouped exchange on a channel. Zero-size messages are dropped, and with them an empty

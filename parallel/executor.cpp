@@ -129,14 +129,21 @@ Execution::Fields Execution::resolve(const View& view) const {
   return views;
 }
 
+/// k and v, from one slot or from two.
+Execution::Fields Execution::resolve_keys(const View& kv, const std::optional<View>& v) const {
+  Fields fields = resolve(kv);
+  if (v) fields.push_back(resolve(*v)[0]);
+  return fields;
+}
+
 void Execution::run(const Attend& a) {
-  const Fields q = resolve(a.q), kv = resolve(a.kv), partial = resolve(a.partial);
+  const Fields q = resolve(a.q), kv = resolve_keys(a.kv, a.v), partial = resolve(a.partial);
   attention::block_forward(q[0], kv[0], kv[1], a.bands, scale_, partial[0], partial[1], a.mode,
                            compute_);
 }
 
 void Execution::run(const AttendBackward& a) {
-  const Fields q = resolve(a.q_bundle), kv = resolve(a.kv), dq = resolve(a.dq),
+  const Fields q = resolve(a.q_bundle), kv = resolve_keys(a.kv, a.v), dq = resolve(a.dq),
                dkv = resolve(a.dkv);
   attention::block_backward({q[0], kv[0], kv[1], q[1], q[2], q[3]}, a.bands, scale_, dq[0],
                             a.dq_mode, dkv[0], dkv[1], a.dkv_mode, compute_);
@@ -149,15 +156,6 @@ void Execution::run(const Accumulate& a) {
     return;
   }
   for (std::size_t f = 0; f < dst.size(); ++f) runtime::accumulate(src[f], dst[f], compute_);
-}
-
-void Execution::run(const Fill& f) {
-  const Fields dst = resolve(f.dst);
-  const bool partial =
-      program_->slots[static_cast<std::size_t>(f.dst.slot)].kind == SlotKind::partial;
-  runtime::fill(dst[0], 0, compute_);
-  if (dst.size() > 1)
-    runtime::fill(dst[1], partial ? -std::numeric_limits<double>::infinity() : 0, compute_);
 }
 
 void Execution::run(const Copy& c) {

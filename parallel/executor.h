@@ -47,10 +47,10 @@ class Execution {
   void enqueue_until(int phase);
   void enqueue(int index);
   Fields resolve(const View& view) const;
+  Fields resolve_keys(const View& kv, const std::optional<View>& v) const;
   void run(const Attend& attend);
   void run(const AttendBackward& attend);
   void run(const Accumulate& accumulate);
-  void run(const Fill& fill);
   void run(const Copy& copy);
   void run(const Transfer& transfer, const Step& step);
   const runtime::Stream& stream_of(int stream) const;

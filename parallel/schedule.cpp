@@ -16,6 +16,8 @@ Overloaded(Visitors...) -> Overloaded<Visitors...>;
 
 constexpr Field kQ[] = {{"q", FieldWidth::dim, true}};
 constexpr Field kKv[] = {{"k", FieldWidth::dim, true}, {"v", FieldWidth::value_dim, true}};
+constexpr Field kK[] = {{"k", FieldWidth::dim, true}};
+constexpr Field kV[] = {{"v", FieldWidth::value_dim, true}};
 constexpr Field kBundle[] = {{"q", FieldWidth::dim, true},
                              {"dout", FieldWidth::value_dim, true},
                              {"lse", FieldWidth::one, false},
@@ -33,6 +35,10 @@ const char* name(SlotKind kind) {
       return "q";
     case SlotKind::kv:
       return "kv";
+    case SlotKind::k:
+      return "k";
+    case SlotKind::v:
+      return "v";
     case SlotKind::q_bundle:
       return "q_bundle";
     case SlotKind::partial:
@@ -51,6 +57,10 @@ std::span<const Field> fields(SlotKind kind) {
       return kQ;
     case SlotKind::kv:
       return kKv;
+    case SlotKind::k:
+      return kK;
+    case SlotKind::v:
+      return kV;
     case SlotKind::q_bundle:
       return kBundle;
     case SlotKind::partial:
@@ -63,10 +73,25 @@ std::span<const Field> fields(SlotKind kind) {
   return {};
 }
 
-bool is_key_side(SlotKind kind) { return kind == SlotKind::kv || kind == SlotKind::dkv; }
+bool is_key_side(SlotKind kind) {
+  return kind == SlotKind::kv || kind == SlotKind::k || kind == SlotKind::v ||
+         kind == SlotKind::dkv;
+}
 
 bool is_accumulator(SlotKind kind) {
   return kind == SlotKind::partial || kind == SlotKind::dq || kind == SlotKind::dkv;
+}
+
+View rows_of(View view, std::int64_t begin, std::int64_t end) {
+  view.row_end = view.row_begin + end;
+  view.row_begin += begin;
+  return view;
+}
+
+View heads_of(View view, int begin, int end) {
+  view.head_end = view.head_begin + end;
+  view.head_begin += begin;
+  return view;
 }
 
 std::int64_t width(FieldWidth field_width, const Shapes& shapes) {
@@ -91,8 +116,7 @@ std::int64_t cell_bytes(SlotKind kind, const Shapes& shapes, std::optional<DType
 }
 
 const char* name(const Operation& operation) {
-  constexpr const char* kNames[] = {"Attend", "AttendBackward", "Accumulate",
-                                    "Fill",   "Copy",           "Transfer"};
+  constexpr const char* kNames[] = {"Attend", "AttendBackward", "Accumulate", "Copy", "Transfer"};
   return kNames[operation.index()];
 }
 
@@ -104,15 +128,14 @@ std::vector<Access> accesses(const Operation& operation) {
   std::vector<Access> all;
   std::visit(Overloaded{[&](const Attend& a) {
                           all = {{a.q, false}, {a.kv, false}, {a.partial, true}};
+                          if (a.v) all.push_back({*a.v, false});
                         },
                         [&](const AttendBackward& a) {
                           all = {{a.q_bundle, false}, {a.kv, false}, {a.dq, true}, {a.dkv, true}};
+                          if (a.v) all.push_back({*a.v, false});
                         },
                         [&](const Accumulate& a) {
                           all = {{a.src, false}, {a.dst, true}};
-                        },
-                        [&](const Fill& f) {
-                          all = {{f.dst, true}};
                         },
                         [&](const Copy& c) {
                           all = {{c.src, false}, {c.dst, true}};
@@ -140,9 +163,9 @@ Count count(const Program& program, const Shapes& shapes) {
   }
   for (const Step& step : program.steps) {
     if (const auto* attend = std::get_if<Attend>(&step.operation)) {
-      total.area += attention::area(attend->bands);
+      total.pairs += attention::area(attend->bands) * attend->q.heads();
     } else if (const auto* backward = std::get_if<AttendBackward>(&step.operation)) {
-      total.area += attention::area(backward->bands);
+      total.pairs += attention::area(backward->bands) * backward->q_bundle.heads();
     } else if (const auto* transfer = std::get_if<Transfer>(&step.operation)) {
       for (const Message& message : transfer->sends) {
         if (message.peer == program.rank) continue;
@@ -152,11 +175,21 @@ Count count(const Program& program, const Shapes& shapes) {
           bytes += view.rows() * view.heads() * cell_bytes(kind, shapes, message.wire_dtype);
         }
         total.sent_bytes += bytes;
+        total.sent_to[message.peer] += bytes;
         total.sent_messages += bytes > 0 ? 1 : 0;
       }
     }
   }
   return total;
+}
+
+LinkBytes link_bytes(const std::map<int, std::int64_t>& sent_to, int rank, int ranks_per_node) {
+  LinkBytes bytes;
+  for (const auto& [peer, sent] : sent_to) {
+    const bool same_node = peer / ranks_per_node == rank / ranks_per_node;
+    (same_node ? bytes.within_nodes : bytes.between_nodes) += sent;
+  }
+  return bytes;
 }
 
 }  // namespace longhaul::parallel

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,7 +13,7 @@
 #include <vector>
 
 #include "attention/block.h"
-#include "attention/mask.h"
+#include "attention/head_masks.h"
 #include "runtime/dtype.h"
 
 namespace longhaul::parallel {
@@ -25,6 +26,8 @@ using attention::Slice;
 enum class SlotKind : unsigned char {
   q,         ///< q
   kv,        ///< k, v
+  k,         ///< k, where keys and values travel apart
+  v,         ///< v, likewise
   q_bundle,  ///< q, dout, lse, delta: what backward needs of a query
   partial,   ///< out, lse
   dq,        ///< dq
@@ -86,16 +89,22 @@ struct View {
   bool operator==(const View&) const = default;
 };
 
+/// Rows, or heads, [begin, end) of a view, in its own numbers.
+View rows_of(View view, std::int64_t begin, std::int64_t end);
+View heads_of(View view, int begin, int end);
+
 // ---- steps
 // -----------------------------------------------------------------------------------------------
 
-/// partial <- attention of q over kv where the bands allow. Bands are in row numbers of the two
-/// views.
+/// partial <- attention of q over kv where the bands allow; in `write` mode rows that see nothing
+/// become neutral. Bands are in row numbers of the two views. `kv` is a view of kind kv, or of kind
+/// k with the values in `v`.
 struct Attend {
   View q, kv;
   std::vector<Slice> bands;
   View partial;
   Mode mode = Mode::write;
+  std::optional<View> v = {};
 };
 /// dq and dkv <- gradients of the same pairs.
 struct AttendBackward {
@@ -105,14 +114,11 @@ struct AttendBackward {
   Mode dq_mode = Mode::write;
   View dkv;
   Mode dkv_mode = Mode::write;
+  std::optional<View> v = {};
 };
 /// dst <- dst merged with src (partial), or dst + src.
 struct Accumulate {
   View src, dst;
-};
-/// The neutral value: out 0 and LSE -inf, or gradient 0. Outputs only.
-struct Fill {
-  View dst;
 };
 struct Copy {
   View src, dst;
@@ -125,14 +131,12 @@ struct Message {
       0;  ///< an assertion: matched messages have equal tags; matching itself is in order per pair
   std::optional<runtime::DType> wire_dtype = {};  ///< gradient accumulators only
 };
-enum class TransferKind : unsigned char { exchange };
 /// A group of sends and receives that progress together; complete when all are.
 struct Transfer {
-  TransferKind kind = TransferKind::exchange;
   std::vector<Message> sends, receives;
 };
 
-using Operation = std::variant<Attend, AttendBackward, Accumulate, Fill, Copy, Transfer>;
+using Operation = std::variant<Attend, AttendBackward, Accumulate, Copy, Transfer>;
 const char* name(const Operation& operation);
 
 constexpr int kCompute = 0;  ///< stream 0; stream c >= 1 is communication channel c - 1
@@ -176,11 +180,19 @@ std::vector<Access> accesses(const Operation& operation);
 struct Count {
   std::int64_t sent_bytes = 0;  ///< payload to other ranks
   std::int64_t sent_messages = 0;
-  std::int64_t area = 0;  ///< (query, key) pairs, of one head
+  std::map<int, std::int64_t> sent_to = {};  ///< those bytes by peer
+  std::int64_t pairs = 0;  ///< (query, key) pairs attended, summed over query heads
   std::int64_t scratch_bytes =
       0;  ///< sum of scratch slots: the peak, since slots live for the whole call
 };
 Count count(const Program& program, const Shapes& shapes);
 std::int64_t slot_bytes(const Slot& slot, const Shapes& shapes);
+
+/// Bytes by link class, when ranks [0, n), [n, 2n), ... share a node of n = `ranks_per_node`.
+struct LinkBytes {
+  std::int64_t within_nodes = 0, between_nodes = 0;
+  bool operator==(const LinkBytes&) const = default;
+};
+LinkBytes link_bytes(const std::map<int, std::int64_t>& sent_to, int rank, int ranks_per_node);
 
 }  // namespace longhaul::parallel

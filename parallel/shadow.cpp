@@ -1,5 +1,6 @@
 #include "parallel/shadow.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "parallel/verifier.h"
@@ -27,8 +28,12 @@ int kv_cell_of(int q_cell, const ShadowUnits& units, const Shapes& shapes) {
 
 }  // namespace
 
-ShadowUnits shadow_units(const Schedule& schedule) {
+ShadowUnits shadow_units(const Schedule& schedule, const attention::HeadMasks& masks) {
   ShadowUnits units{schedule.shapes.heads, schedule.shapes.kv_heads};
+  for (const auto& group : masks.groups()) {
+    units.q = std::gcd(units.q,
+                       std::gcd(group.head_begin, std::min(group.head_end, schedule.shapes.heads)));
+  }
   for (const Program& program : schedule.programs) {
     for (const Slot& slot : program.slots) {
       int& unit = is_key_side(slot.kind) ? units.kv : units.q;
@@ -47,9 +52,9 @@ ShadowUnits shadow_units(const Schedule& schedule) {
   return units;
 }
 
-ExpectedSums::ExpectedSums(const Schedule& schedule, const attention::Mask& mask,
+ExpectedSums::ExpectedSums(const Schedule& schedule, const attention::HeadMasks& masks,
                            const ShadowUnits& units) {
-  const auto tokens = mask.tokens();
+  const auto tokens = masks.tokens();
   const int q_cells = cells(schedule.shapes.heads, units.q),
             kv_cells = cells(schedule.shapes.kv_heads, units.kv);
   queries_.assign(static_cast<std::size_t>(tokens * q_cells), 0);
@@ -63,7 +68,7 @@ ExpectedSums::ExpectedSums(const Schedule& schedule, const attention::Mask& mask
       prefix[i + 1] = prefix[i] + weight(true, t * kv_cells + kv_cell);
     }
     std::fill(change.begin(), change.end(), 0);
-    for (const Slice& slice : mask.slices()) {
+    for (const Slice& slice : masks.of(q_cell * units.q).slices()) {
       for (std::int64_t q = slice.q_begin; q < slice.q_end; ++q) {
         const std::int64_t begin = slice.key_begin(q), end = slice.key_end(q);
         if (begin >= end) continue;
@@ -145,6 +150,24 @@ void Shadow::require_defined(const View& view, int step) const {
             Fault::undefined,
             concat("rank ", program_.rank, ", step ", step, " uses row ", view.row_begin + row,
                    " of ", slot(view.slot).name, ", which nothing has written")};
+      }
+    }
+  }
+}
+
+/// Keys, and values of the same tokens and heads.
+void Shadow::require_keys(const View& kv, const std::optional<View>& v, int step) const {
+  require_defined(kv, step);
+  if (!v) return;
+  require_defined(*v, step);
+  const Rect r = rect(kv);
+  for (std::int64_t row = 0; row < kv.rows(); ++row) {
+    for (int cell = 0; cell < r.end - r.begin; ++cell) {
+      if (cells_[static_cast<std::size_t>(kv.slot)].id[at(kv, row, cell)] !=
+          cells_[static_cast<std::size_t>(v->slot)].id[at(*v, row, cell)]) {
+        throw Verdict{Fault::misplaced,
+                      concat("rank ", program_.rank, ", step ", step, " pairs row ", row,
+                             " of the keys with values of another token or head")};
       }
     }
   }
@@ -243,14 +266,14 @@ void Shadow::add_visible_queries(const View& q, const View& kv, const std::vecto
 
 void Shadow::apply(const Attend& a, int step) {
   require_defined(a.q, step);
-  require_defined(a.kv, step);
+  require_keys(a.kv, a.v, step);
   prepare_accumulator(a.partial, a.q, a.mode, step);
   add_visible_keys(a.q, a.kv, a.bands, a.partial, step);
 }
 
 void Shadow::apply(const AttendBackward& a, int step) {
   require_defined(a.q_bundle, step);
-  require_defined(a.kv, step);
+  require_keys(a.kv, a.v, step);
   prepare_accumulator(a.dq, a.q_bundle, a.dq_mode, step);
   prepare_accumulator(a.dkv, a.kv, a.dkv_mode, step);
   add_visible_keys(a.q_bundle, a.kv, a.bands, a.dq, step);
@@ -266,20 +289,6 @@ void Shadow::apply(const Accumulate& a, int step) {
   for (std::int64_t row = 0; row < a.dst.rows(); ++row) {
     for (int cell = 0; cell < r.end - r.begin; ++cell)
       to.sum[at(a.dst, row, cell)] += from.sum[at(a.src, row, cell)];
-  }
-}
-
-void Shadow::apply(const Fill& f, int) {
-  // The rows become what the output declares, with nothing in them.
-  const std::vector<std::int64_t> ids = declared_ids(slot(f.dst.slot));
-  Cells& c = cells_[static_cast<std::size_t>(f.dst.slot)];
-  const Rect r = rect(f.dst);
-  for (std::int64_t row = 0; row < f.dst.rows(); ++row) {
-    for (int cell = 0; cell < r.end - r.begin; ++cell) {
-      const std::size_t i = at(f.dst, row, cell);
-      c.id[i] = ids[i];
-      c.sum[i] = 0;
-    }
   }
 }
 

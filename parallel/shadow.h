@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "attention/mask.h"
+#include "attention/head_masks.h"
 #include "parallel/schedule.h"
 
 namespace longhaul::parallel {
@@ -13,13 +13,14 @@ namespace longhaul::parallel {
 struct ShadowUnits {
   int q = 1, kv = 1;
 };
-ShadowUnits shadow_units(const Schedule& schedule);
+ShadowUnits shadow_units(const Schedule& schedule, const attention::HeadMasks& masks);
 
 /// What outputs must hold in the end, from the mask alone: sums over visible pairs, per token and
 /// cell.
 class ExpectedSums {
  public:
-  ExpectedSums(const Schedule& schedule, const attention::Mask& mask, const ShadowUnits& units);
+  ExpectedSums(const Schedule& schedule, const attention::HeadMasks& masks,
+               const ShadowUnits& units);
   std::uint64_t of(bool key_side, std::int64_t id) const {
     return key_side ? keys_[static_cast<std::size_t>(id)] : queries_[static_cast<std::size_t>(id)];
   }
@@ -59,6 +60,7 @@ class Shadow {
   void require_defined(const View& view, int step) const;
   std::vector<std::int64_t> declared_ids(const Slot& slot) const;
   void prepare_accumulator(const View& view, const View& like, Mode mode, int step);
+  void require_keys(const View& kv, const std::optional<View>& v, int step) const;
   void add_visible_keys(const View& q, const View& kv, const std::vector<Slice>& bands,
                         const View& into, int step);
   void add_visible_queries(const View& q, const View& kv, const std::vector<Slice>& bands,
@@ -66,7 +68,6 @@ class Shadow {
   void apply(const Attend& attend, int step);
   void apply(const AttendBackward& attend, int step);
   void apply(const Accumulate& accumulate, int step);
-  void apply(const Fill& fill, int step);
   void apply(const Copy& copy, int step);
   void apply(const Transfer&, int) {}
 

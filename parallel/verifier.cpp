@@ -88,6 +88,12 @@ class FormCheck {
       return concat(show(*program_, a), " and ", show(*program_, b), " differ in size");
     });
   }
+  void keys(const View& kv, const std::optional<View>& v) const {
+    kind(kv, v ? SlotKind::k : SlotKind::kv);
+    if (!v) return;
+    kind(*v, SlotKind::v);
+    same_extent(kv, *v);
+  }
   void bands(const std::vector<Slice>& slices, const View& q, const View& kv) const {
     require(kv.heads() > 0 && q.heads() % kv.heads() == 0,
             "query heads are no multiple of key/value heads");
@@ -98,12 +104,12 @@ class FormCheck {
     }
   }
   void check(const Attend& a) const {
-    kind(a.q, SlotKind::q), kind(a.kv, SlotKind::kv), kind(a.partial, SlotKind::partial);
+    kind(a.q, SlotKind::q), keys(a.kv, a.v), kind(a.partial, SlotKind::partial);
     same_extent(a.q, a.partial);
     bands(a.bands, a.q, a.kv);
   }
   void check(const AttendBackward& a) const {
-    kind(a.q_bundle, SlotKind::q_bundle), kind(a.kv, SlotKind::kv), kind(a.dq, SlotKind::dq),
+    kind(a.q_bundle, SlotKind::q_bundle), keys(a.kv, a.v), kind(a.dq, SlotKind::dq),
         kind(a.dkv, SlotKind::dkv);
     same_extent(a.q_bundle, a.dq);
     same_extent(a.kv, a.dkv);
@@ -119,9 +125,6 @@ class FormCheck {
     kind(c.src, slot(c.dst).kind);
     same_extent(c.src, c.dst);
     require(!overlaps(c.src, c.dst), "source and destination overlap");
-  }
-  void check(const Fill& f) const {
-    require(slot(f.dst).role == Role::output, "only outputs are filled");
   }
   void check(const Transfer& transfer) const {
     const int ranks = static_cast<int>(schedule_.programs.size());
@@ -215,8 +218,8 @@ void check_hazards(const Program& program, int channels) {
 /// Runs all ranks' programs over shadow values.
 class Rehearsal {
  public:
-  Rehearsal(const Schedule& schedule, const attention::Mask& mask)
-      : units_(shadow_units(schedule)), expected_(schedule, mask, units_) {
+  Rehearsal(const Schedule& schedule, const attention::HeadMasks& masks)
+      : units_(shadow_units(schedule, masks)), expected_(schedule, masks, units_) {
     for (const Program& program : schedule.programs)
       ranks_.emplace_back(program, schedule, expected_, units_);
   }
@@ -394,14 +397,14 @@ const char* name(Fault fault) {
   return "unknown";
 }
 
-Verdict verify(const Schedule& schedule, const attention::Mask& mask) {
+Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks) {
   try {
     FormCheck form(schedule);
     for (const Program& program : schedule.programs) {
       form.program(program);
       check_hazards(program, schedule.channels);
     }
-    Rehearsal run(schedule, mask);
+    Rehearsal run(schedule, masks);
     run.all();
   } catch (const Verdict& verdict) {
     return verdict;

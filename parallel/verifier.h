@@ -18,7 +18,7 @@
 
 #include <string>
 
-#include "attention/mask.h"
+#include "attention/head_masks.h"
 #include "parallel/schedule.h"
 
 namespace longhaul::parallel {
@@ -41,6 +41,6 @@ struct Verdict {
   bool ok() const { return fault == Fault::none; }
 };
 
-Verdict verify(const Schedule& schedule, const attention::Mask& mask);
+Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks);
 
 }  // namespace longhaul::parallel

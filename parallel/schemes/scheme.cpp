@@ -1,18 +1,50 @@
 #include "parallel/schemes/scheme.h"
 
+#include <algorithm>
+
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
 namespace {
 
+using runtime::ExitCode;
+using runtime::fail;
+
+const char* const kHeadRule =
+    "every mask and layout; H a multiple of the ranks, H_kv and the ranks one of the other";
+
 const Scheme kSchemes[] = {
     {"ring", 1, prepare_ring},
+    {"burst", 1, prepare_ring},
+    {"auto", 1, prepare_ring, nullptr, "every mask, layout and number of ranks: ring or burst"},
+    {"double_ring", 2, prepare_ring, refuse_double_ring,
+     "every mask, layout and number of ranks; outer x inner degrees make up the ranks"},
+    {"ring_self_attention", 1, prepare_ring_self_attention},
+    {"balanced_ring", 1, prepare_balanced_ring, refuse_balanced_ring,
+     "layout contiguous; masks in which no query sees a later key, as causal and documents"},
+    {"all_gather", 1, prepare_all_gather},
+    {"ulysses", 1, prepare_ulysses, refuse_ulysses, kHeadRule},
+    {"usp", 2, prepare_usp, refuse_usp,
+     "every mask and layout; as ulysses for the degree that shares heads"},
+    {"group_cast", 1, prepare_group_cast},
 };
 
 Slot bound_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank,
                 Role role) {
   const int heads = is_key_side(kind) ? inputs.shapes.kv_heads : inputs.shapes.heads;
   return {name, kind, inputs.layout.rows(rank), heads, role, inputs.layout.runs(rank), 0};
+}
+
+/// The value of one of `choices` by name.
+template <class T>
+T choose(const char* what, const std::string& text,
+         std::initializer_list<std::pair<const char*, T>> choices) {
+  std::string known;
+  for (const auto& [name, value] : choices) {
+    if (text == name) return value;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  fail(ExitCode::config, "unknown ", what, " '", text, "'; expected one of: ", known);
 }
 
 }  // namespace
@@ -29,12 +61,66 @@ const Scheme& scheme_from_name(const std::string& text) {
     if (scheme.name == text) return scheme;
     known += (known.empty() ? "" : ", ") + scheme.name;
   }
-  runtime::fail(runtime::ExitCode::config, "unknown scheme '", text, "'; expected one of: ", known);
+  fail(ExitCode::config, "unknown scheme '", text, "'; expected one of: ", known);
 }
 
-Schedule build_schedule(const Scheme& scheme, const SchemeInputs& inputs) {
-  Schedule schedule{scheme.name, inputs.direction, inputs.shapes, scheme.channels, {}};
-  const ProgramGenerator generate = scheme.prepare(inputs);
+Nesting nesting_from_name(const std::string& text) {
+  return choose<Nesting>(
+      "nesting", text,
+      {{"heads_inside", Nesting::heads_inside}, {"ring_inside", Nesting::ring_inside}});
+}
+
+BackwardRing backward_ring_from_name(const std::string& text) {
+  return choose<BackwardRing>("backward", text,
+                              {{"ring", BackwardRing::ring},
+                               {"burst", BackwardRing::burst},
+                               {"auto", BackwardRing::automatic}});
+}
+
+bool is_causal(const attention::HeadMasks& masks) {
+  return std::ranges::all_of(masks.groups(), [](const auto& group) {
+    return std::ranges::all_of(group.mask.slices(),
+                               [](const Slice& slice) { return slice.hi <= 0; });
+  });
+}
+
+std::optional<Refusal> refuse(const Combination& combination) {
+  const SchemeOptions& options = combination.options;
+  const Scheme& scheme = scheme_from_name(options.name);
+  const bool two_levels = options.name == "double_ring" || options.name == "usp";
+  if (!two_levels && (options.outer != 0 || options.inner != 0)) {
+    return Refusal{options.name + " has one level and takes no degrees",
+                   "no degrees, or scheme double_ring or usp"};
+  }
+  if (options.name == "usp" && options.around != "ring" && options.around != "burst" &&
+      options.around != "double_ring") {
+    return Refusal{"usp around '" + options.around + "' does not exist",
+                   "around ring, burst or double_ring"};
+  }
+  return scheme.refuse ? scheme.refuse(combination) : std::nullopt;
+}
+
+void check_legal(const Combination& combination) {
+  if (const auto refusal = refuse(combination)) {
+    fail(ExitCode::config, "scheme ", combination.options.name, ": ", refusal->reason, "; use ",
+         refusal->nearest);
+  }
+}
+
+ProgramGenerator prepare(const SchemeInputs& inputs) {
+  const Shapes& shapes = inputs.shapes;
+  check_legal({inputs.options, inputs.layout.ranks(), shapes.heads, shapes.kv_heads,
+               inputs.layout.kind(), is_causal(inputs.masks)});
+  return scheme_from_name(inputs.options.name).prepare(inputs);
+}
+
+Schedule build_schedule(const SchemeInputs& inputs) {
+  Schedule schedule{inputs.options.name,
+                    inputs.direction,
+                    inputs.shapes,
+                    scheme_from_name(inputs.options.name).channels,
+                    {}};
+  const ProgramGenerator generate = prepare(inputs);
   for (int rank = 0; rank < inputs.layout.ranks(); ++rank)
     schedule.programs.push_back(generate(rank));
   return schedule;

@@ -1,5 +1,5 @@
 #pragma once
-// A scheme is a pure function from mask, layout and shapes to every rank's program; one file each.
+// A scheme is a pure function from masks, layout and shapes to every rank's program; one file each.
 // How to add one is in parallel/README.md.
 
 #include <functional>
@@ -12,40 +12,100 @@
 
 namespace longhaul::parallel {
 
-/// What a scheme is a function of. The referenced objects must outlive the generator made from
-/// them.
+/// Which ranks of a two-level scheme sit next to each other.
+enum class Nesting : unsigned char {
+  heads_inside,  ///< rank = ring position * U + head position: the all-to-all runs inside a node
+  ring_inside    ///< rank = head position * R + ring position
+};
+/// What circulates in a ring's backward.
+enum class BackwardRing : unsigned char {
+  ring,      ///< keys, values and their gradients
+  burst,     ///< queries, dout, LSE, delta and dq
+  automatic  ///< whichever sends fewer bytes
+};
+
+/// A scheme's name and what only some schemes read. Text forms are those of the configuration.
+struct SchemeOptions {
+  std::string name = "ring";
+  int outer = 0, inner = 0;  ///< degrees of two-level schemes; 0: chosen, see resolve_degrees()
+  Nesting nesting = Nesting::heads_inside;          ///< usp
+  std::string around = "ring";                      ///< usp: ring, burst or double_ring
+  BackwardRing backward = BackwardRing::automatic;  ///< double_ring
+  bool operator==(const SchemeOptions&) const = default;
+};
+/// "outer=2,inner=4", either alone, or "". Throws Error(config).
+void set_degrees(SchemeOptions& options, const std::string& text);
+/// Throw Error(config) listing the known names.
+Nesting nesting_from_name(const std::string& text);
+BackwardRing backward_ring_from_name(const std::string& text);
+
+/// What a scheme is a function of. It, and the layout, must outlive the generator made from it.
 struct SchemeInputs {
-  const attention::Mask& mask;
+  attention::HeadMasks masks;
   const Layout& layout;
   Shapes shapes;
   Direction direction = Direction::forward;
-  std::optional<runtime::DType> wire_dtype =
-      {};  ///< of circulating gradient accumulators; fp32 when empty
+  /// Of gradient accumulators between ranks; fp32 when empty.
+  std::optional<runtime::DType> wire_dtype = {};
+  SchemeOptions options = {};
 };
 
 /// The program of one rank; work that all ranks share is done when the generator is made.
 using ProgramGenerator = std::function<Program(int rank)>;
 
+/// What legality depends on: known before any batch.
+struct Combination {
+  SchemeOptions options;
+  int ranks = 1;
+  int heads = 1, kv_heads = 1;
+  LayoutKind layout = LayoutKind::contiguous;
+  bool causal = true;  ///< no query sees a later key
+};
+struct Refusal {
+  std::string reason, nearest;  ///< "what is wrong", "what would work"
+};
+
 struct Scheme {
   std::string name;
   int channels = 1;
   ProgramGenerator (*prepare)(const SchemeInputs& inputs) = nullptr;
+  /// Empty where every combination is legal.
+  std::optional<Refusal> (*refuse)(const Combination& combination) = nullptr;
+  std::string legality = "every mask, layout and number of ranks";  ///< in words, for the table
 };
 
 /// Throws Error(config) listing the known schemes.
 const Scheme& scheme_from_name(const std::string& text);
 std::vector<std::string> scheme_names();
 
+std::optional<Refusal> refuse(const Combination& combination);
+/// Throws Error(config) with the reason and the nearest legal choice.
+void check_legal(const Combination& combination);
+/// True when no query sees a later key.
+bool is_causal(const attention::HeadMasks& masks);
+
+/// The generator of inputs.options.name. Throws Error(config) for an illegal combination.
+ProgramGenerator prepare(const SchemeInputs& inputs);
 /// All ranks' programs, for the verifier and for counting.
-Schedule build_schedule(const Scheme& scheme, const SchemeInputs& inputs);
+Schedule build_schedule(const SchemeInputs& inputs);
 
 // The slots that every softmax scheme is called with; the executor binds them to the caller's
 // tensors by these names.
-//   forward:  q (input), kv (input) -> out (output, partial)
-//   backward: q_bundle (input), kv (input) -> dq (output), dkv (output)
+//   forward:  q (input), kv or k and v (inputs) -> out (output, partial)
+//   backward: q_bundle (input), kv or k and v (inputs) -> dq (output), dkv (output)
 Slot input_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank);
 Slot output_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank);
 
+ProgramGenerator prepare_all_gather(const SchemeInputs& inputs);
+ProgramGenerator prepare_balanced_ring(const SchemeInputs& inputs);
+ProgramGenerator prepare_group_cast(const SchemeInputs& inputs);
 ProgramGenerator prepare_ring(const SchemeInputs& inputs);
+ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs);
+ProgramGenerator prepare_ulysses(const SchemeInputs& inputs);
+ProgramGenerator prepare_usp(const SchemeInputs& inputs);
+std::optional<Refusal> refuse_balanced_ring(const Combination& combination);
+std::optional<Refusal> refuse_double_ring(const Combination& combination);
+std::optional<Refusal> refuse_ulysses(const Combination& combination);
+std::optional<Refusal> refuse_usp(const Combination& combination);
 
 }  // namespace longhaul::parallel

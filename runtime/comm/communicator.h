@@ -76,6 +76,8 @@ class Communicator {
   /// Payload bytes that this rank has sent to others since the last reset, on the wire dtype.
   virtual std::int64_t sent_bytes() const = 0;
   virtual void reset_sent_bytes() = 0;
+  /// Those of exchange() alone, by the rank that they went to; size() entries, 0 for oneself.
+  virtual std::span<const std::int64_t> exchanged_bytes() const = 0;
 };
 
 }  // namespace longhaul::runtime

@@ -44,6 +44,7 @@ struct HostCommunicator::Core {
   double timeout_seconds = 0;
   FlightRecorder* recorder = nullptr;
   std::atomic<std::int64_t> sent_bytes{0};
+  std::vector<std::int64_t> exchanged_bytes;  // by peer; written by the thread that enqueues
   std::atomic<std::int64_t> sequence{0};
 
   int size() const { return static_cast<int>(members.size()); }
@@ -189,6 +190,7 @@ std::unique_ptr<Communicator> HostCommunicator::world(std::shared_ptr<Transport>
   core->contexts = std::make_shared<Contexts>();
   core->members.resize(static_cast<std::size_t>(size));
   std::iota(core->members.begin(), core->members.end(), 0);
+  core->exchanged_bytes.resize(core->members.size());
   core->rank = rank;
   core->name = "world";
   core->timeout_seconds = timeout_seconds;
@@ -200,7 +202,13 @@ int HostCommunicator::rank() const { return core_->rank; }
 int HostCommunicator::size() const { return core_->size(); }
 const std::string& HostCommunicator::name() const { return core_->name; }
 std::int64_t HostCommunicator::sent_bytes() const { return core_->sent_bytes; }
-void HostCommunicator::reset_sent_bytes() { core_->sent_bytes = 0; }
+void HostCommunicator::reset_sent_bytes() {
+  core_->sent_bytes = 0;
+  core_->exchanged_bytes.assign(core_->members.size(), 0);
+}
+std::span<const std::int64_t> HostCommunicator::exchanged_bytes() const {
+  return core_->exchanged_bytes;
+}
 
 void HostCommunicator::exchange(std::vector<SendMessage> sends,
                                 std::vector<ReceiveMessage> receives, const std::string& what,
@@ -228,6 +236,7 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
       self_sends.push_back({wire.data, wire.bytes});
     } else {
       group.send(message.peer, wire.data, wire.bytes);
+      core_->exchanged_bytes[static_cast<std::size_t>(message.peer)] += wire.bytes;
     }
   }
   std::size_t self_matched = 0;
@@ -439,6 +448,7 @@ std::unique_ptr<Communicator> HostCommunicator::split(int color, int key, const 
                            [&](int rank) { return votes[static_cast<std::size_t>(rank)].key; });
   child->rank = static_cast<int>(std::ranges::find(group_ranks, core_->rank) - group_ranks.begin());
   for (const int rank : group_ranks) child->members.push_back(core_->world_rank(rank));
+  child->exchanged_bytes.resize(child->members.size());
   child->transport = core_->transport;
   child->contexts = core_->contexts;
   child->name = name;

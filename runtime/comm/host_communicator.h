@@ -40,6 +40,7 @@ class HostCommunicator final : public Communicator {
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
   std::int64_t sent_bytes() const override;
   void reset_sent_bytes() override;
+  std::span<const std::int64_t> exchanged_bytes() const override;
 
   struct Core;  ///< shared with the tasks in flight, which may outlive the communicator
   explicit HostCommunicator(std::shared_ptr<Core> core);

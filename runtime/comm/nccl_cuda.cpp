@@ -42,7 +42,9 @@ std::vector<std::int64_t> offsets_of(std::span<const std::int64_t> counts) {
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(std::shared_ptr<NcclHandle> handle, int max_thread_blocks)
-      : handle_(std::move(handle)), max_thread_blocks_(max_thread_blocks) {}
+      : handle_(std::move(handle)),
+        max_thread_blocks_(max_thread_blocks),
+        exchanged_bytes_(static_cast<std::size_t>(handle_->size())) {}
 
   int rank() const override { return handle_->rank(); }
   int size() const override { return handle_->size(); }
@@ -61,7 +63,11 @@ class NcclCommunicator final : public Communicator {
   void barrier(const Stream& stream) override;
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
   std::int64_t sent_bytes() const override { return sent_bytes_; }
-  void reset_sent_bytes() override { sent_bytes_ = 0; }
+  void reset_sent_bytes() override {
+    sent_bytes_ = 0;
+    exchanged_bytes_.assign(static_cast<std::size_t>(size()), 0);
+  }
+  std::span<const std::int64_t> exchanged_bytes() const override { return exchanged_bytes_; }
 
  private:
   void check_peer(int peer, const std::string& what) const {
@@ -82,6 +88,7 @@ class NcclCommunicator final : public Communicator {
   const std::shared_ptr<NcclHandle> handle_;
   const int max_thread_blocks_;
   std::atomic<std::int64_t> sent_bytes_{0};
+  std::vector<std::int64_t> exchanged_bytes_;  // by peer; written by the thread that enqueues
 };
 
 void NcclCommunicator::check_counts(std::span<const std::int64_t> counts, const char* what) const {
@@ -144,6 +151,7 @@ void NcclCommunicator::exchange(std::vector<SendMessage> sends,
       for (const Message& message : out) {
         if (!travels(message)) continue;
         sent_bytes_ += message.wire.bytes;
+        exchanged_bytes_[static_cast<std::size_t>(message.peer)] += message.wire.bytes;
         call(ncclSend(message.wire.data, static_cast<std::size_t>(message.wire.bytes), ncclUint8,
                       message.peer, comm, cuda));
       }

@@ -99,7 +99,7 @@ void expect_counts(const hdf5::File& file, const test::AttentionCase& c, const s
   for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
     const parallel::SchemeInputs inputs{
         mask, tokens, {kHeads, kKvHeads, kDim, kValueDim, runtime::DType::float32}, direction};
-    const auto schedule = parallel::build_schedule(parallel::scheme_from_name("ring"), inputs);
+    const auto schedule = parallel::build_schedule(inputs);
     for (std::size_t rank = 0; rank < sent.size(); ++rank) {
       const parallel::Count count = parallel::count(schedule.programs[rank], schedule.shapes);
       sent[rank] += count.sent_bytes;

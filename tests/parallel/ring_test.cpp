@@ -39,7 +39,8 @@ Schedule schedule_of(const AttentionCase& c, const SpreadOptions& options, int r
       {static_cast<int>(c.heads), static_cast<int>(c.kv_heads), c.dim, c.value_dim, dtype},
       direction};
   if (options.wire_dtype != runtime::DType::float32) inputs.wire_dtype = options.wire_dtype;
-  return build_schedule(scheme_from_name(options.scheme), inputs);
+  inputs.options = options.scheme;
+  return build_schedule(inputs);
 }
 
 void expect_bytes_as_counted(const AttentionCase& c, const SpreadOptions& options,

@@ -20,7 +20,7 @@ Schedule ring(const Mask& mask, const Layout& layout, Direction direction, int h
               int kv_heads = 2) {
   const SchemeInputs inputs{
       mask, layout, {heads, kv_heads, 8, 8, runtime::DType::float32}, direction};
-  return build_schedule(scheme_from_name("ring"), inputs);
+  return build_schedule(inputs);
 }
 
 std::vector<Mask> masks(std::int64_t n) {
@@ -235,12 +235,12 @@ TEST(Count, RingBytesAreTheClosedFormula) {
         const Shapes shapes{6, 3, 8, 4, activation};
         for (const Direction direction : {Direction::forward, Direction::backward}) {
           const SchemeInputs inputs{mask, layout, shapes, direction};
-          const Schedule schedule = build_schedule(scheme_from_name("ring"), inputs);
+          const Schedule schedule = build_schedule(inputs);
           const std::int64_t e = runtime::size_bytes(activation),
                              a = direction == Direction::backward ? 4 : 0;
           for (const Program& program : schedule.programs) {
             EXPECT_EQ(count(program, shapes).sent_bytes, n * 3 * (8 + 4) * (e + a) * (ranks - 1));
-            EXPECT_EQ(count(program, shapes).area, n * n * ranks);
+            EXPECT_EQ(count(program, shapes).pairs, 6 * n * n * ranks);
           }
         }
       }
@@ -257,7 +257,7 @@ TEST(Count, BlocksTravelNoFurtherThanTheyAreSeen) {
   const auto sent = [&](const Mask& mask, Direction direction) {
     const SchemeInputs inputs{mask, layout, shapes, direction};
     std::int64_t bytes = 0;
-    for (const Program& program : build_schedule(scheme_from_name("ring"), inputs).programs) {
+    for (const Program& program : build_schedule(inputs).programs) {
       bytes += count(program, shapes).sent_bytes;
     }
     return bytes;

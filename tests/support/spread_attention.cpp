@@ -99,6 +99,7 @@ SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& opti
     rank.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
     rank.waited_seconds = compute.waited_seconds() - waited_before;
     rank.sent_bytes = attention.sent_bytes() - sent_before;
+    if (repeat == 0) rank.sent_to = attention.sent_to();
     rank.rows = {floats_of(out), floats_of(lse), floats_of(dq), floats_of(dk), floats_of(dv)};
   }
   EXPECT_TRUE((before == std::vector<std::vector<std::byte>>{bytes_of(q), bytes_of(k), bytes_of(v),

@@ -13,7 +13,7 @@
 namespace longhaul::test {
 
 struct SpreadOptions {
-  std::string scheme = "ring";
+  parallel::SchemeOptions scheme = {};
   parallel::LayoutKind layout = parallel::LayoutKind::zigzag;
   std::int64_t batch = 1;  ///< the case's rows are this many sequences
   runtime::DType wire_dtype = runtime::DType::float32;
@@ -25,8 +25,9 @@ struct SpreadRank {
   std::vector<std::int64_t> tokens;  ///< global row of every local row
   AttentionResult rows;              ///< this rank's rows
   std::int64_t sent_bytes = 0;  ///< of one forward and backward, as the communicator counted them
-  double seconds = 0;           ///< of the last repeat
-  double waited_seconds = 0;    ///< its compute stream waited
+  std::map<int, std::int64_t> sent_to{};  ///< those bytes by peer
+  double seconds = 0;                     ///< of the last repeat
+  double waited_seconds = 0;              ///< its compute stream waited
 };
 
 /// Collective over `world`. Inputs are checked to be unmodified. `with_backward` follows from

@@ -1,0 +1,54 @@
+#pragma once
+// Small tools of the generators.
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "parallel/builder.h"
+
+namespace longhaul::parallel {
+
+/// Scratch slots in turn: that of turn t is slot t % count, made when first used.
+class Buffers {
+ public:
+  Buffers(Builder& builder, std::string name, SlotKind kind, std::int64_t rows, int heads,
+          int count = 2)
+      : builder_(&builder),
+        name_(std::move(name)),
+        kind_(kind),
+        rows_(rows),
+        heads_(heads),
+        views_(static_cast<std::size_t>(count)) {}
+  /// Its first `rows` rows.
+  View at(int turn, std::int64_t rows) {
+    const auto index = static_cast<std::size_t>(turn) % views_.size();
+    auto& view = views_[index];
+    if (!view) view = builder_->scratch(name_ + std::to_string(index), kind_, rows_, heads_);
+    return rows_of(*view, 0, rows);
+  }
+
+ private:
+  Builder* builder_;
+  std::string name_;
+  SlotKind kind_;
+  std::int64_t rows_;
+  int heads_;
+  std::vector<std::optional<View>> views_;
+};
+
+/// Sums whose terms are on their way: added once later compute has been appended, which hides the
+/// transfer.
+class Arrivals {
+ public:
+  void expect(const View& arrived, const View& into) { expected_.emplace_back(arrived, into); }
+  void add_all(Builder& builder) {
+    for (const auto& [arrived, into] : std::exchange(expected_, {}))
+      builder.accumulate(arrived, into);
+  }
+
+ private:
+  std::vector<std::pair<View, View>> expected_;
+};
+
+}  // namespace longhaul::parallel

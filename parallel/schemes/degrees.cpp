@@ -1,0 +1,70 @@
+#include "parallel/schemes/degrees.h"
+
+#include <charconv>
+
+#include "runtime/error.h"
+
+namespace longhaul::parallel {
+namespace {
+
+using runtime::concat;
+using runtime::ExitCode;
+
+std::string show(const Degrees& degrees) {
+  return concat("outer=", degrees.outer, ",inner=", degrees.inner);
+}
+
+}  // namespace
+
+void set_degrees(SchemeOptions& options, const std::string& text) {
+  options.outer = options.inner = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t comma = std::min(text.find(',', at), text.size());
+    const std::string part = text.substr(at, comma - at);
+    const std::size_t equals = part.find('=');
+    const std::string key = part.substr(0, equals);
+    int* degree = key == "outer" ? &options.outer : key == "inner" ? &options.inner : nullptr;
+    int value = 0;
+    const char *begin = part.data() + (equals == std::string::npos ? part.size() : equals + 1),
+               *end = part.data() + part.size();
+    const auto [parsed, error] = std::from_chars(begin, end, value);
+    if (degree == nullptr || *degree != 0 || error != std::errc() || parsed != end || value < 1) {
+      runtime::fail(ExitCode::config, "degrees '", text, "' are not understood at '", part,
+                    "'; expected, for example, outer=2,inner=4, or either alone");
+    }
+    *degree = value;
+    at = comma + 1;
+  }
+}
+
+std::variant<Degrees, Refusal> resolve_degrees(const SchemeOptions& options, int ranks,
+                                               const std::function<bool(const Degrees&)>& legal) {
+  Degrees best{0, 0};  // the largest legal inner degree up to the root
+  std::string known;
+  for (int inner = 1; inner <= ranks; ++inner) {
+    if (ranks % inner != 0 || !legal({ranks / inner, inner})) continue;
+    if (best.inner == 0 || static_cast<std::int64_t>(inner) * inner <= ranks)
+      best = {ranks / inner, inner};
+    known += concat(known.empty() ? "" : " or ", show({ranks / inner, inner}));
+  }
+  Degrees asked{options.outer, options.inner};
+  if (asked.outer == 0 && asked.inner == 0) {
+    if (best.inner != 0 && static_cast<std::int64_t>(best.inner) * best.inner <= ranks) return best;
+    return Refusal{concat("no inner degree up to the square root of ", ranks, " ranks is legal"),
+                   known.empty() ? "another scheme, such as ring" : "degrees " + known};
+  }
+  if (asked.outer == 0 && ranks % asked.inner == 0) asked.outer = ranks / asked.inner;
+  if (asked.inner == 0 && ranks % asked.outer == 0) asked.inner = ranks / asked.outer;
+  if (static_cast<std::int64_t>(asked.outer) * asked.inner != ranks) {
+    return Refusal{concat("degrees outer=", options.outer, ",inner=", options.inner,
+                          " (0: not given) do not make up ", ranks, " ranks"),
+                   known.empty() ? "another scheme, such as ring" : "degrees " + known};
+  }
+  if (!legal(asked)) {
+    return Refusal{concat("degrees ", show(asked), " do not suit the heads"),
+                   known.empty() ? "another scheme, such as ring" : "degrees " + known};
+  }
+  return asked;
+}
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,22 @@
+#pragma once
+// The two degrees of a nested scheme: how many ranks (or members) outside, how many inside.
+
+#include <functional>
+#include <string>
+#include <variant>
+
+#include "parallel/schemes/scheme.h"
+
+namespace longhaul::parallel {
+
+struct Degrees {
+  int outer = 1, inner = 1;
+};
+
+/// The degrees that `options` asks of `ranks`: a missing one follows from the other; without
+/// either, inner is the largest divisor of `ranks` up to its square root that is legal.
+std::variant<Degrees, Refusal> resolve_degrees(
+    const SchemeOptions& options, int ranks,
+    const std::function<bool(const Degrees&)>& legal = [](const Degrees&) { return true; });
+
+}  // namespace longhaul::parallel

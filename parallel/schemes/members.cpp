@@ -1,0 +1,83 @@
+#include "parallel/schemes/members.h"
+
+#include <algorithm>
+
+#include "runtime/error.h"
+
+namespace longhaul::parallel {
+
+Members::Members(const attention::HeadMasks& masks, std::vector<std::vector<Run>> runs,
+                 int head_begin, int head_end)
+    : runs_(std::move(runs)) {
+  LONGHAUL_CHECK(head_end <= masks.heads(), "masks of ", masks.heads(), " heads for ", head_end);
+  for (const auto& group : masks.groups()) {
+    const int begin = std::max(group.head_begin, head_begin),
+              end = std::min(group.head_end, head_end);
+    if (begin < end) groups_.push_back({begin - head_begin, end - head_begin, &group.mask});
+  }
+  for (const std::vector<Run>& member : runs_) {
+    std::int64_t rows = 0;
+    for (const Run& run : member) rows += run.count;
+    rows_.push_back(rows);
+  }
+}
+
+namespace {
+std::vector<std::vector<Run>> all_runs(const Layout& layout) {
+  std::vector<std::vector<Run>> runs;
+  for (int rank = 0; rank < layout.ranks(); ++rank) runs.push_back(layout.runs(rank));
+  return runs;
+}
+}  // namespace
+
+Members::Members(const SchemeInputs& inputs)
+    : Members(inputs.masks, all_runs(inputs.layout), 0, inputs.shapes.heads) {}
+
+std::int64_t Members::longest(int except) const {
+  std::int64_t longest = 0;
+  for (int member = 0; member < size(); ++member) {
+    if (member != except) longest = std::max(longest, rows(member));
+  }
+  return longest;
+}
+
+Bands Members::bands(int query_member, int key_member) const {
+  return bands(query_member, runs(key_member));
+}
+
+Bands Members::bands(int query_member, const std::vector<Run>& key_runs) const {
+  Bands all;
+  for (const Group& group : groups_) {
+    all.push_back({group.head_begin, group.head_end,
+                   attention::cut(*group.mask, runs(query_member), key_runs)});
+  }
+  return all;
+}
+
+bool Members::visible(int query_member, int key_member) const {
+  return std::ranges::any_of(groups_, [&](const Group& group) {
+    return attention::any_visible(*group.mask, runs(query_member), runs(key_member));
+  });
+}
+
+std::vector<Run> joined_runs(const Layout& layout, const std::vector<int>& ranks) {
+  std::vector<Run> runs;
+  for (const int rank : ranks)
+    runs.insert(runs.end(), layout.runs(rank).begin(), layout.runs(rank).end());
+  return runs;
+}
+
+ForwardViews add_forward_slots(Builder& builder, const SchemeInputs& inputs, int rank) {
+  return {builder.add_slot(input_slot("q", SlotKind::q, inputs, rank)),
+          builder.add_slot(input_slot("kv", SlotKind::kv, inputs, rank)),
+          builder.add_slot(output_slot("out", SlotKind::partial, inputs, rank))};
+}
+
+BackwardViews add_backward_slots(Builder& builder, const SchemeInputs& inputs, int rank) {
+  return {builder.add_slot(input_slot("q_bundle", SlotKind::q_bundle, inputs, rank)),
+          builder.add_slot(input_slot("kv", SlotKind::kv, inputs, rank)),
+          builder.add_slot(output_slot("dq", SlotKind::dq, inputs, rank)),
+          builder.add_slot(output_slot("dkv", SlotKind::dkv, inputs, rank))};
+}
+
+}  // namespace longhaul::parallel

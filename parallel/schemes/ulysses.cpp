@@ -1,0 +1,253 @@
+// DeepSpeed-Ulysses (Jacobs et al. 2023) and USP (Fang & Zhao 2024). P = U x R: an all-to-all among
+// U ranks trades heads for tokens, a ring-family scheme over R members attends (R = 1: locally),
+// and the inverse all-to-all brings results home. Where U exceeds H_kv each key/value head goes to
+// U / H_kv ranks, whose gradients the owner sums in rank order.
+//
+// Bytes sent per rank by the all-to-alls, with n local tokens, H' = max(H_kv, U) key/value heads:
+// forward n (U-1)/U (H (D e + 4 D_v + 4) + H' (D + D_v) e), since partial results travel unrounded;
+// backward n (U-1)/U (H ((D + D_v) e + 8 + D a) + H' (D + D_v) (e + a)). The ring's are those of
+// its scheme for n U rows, H / U query heads and H' / U key/value heads.
+
+#include <memory>
+
+#include "parallel/schemes/degrees.h"
+#include "parallel/schemes/ring.h"
+#include "runtime/error.h"
+
+namespace longhaul::parallel {
+namespace {
+
+bool heads_divide(int heads, int kv_heads, int degree) {
+  return heads % degree == 0 && (kv_heads % degree == 0 || degree % kv_heads == 0);
+}
+
+/// Where a rank stands: `ring` of R members, `head` of U.
+struct Grid {
+  int heads = 1, rings = 1;  // U, R
+  Nesting nesting = Nesting::heads_inside;
+  int ring_of(int rank) const {
+    return nesting == Nesting::heads_inside ? rank / heads : rank % rings;
+  }
+  int head_of(int rank) const {
+    return nesting == Nesting::heads_inside ? rank % heads : rank / rings;
+  }
+  int rank(int ring, int head) const {
+    return nesting == Nesting::heads_inside ? ring * heads + head : head * rings + ring;
+  }
+};
+
+Grid grid_of(const Degrees& degrees, Nesting nesting) {
+  return nesting == Nesting::heads_inside ? Grid{degrees.inner, degrees.outer, nesting}
+                                          : Grid{degrees.outer, degrees.inner, nesting};
+}
+
+std::variant<Degrees, Refusal> usp_degrees(const Combination& c) {
+  return resolve_degrees(c.options, c.ranks, [&](const Degrees& degrees) {
+    return heads_divide(c.heads, c.kv_heads, grid_of(degrees, c.options.nesting).heads);
+  });
+}
+
+SchemeOptions inner_options(const SchemeOptions& options) {
+  SchemeOptions inner;  // a double ring inside chooses its own degrees
+  inner.name = options.around;
+  inner.backward = options.backward;
+  return inner;
+}
+
+class HeadExchange {
+ public:
+  HeadExchange(const SchemeInputs& inputs, const Grid& grid, const RingKind& kind)
+      : inputs_(inputs),
+        grid_(grid),
+        channels_(static_cast<int>(kind.levels.size())),
+        q_heads_(inputs.shapes.heads / grid.heads),
+        kv_heads_(std::max(1, inputs.shapes.kv_heads / grid.heads)) {
+    std::vector<std::vector<Run>> runs;
+    for (int ring = 0; ring < grid.rings; ++ring)
+      runs.push_back(joined_runs(inputs.layout, peers(ring)));
+    const bool forward = inputs.direction == Direction::forward;
+    for (int head = 0; head < grid.heads; ++head) {
+      // Heads of one mask share a plan.
+      if (head == 0 || !inputs.masks.shared()) {
+        auto members =
+            std::make_shared<Members>(inputs.masks, runs, head * q_heads_, (head + 1) * q_heads_);
+        auto plan = std::make_shared<RingPlan>(*members, kind.levels,
+                                               forward ? Circulating::keys : kind.backward);
+        rings_.push_back({std::move(members), std::move(plan)});
+      } else {
+        rings_.push_back(rings_[0]);
+      }
+    }
+  }
+
+  Program generate(int rank) const {
+    Builder builder(rank, channels_);
+    if (inputs_.direction == Direction::forward) {
+      forward(builder, rank);
+    } else {
+      backward(builder, rank);
+    }
+    return std::move(builder).finish();
+  }
+
+ private:
+  struct Ring {
+    std::shared_ptr<const Members> members;
+    std::shared_ptr<const RingPlan> plan;
+  };
+
+  /// The ranks that exchange heads at a ring position.
+  std::vector<int> peers(int ring) const {
+    std::vector<int> ranks;
+    for (int head = 0; head < grid_.heads; ++head) ranks.push_back(grid_.rank(ring, head));
+    return ranks;
+  }
+  int kv_head_of(int head) const { return head * inputs_.shapes.kv_heads / grid_.heads; }
+  View share(const View& view, int head, bool key_side) const {
+    const int first = key_side ? kv_head_of(head) : head * q_heads_;
+    return heads_of(view, first, first + (key_side ? kv_heads_ : q_heads_));
+  }
+  View exchanged(Builder& builder, const char* name, SlotKind kind, std::int64_t rows) const {
+    return builder.scratch(name, kind, rows, is_key_side(kind) ? kv_heads_ : q_heads_);
+  }
+  /// The rows of peer number `head` in a view that holds all peers'.
+  View part(const View& view, int ring, int head) const {
+    std::int64_t begin = 0;
+    for (int before = 0; before < head; ++before)
+      begin += inputs_.layout.rows(grid_.rank(ring, before));
+    return rows_of(view, begin, begin + inputs_.layout.rows(grid_.rank(ring, head)));
+  }
+
+  /// Own rows of all heads -> all peers' rows of own heads.
+  void scatter_heads(Builder& builder, int rank, const View& q, const View& kv, const View& all_q,
+                     const View& all_kv) const {
+    std::vector<Message> sends, receives;
+    const int ring = grid_.ring_of(rank);
+    for (int head = 0; head < grid_.heads; ++head) {
+      const int peer = grid_.rank(ring, head);
+      sends.push_back({peer, {share(q, head, false), share(kv, head, true)}});
+      receives.push_back({peer, {part(all_q, ring, head), part(all_kv, ring, head)}});
+    }
+    builder.transfer(0, std::move(sends), std::move(receives));
+  }
+
+  RingMember ring_member(Builder& builder, int rank, std::vector<int>& ranks) const {
+    const int head = grid_.head_of(rank);
+    for (int ring = 0; ring < grid_.rings; ++ring) ranks.push_back(grid_.rank(ring, head));
+    const Ring& ring = rings_[static_cast<std::size_t>(head)];
+    return {builder, *ring.members, *ring.plan,        grid_.ring_of(rank),
+            ranks,   "ring.",       inputs_.wire_dtype};
+  }
+
+  void forward(Builder& builder, int rank) const {
+    const ForwardViews own = add_forward_slots(builder, inputs_, rank);
+    std::vector<int> ranks;
+    const RingMember ring = ring_member(builder, rank, ranks);
+    const std::int64_t rows = ring.members.rows(ring.self);
+    const ForwardViews all{exchanged(builder, "all_q", SlotKind::q, rows),
+                           exchanged(builder, "all_kv", SlotKind::kv, rows),
+                           exchanged(builder, "all_out", SlotKind::partial, rows)};
+    scatter_heads(builder, rank, own.q, own.kv, all.q, all.kv);
+    ring_forward(ring, all);
+    std::vector<Message> sends, receives;
+    for (int head = 0; head < grid_.heads; ++head) {
+      const int peer = grid_.rank(ring.self, head);
+      sends.push_back({peer, {part(all.out, ring.self, head)}});
+      receives.push_back({peer, {share(own.out, head, false)}});
+    }
+    builder.transfer(0, std::move(sends), std::move(receives));
+  }
+
+  void backward(Builder& builder, int rank) const {
+    const BackwardViews own = add_backward_slots(builder, inputs_, rank);
+    std::vector<int> ranks;
+    const RingMember ring = ring_member(builder, rank, ranks);
+    const std::int64_t rows = ring.members.rows(ring.self);
+    const BackwardViews all{exchanged(builder, "all_q_bundle", SlotKind::q_bundle, rows),
+                            exchanged(builder, "all_kv", SlotKind::kv, rows),
+                            exchanged(builder, "all_dq", SlotKind::dq, rows),
+                            exchanged(builder, "all_dkv", SlotKind::dkv, rows)};
+    scatter_heads(builder, rank, own.q_bundle, own.kv, all.q_bundle, all.kv);
+    ring_backward(ring, all);
+    std::vector<Message> sends, receives;
+    std::vector<std::pair<View, View>> replicas;  // what arrived, and where it is added
+    for (int head = 0; head < grid_.heads; ++head) {
+      const int peer = grid_.rank(ring.self, head);
+      // The first of those that share a key/value head writes its gradient, the others add.
+      const bool first = head == 0 || kv_head_of(head) != kv_head_of(head - 1);
+      View dkv = share(own.dkv, head, true);
+      if (!first) {
+        const View arrived =
+            builder.scratch(runtime::concat("dkv_of_", head), SlotKind::dkv, dkv.rows(), kv_heads_);
+        replicas.emplace_back(arrived, dkv);
+        dkv = arrived;
+      }
+      sends.push_back({peer,
+                       {part(all.dq, ring.self, head), part(all.dkv, ring.self, head)},
+                       0,
+                       inputs_.wire_dtype});
+      receives.push_back({peer, {share(own.dq, head, false), dkv}, 0, inputs_.wire_dtype});
+    }
+    builder.transfer(0, std::move(sends), std::move(receives));
+    for (const auto& [arrived, into] : replicas) builder.accumulate(arrived, into);
+  }
+
+  const SchemeInputs& inputs_;
+  const Grid grid_;
+  const int channels_, q_heads_, kv_heads_;
+  std::vector<Ring> rings_;  // by head position
+};
+
+ProgramGenerator prepare_exchange(const SchemeInputs& inputs, const Grid& grid,
+                                  const SchemeOptions& ring) {
+  // The members of the ring hold fewer heads, by the same factor unless key/value heads are
+  // replicated.
+  Shapes shapes = inputs.shapes;
+  shapes.heads /= grid.heads;
+  shapes.kv_heads = std::max(1, shapes.kv_heads / grid.heads);
+  const RingKind kind = ring_kind(ring, grid.rings, shapes, inputs.wire_dtype);
+  auto exchange = std::make_shared<HeadExchange>(inputs, grid, kind);
+  return [exchange](int rank) { return exchange->generate(rank); };
+}
+
+}  // namespace
+
+std::optional<Refusal> refuse_ulysses(const Combination& c) {
+  if (heads_divide(c.heads, c.kv_heads, c.ranks)) return {};
+  std::string nearest;
+  for (int ranks = c.ranks; ranks >= 1; --ranks) {
+    if (!heads_divide(c.heads, c.kv_heads, ranks)) continue;
+    nearest = runtime::concat("ulysses over ", ranks, " ranks, usp, or ring");
+    break;
+  }
+  return Refusal{
+      runtime::concat(c.ranks, " ranks cannot share ", c.heads, " query heads and ", c.kv_heads,
+                      " key/value heads: the query heads must be a multiple of the "
+                      "ranks, and of key/value heads and ranks one of the other"),
+      nearest};
+}
+
+std::optional<Refusal> refuse_usp(const Combination& c) {
+  const auto degrees = usp_degrees(c);
+  if (const Refusal* refusal = std::get_if<Refusal>(&degrees)) return *refusal;
+  if (c.options.around != "double_ring") return {};
+  const Grid grid = grid_of(std::get<Degrees>(degrees), c.options.nesting);
+  Combination inner = c;
+  inner.options = inner_options(c.options);
+  inner.ranks = grid.rings;
+  return refuse_double_ring(inner);
+}
+
+ProgramGenerator prepare_ulysses(const SchemeInputs& inputs) {
+  return prepare_exchange(inputs, {inputs.layout.ranks(), 1, Nesting::heads_inside}, {});
+}
+
+ProgramGenerator prepare_usp(const SchemeInputs& inputs) {
+  const Combination combination{inputs.options, inputs.layout.ranks(), inputs.shapes.heads,
+                                inputs.shapes.kv_heads};
+  const auto degrees = std::get<Degrees>(usp_degrees(combination));  // refused before
+  return prepare_exchange(inputs, grid_of(degrees, inputs.options.nesting),
+                          inner_options(inputs.options));
+}
+
+}  // namespace longhaul::parallel

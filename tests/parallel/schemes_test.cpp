@@ -1,0 +1,76 @@
+// Every scheme: proven by the verifier over rank counts, masks and layouts.
+#include <gtest/gtest.h>
+
+#include "parallel/verifier.h"
+#include "runtime/error.h"
+#include "tests/support/scheme_cases.h"
+
+namespace longhaul::parallel {
+namespace {
+
+using attention::HeadMasks;
+using attention::Mask;
+using test::show;
+
+struct Heads {
+  int q, kv;
+};
+
+bool suits(const SchemeOptions& options, const Layout& layout, const HeadMasks& masks,
+           const Heads& heads) {
+  return !refuse({options, layout.ranks(), heads.q, heads.kv, layout.kind(), is_causal(masks)});
+}
+
+void expect_verifies(const SchemeOptions& options, const HeadMasks& masks, const Layout& layout,
+                     const Heads& heads, const std::string& what) {
+  if (!suits(options, layout, masks, heads)) return;
+  for (const Direction direction : {Direction::forward, Direction::backward}) {
+    const SchemeInputs inputs{masks,     layout, {heads.q, heads.kv, 8, 8, runtime::DType::float32},
+                              direction, {},     options};
+    const Verdict verdict = verify(build_schedule(inputs), masks);
+    ASSERT_TRUE(verdict.ok()) << show(options) << " over " << name(layout.kind())
+                              << " P=" << layout.ranks() << " n=" << masks.tokens() << " heads "
+                              << heads.q << "/" << heads.kv << " " << what << " " << name(direction)
+                              << ": " << name(verdict.fault) << ": " << verdict.message;
+  }
+}
+
+TEST(Schemes, VerifyForEveryMaskLayoutAndRankCount) {
+  for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8, 12}) {
+    for (const Heads heads :
+         {Heads{ranks * 2, ranks * 2}, Heads{ranks * 4, ranks}, Heads{ranks * 2, 1}, Heads{3, 1}}) {
+      for (const SchemeOptions& options : test::all_schemes(ranks, heads.q, heads.kv)) {
+        for (const std::int64_t n : {1, 5, 37}) {
+          for (const auto& [mask_name, mask] : test::assorted_masks(n)) {
+            for (const LayoutKind kind :
+                 {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped}) {
+              expect_verifies(options, mask, Layout(kind, n, 1, ranks), heads, mask_name);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Schemes, VerifyForMasksThatDifferByHead) {
+  const std::int64_t n = 41;
+  const auto masks = test::assorted_masks(n);
+  for (const int ranks : {1, 2, 3, 4, 6}) {
+    for (const Heads heads : {Heads{12, 12}, Heads{12, 3}, Heads{12, 1}}) {
+      std::vector<Mask> by_head;  // groups that cross the borders of key/value heads
+      for (int head = 0; head < heads.q; ++head)
+        by_head.push_back(masks[static_cast<std::size_t>(head * 2 / 3) % masks.size()].mask);
+      const HeadMasks all = HeadMasks::per_head(by_head);
+      for (const SchemeOptions& options : test::all_schemes(ranks, heads.q, heads.kv)) {
+        for (const LayoutKind kind :
+             {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped}) {
+          expect_verifies(options, all, Layout(kind, n, 1, ranks), heads, "by head");
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longhaul::parallel

@@ -1,0 +1,27 @@
+#pragma once
+// What tests of schemes run over: every scheme with its options, and masks of every kind.
+
+#include <string>
+#include <vector>
+
+#include "attention/head_masks.h"
+#include "parallel/schemes/scheme.h"
+
+namespace longhaul::test {
+
+/// "usp outer=2,inner=4 ring_inside around burst".
+std::string show(const parallel::SchemeOptions& options);
+
+/// Every scheme; two-level ones with every pair of degrees of `ranks`, both nestings, every inner
+/// ring and both backwards. Only those that `heads` and `kv_heads` allow.
+std::vector<parallel::SchemeOptions> all_schemes(int ranks, int heads, int kv_heads);
+
+struct NamedMask {
+  std::string name;
+  attention::Mask mask;
+};
+/// Masks of every shape over n tokens: full, causal, documents (empty, one token, across ranks),
+/// windows, a shared prefix, blocks, rows and keys that see nothing, slices of every type.
+std::vector<NamedMask> assorted_masks(std::int64_t n);
+
+}  // namespace longhaul::test
