@@ -103,7 +103,7 @@ void expect_counts(const hdf5::File& file, const test::AttentionCase& c, const s
     for (std::size_t rank = 0; rank < sent.size(); ++rank) {
       const parallel::Count count = parallel::count(schedule.programs[rank], schedule.shapes);
       sent[rank] += count.sent_bytes;
-      area[rank] = count.area;
+      area[rank] = count.pairs / kHeads;
     }
   }
   EXPECT_EQ(file.dataset("sent_bytes", hdf5::Element::int64, 1).read<std::int64_t>(), sent);

@@ -1,0 +1,207 @@
+// Communication hides behind compute: nothing in a program orders them one after the other, and the
+// executor adds no order of its own. Nothing here is timed.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <thread>
+
+#include "parallel/executor.h"
+#include "parallel/schemes/scheme.h"
+#include "runtime/comm/loopback.h"
+#include "runtime/error.h"
+
+namespace longhaul::parallel {
+namespace {
+
+using attention::Mask;
+using runtime::Communicator;
+using runtime::DType;
+using runtime::Stream;
+using runtime::Tensor;
+
+/// A communicator whose n-th exchange, counted from 0, begins only once `opened` says so.
+class Gated final : public Communicator {
+ public:
+  Gated(std::unique_ptr<Communicator> inner, int gated, std::function<bool()> opened,
+        std::atomic<bool>& passed)
+      : inner_(std::move(inner)), gated_(gated), opened_(std::move(opened)), passed_(passed) {}
+
+  void exchange(std::vector<runtime::SendMessage> sends,
+                std::vector<runtime::ReceiveMessage> receives, const std::string& what,
+                const Stream& stream) override {
+    if (exchanges_++ == gated_) {
+      stream.enqueue([opened = opened_, &passed = passed_] {
+        const auto deadline = runtime::deadline_in(20);
+        while (!opened() && runtime::Clock::now() < deadline)
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        passed = opened();
+      });
+    }
+    inner_->exchange(std::move(sends), std::move(receives), what, stream);
+  }
+
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  const std::string& name() const override { return inner_->name(); }
+  void all_reduce(runtime::TensorView values, const Stream& stream) override {
+    inner_->all_reduce(values, stream);
+  }
+  void all_gather(runtime::ConstTensorView input, runtime::TensorView output,
+                  std::span<const std::int64_t> counts, const Stream& stream) override {
+    inner_->all_gather(input, output, counts, stream);
+  }
+  void reduce_scatter(runtime::ConstTensorView input, runtime::TensorView output,
+                      std::span<const std::int64_t> counts, const Stream& stream) override {
+    inner_->reduce_scatter(input, output, counts, stream);
+  }
+  void all_to_all(runtime::ConstTensorView input, std::span<const std::int64_t> send_counts,
+                  runtime::TensorView output, std::span<const std::int64_t> receive_counts,
+                  const Stream& stream) override {
+    inner_->all_to_all(input, send_counts, output, receive_counts, stream);
+  }
+  void broadcast(runtime::TensorView values, int root, const Stream& stream) override {
+    inner_->broadcast(values, root, stream);
+  }
+  void barrier(const Stream& stream) override { inner_->barrier(stream); }
+  std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override {
+    return inner_->split(color, key, name);
+  }
+  std::int64_t sent_bytes() const override { return inner_->sent_bytes(); }
+  void reset_sent_bytes() override { inner_->reset_sent_bytes(); }
+  std::span<const std::int64_t> exchanged_bytes() const override {
+    return inner_->exchanged_bytes();
+  }
+
+ private:
+  std::unique_ptr<Communicator> inner_;
+  const int gated_;
+  const std::function<bool()> opened_;
+  std::atomic<bool>& passed_;
+  int exchanges_ = 0;
+};
+
+/// No longer the NaN that was there at first.
+std::function<bool()> is_written(const Tensor& tensor) {
+  float* last = tensor.as<float>() + tensor.elements() - 1;
+  return [last] { return !std::isnan(std::atomic_ref<float>(*last).load()); };
+}
+
+Tensor filled(std::initializer_list<std::int64_t> sizes, double value, const Stream& stream) {
+  Tensor tensor(sizes, DType::float32, stream);
+  runtime::fill(tensor, value, stream);
+  return tensor;
+}
+
+/// The first hop of a ring of two may begin only after the attention of the local block is done: an
+/// executor that ran them one after the other, either way round, would wait here for ever.
+void expect_hop_runs_beside_compute(Direction direction) {
+  const std::int64_t n = 64;
+  const Shapes shapes{2, 2, 16, 16, DType::float32};
+  const Layout layout(LayoutKind::contiguous, 2 * n, 1, 2);
+  std::array<std::atomic<bool>, 2> passed{};
+  const SchemeInputs inputs{Mask::full(2 * n), layout, shapes, direction};
+  const ProgramGenerator generate = prepare(inputs);
+  runtime::run_loopback(2, {}, [&](std::unique_ptr<Communicator> world) {
+    const auto rank = static_cast<std::size_t>(world->rank());
+    const Stream compute = Stream::cpu("compute");
+    const Tensor q = filled({n, 2, 16}, 0.5, compute), k = filled({n, 2, 16}, 0.25, compute),
+                 v = filled({n, 2, 16}, 1, compute), dout = filled({n, 2, 16}, 1, compute),
+                 lse = filled({n, 2}, 5, compute), delta = filled({n, 2}, 0, compute);
+    const Tensor out = filled({n, 2, 16}, NAN, compute), out_lse = filled({n, 2}, NAN, compute),
+                 dq = filled({n, 2, 16}, NAN, compute), dk = filled({n, 2, 16}, NAN, compute),
+                 dv = filled({n, 2, 16}, NAN, compute);
+    compute.synchronize(runtime::deadline_in(60));
+    const bool forward = direction == Direction::forward;
+    std::vector<Channel> channels;
+    channels.push_back({Stream::cpu("channel"),
+                        std::make_unique<Gated>(std::move(world), 0, is_written(forward ? out : dq),
+                                                passed[rank])});
+    std::vector<Binding> bindings{{"kv", {k, v}}};
+    if (forward) {
+      bindings.push_back({"q", {q}});
+      bindings.push_back({"out", {out, out_lse}});
+    } else {
+      bindings.push_back({"q_bundle", {q, dout, lse, delta}});
+      bindings.push_back({"dq", {dq}});
+      bindings.push_back({"dkv", {dk, dv}});
+    }
+    Execution execution(std::make_shared<const Program>(generate(static_cast<int>(rank))), shapes,
+                        0.25f, bindings, compute, channels);
+    execution.finish();
+    compute.synchronize(runtime::deadline_in(60));
+  });
+  EXPECT_TRUE(passed[0] && passed[1]) << name(direction);
+}
+
+TEST(Overlap, ARingsHopRunsBesideTheLocalBlock) {
+  expect_hop_runs_beside_compute(Direction::forward);
+  expect_hop_runs_beside_compute(Direction::backward);
+}
+
+/// For each step, whether it comes before a later one through streams and waits.
+std::vector<std::vector<bool>> precedence(const Program& program) {
+  const std::size_t count = program.steps.size();
+  std::vector<std::vector<bool>> before(count, std::vector<bool>(count, false));
+  std::map<int, std::size_t> last;
+  for (std::size_t step = 0; step < count; ++step) {
+    std::vector<std::size_t> direct;
+    for (const int wait : program.steps[step].waits)
+      direct.push_back(static_cast<std::size_t>(wait));
+    const int stream = program.steps[step].stream;
+    if (last.contains(stream)) direct.push_back(last[stream]);
+    last[stream] = step;
+    for (const std::size_t earlier : direct) {
+      before[earlier][step] = true;
+      for (std::size_t s = 0; s < earlier; ++s) {
+        if (before[s][earlier]) before[s][step] = true;
+      }
+    }
+  }
+  return before;
+}
+
+/// Attention steps, but the last, beside which some transfer may run.
+std::pair<int, int> hidden_and_all(const Program& program) {
+  const auto before = precedence(program);
+  std::vector<std::size_t> attends, transfers;
+  for (std::size_t step = 0; step < program.steps.size(); ++step) {
+    const Operation& operation = program.steps[step].operation;
+    if (std::holds_alternative<Transfer>(operation)) transfers.push_back(step);
+    if (std::holds_alternative<Attend>(operation) ||
+        std::holds_alternative<AttendBackward>(operation)) {
+      attends.push_back(step);
+    }
+  }
+  int hidden = 0;
+  for (std::size_t i = 0; i + 1 < attends.size(); ++i) {
+    const std::size_t a = attends[i];
+    hidden += std::ranges::any_of(transfers,
+                                  [&](std::size_t t) { return !before[a][t] && !before[t][a]; })
+                  ? 1
+                  : 0;
+  }
+  return {hidden, static_cast<int>(attends.size()) - 1};
+}
+
+TEST(Overlap, EveryAttentionStepButTheLastHasATransferBesideIt) {
+  const Layout layout(LayoutKind::contiguous, 80, 1, 8);
+  for (const char* scheme : {"ring", "burst", "double_ring", "ring_self_attention", "group_cast",
+                             "balanced_ring", "all_gather"}) {
+    for (const Direction direction : {Direction::forward, Direction::backward}) {
+      SchemeInputs inputs{Mask::causal(80), layout, {4, 4, 8, 8, DType::float32}, direction};
+      if (std::string(scheme) != "balanced_ring") inputs.masks = Mask::full(80);
+      inputs.options.name = scheme;
+      inputs.options.backward = BackwardRing::ring;
+      const ProgramGenerator generate = prepare(inputs);
+      for (int rank = 0; rank < 8; ++rank) {
+        const auto [hidden, all] = hidden_and_all(generate(rank));
+        EXPECT_EQ(hidden, all) << scheme << " " << name(direction) << " rank " << rank;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longhaul::parallel
