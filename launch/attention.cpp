@@ -5,6 +5,7 @@
 
 #include "attention/block.h"
 #include "launch/attention_case.h"
+#include "launch/schemes.h"
 #include "parallel/attention.h"
 #include "parallel/schemes/scheme.h"
 #include "parallel/verifier.h"
@@ -55,8 +56,9 @@ void verify_schedules(const Replay& replay) {
 }
 
 Replay make_replay(const AttentionOptions& options, int ranks) {
-  parallel::SchemeOptions scheme;
-  scheme.name = options.scheme;
+  const parallel::SchemeOptions scheme =
+      scheme_options(options.scheme, options.degrees, options.nesting, options.around,
+                     options.backward);
   const parallel::LayoutKind layout = parallel::layout_from_name(options.layout);
   const DType dtype = runtime::dtype_from_name(options.dtype),
               wire = runtime::dtype_from_name(options.wire_dtype);

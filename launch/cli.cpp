@@ -83,7 +83,16 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("CASE", options->case_path, "HDF5 file with q, k, v, and what the mask needs")
       ->required();
   verb->add_option("--output", options->output_path, "HDF5 file to write")->required();
-  verb->add_option("--scheme", options->scheme, "Context-parallel scheme")->capture_default_str();
+  verb->add_option("--scheme", options->scheme, "Context-parallel scheme; see validate --legality")
+      ->capture_default_str();
+  verb->add_option("--degrees", options->degrees,
+                   "double_ring, usp: ranks outside and inside, as outer=2,inner=4");
+  verb->add_option("--nesting", options->nesting, "usp: heads_inside or ring_inside")
+      ->capture_default_str();
+  verb->add_option("--around", options->around, "usp: ring, burst or double_ring")
+      ->capture_default_str();
+  verb->add_option("--backward", options->backward, "double_ring: ring, burst or auto")
+      ->capture_default_str();
   verb->add_option("--layout", options->layout, "contiguous, zigzag or striped")
       ->capture_default_str();
   verb->add_option("--mask", options->mask, "full, causal, documents or slices")
@@ -126,6 +135,8 @@ void add_validate(CLI::App& app, Action& action) {
   verb->add_option("--ranks", options->ranks, "Resolve the grid for so many ranks")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20));
   verb->add_flag("--keys", options->keys, "Print the reference of all keys as a Markdown table");
+  verb->add_flag("--legality", options->legality,
+                 "Print which schemes suit which masks, layouts, heads and ranks");
 }
 
 void add_report(CLI::App& app, Action& action) {

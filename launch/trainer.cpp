@@ -82,12 +82,14 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       compute_(runtime::Stream::cpu("compute", inputs_.threads)),
       gradient_stream_(runtime::Stream::cpu("gradients")) {
   const runtime::TrainConfig& config = inputs_.config;
+  check_schemes(config);
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
   control_comm_ = grid_.split(world, {data, context}, "control");
   parallel::AttentionOptions attention{.wire_dtype =
                                            config.parallelism.context_parallel_wire_dtype};
-  attention.scheme.name = config.parallelism.context_parallel_scheme;
+  schemes_ = scheme_changes(config);
+  attention.scheme = scheme_ = schemes_.front().scheme;
   attention_ = std::make_unique<parallel::Attention>(
       attention, grid_.split(world, {context}, "context"), compute_);
 
@@ -132,12 +134,23 @@ void Trainer::reduce(models::ElementRange range) {
                              gradient_stream_);
 }
 
+/// The scheme of a step; cheap when it is the last one's.
+void Trainer::set_scheme(std::int64_t step) {
+  const auto after = std::ranges::find_if(
+      schemes_, [&](const SchemeChange& change) { return change.step > step; });
+  const parallel::SchemeOptions& wanted = std::prev(after)->scheme;
+  if (wanted == scheme_) return;
+  attention_->set_scheme(wanted);
+  scheme_ = wanted;
+}
+
 StepResult Trainer::step(bool stop) {
   const auto begin = runtime::Clock::now();
   const double waited_before = compute_.waited_seconds();
   compute_.reset_peak();
   const runtime::TrainConfig& config = inputs_.config;
   const std::int64_t step_number = completed_steps_ + 1;
+  set_scheme(step_number);
   if (inputs_.recorder != nullptr) inputs_.recorder->set_step(step_number);
 
   // This rank's share of the step's sequences: the same sequences in all, whatever the grid.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "launch/batches.h"
+#include "launch/schemes.h"
 #include "models/llama.h"
 #include "models/optimizer.h"
 #include "parallel/attention.h"
@@ -77,6 +78,7 @@ class Trainer {
  private:
   models::Batch upload(const LocalBatch& batch);
   void reduce(models::ElementRange range);
+  void set_scheme(std::int64_t step);
   std::vector<runtime::TensorSlice> owned_slices() const;
 
   const TrainerInputs inputs_;
@@ -88,6 +90,8 @@ class Trainer {
   const parallel::Layout layout_;
   const runtime::Stream compute_, gradient_stream_;
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
+  std::vector<SchemeChange> schemes_;
+  parallel::SchemeOptions scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<models::Llama> model_;

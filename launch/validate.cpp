@@ -1,4 +1,5 @@
 #include "launch/validate.h"
+#include "launch/schemes.h"
 
 #include <fmt/format.h>
 
@@ -46,9 +47,12 @@ std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) 
 
 std::string attention_text(const TrainConfig& config) {
   return fmt::format(
-      "{} over {} x mask {} x {} (wire {}) x {}: legal", config.parallelism.context_parallel_scheme,
+      "{} over {} x mask {} x {} (wire {}) x {}: {}", config.parallelism.context_parallel_scheme,
       config.parallelism.context_parallel_layout, config.data.mask, name(config.training.dtype),
-      name(config.parallelism.context_parallel_wire_dtype), config.comm.backend);
+      name(config.parallelism.context_parallel_wire_dtype), config.comm.backend,
+      config.parallelism.context_parallel_degree > 0
+          ? "legal"
+          : "decided once the ranks are known (--ranks N)");
 }
 
 }  // namespace
@@ -58,9 +62,17 @@ int run_validate(const ValidateOptions& options) {
     std::fputs(runtime::config_reference().c_str(), stdout);
     return 0;
   }
-  if (options.config_path.empty()) fail(ExitCode::usage, "validate needs a CONFIG (or --keys)");
+  if (options.legality) {
+    std::fputs(legality_table().c_str(), stdout);
+    return 0;
+  }
+  if (options.config_path.empty()) {
+    fail(ExitCode::usage, "validate needs a CONFIG (or --keys, or --legality)");
+  }
   const TrainConfig config =
       runtime::load_config(options.config_path, options.overrides, options.ranks);
+  // Whether a scheme is legal can depend on the number of ranks.
+  if (config.parallelism.context_parallel_degree > 0) check_schemes(config);
   const runtime::Corpus opened = runtime::Corpus::open(config.data.corpus);
   const runtime::CorpusInfo& corpus = opened.info();
   const std::int64_t vocabulary = model_vocabulary(config, corpus);

@@ -108,8 +108,33 @@ std::vector<ConfigKey> declare() {
        .explanation = "Ranks that share a sequence; -1 takes whatever ranks are left.",
        .default_value = "-1", .minimum = 1, .maximum = kMaxDegree, .also = -1},
       {LONGHAUL_KEY(parallelism, context_parallel_scheme),
-       .explanation = "How attention is spread over those ranks.", .default_value = "\"ring\"",
-       .choices = {"ring"}},
+       .explanation = "How attention is spread over those ranks; parallel/README.md compares them, "
+                      "and `longhaul validate --legality` says which suits what.",
+       .default_value = "\"ring\"",
+       .choices = {"ring", "burst", "auto", "double_ring", "ring_self_attention", "balanced_ring",
+                   "all_gather", "ulysses", "usp", "group_cast"}},
+      {LONGHAUL_KEY(parallelism, context_parallel_degrees),
+       .explanation =
+           "Of `double_ring` and `usp`: how many ranks outside and inside, as "
+           "`outer=2,inner=4`; one follows from the other. Empty: inner is the largest legal "
+           "divisor of the ranks up to their square root.",
+       .default_value = "\"\""},
+      {LONGHAUL_KEY(parallelism, context_parallel_nesting),
+       .explanation = "Of `usp`: whether the inner degree shares heads or makes up the ring.",
+       .default_value = "\"heads_inside\"", .choices = {"heads_inside", "ring_inside"}},
+      {LONGHAUL_KEY(parallelism, context_parallel_around),
+       .explanation = "Of `usp`: the scheme that the exchange of heads is wrapped around.",
+       .default_value = "\"ring\"", .choices = {"ring", "burst", "double_ring"}},
+      {LONGHAUL_KEY(parallelism, context_parallel_backward),
+       .explanation =
+           "Of `double_ring`: what circulates in backward, keys and values (`ring`) or queries "
+           "(`burst`); `auto` takes what sends fewer bytes.",
+       .default_value = "\"auto\"", .choices = {"auto", "ring", "burst"}},
+      {LONGHAUL_KEY(parallelism, context_parallel_switch),
+       .explanation =
+           "Changes of scheme between steps, as `5:burst,10:group_cast`: from step 5 on burst, "
+           "from step 10 on group_cast. For comparing schemes within one run.",
+       .default_value = "\"\""},
       {LONGHAUL_KEY(parallelism, context_parallel_layout),
        .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask.",
        .default_value = "\"zigzag\"", .choices = {"contiguous", "zigzag", "striped"}},

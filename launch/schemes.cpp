@@ -1,0 +1,121 @@
+#include "launch/schemes.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "attention/named_masks.h"
+#include "runtime/error.h"
+
+namespace longhaul::launch {
+
+using parallel::Combination;
+using parallel::LayoutKind;
+using parallel::SchemeOptions;
+using runtime::ExitCode;
+using runtime::fail;
+
+SchemeOptions scheme_options(const std::string& name, const std::string& degrees,
+                             const std::string& nesting, const std::string& around,
+                             const std::string& backward) {
+  SchemeOptions options;
+  options.name = parallel::scheme_from_name(name).name;
+  parallel::set_degrees(options, degrees);
+  options.nesting = parallel::nesting_from_name(nesting);
+  options.around = around;
+  options.backward = parallel::backward_ring_from_name(backward);
+  return options;
+}
+
+std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config) {
+  const runtime::ParallelismConfig& p = config.parallelism;
+  const auto options = [&](const std::string& name) {
+    // The degrees are those of the two-level schemes of the run.
+    const bool two_levels = name == "double_ring" || name == "usp";
+    return scheme_options(name, two_levels ? p.context_parallel_degrees : "",
+                          p.context_parallel_nesting, p.context_parallel_around,
+                          p.context_parallel_backward);
+  };
+  std::vector<SchemeChange> changes{{1, options(p.context_parallel_scheme)}};
+  const std::string& text = p.context_parallel_switch;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    const std::string part = text.substr(at, end - at);
+    at = end + 1;
+    const std::size_t colon = part.find(':');
+    std::int64_t step = 0;
+    const char* digits_end = part.data() + std::min(colon, part.size());
+    const auto [parsed, error] = std::from_chars(part.data(), digits_end, step);
+    if (colon == std::string::npos || error != std::errc() || parsed != digits_end ||
+        step <= changes.back().step) {
+      fail(ExitCode::config, "parallelism.context_parallel_switch = \"", text, "\": '", part,
+           "' is no STEP:SCHEME with a step above ", changes.back().step,
+           "; expected, for example, \"5:burst,10:group_cast\"");
+    }
+    changes.push_back({step, options(part.substr(colon + 1))});
+  }
+  const bool used = std::ranges::any_of(changes, [](const SchemeChange& change) {
+    return change.scheme.name == "double_ring" || change.scheme.name == "usp";
+  });
+  if (!used && !p.context_parallel_degrees.empty()) {
+    fail(ExitCode::config, "parallelism.context_parallel_degrees = \"", p.context_parallel_degrees,
+         "\": no scheme of this run takes degrees; remove it, or use double_ring or usp");
+  }
+  return changes;
+}
+
+void check_schemes(const runtime::TrainConfig& config) {
+  for (const SchemeChange& change : scheme_changes(config)) {
+    parallel::check_legal({change.scheme,
+                           static_cast<int>(config.parallelism.context_parallel_degree),
+                           static_cast<int>(config.model.num_attention_heads),
+                           static_cast<int>(config.model.num_key_value_heads),
+                           parallel::layout_from_name(config.parallelism.context_parallel_layout),
+                           attention::mask_rule(config.data.mask).causal});
+  }
+}
+
+std::string legality_table() {
+  const std::vector<std::string> layouts = parallel::layout_names();
+  std::string text = "| scheme | mask |", rule = "|---|---|", rules, refusals;
+  for (const std::string& layout : layouts) {
+    text += fmt::format(" {} |", layout);
+    rule += "---|";
+  }
+  text += "\n" + rule + "\n";
+  for (const std::string& name : parallel::scheme_names()) {
+    SchemeOptions options;
+    options.name = name;
+    // Masks whose rows are equal share one.
+    std::vector<std::pair<std::string, std::string>> rows;  // cells, masks
+    for (const attention::MaskRule& mask : attention::mask_rules()) {
+      std::string cells;
+      for (const std::string& layout : layouts) {
+        // One head a rank suits every rule on heads, so that mask and layout decide.
+        const auto refusal = parallel::refuse(
+            {options, 4, 4, 4, parallel::layout_from_name(layout), mask.causal});
+        cells += refusal ? " no |" : " yes |";
+        const std::string why =
+            refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason, refusal->nearest)
+                    : "";
+        if (refusals.find(why) == std::string::npos) refusals += why;
+      }
+      const auto same = std::ranges::find(rows, cells, &std::pair<std::string, std::string>::first);
+      if (same == rows.end()) {
+        rows.emplace_back(cells, mask.name);
+      } else {
+        same->second += std::string(", ") + mask.name;
+      }
+    }
+    for (const auto& [cells, masks] : rows) {
+      text += fmt::format("| `{}` | {} |{}\n", name, rows.size() == 1 ? "all" : masks, cells);
+    }
+    rules += fmt::format("- `{}`: {}.\n", name, parallel::scheme_from_name(name).legality);
+  }
+  return fmt::format("{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\n"
+                     "Why not:\n\n{}",
+                     text, rules, refusals);
+}
+
+}  // namespace longhaul::launch
