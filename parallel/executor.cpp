@@ -131,15 +131,15 @@ Execution::Fields Execution::resolve(const View& view) const {
 
 void Execution::run(const Attend& a) {
   const Fields q = resolve(a.q), kv = resolve(a.kv), partial = resolve(a.partial);
-  attention::block_forward(q[0], kv[0], kv[1], a.bands, scale_, partial[0], partial[1], a.mode,
-                           compute_);
+  attention::block_forward(q[0], kv[0], kv[1], a.bands, {.scale = scale_}, partial[0], partial[1],
+                           a.mode, compute_);
 }
 
 void Execution::run(const AttendBackward& a) {
   const Fields q = resolve(a.q_bundle), kv = resolve(a.kv), dq = resolve(a.dq),
                dkv = resolve(a.dkv);
-  attention::block_backward({q[0], kv[0], kv[1], q[1], q[2], q[3]}, a.bands, scale_, dq[0],
-                            a.dq_mode, dkv[0], dkv[1], a.dkv_mode, compute_);
+  attention::block_backward({q[0], kv[0], kv[1], q[1], q[2], q[3]}, a.bands, {.scale = scale_},
+                            dq[0], a.dq_mode, dkv[0], dkv[1], a.dkv_mode, compute_);
 }
 
 void Execution::run(const Accumulate& a) {

@@ -68,7 +68,7 @@ TEST(Block, NoHeadsAndNoDims) {
   const auto no_values = make(5, 7, 2, 1, 8, 0, causal(5, 7));
   expect_matches_reference(no_values, run_kernel(no_values));
   auto no_dim = make(5, 7, 2, 1, 0, 8, causal(5, 7));
-  no_dim.scale = 1;
+  no_dim.scoring.scale = 1;
   expect_matches_reference(no_dim, run_kernel(no_dim));
 }
 
@@ -170,7 +170,7 @@ TEST(Block, AddsIntoGradients) {
   const Tensor dq = tensor(single.dq, {50, 2, 20}), dk = tensor(single.dk, {60, 1, 20});
   const Tensor dv = tensor(single.dv, {60, 1, 20});
   block_delta(out, dout, delta, stream);
-  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scale, dq, Mode::add, dk, dv, Mode::add,
+  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scoring, dq, Mode::add, dk, dv, Mode::add,
                  stream);
   stream.synchronize(runtime::deadline_in(10));
   for (std::size_t i = 0; i < single.dq.size(); ++i) EXPECT_EQ(dq.as<float>()[i], 2 * single.dq[i]);
@@ -190,7 +190,7 @@ TEST(Block, BFloat16InputsAreExact) {
 
 TEST(Block, LargeLogits) {
   auto c = make(200, 900, 2, 1, 64, 64, causal(200, 900, 700));
-  c.scale *= 30;
+  c.scoring.scale *= 30;
   for (float& x : c.q) x *= 3;
   expect_matches_reference(c, run_kernel(c));
   expect_matches_reference(c, run_kernel(c, {.key_cuts = {450}}));
@@ -294,7 +294,7 @@ TEST(Block, RowsWithoutAGlobalKeyGiveNoGradient) {
   const Tensor dq({100, 2, 16}, DType::float32, stream), dk({200, 1, 16}, DType::float32, stream);
   const Tensor dv({200, 1, 16}, DType::float32, stream);
   block_delta(out, dout, delta, stream);
-  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scale, dq, Mode::write, dk, dv,
+  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scoring, dq, Mode::write, dk, dv,
                  Mode::write, stream);
   stream.synchronize(runtime::deadline_in(10));
   c.fill(1);
@@ -316,7 +316,7 @@ TEST(Block, WrongArgumentsAreRefusedAtTheCall) {
   const Tensor lse = tensor({4, 6}), k2 = tensor({5, 2, 8}), v2 = tensor({5, 2, 8});
   const auto forward = [&](const Tensor& keys, const Tensor& values, const Tensor& to,
                            std::vector<Slice> bands) {
-    block_forward(q, keys, values, std::move(bands), 1, to, lse, Mode::write, stream);
+    block_forward(q, keys, values, std::move(bands), {}, to, lse, Mode::write, stream);
   };
   EXPECT_THROW(forward(k, v, out, {}), Error);  // 6 heads over 4
   EXPECT_THROW(forward(k2, v, out, {}), Error);
