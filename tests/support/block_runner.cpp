@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <limits>
 
+#include "tests/support/attention_kinds.h"
 #include "tests/support/random_masks.h"
 
 namespace longhaul::test {
@@ -148,6 +148,59 @@ AttentionResult run_block(const BlockDevice& device, const AttentionCase& c,
           dv.get(stream),  dsinks.get(stream)};
 }
 
+namespace {
+
+/// Softcap, sigmoid, sinks, masks of each head; also with inputs that break careless kernels.
+void add_scoring_cases(bool quick, std::vector<NamedCase>& cases) {
+  for (const NamedScoring& scoring : scoring_kinds()) {
+    const auto add = [&](const std::string& what, AttentionCase c, BlockOptions options = {}) {
+      scoring.apply(c);
+      cases.push_back({scoring.name + ", " + what, std::move(c), std::move(options)});
+    };
+    add("in parts", make(67, 70, 2, 1, 24, 40, causal(67, 70, 11)), {.key_cuts = {20, 21}});
+    add("merged", make(67, 70, 2, 1, 24, 40, causal(67, 70, -9)),
+        {.key_cuts = {33}, .merged = true});
+    for (const bool bf16 : {false, true}) {
+      if (quick && !bf16) continue;
+      add("MQA", make(33, 40, 4, 1, 100, 70, {{0, 33, 0, 40, -5, 9}}, bf16));
+      add("MHA", make(33, 40, 2, 2, 192, 128, causal(33, 40, 7), bf16));
+    }
+    AttentionCase apart = make(40, 45, 4, 2, 8, 8, {});
+    apart.head_bands = {causal(40, 45), {}, {{0, 40, 0, 45}}, {{0, 40, 3, 45, -2, 6}}};
+    add("a mask a head", apart, {.key_cuts = {19}});
+    AttentionCase steep = make(30, 40, 2, 1, 24, 24, causal(30, 40, 10));
+    for (float& x : steep.q) x *= 90;
+    add("steep", steep, {.key_cuts = {17}});
+    if (scoring.scoring.softcap > 0) {
+      // Scores of +-infinity, of one sign a key.
+      AttentionCase endless = make(30, 40, 2, 1, 24, 24, causal(30, 40, 10));
+      for (float& x : endless.q) x = (1 + std::abs(x)) * 1e25f;
+      for (std::size_t i = 0; i < endless.k.size(); ++i)
+        endless.k[i] = (1 + std::abs(endless.k[i])) * (i / 24 % 3 == 0 ? -1e25f : 1e25f);
+      add("endless scores", endless, {.key_cuts = {17}});
+    }
+    if (quick) continue;
+    for (const auto& [name, bands] : band_kinds(130, 150)) {
+      add(name, make(130, 150, 2, 1, 20, 12, bands));
+      add(name + ", in parts", make(130, 150, 2, 1, 20, 12, bands), {.key_cuts = {50, 50, 149}});
+    }
+  }
+}
+
+/// What one document holds, NaN included, changes no bit of the other's results.
+void expect_documents_apart(const BlockDevice& device, std::int64_t tokens, std::int64_t split) {
+  for (const NamedScoring& scoring : scoring_kinds()) {
+    SCOPED_TRACE(scoring.name);
+    const TwoDocuments clean(tokens, split, scoring);
+    TwoDocuments changed = clean;
+    changed.replace_first([](float) { return std::numeric_limits<float>::quiet_NaN(); });
+    EXPECT_EQ(changed.second(run_block(device, changed.which)),
+              clean.second(run_block(device, clean.which)));
+  }
+}
+
+}  // namespace
+
 std::vector<NamedCase> block_cases(bool quick) {
   std::vector<NamedCase> cases;
   const std::vector<std::int64_t> lengths =
@@ -200,6 +253,7 @@ std::vector<NamedCase> block_cases(bool quick) {
                      make(130, 150, 2, 1, 20, 12, bands),
                      {.key_cuts = {1, 64}, .merged = true}});
   }
+  add_scoring_cases(quick, cases);
   std::mt19937 random(5);
   for (int round = 0; round < (quick ? 6 : 100); ++round) {
     const std::int64_t q = 1 + static_cast<std::int64_t>(random() % 160),
@@ -213,6 +267,7 @@ std::vector<NamedCase> block_cases(bool quick) {
 }
 
 void expect_block_contract(const BlockDevice& device, bool quick) {
+  expect_documents_apart(device, quick ? 50 : 300, quick ? 27 : 161);
   for (const auto& [name, which, options] : block_cases(quick)) {
     SCOPED_TRACE(name);
     const AttentionResult result = run_block(device, which, options);
