@@ -1,6 +1,7 @@
 #include "attention/block.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "attention/block_impl.h"
 #include "runtime/error.h"
@@ -75,32 +76,55 @@ std::vector<Slice> check_bands(const std::vector<Slice>& bands, const Shape& s) 
   return kept;
 }
 
+void check_scoring(const Scoring& scoring) {
+  // A cap below 1e-38 has no finite reciprocal.
+  LONGHAUL_CHECK(scoring.softcap == 0 || (scoring.softcap > 0 && std::isfinite(scoring.softcap) &&
+                                          std::isfinite(1 / scoring.softcap)),
+                 "softcap is ", scoring.softcap, "; expected 0 for none or a positive number");
+  LONGHAUL_CHECK(std::isfinite(scoring.scale), "scale is ", scoring.scale);
+  LONGHAUL_CHECK(std::isfinite(scoring.bias), "bias is ", scoring.bias);
+  LONGHAUL_CHECK(scoring.weighting == Weighting::sigmoid || scoring.bias == 0, "bias is ",
+                 scoring.bias, "; softmax has none: expected 0");
+}
+
+/// What a row of a softmax has one of, and a sigmoid must not be given.
+void check_per_row(const char* what, const ConstTensorView& view, const Shape& s,
+                   const Scoring& scoring, const Stream& stream) {
+  if (scoring.weighting == Weighting::softmax) {
+    return check(what, view, {s.q_rows, s.heads}, DType::float32, stream);
+  }
+  LONGHAUL_CHECK(view.data() == nullptr, what, " is ", shape(view),
+                 "; sigmoid attention has none: expected an empty view");
+}
+
 bool on_cuda(const Stream& stream) { return stream.device().kind == DeviceKind::cuda; }
 
 }  // namespace
 
 void block_forward(ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                   std::vector<Slice> bands, float scale, TensorView out, TensorView lse, Mode mode,
-                   const Stream& stream) {
+                   std::vector<Slice> bands, const Scoring& scoring, TensorView out, TensorView lse,
+                   Mode mode, const Stream& stream) {
+  check_scoring(scoring);
   const Shape s = check_inputs(q, k, v, stream);
   check("out", out, {s.q_rows, s.heads, s.value_dim}, DType::float32, stream);
-  check("lse", lse, {s.q_rows, s.heads}, DType::float32, stream);
+  check_per_row("lse", lse, s, scoring, stream);
   const auto run = on_cuda(stream) ? detail::cuda_block_forward : detail::cpu_block_forward;
-  run(q, k, v, check_bands(bands, s), scale, out, lse, mode, stream);
+  run(q, k, v, check_bands(bands, s), scoring, out, lse, mode, stream);
 }
 
-void block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands, float scale,
-                    TensorView dq, Mode dq_mode, TensorView dk, TensorView dv, Mode dkv_mode,
-                    const Stream& stream) {
+void block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands,
+                    const Scoring& scoring, TensorView dq, Mode dq_mode, TensorView dk,
+                    TensorView dv, Mode dkv_mode, const Stream& stream) {
+  check_scoring(scoring);
   const Shape s = check_inputs(inputs.q, inputs.k, inputs.v, stream);
   check("dout", inputs.dout, {s.q_rows, s.heads, s.value_dim}, inputs.q.dtype(), stream);
-  check("lse", inputs.lse, {s.q_rows, s.heads}, DType::float32, stream);
-  check("delta", inputs.delta, {s.q_rows, s.heads}, DType::float32, stream);
+  check_per_row("lse", inputs.lse, s, scoring, stream);
+  check_per_row("delta", inputs.delta, s, scoring, stream);
   check("dq", dq, {s.q_rows, s.heads, s.dim}, DType::float32, stream);
   check("dk", dk, {s.k_rows, s.kv_heads, s.dim}, DType::float32, stream);
   check("dv", dv, {s.k_rows, s.kv_heads, s.value_dim}, DType::float32, stream);
   const auto run = on_cuda(stream) ? detail::cuda_block_backward : detail::cpu_block_backward;
-  run(inputs, check_bands(bands, s), scale, dq, dq_mode, dk, dv, dkv_mode, stream);
+  run(inputs, check_bands(bands, s), scoring, dq, dq_mode, dk, dv, dkv_mode, stream);
 }
 
 void block_delta(ConstTensorView out, ConstTensorView dout, TensorView delta,
@@ -127,6 +151,27 @@ void merge(ConstTensorView src_out, ConstTensorView src_lse, TensorView dst_out,
   check("the partial lse", src_lse, {rows, heads}, DType::float32, stream);
   (on_cuda(stream) ? detail::cuda_merge : detail::cpu_merge)(src_out, src_lse, dst_out, dst_lse,
                                                              stream);
+}
+
+void apply_sinks(TensorView out, TensorView lse, ConstTensorView sinks, const Stream& stream) {
+  LONGHAUL_CHECK(out.dims() == 3, "out has ", out.dims(), " dims; expected rows, heads, dim");
+  const std::int64_t rows = out.size(0), heads = out.size(1);
+  check("out", out, {rows, heads, out.size(2)}, DType::float32, stream);
+  check("lse", lse, {rows, heads}, DType::float32, stream);
+  check("sinks", sinks, {heads}, DType::float32, stream);
+  (on_cuda(stream) ? detail::cuda_apply_sinks : detail::cpu_apply_sinks)(out, lse, sinks, stream);
+}
+
+void sinks_backward(ConstTensorView lse, ConstTensorView delta, ConstTensorView sinks,
+                    TensorView dsinks, const Stream& stream) {
+  LONGHAUL_CHECK(lse.dims() == 2, "lse has ", lse.dims(), " dims; expected rows, heads");
+  const std::int64_t rows = lse.size(0), heads = lse.size(1);
+  check("lse", lse, {rows, heads}, DType::float32, stream);
+  check("delta", delta, {rows, heads}, DType::float32, stream);
+  check("sinks", sinks, {heads}, DType::float32, stream);
+  check("dsinks", dsinks, {heads}, DType::float32, stream);
+  (on_cuda(stream) ? detail::cuda_sinks_backward : detail::cpu_sinks_backward)(lse, delta, sinks,
+                                                                               dsinks, stream);
 }
 
 }  // namespace longhaul::attention

@@ -24,22 +24,43 @@ enum class Mode : unsigned char {
   add     ///< merge (partials) or sum (gradients) into defined rows
 };
 
-/// Unrounded fp32 out and LSE of the visible pairs; `add` merges with the partial already there.
-/// Source: FlashAttention-2 (Dao 2023), online softmax.
+/// How a (query, key) product becomes a weight.
+enum class Weighting : unsigned char {
+  softmax,  ///< exp(score - LSE): the weights of a row sum to 1
+  sigmoid   ///< 1 / (1 + exp(-score - bias)), each on its own: no LSE, partial sums add
+};
+
+/// From q . k to the weight of v: score = scale q . k, capped, then weighted.
+struct Scoring {
+  float scale = 1;
+  /// c > 0: the score becomes c tanh(score / c). 0: none. Source: Gemma 2 (Gemma Team 2024).
+  float softcap = 0;
+  Weighting weighting = Weighting::softmax;
+  /// Added to a sigmoid's score; 0 for softmax. FlashSigmoid (Ramapuram et al. 2024) takes
+  /// -log(sequence length).
+  float bias = 0;
+};
+
+/// Softmax: unrounded fp32 out and LSE of the visible pairs; `add` merges with the partial already
+/// there. Source: FlashAttention-2 (Dao 2023), online softmax.
+/// Sigmoid: out = the sum of weight times value, 0 for a row without a key; `add` adds. `lse` is an
+/// empty view. Source: FlashSigmoid.
 void block_forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                   runtime::ConstTensorView v, std::vector<Slice> bands, float scale,
+                   runtime::ConstTensorView v, std::vector<Slice> bands, const Scoring& scoring,
                    runtime::TensorView out, runtime::TensorView lse, Mode mode,
                    const runtime::Stream& stream);
 
 struct BlockBackwardInputs {
   runtime::ConstTensorView q, k, v, dout;
-  runtime::ConstTensorView lse;    ///< global LSE, from the finished forward
-  runtime::ConstTensorView delta;  ///< rowsum(dout * out) of the finished forward
+  runtime::ConstTensorView lse;    ///< global LSE, from the finished forward; empty for sigmoid
+  runtime::ConstTensorView delta;  ///< rowsum(dout * out) of it; empty for sigmoid
 };
-/// Gradients of the visible pairs: P = exp(scale q k - lse), dS = P (dout v - delta).
-void block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands, float scale,
-                    runtime::TensorView dq, Mode dq_mode, runtime::TensorView dk,
-                    runtime::TensorView dv, Mode dkv_mode, const runtime::Stream& stream);
+/// Gradients of the visible pairs. Softmax: P = exp(score - lse), dS = P (dout v - delta). Sigmoid:
+/// dS = P (1 - P) dout v. Through a softcap, dS goes on times 1 - tanh^2(score / c).
+void block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands,
+                    const Scoring& scoring, runtime::TensorView dq, Mode dq_mode,
+                    runtime::TensorView dk, runtime::TensorView dv, Mode dkv_mode,
+                    const runtime::Stream& stream);
 
 /// delta[n, H] = rowsum(dout * out). out and dout in float32 or bfloat16.
 void block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dout,
@@ -49,5 +70,18 @@ void block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dout,
 /// is taken first, so any LSE difference and -inf on either side are exact.
 void merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_lse,
            runtime::TensorView dst_out, runtime::TensorView dst_lse, const runtime::Stream& stream);
+
+/// Attention sinks (StreamingLLM, Xiao et al. 2023; a logit for each query head as in gpt-oss,
+/// OpenAI 2025): out[n, H, D_v], lse[n, H] <- as if each row also saw a key of logit sinks[h] (fp32
+/// [H]) whose value is 0. A row without a key gets out 0 and its sink as LSE; a sink of -inf
+/// changes nothing. The owner of the rows calls it once, after the last merge; delta and backward
+/// then take this out and this LSE, so kernels and schedules know nothing of sinks. Softmax only.
+void apply_sinks(runtime::TensorView out, runtime::TensorView lse, runtime::ConstTensorView sinks,
+                 const runtime::Stream& stream);
+/// dsinks[h] (fp32, overwritten) = - the sum over these rows of exp(sinks[h] - lse) delta, with the
+/// LSE after apply_sinks. Over several ranks: the sum of theirs.
+void sinks_backward(runtime::ConstTensorView lse, runtime::ConstTensorView delta,
+                    runtime::ConstTensorView sinks, runtime::TensorView dsinks,
+                    const runtime::Stream& stream);
 
 }  // namespace longhaul::attention

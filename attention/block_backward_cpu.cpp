@@ -75,12 +75,13 @@ class Backward {
  public:
   BlockBackwardInputs in;
   std::vector<Slice> bands;
-  float scale;
+  Scoring scoring;
   TensorView dq, dk, dv;
   Mode dq_mode, dkv_mode;
   int threads;
   std::byte* memory = nullptr;
 
+  bool sigmoid() const { return scoring.weighting == Weighting::sigmoid; }
   std::int64_t heads() const { return in.q.size(1); }
   std::int64_t kv_heads() const { return in.k.size(1); }
   std::int64_t dim() const { return in.q.size(2); }
@@ -130,7 +131,7 @@ class Backward {
     if (plan.used(kb)) {
       const Rows k_rows = rows_of(in.k, kv_head, kb * kKBlock, keys);
       const bool k_finite = pack_transposed(k_rows, s.k_transposed);
-      pack_panels(k_rows, scale, s.k_panels, kKBlock);
+      pack_panels(k_rows, scoring.scale, s.k_panels, kKBlock);
       pack_transposed(rows_of(in.v, kv_head, kb * kKBlock, keys), s.v_transposed);
       std::fill_n(s.dk, keys * padded_dim(), 0.0f);
       std::fill_n(s.dv, keys * padded_value_dim(), 0.0f);
@@ -182,10 +183,11 @@ class Backward {
     const std::int64_t rows = tile.rows(), begin = qb * kQBlock;
     const Rows q_rows = rows_of(in.q, head, begin, rows),
                dout_rows = rows_of(in.dout, head, begin, rows);
-    pack_rows(q_rows, scale, s.q, padded_dim());
+    pack_rows(q_rows, scoring.scale, s.q, padded_dim());
     pack_rows(dout_rows, 1, s.dout, padded_value_dim());
-    const bool q_finite = pack_panels(q_rows, scale, s.q_panels, kQBlock);
+    const bool q_finite = pack_panels(q_rows, scoring.scale, s.q_panels, kQBlock);
     const bool dout_finite = pack_panels(dout_rows, 1, s.dout_panels, kQBlock);
+    if (sigmoid()) return q_finite && dout_finite;
     for (std::int64_t row = 0; row < rows; ++row) {
       s.lse[row] = in.lse.as<float>()[(begin + row) * in.lse.stride(0) + head * in.lse.stride(1)];
       s.delta[row] =
@@ -212,8 +214,7 @@ class Backward {
       const Columns columns = hull.empty() ? Columns{} : columns_of(hull);
       float* const p = s.p + row * kScoreStride;
       float* const ds = s.ds + row * kScoreStride;
-      mask_row(p, tile.spans(row), columns);
-      softmax_backward(p, ds, columns, s.lse[row], s.delta[row]);
+      weight_gradients(p, ds, columns, tile.spans(row), s.lse[row], s.delta[row]);
       if (!tile.full()) {  // key groups read whole columns of row groups
         for (float* x : {p, ds}) {
           std::fill(x, x + columns.begin, 0.0f);
@@ -232,6 +233,22 @@ class Backward {
       }
     }
     key_gradients(s, hulls, tile);
+  }
+
+  /// p: scores -> weights; ds: dout v -> gradients of the scaled products.
+  void weight_gradients(float* p, float* ds, Columns columns, std::span<const Span> spans,
+                        float lse, float delta) const {
+    if (sigmoid()) delta = 0;
+    if (scoring.softcap > 0) {
+      softcap_row_backward(p, ds, columns, scoring.softcap, delta);
+      delta = 0;
+    }
+    mask_row(p, spans, columns);
+    if (sigmoid()) {
+      sigmoid_backward(p, ds, columns, scoring.bias);
+    } else {
+      softmax_backward(p, ds, columns, lse, delta);
+    }
   }
 
   /// to[rows, keys] <- A K^T where a row group sees something.
@@ -306,10 +323,10 @@ class Backward {
 
 }  // namespace
 
-void cpu_block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands, float scale,
-                        TensorView dq, Mode dq_mode, TensorView dk, TensorView dv, Mode dkv_mode,
-                        const Stream& stream) {
-  Backward backward{inputs,  std::move(bands), scale,           dq, dk, dv,
+void cpu_block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands,
+                        const Scoring& scoring, TensorView dq, Mode dq_mode, TensorView dk,
+                        TensorView dv, Mode dkv_mode, const Stream& stream) {
+  Backward backward{inputs,  std::move(bands), scoring,         dq, dk, dv,
                     dq_mode, dkv_mode,         stream.threads()};
   const runtime::Buffer scratch = stream.allocate(backward.threads * backward.thread_bytes());
   backward.memory = scratch.data();

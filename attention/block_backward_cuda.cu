@@ -54,8 +54,7 @@ __device__ void add_to_dq(const Band& band, const Problem& problem, std::int64_t
   dot_rows<kCols>(dout_rows, v_tile, problem.value_dim, ds);
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
-    const float p = expf(problem.scale * score[r] - lse[r]);
-    ds[r] = p * (ds[r] - delta[r]);
+    weight_gradient(problem, lse[r], delta[r], score[r], ds[r]);
     if (kMasked && !seen.holds(r)) ds[r] = 0.0f;
   }
   accumulate_rows<kCols, kMasked>(ds, k_tile, dq);
@@ -82,8 +81,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
     const std::int64_t row = mine.begin + r;
-    lse[r] = row < mine.end ? in.lse.head(head)[row * in.lse.row_stride] : 0.0f;
-    delta[r] = row < mine.end ? in.delta.head(head)[row * in.delta.row_stride] : 0.0f;
+    const bool has = !problem.sigmoid && row < mine.end;
+    lse[r] = has ? in.lse.head(head)[row * in.lse.row_stride] : 0.0f;
+    delta[r] = has ? in.delta.head(head)[row * in.delta.row_stride] : 0.0f;
   }
   clear(sum);
   for_each_band(problem, [&](const Band& band) {
@@ -123,8 +123,7 @@ __device__ void add_to_dkv(const Band& band, const Problem& problem, std::int64_
   dot_rows<kCols>(v_rows, dout_tile, problem.value_dim, ds);
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
-    p[r] = expf(problem.scale * p[r] - lse);
-    ds[r] = p[r] * (ds[r] - delta);
+    weight_gradient(problem, lse, delta, p[r], ds[r]);
     if (kMasked && !seen.holds(r)) p[r] = ds[r] = 0.0f;
   }
   accumulate_rows<kCols, kMasked>(p, dout_tile, dv);
@@ -166,10 +165,9 @@ __global__ void __launch_bounds__(kThreads, 1)
                                      problem.value_dim);
         __syncthreads();
         if (!overlap(my_rows, {row, row + count})) continue;
-        const bool mine_exists = lane < count;
-        const float lse = mine_exists ? in.lse.head(head)[(row + lane) * in.lse.row_stride] : 0.0f;
-        const float delta =
-            mine_exists ? in.delta.head(head)[(row + lane) * in.delta.row_stride] : 0.0f;
+        const bool has = !problem.sigmoid && lane < count;
+        const float lse = has ? in.lse.head(head)[(row + lane) * in.lse.row_stride] : 0.0f;
+        const float delta = has ? in.delta.head(head)[(row + lane) * in.delta.row_stride] : 0.0f;
         if (covers(band, {row, row + kOtherRows}, mine)) {
           add_to_dkv<kCols, false>(band, problem, row, mine.begin, k_tile + my_tile,
                                    v_tile + my_tile, q_tile, dout_tile, lse, delta, dk_sum, dv_sum);
@@ -186,12 +184,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-void cuda_block_backward(const BlockBackwardInputs& in, std::vector<Slice> bands, float scale,
-                         runtime::TensorView dq, Mode dq_mode, runtime::TensorView dk,
-                         runtime::TensorView dv, Mode dkv_mode, const runtime::Stream& stream) {
+void cuda_block_backward(const BlockBackwardInputs& in, std::vector<Slice> bands,
+                         const Scoring& scoring, runtime::TensorView dq, Mode dq_mode,
+                         runtime::TensorView dk, runtime::TensorView dv, Mode dkv_mode,
+                         const runtime::Stream& stream) {
   const std::int64_t q_rows = in.q.size(0), k_rows = in.k.size(0);
   const DeviceBands device_bands(bands, q_rows, k_rows, stream);
-  const Problem problem = make_problem(in.q, in.k, in.v, scale, device_bands);
+  const Problem problem = make_problem(in.q, in.k, in.v, scoring, device_bands);
   const bool some = !bands.empty();
   const bool write_dq = q_rows > 0 && in.q.size(1) > 0 && (some || dq_mode == Mode::write);
   const bool write_dkv = k_rows > 0 && in.k.size(1) > 0 && (some || dkv_mode == Mode::write);

@@ -41,12 +41,13 @@ class Forward {
  public:
   ConstTensorView q, k, v;
   std::vector<Slice> bands;
-  float scale;
+  Scoring scoring;
   TensorView out, lse;
   Mode mode;
   int threads;
   std::byte *pack_memory = nullptr, *thread_memory = nullptr;
 
+  bool sigmoid() const { return scoring.weighting == Weighting::sigmoid; }
   std::int64_t heads() const { return q.size(1); }
   std::int64_t kv_heads() const { return k.size(1); }
   std::int64_t dim() const { return q.size(2); }
@@ -120,7 +121,7 @@ class Forward {
     const std::int64_t rows = plan.q_count(qb);
     RowState state[kQBlock];
     if (plan.work(qb) > 0) {
-      pack_rows(rows_of(q, head, qb * kQBlock, rows), scale, scratch.q, round_up(dim(), 8));
+      pack_rows(rows_of(q, head, qb * kQBlock, rows), scoring.scale, scratch.q, round_up(dim(), 8));
       std::fill_n(scratch.out, rows * padded_value_dim(), 0.0f);
     } else if (mode == Mode::add) {
       return;
@@ -133,7 +134,12 @@ class Forward {
                   scratch, state, tile);
     }
     for (std::int64_t row = 0; row < rows; ++row) {
-      write_row(qb * kQBlock + row, head, state[row], scratch.out + row * padded_value_dim());
+      const float* sums = scratch.out + row * padded_value_dim();
+      if (sigmoid()) {
+        write_sum(qb * kQBlock + row, head, state[row].max != kMinusInfinity, sums);
+      } else {
+        write_row(qb * kQBlock + row, head, state[row], sums);
+      }
     }
   }
 
@@ -159,7 +165,13 @@ class Forward {
       if (hull.empty()) continue;
       float* scores = scratch.scores + row * kScoreStride;
       const Columns columns = columns_of(hull);
+      if (scoring.softcap > 0) softcap_row(scores, columns, scoring.softcap);
       mask_row(scores, tile.spans(row), columns);
+      if (sigmoid()) {
+        sigmoid_row(scores, columns, scoring.bias);
+        if (!tile.spans(row).empty()) state[row].max = 0;  // all that a sum needs: there is one
+        continue;
+      }
       const float factor = online_softmax(scores, columns, state[row]);
       if (factor != 1) {
         float* out_row = scratch.out + row * ldo;
@@ -201,6 +213,18 @@ class Forward {
     }
   }
 
+  /// A row of a sigmoid: partials add, and what it has seen nothing of stays as it is.
+  void write_sum(std::int64_t row, std::int64_t head, bool seen, const float* sums) const {
+    float* to = out.as<float>() + row * out.stride(0) + head * out.stride(1);
+    for (std::int64_t d = 0; d < value_dim(); ++d) {
+      if (mode == Mode::write) {
+        to[d] = seen ? sums[d] : 0;
+      } else if (seen) {
+        to[d] += sums[d];
+      }
+    }
+  }
+
   void write_row(std::int64_t row, std::int64_t head, const RowState& state,
                  const float* sums) const {
     float* to = out.as<float>() + row * out.stride(0) + head * out.stride(1);
@@ -228,9 +252,9 @@ class Forward {
 }  // namespace
 
 void cpu_block_forward(ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                       std::vector<Slice> bands, float scale, TensorView out, TensorView lse,
-                       Mode mode, const Stream& stream) {
-  Forward forward{q, k, v, std::move(bands), scale, out, lse, mode, stream.threads()};
+                       std::vector<Slice> bands, const Scoring& scoring, TensorView out,
+                       TensorView lse, Mode mode, const Stream& stream) {
+  Forward forward{q, k, v, std::move(bands), scoring, out, lse, mode, stream.threads()};
   const runtime::Buffer packs = stream.allocate(forward.heads_at_once() * forward.head_bytes());
   const runtime::Buffer scratch = stream.allocate(forward.threads * forward.thread_bytes());
   forward.pack_memory = packs.data();

@@ -1,5 +1,6 @@
-// Forward of the block contract: online softmax over tiles of keys, a row's state in the registers
-// of its warp. Source: FlashAttention-2 (Dao 2023).
+// Forward of the block contract: online softmax, or a plain sum of sigmoid weights, over tiles of
+// keys, a row's state in the registers of its warp. Source: FlashAttention-2 (Dao 2023),
+// FlashSigmoid (Ramapuram et al. 2024).
 
 #include "attention/block_impl.h"
 #include "attention/block_tile.cuh"
@@ -24,10 +25,17 @@ __device__ void attend(const Band& band, const Problem& problem, std::int64_t ro
   const Window seen = window(rows_seeing(band, {key + lane, key + lane + 1}), row);
   float weight[kWarpRows];
   dot_rows<kCols>(q_rows, k_tile, problem.dim, weight);
+  score_rows(problem, weight);
+  if (problem.sigmoid) {
+#pragma unroll
+    for (int r = 0; r < kWarpRows; ++r) {
+      weight[r] = kMasked && !seen.holds(r) ? 0.0f : sigmoid(weight[r] + problem.bias).value;
+    }
+    return accumulate_rows<kCols, kMasked>(weight, v_tile, state.out);
+  }
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
-    float score = problem.scale * weight[r];
-    if (kMasked && !seen.holds(r)) score = -INFINITY;
+    const float score = kMasked && !seen.holds(r) ? -INFINITY : weight[r];
     const float top = fmaxf(state.max[r], warp_max(score));
     // While no key is visible the maximum is -inf, and -inf - -inf must not be asked.
     const float shrink = state.max[r] == -INFINITY ? 0.0f : expf(state.max[r] - top);
@@ -63,6 +71,24 @@ __device__ void store(RowState<kCols>& state, Interval rows, int value_dim,
       if (d >= value_dim) continue;
       const float own = none ? 0.0f : state.out[r][c] / sum;
       out_at[d] = add ? share.old_share * out_at[d] + share.new_share * own : own;
+    }
+  }
+}
+
+/// A sigmoid's rows: partials add.
+template <int kCols>
+__device__ void store_sums(const RowState<kCols>& state, Interval rows, int value_dim,
+                           const Operand<float>& out, int head, bool add) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    const std::int64_t row = rows.begin + r;
+    if (row >= rows.end) continue;
+    float* out_at = out.head(head) + row * out.row_stride;
+#pragma unroll
+    for (int c = 0; c < kCols; ++c) {
+      const int d = 32 * c + lane;
+      if (d < value_dim) out_at[d] = (add ? out_at[d] : 0.0f) + state.out[r][c];
     }
   }
 }
@@ -107,19 +133,23 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   });
-  store(state, mine, problem.value_dim, out, lse, head, add);
+  if (problem.sigmoid) {
+    store_sums(state, mine, problem.value_dim, out, head, add);
+  } else {
+    store(state, mine, problem.value_dim, out, lse, head, add);
+  }
 }
 
 }  // namespace
 
 void cuda_block_forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                        runtime::ConstTensorView v, std::vector<Slice> bands, float scale,
-                        runtime::TensorView out, runtime::TensorView lse, Mode mode,
-                        const runtime::Stream& stream) {
+                        runtime::ConstTensorView v, std::vector<Slice> bands,
+                        const Scoring& scoring, runtime::TensorView out, runtime::TensorView lse,
+                        Mode mode, const runtime::Stream& stream) {
   const bool add = mode == Mode::add;
   if (q.size(0) == 0 || q.size(1) == 0 || (add && bands.empty())) return;
   const DeviceBands device_bands(bands, q.size(0), k.size(0), stream);
-  const Problem problem = make_problem(q, k, v, scale, device_bands);
+  const Problem problem = make_problem(q, k, v, scoring, device_bands);
   with_columns(std::max(q.size(2), v.size(2)), [&](auto columns) {
     constexpr int kCols = decltype(columns)::value;
     with_activation(q.dtype(), [&](auto activation) {

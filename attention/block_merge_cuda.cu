@@ -1,4 +1,4 @@
-// The small kernels of the block contract: delta, merge, and the upload of a call's bands.
+// The small kernels of the block contract: delta, merge, sinks, and the upload of a call's bands.
 
 #include "attention/block_impl.h"
 #include "attention/block_tile.cuh"
@@ -50,6 +50,52 @@ __global__ void __launch_bounds__(kThreads)
     to[d] = share.old_share * to[d] + share.new_share * from[d];
 }
 
+// A sink is a partial of LSE sinks[h] whose out is 0.
+__global__ void __launch_bounds__(kThreads)
+    apply_sinks_kernel(Operand<float> out, Operand<float> lse, const float* sinks,
+                       std::int64_t sink_stride, std::int64_t rows, int dim) {
+  const WarpItem item = warp_item();
+  if (item.row >= rows) return;
+  const float sink = sinks[item.head * sink_stride];
+  if (sink == -INFINITY) return;  // weighs nothing, exactly
+  float* lse_at = lse.head(item.head) + item.row * lse.row_stride;
+  const Shares share = shares(*lse_at, sink);
+  __syncwarp();  // every lane has read the old LSE
+  if (item.lane == 0) *lse_at = share.lse;
+  float* to = out.head(item.head) + item.row * out.row_stride;
+  for (int d = item.lane; d < dim; d += 32)
+    to[d] = share.old_share == 0.0f ? 0.0f : share.old_share * to[d];
+}
+
+/// One thread block a head; each thread sums every kThreads-th row, then the warps' sums are added
+/// in order.
+__global__ void __launch_bounds__(kThreads)
+    sinks_backward_kernel(Operand<const float> lse, Operand<const float> delta, const float* sinks,
+                          std::int64_t sink_stride, float* dsinks, std::int64_t dsink_stride,
+                          std::int64_t rows) {
+  __shared__ float sums[kWarps];
+  const int head = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
+  const float sink = sinks[head * sink_stride];
+  // Compensated (Kahan): a rank may hold a million rows.
+  float sum = 0.0f, lost = 0.0f;
+  for (std::int64_t row = thread; row < rows; row += kThreads) {
+    // A sink of -inf weighs nothing, also in a row that sees nothing else.
+    const float weight =
+        sink == -INFINITY ? 0.0f : expf(sink - lse.head(head)[row * lse.row_stride]);
+    const float term = weight * delta.head(head)[row * delta.row_stride] - lost;
+    const float next = sum + term;
+    lost = (next - sum) - term;
+    sum = next;
+  }
+  sum = warp_sum(sum);
+  if (thread % 32 == 0) sums[thread / 32] = sum;
+  __syncthreads();
+  if (thread > 0) return;
+  float total = 0.0f;
+  for (int warp = 0; warp < kWarps; ++warp) total += sums[warp];
+  dsinks[head * dsink_stride] = -total;
+}
+
 constexpr int kUpload = 64;  // bands in one launch: 3 KiB of the 4 that kernel arguments may take
 struct UploadChunk {
   Band bands[kUpload];
@@ -87,7 +133,8 @@ DeviceBands::DeviceBands(const std::vector<Slice>& bands, std::int64_t q_rows, s
 }
 
 Problem make_problem(const runtime::ConstTensorView& q, const runtime::ConstTensorView& k,
-                     const runtime::ConstTensorView& v, float scale, const DeviceBands& bands) {
+                     const runtime::ConstTensorView& v, const Scoring& scoring,
+                     const DeviceBands& bands) {
   constexpr std::int64_t kMaxHeads = 65535;  // of a grid's second dim
   if (q.size(1) > kMaxHeads) {
     runtime::fail(runtime::ExitCode::config, "the CUDA attention kernels take up to ", kMaxHeads,
@@ -99,7 +146,10 @@ Problem make_problem(const runtime::ConstTensorView& q, const runtime::ConstTens
           static_cast<int>(k.size(1)),
           static_cast<int>(q.size(2)),
           static_cast<int>(v.size(2)),
-          scale,
+          scoring.scale,
+          scoring.softcap,
+          scoring.bias,
+          scoring.weighting == Weighting::sigmoid,
           bands.data(),
           bands.count()};
 }
@@ -125,6 +175,23 @@ void cuda_merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_l
   launch(merge_kernel, warp_grid(src_out.size(0), src_out.size(1)), kThreads, 0, stream,
          operand<float>(src_out), operand<float>(src_lse), output_operand(dst_out),
          output_operand(dst_lse), src_out.size(0), static_cast<int>(src_out.size(2)));
+}
+
+void cuda_apply_sinks(runtime::TensorView out, runtime::TensorView lse,
+                      runtime::ConstTensorView sinks, const runtime::Stream& stream) {
+  if (lse.elements() == 0) return;
+  launch(apply_sinks_kernel, warp_grid(out.size(0), out.size(1)), kThreads, 0, stream,
+         output_operand(out), output_operand(lse), sinks.as<float>(), sinks.stride(0), out.size(0),
+         static_cast<int>(out.size(2)));
+}
+
+void cuda_sinks_backward(runtime::ConstTensorView lse, runtime::ConstTensorView delta,
+                         runtime::ConstTensorView sinks, runtime::TensorView dsinks,
+                         const runtime::Stream& stream) {
+  if (lse.size(1) == 0) return;
+  launch(sinks_backward_kernel, dim3(1, static_cast<unsigned>(lse.size(1))), kThreads, 0, stream,
+         operand<float>(lse), operand<float>(delta), sinks.as<float>(), sinks.stride(0),
+         dsinks.as<float>(), dsinks.stride(0), lse.size(0));
 }
 
 }  // namespace longhaul::attention::detail

@@ -13,12 +13,12 @@ namespace {
 }  // namespace
 
 void cuda_block_forward(runtime::ConstTensorView, runtime::ConstTensorView,
-                        runtime::ConstTensorView, std::vector<Slice>, float, runtime::TensorView,
-                        runtime::TensorView, Mode, const runtime::Stream&) {
+                        runtime::ConstTensorView, std::vector<Slice>, const Scoring&,
+                        runtime::TensorView, runtime::TensorView, Mode, const runtime::Stream&) {
   no_cuda();
 }
-void cuda_block_backward(const BlockBackwardInputs&, std::vector<Slice>, float, runtime::TensorView,
-                         Mode, runtime::TensorView, runtime::TensorView, Mode,
+void cuda_block_backward(const BlockBackwardInputs&, std::vector<Slice>, const Scoring&,
+                         runtime::TensorView, Mode, runtime::TensorView, runtime::TensorView, Mode,
                          const runtime::Stream&) {
   no_cuda();
 }
@@ -28,6 +28,14 @@ void cuda_block_delta(runtime::ConstTensorView, runtime::ConstTensorView, runtim
 }
 void cuda_merge(runtime::ConstTensorView, runtime::ConstTensorView, runtime::TensorView,
                 runtime::TensorView, const runtime::Stream&) {
+  no_cuda();
+}
+void cuda_apply_sinks(runtime::TensorView, runtime::TensorView, runtime::ConstTensorView,
+                      const runtime::Stream&) {
+  no_cuda();
+}
+void cuda_sinks_backward(runtime::ConstTensorView, runtime::ConstTensorView,
+                         runtime::ConstTensorView, runtime::TensorView, const runtime::Stream&) {
   no_cuda();
 }
 

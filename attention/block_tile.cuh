@@ -47,7 +47,8 @@ inline Operand<float> output_operand(const runtime::TensorView& view) {
 struct Problem {
   std::int64_t q_rows, k_rows;
   int heads, kv_heads, dim, value_dim;
-  float scale;
+  float scale, softcap, bias;
+  bool sigmoid;
   const Band* bands;
   int band_count;
   __device__ int kv_head(int head) const { return head / (heads / kv_heads); }
@@ -111,6 +112,50 @@ __device__ void accumulate_rows(const float (&weight)[kWarpRows], const float* o
 #pragma unroll
       for (int c = 0; c < kCols; ++c) sum[r][c] = fmaf(w, value[c], sum[r][c]);
     }
+  }
+}
+
+/// result[r] -> the scores that weights are made of.
+__device__ inline void score_rows(const Problem& problem, float (&result)[kWarpRows]) {
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    result[r] *= problem.scale;
+    if (problem.softcap > 0.0f) result[r] = problem.softcap * tanhf(result[r] / problem.softcap);
+  }
+}
+
+/// Also ds: dout v -> (dout v - delta) times the slope of the cap, 1 - tanh^2 without
+/// cancellation. What follows takes delta as 0.
+__device__ inline void cap_backward(float softcap, float delta, float& score, float& ds) {
+  const float x = score / softcap, e = expf(-2.0f * fabsf(x)), by = 1.0f / (1.0f + e);
+  score = softcap * tanhf(x);
+  ds = (ds - delta) * (4.0f * e * by * by);
+}
+
+/// 1 / (1 + exp(-x)) and its derivative; neither end cancels.
+struct Sigmoid {
+  float value, slope;
+};
+__device__ inline Sigmoid sigmoid(float x) {
+  const float t = expf(-fabsf(x)), high = 1.0f / (1.0f + t), low = t * high;
+  return {x >= 0.0f ? high : low, low * high};
+}
+
+/// One pair in backward. p: q . k -> weight; ds: dout v -> gradient of the scaled product.
+__device__ inline void weight_gradient(const Problem& problem, float lse, float delta, float& p,
+                                       float& ds) {
+  p *= problem.scale;
+  if (problem.softcap > 0.0f) {
+    cap_backward(problem.softcap, delta, p, ds);
+    delta = 0.0f;
+  }
+  if (problem.sigmoid) {
+    const Sigmoid weight = sigmoid(p + problem.bias);
+    p = weight.value;
+    ds *= weight.slope;
+  } else {
+    p = expf(p - lse);
+    ds = p * (ds - delta);
   }
 }
 
@@ -188,7 +233,8 @@ class DeviceBands {
 };
 
 Problem make_problem(const runtime::ConstTensorView& q, const runtime::ConstTensorView& k,
-                     const runtime::ConstTensorView& v, float scale, const DeviceBands& bands);
+                     const runtime::ConstTensorView& v, const Scoring& scoring,
+                     const DeviceBands& bands);
 
 /// Calls body(std::integral_constant<int, columns of 32>) for the narrowest tile that holds the
 /// widest row.

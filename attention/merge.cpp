@@ -69,4 +69,42 @@ void cpu_merge(ConstTensorView src_out, ConstTensorView src_lse, TensorView dst_
   });
 }
 
+// A sink is a partial of LSE sinks[h] whose out is 0.
+void cpu_apply_sinks(TensorView out, TensorView lse, ConstTensorView sinks, const Stream& stream) {
+  stream.enqueue([=] {
+#pragma omp parallel for schedule(static)
+    for (std::int64_t row = 0; row < out.size(0); ++row) {
+      for (std::int64_t head = 0; head < out.size(1); ++head) {
+        float& row_lse = lse.as<float>()[row * lse.stride(0) + head * lse.stride(1)];
+        const MergeWeights weights =
+            merge_weights(row_lse, sinks.as<float>()[head * sinks.stride(0)]);
+        row_lse = weights.lse;
+        if (weights.a == 1) continue;
+        float* to = out.as<float>() + row * out.stride(0) + head * out.stride(1);
+        for (std::int64_t d = 0; d < out.size(2); ++d)
+          to[d] = weights.a == 0 ? 0 : weights.a * to[d];
+      }
+    }
+  });
+}
+
+void cpu_sinks_backward(ConstTensorView lse, ConstTensorView delta, ConstTensorView sinks,
+                        TensorView dsinks, const Stream& stream) {
+  stream.enqueue([=] {
+#pragma omp parallel for schedule(static)
+    for (std::int64_t head = 0; head < lse.size(1); ++head) {
+      const float sink = sinks.as<float>()[head * sinks.stride(0)];
+      double sum = 0;  // one chain: the order does not depend on the threads
+      for (std::int64_t row = 0; row < lse.size(0); ++row) {
+        // A sink of -inf weighs nothing, also in a row that sees nothing else.
+        const float weight = sink == -std::numeric_limits<float>::infinity()
+                                 ? 0
+                                 : std::exp(sink - *row_of<float>(lse, row, head));
+        sum += static_cast<double>(weight) * static_cast<double>(*row_of<float>(delta, row, head));
+      }
+      dsinks.as<float>()[head * dsinks.stride(0)] = static_cast<float>(-sum);
+    }
+  });
+}
+
 }  // namespace longhaul::attention::detail

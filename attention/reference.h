@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "attention/block.h"
+#include "attention/head_masks.h"
 #include "attention/mask.h"
 
 namespace longhaul::attention {
@@ -18,16 +20,29 @@ struct ReferenceInputs {
   std::span<const T> q{}, k{}, v{};  ///< [rows, heads, dim], contiguous
   std::span<const T> dout{};         ///< [q_rows, heads, value_dim]; empty for forward only
   double scale = 1;
+  double softcap = 0;  ///< 0: none
+  Weighting weighting = Weighting::softmax;
+  double bias = 0;             ///< sigmoid only
+  std::span<const T> sinks{};  ///< [heads], softmax only; empty: none
 };
 template <class T>
 struct ReferenceResult {
-  std::vector<T> out, lse;    ///< lse [q_rows, heads]; -inf for a row without a key
+  std::vector<T> out;
+  std::vector<T> lse;  ///< [q_rows, heads]; -inf for a row without a key or sink; empty for sigmoid
   std::vector<T> dq, dk, dv;  ///< empty without dout
+  std::vector<T> dsinks;      ///< [heads]; empty without dout or sinks
 };
 
-/// T = double or float. The visible pairs are those of `slices`.
+/// T = double or float. The visible pairs are those of `slices`, for every head.
 template <class T>
 ReferenceResult<T> reference_attention(const ReferenceInputs<T>& inputs,
                                        std::span<const Slice> slices);
+/// Query head h sees the pairs of head_slices[h].
+template <class T>
+ReferenceResult<T> reference_attention(const ReferenceInputs<T>& inputs,
+                                       std::span<const std::vector<Slice>> head_slices);
+/// Query head h sees the pairs of masks.of(h).
+template <class T>
+ReferenceResult<T> reference_attention(const ReferenceInputs<T>& inputs, const HeadMasks& masks);
 
 }  // namespace longhaul::attention

@@ -1,6 +1,6 @@
 #pragma once
-// Row-wise softmax of one tile, forward and backward. Masked scores are -inf and give exact zeros;
-// what lay in the masked keys and values never shows.
+// From the scores of one tile to weights and back, row by row: softcap, softmax, sigmoid. Masked
+// scores are -inf and give exact zeros; what lay in the masked keys and values never shows.
 
 #include <immintrin.h>
 
@@ -16,8 +16,11 @@ namespace longhaul::attention::avx2 {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-/// exp to about 1e-7 relative for x <= 88; below -87 (subnormal results) exactly 0; NaN stays NaN.
-inline __m256 exp8(__m256 x) {
+/// exp(x) = power (1 + rest r), where power is a power of two and |r| <= ln(2) / 2.
+struct ExpParts {
+  __m256 power, r, rest;
+};
+inline ExpParts exp_parts(__m256 x) {
   const __m256 magic = _mm256_set1_ps(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const __m256 shifted = _mm256_fmadd_ps(x, _mm256_set1_ps(1.44269504f), magic);
   const __m256 n = _mm256_sub_ps(shifted, magic);
@@ -30,11 +33,50 @@ inline __m256 exp8(__m256 x) {
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.1666650474f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
   const __m256i exponent = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23),
                                             _mm256_set1_epi32(127 << 23));
-  const __m256 kept = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_NLE_UQ);
-  return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(exponent)), kept);
+  return {_mm256_castsi256_ps(exponent), r, p};
+}
+
+constexpr float kExpUnderflow = -87.0f;
+
+/// exp to about 1e-7 relative for x <= 88; below -87 (subnormal results) exactly 0; NaN stays NaN.
+inline __m256 exp8(__m256 x) {
+  const ExpParts e = exp_parts(x);
+  const __m256 kept = _mm256_cmp_ps(x, _mm256_set1_ps(kExpUnderflow), _CMP_NLE_UQ);
+  const __m256 p = _mm256_fmadd_ps(e.rest, e.r, _mm256_set1_ps(1.0f));
+  return _mm256_and_ps(_mm256_mul_ps(p, e.power), kept);
+}
+
+/// A function and its derivative. Both within a few ulp, save derivatives below 1e-37, which are 0.
+struct WithSlope {
+  __m256 value, slope;
+};
+
+/// tanh. With e = exp(-2 |x|): (1 - e) / (1 + e) and 4 e / (1 + e)^2, 1 - e without cancellation.
+/// NaN stays NaN.
+inline WithSlope tanh8(__m256 x) {
+  const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+  const __m256 limit = _mm256_set1_ps(kExpUnderflow);
+  const __m256 y = _mm256_mul_ps(_mm256_set1_ps(-2.0f), _mm256_andnot_ps(sign, x));
+  const ExpParts parts = exp_parts(_mm256_max_ps(limit, y));  // the order of operands keeps NaN
+  const __m256 rest = _mm256_mul_ps(parts.rest, parts.r);
+  const __m256 e = _mm256_fmadd_ps(parts.power, rest, parts.power);
+  const __m256 less = _mm256_fnmadd_ps(parts.power, rest, _mm256_sub_ps(one, parts.power));
+  const __m256 by = _mm256_div_ps(one, _mm256_add_ps(one, e));
+  const __m256 kept = _mm256_cmp_ps(y, limit, _CMP_NLE_UQ);
+  const __m256 slope = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(4.0f), e), _mm256_mul_ps(by, by));
+  return {_mm256_or_ps(_mm256_mul_ps(less, by), _mm256_and_ps(x, sign)),
+          _mm256_and_ps(slope, kept)};
+}
+
+/// 1 / (1 + exp(-x)). With t = exp(-|x|): 1 / (1 + t) or t / (1 + t), and t / (1 + t)^2, so neither
+/// end cancels. Exactly 0 at -inf; NaN stays NaN.
+inline WithSlope sigmoid8(__m256 x) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  const __m256 t = exp8(_mm256_or_ps(x, _mm256_set1_ps(-0.0f)));
+  const __m256 high = _mm256_div_ps(one, _mm256_add_ps(one, t)), low = _mm256_mul_ps(t, high);
+  return {_mm256_blendv_ps(high, low, x), _mm256_mul_ps(low, high)};  // blend by the sign of x
 }
 
 inline float sum8(__m256 x) {
@@ -63,6 +105,31 @@ inline void mask_row(float* scores, std::span<const Span> spans, Columns columns
     at = std::max<std::int64_t>(at, span.end);
   }
   std::fill(scores + at, scores + std::max(at, columns.end), kMinusInfinity);
+}
+
+// The rows below that only some calls need are not inlined: the code around the common softmax
+// stays as small as without them. A call is little beside the up to 384 columns of a row.
+
+/// Scores <- cap tanh(score / cap). Before masking: a cap makes -inf finite.
+[[gnu::noinline]] inline void softcap_row(float* scores, Columns columns, float cap) {
+  const __m256 size = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1 / cap);
+  for (std::int64_t c = columns.begin; c < columns.end; c += 8) {
+    const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(scores + c), inverse);
+    _mm256_storeu_ps(scores + c, _mm256_mul_ps(size, tanh8(x).value));
+  }
+}
+
+/// Also ds: dout v -> (dout v - delta) (1 - tanh^2). What follows takes delta as 0.
+[[gnu::noinline]] inline void softcap_row_backward(float* scores, float* ds, Columns columns,
+                                                   float cap, float delta) {
+  const __m256 size = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1 / cap);
+  const __m256 row_delta = _mm256_set1_ps(delta);
+  for (std::int64_t c = columns.begin; c < columns.end; c += 8) {
+    const WithSlope capped = tanh8(_mm256_mul_ps(_mm256_loadu_ps(scores + c), inverse));
+    _mm256_storeu_ps(scores + c, _mm256_mul_ps(size, capped.value));
+    const __m256 gradient = _mm256_sub_ps(_mm256_loadu_ps(ds + c), row_delta);
+    _mm256_storeu_ps(ds + c, _mm256_mul_ps(gradient, capped.slope));
+  }
 }
 
 /// The running softmax of one row.
@@ -114,6 +181,29 @@ inline void softmax_backward(float* p, float* ds, Columns columns, float lse, fl
     const __m256 gradient =
         _mm256_mul_ps(probability, _mm256_sub_ps(_mm256_loadu_ps(ds + c), row_delta));
     _mm256_storeu_ps(p + c, probability);
+    _mm256_storeu_ps(ds + c, _mm256_and_ps(gradient, visible));
+  }
+}
+
+/// Scores <- sigmoid(score + bias).
+[[gnu::noinline]] inline void sigmoid_row(float* scores, Columns columns, float bias) {
+  const __m256 shift = _mm256_set1_ps(bias);
+  for (std::int64_t c = columns.begin; c < columns.end; c += 8) {
+    const __m256 x = _mm256_add_ps(_mm256_loadu_ps(scores + c), shift);
+    _mm256_storeu_ps(scores + c, sigmoid8(x).value);
+  }
+}
+
+/// p: scores -> P = sigmoid(score + bias); ds: dout v -> dS = P (1 - P) dout v. Both exactly 0
+/// where masked.
+[[gnu::noinline]] inline void sigmoid_backward(float* p, float* ds, Columns columns, float bias) {
+  const __m256 shift = _mm256_set1_ps(bias), masked = _mm256_set1_ps(kMinusInfinity);
+  for (std::int64_t c = columns.begin; c < columns.end; c += 8) {
+    const __m256 score = _mm256_loadu_ps(p + c);
+    const __m256 visible = _mm256_cmp_ps(score, masked, _CMP_NEQ_UQ);
+    const WithSlope weight = sigmoid8(_mm256_add_ps(score, shift));
+    const __m256 gradient = _mm256_mul_ps(weight.slope, _mm256_loadu_ps(ds + c));
+    _mm256_storeu_ps(p + c, weight.value);
     _mm256_storeu_ps(ds + c, _mm256_and_ps(gradient, visible));
   }
 }

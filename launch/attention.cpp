@@ -56,9 +56,8 @@ void verify_schedules(const Replay& replay) {
 }
 
 Replay make_replay(const AttentionOptions& options, int ranks) {
-  const parallel::SchemeOptions scheme =
-      scheme_options(options.scheme, options.degrees, options.nesting, options.around,
-                     options.backward);
+  const parallel::SchemeOptions scheme = scheme_options(
+      options.scheme, options.degrees, options.nesting, options.around, options.backward);
   const parallel::LayoutKind layout = parallel::layout_from_name(options.layout);
   const DType dtype = runtime::dtype_from_name(options.dtype),
               wire = runtime::dtype_from_name(options.wire_dtype);

@@ -93,8 +93,8 @@ std::string legality_table() {
       std::string cells;
       for (const std::string& layout : layouts) {
         // One head a rank suits every rule on heads, so that mask and layout decide.
-        const auto refusal = parallel::refuse(
-            {options, 4, 4, 4, parallel::layout_from_name(layout), mask.causal});
+        const auto refusal =
+            parallel::refuse({options, 4, 4, 4, parallel::layout_from_name(layout), mask.causal});
         cells += refusal ? " no |" : " yes |";
         const std::string why =
             refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason, refusal->nearest)
@@ -113,9 +113,10 @@ std::string legality_table() {
     }
     rules += fmt::format("- `{}`: {}.\n", name, parallel::scheme_from_name(name).legality);
   }
-  return fmt::format("{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\n"
-                     "Why not:\n\n{}",
-                     text, rules, refusals);
+  return fmt::format(
+      "{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\n"
+      "Why not:\n\n{}",
+      text, rules, refusals);
 }
 
 }  // namespace longhaul::launch

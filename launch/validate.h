@@ -14,8 +14,8 @@ struct ValidateOptions {
   std::string config_path;
   std::vector<std::string> overrides;  ///< "section.key=value"
   std::optional<std::int64_t> ranks;   ///< resolves the grid for so many
-  bool keys = false;      ///< print the reference of all keys instead
-  bool legality = false;  ///< print which schemes suit what instead
+  bool keys = false;                   ///< print the reference of all keys instead
+  bool legality = false;               ///< print which schemes suit what instead
 };
 
 /// Prints, as TOML with the summary in comments, what the configuration resolves to. Writes no

@@ -61,12 +61,12 @@ struct Attention::Impl {
   }
 
   std::string key(Direction direction, const Shapes& shapes) const {
-    return runtime::concat(scheme.name, " ", scheme.outer, " ", scheme.inner, " ",
-                           static_cast<int>(scheme.nesting), " ", scheme.around, " ",
-                           static_cast<int>(scheme.backward), " ", name(direction), " ",
-                           shapes.heads, " ", shapes.kv_heads, " ", shapes.dim, " ",
-                           shapes.value_dim, " ", name(shapes.activation), " ", masks->digest(),
-                           " ", name(layout->kind()), " ", layout->seq_len(), " ", layout->batch());
+    return runtime::concat(
+        scheme.name, " ", scheme.outer, " ", scheme.inner, " ", static_cast<int>(scheme.nesting),
+        " ", scheme.around, " ", static_cast<int>(scheme.backward), " ", name(direction), " ",
+        shapes.heads, " ", shapes.kv_heads, " ", shapes.dim, " ", shapes.value_dim, " ",
+        name(shapes.activation), " ", static_cast<int>(shapes.weighting), " ", masks->digest(), " ",
+        name(layout->kind()), " ", layout->seq_len(), " ", layout->batch());
   }
 
   std::shared_ptr<const Program> program(Direction direction, const Shapes& shapes) {
@@ -83,14 +83,15 @@ struct Attention::Impl {
     return found->second;
   }
 
-  std::unique_ptr<AttentionCall> call(Direction direction, const Shapes& shapes, float scale,
+  std::unique_ptr<AttentionCall> call(Direction direction, const Shapes& shapes,
+                                      const attention::Scoring& scoring,
                                       std::vector<Binding> bindings) {
     // Schemes that send keys and values apart have a slot for each.
     const Binding& kv = *std::ranges::find(bindings, "kv", &Binding::slot);
     const auto k = kv.fields[0], v = kv.fields[1];
     bindings.push_back({"k", {k}});
     bindings.push_back({"v", {v}});
-    return std::make_unique<ProgramCall>(Execution(program(direction, shapes), shapes, scale,
+    return std::make_unique<ProgramCall>(Execution(program(direction, shapes), shapes, scoring,
                                                    std::move(bindings), compute, channels));
   }
 };
@@ -121,30 +122,47 @@ void Attention::set_scheme(const SchemeOptions& scheme) {
 }
 
 namespace {
-Shapes shapes_of(ConstTensorView q, ConstTensorView k, ConstTensorView v) {
+Shapes shapes_of(ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                 const attention::Scoring& scoring) {
   LONGHAUL_CHECK(q.dims() == 3 && k.dims() == 3 && v.dims() == 3,
                  "q, k and v are [rows, heads, dim]; got ", q.dims(), ", ", k.dims(), " and ",
                  v.dims(), " dims");
-  return {static_cast<int>(q.size(1)), static_cast<int>(k.size(1)), q.size(2), v.size(2),
-          q.dtype()};
+  return {static_cast<int>(q.size(1)),
+          static_cast<int>(k.size(1)),
+          q.size(2),
+          v.size(2),
+          q.dtype(),
+          scoring.weighting};
+}
+
+/// `rest` after the fields that every weighting has.
+std::vector<TensorView> with_softmax(std::vector<TensorView> common, std::vector<TensorView> rest,
+                                     const attention::Scoring& scoring) {
+  if (scoring.weighting == attention::Weighting::softmax)
+    common.insert(common.end(), rest.begin(), rest.end());
+  return common;
 }
 }  // namespace
 
 std::unique_ptr<AttentionCall> Attention::forward(ConstTensorView q, ConstTensorView k,
-                                                  ConstTensorView v, float scale, TensorView out,
+                                                  ConstTensorView v,
+                                                  const attention::Scoring& scoring, TensorView out,
                                                   TensorView lse) {
-  return impl_->call(Direction::forward, shapes_of(q, k, v), scale,
-                     {{"q", {unconst(q)}}, {"kv", {unconst(k), unconst(v)}}, {"out", {out, lse}}});
+  return impl_->call(Direction::forward, shapes_of(q, k, v, scoring), scoring,
+                     {{"q", {unconst(q)}},
+                      {"kv", {unconst(k), unconst(v)}},
+                      {"out", with_softmax({out}, {lse}, scoring)}});
 }
 
-std::unique_ptr<AttentionCall> Attention::backward(const BackwardInputs& in, float scale,
-                                                   TensorView dq, TensorView dk, TensorView dv) {
-  return impl_->call(
-      Direction::backward, shapes_of(in.q, in.k, in.v), scale,
-      {{"q_bundle", {unconst(in.q), unconst(in.dout), unconst(in.lse), unconst(in.delta)}},
-       {"kv", {unconst(in.k), unconst(in.v)}},
-       {"dq", {dq}},
-       {"dkv", {dk, dv}}});
+std::unique_ptr<AttentionCall> Attention::backward(const BackwardInputs& in,
+                                                   const attention::Scoring& scoring, TensorView dq,
+                                                   TensorView dk, TensorView dv) {
+  return impl_->call(Direction::backward, shapes_of(in.q, in.k, in.v, scoring), scoring,
+                     {{"q_bundle", with_softmax({unconst(in.q), unconst(in.dout)},
+                                                {unconst(in.lse), unconst(in.delta)}, scoring)},
+                      {"kv", {unconst(in.k), unconst(in.v)}},
+                      {"dq", {dq}},
+                      {"dkv", {dk, dv}}});
 }
 
 std::int64_t Attention::sent_bytes() const {

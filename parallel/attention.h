@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/block.h"
 #include "attention/head_masks.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
@@ -49,10 +50,11 @@ class Attention {
   void set_scheme(const SchemeOptions& scheme);
 
   /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H]
-  /// fp32 (natural log).
+  /// fp32 (natural log). A sigmoid has no LSE and no delta: their views are empty.
   std::unique_ptr<AttentionCall> forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                                         runtime::ConstTensorView v, float scale,
-                                         runtime::TensorView out, runtime::TensorView lse);
+                                         runtime::ConstTensorView v,
+                                         const attention::Scoring& scoring, runtime::TensorView out,
+                                         runtime::TensorView lse);
 
   struct BackwardInputs {
     runtime::ConstTensorView q, k, v, dout;  ///< activation dtype
@@ -60,9 +62,9 @@ class Attention {
     runtime::ConstTensorView delta;          ///< fp32 [n,H], block_delta(out, dout)
   };
   /// -> dq[n,H,D], dk[n,H_kv,D], dv[n,H_kv,D_v], all fp32, overwritten.
-  std::unique_ptr<AttentionCall> backward(const BackwardInputs& inputs, float scale,
-                                          runtime::TensorView dq, runtime::TensorView dk,
-                                          runtime::TensorView dv);
+  std::unique_ptr<AttentionCall> backward(const BackwardInputs& inputs,
+                                          const attention::Scoring& scoring, runtime::TensorView dq,
+                                          runtime::TensorView dk, runtime::TensorView dv);
 
   /// Payload bytes that this rank has sent since construction.
   std::int64_t sent_bytes() const;

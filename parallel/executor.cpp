@@ -13,17 +13,19 @@ using runtime::DType;
 using runtime::Stream;
 using runtime::TensorView;
 
-Execution::Execution(std::shared_ptr<const Program> program, const Shapes& shapes, float scale,
-                     std::vector<Binding> bindings, const Stream& compute,
-                     std::vector<Channel>& channels)
+Execution::Execution(std::shared_ptr<const Program> program, const Shapes& shapes,
+                     const attention::Scoring& scoring, std::vector<Binding> bindings,
+                     const Stream& compute, std::vector<Channel>& channels)
     : program_(std::move(program)),
       shapes_(shapes),
-      scale_(scale),
+      scoring_(scoring),
       compute_(compute),
       channels_(channels),
       slots_(program_->slots.size()),
       awaited_(program_->steps.size(), false),
       events_(program_->steps.size()) {
+  LONGHAUL_CHECK(scoring.weighting == shapes.weighting,
+                 "the program was made for another weighting");
   for (const Step& step : program_->steps) {
     for (const int wait : step.waits) awaited_[static_cast<std::size_t>(wait)] = true;
     LONGHAUL_CHECK(step.stream <= static_cast<int>(channels.size()), "the program needs channel ",
@@ -38,7 +40,7 @@ void Execution::bind(const std::vector<Binding>& bindings) {
     if (slot.role == Role::scratch) continue;
     const auto found = std::ranges::find(bindings, slot.name, &Binding::slot);
     LONGHAUL_CHECK(found != bindings.end(), "no tensors bound to slot '", slot.name, "'");
-    const auto expected = fields(slot.kind);
+    const auto expected = fields(slot.kind, shapes_);
     LONGHAUL_CHECK(found->fields.size() == expected.size(), "slot '", slot.name, "' has ",
                    expected.size(), " fields, ", found->fields.size(), " bound");
     for (std::size_t f = 0; f < expected.size(); ++f) {
@@ -62,7 +64,7 @@ void Execution::start() {
   for (std::size_t index = 0; index < slots_.size(); ++index) {
     const Slot& slot = program_->slots[index];
     if (slot.role != Role::scratch) continue;
-    for (const Field& field : fields(slot.kind)) {
+    for (const Field& field : fields(slot.kind, shapes_)) {
       const DType dtype = field.activation ? shapes_.activation : DType::float32;
       if (field.width == FieldWidth::one) {
         scratch_.emplace_back(std::initializer_list<std::int64_t>{slot.rows, slot.heads}, dtype,
@@ -138,20 +140,26 @@ Execution::Fields Execution::resolve_keys(const View& kv, const std::optional<Vi
 
 void Execution::run(const Attend& a) {
   const Fields q = resolve(a.q), kv = resolve_keys(a.kv, a.v), partial = resolve(a.partial);
-  attention::block_forward(q[0], kv[0], kv[1], a.bands, scale_, partial[0], partial[1], a.mode,
-                           compute_);
+  attention::block_forward(q[0], kv[0], kv[1], a.bands, scoring_, partial[0],
+                           partial.size() > 1 ? partial[1] : TensorView(), a.mode, compute_);
 }
 
 void Execution::run(const AttendBackward& a) {
   const Fields q = resolve(a.q_bundle), kv = resolve_keys(a.kv, a.v), dq = resolve(a.dq),
                dkv = resolve(a.dkv);
-  attention::block_backward({q[0], kv[0], kv[1], q[1], q[2], q[3]}, a.bands, scale_, dq[0],
-                            a.dq_mode, dkv[0], dkv[1], a.dkv_mode, compute_);
+  attention::BlockBackwardInputs inputs{q[0], kv[0], kv[1], q[1], {}, {}};
+  if (q.size() > 2) {
+    inputs.lse = q[2];
+    inputs.delta = q[3];
+  }
+  attention::block_backward(inputs, a.bands, scoring_, dq[0], a.dq_mode, dkv[0], dkv[1], a.dkv_mode,
+                            compute_);
 }
 
 void Execution::run(const Accumulate& a) {
   const Fields src = resolve(a.src), dst = resolve(a.dst);
-  if (program_->slots[static_cast<std::size_t>(a.dst.slot)].kind == SlotKind::partial) {
+  const SlotKind kind = program_->slots[static_cast<std::size_t>(a.dst.slot)].kind;
+  if (kind == SlotKind::partial && shapes_.weighting == attention::Weighting::softmax) {
     attention::merge(src[0], src[1], dst[0], dst[1], compute_);
     return;
   }

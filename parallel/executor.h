@@ -30,9 +30,9 @@ struct Binding {
 /// destructor; destroy it only after finish(), or after the streams have been abandoned.
 class Execution {
  public:
-  Execution(std::shared_ptr<const Program> program, const Shapes& shapes, float scale,
-            std::vector<Binding> bindings, const runtime::Stream& compute,
-            std::vector<Channel>& channels);
+  Execution(std::shared_ptr<const Program> program, const Shapes& shapes,
+            const attention::Scoring& scoring, std::vector<Binding> bindings,
+            const runtime::Stream& compute, std::vector<Channel>& channels);
 
   /// Enqueues phase 0: what comes before the first exchange, and the exchange.
   void start();
@@ -57,7 +57,7 @@ class Execution {
 
   std::shared_ptr<const Program> program_;
   Shapes shapes_;
-  float scale_;
+  attention::Scoring scoring_;
   runtime::Stream compute_;
   std::vector<Channel>& channels_;
   std::vector<Fields> slots_;

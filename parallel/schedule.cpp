@@ -51,7 +51,8 @@ const char* name(SlotKind kind) {
   return "unknown";
 }
 
-std::span<const Field> fields(SlotKind kind) {
+namespace {
+std::span<const Field> softmax_fields(SlotKind kind) {
   switch (kind) {
     case SlotKind::q:
       return kQ;
@@ -71,6 +72,15 @@ std::span<const Field> fields(SlotKind kind) {
       return kDkv;
   }
   return {};
+}
+
+}  // namespace
+
+std::span<const Field> fields(SlotKind kind, const Shapes& shapes) {
+  const auto all = softmax_fields(kind);
+  // LSE and delta come last.
+  if (shapes.weighting == attention::Weighting::softmax) return all;
+  return kind == SlotKind::partial ? all.first(1) : kind == SlotKind::q_bundle ? all.first(2) : all;
 }
 
 bool is_key_side(SlotKind kind) {
@@ -108,7 +118,7 @@ std::int64_t width(FieldWidth field_width, const Shapes& shapes) {
 
 std::int64_t cell_bytes(SlotKind kind, const Shapes& shapes, std::optional<DType> wire_dtype) {
   std::int64_t bytes = 0;
-  for (const Field& field : fields(kind)) {
+  for (const Field& field : fields(kind, shapes)) {
     const DType dtype = field.activation ? shapes.activation : wire_dtype.value_or(DType::float32);
     bytes += width(field.width, shapes) * runtime::size_bytes(dtype);
   }

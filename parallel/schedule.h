@@ -42,8 +42,6 @@ struct Field {
   bool activation;   ///< in the activation dtype; else fp32
 };
 constexpr std::size_t kMaxFields = 4;
-/// The fields of a kind, in message order.
-std::span<const Field> fields(SlotKind kind);
 /// Slots of these kinds count key/value heads, the others query heads.
 bool is_key_side(SlotKind kind);
 /// Accumulators sum or merge; the others only hold inputs.
@@ -54,8 +52,11 @@ struct Shapes {
   int heads = 0, kv_heads = 0;
   std::int64_t dim = 0, value_dim = 0;
   runtime::DType activation = runtime::DType::float32;
+  attention::Weighting weighting = attention::Weighting::softmax;
   bool operator==(const Shapes&) const = default;
 };
+/// The fields of a kind, in message order. A sigmoid has neither LSE nor delta.
+std::span<const Field> fields(SlotKind kind, const Shapes& shapes);
 std::int64_t width(FieldWidth field_width, const Shapes& shapes);
 /// Bytes of one row and head of a slot kind, with the fp32 fields sent as `wire_dtype` when given.
 std::int64_t cell_bytes(SlotKind kind, const Shapes& shapes,
@@ -116,7 +117,7 @@ struct AttendBackward {
   Mode dkv_mode = Mode::write;
   std::optional<View> v = {};
 };
-/// dst <- dst merged with src (partial), or dst + src.
+/// dst <- dst merged with src (partials of a softmax), or dst + src.
 struct Accumulate {
   View src, dst;
 };

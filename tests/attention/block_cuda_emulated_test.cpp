@@ -11,7 +11,8 @@ namespace {
 TEST(BlockCudaEmulated, KeepsTheBlockContract) {
   test::expect_block_contract(
       {runtime::Stream::cpu("emulated"), detail::cuda_block_forward, detail::cuda_block_backward,
-       detail::cuda_block_delta, detail::cuda_merge},
+       detail::cuda_block_delta, detail::cuda_merge, detail::cuda_apply_sinks,
+       detail::cuda_sinks_backward},
       true);
 }
 

@@ -12,6 +12,7 @@
 
 #include "runtime/error.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/attention_kinds.h"
 #include "tests/support/random_masks.h"
 
 namespace longhaul::attention {
@@ -23,9 +24,11 @@ using runtime::Stream;
 using runtime::Tensor;
 using test::AttentionCase;
 using test::AttentionResult;
+using test::band_kinds;
 using test::expect_matches_reference;
 using test::KernelOptions;
 using test::run_kernel;
+using test::TwoDocuments;
 
 AttentionCase make(std::int64_t q_rows, std::int64_t k_rows, std::int64_t heads,
                    std::int64_t kv_heads, std::int64_t dim, std::int64_t value_dim,
@@ -68,46 +71,13 @@ TEST(Block, NoHeadsAndNoDims) {
   const auto no_values = make(5, 7, 2, 1, 8, 0, causal(5, 7));
   expect_matches_reference(no_values, run_kernel(no_values));
   auto no_dim = make(5, 7, 2, 1, 0, 8, causal(5, 7));
-  no_dim.scale = 1;
+  no_dim.scoring.scale = 1;
   expect_matches_reference(no_dim, run_kernel(no_dim));
-}
-
-struct NamedBands {
-  const char* name;
-  std::vector<Slice> bands;
-};
-
-std::vector<NamedBands> all_bands(std::int64_t q_rows, std::int64_t k_rows) {
-  std::vector<Slice> single, short_documents;
-  for (std::int64_t i = 0; i < std::min(q_rows, k_rows); ++i)
-    single.push_back({i, i + 1, i, i + 1});
-  for (std::int64_t at = 0, length = 1; at < std::min(q_rows, k_rows);
-       at += length, length = length % 13 + 1) {
-    const std::int64_t end = std::min(at + length, std::min(q_rows, k_rows));
-    short_documents.push_back({at, end, at, end, -kUnbounded, 0});
-  }
-  const std::int64_t mid_q = q_rows / 2, mid_k = k_rows / 2;
-  return {
-      {"nothing", {}},
-      {"full", {{0, q_rows, 0, k_rows}}},
-      {"causal ahead", causal(q_rows, k_rows, 57)},
-      {"causal behind: first rows empty", causal(q_rows, k_rows, -61)},
-      {"window", {{0, q_rows, 0, k_rows, -30, 0}}},
-      {"both sides", {{0, q_rows, 0, k_rows, -9, 14}}},
-      {"inverse causal", {{0, q_rows, 0, k_rows, 3, kUnbounded}}},
-      {"documents of one token", single},
-      {"short documents", short_documents},
-      {"prefix and window: two bands a row", {{0, q_rows, 0, 11}, {0, q_rows, 11, k_rows, -20, 0}}},
-      {"three bands a row",
-       {{0, q_rows, 0, 5}, {0, q_rows, 9, 40}, {10, q_rows, 41, k_rows, -3, 200}}},
-      {"rows in the middle empty",
-       {{0, mid_q - 10, 0, mid_k}, {mid_q + 10, q_rows, mid_k, k_rows}}},
-      {"keys at both ends unseen", {{0, q_rows, 20, k_rows - 20}}}};
 }
 
 TEST(Block, EveryKindOfBand) {
   for (const auto& [name, bands] :
-       all_bands(250, 810)) {  // several tiles either way, in both kernels
+       band_kinds(250, 810)) {  // several tiles either way, in both kernels
     SCOPED_TRACE(name);
     const auto c = make(250, 810, 4, 2, 20, 12, bands);
     expect_matches_reference(c, run_kernel(c));
@@ -138,15 +108,18 @@ TEST(Block, RowsOfASingleKeyHaveNoScoreGradient) {
 }
 
 TEST(Block, StridedViewsGiveTheSameBits) {
-  for (const auto& [name, bands] : all_bands(130, 150)) {
-    SCOPED_TRACE(name);
-    const auto c = make(130, 150, 4, 2, 20, 36, bands);
-    EXPECT_EQ(run_kernel(c, {.strided = true}), run_kernel(c));
+  for (const auto& [name, bands] : band_kinds(130, 150)) {
+    for (const auto& scoring : test::scoring_kinds()) {
+      SCOPED_TRACE(runtime::concat(name, ", ", scoring.name));
+      auto c = make(130, 150, 4, 2, 20, 36, bands);
+      scoring.apply(c);
+      EXPECT_EQ(run_kernel(c, {.strided = true}), run_kernel(c));
+    }
   }
 }
 
 TEST(Block, AddMergesAndSums) {
-  for (const auto& [name, bands] : all_bands(250, 310)) {
+  for (const auto& [name, bands] : band_kinds(250, 310)) {
     SCOPED_TRACE(name);
     const auto c = make(250, 310, 2, 1, 24, 24, bands);
     expect_matches_reference(c, run_kernel(c, {.key_cuts = {100, 101, 290}}));
@@ -170,7 +143,7 @@ TEST(Block, AddsIntoGradients) {
   const Tensor dq = tensor(single.dq, {50, 2, 20}), dk = tensor(single.dk, {60, 1, 20});
   const Tensor dv = tensor(single.dv, {60, 1, 20});
   block_delta(out, dout, delta, stream);
-  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scale, dq, Mode::add, dk, dv, Mode::add,
+  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scoring, dq, Mode::add, dk, dv, Mode::add,
                  stream);
   stream.synchronize(runtime::deadline_in(10));
   for (std::size_t i = 0; i < single.dq.size(); ++i) EXPECT_EQ(dq.as<float>()[i], 2 * single.dq[i]);
@@ -190,73 +163,63 @@ TEST(Block, BFloat16InputsAreExact) {
 
 TEST(Block, LargeLogits) {
   auto c = make(200, 900, 2, 1, 64, 64, causal(200, 900, 700));
-  c.scale *= 30;
+  c.scoring.scale *= 30;
   for (float& x : c.q) x *= 3;
   expect_matches_reference(c, run_kernel(c));
   expect_matches_reference(c, run_kernel(c, {.key_cuts = {450}}));
 }
 
 TEST(Block, ThreadsGiveTheSameBits) {
-  for (const auto& [name, bands] : all_bands(700, 900)) {
-    SCOPED_TRACE(name);
-    const auto c = make(700, 900, 4, 2, 16, 16, bands);
-    const AttentionResult one = run_kernel(c);
-    for (const int threads : {2, 3, 5}) EXPECT_EQ(run_kernel(c, {.threads = threads}), one);
-    EXPECT_EQ(run_kernel(c), one);
-  }
-}
-
-/// Two documents in one call; the second one's rows are compared.
-struct TwoDocuments {
-  AttentionCase c;
-  std::int64_t split;
-  TwoDocuments(std::int64_t tokens, std::int64_t at) : split(at) {
-    c = make(tokens, tokens, 4, 2, 20, 20,
-             {{0, at, 0, at, -kUnbounded, 0}, {at, tokens, at, tokens, -kUnbounded, 0}});
-  }
-  void replace_first(const std::function<float(float)>& change) {
-    for (auto* values : {&c.q, &c.k, &c.v, &c.dout}) {
-      const auto end =
-          values->begin() + split * static_cast<std::int64_t>(values->size()) / c.q_rows;
-      std::transform(values->begin(), end, values->begin(), change);
+  const auto kinds = test::scoring_kinds();
+  std::size_t round = 0;
+  for (const auto& [name, bands] : band_kinds(700, 900)) {
+    // Softmax with every kind of band, the others in turn.
+    for (const auto& scoring : {kinds[0], kinds[1 + round++ % (kinds.size() - 1)]}) {
+      SCOPED_TRACE(runtime::concat(name, ", ", scoring.name));
+      auto c = make(700, 900, 4, 2, 16, 16, bands);
+      scoring.apply(c);
+      const AttentionResult one = run_kernel(c);
+      for (const int threads : {2, 3, 5}) EXPECT_EQ(run_kernel(c, {.threads = threads}), one);
+      EXPECT_EQ(run_kernel(c), one);
     }
   }
-  AttentionResult second(const AttentionResult& all) const {
-    const auto tail = [&](const std::vector<float>& x) {
-      return std::vector<float>(x.begin() + split * static_cast<std::int64_t>(x.size()) / c.q_rows,
-                                x.end());
-    };
-    return {tail(all.out), tail(all.lse), tail(all.dq), tail(all.dk), tail(all.dv)};
-  }
-};
+}
 
 TEST(Block, OneDocumentNeverTouchesAnother) {
   const float nan = std::numeric_limits<float>::quiet_NaN(),
               infinity = std::numeric_limits<float>::infinity();
-  for (const std::int64_t split : {1, 50, 192, 384, 405}) {
-    TwoDocuments clean(500, split);
-    const AttentionResult expected = clean.second(run_kernel(clean.c));
-    const std::vector<std::function<float(float)>> changes{
-        [](float x) { return -3 * x + 1; }, [](float) { return 0.0f; }, [=](float) { return nan; },
-        [=](float x) { return x > 0 ? infinity : -infinity; }};
-    for (const auto& change : changes) {
-      TwoDocuments changed(500, split);
-      changed.replace_first(change);
-      EXPECT_EQ(changed.second(run_kernel(changed.c)), expected) << "split " << split;
-      EXPECT_EQ(changed.second(run_kernel(changed.c, {.threads = 2, .strided = true})), expected);
+  for (const auto& scoring : test::scoring_kinds()) {
+    for (const std::int64_t split : {1, 50, 192, 384, 405}) {
+      SCOPED_TRACE(runtime::concat(scoring.name, ", split ", split));
+      const TwoDocuments clean(500, split, scoring);
+      const AttentionResult expected = clean.second(run_kernel(clean.which));
+      const std::vector<std::function<float(float)>> changes{
+          [](float x) { return -3 * x + 1; }, [](float) { return 0.0f; },
+          [=](float) { return nan; }, [=](float x) { return x > 0 ? infinity : -infinity; }};
+      for (const auto& change : changes) {
+        TwoDocuments changed(500, split, scoring);
+        changed.replace_first(change);
+        EXPECT_EQ(changed.second(run_kernel(changed.which)), expected);
+        EXPECT_EQ(changed.second(run_kernel(changed.which, {.threads = 2, .strided = true})),
+                  expected);
+      }
     }
   }
 }
 
 TEST(Block, OneBadTensorOfADocumentNeverTouchesAnother) {
-  TwoDocuments clean(120, 50);
-  const AttentionResult expected = clean.second(run_kernel(clean.c));
-  for (auto tensor :
-       {&AttentionCase::q, &AttentionCase::k, &AttentionCase::v, &AttentionCase::dout}) {
-    TwoDocuments changed(120, 50);
-    auto& values = changed.c.*tensor;
-    std::fill_n(values.begin(), values.size() / 120 * 50, std::numeric_limits<float>::quiet_NaN());
-    EXPECT_EQ(changed.second(run_kernel(changed.c)), expected);
+  for (const auto& scoring : test::scoring_kinds()) {
+    SCOPED_TRACE(scoring.name);
+    const TwoDocuments clean(120, 50, scoring);
+    const AttentionResult expected = clean.second(run_kernel(clean.which));
+    for (auto tensor :
+         {&AttentionCase::q, &AttentionCase::k, &AttentionCase::v, &AttentionCase::dout}) {
+      TwoDocuments changed(120, 50, scoring);
+      auto& values = changed.which.*tensor;
+      std::fill_n(values.begin(), values.size() / 120 * 50,
+                  std::numeric_limits<float>::quiet_NaN());
+      EXPECT_EQ(changed.second(run_kernel(changed.which)), expected);
+    }
   }
 }
 
@@ -294,7 +257,7 @@ TEST(Block, RowsWithoutAGlobalKeyGiveNoGradient) {
   const Tensor dq({100, 2, 16}, DType::float32, stream), dk({200, 1, 16}, DType::float32, stream);
   const Tensor dv({200, 1, 16}, DType::float32, stream);
   block_delta(out, dout, delta, stream);
-  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scale, dq, Mode::write, dk, dv,
+  block_backward({q, k, v, dout, lse, delta}, c.bands, c.scoring, dq, Mode::write, dk, dv,
                  Mode::write, stream);
   stream.synchronize(runtime::deadline_in(10));
   c.fill(1);
@@ -316,7 +279,7 @@ TEST(Block, WrongArgumentsAreRefusedAtTheCall) {
   const Tensor lse = tensor({4, 6}), k2 = tensor({5, 2, 8}), v2 = tensor({5, 2, 8});
   const auto forward = [&](const Tensor& keys, const Tensor& values, const Tensor& to,
                            std::vector<Slice> bands) {
-    block_forward(q, keys, values, std::move(bands), 1, to, lse, Mode::write, stream);
+    block_forward(q, keys, values, std::move(bands), {}, to, lse, Mode::write, stream);
   };
   EXPECT_THROW(forward(k, v, out, {}), Error);  // 6 heads over 4
   EXPECT_THROW(forward(k2, v, out, {}), Error);

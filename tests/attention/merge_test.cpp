@@ -58,7 +58,7 @@ TEST(Merge, AnyOrderOfPartsGivesTheSinglePass) {
         dim,
         {{0, rows, 0, keys, -kUnbounded, static_cast<std::int64_t>(random() % 60) - 20}}};
     whole.fill(static_cast<std::uint32_t>(round));
-    whole.scale *= round % 2 == 0 ? 1.0f : 40.0f;
+    whole.scoring.scale *= round % 2 == 0 ? 1.0f : 40.0f;
     const auto exact = test::run_reference<double>(whole), expected = exact;
     const auto plain = test::run_reference<float>(whole);
     std::vector<Partial> parts;

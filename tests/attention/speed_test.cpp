@@ -30,5 +30,40 @@ TEST(Speed, BlockKernelsReachAQuarterOfTheFmaRate) {
   EXPECT_GE(backward, 0.25);
 }
 
+TEST(Speed, OtherScoringsKeepHalfOfTheSoftmaxRate) {
+  struct Kind {
+    const char* name;
+    Scoring scoring;
+  };
+  const Kind kinds[] = {
+      {"softcap", {.softcap = 30}},
+      {"sigmoid", {.weighting = Weighting::sigmoid, .bias = -8}},
+      {"softcap, sigmoid", {.softcap = 30, .weighting = Weighting::sigmoid, .bias = -8}}};
+  KernelCase which;
+  which.tokens = 2048;
+  const auto best = [&](const Scoring& scoring) {
+    which.scoring = scoring;
+    KernelRates rates;  // both parts' best, each against the FMA rate beside it
+    rates.peak_flops = 1;
+    for (const KernelRates& one : measure_block_kernels(which, 5)) {
+      rates.forward_flops = std::max(rates.forward_flops, one.forward_ratio());
+      rates.backward_flops = std::max(rates.backward_flops, one.backward_ratio());
+    }
+    return rates;
+  };
+  for (const Kind& kind : kinds) {
+    double forward = 0, backward = 0;
+    for (int attempt = 0; attempt < 5 && std::min(forward, backward) < 0.5; ++attempt) {
+      const KernelRates plain = best({}), other = best(kind.scoring);
+      forward = std::max(forward, other.forward_ratio() / plain.forward_ratio());
+      backward = std::max(backward, other.backward_ratio() / plain.backward_ratio());
+    }
+    std::printf("%s: forward %.2f, backward %.2f of softmax's rate\n", kind.name, forward,
+                backward);
+    EXPECT_GE(forward, 0.5) << kind.name;
+    EXPECT_GE(backward, 0.5) << kind.name;
+  }
+}
+
 }  // namespace
 }  // namespace longhaul::attention

@@ -54,7 +54,7 @@ test::AttentionCase write_case(const std::string& path, const Mask& mask, bool w
   test::AttentionCase c{all.tokens(), all.tokens(), kHeads,      kKvHeads,
                         kDim,         kValueDim,    all.slices()};
   c.fill(21);
-  if (scale != 0) c.scale = static_cast<float>(scale);
+  if (scale != 0) c.scoring.scale = static_cast<float>(scale);
   hdf5::File file = hdf5::File::create(path);
   file.write<float>("q", {kBatch, kSeqLen, kHeads, kDim}, c.q);
   file.write<float>("k", {kBatch, kSeqLen, kKvHeads, kDim}, c.k);

@@ -179,7 +179,7 @@ TEST(Ring, ManyRanks) {
 
 TEST(Ring, LargeLogits) {
   AttentionCase c = make(Mask::causal(200), 2, 1, 16);
-  c.scale *= 30;
+  c.scoring.scale *= 30;
   for (const LayoutKind layout : kLayouts)
     expect_matches_reference(c, run_spread(c, {.layout = layout}, 4).result);
 }

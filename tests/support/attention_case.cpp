@@ -26,7 +26,7 @@ void AttentionCase::fill(std::uint32_t seed, float magnitude) {
       x = bf16 ? static_cast<float>(BFloat16(uniform(random))) : uniform(random);
     return values;
   };
-  scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
+  scoring.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(dim)));
   q = make(q_rows * heads * dim);
   k = make(k_rows * kv_heads * dim);
   v = make(k_rows * kv_heads * value_dim);
@@ -39,7 +39,7 @@ bool AttentionResult::operator==(const AttentionResult& other) const {
            (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
   };
   return same(out, other.out) && same(lse, other.lse) && same(dq, other.dq) && same(dk, other.dk) &&
-         same(dv, other.dv);
+         same(dv, other.dv) && same(dsinks, other.dsinks);
 }
 
 namespace {
@@ -104,6 +104,52 @@ class Held {
 
 }  // namespace
 
+std::vector<BlockCall> block_calls(const AttentionCase& c, std::vector<std::int64_t> key_cuts) {
+  key_cuts.push_back(c.k_rows);
+  std::vector<BlockCall> calls;
+  std::int64_t begin = 0;
+  for (const std::int64_t end : key_cuts) {
+    const Mode q_mode = calls.empty() ? Mode::write : Mode::add;
+    const auto add = [&](BlockCall call, const std::vector<Slice>& bands) {
+      for (const Slice& band : bands) {
+        Slice cut = attention::tightened(attention::intersect(band, {0, c.q_rows, begin, end}));
+        if (cut.q_begin == cut.q_end) continue;
+        cut.k_begin -= begin;
+        cut.k_end -= begin;
+        if (cut.lo > -attention::kUnbounded / 2) cut.lo -= begin;
+        if (cut.hi < attention::kUnbounded / 2) cut.hi -= begin;
+        call.bands.push_back(cut);
+      }
+      calls.push_back(std::move(call));
+    };
+    if (c.head_bands.empty()) {
+      add({begin, end, 0, c.heads, 0, c.kv_heads, {}, q_mode, Mode::write}, c.bands);
+    }
+    for (std::int64_t head = 0; head < static_cast<std::int64_t>(c.head_bands.size()); ++head) {
+      const std::int64_t group = c.heads / c.kv_heads, kv_head = head / group;
+      add({begin,
+           end,
+           head,
+           head + 1,
+           kv_head,
+           kv_head + 1,
+           {},
+           q_mode,
+           head % group == 0 ? Mode::write : Mode::add},
+          c.head_bands[static_cast<std::size_t>(head)]);
+    }
+    begin = end;
+  }
+  return calls;
+}
+
+TensorView heads_of(const BlockCall& call, const TensorView& view) {
+  return view.data() == nullptr ? view : view.slice(1, call.head_begin, call.head_end);
+}
+TensorView keys_of(const BlockCall& call, const TensorView& view) {
+  return view.slice(0, call.key_begin, call.key_end).slice(1, call.kv_head_begin, call.kv_head_end);
+}
+
 AttentionResult run_kernel(const AttentionCase& c, const KernelOptions& options) {
   const Stream stream = Stream::cpu("kernel", options.threads);
   const DType dtype = c.bf16 ? DType::bfloat16 : DType::float32;
@@ -126,46 +172,33 @@ AttentionResult run_kernel(const AttentionCase& c, const KernelOptions& options)
   const Held dk = held(c.k_rows, c.kv_heads, c.dim, DType::float32);
   const Held dv = held(c.k_rows, c.kv_heads, c.value_dim, DType::float32);
 
-  struct Part {
-    std::int64_t begin, end;
-    std::vector<Slice> bands;
-  };
-  std::vector<Part> parts;
-  std::vector<std::int64_t> ends = options.key_cuts;
-  ends.push_back(c.k_rows);
-  std::int64_t begin = 0;
-  for (const std::int64_t end : ends) {
-    Part part{begin, end, {}};
-    for (const Slice& band : c.bands) {
-      Slice cut = attention::intersect(band, {0, c.q_rows, begin, end});
-      if (cut.q_begin == cut.q_end) continue;
-      cut.k_begin -= begin;
-      cut.k_end -= begin;
-      cut.lo -= begin;
-      cut.hi -= begin;
-      part.bands.push_back(cut);
-    }
-    parts.push_back(part);
-    begin = end;
+  const auto n_sinks = static_cast<std::int64_t>(c.sinks.size());
+  const Tensor sinks({n_sinks}, DType::float32, stream), dsinks({n_sinks}, DType::float32, stream);
+  std::copy(c.sinks.begin(), c.sinks.end(), sinks.as<float>());
+  std::fill_n(dsinks.as<float>(), n_sinks, std::numeric_limits<float>::quiet_NaN());
+  const TensorView row_lse = c.sigmoid() ? TensorView{} : lse.flat(),
+                   row_delta = c.sigmoid() ? TensorView{} : delta.flat();
+
+  const std::vector<BlockCall> calls = block_calls(c, options.key_cuts);
+  for (const BlockCall& call : calls) {
+    attention::block_forward(
+        heads_of(call, q.view()), keys_of(call, k.view()), keys_of(call, v.view()), call.bands,
+        c.scoring, heads_of(call, out.view()), heads_of(call, row_lse), call.q_mode, stream);
   }
-  for (const Part& part : parts) {
-    attention::block_forward(q.view(), k.view().slice(0, part.begin, part.end),
-                             v.view().slice(0, part.begin, part.end), part.bands, c.scale,
-                             out.view(), lse.flat(), part.begin == 0 ? Mode::write : Mode::add,
-                             stream);
-  }
-  attention::block_delta(out.view(), dout.view(), delta.flat(), stream);
-  for (const Part& part : parts) {
-    const auto keys = [&](const auto& view) { return view.slice(0, part.begin, part.end); };
-    const Mode mode = part.begin == 0 ? Mode::write : Mode::add;
+  if (n_sinks > 0) attention::apply_sinks(out.view(), row_lse, sinks, stream);
+  if (!c.sigmoid()) attention::block_delta(out.view(), dout.view(), row_delta, stream);
+  for (const BlockCall& call : calls) {
     attention::block_backward(
-        {q.view(), keys(k.view()), keys(v.view()), dout.view(), lse.flat(), delta.flat()},
-        part.bands, c.scale, dq.view(), mode, keys(dk.view()), keys(dv.view()), Mode::write,
-        stream);
+        {heads_of(call, q.view()), keys_of(call, k.view()), keys_of(call, v.view()),
+         heads_of(call, dout.view()), heads_of(call, row_lse), heads_of(call, row_delta)},
+        call.bands, c.scoring, heads_of(call, dq.view()), call.q_mode, keys_of(call, dk.view()),
+        keys_of(call, dv.view()), call.kv_mode, stream);
   }
+  if (n_sinks > 0) attention::sinks_backward(row_lse, row_delta, sinks, dsinks, stream);
   stream.synchronize(runtime::deadline_in(options.seconds));
   EXPECT_TRUE(inputs() == before) << "a kernel wrote into its inputs";
-  return {out.get(), lse.get(), dq.get(), dk.get(), dv.get()};
+  return {out.get(), c.sigmoid() ? std::vector<float>{} : lse.get(),    dq.get(), dk.get(),
+          dv.get(),  {dsinks.as<float>(), dsinks.as<float>() + n_sinks}};
 }
 
 template <class T>
@@ -177,8 +210,14 @@ attention::ReferenceResult<T> run_reference(const AttentionCase& c) {
   inputs.k = k;
   inputs.v = v;
   inputs.dout = dout;
-  inputs.scale = c.scale;
-  return attention::reference_attention<T>(inputs, c.bands);
+  inputs.scale = c.scoring.scale;
+  inputs.softcap = c.scoring.softcap;
+  inputs.weighting = c.scoring.weighting;
+  inputs.bias = c.scoring.bias;
+  const std::vector<T> sinks = as(c.sinks);
+  inputs.sinks = sinks;
+  if (c.head_bands.empty()) return attention::reference_attention<T>(inputs, c.bands);
+  return attention::reference_attention<T>(inputs, c.head_bands);
 }
 template attention::ReferenceResult<double> run_reference(const AttentionCase&);
 template attention::ReferenceResult<float> run_reference(const AttentionCase&);
@@ -206,6 +245,7 @@ void expect_matches_reference(const AttentionCase& which, const AttentionResult&
     check("dq", got.dq, exact.dq, plain.dq);
     check("dk", got.dk, exact.dk, plain.dk);
     check("dv", got.dv, exact.dv, plain.dv);
+    check("dsinks", got.dsinks, exact.dsinks, plain.dsinks);
   }
   ASSERT_EQ(got.lse.size(), exact.lse.size());
   for (std::size_t i = 0; i < got.lse.size(); ++i) {

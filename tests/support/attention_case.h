@@ -15,17 +15,20 @@ namespace longhaul::test {
 struct AttentionCase {
   std::int64_t q_rows = 0, k_rows = 0, heads = 1, kv_heads = 1, dim = 16, value_dim = 16;
   std::vector<attention::Slice> bands{};
-  float scale = 1;
+  attention::Scoring scoring{};
   bool bf16 = false;
-  std::vector<float> q{}, k{}, v{}, dout{};  // rounded to bfloat16 when bf16
+  std::vector<float> q{}, k{}, v{}, dout{};                 // rounded to bfloat16 when bf16
+  std::vector<float> sinks{};                               ///< one a query head, or none
+  std::vector<std::vector<attention::Slice>> head_bands{};  ///< of each query head, for `bands`
 
-  /// Uniform in +-magnitude; scale is 1/sqrt(dim).
+  bool sigmoid() const { return scoring.weighting == attention::Weighting::sigmoid; }
+  /// Uniform in +-magnitude; scoring.scale is 1/sqrt(dim).
   void fill(std::uint32_t seed, float magnitude = 1);
 };
 
 struct AttentionResult {
-  std::vector<float> out{}, lse{}, dq{}, dk{}, dv{};
-  bool operator==(const AttentionResult& other) const;  // bit for bit
+  std::vector<float> out{}, lse{}, dq{}, dk{}, dv{}, dsinks{};  // no lse for sigmoid
+  bool operator==(const AttentionResult& other) const;          // bit for bit
 };
 
 /// How the kernels are called.
@@ -37,8 +40,24 @@ struct KernelOptions {
   double seconds = 60;
 };
 
-/// block_forward, block_delta, block_backward on the CPU into outputs that hold NaN before. Fails
-/// the test when an input changes.
+/// One call of the block contract: some heads' bands over some of the keys.
+struct BlockCall {
+  std::int64_t key_begin, key_end;
+  std::int64_t head_begin, head_end, kv_head_begin, kv_head_end;
+  std::vector<attention::Slice> bands{};
+  attention::Mode q_mode;   ///< write for the first keys of these heads
+  attention::Mode kv_mode;  ///< write for the first query heads of these keys
+};
+/// The calls of a case whose key views end at `key_cuts` and at its last key. All heads in one
+/// call, or with head_bands one head a call.
+std::vector<BlockCall> block_calls(const AttentionCase& which, std::vector<std::int64_t> key_cuts);
+
+/// The call's part of a tensor of queries (an empty view stays empty) and of one of keys.
+runtime::TensorView heads_of(const BlockCall& call, const runtime::TensorView& view);
+runtime::TensorView keys_of(const BlockCall& call, const runtime::TensorView& view);
+
+/// block_forward, apply_sinks, block_delta, block_backward, sinks_backward on the CPU into outputs
+/// that hold NaN before. Fails the test when an input changes.
 AttentionResult run_kernel(const AttentionCase& which, const KernelOptions& options = {});
 
 template <class T>

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <limits>
 
+#include "tests/support/attention_kinds.h"
 #include "tests/support/random_masks.h"
 
 namespace longhaul::test {
@@ -44,7 +44,7 @@ class OnDevice {
                 {view_.stride(0), view_.stride(1)});
     return flat;
   }
-  void set(const std::vector<float>& values, const Stream& stream) {
+  void set(const std::vector<float>& values, const Stream& stream) const {
     const Tensor wide(view_.sizes(), DType::float32, stream);
     runtime::copy(ConstTensorView(reinterpret_cast<const std::byte*>(values.data()), DType::float32,
                                   {}, view_.sizes()),
@@ -67,32 +67,6 @@ class OnDevice {
   Tensor memory_;
   TensorView view_;
 };
-
-struct Part {
-  std::int64_t begin, end;
-  std::vector<Slice> bands;
-};
-
-std::vector<Part> parts_of(const AttentionCase& c, std::vector<std::int64_t> ends) {
-  ends.push_back(c.k_rows);
-  std::vector<Part> parts;
-  std::int64_t begin = 0;
-  for (const std::int64_t end : ends) {
-    Part part{begin, end, {}};
-    for (const Slice& band : c.bands) {
-      Slice cut = attention::tightened(attention::intersect(band, {0, c.q_rows, begin, end}));
-      if (cut.q_begin == cut.q_end) continue;
-      cut.k_begin -= begin;
-      cut.k_end -= begin;
-      if (cut.lo > -kUnbounded / 2) cut.lo -= begin;
-      if (cut.hi < kUnbounded / 2) cut.hi -= begin;
-      part.bands.push_back(cut);
-    }
-    parts.push_back(part);
-    begin = end;
-  }
-  return parts;
-}
 
 AttentionCase make(std::int64_t q_rows, std::int64_t k_rows, std::int64_t heads,
                    std::int64_t kv_heads, std::int64_t dim, std::int64_t value_dim,
@@ -131,29 +105,101 @@ AttentionResult run_block(const BlockDevice& device, const AttentionCase& c,
   const OnDevice dq = held(c.q_rows, c.heads, c.dim, DType::float32);
   const OnDevice dk = held(c.k_rows, c.kv_heads, c.dim, DType::float32),
                  dv = held(c.k_rows, c.kv_heads, c.value_dim, DType::float32);
-  const std::vector<Part> parts = parts_of(c, options.key_cuts);
-  const auto keys = [](const OnDevice& tensor, const Part& part) {
-    return tensor.view().slice(0, part.begin, part.end);
+  const auto n_sinks = static_cast<std::int64_t>(c.sinks.size());
+  const OnDevice sinks = held(n_sinks, 1, 1, DType::float32),
+                 dsinks = held(n_sinks, 1, 1, DType::float32);
+  sinks.set(c.sinks, stream);
+  const TensorView none, row_lse = c.sigmoid() ? none : lse.flat(),
+                         row_delta = c.sigmoid() ? none : delta.flat();
+  const std::vector<BlockCall> calls = block_calls(c, options.key_cuts);
+  for (const BlockCall& call : calls) {
+    const auto own = [&](const TensorView& view) { return heads_of(call, view); };
+    const bool apart = options.merged && call.q_mode == Mode::add;
+    const TensorView part_row_lse = c.sigmoid() ? none : part_lse.flat();
+    device.forward(own(q.view()), keys_of(call, k.view()), keys_of(call, v.view()), call.bands,
+                   c.scoring, own((apart ? part_out : out).view()),
+                   own(apart ? part_row_lse : row_lse), apart ? Mode::write : call.q_mode, stream);
+    if (!apart) continue;
+    if (c.sigmoid()) {
+      runtime::accumulate(own(part_out.view()), own(out.view()), stream);
+    } else {
+      device.merge(own(part_out.view()), own(part_row_lse), own(out.view()), own(row_lse), stream);
+    }
+  }
+  const auto each_head = [](const OnDevice& tensor) {
+    TensorView view;
+    view.assign(tensor.view().data(), DType::float32, tensor.view().device(), 1,
+                {tensor.view().size(0)}, {tensor.view().stride(0)});
+    return view;
   };
-  Mode mode = Mode::write;
-  for (const Part& part : parts) {
-    const bool apart = options.merged && mode == Mode::add;
-    device.forward(q.view(), keys(k, part), keys(v, part), part.bands, c.scale,
-                   (apart ? part_out : out).view(), (apart ? part_lse : lse).flat(),
-                   apart ? Mode::write : mode, stream);
-    if (apart) device.merge(part_out.view(), part_lse.flat(), out.view(), lse.flat(), stream);
-    mode = Mode::add;
+  if (n_sinks > 0) device.apply_sinks(out.view(), row_lse, each_head(sinks), stream);
+  if (!c.sigmoid()) device.delta(out.view(), dout.view(), row_delta, stream);
+  for (const BlockCall& call : calls) {
+    const auto own = [&](const TensorView& view) { return heads_of(call, view); };
+    device.backward({own(q.view()), keys_of(call, k.view()), keys_of(call, v.view()),
+                     own(dout.view()), own(row_lse), own(row_delta)},
+                    call.bands, c.scoring, own(dq.view()), call.q_mode, keys_of(call, dk.view()),
+                    keys_of(call, dv.view()), call.kv_mode, stream);
   }
-  device.delta(out.view(), dout.view(), delta.flat(), stream);
-  mode = Mode::write;
-  for (const Part& part : parts) {
-    device.backward({q.view(), keys(k, part), keys(v, part), dout.view(), lse.flat(), delta.flat()},
-                    part.bands, c.scale, dq.view(), mode, keys(dk, part), keys(dv, part),
-                    Mode::write, stream);
-    mode = Mode::add;
-  }
-  return {out.get(stream), lse.get(stream), dq.get(stream), dk.get(stream), dv.get(stream)};
+  if (n_sinks > 0)
+    device.sinks_backward(row_lse, row_delta, each_head(sinks), each_head(dsinks), stream);
+  return {out.get(stream), c.sigmoid() ? std::vector<float>{} : lse.get(stream),
+          dq.get(stream),  dk.get(stream),
+          dv.get(stream),  dsinks.get(stream)};
 }
+
+namespace {
+
+/// Softcap, sigmoid, sinks, masks of each head; also with inputs that break careless kernels.
+void add_scoring_cases(bool quick, std::vector<NamedCase>& cases) {
+  for (const NamedScoring& scoring : scoring_kinds()) {
+    const auto add = [&](const std::string& what, AttentionCase c, BlockOptions options = {}) {
+      scoring.apply(c);
+      cases.push_back({scoring.name + ", " + what, std::move(c), std::move(options)});
+    };
+    add("in parts", make(67, 70, 2, 1, 24, 40, causal(67, 70, 11)), {.key_cuts = {20, 21}});
+    add("merged", make(67, 70, 2, 1, 24, 40, causal(67, 70, -9)),
+        {.key_cuts = {33}, .merged = true});
+    for (const bool bf16 : {false, true}) {
+      if (quick && !bf16) continue;
+      add("MQA", make(33, 40, 4, 1, 100, 70, {{0, 33, 0, 40, -5, 9}}, bf16));
+      add("MHA", make(33, 40, 2, 2, 192, 128, causal(33, 40, 7), bf16));
+    }
+    AttentionCase apart = make(40, 45, 4, 2, 8, 8, {});
+    apart.head_bands = {causal(40, 45), {}, {{0, 40, 0, 45}}, {{0, 40, 3, 45, -2, 6}}};
+    add("a mask a head", apart, {.key_cuts = {19}});
+    AttentionCase steep = make(30, 40, 2, 1, 24, 24, causal(30, 40, 10));
+    for (float& x : steep.q) x *= 90;
+    add("steep", steep, {.key_cuts = {17}});
+    if (scoring.scoring.softcap > 0) {
+      // Scores of +-infinity, of one sign a key.
+      AttentionCase endless = make(30, 40, 2, 1, 24, 24, causal(30, 40, 10));
+      for (float& x : endless.q) x = (1 + std::abs(x)) * 1e25f;
+      for (std::size_t i = 0; i < endless.k.size(); ++i)
+        endless.k[i] = (1 + std::abs(endless.k[i])) * (i / 24 % 3 == 0 ? -1e25f : 1e25f);
+      add("endless scores", endless, {.key_cuts = {17}});
+    }
+    if (quick) continue;
+    for (const auto& [name, bands] : band_kinds(130, 150)) {
+      add(name, make(130, 150, 2, 1, 20, 12, bands));
+      add(name + ", in parts", make(130, 150, 2, 1, 20, 12, bands), {.key_cuts = {50, 50, 149}});
+    }
+  }
+}
+
+/// What one document holds, NaN included, changes no bit of the other's results.
+void expect_documents_apart(const BlockDevice& device, std::int64_t tokens, std::int64_t split) {
+  for (const NamedScoring& scoring : scoring_kinds()) {
+    SCOPED_TRACE(scoring.name);
+    const TwoDocuments clean(tokens, split, scoring);
+    TwoDocuments changed = clean;
+    changed.replace_first([](float) { return std::numeric_limits<float>::quiet_NaN(); });
+    EXPECT_EQ(changed.second(run_block(device, changed.which)),
+              clean.second(run_block(device, clean.which)));
+  }
+}
+
+}  // namespace
 
 std::vector<NamedCase> block_cases(bool quick) {
   std::vector<NamedCase> cases;
@@ -207,6 +253,7 @@ std::vector<NamedCase> block_cases(bool quick) {
                      make(130, 150, 2, 1, 20, 12, bands),
                      {.key_cuts = {1, 64}, .merged = true}});
   }
+  add_scoring_cases(quick, cases);
   std::mt19937 random(5);
   for (int round = 0; round < (quick ? 6 : 100); ++round) {
     const std::int64_t q = 1 + static_cast<std::int64_t>(random() % 160),
@@ -220,6 +267,7 @@ std::vector<NamedCase> block_cases(bool quick) {
 }
 
 void expect_block_contract(const BlockDevice& device, bool quick) {
+  expect_documents_apart(device, quick ? 50 : 300, quick ? 27 : 161);
   for (const auto& [name, which, options] : block_cases(quick)) {
     SCOPED_TRACE(name);
     const AttentionResult result = run_block(device, which, options);

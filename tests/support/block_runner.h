@@ -9,19 +9,22 @@
 
 namespace longhaul::test {
 
-/// The four calls of the block contract and the stream that they take.
+/// The calls of the block contract and the stream that they take.
 struct BlockDevice {
   runtime::Stream stream;
   decltype(&attention::block_forward) forward = attention::block_forward;
   decltype(&attention::block_backward) backward = attention::block_backward;
   decltype(&attention::block_delta) delta = attention::block_delta;
   decltype(&attention::merge) merge = attention::merge;
+  decltype(&attention::apply_sinks) apply_sinks = attention::apply_sinks;
+  decltype(&attention::sinks_backward) sinks_backward = attention::sinks_backward;
 };
 
 struct BlockOptions {
   std::vector<std::int64_t>
-      key_cuts{};        ///< key views end here (write, then add); empty for one call
-  bool merged = false;   ///< forward parts are merged by merge() in place of Mode::add
+      key_cuts{};  ///< key views end here (write, then add); empty for one call
+  bool merged =
+      false;  ///< forward parts are merged by merge() (sigmoid: added) in place of Mode::add
   bool strided = false;  ///< heads outermost, gaps between rows
 };
 

@@ -65,7 +65,12 @@ std::vector<KernelRates> measure_block_kernels(const KernelCase& which, int repe
   const Tensor dk = fp32({which.tokens, which.kv_heads, which.dim}),
                dv = fp32({which.tokens, which.kv_heads, which.dim});
   const Mask mask = which.causal ? Mask::causal(which.tokens) : Mask::full(which.tokens);
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(which.dim)));
+  Scoring scoring = which.scoring;
+  scoring.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(which.dim)));
+  const bool sigmoid = scoring.weighting == Weighting::sigmoid;
+  const auto per_row = [&](const Tensor& tensor) {
+    return sigmoid ? runtime::TensorView{} : tensor.view();
+  };
   const double pair_flops =
       static_cast<double>(mask.area()) * static_cast<double>(which.heads * which.dim);
 
@@ -74,12 +79,12 @@ std::vector<KernelRates> measure_block_kernels(const KernelCase& which, int repe
     KernelRates rate;
     const double before = runtime::measure_fma_flops(which.threads, 0.02);
     rate.forward_seconds = timed(which, stream, [&] {
-      block_forward(q, k, v, mask.slices(), scale, out, lse, Mode::write, stream);
+      block_forward(q, k, v, mask.slices(), scoring, out, per_row(lse), Mode::write, stream);
     });
-    block_delta(out, dout, delta, stream);
+    if (!sigmoid) block_delta(out, dout, delta, stream);
     rate.backward_seconds = timed(which, stream, [&] {
-      block_backward({q, k, v, dout, lse, delta}, mask.slices(), scale, dq, Mode::write, dk, dv,
-                     Mode::write, stream);
+      block_backward({q, k, v, dout, per_row(lse), per_row(delta)}, mask.slices(), scoring, dq,
+                     Mode::write, dk, dv, Mode::write, stream);
     });
     rate.peak_flops = (before + runtime::measure_fma_flops(which.threads, 0.02)) / 2;
     rate.forward_flops = 4 * pair_flops / rate.forward_seconds;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "attention/block.h"
 #include "attention/mask.h"
 
 namespace longhaul::attention {
@@ -13,6 +14,7 @@ struct KernelCase {
   bool causal = false;
   bool bf16 = false;
   int threads = 1;
+  Scoring scoring{};  ///< but for the scale, which is 1/sqrt(dim)
 };
 
 /// One repeat. Flops count visible pairs: 4 D a pair forward, 10 D backward. One thread is timed by
