@@ -38,15 +38,26 @@ struct Replay {
   std::vector<std::int64_t> area;  // per rank
 };
 
+/// The one mask of all heads: what schedules take so far.
+const attention::Mask& shared_mask(const AttentionCase& input) {
+  const auto& groups = input.mask.groups();
+  if (groups.size() != 1) {
+    fail(ExitCode::config, "the mask differs from head to head, in ", groups.size(),
+         " groups of heads; schedules take one mask for all heads");
+  }
+  return groups[0].mask;
+}
+
 void verify_schedules(const Replay& replay) {
   const AttentionCase& in = replay.input;
+  const attention::Mask& mask = shared_mask(in);
   const parallel::Shapes shapes{static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim,
                                 in.value_dim, replay.dtype};
   for (const Direction direction : {Direction::forward, Direction::backward}) {
-    parallel::SchemeInputs inputs{in.mask, replay.layout, shapes, direction};
+    parallel::SchemeInputs inputs{mask, replay.layout, shapes, direction};
     if (replay.wire_dtype != DType::float32) inputs.wire_dtype = replay.wire_dtype;
     const parallel::Verdict verdict =
-        parallel::verify(parallel::build_schedule(replay.scheme, inputs), in.mask);
+        parallel::verify(parallel::build_schedule(replay.scheme, inputs), mask);
     if (!verdict.ok()) {
       fail(ExitCode::internal, "the ", parallel::name(direction), " schedule of ",
            replay.scheme.name, " does not verify: ", parallel::name(verdict.fault), ": ",
@@ -73,8 +84,8 @@ Replay make_replay(const AttentionOptions& options, int ranks) {
   for (int query = 0; query < ranks; ++query) {
     std::int64_t area = 0;
     for (int key = 0; key < ranks; ++key) {
-      area +=
-          attention::area(attention::cut(replay.input.mask, tokens.runs(query), tokens.runs(key)));
+      area += attention::area(
+          attention::cut(shared_mask(replay.input), tokens.runs(query), tokens.runs(key)));
     }
     replay.area.push_back(area);
   }
@@ -180,7 +191,7 @@ AttentionResult run_rank(const Replay& replay, Communicator& world,
   }
   parallel::Attention attention({replay.scheme.name, replay.wire_dtype}, std::move(context),
                                 compute);
-  attention.set_batch(in.mask, replay.layout);
+  attention.set_batch(shared_mask(in), replay.layout);
 
   const Stream host = Stream::cpu("results");
   world.barrier(host);

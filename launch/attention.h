@@ -4,15 +4,17 @@
 
 #include <string>
 
+#include "launch/attention_case.h"
+
 namespace longhaul::launch {
 
 struct AttentionOptions {
-  std::string case_path;    ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, documents,
-                            ///< slices, scale optional
+  std::string case_path;    ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, scale and what
+                            ///< the mask takes
   std::string output_path;  ///< HDF5: out, lse, dq, dk, dv in global token order, sent_bytes, area
   std::string scheme = "ring";
   std::string layout = "zigzag";
-  std::string mask = "causal";
+  MaskRequest mask;
   std::string dtype = "float32";
   std::string wire_dtype = "float32";
   std::string communicator = "mpi";

@@ -6,9 +6,15 @@
 #include <string>
 #include <vector>
 
-#include "attention/mask.h"
+#include "attention/named_masks.h"
 
 namespace longhaul::launch {
+
+/// A mask by name, with the numbers that it takes; its arrays are datasets of the case.
+struct MaskRequest {
+  std::string name = "causal";
+  attention::MaskNumbers numbers = {};
+};
 
 /// What a case file holds, in global token order: row b * S + s of [B, S, ...].
 struct AttentionCase {
@@ -18,14 +24,16 @@ struct AttentionCase {
   bool has_dout = false;  ///< then gradients are wanted too
   std::vector<float> dout;
   double scale = 1;
-  attention::Mask mask;  ///< of all batch rows, one after another
+  attention::HeadMasks mask;  ///< of all batch rows, one after another
 
   std::int64_t tokens() const { return batch * seq_len; }
 };
 
-/// Reads and checks a case; `mask` is full, causal, documents or slices. Throws Error(data) naming
-/// the dataset and what is wrong with it, Error(config) for an unknown mask.
-AttentionCase read_attention_case(const std::string& path, const std::string& mask);
+/// Reads and checks a case with a mask of attention/named_masks.h. A number that is given counts
+/// before the dataset that could stand for it; datasets that the mask does not take are not read.
+/// Throws Error(data) naming the dataset and what is wrong with it, Error(config) for an unknown
+/// mask, and for a number that is missing, wrong or not used by the mask.
+AttentionCase read_attention_case(const std::string& path, const MaskRequest& mask);
 
 struct AttentionResult {
   std::vector<float> out, lse, dq, dk,

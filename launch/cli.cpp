@@ -75,6 +75,34 @@ void add_inspect(CLI::App& app, Action& action) {
   verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint")->required();
 }
 
+/// "(of full_window, causal_window)": the masks that take a number.
+std::string masks_with(attention::MaskInput number) {
+  std::string names;
+  for (const attention::MaskRule& rule : attention::mask_rules()) {
+    if (rule.takes(number)) names += (names.empty() ? "" : ", ") + std::string(rule.name);
+  }
+  return " (" + names + ")";
+}
+
+void add_mask(CLI::App* verb, MaskRequest& mask) {
+  std::string names;
+  for (const std::string& name : attention::mask_names())
+    names += (names.empty() ? "" : ", ") + name;
+  verb->add_option("--mask", mask.name, names)->capture_default_str();
+  using enum attention::MaskInput;
+  attention::MaskNumbers& n = mask.numbers;
+  verb->add_option("--window", n.window,
+                   "Tokens that a query sees on a side, itself included" + masks_with(window));
+  verb->add_option("--prefix", n.prefix,
+                   "First tokens that are the prefix of the sequence, or the prefix or question of "
+                   "each document" +
+                       masks_with(prefix));
+  verb->add_option(
+      "--global", n.global,
+      "First tokens that see everything and that everything sees" + masks_with(global));
+  verb->add_option("--block", n.block, "Tokens in a block" + masks_with(block));
+}
+
 void add_attention(CLI::App& app, Action& action) {
   const auto options = std::make_shared<AttentionOptions>();
   CLI::App* verb =
@@ -86,8 +114,7 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--scheme", options->scheme, "Context-parallel scheme")->capture_default_str();
   verb->add_option("--layout", options->layout, "contiguous, zigzag or striped")
       ->capture_default_str();
-  verb->add_option("--mask", options->mask, "full, causal, documents or slices")
-      ->capture_default_str();
+  add_mask(verb, options->mask);
   verb->add_option("--dtype", options->dtype, "float32 or bfloat16")->capture_default_str();
   verb->add_option("--wire-dtype", options->wire_dtype,
                    "Dtype of gradient accumulators on the wire")
