@@ -108,7 +108,9 @@ void add_attention(CLI::App& app, Action& action) {
   CLI::App* verb =
       add_verb(app, action, "attention", "Replay one attention call from a file, spread over ranks",
                options, run_attention);
-  verb->add_option("CASE", options->case_path, "HDF5 file with q, k, v, and what the mask needs")
+  verb->add_option("CASE", options->case_path,
+                   "HDF5 file with q, k, v, and the datasets that the mask takes: documents, "
+                   "prefixes, blocks, block_offsets, slices")
       ->required();
   verb->add_option("--output", options->output_path, "HDF5 file to write")->required();
   verb->add_option("--scheme", options->scheme, "Context-parallel scheme")->capture_default_str();

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "tests/support/expect_error.h"
+#include "tests/support/mask_words.h"
 #include "tests/support/process.h"
 #include "tests/support/random_masks.h"
 
@@ -20,75 +21,8 @@ namespace {
 using runtime::ExitCode;
 using test::Bitmap;
 using test::expect_error;
+using test::MaskWords;
 using Offsets = std::vector<std::int64_t>;
-
-/// The part of rising offsets that holds token t.
-std::int64_t part_of(const Offsets& offsets, std::int64_t t) {
-  std::int64_t part = -1;
-  for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
-    if (offsets[i] <= t && t < offsets[i + 1]) part = static_cast<std::int64_t>(i);
-  }
-  return part;
-}
-
-/// What the table of masks says, for one pair. Knows nothing of slices.
-class Words {
- public:
-  Words(std::string name, const MaskParameters& p, std::int64_t tokens)
-      : name_(std::move(name)), p_(p), n_(p.numbers), tokens_(tokens) {}
-
-  bool sees(std::int64_t i, std::int64_t j) const {
-    if (name_ == "full") return true;
-    if (name_ == "causal") return j <= i;
-    if (name_ == "full_document") return document(i) == document(j);
-    if (name_ == "causal_document" || name_ == "documents")
-      return document(i) == document(j) && j <= i;
-    if (name_ == "full_window") return std::abs(i - j) < *n_.window;
-    if (name_ == "causal_window") return 0 <= i - j && i - j < *n_.window;
-    if (name_ == "shared_question") {
-      if (document(i) != document(j) || j > i) return false;
-      return in_prefix(j) || (!in_prefix(i) && answer(i) == answer(j));
-    }
-    if (name_ == "global_window")
-      return std::abs(i - j) < *n_.window || i < *n_.global || j < *n_.global;
-    if (name_ == "causal_blockwise") {
-      const auto block = [&](std::int64_t t) { return n_.block ? t / *n_.block : document(t); };
-      return j <= i && (block(i) == block(j) || block(i) == block(tokens_ - 1));
-    }
-    if (name_ == "prefix_causal") return j <= i || j < *n_.prefix;
-    if (name_ == "prefix_document") return document(i) == document(j) && (j <= i || in_prefix(j));
-    if (name_ == "block_causal_document") {
-      return document(i) == document(j) && place(j) / *n_.block <= place(i) / *n_.block;
-    }
-    const auto seen = [&](std::int64_t m, std::int64_t n) {
-      return p_.blocks->values[static_cast<std::size_t>(m * p_.blocks->sizes[1] + n)] == 1;
-    };
-    if (name_ == "block_sparse") return seen(i / *n_.block, j / *n_.block);
-    if (name_ == "block_sparse_variable")
-      return seen(part_of(*p_.block_offsets, i), part_of(*p_.block_offsets, j));
-    ADD_FAILURE() << "the test has no words for " << name_;
-    return false;
-  }
-
- private:
-  std::int64_t document(std::int64_t t) const { return part_of(*p_.documents, t); }
-  /// In its document, from 0.
-  std::int64_t place(std::int64_t t) const {
-    return t - (*p_.documents)[static_cast<std::size_t>(document(t))];
-  }
-  std::int64_t prefix(std::int64_t t) const {
-    return n_.prefix ? *n_.prefix : (*p_.prefixes)[static_cast<std::size_t>(document(t))];
-  }
-  bool in_prefix(std::int64_t t) const { return place(t) < prefix(t); }
-  std::int64_t answer(std::int64_t t) const {
-    return n_.block ? (place(t) - prefix(t)) / *n_.block : part_of(*p_.block_offsets, t);
-  }
-
-  const std::string name_;
-  const MaskParameters& p_;
-  const MaskNumbers& n_;
-  const std::int64_t tokens_;
-};
 
 std::int64_t below(std::int64_t end, std::mt19937& random) {
   return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(end));
@@ -173,7 +107,7 @@ void expect_words(const std::string& name, const MaskParameters& parameters, std
   ASSERT_TRUE(masks.shared());
   ASSERT_EQ(masks.tokens(), tokens);
   const Mask& mask = masks.of(0);
-  const Words words(name, parameters, tokens);
+  const MaskWords words(name, parameters, tokens);
   const Bitmap got(tokens, tokens, mask.slices());
   bool causal = true;
   std::int64_t area = 0;
