@@ -186,7 +186,6 @@ class Lowering {
   std::vector<Slice> document(std::string_view which, std::size_t d, std::int64_t begin,
                               std::int64_t end) const {
     if (which == "full_document") return {{begin, end, begin, end}};
-    if (which == "causal_document") return {causal(begin, end, begin)};
     if (which == "prefix_document") return prefix_lm(begin, end, prefix_of(d, end - begin));
     if (which == "block_causal_document") return staircase(begin, end, *given_.numbers.block);
     LONGHAUL_CHECK(which == "shared_question", "mask ", which, " has no lowering");
@@ -475,6 +474,11 @@ HeadMasks make_mask(std::string_view name, const MaskParameters& parameters, std
   const MaskRule& rule = mask_rule(name);
   check_numbers(rule, parameters.numbers, tokens);
   check_needs(rule, parameters);
+  if (rule.name == std::string_view("causal_document")) {
+    // The most common one by far, and often of thousands of documents: nothing to search for.
+    check_offsets(MaskInput::documents, *parameters.documents, tokens);
+    return Mask::documents(*parameters.documents);
+  }
   if (rule.takes(MaskInput::slices)) return make_slices(*parameters.slices, tokens);
   if (rule.takes(MaskInput::blocks)) {
     if (rule.takes(MaskInput::block))

@@ -21,6 +21,8 @@ using runtime::ExitCode;
 using test::Bitmap;
 using test::random_disjoint_slices;
 using test::random_slice;
+using test::random_small_disjoint_slices;
+using test::random_small_slice;
 using TokenRun = attention::Run;  // Test::Run of GoogleTest hides the name
 
 std::string error_of(const std::function<void()>& call, ExitCode expected) {
@@ -300,9 +302,14 @@ TEST(SliceSets, AgreeWithTheBitmapOnOverlapAreaIntersectionCutAndCoverage) {
   std::int64_t slices_seen = 0, cuts = 0, pairs = 0;
   for (int set = 0; set < kSets; ++set) {
     const std::int64_t tokens = 1 + random() % 20;
-    std::vector<Slice> slices =
-        random_disjoint_slices(tokens, tokens, 1 + static_cast<int>(random() % 9), random);
-    if (random() % 3 == 0) slices.push_back(random_slice(tokens, tokens, random));
+    const bool small = random() % 2 == 0;
+    const int attempts = 1 + static_cast<int>(random() % (small ? 80 : 9));
+    std::vector<Slice> slices = small
+                                    ? random_small_disjoint_slices(tokens, tokens, attempts, random)
+                                    : random_disjoint_slices(tokens, tokens, attempts, random);
+    if (random() % 3 == 0)
+      slices.push_back(small ? random_small_slice(tokens, tokens, random)
+                             : random_slice(tokens, tokens, random));
     std::shuffle(slices.begin(), slices.end(), random);
     const Bitmap map(tokens, tokens, slices);
     if (map.max() > 1) {
