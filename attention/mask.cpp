@@ -235,6 +235,10 @@ Mask Mask::concatenated(std::span<const Mask> masks) {
 
 std::int64_t Mask::area() const { return attention::area(slices_); }
 
+bool Mask::is_causal() const {  // the slices are tightened, so hi is attained
+  return std::ranges::all_of(slices_, [](const Slice& slice) { return slice.hi <= 0; });
+}
+
 std::uint64_t Mask::digest() const {
   static_assert(sizeof(Slice) == 6 * sizeof(std::int64_t) &&
                 std::endian::native == std::endian::little);

@@ -63,6 +63,8 @@ class Mask {
   std::int64_t tokens() const { return tokens_; }
   const std::vector<Slice>& slices() const { return slices_; }
   std::int64_t area() const;
+  /// Whether no query sees a later key.
+  bool is_causal() const;
   /// 64-bit digest of tokens and slices; equal masks have equal digests.
   std::uint64_t digest() const;
   bool operator==(const Mask& other) const {

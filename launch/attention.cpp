@@ -1,6 +1,7 @@
 #include "launch/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "attention/block.h"
@@ -36,13 +37,15 @@ struct Replay {
   parallel::Layout layout;
   DType dtype;
   DType wire_dtype;
+  attention::Scoring scoring;
   std::vector<std::int64_t> area;  // per rank
 };
 
 void verify_schedules(const Replay& replay) {
   const AttentionCase& in = replay.input;
-  const parallel::Shapes shapes{static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim,
-                                in.value_dim, replay.dtype};
+  const parallel::Shapes shapes{
+      static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim, in.value_dim, replay.dtype,
+      replay.scoring.weighting};
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     parallel::SchemeInputs inputs{in.mask, replay.layout, shapes, direction, {}, replay.scheme};
     if (replay.wire_dtype != DType::float32) inputs.wire_dtype = replay.wire_dtype;
@@ -53,6 +56,34 @@ void verify_schedules(const Replay& replay) {
            verdict.message);
     }
   }
+}
+
+attention::Scoring read_scoring(const AttentionOptions& options, const AttentionCase& input) {
+  attention::Scoring scoring;
+  scoring.scale = static_cast<float>(input.scale);
+  if (options.weighting == "sigmoid") {
+    scoring.weighting = attention::Weighting::sigmoid;
+  } else if (options.weighting != "softmax") {
+    fail(ExitCode::config, "unknown weighting '", options.weighting,
+         "'; expected softmax or sigmoid");
+  }
+  const bool sigmoid = scoring.weighting == attention::Weighting::sigmoid;
+  if (!std::isfinite(options.softcap) || options.softcap < 0) {
+    fail(ExitCode::config, "--softcap ", options.softcap,
+         ": expected a finite number above 0, or 0 for none");
+  }
+  if (!std::isfinite(options.bias) || (options.bias != 0 && !sigmoid)) {
+    fail(ExitCode::config, "--bias ", options.bias,
+         ": expected a finite number, and only with --weighting sigmoid");
+  }
+  if (sigmoid && !input.sinks.empty()) {
+    fail(ExitCode::config,
+         "the case has sinks, which a sigmoid has no use for; remove the dataset 'sinks', or use "
+         "--weighting softmax");
+  }
+  scoring.softcap = static_cast<float>(options.softcap);
+  scoring.bias = static_cast<float>(options.bias);
+  return scoring;
 }
 
 Replay make_replay(const AttentionOptions& options, int ranks) {
@@ -69,13 +100,17 @@ Replay make_replay(const AttentionOptions& options, int ranks) {
   }
   AttentionCase input = read_attention_case(options.case_path, options.mask);
   const parallel::Layout tokens(layout, input.seq_len, input.batch, ranks);
-  Replay replay{std::move(input), scheme, tokens, dtype, wire, {}};
+  const attention::Scoring scoring = read_scoring(options, input);
+  Replay replay{std::move(input), scheme, tokens, dtype, wire, scoring, {}};
   verify_schedules(replay);
   for (int query = 0; query < ranks; ++query) {
     std::int64_t area = 0;
-    for (int key = 0; key < ranks; ++key) {
-      area +=
-          attention::area(attention::cut(replay.input.mask, tokens.runs(query), tokens.runs(key)));
+    for (const auto& group : replay.input.mask.groups()) {
+      const int heads = replay.input.mask.shared() ? 1 : group.head_end - group.head_begin;
+      for (int key = 0; key < ranks; ++key) {
+        area += heads *
+                attention::area(attention::cut(group.mask, tokens.runs(query), tokens.runs(key)));
+      }
     }
     replay.area.push_back(area);
   }
@@ -104,6 +139,15 @@ class RankTensors {
     if (compute_.device().kind == runtime::DeviceKind::cpu) return rounded;
     Tensor device({size(), heads, width}, dtype, compute_);
     runtime::copy(rounded, device, compute_);
+    compute_.synchronize(runtime::deadline_in(3600));
+    return device;
+  }
+  /// The same values on every rank.
+  Tensor upload_all(const std::vector<float>& values) {
+    Tensor on_host({static_cast<std::int64_t>(values.size())}, DType::float32, host_);
+    std::ranges::copy(values, on_host.as<float>());
+    Tensor device({on_host.elements()}, DType::float32, compute_);
+    runtime::copy(on_host, device, compute_);
     compute_.synchronize(runtime::deadline_in(3600));
     return device;
   }
@@ -163,18 +207,22 @@ std::vector<float> gather_rows(Communicator& world, const Replay& replay,
 AttentionResult run_rank(const Replay& replay, Communicator& world,
                          std::unique_ptr<Communicator> context, const Stream& compute) {
   const AttentionCase& in = replay.input;
-  const auto scale = static_cast<float>(in.scale);
-  const bool with_backward = in.has_dout;
+  const attention::Scoring& scoring = replay.scoring;
+  const bool with_backward = in.has_dout, with_sinks = !in.sinks.empty(),
+             softmax = scoring.weighting == attention::Weighting::softmax;
   RankTensors tensors(replay, world.rank(), compute);
   const std::int64_t n = tensors.size();
   const Tensor q = tensors.upload(in.q, in.heads, in.dim, replay.dtype);
   const Tensor k = tensors.upload(in.k, in.kv_heads, in.dim, replay.dtype);
   const Tensor v = tensors.upload(in.v, in.kv_heads, in.value_dim, replay.dtype);
-  const Tensor out = tensors.make({n, in.heads, in.value_dim}), lse = tensors.make({n, in.heads});
-  Tensor dout, delta, dq, dk, dv;
+  const Tensor out = tensors.make({n, in.heads, in.value_dim});
+  Tensor lse, sinks, dout, delta, dq, dk, dv, dsinks;
+  if (softmax) lse = tensors.make({n, in.heads});
+  if (with_sinks) sinks = tensors.upload_all(in.sinks);
   if (with_backward) {
     dout = tensors.upload(in.dout, in.heads, in.value_dim, replay.dtype);
-    delta = tensors.make({n, in.heads});
+    if (softmax) delta = tensors.make({n, in.heads});
+    if (with_sinks) dsinks = tensors.make({in.heads});
     dq = tensors.make({n, in.heads, in.dim});
     dk = tensors.make({n, in.kv_heads, in.dim});
     dv = tensors.make({n, in.kv_heads, in.value_dim});
@@ -186,13 +234,15 @@ AttentionResult run_rank(const Replay& replay, Communicator& world,
   world.barrier(host);
   host.synchronize(runtime::deadline_in(3600));
   const auto begin = runtime::Clock::now();
-  auto forward = attention.forward(q, k, v, scale, out, lse);
+  auto forward = attention.forward(q, k, v, scoring, out, lse);
   forward->finish();
+  if (with_sinks) attention::apply_sinks(out, lse, sinks, compute);
   std::unique_ptr<parallel::AttentionCall> backward;
   if (with_backward) {
-    attention::block_delta(out, dout, delta, compute);
-    backward = attention.backward({q, k, v, dout, lse, delta}, scale, dq, dk, dv);
+    if (softmax) attention::block_delta(out, dout, delta, compute);
+    backward = attention.backward({q, k, v, dout, lse, delta}, scoring, dq, dk, dv);
     backward->finish();
+    if (with_sinks) attention::sinks_backward(lse, delta, sinks, dsinks, compute);
   }
   compute.synchronize(runtime::deadline_in(3600));
   const double seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
@@ -202,11 +252,21 @@ AttentionResult run_rank(const Replay& replay, Communicator& world,
     return gather_rows(world, replay, tensors.download(tensor), row_elements, host);
   };
   result.out = collect(out, in.heads * in.value_dim);
-  result.lse = collect(lse, in.heads);
+  if (softmax) result.lse = collect(lse, in.heads);
   if (with_backward) {
     result.dq = collect(dq, in.heads * in.dim);
     result.dk = collect(dk, in.kv_heads * in.dim);
     result.dv = collect(dv, in.kv_heads * in.value_dim);
+  }
+  if (with_backward && with_sinks) {  // each rank saw its own rows
+    const std::vector<float> mine = tensors.download(dsinks);
+    result.dsinks.assign(in.sinks.size(), 0);
+    for (const auto& rank :
+         runtime::gather_numbers(world, std::vector<double>(mine.begin(), mine.end()), host,
+                                 runtime::deadline_in(3600))) {
+      for (std::size_t head = 0; head < rank.size(); ++head)
+        result.dsinks[head] += static_cast<float>(rank[head]);
+    }
   }
   for (const auto& rank :
        runtime::gather_numbers(world, {static_cast<double>(attention.sent_bytes()), seconds}, host,

@@ -4,17 +4,21 @@
 
 #include <string>
 
+#include "launch/attention_case.h"
+
 namespace longhaul::launch {
 
 struct AttentionOptions {
-  std::string case_path;    ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, documents,
-                            ///< slices, scale optional
+  std::string case_path;  ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, sinks, scale and
+                          ///< what the mask takes
   std::string output_path;  ///< HDF5: out, lse, dq, dk, dv in global token order, sent_bytes, area
   std::string scheme = "ring";
   std::string degrees;  ///< "outer=2,inner=4"
   std::string nesting = "heads_inside", around = "ring", backward = "auto";
   std::string layout = "zigzag";
-  std::string mask = "causal";
+  MaskRequest mask;
+  std::string weighting = "softmax";  ///< or "sigmoid"
+  double softcap = 0, bias = 0;       ///< of scores; see attention::Scoring
   std::string dtype = "float32";
   std::string wire_dtype = "float32";
   std::string communicator = "mpi";

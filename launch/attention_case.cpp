@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <limits>
 
 #include "runtime/error.h"
 #include "runtime/io/file.h"
@@ -28,53 +29,63 @@ void require_sizes(const std::string& path, const hdf5::Dataset& dataset,
        "; expected ", show(expected));
 }
 
-attention::Mask slices_mask(const std::string& path, const hdf5::File& file, std::int64_t tokens) {
-  const hdf5::Dataset dataset = file.dataset("slices", hdf5::Element::int64, 2);
-  require_sizes(path, dataset, {dataset.info().sizes[0], 5});
-  const std::vector<std::int64_t> rows = dataset.read<std::int64_t>();
-  std::vector<attention::Slice> slices;
-  for (std::size_t i = 0; i < rows.size(); i += 5) {
-    const std::int64_t type = rows[i + 4];
-    if (type < 0 || type > 3) {
-      fail(ExitCode::data, path, ": dataset 'slices', row ", i / 5, ": type ", type,
-           "; expected 0 full, 1 causal, 2 inverse causal or 3 both");
-    }
-    if (!(0 <= rows[i] && rows[i] <= rows[i + 1] && rows[i + 1] <= tokens && 0 <= rows[i + 2] &&
-          rows[i + 2] <= rows[i + 3] && rows[i + 3] <= tokens)) {
-      fail(ExitCode::data, path, ": dataset 'slices', row ", i / 5, ": queries [", rows[i], ", ",
-           rows[i + 1], ") and keys [", rows[i + 2], ", ", rows[i + 3], ") do not lie in [0, ",
-           tokens, ")");
-    }
-    slices.push_back(attention::slice_from_type(rows[i], rows[i + 1], rows[i + 2], rows[i + 3],
-                                                static_cast<int>(type)));
+/// `blocks` or `slices`: int64 (or uint8 where `bytes`), of two dims, or of three, one for each
+/// query head.
+attention::IntegerArray read_array(const std::string& path, const hdf5::File& file,
+                                   const char* name, std::int64_t heads, bool bytes) {
+  const hdf5::Dataset dataset = file.dataset(name);
+  const hdf5::Extents& sizes = dataset.info().sizes;
+  const std::string start = path + ": dataset '" + name + "'";
+  if (sizes.size() != 2 && sizes.size() != 3) {
+    fail(ExitCode::data, start, " has rank ", sizes.size(),
+         "; expected 2, or 3 with one for each query head");
   }
-  return attention::Mask::from_slices(tokens, std::move(slices));
+  if (sizes.size() == 3 && sizes[0] != heads) {
+    fail(ExitCode::data, start, " is of ", sizes[0], " heads; expected ", heads,
+         ", the query heads of 'q'");
+  }
+  attention::IntegerArray array{sizes, {}};
+  if (bytes && dataset.info().element == hdf5::Element::uint8) {
+    const auto values = dataset.read<std::uint8_t>();
+    array.values.assign(values.begin(), values.end());
+  } else {
+    array.values = dataset.read<std::int64_t>();
+  }
+  return array;
 }
 
-attention::Mask read_mask(const std::string& path, const hdf5::File& file, const std::string& name,
-                          std::int64_t tokens) {
-  if (name == "full") return attention::Mask::full(tokens);
-  if (name == "causal") return attention::Mask::causal(tokens);
+/// The mask of one sequence, from the numbers asked for and the datasets it takes.
+attention::HeadMasks read_mask(const std::string& path, const hdf5::File& file,
+                               const MaskRequest& request, std::int64_t tokens,
+                               std::int64_t heads) {
+  using attention::MaskInput;
+  const attention::MaskRule& rule = attention::mask_rule(request.name);
+  attention::MaskParameters given;
+  given.numbers = request.numbers;
+  given.numbers.spelling = "--";
+  const auto wanted = [&](MaskInput input) {
+    return rule.takes(input) && file.has(attention::name(input));
+  };
+  const auto list = [&](MaskInput input) -> std::optional<std::vector<std::int64_t>> {
+    if (!wanted(input)) return std::nullopt;
+    return file.dataset(attention::name(input), hdf5::Element::int64, 1).read<std::int64_t>();
+  };
+  given.documents = list(MaskInput::documents);
+  given.prefixes = list(MaskInput::prefixes);
+  given.block_offsets = list(MaskInput::block_offsets);
+  if (wanted(MaskInput::blocks)) given.blocks = read_array(path, file, "blocks", heads, true);
+  if (wanted(MaskInput::slices)) given.slices = read_array(path, file, "slices", heads, false);
   try {
-    if (name == "documents") {
-      const auto offsets = file.dataset("documents", hdf5::Element::int64, 1).read<std::int64_t>();
-      if (offsets.empty() || offsets.back() != tokens) {
-        fail(ExitCode::data, "dataset 'documents' ends at ", offsets.empty() ? 0 : offsets.back(),
-             "; expected ", tokens);
-      }
-      return attention::Mask::documents(offsets);
-    }
-    if (name == "slices") return slices_mask(path, file, tokens);
+    return attention::make_mask(request.name, given, tokens);
   } catch (const runtime::Error& error) {
-    const std::string text = error.what();
-    fail(error.code(), text.starts_with(path) ? "" : path + ": ", text);
+    if (error.code() != ExitCode::data) throw;
+    fail(error.code(), path, ": ", error.what());
   }
-  fail(ExitCode::config, "unknown mask '", name, "'; expected full, causal, documents or slices");
 }
 
 }  // namespace
 
-AttentionCase read_attention_case(const std::string& path, const std::string& mask) {
+AttentionCase read_attention_case(const std::string& path, const MaskRequest& mask) {
   const hdf5::File file = hdf5::File::open(path);
   AttentionCase input;
   const auto read = [&](const char* name) { return file.dataset(name, hdf5::Element::float32, 4); };
@@ -102,12 +113,24 @@ AttentionCase read_attention_case(const std::string& path, const std::string& ma
     input.dout = dout.read<float>();
     input.has_dout = true;
   }
+  if (file.has("sinks")) {
+    const hdf5::Dataset sinks = file.dataset("sinks", hdf5::Element::float32, 1);
+    require_sizes(path, sinks, {input.heads});
+    input.sinks = sinks.read<float>();
+    for (std::size_t head = 0; head < input.sinks.size(); ++head) {
+      const float sink = input.sinks[head];
+      if (std::isnan(sink) || sink == std::numeric_limits<float>::infinity()) {
+        fail(ExitCode::data, path, ": dataset 'sinks', head ", head, ": ", sink,
+             "; expected a number, or -inf for none");
+      }
+    }
+  }
   input.scale = file.has_attribute("scale") ? file.float64_attribute("scale")
                                             : 1.0 / std::sqrt(static_cast<double>(input.dim));
   if (!std::isfinite(input.scale))
     fail(ExitCode::data, path, ": attribute 'scale' is ", input.scale,
          "; expected a finite number");
-  input.mask = read_mask(path, file, mask, input.seq_len).repeated(input.batch);
+  input.mask = read_mask(path, file, mask, input.seq_len, input.heads).repeated(input.batch);
   return input;
 }
 
@@ -144,18 +167,21 @@ void write_attention_result(const std::string& path, const AttentionCase& input,
   };
   const std::int64_t b = input.batch, s = input.seq_len, h = input.heads;
   write("out", {b, s, h, input.value_dim}, result.out);
-  std::vector<float> lse(result.lse.size());  // [B, S, H] -> [B, H, S]
-  for (std::int64_t row = 0; row < b * s; ++row) {
-    for (std::int64_t head = 0; head < h; ++head) {
-      lse[static_cast<std::size_t>(((row / s) * h + head) * s + row % s)] =
-          result.lse[static_cast<std::size_t>(row * h + head)];
+  if (result.lse.size() == static_cast<std::size_t>(b * s * h)) {  // a sigmoid has none
+    std::vector<float> lse(result.lse.size());                     // [B, S, H] -> [B, H, S]
+    for (std::int64_t row = 0; row < b * s; ++row) {
+      for (std::int64_t head = 0; head < h; ++head) {
+        lse[static_cast<std::size_t>(((row / s) * h + head) * s + row % s)] =
+            result.lse[static_cast<std::size_t>(row * h + head)];
+      }
     }
+    write("lse", {b, h, s}, lse);
   }
-  write("lse", {b, h, s}, lse);
   if (input.has_dout) {
     write("dq", {b, s, h, input.dim}, result.dq);
     write("dk", {b, s, input.kv_heads, input.dim}, result.dk);
     write("dv", {b, s, input.kv_heads, input.value_dim}, result.dv);
+    if (!result.dsinks.empty()) write("dsinks", {h}, result.dsinks);
   }
   const auto ranks = static_cast<std::int64_t>(result.sent_bytes.size());
   file.write<std::int64_t>("sent_bytes", {ranks}, result.sent_bytes);

@@ -6,9 +6,15 @@
 #include <string>
 #include <vector>
 
-#include "attention/mask.h"
+#include "attention/named_masks.h"
 
 namespace longhaul::launch {
+
+/// A mask by name, with the numbers that it takes; its arrays are datasets of the case.
+struct MaskRequest {
+  std::string name = "causal";
+  attention::MaskNumbers numbers = {};
+};
 
 /// What a case file holds, in global token order: row b * S + s of [B, S, ...].
 struct AttentionCase {
@@ -17,22 +23,27 @@ struct AttentionCase {
   std::vector<float> q, k, v;
   bool has_dout = false;  ///< then gradients are wanted too
   std::vector<float> dout;
+  std::vector<float> sinks;  ///< a logit for each query head, or none
   double scale = 1;
-  attention::Mask mask;  ///< of all batch rows, one after another
+  attention::HeadMasks mask;  ///< of all batch rows, one after another
 
   std::int64_t tokens() const { return batch * seq_len; }
 };
 
-/// Reads and checks a case; `mask` is full, causal, documents or slices. Throws Error(data) naming
-/// the dataset and what is wrong with it, Error(config) for an unknown mask.
-AttentionCase read_attention_case(const std::string& path, const std::string& mask);
+/// Reads and checks a case with a mask of attention/named_masks.h. A number that is given counts
+/// before the dataset that could stand for it; datasets that the mask does not take are not read.
+/// Throws Error(data) naming the dataset and what is wrong with it, Error(config) for an unknown
+/// mask, and for a number that is missing, wrong or not used by the mask.
+AttentionCase read_attention_case(const std::string& path, const MaskRequest& mask);
 
 struct AttentionResult {
-  std::vector<float> out, lse, dq, dk,
-      dv;  ///< global token order; lse [B*S, H]; gradients empty without dout
+  /// Global token order; lse [B*S, H], none for a sigmoid; gradients empty without dout.
+  std::vector<float> out, lse, dq, dk, dv;
+  std::vector<float> dsinks;             ///< [H]; empty without sinks
   std::vector<std::int64_t> sent_bytes;  ///< per rank: payload to others, forward and backward
-  std::vector<std::int64_t> area;        ///< per rank: (query, key) pairs of one head, forward
-  double seconds = 0;                    ///< of the slowest rank, forward and backward
+  std::vector<std::int64_t> area;  ///< per rank: (query, key) pairs of its queries; of one head, or
+                                   ///< of all where their masks differ
+  double seconds = 0;              ///< of the slowest rank, forward and backward
 };
 
 /// Throws Error(usage) when `path` is the case itself or no regular file, Error(io) when its folder

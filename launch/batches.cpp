@@ -1,18 +1,31 @@
 #include "launch/batches.h"
 
+#include "attention/named_masks.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
 
-MaskKind mask_from_name(const std::string& text) {
-  if (text == "documents") return MaskKind::documents;
-  if (text == "causal") return MaskKind::causal;
-  runtime::fail(runtime::ExitCode::config, "unknown mask '", text,
-                "'; expected documents or causal");
+attention::Mask sequence_mask(const runtime::DataConfig& data, const runtime::Sequence& sequence) {
+  attention::MaskParameters parameters;
+  parameters.numbers = {data.window, data.prefix, data.global, data.block, "data."};
+  parameters.documents = sequence.documents;
+  const auto tokens = static_cast<std::int64_t>(sequence.tokens.size());
+  return attention::make_mask(data.mask, parameters, tokens).of(0);  // one mask for all heads
 }
 
-LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, MaskKind mask_kind,
-                            const parallel::Layout& layout, int rank) {
+std::string mask_text(const runtime::DataConfig& data) {
+  std::string numbers;
+  for (const auto& [name, value] :
+       {std::pair("window", data.window), std::pair("prefix", data.prefix),
+        std::pair("global", data.global), std::pair("block", data.block)}) {
+    if (value) numbers += runtime::concat(numbers.empty() ? "" : ", ", name, " ", *value);
+  }
+  return numbers.empty() ? data.mask : data.mask + " (" + numbers + ")";
+}
+
+LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences,
+                            const runtime::DataConfig& data, const parallel::Layout& layout,
+                            int rank) {
   LONGHAUL_CHECK(static_cast<std::int64_t>(sequences.size()) == layout.batch(), sequences.size(),
                  " sequences for a layout of ", layout.batch());
   std::vector<attention::Mask> masks;
@@ -20,9 +33,7 @@ LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, Mas
     LONGHAUL_CHECK(static_cast<std::int64_t>(sequence.tokens.size()) == layout.seq_len(),
                    "a sequence of ", sequence.tokens.size(), " tokens; expected ",
                    layout.seq_len());
-    masks.push_back(mask_kind == MaskKind::documents
-                        ? attention::Mask::documents(sequence.documents)
-                        : attention::Mask::causal(layout.seq_len()));
+    masks.push_back(sequence_mask(data, sequence));
   }
   LocalBatch batch;
   batch.mask = attention::Mask::concatenated(masks);

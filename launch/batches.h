@@ -4,21 +4,21 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "attention/mask.h"
 #include "models/llama.h"
 #include "parallel/layout.h"
+#include "runtime/config/config.h"
 #include "runtime/io/sequences.h"
 
 namespace longhaul::launch {
 
-enum class MaskKind : unsigned char {
-  documents,  ///< causal inside each document
-  causal      ///< causal over the whole sequence
-};
-/// Throws Error(config) listing the known names.
-MaskKind mask_from_name(const std::string& text);
+/// The mask that [data] names, of one sequence with these documents.
+attention::Mask sequence_mask(const runtime::DataConfig& data, const runtime::Sequence& sequence);
+/// "causal_window (window 1024)": how console lines name it.
+std::string mask_text(const runtime::DataConfig& data);
 
 /// Sequence number n of the run, the same on every rank: runtime::Sequences, or a test's generator.
 using SequenceSource = std::function<runtime::Sequence(std::int64_t)>;
@@ -31,7 +31,8 @@ struct LocalBatch {
 };
 
 /// `sequences` become one token axis of B * seq_len tokens; rows are those of `rank` in `layout`.
-LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, MaskKind mask,
-                            const parallel::Layout& layout, int rank);
+LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences,
+                            const runtime::DataConfig& data, const parallel::Layout& layout,
+                            int rank);
 
 }  // namespace longhaul::launch

@@ -75,12 +75,42 @@ void add_inspect(CLI::App& app, Action& action) {
   verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint")->required();
 }
 
+/// "(of full_window, causal_window)": the masks that take a number.
+std::string masks_with(attention::MaskInput number) {
+  std::string names;
+  for (const attention::MaskRule& rule : attention::mask_rules()) {
+    if (rule.takes(number)) names += (names.empty() ? "" : ", ") + std::string(rule.name);
+  }
+  return " (" + names + ")";
+}
+
+void add_mask(CLI::App* verb, MaskRequest& mask) {
+  std::string names;
+  for (const std::string& name : attention::mask_names())
+    names += (names.empty() ? "" : ", ") + name;
+  verb->add_option("--mask", mask.name, names)->capture_default_str();
+  using enum attention::MaskInput;
+  attention::MaskNumbers& n = mask.numbers;
+  verb->add_option("--window", n.window,
+                   "Tokens that a query sees on a side, itself included" + masks_with(window));
+  verb->add_option("--prefix", n.prefix,
+                   "First tokens that are the prefix of the sequence, or the prefix or question of "
+                   "each document" +
+                       masks_with(prefix));
+  verb->add_option(
+      "--global", n.global,
+      "First tokens that see everything and that everything sees" + masks_with(global));
+  verb->add_option("--block", n.block, "Tokens in a block" + masks_with(block));
+}
+
 void add_attention(CLI::App& app, Action& action) {
   const auto options = std::make_shared<AttentionOptions>();
   CLI::App* verb =
       add_verb(app, action, "attention", "Replay one attention call from a file, spread over ranks",
                options, run_attention);
-  verb->add_option("CASE", options->case_path, "HDF5 file with q, k, v, and what the mask needs")
+  verb->add_option("CASE", options->case_path,
+                   "HDF5 file with q, k, v, and the datasets that the mask takes: documents, "
+                   "prefixes, blocks, block_offsets, slices")
       ->required();
   verb->add_option("--output", options->output_path, "HDF5 file to write")->required();
   verb->add_option("--scheme", options->scheme, "Context-parallel scheme; see validate --legality")
@@ -95,8 +125,11 @@ void add_attention(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--layout", options->layout, "contiguous, zigzag or striped")
       ->capture_default_str();
-  verb->add_option("--mask", options->mask, "full, causal, documents or slices")
+  add_mask(verb, options->mask);
+  verb->add_option("--weighting", options->weighting, "softmax or sigmoid")->capture_default_str();
+  verb->add_option("--softcap", options->softcap, "Scores become c tanh(score / c); 0: none")
       ->capture_default_str();
+  verb->add_option("--bias", options->bias, "Added to a sigmoid's scores")->capture_default_str();
   verb->add_option("--dtype", options->dtype, "float32 or bfloat16")->capture_default_str();
   verb->add_option("--wire-dtype", options->wire_dtype,
                    "Dtype of gradient accumulators on the wire")

@@ -102,7 +102,7 @@ void print_start(const runtime::RunHeader& header, const TrainConfig& config,
   std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
               header.grid.data, header.grid.context,
               config.parallelism.context_parallel_scheme.c_str(),
-              config.parallelism.context_parallel_layout.c_str(), config.data.mask.c_str());
+              config.parallelism.context_parallel_layout.c_str(), mask_text(config.data).c_str());
   std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank\n",
               runtime::grouped(config.training.tokens_per_step).c_str(),
               runtime::grouped(config.training.seq_len).c_str(), header.accumulation_steps,

@@ -75,7 +75,6 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(runtime::batch_plan(inputs_.config)),
-      mask_(mask_from_name(inputs_.config.data.mask)),
       layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
               inputs_.config.training.seq_len, inputs_.config.training.micro_batch_size,
               grid_.size(runtime::Axis::context)),
@@ -165,7 +164,7 @@ StepResult Trainer::step(bool stop) {
       sequences.push_back(
           inputs_.sequences(cursor_ + (pass * data_ranks + data_rank_) * micro + b));
     }
-    batches.push_back(make_local_batch(sequences, mask_, layout_, context_rank_));
+    batches.push_back(make_local_batch(sequences, config.data, layout_, context_rank_));
     counts[0] += static_cast<double>(batches.back().local_labels);
     if (context_rank_ == 0) counts[1] += static_cast<double>(batches.back().mask.area());
   }
@@ -221,7 +220,7 @@ StepResult Trainer::step(bool stop) {
 }
 
 models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& sequences) {
-  const LocalBatch batch = make_local_batch(sequences, mask_, layout_, context_rank_);
+  const LocalBatch batch = make_local_batch(sequences, inputs_.config.data, layout_, context_rank_);
   attention_->set_batch(batch.mask, layout_);
   models::Evaluation evaluation = model_->evaluate(upload(batch));
   compute_.synchronize(host_deadline());

@@ -86,7 +86,6 @@ class Trainer {
   runtime::Communicator& world_;
   const int data_rank_, context_rank_;
   const runtime::BatchPlan plan_;
-  const MaskKind mask_;
   const parallel::Layout layout_;
   const runtime::Stream compute_, gradient_stream_;
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;

@@ -46,13 +46,14 @@ std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) 
 }
 
 std::string attention_text(const TrainConfig& config) {
-  return fmt::format(
-      "{} over {} x mask {} x {} (wire {}) x {}: {}", config.parallelism.context_parallel_scheme,
-      config.parallelism.context_parallel_layout, config.data.mask, name(config.training.dtype),
-      name(config.parallelism.context_parallel_wire_dtype), config.comm.backend,
-      config.parallelism.context_parallel_degree > 0
-          ? "legal"
-          : "decided once the ranks are known (--ranks N)");
+  return fmt::format("{} over {} x mask {} x {} (wire {}) x {}: {}",
+                     config.parallelism.context_parallel_scheme,
+                     config.parallelism.context_parallel_layout, mask_text(config.data),
+                     name(config.training.dtype),
+                     name(config.parallelism.context_parallel_wire_dtype), config.comm.backend,
+                     config.parallelism.context_parallel_degree > 0
+                         ? "legal"
+                         : "decided once the ranks are known (--ranks N)");
 }
 
 }  // namespace

@@ -60,6 +60,12 @@ const char* name(LayoutKind kind) {
   return "unknown";
 }
 
+std::vector<std::string> layout_names() {
+  std::vector<std::string> names;
+  for (const LayoutKind kind : kKinds) names.emplace_back(name(kind));
+  return names;
+}
+
 LayoutKind layout_from_name(const std::string& text) {
   for (const LayoutKind kind : kKinds) {
     if (text == name(kind)) return kind;

@@ -16,6 +16,7 @@ enum class LayoutKind : unsigned char {
   striped      ///< rank r holds tokens r, r+P, r+2P, ... (Striped Attention, Brandon et al. 2023)
 };
 const char* name(LayoutKind kind);
+std::vector<std::string> layout_names();
 /// Throws Error(config) listing the known names.
 LayoutKind layout_from_name(const std::string& text);
 

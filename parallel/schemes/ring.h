@@ -13,5 +13,7 @@ struct RingKind {
 /// an automatic backward circulates. Throws Error(config) for degrees that do not fit.
 RingKind ring_kind(const SchemeOptions& options, int members, const Shapes& shapes,
                    std::optional<runtime::DType> wire_dtype);
+/// Of a double ring: degrees that do not make up the ranks.
+std::optional<Refusal> refuse_double_ring(const Combination& combination);
 
 }  // namespace longhaul::parallel

@@ -5,6 +5,20 @@
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
+
+// One line here and one in the table for each scheme.
+ProgramGenerator prepare_all_gather(const SchemeInputs& inputs);
+ProgramGenerator prepare_balanced_ring(const SchemeInputs& inputs);
+ProgramGenerator prepare_group_cast(const SchemeInputs& inputs);
+ProgramGenerator prepare_ring(const SchemeInputs& inputs);
+ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs);
+ProgramGenerator prepare_ulysses(const SchemeInputs& inputs);
+ProgramGenerator prepare_usp(const SchemeInputs& inputs);
+std::optional<Refusal> refuse_balanced_ring(const Combination& combination);
+std::optional<Refusal> refuse_double_ring(const Combination& combination);
+std::optional<Refusal> refuse_ulysses(const Combination& combination);
+std::optional<Refusal> refuse_usp(const Combination& combination);
+
 namespace {
 
 using runtime::ExitCode;

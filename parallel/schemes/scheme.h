@@ -96,16 +96,4 @@ Schedule build_schedule(const SchemeInputs& inputs);
 Slot input_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank);
 Slot output_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank);
 
-ProgramGenerator prepare_all_gather(const SchemeInputs& inputs);
-ProgramGenerator prepare_balanced_ring(const SchemeInputs& inputs);
-ProgramGenerator prepare_group_cast(const SchemeInputs& inputs);
-ProgramGenerator prepare_ring(const SchemeInputs& inputs);
-ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs);
-ProgramGenerator prepare_ulysses(const SchemeInputs& inputs);
-ProgramGenerator prepare_usp(const SchemeInputs& inputs);
-std::optional<Refusal> refuse_balanced_ring(const Combination& combination);
-std::optional<Refusal> refuse_double_ring(const Combination& combination);
-std::optional<Refusal> refuse_ulysses(const Combination& combination);
-std::optional<Refusal> refuse_usp(const Combination& combination);
-
 }  // namespace longhaul::parallel

@@ -32,7 +32,9 @@ struct ModelConfig {
 
 struct DataConfig {
   std::string corpus;
-  std::string mask;  ///< "documents" or "causal"
+  std::string mask;
+  /// Tokens; given when the mask takes them.
+  std::optional<std::int64_t> window, prefix, global, block;
 };
 
 struct TrainingConfig {

@@ -88,6 +88,9 @@ class Assign {
   }
   std::string check_choice(const std::string& text) const {
     if (std::find(key_.choices.begin(), key_.choices.end(), text) != key_.choices.end()) return "";
+    for (const auto& [other, reason] : key_.not_choices) {
+      if (text == other) return fmt::format("{}; expected {}", reason, expectation(key_));
+    }
     const Suggestion near = nearest(text, key_.choices);
     const std::string hint = near.close ? fmt::format("; did you mean \"{}\"?", near.word) : "";
     return "expected " + expectation(key_) + hint;

@@ -50,6 +50,62 @@ void check_model(ConfigDraft& draft) {
   }
 }
 
+enum class Use : std::uint8_t { refused, optional, required };
+
+/// Which numbers a mask of [data] takes; other masks take none. A test holds this against the table
+/// of masks, which lives in a room to the right of this one.
+struct MaskUses {
+  std::string_view mask;
+  Use window = Use::refused, prefix = Use::refused, global = Use::refused, block = Use::refused;
+};
+constexpr MaskUses kMaskUses[] = {
+    {.mask = "full_window", .window = Use::required},
+    {.mask = "causal_window", .window = Use::required},
+    {.mask = "shared_question", .prefix = Use::required, .block = Use::required},
+    {.mask = "global_window", .window = Use::required, .global = Use::required},
+    {.mask = "causal_blockwise", .block = Use::optional},
+    {.mask = "prefix_causal", .prefix = Use::required},
+    {.mask = "prefix_document", .prefix = Use::required},
+    {.mask = "block_causal_document", .block = Use::required},
+};
+
+void check_mask(ConfigDraft& draft) {
+  if (!draft.good({"data.mask"})) return;
+  const DataConfig& data = draft.config.data;
+  MaskUses uses;
+  for (const MaskUses& known : kMaskUses) {
+    if (known.mask == data.mask) uses = known;
+  }
+  struct Number {
+    const char* path;
+    Use use;
+    const std::optional<std::int64_t>& value;
+    bool at_most_seq_len;
+  };
+  const Number numbers[] = {{"data.window", uses.window, data.window, false},
+                            {"data.prefix", uses.prefix, data.prefix, true},
+                            {"data.global", uses.global, data.global, true},
+                            {"data.block", uses.block, data.block, false}};
+  for (const auto& [path, use, value, at_most_seq_len] : numbers) {
+    if (!draft.good({path})) continue;
+    if (!value) {
+      if (use == Use::required) {
+        draft.key_problem("data.mask", quote_toml(data.mask),
+                          fmt::format("this mask needs {} (tokens)", path));
+      }
+    } else if (use == Use::refused) {
+      draft.key_problem(
+          path, text_of(*value),
+          fmt::format("data.mask = {} does not use it; leave it out", quote_toml(data.mask)));
+    } else if (at_most_seq_len && draft.good({"training.seq_len"}) &&
+               *value > draft.config.training.seq_len) {
+      draft.key_problem(
+          path, text_of(*value),
+          fmt::format("expected at most training.seq_len = {}", draft.config.training.seq_len));
+    }
+  }
+}
+
 void check_batch(ConfigDraft& draft) {
   if (!draft.good({"training.seq_len", "training.micro_batch_size", "training.tokens_per_step",
                    "parallelism.data_parallel_replicate_degree"})) {
@@ -197,6 +253,7 @@ void check_backend(ConfigDraft& draft) {
 
 void check_rules(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
   check_model(draft);
+  check_mask(draft);
   check_batch(draft);
   check_steps(draft);
   check_files(draft);

@@ -12,6 +12,10 @@ constexpr double kMaxWidth = 1 << 24;
 constexpr double kMaxDegree = 1 << 20;
 constexpr double kMaxTokens = static_cast<double>(std::int64_t{1} << 40);
 
+constexpr const char* kReplayOnly =
+    "this mask needs datasets made for one sequence, which `longhaul attention` reads and a corpus "
+    "does not have";
+
 // The key's names and the place of its value, from one mention of the member.
 #define LONGHAUL_KEY(section_, name_)   \
   .section = #section_, .name = #name_, \
@@ -54,9 +58,33 @@ std::vector<ConfigKey> declare() {
            "HDF5 corpus that `longhaul tokenize` wrote; its documents are packed end to end."},
       {LONGHAUL_KEY(data, mask),
        .explanation =
-           "What a token attends to: earlier tokens of its document (`documents`), or of its whole "
-           "sequence (`causal`).",
-       .default_value = "\"documents\"", .choices = {"documents", "causal"}},
+           "What a token attends to; [attention/README.md](attention/README.md#masks) says it of "
+           "each. `documents` is `causal_document`: earlier tokens of its document.",
+       .default_value = "\"documents\"",
+       .choices = {"full", "causal", "full_document", "causal_document", "documents", "full_window",
+                   "causal_window", "shared_question", "global_window", "causal_blockwise",
+                   "prefix_causal", "prefix_document", "block_causal_document"},
+       .not_choices = {{"block_sparse", kReplayOnly},
+                       {"block_sparse_variable", kReplayOnly},
+                       {"slices", kReplayOnly}}},
+      {LONGHAUL_KEY(data, window),
+       .explanation = "Tokens that a query sees on a side, itself included; of `full_window`, "
+                      "`causal_window`, `global_window`.",
+       .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(data, prefix),
+       .explanation = "Tokens of the prefix, of `prefix_causal` (of the sequence) and "
+                      "`prefix_document` (of each document), or of each document's question, of "
+                      "`shared_question`; at most seq_len.",
+       .derived_default = "none", .minimum = 0, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(data, global),
+       .explanation = "First tokens of a sequence that see everything and that everything sees, of "
+                      "`global_window`; at most seq_len.",
+       .derived_default = "none", .minimum = 0, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(data, block),
+       .explanation = "Tokens of a block, of `block_causal_document`; of an answer, of "
+                      "`shared_question`; of a block of `causal_blockwise`, whose blocks are the "
+                      "documents without it.",
+       .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
 
       {LONGHAUL_KEY(training, seq_len),
        .explanation = "Tokens in a sequence, over all ranks of the context axis.", .minimum = 1,

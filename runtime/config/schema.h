@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -29,6 +30,8 @@ struct ConfigKey {
   /// How an absent key gets its value from others; empty for none.
   const char* derived_default = "";
   std::vector<std::string> choices = {};  ///< of strings and dtypes; empty: anything
+  /// Texts that might be tried and why they are no choice; for errors only.
+  std::vector<std::pair<std::string, std::string>> not_choices = {};
   /// Numbers: inclusive bounds. `also` is one more legal value (such as -1).
   double minimum = std::numeric_limits<double>::lowest();
   double maximum = std::numeric_limits<double>::max();

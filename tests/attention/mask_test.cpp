@@ -21,6 +21,8 @@ using runtime::ExitCode;
 using test::Bitmap;
 using test::random_disjoint_slices;
 using test::random_slice;
+using test::random_small_disjoint_slices;
+using test::random_small_slice;
 using TokenRun = attention::Run;  // Test::Run of GoogleTest hides the name
 
 std::string error_of(const std::function<void()>& call, ExitCode expected) {
@@ -248,6 +250,113 @@ TEST(Cut, EqualsTheBitmapForEveryLayout) {
     ASSERT_EQ(any_visible(mask, q_runs, k_runs), expected.sum() > 0);
     for (const Slice& band : bands) ASSERT_EQ(tightened(band), band);
   }
+}
+
+/// The runs of every rank, which together hold each token once: a layout of random_runs, or runs of
+/// a few tokens dealt to ranks at random.
+std::vector<std::vector<TokenRun>> random_partition(std::int64_t tokens, std::int64_t ranks,
+                                                    std::mt19937& random) {
+  std::vector<std::vector<TokenRun>> parts(static_cast<std::size_t>(ranks));
+  const auto chunk = [&](std::int64_t index, std::int64_t chunks) {
+    const std::int64_t begin = index * tokens / chunks, end = (index + 1) * tokens / chunks;
+    return TokenRun{begin, end - begin, 1};
+  };
+  const auto kind = random() % 4;
+  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+    std::vector<TokenRun>& runs = parts[static_cast<std::size_t>(rank)];
+    if (kind == 0) runs = {chunk(rank, ranks)};
+    if (kind == 1) runs = {chunk(rank, 2 * ranks), chunk(2 * ranks - 1 - rank, 2 * ranks)};
+    if (kind == 2) runs = {{rank, rank < tokens ? (tokens - rank + ranks - 1) / ranks : 0, ranks}};
+  }
+  for (std::int64_t at = 0; kind == 3 && at < tokens;) {
+    const std::int64_t count = std::min<std::int64_t>(1 + random() % 3, tokens - at);
+    parts[random() % parts.size()].push_back({at, count, 1});
+    at += count;
+  }
+  if (kind == 3) {
+    for (auto& runs : parts) std::shuffle(runs.begin(), runs.end(), random);
+  }
+  return parts;
+}
+
+/// Adds the pairs of a cut, found through the tokens of the two views.
+void add_pairs(Bitmap& map, const std::vector<Slice>& bands, const std::vector<TokenRun>& q_runs,
+               const std::vector<TokenRun>& k_runs) {
+  const auto queries = tokens_of(q_runs), keys = tokens_of(k_runs);
+  const Bitmap rows(static_cast<std::int64_t>(queries.size()),
+                    static_cast<std::int64_t>(keys.size()), bands);
+  for (std::size_t i = 0; i < queries.size(); ++i) {
+    for (std::size_t j = 0; j < keys.size(); ++j) {
+      const auto pair = rows.at(static_cast<std::int64_t>(i), static_cast<std::int64_t>(j));
+      map.at(queries[i], keys[j]) = static_cast<std::uint8_t>(map.at(queries[i], keys[j]) + pair);
+    }
+  }
+}
+
+/// Whole sets at once: overlap, area, intersection with another set, and the cuts between all ranks
+/// of a layout, which must cover every pair of the mask once.
+TEST(SliceSets, AgreeWithTheBitmapOnOverlapAreaIntersectionCutAndCoverage) {
+  constexpr int kSets = 100'000;
+  std::mt19937 random(5);
+  int overlapping = 0, masks = 0;
+  std::int64_t slices_seen = 0, cuts = 0, pairs = 0;
+  for (int set = 0; set < kSets; ++set) {
+    const std::int64_t tokens = 1 + random() % 20;
+    const bool small = random() % 2 == 0;
+    const int attempts = 1 + static_cast<int>(random() % (small ? 80 : 9));
+    std::vector<Slice> slices = small
+                                    ? random_small_disjoint_slices(tokens, tokens, attempts, random)
+                                    : random_disjoint_slices(tokens, tokens, attempts, random);
+    if (random() % 3 == 0)
+      slices.push_back(small ? random_small_slice(tokens, tokens, random)
+                             : random_slice(tokens, tokens, random));
+    std::shuffle(slices.begin(), slices.end(), random);
+    const Bitmap map(tokens, tokens, slices);
+    if (map.max() > 1) {
+      ++overlapping;
+      ASSERT_THROW(Mask::from_slices(tokens, slices), Error);
+      continue;
+    }
+    const Mask mask = Mask::from_slices(tokens, slices);
+    ++masks;
+    slices_seen += static_cast<std::int64_t>(mask.slices().size());
+    pairs += map.sum();
+    ASSERT_EQ(Bitmap(tokens, tokens, mask.slices()), map);
+    ASSERT_EQ(mask.area(), map.sum());
+
+    const std::vector<Slice> others = random_disjoint_slices(tokens, tokens, 4, random);
+    const Bitmap other(tokens, tokens, others);
+    Bitmap both(tokens, tokens), expected(tokens, tokens);
+    std::int64_t both_area = 0;
+    for (const Slice& a : mask.slices()) {
+      for (const Slice& b : others) {
+        both.add(intersect(a, b));
+        both_area += area(intersect(a, b));
+      }
+    }
+    for (std::int64_t i = 0; i < tokens; ++i) {
+      for (std::int64_t j = 0; j < tokens; ++j)
+        expected.at(i, j) = static_cast<std::uint8_t>(map.at(i, j) * other.at(i, j));
+    }
+    ASSERT_EQ(both, expected);
+    ASSERT_EQ(both_area, expected.sum());
+
+    const auto parts = random_partition(tokens, 1 + random() % 5, random);
+    Bitmap covered(tokens, tokens);
+    for (const auto& q_runs : parts) {
+      for (const auto& k_runs : parts) {
+        const std::vector<Slice> bands = cut(mask, q_runs, k_runs);
+        add_pairs(covered, bands, q_runs, k_runs);
+        ASSERT_EQ(any_visible(mask, q_runs, k_runs), area(bands) > 0);
+        ++cuts;
+      }
+    }
+    ASSERT_EQ(covered, map);
+  }
+  EXPECT_EQ(overlapping + masks, kSets);
+  EXPECT_GT(overlapping, kSets / 10);
+  std::printf("%d slice sets: %d overlap; %d masks of %ld slices and %ld pairs, %ld cuts\n", kSets,
+              overlapping, masks, slices_seen, pairs, cuts);
 }
 
 /// Mixed strides either give the exact bands or are refused, and then a pair is visible.

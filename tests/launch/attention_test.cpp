@@ -2,10 +2,14 @@
 // and MPI.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <set>
+
 #include "launch/attention_case.h"
 #include "parallel/schemes/scheme.h"
 #include "runtime/io/hdf5.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/mask_words.h"
 #include "tests/support/process.h"
 
 namespace longhaul::launch {
@@ -17,12 +21,29 @@ using attention::Slice;
 
 constexpr std::int64_t kBatch = 2, kSeqLen = 37, kHeads = 4, kKvHeads = 2, kDim = 16, kValueDim = 8;
 
-struct NamedMask {
-  const char* name;
-  Mask one;  // of one sequence
-};
+const std::vector<std::int64_t> kDocuments{0, 1, 20, 20, 37}, kPrefixes{0, 7, 0, 17},
+    kBlockOffsets{0, 9, 14, 14, 25, 37};
+/// 0 and 1 for 5 x 5 blocks, uint8.
+const std::vector<std::uint8_t> kBlocks{1, 0, 0, 0, 1,  //
+                                        1, 1, 0, 1, 0,  //
+                                        0, 1, 1, 1, 1,  //
+                                        0, 0, 0, 0, 0,  //
+                                        1, 1, 0, 1, 1};
 
-const std::vector<std::int64_t> kDocuments{0, 1, 20, 20, 37};
+/// A mask as it is asked for.
+struct NamedMask {
+  std::string name;
+  std::vector<std::string> options = {};
+  bool over_mpi = false;
+
+  std::vector<std::string> arguments() const {
+    std::vector<std::string> all{"--mask", name};
+    all.insert(all.end(), options.begin(), options.end());
+    return all;
+  }
+  /// Of one sequence, pair by pair.
+  Mask mask() const;
+};
 
 /// One slice of each type, on separate rows and keys.
 const std::vector<std::int64_t> kSlices{0,  9,  0,  9,  0,  //
@@ -47,6 +68,24 @@ Mask slices_pair_by_pair() {
   return Mask::from_slices(kSeqLen, rows);
 }
 
+Mask NamedMask::mask() const {
+  if (name == "slices") return slices_pair_by_pair();
+  attention::MaskParameters p;
+  for (std::size_t i = 0; i < options.size(); i += 2) {
+    const std::int64_t value = std::stoll(options[i + 1]);
+    auto& n = p.numbers;
+    (options[i] == "--window"   ? n.window
+     : options[i] == "--prefix" ? n.prefix
+     : options[i] == "--global" ? n.global
+                                : n.block) = value;
+  }
+  p.documents = kDocuments;
+  p.prefixes = kPrefixes;
+  p.block_offsets = kBlockOffsets;
+  p.blocks = attention::IntegerArray{{5, 5}, {kBlocks.begin(), kBlocks.end()}};
+  return test::MaskWords(name, p, kSeqLen).mask();
+}
+
 /// The case file and the same problem for the reference.
 test::AttentionCase write_case(const std::string& path, const Mask& mask, bool with_dout,
                                double scale) {
@@ -61,6 +100,9 @@ test::AttentionCase write_case(const std::string& path, const Mask& mask, bool w
   file.write<float>("v", {kBatch, kSeqLen, kKvHeads, kValueDim}, c.v);
   if (with_dout) file.write<float>("dout", {kBatch, kSeqLen, kHeads, kValueDim}, c.dout);
   file.write<std::int64_t>("documents", {static_cast<std::int64_t>(kDocuments.size())}, kDocuments);
+  file.write<std::int64_t>("prefixes", {4}, kPrefixes);
+  file.write<std::int64_t>("block_offsets", {6}, kBlockOffsets);
+  file.write<std::uint8_t>("blocks", {5, 5}, kBlocks);
   file.write<std::int64_t>("slices", {static_cast<std::int64_t>(kSlices.size() / 5), 5}, kSlices);
   if (scale != 0) file.set_attribute("scale", scale);
   file.close();
@@ -121,17 +163,39 @@ void run(const std::vector<std::string>& command) {
 
 TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
   const test::TempDirectory folder;
-  const NamedMask masks[] = {{"full", Mask::full(kSeqLen)},
-                             {"causal", Mask::causal(kSeqLen)},
-                             {"documents", Mask::documents(kDocuments)},
-                             {"slices", slices_pair_by_pair()}};
+  const NamedMask masks[] = {
+      {"full", {}, true},
+      {"causal", {}, true},
+      {"full_document"},
+      {"causal_document"},
+      {"documents", {}, true},
+      {"full_window", {"--window", "6"}},
+      {"causal_window", {"--window", "99"}},
+      {"shared_question", {"--prefix", "3", "--block", "4"}},
+      {"shared_question", {}, true},
+      {"global_window", {"--window", "4", "--global", "3"}},
+      {"causal_blockwise"},
+      {"causal_blockwise", {"--block", "10"}},
+      {"prefix_causal", {"--prefix", "9"}},
+      {"prefix_document"},
+      {"prefix_document", {"--prefix", "2"}},
+      {"block_causal_document", {"--block", "8"}},
+      {"block_sparse", {"--block", "8"}, true},
+      {"block_sparse_variable"},
+      {"slices", {}, true},
+  };
+  std::set<std::string> tried;
+  for (const NamedMask& mask : masks) tried.insert(mask.name);
+  EXPECT_EQ(tried.size(), attention::mask_names().size());
   for (const NamedMask& mask : masks) {
-    const std::string path = folder.file(std::string(mask.name) + ".h5");
-    const test::AttentionCase c = write_case(path, mask.one, true, 0);
+    const std::string path = folder.file("case.h5");
+    std::filesystem::remove(path);
+    const test::AttentionCase c = write_case(path, mask.mask(), true, 0);
     for (const std::string layout : {"contiguous", "zigzag", "striped"}) {
-      SCOPED_TRACE(std::string(mask.name) + " over " + layout);
-      const std::vector<std::string> options{"attention", path,   "--scheme", "ring",
-                                             "--layout",  layout, "--mask",   mask.name};
+      SCOPED_TRACE(mask.name + " over " + layout);
+      std::vector<std::string> options{"attention", path, "--scheme", "ring", "--layout", layout};
+      const std::vector<std::string> arguments = mask.arguments();
+      options.insert(options.end(), arguments.begin(), arguments.end());
       const auto with = [&](std::vector<std::string> more) {
         std::vector<std::string> all = options;
         all.insert(all.end(), more.begin(), more.end());
@@ -147,7 +211,7 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
       const test::AttentionResult result = read_result(file);
       test::expect_matches_reference(c, result);
       expect_counts(file, c, layout, 3);
-      if (layout != "zigzag") continue;
+      if (layout != "zigzag" || !mask.over_mpi) continue;
       run(test::mpirun_command(3, with({"--output", processes})));
       const hdf5::File other = hdf5::File::open(processes);
       EXPECT_TRUE(read_result(other) == result);  // bit for bit

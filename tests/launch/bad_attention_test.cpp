@@ -38,6 +38,9 @@ class BadAttentionTest : public RefusalTest {
     for (const char* name : {"q", "k", "v", "dout"})
       right.floats[name] = zeros({kBatch, kTokens, kHeads, kDim});
     right.integers["documents"] = {{3}, {0, 5, 12}};
+    right.integers["prefixes"] = {{2}, {2, 7}};
+    right.integers["block_offsets"] = {{4}, {0, 3, 8, 12}};
+    right.integers["blocks"] = {{3, 3}, {1, 0, 0, 1, 1, 0, 0, 1, 1}};
     right.integers["slices"] = {{2, 5}, {0, 6, 0, 6, 1, 6, 12, 0, 12, 1}};
     return right;
   }
@@ -65,7 +68,8 @@ class BadAttentionTest : public RefusalTest {
 
 TEST_F(BadAttentionTest, MalformedCasesAreDataErrors) {
   write(good());
-  for (const char* mask : {"full", "causal", "documents", "slices"}) {
+  for (const char* mask : {"full", "causal", "documents", "slices", "shared_question",
+                           "prefix_document", "block_sparse_variable"}) {
     const ProcessResult result = longhaul(replay({"--mask", mask}));
     EXPECT_EQ(result.exit_code, 0) << mask << result.err;
   }
@@ -179,6 +183,68 @@ TEST_F(BadAttentionTest, MalformedCasesAreDataErrors) {
        "slices",
        [](Case& c) { c.integers["slices"].second[0] = 7; },
        {"'slices'", "row 0"}},
+      {"slices of three heads",
+       "slices",
+       [](Case& c) {
+         c.integers["slices"] = {{3, 1, 5}, std::vector<std::int64_t>(15)};
+       },
+       {"'slices'", "3 heads", "expected 2"}},
+      {"slices of rank 4",
+       "slices",
+       [](Case& c) {
+         c.integers["slices"].first = {1, 1, 2, 5};
+       },
+       {"'slices'", "rank 4"}},
+      {"overlapping in head 1",
+       "slices",
+       [](Case& c) {
+         c.integers["slices"] = {{2, 2, 5}, {0, 6, 0, 6, 1, 6, 12, 0, 12, 1,  //
+                                             0, 6, 0, 6, 1, 5, 12, 0, 12, 1}};
+       },
+       {"'slices', head 1", "overlap"}},
+      {"prefix of one too many",
+       "prefix_document",
+       [](Case& c) { c.integers["prefixes"].second[0] = 6; },
+       {"'prefixes', row 0: 6"}},
+      {"no documents",
+       "prefix_document",
+       [](Case& c) { c.integers.erase("documents"); },
+       {"'documents'"}},
+      {"a prefix less",
+       "shared_question",
+       [](Case& c) {
+         c.integers["prefixes"] = {{1}, {2}};
+       },
+       {"'prefixes'"}},
+      {"block offsets end early",
+       "shared_question",
+       [](Case& c) { c.integers["block_offsets"].second[3] = 11; },
+       {"'block_offsets'", "11", "12"}},
+      {"no block offsets",
+       "block_sparse_variable",
+       [](Case& c) { c.integers.erase("block_offsets"); },
+       {"'block_offsets'"}},
+      {"no blocks",
+       "block_sparse_variable",
+       [](Case& c) { c.integers.erase("blocks"); },
+       {"'blocks'"}},
+      {"a block that is 2",
+       "block_sparse_variable",
+       [](Case& c) { c.integers["blocks"].second[5] = 2; },
+       {"'blocks', row 1, column 2: 2"}},
+      {"blocks of other borders",
+       "block_sparse_variable",
+       [](Case& c) {
+         c.integers["blocks"] = {{2, 2}, {1, 1, 1, 1}};
+       },
+       {"'blocks' is [2, 2]", "[3, 3]"}},
+      {"blocks of float",
+       "block_sparse_variable",
+       [](Case& c) {
+         c.integers.erase("blocks");
+         c.floats["blocks"] = {{3, 3}, std::vector<float>(9)};
+       },
+       {"'blocks'", "float32"}},
       {"overlapping", "slices", [](Case& c) { c.integers["slices"].second[5] = 3; }, {"overlap"}},
   };
   for (const Malformed& malformed : cases) {
@@ -199,7 +265,19 @@ TEST_F(BadAttentionTest, IllegalCombinationsAreConfigurationErrors) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> illegal = {
       {{"--scheme", "wring"}, "ring"},
       {{"--layout", "zigzack"}, "contiguous, zigzag"},
-      {{"--mask", "document"}, "full, causal, documents or slices"},
+      {{"--mask", "document"}, "full, causal, full_document, causal_document, documents"},
+      {{"--mask", "causal_window"}, "mask causal_window needs --window"},
+      {{"--mask", "causal_window", "--window", "0"}, "--window 0; expected at least 1"},
+      {{"--mask", "full_window", "--window", "-3"}, "--window -3"},
+      {{"--mask", "causal", "--window", "3"}, "mask causal: --window 3 is not used"},
+      {{"--mask", "slices", "--block", "3"}, "--block 3 is not used"},
+      {{"--mask", "global_window", "--window", "3"}, "needs --global"},
+      {{"--mask", "global_window", "--window", "3", "--global", "13"},
+       "--global 13; expected 0 to 12"},
+      {{"--mask", "prefix_causal", "--prefix", "-1"}, "--prefix -1"},
+      {{"--mask", "prefix_causal"}, "needs --prefix"},
+      {{"--mask", "block_sparse"}, "needs --block"},
+      {{"--mask", "block_causal_document"}, "needs --block"},
       {{"--dtype", "float16"}, "float16"},
       {{"--dtype", "float64"}, "float32 or bfloat16"},
       {{"--wire-dtype", "int8"}, "int8"},
@@ -212,6 +290,19 @@ TEST_F(BadAttentionTest, IllegalCombinationsAreConfigurationErrors) {
     expect_refused(78, {part}, replay(arguments));
   }
   expect_refused(64, {"--ranks"}, replay({"--ranks", "0"}));
+  expect_refused(64, {"--window"}, replay({"--mask", "causal_window", "--window", "ten"}));
+
+  Case without = good();  // neither the number nor the dataset in its place
+  without.integers.erase("prefixes");
+  without.integers.erase("block_offsets");
+  without.integers.erase("documents");
+  write(without);
+  expect_refused(78, {"needs --block or dataset 'documents'"},
+                 replay({"--mask", "causal_blockwise"}));
+  Case heads = good();
+  heads.integers["slices"] = {{2, 1, 5}, {0, 6, 0, 6, 1, 0, 6, 0, 6, 0}};
+  write(heads);
+  expect_refused(78, {"differs from head to head"}, replay({"--mask", "slices"}));
 }
 
 TEST_F(BadAttentionTest, RanksThatMpirunDidNotStart) {

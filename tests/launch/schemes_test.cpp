@@ -1,9 +1,16 @@
-// The configuration offers exactly the schemes and layouts that exist.
+// The configuration offers exactly the schemes, layouts and masks that exist.
 #include <gtest/gtest.h>
 
+#include <optional>
+
+#include "attention/named_masks.h"
+#include "launch/batches.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
 #include "runtime/config/schema.h"
+#include "runtime/error.h"
+#include "tests/support/process.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::launch {
 namespace {
@@ -22,6 +29,68 @@ TEST(Schemes, TheConfigurationOffersLayoutsThatExist) {
   EXPECT_EQ(key->choices.size(), 3u);
   for (const std::string& layout : key->choices)
     EXPECT_EQ(parallel::name(parallel::layout_from_name(layout)), layout);
+}
+
+TEST(Schemes, TheConfigurationOffersMasksThatExist) {
+  const runtime::ConfigKey* key = runtime::find_config_key("data", "mask");
+  ASSERT_NE(key, nullptr);
+  std::vector<std::string> trainable, others, refused;
+  for (const std::string& name : attention::mask_names())
+    (attention::mask_rule(name).trainable() ? trainable : others).push_back(name);
+  EXPECT_EQ(key->choices, trainable);
+  for (const auto& [name, reason] : key->not_choices) refused.push_back(name);
+  EXPECT_EQ(refused, others);
+}
+
+/// Every mask with every set of numbers: the configuration accepts just what the mask does.
+TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
+  constexpr std::int64_t kSeqLen = 12;
+  const test::TempDirectory folder;
+  test::write_text(folder.file("corpus.h5"), "not read here");
+  test::write_text(folder.file("run.toml"),
+                   "[job]\noutput_dir = \"" + folder.file("run") +
+                       "\"\n[model]\nhidden_size = 8\nintermediate_size = 8\n"
+                       "num_hidden_layers = 1\nnum_attention_heads = 2\n[data]\ncorpus = \"" +
+                       folder.file("corpus.h5") +
+                       "\"\n[training]\nseq_len = 12\ntokens_per_step = 12\nsteps = 1\n");
+  runtime::Sequence sequence;
+  sequence.tokens.resize(kSeqLen);
+  sequence.documents = {0, 5, kSeqLen};
+  const char* const names[] = {"window", "prefix", "global", "block"};
+  int accepted = 0;
+  // Each number absent, 0, small, beyond the sequence.
+  const std::optional<std::int64_t> values[] = {std::nullopt, 0, 3, 13};
+  for (const std::string& mask : runtime::find_config_key("data", "mask")->choices) {
+    for (int which = 0; which < 256; ++which) {
+      runtime::DataConfig data;
+      data.mask = mask;
+      std::vector<std::string> overrides{"data.mask=" + mask};
+      std::optional<std::int64_t>* const numbers[] = {&data.window, &data.prefix, &data.global,
+                                                      &data.block};
+      for (int i = 0; i < 4; ++i) {
+        *numbers[i] = values[which >> (2 * i) & 3];
+        if (*numbers[i])
+          overrides.push_back("data." + std::string(names[i]) + "=" + std::to_string(**numbers[i]));
+      }
+      std::string config_error, mask_error;
+      try {
+        runtime::load_config(folder.file("run.toml"), overrides);
+      } catch (const runtime::Error& error) {
+        config_error = error.what();
+      }
+      try {
+        sequence_mask(data, sequence);
+        ++accepted;
+      } catch (const runtime::Error& error) {
+        mask_error = error.what();
+        EXPECT_EQ(error.code(), runtime::ExitCode::config);
+      }
+      EXPECT_EQ(config_error.empty(), mask_error.empty()) << mask_text(data) << "\n"
+                                                          << config_error << "\n"
+                                                          << mask_error;
+    }
+  }
+  EXPECT_EQ(accepted, 5 + 2 * 2 + 2 * 2 + 2 * 2 + (1 + 2) + 2 + 2 + 2);
 }
 
 }  // namespace

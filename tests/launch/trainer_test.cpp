@@ -10,8 +10,10 @@
 #include <random>
 #include <set>
 
+#include "attention/named_masks.h"
 #include "runtime/error.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/mask_words.h"
 #include "tests/support/temp_directory.h"
 #include "tests/support/training_run.h"
 
@@ -102,6 +104,59 @@ TEST(Trainer, CausalMaskOverTheWholeSequence) {
   one.data.mask = four.data.mask = "causal";
   expect_equal_within(run_training(four, kVocabulary, documents),
                       run_training(one, kVocabulary, documents), 1e-5);
+}
+
+/// Every mask of [data], with numbers where it takes them.
+std::vector<runtime::DataConfig> all_masks() {
+  std::vector<runtime::DataConfig> all;
+  for (const attention::MaskRule& rule : attention::mask_rules()) {
+    if (!rule.trainable()) continue;
+    runtime::DataConfig data;
+    data.mask = rule.name;
+    if (rule.takes(attention::MaskInput::window)) data.window = 11;
+    if (rule.takes(attention::MaskInput::prefix)) data.prefix = 9;
+    if (rule.takes(attention::MaskInput::global)) data.global = 5;
+    if (rule.takes(attention::MaskInput::block)) data.block = 6;
+    all.push_back(data);
+    if (data.mask == "causal_blockwise") {  // its blocks may also be the documents
+      all.push_back(data);
+      all.back().block.reset();
+    }
+  }
+  return all;
+}
+
+TEST(Trainer, EveryMaskOverRanksAndBatches) {
+  for (const runtime::DataConfig& data : all_masks()) {
+    SCOPED_TRACE(mask_text(data));
+    TrainConfig one = on({1, 1}), three = on({1, 3}, "zigzag", 2), four = on({2, 2}, "striped", 2);
+    one.data = three.data = four.data = data;
+    const auto single = run_training(one, kVocabulary, documents, {.steps = 3});
+    expect_equal_within(run_training(three, kVocabulary, documents, {.steps = 3}), single, 1e-5);
+    expect_equal_within(run_training(four, kVocabulary, documents, {.steps = 3}), single, 1e-5);
+    std::int64_t area = 0;  // of the four sequences of the first step
+    for (std::int64_t cursor = 0; cursor < 4; ++cursor) {
+      attention::MaskParameters p;
+      p.numbers = {data.window, data.prefix, data.global, data.block};
+      p.documents = documents(cursor).documents;
+      area += test::MaskWords(data.mask, p, kSeqLen).mask().area();
+    }
+    EXPECT_EQ(single[0].area, area);
+  }
+}
+
+TEST(Trainer, PrefixMaskLearnsAndGoesOnBitForBit) {
+  const test::TempDirectory folder;
+  const std::string checkpoints = (folder / "checkpoints").string();
+  TrainConfig config = on({1, 3}, "zigzag", 2);
+  config.data.mask = "prefix_document";
+  config.data.prefix = 9;
+  const auto straight = run_training(config, kVocabulary, documents);
+  EXPECT_LT(straight.back().loss, straight.front().loss);
+  run_training(config, kVocabulary, documents, {.steps = 10, .save_to = checkpoints});
+  const auto rest =
+      run_training(config, kVocabulary, documents, {.steps = 10, .load_from = checkpoints});
+  expect_equal_within(rest, {straight.begin() + 10, straight.end()}, 0);
 }
 
 TEST(Trainer, RecomputationAndRerunsAreBitwiseEqual) {

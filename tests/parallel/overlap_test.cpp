@@ -128,7 +128,7 @@ void expect_hop_runs_beside_compute(Direction direction) {
       bindings.push_back({"dkv", {dk, dv}});
     }
     Execution execution(std::make_shared<const Program>(generate(static_cast<int>(rank))), shapes,
-                        0.25f, bindings, compute, channels);
+                        {.scale = 0.25f}, bindings, compute, channels);
     execution.finish();
     compute.synchronize(runtime::deadline_in(60));
   });

@@ -49,12 +49,28 @@ Slice random_slice(std::int64_t queries, std::int64_t keys, std::mt19937& random
   return slice;
 }
 
-std::vector<Slice> random_disjoint_slices(std::int64_t queries, std::int64_t keys, int attempts,
-                                          std::mt19937& random) {
+Slice random_small_slice(std::int64_t queries, std::int64_t keys, std::mt19937& random) {
+  const std::int64_t rows = pick(0, std::min<std::int64_t>(queries, 8), random),
+                     columns = pick(0, std::min<std::int64_t>(keys, 8), random);
+  const std::int64_t q = pick(0, queries - rows, random), k = pick(0, keys - columns, random);
+  Slice slice = random_slice(rows, columns, random);
+  slice.q_begin += q;
+  slice.q_end += q;
+  slice.k_begin += k;
+  slice.k_end += k;
+  if (slice.lo > -attention::kUnbounded) slice.lo += k - q;
+  if (slice.hi < attention::kUnbounded) slice.hi += k - q;
+  return slice;
+}
+
+namespace {
+std::vector<Slice> disjoint_of(std::int64_t queries, std::int64_t keys, int attempts,
+                               std::mt19937& random,
+                               Slice (*draw)(std::int64_t, std::int64_t, std::mt19937&)) {
   std::vector<Slice> slices;
   Bitmap taken(queries, keys);
   for (int attempt = 0; attempt < attempts; ++attempt) {
-    const Slice slice = random_slice(queries, keys, random);
+    const Slice slice = draw(queries, keys, random);
     bool free = true;
     for (std::int64_t i = slice.q_begin; i < slice.q_end && free; ++i) {
       for (std::int64_t j = slice.k_begin; j < slice.k_end && free; ++j) {
@@ -66,6 +82,17 @@ std::vector<Slice> random_disjoint_slices(std::int64_t queries, std::int64_t key
     slices.push_back(slice);
   }
   return slices;
+}
+}  // namespace
+
+std::vector<Slice> random_disjoint_slices(std::int64_t queries, std::int64_t keys, int attempts,
+                                          std::mt19937& random) {
+  return disjoint_of(queries, keys, attempts, random, random_slice);
+}
+
+std::vector<Slice> random_small_disjoint_slices(std::int64_t queries, std::int64_t keys,
+                                                int attempts, std::mt19937& random) {
+  return disjoint_of(queries, keys, attempts, random, random_small_slice);
 }
 
 }  // namespace longhaul::test

@@ -36,8 +36,12 @@ class Bitmap {
 
 /// One slice with any kind of band, possibly empty, inside queries x keys.
 attention::Slice random_slice(std::int64_t queries, std::int64_t keys, std::mt19937& random);
+/// The same with at most 8 queries and 8 keys, so that many fit.
+attention::Slice random_small_slice(std::int64_t queries, std::int64_t keys, std::mt19937& random);
 /// Up to `attempts` disjoint slices.
 std::vector<attention::Slice> random_disjoint_slices(std::int64_t queries, std::int64_t keys,
                                                      int attempts, std::mt19937& random);
+std::vector<attention::Slice> random_small_disjoint_slices(std::int64_t queries, std::int64_t keys,
+                                                           int attempts, std::mt19937& random);
 
 }  // namespace longhaul::test

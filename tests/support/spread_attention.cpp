@@ -88,13 +88,13 @@ SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& opti
     const std::int64_t sent_before = attention.sent_bytes();
     const double waited_before = compute.waited_seconds();
     const auto begin = runtime::Clock::now();
-    auto forward = attention.forward(q, k, v, which.scoring.scale, out, lse);
+    auto forward = attention.forward(q, k, v, which.scoring, out, lse);
     forward->start();
     forward->advance();
     forward->finish();
     attention::block_delta(out, dout, delta, compute);
     auto backward =
-        attention.backward({q, k, v, dout, lse, delta}, which.scoring.scale, dq, dk, dv);
+        attention.backward({q, k, v, dout, lse, delta}, which.scoring, dq, dk, dv);
     backward->finish();
     compute.synchronize(deadline());
     rank.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();

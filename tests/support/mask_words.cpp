@@ -1,0 +1,79 @@
+#include "tests/support/mask_words.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace longhaul::test {
+namespace {
+
+/// The part of rising offsets that holds token t.
+std::int64_t part_of(const std::vector<std::int64_t>& offsets, std::int64_t t) {
+  std::int64_t part = -1;
+  for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
+    if (offsets[i] <= t && t < offsets[i + 1]) part = static_cast<std::int64_t>(i);
+  }
+  return part;
+}
+
+}  // namespace
+
+bool MaskWords::sees(std::int64_t i, std::int64_t j) const {
+  if (name_ == "full") return true;
+  if (name_ == "causal") return j <= i;
+  if (name_ == "full_document") return document(i) == document(j);
+  if (name_ == "causal_document" || name_ == "documents")
+    return document(i) == document(j) && j <= i;
+  if (name_ == "full_window") return std::abs(i - j) < *n_.window;
+  if (name_ == "causal_window") return 0 <= i - j && i - j < *n_.window;
+  if (name_ == "shared_question") {
+    if (document(i) != document(j) || j > i) return false;
+    return in_prefix(j) || (!in_prefix(i) && answer(i) == answer(j));
+  }
+  if (name_ == "global_window")
+    return std::abs(i - j) < *n_.window || i < *n_.global || j < *n_.global;
+  if (name_ == "causal_blockwise") {
+    const auto block = [&](std::int64_t t) { return n_.block ? t / *n_.block : document(t); };
+    return j <= i && (block(i) == block(j) || block(i) == block(tokens_ - 1));
+  }
+  if (name_ == "prefix_causal") return j <= i || j < *n_.prefix;
+  if (name_ == "prefix_document") return document(i) == document(j) && (j <= i || in_prefix(j));
+  if (name_ == "block_causal_document") {
+    return document(i) == document(j) && place(j) / *n_.block <= place(i) / *n_.block;
+  }
+  const auto seen = [&](std::int64_t m, std::int64_t n) {
+    return p_.blocks->values[static_cast<std::size_t>(m * p_.blocks->sizes[1] + n)] == 1;
+  };
+  if (name_ == "block_sparse") return seen(i / *n_.block, j / *n_.block);
+  if (name_ == "block_sparse_variable")
+    return seen(part_of(*p_.block_offsets, i), part_of(*p_.block_offsets, j));
+  ADD_FAILURE() << "the test has no words for " << name_;
+  return false;
+}
+
+attention::Mask MaskWords::mask() const {
+  std::vector<attention::Slice> runs;
+  for (std::int64_t i = 0; i < tokens_; ++i) {
+    for (std::int64_t j = 0; j < tokens_; ++j) {
+      if (!sees(i, j)) continue;
+      const std::int64_t begin = j;
+      while (j < tokens_ && sees(i, j)) ++j;
+      runs.push_back({i, i + 1, begin, j});
+    }
+  }
+  return attention::Mask::from_slices(tokens_, std::move(runs));
+}
+
+std::int64_t MaskWords::document(std::int64_t t) const { return part_of(*p_.documents, t); }
+std::int64_t MaskWords::place(std::int64_t t) const {
+  return t - (*p_.documents)[static_cast<std::size_t>(document(t))];
+}
+std::int64_t MaskWords::prefix(std::int64_t t) const {
+  return n_.prefix ? *n_.prefix : (*p_.prefixes)[static_cast<std::size_t>(document(t))];
+}
+bool MaskWords::in_prefix(std::int64_t t) const { return place(t) < prefix(t); }
+std::int64_t MaskWords::answer(std::int64_t t) const {
+  return n_.block ? (place(t) - prefix(t)) / *n_.block : part_of(*p_.block_offsets, t);
+}
+
+}  // namespace longhaul::test
