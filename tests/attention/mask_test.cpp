@@ -120,6 +120,17 @@ TEST(Mask, OverlapIsFoundExactlyWhenTheBitmapHasIt) {
   EXPECT_GT(overlapping, 10'000);
 }
 
+/// Two slices that meet only after a third one between them has ended, with a fourth that begins
+/// later: rare among random sets.
+TEST(Mask, OverlapIsFoundBehindASliceThatEnded) {
+  const std::vector<Slice> slices{{0, 20, 0, 20, -kUnbounded, 0},  // meets keys 8 and 9 from row 8
+                                  {0, 4, 5, 6},
+                                  {2, 20, 8, 10},
+                                  {7, 8, 19, 20}};
+  EXPECT_EQ(Bitmap(20, 20, slices).max(), 2);
+  error_of([&] { Mask::from_slices(20, slices); }, ExitCode::data);
+}
+
 TEST(Mask, ErrorsNameWhatIsWrong) {
   const std::string overlap = error_of(
       [] {

@@ -160,6 +160,25 @@ TEST(NamedMasks, EqualTheirWordsPairByPair) {
   EXPECT_EQ(tried.size(), mask_names().size() - 1);
 }
 
+TEST(NamedMasks, SamplesOfEachEqualTheirWordsToo) {
+  for (const std::int64_t tokens : {0, 1, 5, 7, 64, 127}) {
+    const std::vector<test::MaskSample> samples = test::mask_samples(tokens, 3);
+    EXPECT_EQ(samples.size(), mask_rules().size() + 2);
+    for (std::size_t i = 0; i < samples.size(); ++i) {
+      const auto& [name, parameters] = samples[i];
+      SCOPED_TRACE(runtime::concat(name, " of ", tokens));
+      const HeadMasks mask = make_mask(name, parameters, tokens);
+      EXPECT_EQ(mask.tokens(), tokens);
+      EXPECT_EQ(mask.shared(), i < mask_rules().size());
+      if (name != "slices" && mask.shared()) expect_words(name, parameters, tokens);
+      if (tokens >= 64) {
+        EXPECT_EQ(mask.groups().size(), mask.shared() ? 1u : 3u);
+        EXPECT_GT(mask.of(0).area(), 0);
+      }
+    }
+  }
+}
+
 TEST(NamedMasks, LowerToFewSlices) {
   const auto count = [](const char* name, const MaskParameters& p) {
     return make_mask(name, p, 1000).of(0).slices().size();

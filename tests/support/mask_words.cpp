@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace longhaul::test {
@@ -74,6 +75,60 @@ std::int64_t MaskWords::prefix(std::int64_t t) const {
 bool MaskWords::in_prefix(std::int64_t t) const { return place(t) < prefix(t); }
 std::int64_t MaskWords::answer(std::int64_t t) const {
   return n_.block ? (place(t) - prefix(t)) / *n_.block : part_of(*p_.block_offsets, t);
+}
+
+namespace {
+
+/// [m,m] or [heads,m,m]: the diagonal and a part of the rest, another one for each head.
+attention::IntegerArray sample_blocks(std::int64_t count, std::int64_t heads) {
+  attention::IntegerArray blocks{{count, count}, {}};
+  if (heads > 0) blocks.sizes.insert(blocks.sizes.begin(), heads);
+  for (std::int64_t head = 0; head < std::max<std::int64_t>(1, heads); ++head) {
+    for (std::int64_t m = 0; m < count; ++m) {
+      for (std::int64_t n = 0; n < count; ++n)
+        blocks.values.push_back(m == n || (m * 7 + n * 3 + head * 2) % 5 < 2 ? 1 : 0);
+    }
+  }
+  return blocks;
+}
+
+}  // namespace
+
+std::vector<MaskSample> mask_samples(std::int64_t tokens, std::int64_t heads) {
+  using attention::MaskInput;
+  std::vector<MaskSample> samples;
+  const std::int64_t s = tokens, width = std::max<std::int64_t>(1, s / 6);
+  for (const attention::MaskRule& rule : attention::mask_rules()) {
+    attention::MaskParameters p;
+    if (rule.takes(MaskInput::window)) p.numbers.window = std::max<std::int64_t>(1, s / 7);
+    if (rule.takes(MaskInput::prefix)) p.numbers.prefix = s / 4;
+    if (rule.takes(MaskInput::global)) p.numbers.global = s / 9;
+    if (rule.takes(MaskInput::block)) p.numbers.block = width;
+    if (rule.takes(MaskInput::documents)) p.documents = {{0, s / 5, s / 5, s / 2, s}};
+    if (rule.takes(MaskInput::block_offsets) && !rule.takes(MaskInput::block))
+      p.block_offsets = {{0, s / 8, s / 3, s / 3, s}};
+    if (rule.takes(MaskInput::blocks))
+      p.blocks = sample_blocks(p.block_offsets ? 4 : (s + width - 1) / width, 0);
+    if (rule.takes(MaskInput::slices))
+      p.slices = {{4, 5}, {0,     s / 4, 0,     s / 4, 0, s / 4, s / 2, s / 8, s / 2, 1,
+                           s / 2, s,     s / 3, s,     2, 0,     0,     0,     0,     0}};
+    samples.push_back({rule.name, std::move(p)});
+  }
+  if (heads == 0) return samples;
+  MaskSample blocks{"block_sparse", {}}, slices{"slices", {}};
+  blocks.parameters.numbers.block = width;
+  blocks.parameters.blocks = sample_blocks((s + width - 1) / width, heads);
+  samples.push_back(std::move(blocks));
+  attention::IntegerArray rows{{heads, 2, 5}, {}};
+  for (std::int64_t head = 0; head < heads; ++head) {  // two causal halves, cut elsewhere each
+    const std::int64_t at = s * (head + 1) / (heads + 1);
+    for (const std::int64_t value :
+         {std::int64_t{0}, at, std::int64_t{0}, at, std::int64_t{1}, at, s, at, s, std::int64_t{1}})
+      rows.values.push_back(value);
+  }
+  slices.parameters.slices = std::move(rows);
+  samples.push_back(std::move(slices));
+  return samples;
 }
 
 }  // namespace longhaul::test

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "attention/named_masks.h"
 
@@ -31,5 +32,15 @@ class MaskWords {
   const attention::MaskNumbers& n_;
   const std::int64_t tokens_;
 };
+
+/// A mask by name with parameters for it.
+struct MaskSample {
+  std::string name;
+  attention::MaskParameters parameters;
+};
+/// Every mask by name over `tokens` tokens, any number of them, with parameters in proportion; then
+/// block_sparse and slices with a mask of its own for each of `heads` query heads, if any. For
+/// products of masks with whatever takes them.
+std::vector<MaskSample> mask_samples(std::int64_t tokens, std::int64_t heads = 0);
 
 }  // namespace longhaul::test
