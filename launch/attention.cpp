@@ -67,7 +67,7 @@ Replay make_replay(const AttentionOptions& options, int ranks) {
     }
   }
   AttentionCase input = read_attention_case(options.case_path, options.mask);
-  const parallel::Layout tokens(layout, input.seq_len, input.batch, ranks);
+  const auto tokens = parallel::Layout::make(layout, input.mask, input.batch, ranks);
   Replay replay{std::move(input), scheme, tokens, dtype, wire, {}};
   verify_schedules(replay);
   for (int query = 0; query < ranks; ++query) {

@@ -42,8 +42,7 @@ TensorView unconst(ConstTensorView view) {
 
 struct Attention::Impl {
   // Programs of the batches seen lately, by what they are a function of.
-  using Key =
-      std::tuple<std::uint64_t, LayoutKind, std::int64_t, std::int64_t, int, int, Direction>;
+  using Key = std::tuple<std::uint64_t, std::uint64_t, int, int, Direction>;
   static constexpr std::size_t kCached = 16;
 
   const Scheme& scheme;
@@ -57,8 +56,7 @@ struct Attention::Impl {
 
   std::shared_ptr<const Program> program(Direction direction, const Shapes& shapes) {
     LONGHAUL_CHECK(mask && layout, "set_batch() comes before the first attention call");
-    const Key key{mask->digest(), layout->kind(),  layout->seq_len(), layout->batch(),
-                  shapes.heads,   shapes.kv_heads, direction};
+    const Key key{mask->digest(), layout->digest(), shapes.heads, shapes.kv_heads, direction};
     auto found = cache.find(key);
     if (found == cache.end()) {
       if (cache.size() >= kCached) cache.clear();

@@ -111,8 +111,10 @@ std::vector<ConfigKey> declare() {
        .explanation = "How attention is spread over those ranks.", .default_value = "\"ring\"",
        .choices = {"ring"}},
       {LONGHAUL_KEY(parallelism, context_parallel_layout),
-       .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask.",
-       .default_value = "\"zigzag\"", .choices = {"contiguous", "zigzag", "striped"}},
+       .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask, "
+                      "`document_zigzag` and `balanced` packed documents.",
+       .default_value = "\"zigzag\"",
+       .choices = {"contiguous", "zigzag", "striped", "document_zigzag", "balanced"}},
       {LONGHAUL_KEY(parallelism, context_parallel_wire_dtype),
        .explanation = "Dtype in which circulating gradient accumulators travel.",
        .default_value = "\"float32\"", .choices = {"float32", "bfloat16"}},

@@ -93,7 +93,8 @@ test::AttentionResult read_result(const hdf5::File& file) {
 void expect_counts(const hdf5::File& file, const test::AttentionCase& c, const std::string& layout,
                    int ranks) {
   const Mask mask = Mask::from_slices(c.q_rows, c.bands);
-  const parallel::Layout tokens(parallel::layout_from_name(layout), kSeqLen, kBatch, ranks);
+  const auto tokens =
+      parallel::Layout::make(parallel::layout_from_name(layout), mask, kBatch, ranks);
   std::vector<std::int64_t> sent(static_cast<std::size_t>(ranks), 0),
       area(static_cast<std::size_t>(ranks), 0);
   for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
@@ -128,7 +129,8 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
   for (const NamedMask& mask : masks) {
     const std::string path = folder.file(std::string(mask.name) + ".h5");
     const test::AttentionCase c = write_case(path, mask.one, true, 0);
-    for (const std::string layout : {"contiguous", "zigzag", "striped"}) {
+    for (const parallel::LayoutKind kind : parallel::layout_kinds()) {
+      const std::string layout = parallel::name(kind);
       SCOPED_TRACE(std::string(mask.name) + " over " + layout);
       const std::vector<std::string> options{"attention", path,   "--scheme", "ring",
                                              "--layout",  layout, "--mask",   mask.name};
