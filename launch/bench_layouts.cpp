@@ -235,6 +235,7 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
     fail(ExitCode::usage, "--heads ", options.heads, " is no multiple of --kv-heads ",
          options.kv_heads);
   }
+  parallel::scheme_from_name(options.scheme);  // throws before anything is measured
   const std::vector<Mask> masks = packed_masks(options);
   std::size_t documents = 0;
   for (const Mask& mask : masks) documents += mask.slices().size();

@@ -23,6 +23,7 @@ constexpr std::int64_t kTileRows = 128;
 // is ahead of that by no more than this part of the chunk's weight.
 constexpr std::int64_t kAffinitySlack = 4;
 constexpr int kAffinityCandidates = 8;
+constexpr double kCloseEnough = 1.01;  // to the mean: swaps beyond it only part documents
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
@@ -190,8 +191,9 @@ void consider_swaps(const Deal& dealt, const Indices& weights, std::int64_t rank
   }
 }
 
-/// Swaps chunks of the dearest rank until no swap makes it cheaper.
-void improve(Deal& dealt, const Indices& weights) {
+/// Swaps chunks of the dearest rank until it weighs no more than `enough`, or no swap makes it
+/// cheaper.
+void improve(Deal& dealt, const Indices& weights, double enough) {
   const auto ranks = static_cast<std::int64_t>(dealt.load.size());
   const auto falling = [&](std::int64_t a, std::int64_t b) {
     return weights[at(a)] != weights[at(b)] ? weights[at(a)] > weights[at(b)] : a < b;
@@ -199,7 +201,8 @@ void improve(Deal& dealt, const Indices& weights) {
   for (std::int64_t round = 0; round < 8 * ranks; ++round) {
     const std::int64_t dearest = std::ranges::max_element(dealt.load) - dealt.load.begin();
     Swap best;
-    best.larger = dealt.largest();
+    best.larger = dealt.load[at(dearest)];
+    if (static_cast<double>(best.larger) <= enough) return;
     for (std::int64_t other = 0; other < ranks; ++other) {
       if (other != dearest) consider_swaps(dealt, weights, dearest, other, best);
     }
@@ -248,12 +251,13 @@ LayoutPlan plan_balanced(const HeadMasks& masks, int ranks) {
     const Indices weights = chunk_weights(masks, chunks);
     const auto total =
         static_cast<double>(std::accumulate(weights.begin(), weights.end(), std::int64_t{0}));
+    const double mean = total / ranks;
     const auto good = [&](std::int64_t area) {
-      return static_cast<double>(area) * ranks <= kBalanceTarget * total;
+      return static_cast<double>(area) <= kBalanceTarget * mean;
     };
     if (!last && !good(*std::ranges::max_element(weights))) continue;  // one chunk is too dear
     Deal dealt = deal(chunks, weights, Affinity(parts, chunks));
-    improve(dealt, weights);
+    improve(dealt, weights, kCloseEnough * mean);
     const std::int64_t largest = dealt.largest();
     if (!best || largest < best->largest) best = Candidate{chunks, std::move(dealt), largest};
     if (last || good(largest)) return to_plan(best->chunks, std::move(best->dealt));
