@@ -14,13 +14,19 @@ namespace {
 using attention::Mask;
 using Offsets = std::vector<std::int64_t>;
 
-/// Largest over mean of the ranks' causal areas, token by token.
-double imbalance(const Offsets& documents, const Layout& layout) {
-  std::vector<std::int64_t> cost;  // keys that a token sees
+/// Keys that each token sees.
+std::vector<std::int64_t> costs(const Offsets& documents) {
+  std::vector<std::int64_t> cost;
   for (std::size_t d = 0; d + 1 < documents.size(); ++d) {
     for (std::int64_t i = documents[d]; i < documents[d + 1]; ++i)
       cost.push_back(i - documents[d] + 1);
   }
+  return cost;
+}
+
+/// Largest over mean of the ranks' causal areas, token by token.
+double imbalance(const Offsets& documents, const Layout& layout) {
+  const std::vector<std::int64_t> cost = costs(documents);
   std::vector<std::int64_t> areas;
   for (int rank = 0; rank < layout.ranks(); ++rank) {
     areas.push_back(0);
@@ -33,16 +39,47 @@ double imbalance(const Offsets& documents, const Layout& layout) {
          static_cast<double>(total);
 }
 
-/// Keys of other ranks that the ranks' queries see, over the number of tokens.
-double foreign_keys(const Offsets& documents, const Layout& layout) {
+std::vector<int> owners(const Layout& layout) {
   std::vector<int> owner(static_cast<std::size_t>(layout.tokens()));
   for (int rank = 0; rank < layout.ranks(); ++rank) {
     for (const std::int64_t token : layout.tokens_of(rank))
       owner[static_cast<std::size_t>(token)] = rank;
   }
+  return owner;
+}
+
+/// Owners when the dearest chunk goes to the emptiest rank with room, whatever that holds.
+std::vector<int> owners_without_affinity(const Offsets& documents, int ranks, std::int64_t chunk) {
+  const std::vector<std::int64_t> cost = costs(documents);
+  const std::size_t size = static_cast<std::size_t>(chunk), count = cost.size() / size;
+  std::vector<std::int64_t> weight;
+  for (std::size_t c = 0; c < count; ++c)
+    weight.push_back(std::accumulate(cost.begin() + static_cast<std::ptrdiff_t>(c * size),
+                                     cost.begin() + static_cast<std::ptrdiff_t>((c + 1) * size),
+                                     std::int64_t{0}));
+  std::vector<std::size_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, [&](auto a, auto b) { return weight[a] > weight[b]; });
+  std::vector<std::int64_t> load(static_cast<std::size_t>(ranks)), held(load.size());
+  std::vector<int> owner(cost.size());
+  for (const std::size_t c : order) {
+    std::size_t to = load.size();
+    for (std::size_t rank = 0; rank < load.size(); ++rank) {
+      if (held[rank] * ranks < static_cast<std::int64_t>(count) &&
+          (to == load.size() || load[rank] < load[to]))
+        to = rank;
+    }
+    load[to] += weight[c];
+    ++held[to];
+    std::fill_n(owner.begin() + static_cast<std::ptrdiff_t>(c * size), chunk, static_cast<int>(to));
+  }
+  return owner;
+}
+
+/// Keys of other ranks that the ranks' queries see, over the number of tokens.
+double foreign_keys(const Offsets& documents, const std::vector<int>& owner, int ranks) {
   std::int64_t foreign = 0;
-  std::vector<std::int64_t> last(static_cast<std::size_t>(layout.ranks()));
-  std::vector<std::int64_t> own(last.size());
+  std::vector<std::int64_t> last(static_cast<std::size_t>(ranks)), own(last.size());
   for (std::size_t d = 0; d + 1 < documents.size(); ++d) {
     std::ranges::fill(last, documents[d]);
     std::ranges::fill(own, 0);
@@ -54,11 +91,11 @@ double foreign_keys(const Offsets& documents, const Layout& layout) {
     for (std::size_t rank = 0; rank < own.size(); ++rank)
       foreign += last[rank] - documents[d] - own[rank];
   }
-  return static_cast<double>(foreign) / static_cast<double>(layout.tokens());
+  return static_cast<double>(foreign) / static_cast<double>(owner.size());
 }
 
 void expect_balance(const std::vector<std::int64_t>& lengths) {
-  double solved_keys = 0, dealt_keys = 0;
+  double solved_keys = 0, dealt_keys = 0, plain_keys = 0;
   for (const std::int64_t seq_len : {131072, 262144, 524288, 1048576}) {
     for (const Offsets& documents : test::pack(lengths, seq_len, 4)) {
       const attention::HeadMasks masks = Mask::documents(documents);
@@ -85,14 +122,18 @@ void expect_balance(const std::vector<std::int64_t>& lengths) {
           }
         }
         // Documents stay together where balance allows; zigzag spreads each over all ranks.
-        const double seen = foreign_keys(documents, solved), most = foreign_keys(documents, dealt);
+        const double seen = foreign_keys(documents, owners(solved), ranks),
+                     most = foreign_keys(documents, owners(dealt), ranks);
         EXPECT_LE(seen, most);
         solved_keys += seen;
         dealt_keys += most;
+        plain_keys += foreign_keys(
+            documents, owners_without_affinity(documents, ranks, solved.chunk_tokens()), ranks);
       }
     }
   }
   EXPECT_LE(solved_keys, 0.5 * dealt_keys);
+  EXPECT_LT(solved_keys, plain_keys);
 }
 
 TEST(DocumentMix, MadeUpIsBalanced) { expect_balance(test::made_up_lengths(20000, 7)); }
