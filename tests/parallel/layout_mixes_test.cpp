@@ -133,7 +133,7 @@ void expect_balance(const std::vector<std::int64_t>& lengths) {
     }
   }
   EXPECT_LE(solved_keys, 0.5 * dealt_keys);
-  EXPECT_LT(solved_keys, plain_keys);
+  EXPECT_LT(solved_keys, 0.95 * plain_keys);  // 0.8 to 0.9; 1.00 when affinity decides nothing
 }
 
 TEST(DocumentMix, MadeUpIsBalanced) { expect_balance(test::made_up_lengths(20000, 7)); }

@@ -14,7 +14,8 @@ namespace fs = std::filesystem;
 namespace {
 fs::path reference_folder() {
   const char* given = std::getenv("LONGHAUL_REFERENCE_DATA");
-  return given != nullptr ? fs::path(given) : fs::path(LONGHAUL_SOURCE_DIR) / "../shared/data";
+  if (given != nullptr) return given;
+  return (fs::path(LONGHAUL_SOURCE_DIR) / "../shared/data").lexically_normal();
 }
 }  // namespace
 
