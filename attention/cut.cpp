@@ -165,6 +165,36 @@ std::vector<Slice> joined(std::vector<Slice> bands) {
   return out;
 }
 
+/// A visible pair of the first few query runs, if the runs rise; a miss says nothing. Most views
+/// that share a pair show one at once, and an index of thousands of runs costs more than that.
+bool glimpse(const Mask& mask, std::span<const Run> q_runs, std::span<const Run> k_runs) {
+  constexpr std::size_t kRuns = 4;
+  const auto usable = [](const Run& run) {  // the index says what is wrong with others
+    return run.count == 1 || (run.count > 1 && run.stride >= 1);
+  };
+  const auto place = [](const Run& run) {
+    return PlacedRun{{run.first, run.count, run.count == 1 ? 1 : run.stride}, 0};
+  };
+  for (const Run& q : q_runs.first(std::min(kRuns, q_runs.size()))) {
+    if (!usable(q)) continue;
+    const PlacedRun placed = place(q);
+    for (const Slice& slice : mask.slices_near(q.first, placed.end(), 0, mask.tokens())) {
+      const std::int64_t q_begin = std::max(slice.q_begin, q.first),
+                         q_end = std::min(slice.q_end, placed.end());
+      if (q_begin >= q_end) continue;
+      // The last run that begins inside the keys of these rows, if any.
+      const auto after = std::partition_point(
+          k_runs.begin(), k_runs.end(),
+          [end = slice.key_end(q_end - 1)](const Run& k) { return k.first < end; });
+      if (after == k_runs.begin() || !usable(*std::prev(after))) continue;
+      Slice band;
+      const Strides strides = cut_runs(slice, placed, place(*std::prev(after)), band);
+      if (strides == Strides::clash || band.q_begin < band.q_end) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 std::vector<Slice> cut(const Mask& mask, std::span<const Run> q_runs, std::span<const Run> k_runs) {
@@ -185,6 +215,7 @@ std::vector<Slice> cut(const Mask& mask, std::span<const Run> q_runs, std::span<
 }
 
 bool any_visible(const Mask& mask, std::span<const Run> q_runs, std::span<const Run> k_runs) {
+  if (glimpse(mask, q_runs, k_runs)) return true;
   return visit_cuts(mask, RunIndex(q_runs), RunIndex(k_runs),
                     [](const Slice& slice, const PlacedRun& q, const PlacedRun& k) {
                       Slice band;

@@ -67,4 +67,37 @@ HeadMasks HeadMasks::repeated(std::int64_t copies) const {
   return all;
 }
 
+// A visible pair forbids cuts in (min, max] of its two tokens. Of a slice's pairs with one positive
+// distance key - query these are one range, and the range of a larger distance holds that of a
+// smaller one; so the largest distance stands for all, and the most negative one for the keys
+// before their queries.
+std::vector<std::int64_t> independent_parts(const HeadMasks& masks) {
+  struct Range {
+    std::int64_t begin, end;  // tokens that must not start a part
+  };
+  std::vector<Range> joined;
+  for (const HeadMasks::Group& group : masks.groups()) {
+    for (const Slice& s : group.mask.slices()) {
+      if (s.hi > 0)
+        joined.push_back(
+            {std::max(s.q_begin, s.k_begin - s.hi) + 1, std::min(s.q_end + s.hi, s.k_end)});
+      if (s.lo < 0)
+        joined.push_back(
+            {std::max(s.k_begin, s.q_begin + s.lo) + 1, std::min(s.q_end, s.k_end - s.lo)});
+    }
+  }
+  std::ranges::sort(joined, {}, &Range::begin);
+  std::vector<std::int64_t> offsets;
+  std::int64_t next = 0;  // every cut before it is decided
+  const auto cut_until = [&](std::int64_t end) {
+    for (; next < end; ++next) offsets.push_back(next);
+  };
+  for (const Range& range : joined) {
+    cut_until(range.begin);
+    next = std::max(next, range.end);
+  }
+  cut_until(masks.tokens() + 1);
+  return offsets;
+}
+
 }  // namespace longhaul::attention

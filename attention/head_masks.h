@@ -43,4 +43,10 @@ class HeadMasks {
   std::vector<Group> groups_;
 };
 
+/// Offsets of the finest cut of the tokens such that no head sees a pair across a cut: the
+/// documents of packed documents, the whole of a causal sequence, the sequences of a batch. Rises
+/// strictly from 0 to the token count; {0} without tokens. A token that shares no pair with another
+/// is a part of its own. Cost: O(slices log slices + parts).
+std::vector<std::int64_t> independent_parts(const HeadMasks& masks);
+
 }  // namespace longhaul::attention

@@ -99,7 +99,7 @@ Replay make_replay(const AttentionOptions& options, int ranks) {
     }
   }
   AttentionCase input = read_attention_case(options.case_path, options.mask);
-  const parallel::Layout tokens(layout, input.seq_len, input.batch, ranks);
+  const auto tokens = parallel::Layout::make(layout, input.mask, input.batch, ranks);
   const attention::Scoring scoring = read_scoring(options, input);
   Replay replay{std::move(input), scheme, tokens, dtype, wire, scoring, {}};
   verify_schedules(replay);

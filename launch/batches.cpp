@@ -24,23 +24,23 @@ std::string mask_text(const runtime::DataConfig& data) {
 }
 
 LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences,
-                            const runtime::DataConfig& data, const parallel::Layout& layout,
-                            int rank) {
-  LONGHAUL_CHECK(static_cast<std::int64_t>(sequences.size()) == layout.batch(), sequences.size(),
-                 " sequences for a layout of ", layout.batch());
+                            const runtime::DataConfig& data, parallel::LayoutKind layout_kind,
+                            int ranks, int rank) {
+  LONGHAUL_CHECK(!sequences.empty(), "a batch of no sequences");
+  const std::size_t seq_len = sequences[0].tokens.size();
   std::vector<attention::Mask> masks;
   for (const runtime::Sequence& sequence : sequences) {
-    LONGHAUL_CHECK(static_cast<std::int64_t>(sequence.tokens.size()) == layout.seq_len(),
-                   "a sequence of ", sequence.tokens.size(), " tokens; expected ",
-                   layout.seq_len());
+    LONGHAUL_CHECK(sequence.tokens.size() == seq_len, "a sequence of ", sequence.tokens.size(),
+                   " tokens beside one of ", seq_len);
     masks.push_back(sequence_mask(data, sequence));
   }
-  LocalBatch batch;
-  batch.mask = attention::Mask::concatenated(masks);
-  for (const std::int64_t token : layout.tokens_of(rank)) {
-    const runtime::Sequence& sequence =
-        sequences[static_cast<std::size_t>(token / layout.seq_len())];
-    const auto at = static_cast<std::size_t>(token % layout.seq_len());
+  attention::Mask mask = attention::Mask::concatenated(masks);
+  auto layout =
+      parallel::Layout::make(layout_kind, mask, static_cast<std::int64_t>(sequences.size()), ranks);
+  LocalBatch batch{std::move(mask), std::move(layout), {}, {}, {}};
+  for (const std::int64_t token : batch.layout.tokens_of(rank)) {
+    const runtime::Sequence& sequence = sequences[static_cast<std::size_t>(token) / seq_len];
+    const std::size_t at = static_cast<std::size_t>(token) % seq_len;
     batch.tokens.push_back(sequence.tokens[at]);
     batch.labels.push_back(sequence.labels[at]);
     batch.positions.push_back(sequence.positions[at]);

@@ -23,16 +23,19 @@ std::string mask_text(const runtime::DataConfig& data);
 /// Sequence number n of the run, the same on every rank: runtime::Sequences, or a test's generator.
 using SequenceSource = std::function<runtime::Sequence(std::int64_t)>;
 
-/// A micro-batch on this rank: B whole sequences' mask, and the rows of them that this rank holds.
+/// A micro-batch on this rank: B whole sequences' mask and layout, and the rows of them that this
+/// rank holds.
 struct LocalBatch {
   attention::Mask mask;
+  parallel::Layout layout;
   std::vector<std::int32_t> tokens, labels, positions;  ///< in the layout's local row order
   std::int64_t local_labels = 0;                        ///< rows here that have a label
 };
 
-/// `sequences` become one token axis of B * seq_len tokens; rows are those of `rank` in `layout`.
+/// `sequences`, all equally long, become one token axis; rows are those of `rank`. Mask and layout
+/// are the same on all ranks.
 LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences,
-                            const runtime::DataConfig& data, const parallel::Layout& layout,
+                            const runtime::DataConfig& data, parallel::LayoutKind layout, int ranks,
                             int rank);
 
 }  // namespace longhaul::launch

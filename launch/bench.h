@@ -1,5 +1,8 @@
 #pragma once
-// The verb `bench`: measurements of this machine.
+// The verb `bench`: measurements of this machine, and of what is planned on it.
+
+#include <cstdint>
+#include <string>
 
 namespace longhaul::launch {
 
@@ -10,5 +13,21 @@ struct BenchPeakOptions {
 
 /// `bench peak`: prints the float32 multiply-add rate of one thread and of all together.
 int run_bench_peak(const BenchPeakOptions& options);
+
+struct BenchLayoutsOptions {
+  std::string lengths_path;  ///< document lengths, one a line; for the mask `documents`
+  std::string mask = "documents";
+  std::int64_t seq_len = 131072;
+  int sequences = 4;
+  int ranks = 8;
+  std::string scheme = "ring";
+  int heads = 32, kv_heads = 8;
+  std::int64_t head_dim = 128;
+};
+
+/// `bench layouts`: prints what each token layout makes of packed documents, a row each: balance,
+/// bytes, tiles and the time that planning takes. Nothing is sent. Throws Error(data) for a bad
+/// list of lengths or one too short.
+int run_bench_layouts(const BenchLayoutsOptions& options);
 
 }  // namespace longhaul::launch

@@ -123,7 +123,8 @@ void add_attention(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--backward", options->backward, "double_ring: ring, burst or auto")
       ->capture_default_str();
-  verb->add_option("--layout", options->layout, "contiguous, zigzag or striped")
+  verb->add_option("--layout", options->layout,
+                   "contiguous, zigzag, striped, document_zigzag or balanced")
       ->capture_default_str();
   add_mask(verb, options->mask);
   verb->add_option("--weighting", options->weighting, "softmax or sigmoid")->capture_default_str();
@@ -144,8 +145,40 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
 }
 
+void add_bench_layouts(CLI::App& bench, Action& action) {
+  const auto options = std::make_shared<BenchLayoutsOptions>();
+  CLI::App* verb = add_verb(bench, action, "layouts",
+                            "Balance, bytes, tiles and planning time of every token layout",
+                            options, run_bench_layouts);
+  verb->add_option("--lengths", options->lengths_path,
+                   "Document lengths, one a line, to pack into sequences");
+  verb->add_option("--mask", options->mask, "documents, or causal over whole sequences")
+      ->capture_default_str();
+  verb->add_option("--seq-len", options->seq_len, "Tokens of a sequence")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32))
+      ->capture_default_str();
+  verb->add_option("--sequences", options->sequences, "Sequences to lay out, one at a time")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  verb->add_option("--ranks", options->ranks, "Context-parallel ranks")
+      ->check(CLI::Range(1, 1 << 14))
+      ->capture_default_str();
+  verb->add_option("--scheme", options->scheme, "Context-parallel scheme whose bytes to count")
+      ->capture_default_str();
+  verb->add_option("--heads", options->heads, "Query heads")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  verb->add_option("--kv-heads", options->kv_heads, "Key/value heads")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  verb->add_option("--head-dim", options->head_dim, "Elements of a head")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+}
+
 void add_bench(CLI::App& app, Action& action) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure this machine")->require_subcommand(1);
+  CLI::App* bench = app.add_subcommand("bench", "Measure this machine and what is planned on it")
+                        ->require_subcommand(1);
   const auto options = std::make_shared<BenchPeakOptions>();
   CLI::App* peak = add_verb(*bench, action, "peak",
                             "The rate of float32 fused multiply-adds, which MFU divides by",
@@ -156,6 +189,7 @@ void add_bench(CLI::App& app, Action& action) {
   peak->add_option("--seconds", options->seconds, "How long to measure each")
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
+  add_bench_layouts(*bench, action);
 }
 
 void add_validate(CLI::App& app, Action& action) {

@@ -30,15 +30,16 @@ SchemeOptions scheme_options(const std::string& name, const std::string& degrees
 
 std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config) {
   const runtime::ParallelismConfig& p = config.parallelism;
+  const bool given = p.context_parallel_degrees != "auto";
   const auto options = [&](const std::string& name) {
     // The degrees are those of the two-level schemes of the run.
     const bool two_levels = name == "double_ring" || name == "usp";
-    return scheme_options(name, two_levels ? p.context_parallel_degrees : "",
+    return scheme_options(name, two_levels && given ? p.context_parallel_degrees : "",
                           p.context_parallel_nesting, p.context_parallel_around,
                           p.context_parallel_backward);
   };
   std::vector<SchemeChange> changes{{1, options(p.context_parallel_scheme)}};
-  const std::string& text = p.context_parallel_switch;
+  const std::string text = p.context_parallel_switch == "none" ? "" : p.context_parallel_switch;
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find(',', at), text.size());
     const std::string part = text.substr(at, end - at);
@@ -58,7 +59,7 @@ std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config) {
   const bool used = std::ranges::any_of(changes, [](const SchemeChange& change) {
     return change.scheme.name == "double_ring" || change.scheme.name == "usp";
   });
-  if (!used && !p.context_parallel_degrees.empty()) {
+  if (!used && given) {
     fail(ExitCode::config, "parallelism.context_parallel_degrees = \"", p.context_parallel_degrees,
          "\": no scheme of this run takes degrees; remove it, or use double_ring or usp");
   }
@@ -77,10 +78,10 @@ void check_schemes(const runtime::TrainConfig& config) {
 }
 
 std::string legality_table() {
-  const std::vector<std::string> layouts = parallel::layout_names();
+  const auto layouts = parallel::layout_kinds();
   std::string text = "| scheme | mask |", rule = "|---|---|", rules, refusals;
-  for (const std::string& layout : layouts) {
-    text += fmt::format(" {} |", layout);
+  for (const LayoutKind layout : layouts) {
+    text += fmt::format(" {} |", parallel::name(layout));
     rule += "---|";
   }
   text += "\n" + rule + "\n";
@@ -91,10 +92,9 @@ std::string legality_table() {
     std::vector<std::pair<std::string, std::string>> rows;  // cells, masks
     for (const attention::MaskRule& mask : attention::mask_rules()) {
       std::string cells;
-      for (const std::string& layout : layouts) {
+      for (const LayoutKind layout : layouts) {
         // One head a rank suits every rule on heads, so that mask and layout decide.
-        const auto refusal =
-            parallel::refuse({options, 4, 4, 4, parallel::layout_from_name(layout), mask.causal});
+        const auto refusal = parallel::refuse({options, 4, 4, 4, layout, mask.causal});
         cells += refusal ? " no |" : " yes |";
         const std::string why =
             refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason, refusal->nearest)

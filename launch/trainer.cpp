@@ -75,9 +75,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(runtime::batch_plan(inputs_.config)),
-      layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
-              inputs_.config.training.seq_len, inputs_.config.training.micro_batch_size,
-              grid_.size(runtime::Axis::context)),
+      layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout)),
       compute_(runtime::Stream::cpu("compute", inputs_.threads)),
       gradient_stream_(runtime::Stream::cpu("gradients")) {
   const runtime::TrainConfig& config = inputs_.config;
@@ -103,9 +101,6 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
       *store_);
-  const std::int64_t rows = layout_.rows(context_rank_);
-  for (Tensor* tensor : {&token_rows_, &label_rows_, &position_rows_})
-    *tensor = Tensor({rows}, DType::int32, compute_);
 }
 
 Trainer::~Trainer() = default;
@@ -115,15 +110,22 @@ void Trainer::initialise() {
   compute_.synchronize(host_deadline());
 }
 
-/// Copies a batch into the row tensors, behind whatever still reads the last one.
+LocalBatch Trainer::local_batch(const std::vector<runtime::Sequence>& sequences) const {
+  return make_local_batch(sequences, inputs_.config.data, layout_,
+                          grid_.size(runtime::Axis::context), context_rank_);
+}
+
+/// Copies a batch into the row tensors, behind whatever still reads the last one. A batch may have
+/// more or fewer rows than the last.
 models::Batch Trainer::upload(const LocalBatch& batch) {
-  const auto enqueue = [&](const std::vector<std::int32_t>& values, const Tensor& rows) {
+  const auto count = static_cast<std::int64_t>(batch.tokens.size());
+  const auto enqueue = [&](const std::vector<std::int32_t>& values, Tensor& rows) {
+    if (rows.empty() || rows.elements() < count) rows = Tensor({count}, DType::int32, compute_);
     compute_.enqueue([values, data = rows.as<std::int32_t>()] { std::ranges::copy(values, data); });
+    return rows.view().slice(0, 0, count);
   };
-  enqueue(batch.tokens, token_rows_);
-  enqueue(batch.labels, label_rows_);
-  enqueue(batch.positions, position_rows_);
-  return {token_rows_, label_rows_, position_rows_};
+  return {enqueue(batch.tokens, token_rows_), enqueue(batch.labels, label_rows_),
+          enqueue(batch.positions, position_rows_)};
 }
 
 /// Sums a finished range of gradients over data and context ranks while backward goes on.
@@ -164,7 +166,7 @@ StepResult Trainer::step(bool stop) {
       sequences.push_back(
           inputs_.sequences(cursor_ + (pass * data_ranks + data_rank_) * micro + b));
     }
-    batches.push_back(make_local_batch(sequences, config.data, layout_, context_rank_));
+    batches.push_back(local_batch(sequences));
     counts[0] += static_cast<double>(batches.back().local_labels);
     if (context_rank_ == 0) counts[1] += static_cast<double>(batches.back().mask.area());
   }
@@ -179,7 +181,7 @@ StepResult Trainer::step(bool stop) {
   store_->zero_gradients(compute_);
   std::vector<Tensor> losses;
   for (std::size_t pass = 0; pass < batches.size(); ++pass) {
-    attention_->set_batch(batches[pass].mask, layout_);
+    attention_->set_batch(batches[pass].mask, batches[pass].layout);
     models::Pass options;
     options.loss_scale = 1.0 / labels;
     if (pass + 1 == batches.size())
@@ -220,8 +222,8 @@ StepResult Trainer::step(bool stop) {
 }
 
 models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& sequences) {
-  const LocalBatch batch = make_local_batch(sequences, inputs_.config.data, layout_, context_rank_);
-  attention_->set_batch(batch.mask, layout_);
+  const LocalBatch batch = local_batch(sequences);
+  attention_->set_batch(batch.mask, batch.layout);
   models::Evaluation evaluation = model_->evaluate(upload(batch));
   compute_.synchronize(host_deadline());
   return evaluation;

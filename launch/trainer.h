@@ -69,13 +69,13 @@ class Trainer {
   std::int64_t parameters() const { return store_->table().elements(); }
   const models::LlamaConfig& model_config() const { return model_->config(); }
 
-  /// Forward only over one micro-batch of given sequences; rows come in the layout's local order.
-  /// Collective over the context axis. Returned tensors are complete.
+  /// Forward only over one micro-batch of given sequences; rows come in the local order of their
+  /// layout (make_local_batch). Collective over the context axis. Returned tensors are complete.
   models::Evaluation evaluate(const std::vector<runtime::Sequence>& sequences);
-  const parallel::Layout& layout() const { return layout_; }
   models::ParameterStore& store() { return *store_; }
 
  private:
+  LocalBatch local_batch(const std::vector<runtime::Sequence>& sequences) const;
   models::Batch upload(const LocalBatch& batch);
   void reduce(models::ElementRange range);
   void set_scheme(std::int64_t step);
@@ -86,7 +86,7 @@ class Trainer {
   runtime::Communicator& world_;
   const int data_rank_, context_rank_;
   const runtime::BatchPlan plan_;
-  const parallel::Layout layout_;
+  const parallel::LayoutKind layout_;
   const runtime::Stream compute_, gradient_stream_;
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
   std::vector<SchemeChange> schemes_;
@@ -95,7 +95,7 @@ class Trainer {
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<models::Llama> model_;
   std::unique_ptr<models::AdamW> optimizer_;
-  runtime::Tensor token_rows_, label_rows_, position_rows_;
+  runtime::Tensor token_rows_, label_rows_, position_rows_;  // as long as the longest batch so far
   std::int64_t completed_steps_ = 0;
   std::int64_t cursor_ = 0;
 };

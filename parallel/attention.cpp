@@ -66,7 +66,7 @@ struct Attention::Impl {
         " ", scheme.around, " ", static_cast<int>(scheme.backward), " ", name(direction), " ",
         shapes.heads, " ", shapes.kv_heads, " ", shapes.dim, " ", shapes.value_dim, " ",
         name(shapes.activation), " ", static_cast<int>(shapes.weighting), " ", masks->digest(), " ",
-        name(layout->kind()), " ", layout->seq_len(), " ", layout->batch());
+        layout->digest());
   }
 
   std::shared_ptr<const Program> program(Direction direction, const Shapes& shapes) {

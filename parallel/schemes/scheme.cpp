@@ -35,7 +35,8 @@ const Scheme kSchemes[] = {
      "every mask, layout and number of ranks; outer x inner degrees make up the ranks"},
     {"ring_self_attention", 1, prepare_ring_self_attention},
     {"balanced_ring", 1, prepare_balanced_ring, refuse_balanced_ring,
-     "layout contiguous; masks in which no query sees a later key, as causal and documents"},
+     "layout contiguous; masks in which no query sees a later key, as causal and documents, and "
+     "slices that are so"},
     {"all_gather", 1, prepare_all_gather},
     {"ulysses", 1, prepare_ulysses, refuse_ulysses, kHeadRule},
     {"usp", 2, prepare_usp, refuse_usp,
@@ -92,10 +93,8 @@ BackwardRing backward_ring_from_name(const std::string& text) {
 }
 
 bool is_causal(const attention::HeadMasks& masks) {
-  return std::ranges::all_of(masks.groups(), [](const auto& group) {
-    return std::ranges::all_of(group.mask.slices(),
-                               [](const Slice& slice) { return slice.hi <= 0; });
-  });
+  return std::ranges::all_of(masks.groups(),
+                             [](const auto& group) { return group.mask.is_causal(); });
 }
 
 std::optional<Refusal> refuse(const Combination& combination) {

@@ -144,9 +144,9 @@ std::vector<ConfigKey> declare() {
       {LONGHAUL_KEY(parallelism, context_parallel_degrees),
        .explanation =
            "Of `double_ring` and `usp`: how many ranks outside and inside, as "
-           "`outer=2,inner=4`; one follows from the other. Empty: inner is the largest legal "
+           "`outer=2,inner=4`; one follows from the other. `auto`: inner is the largest legal "
            "divisor of the ranks up to their square root.",
-       .default_value = "\"\""},
+       .default_value = "\"auto\""},
       {LONGHAUL_KEY(parallelism, context_parallel_nesting),
        .explanation = "Of `usp`: whether the inner degree shares heads or makes up the ring.",
        .default_value = "\"heads_inside\"", .choices = {"heads_inside", "ring_inside"}},
@@ -162,10 +162,12 @@ std::vector<ConfigKey> declare() {
        .explanation =
            "Changes of scheme between steps, as `5:burst,10:group_cast`: from step 5 on burst, "
            "from step 10 on group_cast. For comparing schemes within one run.",
-       .default_value = "\"\""},
+       .default_value = "\"none\""},
       {LONGHAUL_KEY(parallelism, context_parallel_layout),
-       .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask.",
-       .default_value = "\"zigzag\"", .choices = {"contiguous", "zigzag", "striped"}},
+       .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask, "
+                      "`document_zigzag` and `balanced` packed documents.",
+       .default_value = "\"zigzag\"",
+       .choices = {"contiguous", "zigzag", "striped", "document_zigzag", "balanced"}},
       {LONGHAUL_KEY(parallelism, context_parallel_wire_dtype),
        .explanation = "Dtype in which circulating gradient accumulators travel.",
        .default_value = "\"float32\"", .choices = {"float32", "bfloat16"}},

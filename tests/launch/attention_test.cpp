@@ -122,6 +122,7 @@ test::AttentionResult read_result(const hdf5::File& file) {
   result.dq = read(file, "dq", {kBatch, kSeqLen, kHeads, kDim});
   result.dk = read(file, "dk", {kBatch, kSeqLen, kKvHeads, kDim});
   result.dv = read(file, "dv", {kBatch, kSeqLen, kKvHeads, kValueDim});
+  if (!file.has("lse")) return result;  // a sigmoid
   const std::vector<float> lse = read(file, "lse", {kBatch, kHeads, kSeqLen});
   for (std::int64_t b = 0; b < kBatch; ++b) {
     for (std::int64_t s = 0; s < kSeqLen; ++s) {
@@ -135,7 +136,8 @@ test::AttentionResult read_result(const hdf5::File& file) {
 void expect_counts(const hdf5::File& file, const test::AttentionCase& c, const std::string& layout,
                    int ranks) {
   const Mask mask = Mask::from_slices(c.q_rows, c.bands);
-  const parallel::Layout tokens(parallel::layout_from_name(layout), kSeqLen, kBatch, ranks);
+  const auto tokens =
+      parallel::Layout::make(parallel::layout_from_name(layout), mask, kBatch, ranks);
   std::vector<std::int64_t> sent(static_cast<std::size_t>(ranks), 0),
       area(static_cast<std::size_t>(ranks), 0);
   for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
@@ -191,7 +193,8 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
     const std::string path = folder.file("case.h5");
     std::filesystem::remove(path);
     const test::AttentionCase c = write_case(path, mask.mask(), true, 0);
-    for (const std::string layout : {"contiguous", "zigzag", "striped"}) {
+    for (const parallel::LayoutKind kind : parallel::layout_kinds()) {
+      const std::string layout = parallel::name(kind);
       SCOPED_TRACE(mask.name + " over " + layout);
       std::vector<std::string> options{"attention", path, "--scheme", "ring", "--layout", layout};
       const std::vector<std::string> arguments = mask.arguments();
@@ -217,6 +220,110 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
       EXPECT_TRUE(read_result(other) == result);  // bit for bit
       expect_counts(other, c, layout, 3);
     }
+  }
+}
+
+TEST(AttentionVerb, EverySchemeGivesTheSameAnswer) {
+  const test::TempDirectory folder;
+  const std::string path = folder.file("case.h5"), output = folder.file("result.h5");
+  const test::AttentionCase c = write_case(path, Mask::documents(kDocuments), true, 0);
+  const std::vector<std::vector<std::string>> variants{
+      {"--scheme", "ring"},
+      {"--scheme", "burst"},
+      {"--scheme", "auto"},
+      {"--scheme", "double_ring"},
+      {"--scheme", "double_ring", "--degrees", "outer=4,inner=1", "--backward", "burst"},
+      {"--scheme", "ring_self_attention"},
+      {"--scheme", "balanced_ring", "--layout", "contiguous"},
+      {"--scheme", "all_gather"},
+      {"--scheme", "ulysses"},
+      {"--scheme", "usp", "--degrees", "outer=2,inner=2", "--around", "burst"},
+      {"--scheme", "usp", "--nesting", "ring_inside", "--around", "double_ring"},
+      {"--scheme", "group_cast", "--layout", "balanced"},
+  };
+  std::set<std::string> tried;
+  for (const auto& variant : variants) {
+    SCOPED_TRACE(variant[1] + (variant.size() > 3 ? " " + variant[3] : ""));
+    tried.insert(variant[1]);
+    for (const char* communicator : {"loopback", "mpi"}) {
+      std::vector<std::string> arguments{"attention", path,       "--mask",
+                                         "documents", "--output", output};
+      arguments.insert(arguments.end(), variant.begin(), variant.end());
+      if (communicator == std::string("mpi")) {
+        run(test::mpirun_command(4, arguments));
+      } else {
+        arguments.insert(arguments.begin(), test::longhaul_program());
+        arguments.insert(arguments.end(), {"--communicator", "loopback", "--ranks", "4"});
+        run(arguments);
+      }
+      const hdf5::File file = hdf5::File::open(output);
+      test::expect_matches_reference(c, read_result(file));
+      EXPECT_EQ(file.string_attribute("scheme"), variant[1]);
+    }
+  }
+  EXPECT_EQ(tried.size(), parallel::scheme_names().size());
+}
+
+TEST(AttentionVerb, MasksByHeadSoftcapSinksAndSigmoid) {
+  const test::TempDirectory folder;
+  const std::string path = folder.file("case.h5"), output = folder.file("result.h5");
+  // Heads 0 and 3 see the slices, heads 1 and 2 a window; the shorter list is padded.
+  const std::vector<std::int64_t> window{0, kSeqLen - 5, 0, kSeqLen, 3};
+  std::vector<std::int64_t> by_head;
+  std::vector<std::vector<Slice>> bands;
+  for (const bool sliced : {true, false, false, true}) {
+    std::vector<std::int64_t> rows = sliced ? kSlices : window;
+    rows.resize(kSlices.size(), 0);
+    by_head.insert(by_head.end(), rows.begin(), rows.end());
+    std::vector<Slice> of_window;
+    for (std::int64_t q = 0; q < kSeqLen - 5; ++q)  // both edges follow the row, 6 keys wide
+      of_window.push_back({q, q + 1, q, q + 6});
+    const Mask one = sliced ? slices_pair_by_pair() : Mask::from_slices(kSeqLen, of_window);
+    bands.push_back(one.repeated(kBatch).slices());
+  }
+  test::AttentionCase c = write_case(path, Mask::full(kSeqLen), true, 0);
+  c.head_bands = bands;
+  c.sinks = {0.5f, -1, 2, 0};
+  std::filesystem::remove(path);
+  const auto write = [&](bool with_sinks) {
+    std::filesystem::remove(path);
+    hdf5::File file = hdf5::File::create(path);
+    file.write<float>("q", {kBatch, kSeqLen, kHeads, kDim}, c.q);
+    file.write<float>("k", {kBatch, kSeqLen, kKvHeads, kDim}, c.k);
+    file.write<float>("v", {kBatch, kSeqLen, kKvHeads, kValueDim}, c.v);
+    file.write<float>("dout", {kBatch, kSeqLen, kHeads, kValueDim}, c.dout);
+    file.write<std::int64_t>("slices", {kHeads, static_cast<std::int64_t>(kSlices.size() / 5), 5},
+                             by_head);
+    if (with_sinks) file.write<float>("sinks", {kHeads}, c.sinks);
+    file.close();
+  };
+  const auto replay = [&](std::vector<std::string> more) {
+    std::vector<std::string> command{
+        test::longhaul_program(), "attention", path,      "--output", output, "--mask", "slices",
+        "--communicator",         "loopback",  "--ranks", "4"};
+    command.insert(command.end(), more.begin(), more.end());
+    run(command);
+    return hdf5::File::open(output);
+  };
+  write(true);
+  for (const char* scheme : {"ring", "group_cast", "usp"}) {
+    SCOPED_TRACE(scheme);
+    c.scoring.softcap = 0.7f;
+    const hdf5::File file = replay({"--scheme", scheme, "--softcap", "0.7"});
+    test::AttentionResult result = read_result(file);
+    result.dsinks = read(file, "dsinks", {kHeads});
+    test::expect_matches_reference(c, result);
+  }
+  write(false);
+  c.sinks.clear();
+  c.scoring.softcap = 0;
+  c.scoring.weighting = attention::Weighting::sigmoid;
+  c.scoring.bias = -2;
+  for (const char* scheme : {"burst", "all_gather", "ulysses"}) {
+    SCOPED_TRACE(scheme);
+    const hdf5::File file = replay({"--scheme", scheme, "--weighting", "sigmoid", "--bias", "-2"});
+    EXPECT_FALSE(file.has("lse"));
+    test::expect_matches_reference(c, read_result(file));
   }
 }
 

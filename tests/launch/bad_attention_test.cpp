@@ -299,10 +299,36 @@ TEST_F(BadAttentionTest, IllegalCombinationsAreConfigurationErrors) {
   write(without);
   expect_refused(78, {"needs --block or dataset 'documents'"},
                  replay({"--mask", "causal_blockwise"}));
-  Case heads = good();
-  heads.integers["slices"] = {{2, 1, 5}, {0, 6, 0, 6, 1, 0, 6, 0, 6, 0}};
-  write(heads);
-  expect_refused(78, {"differs from head to head"}, replay({"--mask", "slices"}));
+}
+
+TEST_F(BadAttentionTest, SchemesThatDoNotSuitAreRefusedWithTheNearestThatDo) {
+  write(good());
+  const std::vector<std::pair<std::vector<std::string>, std::vector<std::string>>> illegal = {
+      {{"--scheme", "balanced_ring", "--layout", "zigzag"}, {"layout zigzag", "contiguous"}},
+      {{"--scheme", "balanced_ring", "--layout", "contiguous", "--mask", "full"},
+       {"later key", "causal"}},
+      {{"--scheme", "ulysses", "--ranks", "5"}, {"5 ranks cannot share", "usp"}},
+      {{"--scheme", "double_ring", "--degrees", "outer=2,inner=2"}, {"3 ranks", "inner=3"}},
+      {{"--scheme", "double_ring", "--degrees", "outer2"}, {"outer2", "outer=2,inner=4"}},
+      {{"--scheme", "usp", "--around", "ulysses"}, {"ulysses", "double_ring"}},
+      {{"--scheme", "usp", "--nesting", "beside"}, {"beside", "ring_inside"}},
+      {{"--scheme", "double_ring", "--backward", "both"}, {"both", "burst"}},
+      {{"--scheme", "ring", "--degrees", "inner=3"}, {"one level", "double_ring"}},
+      {{"--weighting", "relu"}, {"relu", "sigmoid"}},
+      {{"--softcap", "-1"}, {"--softcap -1"}},
+      {{"--bias", "2"}, {"--bias 2", "sigmoid"}},
+  };
+  for (const auto& [arguments, parts] : illegal) {
+    SCOPED_TRACE(arguments[1] + " " + (arguments.size() > 3 ? arguments[3] : ""));
+    expect_refused(78, parts, replay(arguments));
+  }
+  Case sinks = good();
+  sinks.floats["sinks"] = {{kHeads}, std::vector<float>(kHeads)};
+  write(sinks);
+  expect_refused(78, {"sinks", "sigmoid"}, replay({"--weighting", "sigmoid"}));
+  sinks.floats["sinks"] = {{kHeads + 1}, std::vector<float>(kHeads + 1)};
+  write(sinks);
+  expect_refused(65, {"'sinks'"}, replay());
 }
 
 TEST_F(BadAttentionTest, RanksThatMpirunDidNotStart) {

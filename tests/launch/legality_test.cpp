@@ -37,15 +37,14 @@ TEST(Legality, EveryCombinationIsLegalOrRefusedAsTheRulesSay) {
   int refused = 0, all = 0;
   for (const std::string& scheme : parallel::scheme_names()) {
     for (const attention::MaskRule& mask : attention::mask_rules()) {
-      for (const std::string& layout_name : parallel::layout_names()) {
-        const LayoutKind layout = parallel::layout_from_name(layout_name);
+      for (const LayoutKind layout : parallel::layout_kinds()) {
         for (int ranks = 1; ranks <= 8; ++ranks) {
           for (const Heads heads : {Heads{8, 8}, Heads{8, 2}, Heads{8, 1}, Heads{6, 3}}) {
             Combination combination{{}, ranks, heads.q, heads.kv, layout, mask.causal};
             combination.options.name = scheme;
             const auto refusal = parallel::refuse(combination);
             EXPECT_EQ(!refusal, legal(scheme, layout, mask.causal, ranks, heads))
-                << scheme << " " << mask.name << " " << layout_name << " P=" << ranks << " heads "
+                << scheme << " " << mask.name << " " << name(layout) << " P=" << ranks << " heads "
                 << heads.q << "/" << heads.kv;
             ++all;
             if (!refusal) continue;

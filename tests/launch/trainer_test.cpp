@@ -82,9 +82,15 @@ TEST_P(SameLosses, OverContextRanksLayoutsAndGrids) {
     SCOPED_TRACE("context " + std::to_string(context));
     expect_equal_within(run_training(on({1, context}), kVocabulary, source), single, 1e-5);
   }
-  for (const char* layout : {"contiguous", "striped"}) {
+  for (const char* layout : {"contiguous", "striped", "document_zigzag", "balanced"}) {
     SCOPED_TRACE(layout);
     expect_equal_within(run_training(on({1, 4}, layout), kVocabulary, source), single, 1e-5);
+  }
+  // Rows per rank change from batch to batch.
+  for (const char* layout : {"document_zigzag", "balanced"}) {
+    SCOPED_TRACE(std::string("micro batches of 2, data 2 x context 3, ") + layout);
+    const auto spread = run_training(on({2, 3}, layout, 2), kVocabulary, source);
+    expect_equal_within(spread, single, 1e-5);
   }
   // The batch is four sequences: what data ranks do not take at once is accumulated.
   for (const Grid grid : {Grid{2, 2}, Grid{4, 1}, Grid{2, 1}}) {

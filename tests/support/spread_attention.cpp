@@ -60,8 +60,8 @@ void put(const std::vector<float>& rows, const std::vector<std::int64_t>& tokens
 SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& options,
                            runtime::Communicator& world) {
   const DType dtype = which.bf16 ? DType::bfloat16 : DType::float32;
-  const parallel::Layout layout(options.layout, which.q_rows / options.batch, options.batch,
-                                world.size());
+  const auto mask = attention::Mask::from_slices(which.q_rows, which.bands);
+  const auto layout = parallel::Layout::make(options.layout, mask, options.batch, world.size());
   const Stream compute = Stream::cpu("compute", options.threads);
   SpreadRank rank;
   rank.tokens = layout.tokens_of(world.rank());
@@ -75,7 +75,7 @@ SpreadRank run_spread_rank(const AttentionCase& which, const SpreadOptions& opti
 
   parallel::Attention attention({options.scheme, options.wire_dtype},
                                 world.split(0, world.rank(), "context"), compute);
-  attention.set_batch(attention::Mask::from_slices(which.q_rows, which.bands), layout);
+  attention.set_batch(mask, layout);
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
     const Tensor out = poisoned({n, which.heads, which.value_dim}, compute),
                  lse = poisoned({n, which.heads}, compute);

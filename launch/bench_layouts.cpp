@@ -1,0 +1,264 @@
+// `longhaul bench layouts`: what each token layout makes of packed documents.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <numeric>
+#include <vector>
+
+#include "attention/tiles.h"
+#include "launch/batches.h"
+#include "launch/bench.h"
+#include "parallel/layout.h"
+#include "parallel/schemes/scheme.h"
+#include "runtime/error.h"
+
+namespace longhaul::launch {
+namespace {
+
+using attention::Mask;
+using attention::Run;
+using attention::Slice;
+using parallel::Layout;
+using parallel::LayoutKind;
+using runtime::ExitCode;
+using runtime::fail;
+
+constexpr std::int64_t kTile = 128;
+constexpr int kRepeats = 3;  // of a timing; the fastest counts
+
+std::vector<std::int64_t> read_lengths(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) fail(ExitCode::io, path, ": cannot be read");
+  std::vector<std::int64_t> lengths;
+  for (std::int64_t length = 0; file >> length;) {
+    if (length < 0)
+      fail(ExitCode::data, path, ":", lengths.size() + 1, ": a document of ", length, " tokens");
+    lengths.push_back(length);
+  }
+  if (!file.eof()) fail(ExitCode::data, path, ":", lengths.size() + 1, ": not a whole number");
+  return lengths;
+}
+
+/// Documents packed end to end, as runtime::Sequences does: what a sequence's end cuts goes on as a
+/// document of the next.
+std::vector<Mask> packed_masks(const BenchLayoutsOptions& options) {
+  std::vector<Mask> masks;
+  if (options.mask != "documents" && options.mask != "causal") {
+    fail(ExitCode::config, "unknown mask '", options.mask, "'; expected documents or causal");
+  }
+  if (options.mask == "causal") {
+    if (!options.lengths_path.empty())
+      fail(ExitCode::usage, "--lengths has no meaning with --mask causal; leave one of them out");
+    masks.assign(static_cast<std::size_t>(options.sequences), Mask::causal(options.seq_len));
+    return masks;
+  }
+  if (options.lengths_path.empty())
+    fail(ExitCode::usage, "--mask documents needs --lengths FILE, or give --mask causal");
+  const std::vector<std::int64_t> lengths = read_lengths(options.lengths_path);
+  std::size_t next = 0;
+  std::int64_t left = 0;
+  while (std::ssize(masks) < options.sequences) {
+    std::vector<std::int64_t> offsets{0};
+    while (offsets.back() < options.seq_len) {
+      if (left == 0 && next == lengths.size()) {
+        fail(ExitCode::data, options.lengths_path, ": ", lengths.size(), " documents do not fill ",
+             options.sequences, " sequences of ", options.seq_len, " tokens; they fill ",
+             masks.size());
+      }
+      if (left == 0) left = lengths[next++];
+      const std::int64_t taken = std::min(left, options.seq_len - offsets.back());
+      offsets.push_back(offsets.back() + taken);
+      left -= taken;
+    }
+    masks.push_back(Mask::documents(offsets));
+  }
+  return masks;
+}
+
+template <class Work>
+double milliseconds(const Work& work) {
+  double best = 0;
+  for (int repeat = 0; repeat < kRepeats; ++repeat) {
+    const auto begin = std::chrono::steady_clock::now();
+    work();
+    const std::chrono::duration<double, std::milli> passed =
+        std::chrono::steady_clock::now() - begin;
+    if (repeat == 0 || passed.count() < best) best = passed.count();
+  }
+  return best;
+}
+
+double mean(const std::vector<std::int64_t>& values) {
+  const auto sum = std::accumulate(values.begin(), values.end(), 0.0);
+  return sum / static_cast<double>(values.size());
+}
+std::int64_t largest(const std::vector<std::int64_t>& values) {
+  return *std::ranges::max_element(values);
+}
+double largest_over_mean(const std::vector<std::int64_t>& values) {
+  return largest(values) == 0 ? 1 : static_cast<double>(largest(values)) / mean(values);
+}
+
+/// Keys of other ranks that some query of the rank sees.
+std::int64_t foreign_keys(const Mask& mask, const std::vector<Run>& runs) {
+  struct Range {
+    std::int64_t begin, end;
+  };
+  std::vector<Range> seen;
+  const auto look = [&](std::int64_t begin, std::int64_t end) {
+    for (const Slice& slice : mask.slices_near(begin, end, 0, mask.tokens())) {
+      // The keys of neighbouring rows overlap or touch, so a piece of a slice sees one range.
+      const Slice piece = intersect(slice, {begin, end, 0, mask.tokens()});
+      if (piece.k_begin < piece.k_end) seen.push_back({piece.k_begin, piece.k_end});
+    }
+  };
+  for (const Run& run : runs) {
+    if (run.stride == 1) {
+      look(run.first, run.first + run.count);
+    } else {
+      for (std::int64_t i = 0; i < run.count; ++i)
+        look(run.first + i * run.stride, run.first + i * run.stride + 1);
+    }
+  }
+  std::ranges::sort(seen, {}, &Range::begin);
+  std::vector<Range> joined;
+  for (const Range& range : seen) {
+    if (!joined.empty() && range.begin <= joined.back().end) {
+      joined.back().end = std::max(joined.back().end, range.end);
+    } else {
+      joined.push_back(range);
+    }
+  }
+  std::int64_t keys = 0;
+  for (const Range& range : joined) keys += range.end - range.begin;
+  const auto before = [](const Run& run, std::int64_t token) {  // tokens of the run before it
+    return std::clamp((token - run.first + run.stride - 1) / run.stride, std::int64_t{0},
+                      run.count);
+  };
+  for (const Run& run : runs) {
+    const std::int64_t end = run.first + (run.count - 1) * run.stride + 1;
+    for (auto range = std::ranges::upper_bound(joined, run.first, {}, &Range::end);
+         range != joined.end() && range->begin < end; ++range)
+      keys -= before(run, range->end) - before(run, range->begin);
+  }
+  return keys;
+}
+
+/// Tiles of the rank's queries against each rank's keys in which anything is visible.
+std::int64_t tiles(const Mask& mask, const Layout& layout, int rank) {
+  std::int64_t sum = 0;
+  for (int other = 0; other < layout.ranks(); ++other) {
+    const std::vector<Slice> bands = cut(mask, layout.runs(rank), layout.runs(other));
+    if (bands.empty()) continue;
+    const attention::TilePlan plan(bands, layout.rows(rank), layout.rows(other), kTile, kTile);
+    for (std::int64_t row = 0; row < plan.q_blocks(); ++row)
+      sum += plan.tiles_before(row, plan.k_blocks());
+  }
+  return sum;
+}
+
+/// What a layout makes of all sequences.
+struct Row {
+  double area_worst = 0, area_sum = 0;  // largest over mean of a sequence
+  std::int64_t row_difference = 0, chunk_least = 0, chunk_most = 0;
+  std::int64_t forward_most = 0, backward_most = 0;          // bytes of a rank
+  double forward_sum = 0, backward_sum = 0, needed_sum = 0;  // means over ranks
+  std::int64_t area = 0, tiles = 0;
+  double tiles_worst = 0;  // slowest rank's over the mean
+  double plan_ms = 0, schedule_ms = 0;
+};
+
+void measure(const BenchLayoutsOptions& options, LayoutKind kind, const Mask& mask, Row& row) {
+  const attention::HeadMasks masks(mask);
+  const Layout layout = Layout::make(kind, masks, 1, options.ranks);
+  row.plan_ms =
+      std::max(row.plan_ms, milliseconds([&] { Layout::make(kind, masks, 1, options.ranks); }));
+  const std::vector<std::int64_t> areas = parallel::query_areas(masks, layout);
+  row.area_worst = std::max(row.area_worst, largest_over_mean(areas));
+  row.area_sum += largest_over_mean(areas);
+  row.area += mask.area();
+  const std::int64_t chunk = layout.chunk_tokens();
+  row.chunk_least = row.chunk_most == 0 ? chunk : std::min(row.chunk_least, chunk);
+  row.chunk_most = std::max(row.chunk_most, chunk);
+
+  const parallel::Shapes shapes{options.heads, options.kv_heads, options.head_dim, options.head_dim,
+                                runtime::DType::bfloat16};
+  std::vector<std::int64_t> rows, tile_counts, needed;
+  for (int rank = 0; rank < options.ranks; ++rank) {
+    rows.push_back(layout.rows(rank));
+    tile_counts.push_back(tiles(mask, layout, rank));
+    needed.push_back(foreign_keys(mask, layout.runs(rank)) * options.kv_heads *
+                     cell_bytes(parallel::SlotKind::kv, shapes));
+  }
+  row.row_difference =
+      std::max(row.row_difference, largest(rows) - *std::ranges::min_element(rows));
+  row.tiles += std::accumulate(tile_counts.begin(), tile_counts.end(), std::int64_t{0});
+  row.tiles_worst = std::max(row.tiles_worst, largest_over_mean(tile_counts));
+  row.needed_sum += mean(needed);
+
+  for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
+    parallel::SchemeInputs inputs{mask, layout, shapes, direction};
+    inputs.options.name = options.scheme;
+    std::vector<std::int64_t> sent;
+    for (const parallel::Program& program : build_schedule(inputs).programs)
+      sent.push_back(count(program, shapes).sent_bytes);
+    const bool forward = direction == parallel::Direction::forward;
+    std::int64_t& most = forward ? row.forward_most : row.backward_most;
+    most = std::max(most, largest(sent));
+    (forward ? row.forward_sum : row.backward_sum) += mean(sent);
+    if (forward) {
+      row.schedule_ms = std::max(row.schedule_ms, milliseconds([&] { prepare(inputs)(0); }));
+    }
+  }
+}
+
+void print_row(LayoutKind kind, const Row& row, int sequences) {
+  const double n = sequences;
+  const auto mb = [](double bytes) { return bytes / 1e6; };
+  const std::string chunk = row.chunk_least == row.chunk_most
+                                ? fmt::format("{}", row.chunk_most)
+                                : fmt::format("{}-{}", row.chunk_least, row.chunk_most);
+  fmt::print(
+      "{:<16}{:>13}{:>9.4f}{:>8.4f}{:>6}{:>10.1f}{:>9.1f}{:>10.1f}{:>9.1f}{:>9.1f}{:>7.1f}%{:>9.3f}"
+      "{:>8.2f}{:>9.2f}\n",
+      parallel::name(kind), chunk, row.area_worst, row.area_sum / n, row.row_difference,
+      mb(static_cast<double>(row.forward_most)), mb(row.forward_sum / n),
+      mb(static_cast<double>(row.backward_most)), mb(row.backward_sum / n), mb(row.needed_sum / n),
+      100.0 * static_cast<double>(row.area) / static_cast<double>(row.tiles * kTile * kTile),
+      row.tiles_worst, row.plan_ms, row.schedule_ms);
+}
+
+}  // namespace
+
+int run_bench_layouts(const BenchLayoutsOptions& options) {
+  if (options.heads % options.kv_heads != 0) {
+    fail(ExitCode::usage, "--heads ", options.heads, " is no multiple of --kv-heads ",
+         options.kv_heads);
+  }
+  parallel::scheme_from_name(options.scheme);  // throws before anything is measured
+  const std::vector<Mask> masks = packed_masks(options);
+  std::size_t documents = 0;
+  for (const Mask& mask : masks) documents += mask.slices().size();
+  fmt::print(
+      "{} sequences of {} tokens, {} documents, mask {}, {} ranks; {}: {} query and {} "
+      "key/value heads of {}, bfloat16\n",
+      masks.size(), options.seq_len, documents, options.mask, options.ranks, options.scheme,
+      options.heads, options.kv_heads, options.head_dim);
+  fmt::print("{:<16}{:>13}{:>17}{:>6}{:>19}{:>19}{:>9}{:>8}{:>9}{:>8}{:>9}\n", "", "chunk",
+             "max/mean area", "rows", "MB forward", "MB backward", "needed", "tile", "max/mean",
+             "plan", "program");
+  fmt::print("{:<16}{:>13}{:>9}{:>8}{:>6}{:>10}{:>9}{:>10}{:>9}{:>9}{:>8}{:>9}{:>8}{:>9}\n",
+             "layout", "tokens", "worst", "mean", "diff", "max", "mean", "max", "mean", "MB", "use",
+             "tiles", "ms", "ms");
+  for (const LayoutKind kind : parallel::layout_kinds()) {
+    Row row;
+    for (const Mask& mask : masks) measure(options, kind, mask, row);
+    print_row(kind, row, options.sequences);
+  }
+  return 0;
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,120 @@
+// `longhaul bench layouts`: figures known by hand, and what it refuses.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <sstream>
+
+#include "parallel/layout.h"
+#include "tests/support/process.h"
+#include "tests/support/temp_directory.h"
+
+namespace longhaul::launch {
+namespace {
+
+struct Row {
+  std::string chunk;
+  double area_worst = 0, area_mean = 0;
+  int row_difference = 0;
+  double forward_most = 0, forward_mean = 0, backward_most = 0, backward_mean = 0;  // MB
+  double needed = 0;                                                                // MB
+  double tile_use = 0;                                                              // per cent
+  double tiles_worst = 0, plan_ms = 0, program_ms = 0;
+};
+
+test::ProcessResult bench(std::vector<std::string> options) {
+  options.insert(options.begin(), {"bench", "layouts"});
+  return test::run_longhaul(options, {});
+}
+
+std::map<std::string, Row> rows(const std::vector<std::string>& options) {
+  const test::ProcessResult result = bench(options);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  std::istringstream text(result.out);
+  std::map<std::string, Row> rows;
+  for (std::string line; std::getline(text, line);) {
+    std::istringstream fields(line);
+    std::string name, percent;
+    Row row;
+    fields >> name >> row.chunk >> row.area_worst >> row.area_mean >> row.row_difference >>
+        row.forward_most >> row.forward_mean >> row.backward_most >> row.backward_mean >>
+        row.needed >> row.tile_use >> percent;
+    if (percent != "%") continue;  // a heading
+    fields >> row.tiles_worst >> row.plan_ms >> row.program_ms;
+    EXPECT_TRUE(fields) << line;
+    rows[name] = row;
+  }
+  EXPECT_EQ(rows.size(), parallel::layout_kinds().size()) << result.out;
+  return rows;
+}
+
+constexpr double kMegabyte = 1e6;
+constexpr double kKeyBytes = 8 * 2 * 128 * 2;  // 8 heads, key and value, 128 elements of bfloat16
+
+TEST(BenchLayouts, CausalFiguresAreThoseByHand) {
+  auto of = rows({"--mask", "causal", "--seq-len", "1024", "--ranks", "8", "--sequences", "2"});
+  const double pairs = 1024 * 1025 / 2, last = pairs - 896 * 897 / 2;
+  EXPECT_NEAR(of["contiguous"].area_worst, 8 * last / pairs, 5e-5);
+  EXPECT_NEAR(of["contiguous"].area_mean, 8 * last / pairs, 5e-5);
+  EXPECT_NEAR(of["zigzag"].area_worst, 1, 5e-5);
+  EXPECT_NEAR(of["balanced"].area_worst, 1, 5e-5);
+  EXPECT_EQ(of["contiguous"].chunk, "128");
+  EXPECT_EQ(of["zigzag"].chunk, "64");
+  EXPECT_EQ(of["striped"].chunk, "1");
+  // Rank 0's block goes round all 7 hops; block r goes 7 - r hops, 3.5 on average.
+  const double block = 128 * kKeyBytes / kMegabyte;
+  EXPECT_NEAR(of["contiguous"].forward_mean, 3.5 * block, 0.05);
+  EXPECT_NEAR(of["zigzag"].forward_most, 7 * block, 0.05);
+  // Backward moves fp32 accumulators besides.
+  EXPECT_NEAR(of["zigzag"].backward_most, 7 * block * 3, 0.05);
+  // Contiguous rank r sees r blocks of others.
+  EXPECT_NEAR(of["contiguous"].needed, 3.5 * block, 0.05);
+  // Every striped rank sees all keys of others before its last row: 7 blocks but a few rows.
+  EXPECT_NEAR(of["striped"].needed, 7 * block, 0.05);
+  // 36 tiles of 128 x 128 hold anything.
+  EXPECT_NEAR(of["contiguous"].tile_use, 100 * pairs / (36 * 128 * 128), 0.05);
+  EXPECT_NEAR(of["contiguous"].tiles_worst, 8 * 8 / 36.0, 5e-4);
+  EXPECT_NEAR(of["striped"].tile_use, 100 * pairs / (64 * 128 * 128), 0.05);
+}
+
+TEST(BenchLayouts, DocumentsThatFitTheRanksNeedNoBytes) {
+  const test::TempDirectory folder;
+  std::string lengths;
+  for (int i = 0; i < 8; ++i) lengths += "256\n";
+  auto of = rows({"--lengths", folder.write("lengths.txt", lengths), "--seq-len", "1024", "--ranks",
+                  "4", "--sequences", "2"});
+  for (const char* layout : {"contiguous", "balanced"}) {
+    EXPECT_EQ(of[layout].area_worst, 1) << layout;
+    EXPECT_EQ(of[layout].forward_most, 0) << layout;
+    EXPECT_EQ(of[layout].backward_mean, 0) << layout;
+    EXPECT_EQ(of[layout].needed, 0) << layout;
+    EXPECT_EQ(of[layout].chunk, "256") << layout;
+  }
+  EXPECT_EQ(of["document_zigzag"].chunk, "32");
+  EXPECT_GT(of["document_zigzag"].needed, 0);
+}
+
+TEST(BenchLayouts, SaysWhatIsWrong) {
+  const test::TempDirectory folder;
+  const std::string good = folder.write("good.txt", "100\n100\n");
+  const auto expect = [&](const std::vector<std::string>& options, int code,
+                          const std::string& text) {
+    const test::ProcessResult result = bench(options);
+    EXPECT_EQ(result.exit_code, code) << result.err;
+    EXPECT_NE(result.err.find(text), std::string::npos) << result.err;
+    EXPECT_EQ(result.out, "");
+  };
+  expect({}, 64, "--lengths");
+  expect({"--mask", "causal", "--lengths", good}, 64, "--lengths");
+  expect({"--mask", "caus", "--lengths", good}, 78, "caus");
+  expect({"--lengths", folder.file("none.txt")}, 74, "none.txt");
+  expect({"--lengths", folder.write("bad.txt", "1\nx\n")}, 65, "bad.txt:2");
+  expect({"--lengths", folder.write("less.txt", "1\n-4\n")}, 65, "-4 tokens");
+  expect({"--lengths", good, "--seq-len", "64", "--sequences", "4"}, 65, "they fill 3");
+  expect({"--lengths", good, "--seq-len", "64", "--sequences", "1", "--scheme", "rign"}, 78,
+         "rign");
+  expect({"--mask", "causal", "--heads", "6", "--kv-heads", "4"}, 64, "--kv-heads");
+  expect({"--mask", "causal", "--ranks", "0"}, 64, "--ranks");
+}
+
+}  // namespace
+}  // namespace longhaul::launch
