@@ -105,6 +105,41 @@ TEST_P(SameLosses, OverContextRanksLayoutsAndGrids) {
   }
 }
 
+TEST(Trainer, EverySchemeGivesTheSameLosses) {
+  const auto single = run_training(on({1, 1}), kVocabulary, documents);
+  for (const std::string& scheme : parallel::scheme_names()) {
+    SCOPED_TRACE(scheme);
+    TrainConfig config = on({1, 4}, scheme == "balanced_ring" ? "contiguous" : "zigzag");
+    config.parallelism.context_parallel_scheme = scheme;
+    expect_equal_within(run_training(config, kVocabulary, documents), single, 1e-5);
+  }
+}
+
+TEST(Trainer, ChangesOfSchemeBetweenStepsLeaveTheLossesAlone) {
+  TrainConfig config = on({2, 4}, "contiguous");
+  const auto one_scheme = run_training(config, kVocabulary, documents);
+  config.parallelism.context_parallel_switch =
+      "3:burst,5:double_ring,8:balanced_ring,10:all_gather,12:ulysses,14:usp,16:group_cast,18:ring";
+  expect_equal_within(run_training(config, kVocabulary, documents), one_scheme, 1e-5);
+}
+
+TEST(Trainer, SchemesThatDoNotSuitTheRunAreRefused) {
+  const auto refused = [](Grid grid, const std::string& layout, const std::string& scheme,
+                          const std::string& changes, const std::string& part) {
+    SCOPED_TRACE(scheme + " " + changes);
+    TrainConfig config = on(grid, layout);
+    config.parallelism.context_parallel_scheme = scheme;
+    config.parallelism.context_parallel_switch = changes;
+    test::expect_error(runtime::ExitCode::config, part, [&] { check_schemes(config); });
+  };
+  refused({1, 3}, "zigzag", "ulysses", "none", "3 ranks cannot share 4 query heads");
+  refused({1, 4}, "zigzag", "balanced_ring", "none", "contiguous");
+  refused({1, 3}, "zigzag", "ring", "5:ulysses", "3 ranks cannot share");
+  refused({1, 4}, "zigzag", "ring", "5:burst,5:ring", "step above 5");
+  refused({1, 4}, "zigzag", "ring", "burst", "STEP:SCHEME");
+  refused({1, 4}, "zigzag", "ring", "7:rign", "rign");
+}
+
 TEST(Trainer, CausalMaskOverTheWholeSequence) {
   TrainConfig one = on({1, 1}), four = on({1, 4});
   one.data.mask = four.data.mask = "causal";
