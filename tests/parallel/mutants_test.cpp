@@ -200,7 +200,7 @@ const Mutation kMutations[] = {
      }},
     {"a message to the wrong place: two views of a receive swap",
      [](Schedule& s) {
-       for (int rank = kRanks - 1; rank >= 0; --rank) {
+       for (const int rank : {1, 2, 3, 0}) {
          for (Step* step : steps_of<Transfer>(s, rank)) {
            std::vector<View*> views;
            for (Message& m : as<Transfer>(step).receives) {
