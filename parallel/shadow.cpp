@@ -134,18 +134,18 @@ Shadow::Rect Shadow::rect(const View& view) const {
   return {view.row_begin, view.row_end, view.head_begin / unit(view), view.head_end / unit(view)};
 }
 
-std::size_t Shadow::at(const View& view, std::int64_t row, int cell) const {
-  const int per_row = cells_[static_cast<std::size_t>(view.slot)].per_row;
-  return static_cast<std::size_t>((view.row_begin + row) * per_row + view.head_begin / unit(view) +
-                                  cell);
+Shadow::Place Shadow::place(const View& view) const {
+  const std::int64_t per_row = cells_[static_cast<std::size_t>(view.slot)].per_row;
+  return {view.row_begin * per_row + view.head_begin / unit(view), per_row};
 }
 
 void Shadow::require_defined(const View& view, int step) const {
   const Cells& c = cells_[static_cast<std::size_t>(view.slot)];
   const Rect r = rect(view);
+  const Place at = place(view);
   for (std::int64_t row = 0; row < view.rows(); ++row) {
     for (int cell = 0; cell < r.end - r.begin; ++cell) {
-      if (c.id[at(view, row, cell)] < 0) {
+      if (c.id[at.at(row, cell)] < 0) {
         throw Verdict{
             Fault::undefined,
             concat("rank ", program_.rank, ", step ", step, " uses row ", view.row_begin + row,
@@ -161,10 +161,12 @@ void Shadow::require_keys(const View& kv, const std::optional<View>& v, int step
   if (!v) return;
   require_defined(*v, step);
   const Rect r = rect(kv);
+  const Cells &keys = cells_[static_cast<std::size_t>(kv.slot)],
+              &values = cells_[static_cast<std::size_t>(v->slot)];
+  const Place key_at = place(kv), value_at = place(*v);
   for (std::int64_t row = 0; row < kv.rows(); ++row) {
     for (int cell = 0; cell < r.end - r.begin; ++cell) {
-      if (cells_[static_cast<std::size_t>(kv.slot)].id[at(kv, row, cell)] !=
-          cells_[static_cast<std::size_t>(v->slot)].id[at(*v, row, cell)]) {
+      if (keys.id[key_at.at(row, cell)] != values.id[value_at.at(row, cell)]) {
         throw Verdict{Fault::misplaced,
                       concat("rank ", program_.rank, ", step ", step, " pairs row ", row,
                              " of the keys with values of another token or head")};
@@ -179,10 +181,11 @@ void Shadow::prepare_accumulator(const View& view, const View& like, Mode mode, 
   Cells& c = cells_[static_cast<std::size_t>(view.slot)];
   const Cells& other = cells_[static_cast<std::size_t>(like.slot)];
   const Rect r = rect(view);
+  const Place at = place(view), like_at = place(like);
   for (std::int64_t row = 0; row < view.rows(); ++row) {
     for (int cell = 0; cell < r.end - r.begin; ++cell) {
-      const std::size_t i = at(view, row, cell);
-      const std::int64_t id = other.id[at(like, row, cell)];
+      const std::size_t i = at.at(row, cell);
+      const std::int64_t id = other.id[like_at.at(row, cell)];
       if (mode == Mode::write) {
         c.id[i] = id;
         c.sum[i] = 0;
@@ -207,12 +210,14 @@ void Shadow::add_visible_keys(const View& q, const View& kv, const std::vector<S
   const int q_all = cells(schedule_.shapes.heads, units_.q),
             kv_all = cells(schedule_.shapes.kv_heads, units_.kv);
   const int kv_cells = kv_rect.end - kv_rect.begin;
+  const Place q_at = place(q), kv_at = place(kv), into_at = place(into);
   std::vector<std::vector<std::uint64_t>> prefix(static_cast<std::size_t>(kv_cells));
   for (int cell = 0; cell < kv_cells; ++cell) {
     auto& p = prefix[static_cast<std::size_t>(cell)];
     p.assign(1, 0);
+    p.reserve(static_cast<std::size_t>(kv.rows()) + 1);
     for (std::int64_t row = 0; row < kv.rows(); ++row)
-      p.push_back(p.back() + weight(true, keys.id[at(kv, row, cell)]));
+      p.push_back(p.back() + weight(true, keys.id[kv_at.at(row, cell)]));
   }
   for (int cell = 0; cell < q_rect.end - q_rect.begin; ++cell) {
     const int kv_cell =
@@ -222,15 +227,15 @@ void Shadow::add_visible_keys(const View& q, const View& kv, const std::vector<S
       for (std::int64_t row = band.q_begin; row < band.q_end; ++row) {
         const std::int64_t begin = band.key_begin(row), end = band.key_end(row);
         if (begin >= end) continue;
-        const std::int64_t q_id = queries.id[at(q, row, cell)];
-        const std::int64_t kv_id = keys.id[at(kv, begin, kv_cell)];
+        const std::int64_t q_id = queries.id[q_at.at(row, cell)];
+        const std::int64_t kv_id = keys.id[kv_at.at(begin, kv_cell)];
         if (kv_cell_of(static_cast<int>(q_id % q_all), units_, schedule_.shapes) !=
             kv_id % kv_all) {
           throw Verdict{Fault::misplaced,
                         concat("rank ", program_.rank, ", step ", step,
                                " pairs query heads with key/value heads of another group")};
         }
-        sums.sum[at(into, row, cell)] +=
+        sums.sum[into_at.at(row, cell)] +=
             p[static_cast<std::size_t>(end)] - p[static_cast<std::size_t>(begin)];
       }
     }
@@ -243,6 +248,7 @@ void Shadow::add_visible_queries(const View& q, const View& kv, const std::vecto
   const Cells& queries = cells_[static_cast<std::size_t>(q.slot)];
   Cells& sums = cells_[static_cast<std::size_t>(into.slot)];
   const Rect q_rect = rect(q);
+  const Place q_at = place(q), into_at = place(into);
   std::vector<std::uint64_t> change;
   for (int cell = 0; cell < q_rect.end - q_rect.begin; ++cell) {
     const int kv_cell = cell * units_.q * kv.heads() / q.heads() / units_.kv;
@@ -251,7 +257,7 @@ void Shadow::add_visible_queries(const View& q, const View& kv, const std::vecto
       for (std::int64_t row = band.q_begin; row < band.q_end; ++row) {
         const std::int64_t begin = band.key_begin(row), end = band.key_end(row);
         if (begin >= end) continue;
-        const std::uint64_t w = weight(false, queries.id[at(q, row, cell)]);
+        const std::uint64_t w = weight(false, queries.id[q_at.at(row, cell)]);
         change[static_cast<std::size_t>(begin)] += w;
         change[static_cast<std::size_t>(end)] -= w;
       }
@@ -259,7 +265,7 @@ void Shadow::add_visible_queries(const View& q, const View& kv, const std::vecto
     std::uint64_t sum = 0;
     for (std::int64_t row = 0; row < kv.rows(); ++row) {
       sum += change[static_cast<std::size_t>(row)];
-      sums.sum[at(into, row, kv_cell)] += sum;
+      sums.sum[into_at.at(row, kv_cell)] += sum;
     }
   }
 }
@@ -286,9 +292,10 @@ void Shadow::apply(const Accumulate& a, int step) {
   const Cells& from = cells_[static_cast<std::size_t>(a.src.slot)];
   Cells& to = cells_[static_cast<std::size_t>(a.dst.slot)];
   const Rect r = rect(a.dst);
+  const Place from_at = place(a.src), to_at = place(a.dst);
   for (std::int64_t row = 0; row < a.dst.rows(); ++row) {
     for (int cell = 0; cell < r.end - r.begin; ++cell)
-      to.sum[at(a.dst, row, cell)] += from.sum[at(a.src, row, cell)];
+      to.sum[to_at.at(row, cell)] += from.sum[from_at.at(row, cell)];
   }
 }
 
@@ -304,9 +311,10 @@ void Shadow::receive(const View& view, const Shadow& sender, const View& sent, i
   const Cells& from = sender.cells_[static_cast<std::size_t>(sent.slot)];
   Cells& to = cells_[static_cast<std::size_t>(view.slot)];
   const Rect r = rect(view);
+  const Place at = place(view), sent_at = sender.place(sent);
   for (std::int64_t row = 0; row < view.rows(); ++row) {
     for (int cell = 0; cell < r.end - r.begin; ++cell) {
-      const std::size_t target = at(view, row, cell), source = sender.at(sent, row, cell);
+      const std::size_t target = at.at(row, cell), source = sent_at.at(row, cell);
       to.id[target] = from.id[source];
       if (!to.sum.empty()) to.sum[target] = from.sum[source];
     }
@@ -322,15 +330,15 @@ void Shadow::check_outputs() const {
     const std::vector<std::int64_t> want = declared_ids(s);
     const Cells& have = cells_[index];
     for (std::size_t i = 0; i < have.id.size(); ++i) {
-      const auto row = static_cast<std::int64_t>(i) / have.per_row;
+      const auto row = [&] { return static_cast<std::int64_t>(i) / have.per_row; };
       if (have.id[i] != want[i]) {
         throw Verdict{Fault::misplaced,
-                      concat("rank ", program_.rank, ": row ", row, " of output ", s.name,
+                      concat("rank ", program_.rank, ": row ", row(), " of output ", s.name,
                              " holds another token or head than declared")};
       }
       if (have.sum[i] != expected_.of(is_key_side(s.kind), have.id[i])) {
         throw Verdict{Fault::coverage,
-                      concat("rank ", program_.rank, ": row ", row, " of output ", s.name,
+                      concat("rank ", program_.rank, ": row ", row(), " of output ", s.name,
                              " misses visible pairs or counts some twice")};
       }
     }

@@ -55,8 +55,13 @@ class Shadow {
   const Slot& slot(int index) const { return program_.slots[static_cast<std::size_t>(index)]; }
   int unit(const View& view) const;
   Rect rect(const View& view) const;
-  std::size_t at(const View& view, std::int64_t row,
-                 int cell) const;  // row and cell within the view
+  struct Place {  // where a view's rows and cells lie among its slot's
+    std::int64_t first, per_row;
+    std::size_t at(std::int64_t row, int cell) const {
+      return static_cast<std::size_t>(first + row * per_row + cell);
+    }
+  };
+  Place place(const View& view) const;
   void require_defined(const View& view, int step) const;
   std::vector<std::int64_t> declared_ids(const Slot& slot) const;
   void prepare_accumulator(const View& view, const View& like, Mode mode, int step);

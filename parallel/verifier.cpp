@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <tuple>
 
 #include "parallel/builder.h"
 #include "parallel/shadow.h"
@@ -128,7 +129,7 @@ class FormCheck {
   }
   void check(const Transfer& transfer) const {
     const int ranks = static_cast<int>(schedule_.programs.size());
-    std::vector<View> written;
+    std::vector<Access> views;
     for (const auto* side : {&transfer.sends, &transfer.receives}) {
       for (const Message& message : *side) {
         require(message.peer >= 0 && message.peer < ranks,
@@ -141,16 +142,22 @@ class FormCheck {
       }
     }
     for (const Message& message : transfer.receives) {
-      for (const View& v : message.views) {
-        for (const View& other : written)
-          require(!overlaps(v, other), "receives of a group overlap");
-        written.push_back(v);
-      }
+      for (const View& v : message.views) views.push_back({v, true});
     }
     for (const Message& message : transfer.sends) {
-      for (const View& v : message.views) {
-        for (const View& other : written)
-          require(!overlaps(v, other), "a group sends what it receives into");
+      for (const View& v : message.views) views.push_back({v, false});
+    }
+    // In the order of their rows, a view overlaps none that begins at its end or later.
+    std::ranges::sort(views, [](const Access& a, const Access& b) {
+      return std::tie(a.view.slot, a.view.row_begin) < std::tie(b.view.slot, b.view.row_begin);
+    });
+    for (auto one = views.begin(); one != views.end(); ++one) {
+      for (auto other = one + 1; other != views.end() && other->view.slot == one->view.slot &&
+                                 other->view.row_begin < one->view.row_end;
+           ++other) {
+        if (!(one->write || other->write) || !overlaps(one->view, other->view)) continue;
+        require(false, one->write && other->write ? "receives of a group overlap"
+                                                  : "a group sends what it receives into");
       }
     }
   }

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <thread>
 #include <utility>
@@ -148,9 +149,12 @@ class CpuStream final : public StreamImpl {
   std::thread worker_;  // last: starts when the rest is ready
 };
 
+std::atomic<std::int64_t> allocated_blocks{0};
+
 }  // namespace
 
 std::byte* Pool::allocate_block(std::int64_t bytes) const {
+  ++allocated_blocks;
   if (pinned_) return pinned_allocate(bytes);
   if (device_.kind == DeviceKind::cuda) return cuda_allocate(device_, bytes);
   return static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes)));
@@ -260,7 +264,10 @@ Stream Stream::cuda(const std::string& name, int index, bool high_priority) {
 
 Stream Stream::sibling(const std::string& name) const {
   const Device where = device();
-  return where.kind == DeviceKind::cpu ? cpu(name, threads()) : cuda(name, where.index, true);
+  if (where.kind != DeviceKind::cpu) return cuda(name, where.index, true);
+  const Stream made = cpu(name, threads());
+  made.impl_->poisons_new_memory = impl_->poisons_new_memory;
+  return made;
 }
 
 Device Stream::device() const { return impl_->device; }
@@ -281,6 +288,8 @@ void Stream::synchronize(Deadline deadline) const { record().synchronize(deadlin
 Buffer Stream::allocate(std::int64_t bytes) const {
   LONGHAUL_CHECK(bytes >= 0, "cannot allocate ", bytes, " bytes");
   std::byte* data = impl_->pool->take(bytes);
+  if (impl_->poisons_new_memory && bytes > 0)
+    enqueue([=] { std::memset(data, 0xff, static_cast<std::size_t>(bytes)); });
   return Buffer(impl_->pool, data, bytes);
 }
 Buffer Stream::allocate_host(std::int64_t bytes) const {
@@ -291,5 +300,11 @@ Buffer Stream::allocate_host(std::int64_t bytes) const {
 double Stream::waited_seconds() const { return impl_->waited_seconds(); }
 MemoryUse Stream::memory() const { return impl_->pool->use(); }
 void Stream::reset_peak() const { impl_->pool->reset_peak(); }
+void Stream::poison_new_memory() const {
+  LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cpu, "stream '", impl_->name,
+                 "' is not a CPU stream: its memory cannot be poisoned");
+  impl_->poisons_new_memory = true;
+}
+std::int64_t system_allocations() { return detail::allocated_blocks; }
 
 }  // namespace longhaul::runtime

@@ -34,6 +34,10 @@ struct MemoryUse {
   std::int64_t peak_bytes = 0;
 };
 
+/// Blocks that the pools of all streams of this process have asked the system for so far. A steady
+/// state asks for none.
+std::int64_t system_allocations();
+
 namespace detail {
 class StreamImpl;
 class EventImpl;
@@ -113,6 +117,10 @@ class Stream {
   /// Seconds that a CPU stream's thread has spent blocked on events of other streams; 0 on CUDA.
   double waited_seconds() const;
   void reset_peak() const;
+  /// From now on allocate() hands out memory whose every bit is set, NaN in every float dtype, by
+  /// work on the stream: reads of what nothing has written show. CPU streams only; siblings made
+  /// later do the same.
+  void poison_new_memory() const;
   const std::shared_ptr<detail::StreamImpl>& impl() const;
 
  private:

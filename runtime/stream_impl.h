@@ -62,6 +62,7 @@ class StreamImpl {
   const Device device;
   const std::string name;
   const std::shared_ptr<Pool> pool;
+  bool poisons_new_memory = false;
   const std::shared_ptr<Pool> host_pool;  // pinned memory on CUDA, the pool itself on the CPU
 };
 

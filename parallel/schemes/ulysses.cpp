@@ -182,11 +182,11 @@ class HeadExchange {
         replicas.emplace_back(arrived, dkv);
         dkv = arrived;
       }
-      sends.push_back({peer,
-                       {part(all.dq, ring.self, head), part(all.dkv, ring.self, head)},
-                       0,
-                       inputs_.wire_dtype});
-      receives.push_back({peer, {share(own.dq, head, false), dkv}, 0, inputs_.wire_dtype});
+      // What stays on this rank is not rounded.
+      const auto wire_dtype = peer == rank ? std::nullopt : inputs_.wire_dtype;
+      sends.push_back(
+          {peer, {part(all.dq, ring.self, head), part(all.dkv, ring.self, head)}, 0, wire_dtype});
+      receives.push_back({peer, {share(own.dq, head, false), dkv}, 0, wire_dtype});
     }
     builder.transfer(0, std::move(sends), std::move(receives));
     for (const auto& [arrived, into] : replicas) builder.accumulate(arrived, into);

@@ -6,6 +6,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -72,6 +73,16 @@ class Hub final : public Transport {
   std::string released_;
 };
 
+/// In [0, 1), from a hash of the words.
+double fraction(std::initializer_list<std::uint64_t> words) {
+  std::uint64_t x = 0x9e3779b97f4a7c15ull;
+  for (const std::uint64_t word : words) {
+    x = (x ^ word) * 0xbf58476d1ce4e5b9ull;
+    x ^= x >> 31;
+  }
+  return static_cast<double>(x >> 11) / static_cast<double>(std::uint64_t{1} << 53);
+}
+
 void Hub::post(const ExchangeInfo& info, std::span<const Outgoing> sends, Party& party) {
   const Clock::time_point now = Clock::now();
   for (std::size_t i = 0; i < sends.size(); ++i) {
@@ -79,6 +90,11 @@ void Hub::post(const ExchangeInfo& info, std::span<const Outgoing> sends, Party&
     if (options_.bandwidth_bytes_per_second > 0) {
       delay += static_cast<double>(sends[i].bytes) / options_.bandwidth_bytes_per_second;
     }
+    delay +=
+        options_.jitter_seconds *
+        fraction({options_.jitter_seed, static_cast<std::uint64_t>(info.context),
+                  static_cast<std::uint64_t>(info.self), static_cast<std::uint64_t>(sends[i].peer),
+                  static_cast<std::uint64_t>(info.sequence)});
     const auto ready =
         now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(delay));
     Channel& to = channel(info.context, info.self, sends[i].peer);

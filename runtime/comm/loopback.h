@@ -16,7 +16,11 @@ struct LoopbackOptions {
   double timeout_seconds = 60;
   /// A message can be received latency + bytes / bandwidth after it was posted; who waits sleeps.
   double latency_seconds = 0;
-  double bandwidth_bytes_per_second = 0;        ///< 0: infinite
+  double bandwidth_bytes_per_second = 0;  ///< 0: infinite
+  /// Up to this much more, at random but the same for a seed, for each message: those of different
+  /// senders overtake each other, those between two ranks of a communicator stay in order.
+  double jitter_seconds = 0;
+  std::uint64_t jitter_seed = 1;
   std::vector<FlightRecorder*> recorders = {};  ///< empty, or one a rank
 };
 

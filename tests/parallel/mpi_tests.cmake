@@ -1,1 +1,1 @@
-add_mpi_test(parallel/ring RANKS 1 2 3 4 7)
+add_mpi_test(parallel/schemes RANKS 1 2 3 4 7)

@@ -42,10 +42,8 @@ TEST(Schemes, VerifyForEveryMaskLayoutAndRankCount) {
       for (const SchemeOptions& options : test::all_schemes(ranks, heads.q, heads.kv)) {
         for (const std::int64_t n : {1, 5, 37}) {
           for (const auto& [mask_name, mask] : test::assorted_masks(n)) {
-            for (const LayoutKind kind :
-                 {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped}) {
-              expect_verifies(options, mask, Layout(kind, n, 1, ranks), heads, mask_name);
-            }
+            for (const Layout& layout : test::all_layouts(mask, 1, ranks))
+              expect_verifies(options, mask, layout, heads, mask_name);
           }
         }
       }
@@ -63,10 +61,8 @@ TEST(Schemes, VerifyForMasksThatDifferByHead) {
         by_head.push_back(masks[static_cast<std::size_t>(head * 2 / 3) % masks.size()].mask);
       const HeadMasks all = HeadMasks::per_head(by_head);
       for (const SchemeOptions& options : test::all_schemes(ranks, heads.q, heads.kv)) {
-        for (const LayoutKind kind :
-             {LayoutKind::contiguous, LayoutKind::zigzag, LayoutKind::striped}) {
-          expect_verifies(options, all, Layout(kind, n, 1, ranks), heads, "by head");
-        }
+        for (const Layout& layout : test::all_layouts(all, 1, ranks))
+          expect_verifies(options, all, layout, heads, "by head");
       }
     }
   }

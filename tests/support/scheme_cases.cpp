@@ -88,4 +88,20 @@ std::vector<NamedMask> assorted_masks(std::int64_t n) {
   return all;
 }
 
+attention::HeadMasks masks_by_head(std::int64_t n, int heads) {
+  const std::vector<NamedMask> all = assorted_masks(n);
+  std::vector<Mask> masks;
+  for (int head = 0; head < heads; ++head)
+    masks.push_back(all[static_cast<std::size_t>(head * 2 / 3) % all.size()].mask);
+  return attention::HeadMasks::per_head(masks);
+}
+
+std::vector<parallel::Layout> all_layouts(const attention::HeadMasks& masks, std::int64_t batch,
+                                          int ranks) {
+  std::vector<parallel::Layout> all;
+  for (const parallel::LayoutKind kind : parallel::layout_kinds())
+    all.push_back(parallel::Layout::make(kind, masks, batch, ranks));
+  return all;
+}
+
 }  // namespace longhaul::test

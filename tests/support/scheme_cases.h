@@ -24,4 +24,12 @@ struct NamedMask {
 /// windows, a shared prefix, blocks, rows and keys that see nothing, slices of every type.
 std::vector<NamedMask> assorted_masks(std::int64_t n);
 
+/// masks[h] of assorted_masks(n) for query head h, in runs that cross the borders of key/value
+/// heads.
+attention::HeadMasks masks_by_head(std::int64_t n, int heads);
+
+/// Every layout of a batch of `batch` sequences whose masks, one after another, are `masks`.
+std::vector<parallel::Layout> all_layouts(const attention::HeadMasks& masks, std::int64_t batch,
+                                          int ranks);
+
 }  // namespace longhaul::test

@@ -1,0 +1,412 @@
+// What schemes send: the closed formulae of every scheme, by link class, the lower bound of
+// group_cast from a bitmap, halos of windows, and nothing where no document crosses a rank.
+#include <gtest/gtest.h>
+
+#include "parallel/schemes/scheme.h"
+#include "runtime/error.h"
+#include "tests/support/random_masks.h"
+#include "tests/support/scheme_cases.h"
+
+namespace longhaul::parallel {
+namespace {
+
+using attention::HeadMasks;
+using attention::Mask;
+using runtime::DType;
+using test::show;
+
+SchemeOptions scheme(const std::string& name) {
+  SchemeOptions options;
+  options.name = name;
+  return options;
+}
+
+struct Sent {
+  std::vector<std::map<int, std::int64_t>> to;  // by rank, by peer; no zeros
+  std::int64_t messages = 0;
+  std::int64_t of(int rank) const {
+    std::int64_t bytes = 0;
+    for (const auto& [peer, sent] : to[static_cast<std::size_t>(rank)]) bytes += sent;
+    return bytes;
+  }
+  std::int64_t total() const {
+    std::int64_t bytes = 0;
+    for (int rank = 0; rank < static_cast<int>(to.size()); ++rank) bytes += of(rank);
+    return bytes;
+  }
+};
+
+Sent sent(const SchemeOptions& options, const HeadMasks& masks, const Layout& layout,
+          const Shapes& shapes, Direction direction, DType wire = DType::float32) {
+  SchemeInputs inputs{masks, layout, shapes, direction};
+  if (wire != DType::float32) inputs.wire_dtype = wire;
+  inputs.options = options;
+  Sent all;
+  const ProgramGenerator generate = prepare(inputs);
+  for (int rank = 0; rank < layout.ranks(); ++rank) {
+    Count counted = count(generate(rank), shapes);
+    std::erase_if(counted.sent_to, [](const auto& entry) { return entry.second == 0; });
+    all.to.push_back(std::move(counted.sent_to));
+    all.messages += counted.sent_messages;
+  }
+  return all;
+}
+
+// ---- formulae
+// ------------------------------------------------------------------------------------------------
+
+/// The symbols of the published formulae, for n rows a rank.
+struct Symbols {
+  std::int64_t n, P, H, H_kv, D, D_v, e, a;
+  std::int64_t keys() const { return n * H_kv * (D + D_v) * e; }       // a block of K, V
+  std::int64_t key_sums() const { return n * H_kv * (D + D_v) * a; }   // its dK, dV
+  std::int64_t bundle() const { return n * H * ((D + D_v) * e + 8); }  // q, dout, LSE, delta
+  std::int64_t query_sums() const { return n * H * D * a; }            // dq
+};
+
+struct Pass {
+  std::int64_t forward, backward;
+};
+
+/// Every block goes round P - 1 hops, its accumulator too.
+Pass ring_bytes(const Symbols& s) {
+  return {s.keys() * (s.P - 1), (s.keys() + s.key_sums()) * (s.P - 1)};
+}
+Pass burst_bytes(const Symbols& s) {
+  return {s.keys() * (s.P - 1), (s.bundle() + s.query_sums()) * (s.P - 1)};
+}
+
+/// All-to-alls of heads among U ranks. Where U exceeds H_kv keys go to several.
+Pass exchange_bytes(const Symbols& s, std::int64_t U) {
+  const std::int64_t most = std::max(s.H_kv, U);
+  const std::int64_t keys = s.n * most * (s.D + s.D_v);
+  const std::int64_t forward = s.n * s.H * (s.D * s.e + 4 * s.D_v + 4) + keys * s.e;
+  const std::int64_t backward = s.bundle() + s.query_sums() + keys * (s.e + s.a);
+  EXPECT_EQ(forward % U, 0);
+  return {forward / U * (U - 1), backward / U * (U - 1)};
+}
+
+/// What members of the ring inside usp hold.
+Symbols inside(Symbols s, std::int64_t U) {
+  s.H_kv = std::max(s.H_kv, U) / U;
+  s.H /= U;
+  s.n *= U;
+  s.P /= U;
+  return s;
+}
+
+class Formulae : public testing::Test {
+ protected:
+  /// `check(symbols, options -> the two passes' bytes)` over dtypes, head groups and rank counts.
+  void for_all(const std::function<void(const Symbols&, const Shapes&, const Layout&,
+                                        const HeadMasks&, DType wire)>& check) {
+    for (const int ranks : {1, 2, 3, 4, 6, 8}) {
+      const std::int64_t n = 12;
+      const HeadMasks full = Mask::full(n * ranks);
+      for (const auto& layout : test::all_layouts(full, 1, ranks)) {
+        for (const auto& [heads, kv_heads] :
+             {std::pair{2 * ranks, 2 * ranks}, {4 * ranks, ranks}, {2 * ranks, 1}}) {
+          for (const DType activation : {DType::float32, DType::bfloat16}) {
+            for (const DType wire : {DType::float32, DType::bfloat16}) {
+              const Shapes shapes{heads, kv_heads, 8, 4, activation};
+              const Symbols symbols{n,
+                                    ranks,
+                                    heads,
+                                    kv_heads,
+                                    8,
+                                    4,
+                                    runtime::size_bytes(activation),
+                                    runtime::size_bytes(wire)};
+              SCOPED_TRACE(runtime::concat("P=", ranks, " heads ", heads, "/", kv_heads, " e=",
+                                           symbols.e, " a=", symbols.a, " ", name(layout.kind())));
+              check(symbols, shapes, layout, full, wire);
+              if (HasFailure()) return;
+            }
+          }
+        }
+      }
+    }
+  }
+  static void expect(const Pass& pass, const SchemeOptions& options, const Shapes& shapes,
+                     const Layout& layout, const HeadMasks& masks, DType wire) {
+    const Sent forward = sent(options, masks, layout, shapes, Direction::forward, wire);
+    const Sent backward = sent(options, masks, layout, shapes, Direction::backward, wire);
+    for (int rank = 0; rank < layout.ranks(); ++rank) {
+      EXPECT_EQ(forward.of(rank), pass.forward) << show(options) << " forward, rank " << rank;
+      EXPECT_EQ(backward.of(rank), pass.backward) << show(options) << " backward, rank " << rank;
+    }
+  }
+};
+
+TEST_F(Formulae, RingBurstSelfAttentionAllGatherAndGroupCast) {
+  for_all([](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
+             DType wire) {
+    for (const char* like_ring : {"ring", "ring_self_attention", "all_gather", "group_cast"})
+      expect(ring_bytes(s), scheme(like_ring), shapes, layout, masks, wire);
+    expect(burst_bytes(s), scheme("burst"), shapes, layout, masks, wire);
+  });
+}
+
+TEST_F(Formulae, UlyssesWithAndWithoutReplicas) {
+  for_all([](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
+             DType wire) {
+    expect(exchange_bytes(s, s.P), scheme("ulysses"), shapes, layout, masks, wire);
+  });
+}
+
+TEST_F(Formulae, UspOfEveryDegreeAndNesting) {
+  for_all([](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
+             DType wire) {
+    for (const SchemeOptions& options :
+         test::all_schemes(layout.ranks(), shapes.heads, shapes.kv_heads)) {
+      if (options.name != "usp" || options.around == "double_ring") continue;
+      const std::int64_t U =
+          options.nesting == Nesting::heads_inside ? options.inner : options.outer;
+      const Symbols ring = inside(s, U);
+      const Pass around = options.around == "ring" ? ring_bytes(ring) : burst_bytes(ring);
+      const Pass heads = exchange_bytes(s, U);
+      expect({heads.forward + around.forward, heads.backward + around.backward}, options, shapes,
+             layout, masks, wire);
+    }
+  });
+}
+
+TEST_F(Formulae, DoubleRingByLinkClass) {
+  // Per rank and pass: I - 1 blocks between nodes, I (L - 1) within; an accumulator likewise.
+  for_all([](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
+             DType wire) {
+    for (const SchemeOptions& options :
+         test::all_schemes(layout.ranks(), shapes.heads, shapes.kv_heads)) {
+      if (options.name != "double_ring") continue;
+      const std::int64_t I = options.outer, L = options.inner;
+      const std::int64_t backward = options.backward == BackwardRing::burst
+                                        ? s.bundle() + s.query_sums()
+                                        : s.keys() + s.key_sums();
+      for (const Direction direction : {Direction::forward, Direction::backward}) {
+        const std::int64_t block = direction == Direction::forward ? s.keys() : backward;
+        const Sent all = sent(options, masks, layout, shapes, direction, wire);
+        for (int rank = 0; rank < layout.ranks(); ++rank) {
+          const LinkBytes links =
+              link_bytes(all.to[static_cast<std::size_t>(rank)], rank, options.inner);
+          EXPECT_EQ(links.between_nodes, (I - 1) * block) << show(options) << " rank " << rank;
+          EXPECT_EQ(links.within_nodes, I * (L - 1) * block) << show(options) << " rank " << rank;
+        }
+      }
+    }
+  });
+}
+
+TEST(Bytes, FlatRingCrossesANodeBorderWithEveryHop) {
+  // What the double ring avoids: the last rank of each node sends all P - 1 blocks to the next.
+  const int ranks = 8, per_node = 4;
+  const Shapes shapes{4, 4, 8, 8, DType::bfloat16};
+  const HeadMasks full = Mask::full(96);
+  const Layout layout(LayoutKind::zigzag, 96, 1, ranks);
+  const Sent flat = sent(scheme("ring"), full, layout, shapes, Direction::forward);
+  const std::int64_t block = 12 * 4 * 16 * 2;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const LinkBytes links = link_bytes(flat.to[static_cast<std::size_t>(rank)], rank, per_node);
+    const bool last = rank % per_node == per_node - 1;
+    EXPECT_EQ(links, (last ? LinkBytes{0, 7 * block} : LinkBytes{7 * block, 0})) << rank;
+  }
+}
+
+TEST(Bytes, BalancedRingSendsKeysNearAndQueriesFar) {
+  // Over causal, even P: (3P-2)P/8 blocks of keys, (P-2)P/8 of queries and of their results.
+  for (const int ranks : {2, 4, 6, 8, 12}) {
+    for (const DType activation : {DType::float32, DType::bfloat16}) {
+      for (const DType wire : {DType::float32, DType::bfloat16}) {
+        const std::int64_t n = 10, P = ranks;
+        const HeadMasks causal = Mask::causal(n * P);
+        const Layout layout(LayoutKind::contiguous, n * P, 1, ranks);
+        const Shapes shapes{6, 2, 8, 4, activation};
+        const Symbols s{
+            n, P, 6, 2, 8, 4, runtime::size_bytes(activation), runtime::size_bytes(wire)};
+        const std::int64_t near = (3 * P - 2) * P / 8, far = (P - 2) * P / 8;
+        EXPECT_EQ(near + far, P * (P - 1) / 2);
+        const std::int64_t q_and_partial = s.n * s.H * (s.D * s.e + 4 * s.D_v + 4);
+        EXPECT_EQ(
+            sent(scheme("balanced_ring"), causal, layout, shapes, Direction::forward, wire).total(),
+            near * s.keys() + far * q_and_partial);
+        EXPECT_EQ(sent(scheme("balanced_ring"), causal, layout, shapes, Direction::backward, wire)
+                      .total(),
+                  near * (s.keys() + s.key_sums()) + far * (s.bundle() + s.query_sums()));
+      }
+    }
+  }
+}
+
+// ---- bounds that depend on the mask
+// --------------------------------------------------------------------------
+
+/// Bytes from the owner of keys to each rank that sees them, from a bitmap a head: row by row.
+std::vector<std::map<int, std::int64_t>> set_lower_bound(const HeadMasks& masks,
+                                                         const Layout& layout, const Shapes& shapes,
+                                                         bool gradients,
+                                                         std::int64_t bytes_of_row) {
+  const std::int64_t n = masks.tokens();
+  std::vector<int> owner(static_cast<std::size_t>(n));
+  for (int rank = 0; rank < layout.ranks(); ++rank) {
+    for (const std::int64_t token : layout.tokens_of(rank))
+      owner[static_cast<std::size_t>(token)] = rank;
+  }
+  const auto rank_of = [&](std::int64_t token) { return owner[static_cast<std::size_t>(token)]; };
+  std::vector<std::map<int, std::int64_t>> to(static_cast<std::size_t>(layout.ranks()));
+  const int group = shapes.heads / shapes.kv_heads;
+  for (int kv = 0; kv < shapes.kv_heads; ++kv) {
+    test::Bitmap seen(layout.ranks(), n);
+    for (int head = kv * group; head < (kv + 1) * group; ++head) {
+      const test::Bitmap visible(n, n, masks.of(head).slices());
+      for (std::int64_t q = 0; q < n; ++q) {
+        for (std::int64_t k = 0; k < n; ++k) {
+          if (visible.at(q, k) > 0) seen.at(rank_of(q), k) = 1;
+        }
+      }
+    }
+    for (int rank = 0; rank < layout.ranks(); ++rank) {
+      for (std::int64_t k = 0; k < n; ++k) {
+        const int home = rank_of(k);
+        if (rank == home || seen.at(rank, k) == 0) continue;
+        if (gradients) {
+          to[static_cast<std::size_t>(rank)][home] += bytes_of_row;
+        } else {
+          to[static_cast<std::size_t>(home)][rank] += bytes_of_row;
+        }
+      }
+    }
+  }
+  return to;
+}
+
+TEST(Bytes, GroupCastIsTheSetLowerBound) {
+  const std::int64_t n = 61;
+  const Shapes shapes{8, 2, 8, 4, DType::bfloat16};
+  auto masks = test::assorted_masks(n);
+  std::vector<std::pair<std::string, HeadMasks>> all(masks.size());
+  for (std::size_t i = 0; i < masks.size(); ++i) all[i] = {masks[i].name, masks[i].mask};
+  all.emplace_back("by head", test::masks_by_head(n, shapes.heads));
+  for (const auto& [mask_name, mask] : all) {
+    for (const int ranks : {2, 3, 5, 8}) {
+      for (const Layout& layout : test::all_layouts(mask, 1, ranks)) {
+        SCOPED_TRACE(runtime::concat(mask_name, " P=", ranks, " ", name(layout.kind())));
+        auto bound = set_lower_bound(mask, layout, shapes, false, 12 * 2);
+        EXPECT_EQ(sent(scheme("group_cast"), mask, layout, shapes, Direction::forward).to, bound);
+        for (const DType wire : {DType::float32, DType::bfloat16}) {
+          auto both = bound;
+          const auto back =
+              set_lower_bound(mask, layout, shapes, true, 12 * runtime::size_bytes(wire));
+          for (std::size_t rank = 0; rank < back.size(); ++rank) {
+            for (const auto& [peer, bytes] : back[rank]) both[rank][peer] += bytes;
+          }
+          EXPECT_EQ(sent(scheme("group_cast"), mask, layout, shapes, Direction::backward, wire).to,
+                    both);
+        }
+      }
+    }
+  }
+}
+
+TEST(Bytes, WindowHopsAreTheHaloBound) {
+  // Keys of a window behind the query travel ceil((w-1)/n) hops, or to the last rank.
+  const Shapes shapes{2, 1, 4, 4, DType::float32};
+  for (const int ranks : {2, 3, 5, 8}) {
+    for (const std::int64_t n : {1, 4, 7}) {
+      const std::int64_t tokens = n * ranks, block = n * 8 * 4;
+      const Layout layout(LayoutKind::contiguous, tokens, 1, ranks);
+      for (std::int64_t w = 1; w <= tokens; ++w) {
+        const Mask window = Mask::from_slices(tokens, {{0, tokens, 0, tokens, 1 - w, 0}});
+        const std::int64_t halo = (w - 1 + n - 1) / n;
+        std::int64_t hops = 0;
+        for (int rank = 0; rank < ranks; ++rank)
+          hops += std::min<std::int64_t>(halo, ranks - 1 - rank);
+        const Sent forward = sent(scheme("ring"), window, layout, shapes, Direction::forward);
+        EXPECT_EQ(forward.messages, hops) << "w=" << w << " n=" << n << " P=" << ranks;
+        EXPECT_EQ(forward.total(), hops * block);
+        // In backward the blocks travel as far; their gradients hop by hop, and one hop home.
+        const Sent backward = sent(scheme("ring"), window, layout, shapes, Direction::backward);
+        EXPECT_EQ(backward.total(), 2 * hops * block) << "w=" << w << " n=" << n << " P=" << ranks;
+      }
+    }
+  }
+}
+
+TEST(Bytes, NothingMovesWhereNoDocumentCrossesARank) {
+  const int ranks = 6;
+  const std::int64_t n = 10, tokens = n * ranks;
+  std::vector<std::int64_t> offsets;
+  for (std::int64_t at = 0; at <= tokens; at += n / 2) offsets.push_back(at);
+  const Mask documents = Mask::documents(offsets);
+  const Layout layout(LayoutKind::contiguous, tokens, 1, ranks);
+  const Shapes shapes{6, 2, 4, 4, DType::float32};
+  int checked = 0;
+  for (const SchemeOptions& options : test::all_schemes(ranks, 6, 2)) {
+    if (options.name == "all_gather" || options.name == "ulysses" || options.name == "usp")
+      continue;  // these send whatever the mask
+    for (const Direction direction : {Direction::forward, Direction::backward}) {
+      EXPECT_EQ(sent(options, documents, layout, shapes, direction).messages, 0)
+          << show(options) << " " << name(direction);
+      ++checked;
+    }
+  }
+  EXPECT_GE(checked, 2 * 7);
+}
+
+// ---- the automatic choice
+// ------------------------------------------------------------------------------------
+
+TEST(Bytes, AutomaticBackwardIsTheCheaperOfRingAndBurst) {
+  const int ranks = 4;
+  const HeadMasks full = Mask::full(16 * ranks);
+  const Layout layout(LayoutKind::zigzag, 16 * ranks, 1, ranks);
+  int burst_chosen = 0, ring_chosen = 0;
+  for (const int group : {1, 2, 8}) {
+    for (const DType activation : {DType::float32, DType::bfloat16}) {
+      for (const DType wire : {DType::float32, DType::bfloat16}) {
+        for (const auto& [dim, value_dim] : {std::pair{128, 128}, {64, 128}, {8, 8}}) {
+          const Shapes shapes{8, 8 / group, dim, value_dim, activation};
+          const auto backward = [&](const SchemeOptions& options) {
+            return sent(options, full, layout, shapes, Direction::backward, wire);
+          };
+          const Sent ring = backward(scheme("ring")), burst = backward(scheme("burst"));
+          const Sent& cheaper = burst.total() < ring.total() ? burst : ring;
+          (burst.total() < ring.total() ? burst_chosen : ring_chosen) += 1;
+          EXPECT_EQ(backward(scheme("auto")).to, cheaper.to)
+              << "H/H_kv=" << group << " e=" << runtime::size_bytes(activation)
+              << " a=" << runtime::size_bytes(wire) << " D=" << dim;
+          SchemeOptions twice = scheme("double_ring");
+          twice.backward = BackwardRing::ring;
+          const Sent double_ring = backward(twice);
+          twice.backward = BackwardRing::burst;
+          const Sent double_burst = backward(twice);
+          twice.backward = BackwardRing::automatic;
+          EXPECT_EQ(backward(twice).to,
+                    (double_burst.total() < double_ring.total() ? double_burst : double_ring).to);
+        }
+      }
+    }
+  }
+  EXPECT_GT(burst_chosen, 0);
+  EXPECT_GT(ring_chosen, 0);
+}
+
+TEST(Bytes, BurstWinsOnlyForSmallHeadGroups) {
+  // The ratio of burst's to ring's backward at D = 128: (2e + a + 8/D) g / (2e + 2a).
+  const HeadMasks full = Mask::full(64);
+  const Layout layout(LayoutKind::zigzag, 64, 1, 4);
+  for (const int group : {1, 2, 8}) {
+    for (const DType wire : {DType::float32, DType::bfloat16}) {
+      const Shapes shapes{8, 8 / group, 128, 128, DType::bfloat16};
+      const auto total = [&](const char* name) {
+        return static_cast<double>(
+            sent(scheme(name), full, layout, shapes, Direction::backward, wire).total());
+      };
+      const double e = 2, a = wire == DType::float32 ? 4 : 2;
+      EXPECT_NEAR(total("burst") / total("ring"), group * (2 * e + a + 8.0 / 128) / (2 * e + 2 * a),
+                  1e-12);
+      EXPECT_EQ(total("auto"), group == 1 ? total("burst") : total("ring"));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longhaul::parallel

@@ -1,0 +1,229 @@
+// Memory: what the executor takes is what is counted, and a steady state takes nothing new.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+
+#include "parallel/executor.h"
+#include "runtime/error.h"
+#include "tests/support/scheme_cases.h"
+#include "tests/support/spread_attention.h"
+
+namespace longhaul::parallel {
+namespace {
+
+using attention::Mask;
+using runtime::DType;
+using runtime::Stream;
+using runtime::Tensor;
+using runtime::TensorView;
+using test::show;
+
+runtime::Deadline deadline() { return runtime::deadline_in(120); }
+
+/// The bytes that a rank's call held in its compute stream's pool beyond what lived before it.
+struct Measured {
+  std::int64_t started = 0;  ///< once start() has returned: its slots
+  std::int64_t peak = 0;     ///< at most during the call: slots and the largest kernel's scratch
+  std::int64_t after = 0;    ///< once it is destroyed
+};
+
+/// Tensors for the slots that a caller binds, by slot.
+class Bound {
+ public:
+  Bound(const Program& program, const Shapes& shapes, const Stream& stream) {
+    for (const Slot& slot : program.slots) {
+      if (slot.role == Role::scratch) continue;
+      Binding binding{slot.name, {}};
+      for (const Field& field : fields(slot.kind, shapes)) {
+        const DType dtype = field.activation ? shapes.activation : DType::float32;
+        if (field.width == FieldWidth::one) {
+          tensors_.emplace_back(std::initializer_list<std::int64_t>{slot.rows, slot.heads}, dtype,
+                                stream);
+        } else {
+          tensors_.emplace_back(std::initializer_list<std::int64_t>{slot.rows, slot.heads,
+                                                                    width(field.width, shapes)},
+                                dtype, stream);
+        }
+        runtime::fill(tensors_.back(), 0, stream);
+        binding.fields.push_back(tensors_.back());
+      }
+      bindings.push_back(std::move(binding));
+    }
+  }
+  std::vector<Binding> bindings;
+
+ private:
+  std::vector<Tensor> tensors_;
+};
+
+/// The most that any one kernel of the program takes for itself, called alone on another stream.
+std::int64_t largest_kernel_scratch(const Program& program, const Shapes& shapes) {
+  const Stream stream = Stream::cpu("alone");
+  std::int64_t largest = 0;
+  const auto tensor = [&](std::int64_t rows, int heads, std::int64_t dim, DType dtype) {
+    Tensor made({rows, heads, dim}, dtype, stream);
+    runtime::fill(made, 0, stream);
+    return made;
+  };
+  const auto flat = [&](std::int64_t rows, int heads) {
+    Tensor made({rows, heads}, DType::float32, stream);
+    runtime::fill(made, 0, stream);
+    return made;
+  };
+  const auto measure = [&](const auto& call) {
+    stream.reset_peak();
+    const std::int64_t before = stream.memory().current_bytes;
+    call();
+    largest = std::max(largest, stream.memory().peak_bytes - before);
+    stream.synchronize(deadline());
+  };
+  for (const Step& step : program.steps) {
+    if (const auto* a = std::get_if<Attend>(&step.operation)) {
+      const Tensor q = tensor(a->q.rows(), a->q.heads(), shapes.dim, shapes.activation),
+                   k = tensor(a->kv.rows(), a->kv.heads(), shapes.dim, shapes.activation),
+                   v = tensor(a->kv.rows(), a->kv.heads(), shapes.value_dim, shapes.activation),
+                   out = tensor(a->q.rows(), a->q.heads(), shapes.value_dim, DType::float32),
+                   lse = flat(a->q.rows(), a->q.heads());
+      measure(
+          [&] { attention::block_forward(q, k, v, a->bands, {}, out, lse, Mode::write, stream); });
+    } else if (const auto* b = std::get_if<AttendBackward>(&step.operation)) {
+      const std::int64_t n = b->q_bundle.rows(), keys = b->kv.rows();
+      const int heads = b->q_bundle.heads(), kv_heads = b->kv.heads();
+      const Tensor q = tensor(n, heads, shapes.dim, shapes.activation),
+                   dout = tensor(n, heads, shapes.value_dim, shapes.activation),
+                   k = tensor(keys, kv_heads, shapes.dim, shapes.activation),
+                   v = tensor(keys, kv_heads, shapes.value_dim, shapes.activation),
+                   dq = tensor(n, heads, shapes.dim, DType::float32),
+                   dk = tensor(keys, kv_heads, shapes.dim, DType::float32),
+                   dv = tensor(keys, kv_heads, shapes.value_dim, DType::float32),
+                   lse = flat(n, heads), delta = flat(n, heads);
+      measure([&] {
+        attention::block_backward({q, k, v, dout, lse, delta}, b->bands, {}, dq, Mode::write, dk,
+                                  dv, Mode::write, stream);
+      });
+    }
+  }
+  return largest;
+}
+
+Measured measure(const std::shared_ptr<const Program>& program, const Shapes& shapes,
+                 const Stream& compute, std::vector<Channel>& channels) {
+  const Bound bound(*program, shapes, compute);
+  compute.synchronize(deadline());
+  const std::int64_t before = compute.memory().current_bytes;
+  compute.reset_peak();
+  Measured measured;
+  {
+    Execution execution(program, shapes, {}, bound.bindings, compute, channels);
+    execution.start();
+    measured.started = compute.memory().current_bytes - before;
+    execution.finish();
+    measured.peak = compute.memory().peak_bytes - before;
+    compute.synchronize(deadline());
+  }
+  measured.after = compute.memory().current_bytes - before;
+  return measured;
+}
+
+TEST(Memory, MeasuredPeakIsTheCountedSlots) {
+  constexpr int kRanks = 4;
+  const std::int64_t n = 67;
+  const std::vector<std::int64_t> offsets{0, 9, 30, 31, 67};
+  for (const DType activation : {DType::float32, DType::bfloat16}) {
+    const Shapes shapes{8, 4, 16, 8, activation};
+    for (const auto& [mask_name, mask] : {test::NamedMask{"causal", Mask::causal(n)},
+                                          test::NamedMask{"documents", Mask::documents(offsets)}}) {
+      for (const Layout& layout : test::all_layouts(mask, 1, kRanks)) {
+        for (const SchemeOptions& options : test::all_schemes(kRanks, 8, 4)) {
+          if (refuse({options, kRanks, 8, 4, layout.kind(), true})) continue;
+          for (const Direction direction : {Direction::forward, Direction::backward}) {
+            SCOPED_TRACE(runtime::concat(show(options), " ", mask_name, " ", name(layout.kind()),
+                                         " ", name(direction)));
+            SchemeInputs inputs{mask, layout, shapes, direction};
+            inputs.options = options;
+            const ProgramGenerator generate = prepare(inputs);
+            std::vector<Measured> measured(kRanks);
+            std::vector<std::shared_ptr<const Program>> programs;
+            for (int rank = 0; rank < kRanks; ++rank)
+              programs.push_back(std::make_shared<const Program>(generate(rank)));
+            runtime::run_loopback(kRanks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
+              const Stream compute = Stream::cpu("compute");
+              std::vector<Channel> channels;
+              for (int c = 0; c < scheme_from_name(options.name).channels; ++c) {
+                const std::string name = runtime::concat("channel", c);
+                channels.push_back({compute.sibling(name), world->split(0, world->rank(), name)});
+              }
+              const auto rank = static_cast<std::size_t>(world->rank());
+              measured[rank] = measure(programs[rank], shapes, compute, channels);
+            });
+            for (std::size_t rank = 0; rank < kRanks; ++rank) {
+              const Program& program = *programs[rank];
+              const std::int64_t counted = count(program, shapes).scratch_bytes;
+              EXPECT_EQ(measured[rank].started, counted) << "rank " << rank;
+              EXPECT_EQ(measured[rank].peak, counted + largest_kernel_scratch(program, shapes))
+                  << "rank " << rank;
+              EXPECT_EQ(measured[rank].after, 0) << "rank " << rank;
+            }
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Memory, SteadyStateAsksTheSystemForNone) {
+  // All ranks' pools, those of the channels too. Documents change, their sizes do not: the pools
+  // know every size after one round of the batches.
+  constexpr int kRanks = 4;
+  const std::vector<std::vector<std::int64_t>> batches{
+      {0, 16, 24, 60, 64}, {0, 8, 24, 28, 64}, {0, 36, 40, 56, 64}};
+  const test::ProblemSizes sizes{8, 4, 8, 8};
+  std::vector<std::unique_ptr<test::Problem>> problems;
+  for (const auto& offsets : batches)
+    problems.push_back(
+        std::make_unique<test::Problem>("documents", Mask::documents(offsets), sizes));
+  for (const SchemeOptions& scheme : test::all_schemes(kRanks, 8, 4)) {
+    for (const Layout& layout : test::all_layouts(problems[0]->masks, 1, kRanks)) {
+      if (refuse({scheme, kRanks, 8, 4, layout.kind(), true})) continue;
+      for (const DType wire : {DType::float32, DType::bfloat16}) {
+        std::array<std::int64_t, 3> asked{};  // after each round of the batches, on all ranks
+        runtime::run_loopback(kRanks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
+          const Stream compute = Stream::cpu("compute");
+          Attention attention({scheme, wire}, world->split(0, world->rank(), "context"), compute);
+          const std::int64_t rows = layout.rows(world->rank());
+          const auto tensor = [&](std::int64_t heads) {
+            Tensor made({rows, heads, 8}, DType::float32, compute);
+            runtime::fill(made, 0.5, compute);
+            return made;
+          };
+          const Tensor q = tensor(8), k = tensor(4), v = tensor(4), dout = tensor(8),
+                       out = tensor(8), dq = tensor(8), dk = tensor(4), dv = tensor(4);
+          const Tensor lse({rows, 8}, DType::float32, compute),
+              delta({rows, 8}, DType::float32, compute);
+          for (std::int64_t& total : asked) {
+            for (const auto& problem : problems) {
+              attention.set_batch(problem->masks, layout);
+              attention.forward(q, k, v, {}, out, lse)->finish();
+              attention::block_delta(out, dout, delta, compute);
+              attention.backward({q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
+              compute.synchronize(deadline());
+            }
+            world->barrier(compute);
+            compute.synchronize(deadline());
+            if (world->rank() == 0) total = runtime::system_allocations();
+            world->barrier(compute);
+            compute.synchronize(deadline());
+          }
+        });
+        EXPECT_EQ(asked[1], asked[2]) << show(scheme) << " over " << name(layout.kind()) << ": "
+                                      << asked[2] - asked[1] << " new blocks in the third round";
+        EXPECT_EQ(asked[0], asked[1]) << show(scheme) << " over " << name(layout.kind()) << ": "
+                                      << asked[1] - asked[0] << " new blocks in the second round";
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longhaul::parallel
