@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <tuple>
 
@@ -170,19 +171,59 @@ class FormCheck {
 // ---- 1. hazards
 // -----------------------------------------------------------------------------------------
 
-/// Recomputes what is ordered from streams and waits alone; shares nothing with the builder's
-/// derivation.
-void check_hazards(const Program& program, int channels) {
+/// The accesses of one slot so far. Long views are few; short ones, such as the parts that arrive
+/// from many ranks, are found by their rows.
+class SlotHistory {
+ public:
   struct Past {
     View view;
     bool write;
     int step;
   };
+  explicit SlotHistory(std::int64_t slot_rows) : short_rows_(slot_rows / 8) {}
+
+  template <class Visit>
+  void for_overlapping(const View& view, const Visit& visit) const {
+    if (view.rows() == 0) return;
+    for (const Past& past : long_) {
+      if (overlaps(past.view, view)) visit(past);
+    }
+    const auto end = short_.lower_bound(view.row_end);
+    for (auto at = short_.upper_bound(view.row_begin - short_rows_); at != end; ++at) {
+      if (overlaps(at->second.view, view)) visit(at->second);
+    }
+  }
+  /// A write orders whatever it covers: later accesses need to be ordered after it alone.
+  void add(const Past& past) {
+    if (past.write) {
+      const auto covered = [&](const Past& p) { return covers(past.view, p.view); };
+      std::erase_if(long_, covered);
+      const auto end = short_.lower_bound(past.view.row_end);
+      for (auto at = short_.lower_bound(past.view.row_begin); at != end;)
+        at = covered(at->second) ? short_.erase(at) : std::next(at);
+    }
+    if (past.view.rows() > short_rows_) {
+      long_.push_back(past);
+    } else {
+      short_.emplace(past.view.row_begin, past);
+    }
+  }
+
+ private:
+  std::int64_t short_rows_;
+  std::vector<Past> long_;
+  std::multimap<std::int64_t, Past> short_;  // by first row
+};
+
+/// Recomputes what is ordered from streams and waits alone; shares nothing with the builder's
+/// derivation.
+void check_hazards(const Program& program, int channels) {
   const auto streams = static_cast<std::size_t>(channels) + 1;
   std::vector<std::vector<int>> done(
       program.steps.size());  // per step: latest step of each stream before or at it
   std::vector<int> last(streams, -1);
-  std::vector<std::vector<Past>> history(program.slots.size());
+  std::vector<SlotHistory> history;
+  for (const Slot& slot : program.slots) history.emplace_back(slot.rows);
   for (int index = 0; index < static_cast<int>(program.steps.size()); ++index) {
     const Step& step = program.steps[static_cast<std::size_t>(index)];
     std::vector<int> clock(streams, -1);
@@ -195,8 +236,8 @@ void check_hazards(const Program& program, int channels) {
     }
     const std::vector<Access> all = accesses(step.operation);
     for (const Access& access : all) {
-      for (const Past& past : history[static_cast<std::size_t>(access.view.slot)]) {
-        if (!(access.write || past.write) || !overlaps(access.view, past.view)) continue;
+      const auto require_ordered = [&](const SlotHistory::Past& past) {
+        if (!access.write && !past.write) return;
         const int on = program.steps[static_cast<std::size_t>(past.step)].stream;
         if (clock[static_cast<std::size_t>(on)] < past.step) {
           throw Verdict{
@@ -204,14 +245,13 @@ void check_hazards(const Program& program, int channels) {
               concat(place(program, index), " and ", place(program, past.step), " both use ",
                      show(program, access.view), " and nothing orders them")};
         }
-      }
+      };
+      history[static_cast<std::size_t>(access.view.slot)].for_overlapping(access.view,
+                                                                          require_ordered);
     }
     for (const Access& access : all) {
       if (program.slots[static_cast<std::size_t>(access.view.slot)].role == Role::input) continue;
-      auto& past = history[static_cast<std::size_t>(access.view.slot)];
-      if (access.write)
-        std::erase_if(past, [&](const Past& p) { return covers(access.view, p.view); });
-      past.push_back({access.view, access.write, index});
+      history[static_cast<std::size_t>(access.view.slot)].add({access.view, access.write, index});
     }
     clock[static_cast<std::size_t>(step.stream)] = index;
     last[static_cast<std::size_t>(step.stream)] = index;

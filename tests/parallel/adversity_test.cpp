@@ -64,19 +64,22 @@ TEST(Adversity, LogitsScaledBy30) {
 }
 
 TEST(Adversity, OneHotRowsWhoseLseDiffersBy10000) {
-  // Query i and key i point along axis i with length 100: a logit is 1e4 or 0, so a row is one-hot
-  // over its own key, and the partial LSE of other ranks lie 1e4 below, or are -inf.
+  // Query i and key i - 20 point along one axis with length 100: a logit is 1e4 or 0, so a row is
+  // one-hot over a key of another rank, whose partial LSE lies 1e4 above what is there before; or
+  // -inf is there. Rows that do not see their key see all others alike.
   AttentionCase c = empty_case(53, 4, 2, 64);
-  const auto one_hot = [](std::vector<float>& x, std::int64_t heads, std::int64_t n) {
+  const auto one_hot = [](std::vector<float>& x, std::int64_t heads, std::int64_t shift) {
+    const std::int64_t n = 53;
     for (std::int64_t row = 0; row < n; ++row) {
       for (std::int64_t head = 0; head < heads; ++head) {
         for (std::int64_t d = 0; d < 64; ++d)
-          x[static_cast<std::size_t>((row * heads + head) * 64 + d)] = d == row ? 100.f : 0.f;
+          x[static_cast<std::size_t>((row * heads + head) * 64 + d)] =
+              d == (row + shift) % n ? 100.f : 0.f;
       }
     }
   };
-  one_hot(c.q, c.heads, 53);
-  one_hot(c.k, c.kv_heads, 53);
+  one_hot(c.q, c.heads, 0);
+  one_hot(c.k, c.kv_heads, 20);
   c.scoring.scale = 1;
   for (const Mask& mask : {Mask::full(53), Mask::causal(53)}) {
     const Problem problem("one-hot", mask, c);

@@ -51,8 +51,8 @@ bool legal(const SpreadJob& job) {
                   is_causal(job.problem->masks)});
 }
 
-/// Every problem over every layout under every scheme; of a scheme's options (degrees, nesting, what
-/// is inside) all, or a different one each time.
+/// Every problem over every layout under every scheme; of a scheme's options (degrees, nesting,
+/// what is inside) all, or a different one each time.
 enum class Options { all, in_turn };
 std::vector<SpreadJob> jobs_of(const Problems& problems, int ranks, Options options,
                                std::int64_t batch = 1) {
