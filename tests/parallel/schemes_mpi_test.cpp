@@ -37,9 +37,10 @@ TEST(SchemesMpi, EqualLoopbackBitForBitAndTheReference) {
   problems.push_back(std::make_unique<Problem>("by head", test::masks_by_head(127, heads), sizes));
   // Every scheme under masks and layouts that change from one to the next.
   std::vector<SpreadJob> jobs;
+  const int picks = ranks > 4 ? 1 : 2;  // each rank also plays all ranks: quadratic work
   std::size_t next = 0;
   for (const SchemeOptions& scheme : test::all_schemes(ranks, heads, ranks)) {
-    for (int pick = 0; pick < 2; ++pick, ++next) {
+    for (int pick = 0; pick < picks; ++pick, ++next) {
       const Problem& problem = *problems[next % problems.size()];
       const auto layouts = test::all_layouts(problem.masks, 1, ranks);
       const Layout& layout = layouts[next / problems.size() % layouts.size()];
