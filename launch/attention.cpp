@@ -49,7 +49,8 @@ void verify_schedules(const Replay& replay) {
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     parallel::SchemeInputs inputs{in.mask, replay.layout, shapes, direction, {}, replay.scheme};
     if (replay.wire_dtype != DType::float32) inputs.wire_dtype = replay.wire_dtype;
-    const parallel::Verdict verdict = parallel::verify(parallel::build_schedule(inputs), in.mask);
+    const parallel::Verdict verdict =
+        parallel::verify(parallel::build_schedule(inputs), in.mask, replay.layout);
     if (!verdict.ok()) {
       fail(ExitCode::internal, "the ", parallel::name(direction), " schedule of ",
            replay.scheme.name, " does not verify: ", parallel::name(verdict.fault), ": ",
@@ -68,21 +69,23 @@ attention::Scoring read_scoring(const AttentionOptions& options, const Attention
          "'; expected softmax or sigmoid");
   }
   const bool sigmoid = scoring.weighting == attention::Weighting::sigmoid;
-  if (!std::isfinite(options.softcap) || options.softcap < 0) {
+  scoring.softcap = static_cast<float>(options.softcap);
+  scoring.bias = static_cast<float>(options.bias);
+  const bool capped = options.softcap != 0;
+  if (capped && (!(scoring.softcap > 0) || !std::isfinite(scoring.softcap) ||
+                 !std::isfinite(1 / scoring.softcap))) {
     fail(ExitCode::config, "--softcap ", options.softcap,
-         ": expected a finite number above 0, or 0 for none");
+         ": expected a number above 0 that float32 holds, its inverse too; or 0 for none");
   }
-  if (!std::isfinite(options.bias) || (options.bias != 0 && !sigmoid)) {
+  if (!std::isfinite(scoring.bias) || (options.bias != 0 && !sigmoid)) {
     fail(ExitCode::config, "--bias ", options.bias,
-         ": expected a finite number, and only with --weighting sigmoid");
+         ": expected a number that float32 holds, and only with --weighting sigmoid");
   }
   if (sigmoid && !input.sinks.empty()) {
     fail(ExitCode::config,
          "the case has sinks, which a sigmoid has no use for; remove the dataset 'sinks', or use "
          "--weighting softmax");
   }
-  scoring.softcap = static_cast<float>(options.softcap);
-  scoring.bias = static_cast<float>(options.bias);
   return scoring;
 }
 
@@ -296,6 +299,10 @@ void check_options(const AttentionOptions& options) {
   if (communicator != "mpi" && communicator != "loopback" && communicator != "nccl") {
     fail(ExitCode::config, "unknown communicator '", communicator,
          "'; expected mpi, loopback or nccl");
+  }
+  if (!(options.timeout_seconds > 0)) {
+    fail(ExitCode::config, "--timeout-seconds ", options.timeout_seconds,
+         ": expected a number above 0");
   }
   if (communicator == "nccl" && options.device == "cpu") {
     fail(ExitCode::config, "nccl moves device memory; use --device cuda, or --communicator mpi");

@@ -127,9 +127,9 @@ AttentionCase read_attention_case(const std::string& path, const MaskRequest& ma
   }
   input.scale = file.has_attribute("scale") ? file.float64_attribute("scale")
                                             : 1.0 / std::sqrt(static_cast<double>(input.dim));
-  if (!std::isfinite(input.scale))
+  if (!std::isfinite(static_cast<float>(input.scale)))
     fail(ExitCode::data, path, ": attribute 'scale' is ", input.scale,
-         "; expected a finite number");
+         "; expected a number that float32 holds");
   input.mask = read_mask(path, file, mask, input.seq_len, input.heads).repeated(input.batch);
   return input;
 }

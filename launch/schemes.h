@@ -25,7 +25,8 @@ struct SchemeChange {
 std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config);
 
 /// Throws Error(config), with the reason and the nearest legal choice, where a scheme of the run
-/// does not suit its ranks, heads, layout or mask. The context degree must be known.
+/// does not suit its ranks, heads, layout or mask; while the context degree is -1, what depends on
+/// it is left out.
 void check_schemes(const runtime::TrainConfig& config);
 
 /// Markdown: every scheme x mask x layout, and the rules on heads and ranks.

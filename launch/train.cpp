@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <sstream>
 
+#include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "models/flops.h"
 #include "runtime/build_info.h"
@@ -365,6 +366,7 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
   TrainConfig config = runtime::load_config(options.config_path, options.overrides);
+  check_schemes(config);
   const TrainingData data(config);
   if (config.comm.backend == "mpi") return train_mpi(config, data);
   return train_loopback(config, data);

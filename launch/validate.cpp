@@ -72,8 +72,7 @@ int run_validate(const ValidateOptions& options) {
   }
   const TrainConfig config =
       runtime::load_config(options.config_path, options.overrides, options.ranks);
-  // Whether a scheme is legal can depend on the number of ranks.
-  if (config.parallelism.context_parallel_degree > 0) check_schemes(config);
+  check_schemes(config);
   const runtime::Corpus opened = runtime::Corpus::open(config.data.corpus);
   const runtime::CorpusInfo& corpus = opened.info();
   const std::int64_t vocabulary = model_vocabulary(config, corpus);

@@ -1,6 +1,7 @@
 #include "parallel/attention.h"
 
 #include <algorithm>
+#include <deque>
 
 #include "parallel/executor.h"
 #include "parallel/schemes/scheme.h"
@@ -51,6 +52,7 @@ struct Attention::Impl {
   std::optional<attention::HeadMasks> masks{};
   std::optional<Layout> layout{};
   std::map<std::string, std::shared_ptr<const Program>> cache{};
+  std::deque<std::string> oldest{};  // its keys, in the order in which they came
 
   void open_channels() {
     const auto wanted = static_cast<std::size_t>(scheme_from_name(scheme.name).channels);
@@ -74,7 +76,11 @@ struct Attention::Impl {
     const std::string wanted = key(direction, shapes);
     auto found = cache.find(wanted);
     if (found == cache.end()) {
-      if (cache.size() >= kCached) cache.clear();
+      if (cache.size() >= kCached) {
+        cache.erase(oldest.front());
+        oldest.pop_front();
+      }
+      oldest.push_back(wanted);
       const SchemeInputs inputs{*masks, *layout, shapes, direction, wire_dtype, scheme};
       found =
           cache.emplace(wanted, std::make_shared<const Program>(prepare(inputs)(context->rank())))

@@ -41,7 +41,6 @@ struct Field {
   FieldWidth width;  ///< elements per row and head; `one` fields are [rows, heads]
   bool activation;   ///< in the activation dtype; else fp32
 };
-constexpr std::size_t kMaxFields = 4;
 /// Slots of these kinds count key/value heads, the others query heads.
 bool is_key_side(SlotKind kind);
 /// Accumulators sum or merge; the others only hold inputs.

@@ -168,6 +168,72 @@ class FormCheck {
   int step_ = 0;
 };
 
+/// The slots that the caller binds, by name: those of the direction, once each, with the rank's
+/// rows and all heads. Keys and values come as one slot or as two.
+void check_bound_slots(const Program& program, const Schedule& schedule, const Layout& layout) {
+  struct Bound {
+    const char* name;
+    SlotKind kind;
+    Role role;
+  };
+  const bool forward = schedule.direction == Direction::forward;
+  std::vector<Bound> expected{{"kv", SlotKind::kv, Role::input}};
+  const auto is_kv = [](const Slot& slot) { return slot.name == "kv"; };
+  if (std::ranges::none_of(program.slots, is_kv))
+    expected = {{"k", SlotKind::k, Role::input}, {"v", SlotKind::v, Role::input}};
+  if (forward) {
+    expected.push_back({"q", SlotKind::q, Role::input});
+    expected.push_back({"out", SlotKind::partial, Role::output});
+  } else {
+    expected.push_back({"q_bundle", SlotKind::q_bundle, Role::input});
+    expected.push_back({"dq", SlotKind::dq, Role::output});
+    expected.push_back({"dkv", SlotKind::dkv, Role::output});
+  }
+  const auto refuse = [&](Fault fault, const std::string& slot, const char* why) {
+    throw Verdict{fault, concat("rank ", program.rank, ": slot ", slot, " ", why)};
+  };
+  std::size_t bound = 0;
+  for (const Slot& slot : program.slots) bound += slot.role == Role::scratch ? 0 : 1;
+  for (const Bound& wanted : expected) {
+    const auto found = std::ranges::find_if(program.slots, [&](const Slot& slot) {
+      return slot.name == wanted.name && slot.role == wanted.role && slot.kind == wanted.kind;
+    });
+    if (found == program.slots.end())
+      refuse(Fault::malformed, wanted.name, "is missing, or of another kind or role");
+    const int heads = is_key_side(found->kind) ? schedule.shapes.kv_heads : schedule.shapes.heads;
+    if (found->heads != heads || found->first_head != 0 ||
+        found->rows != layout.rows(program.rank)) {
+      refuse(Fault::malformed, wanted.name, "does not have all the rank's rows and heads");
+    }
+    if (found->tokens != layout.runs(program.rank))
+      refuse(Fault::misplaced, wanted.name, "is declared as other tokens than the layout's");
+  }
+  if (bound != expected.size()) {
+    throw Verdict{Fault::malformed, concat("rank ", program.rank, " has ", bound,
+                                           " inputs and outputs; expected ", expected.size())};
+  }
+}
+
+/// Throws for a scratch slot that no step uses; bytes of all of them.
+std::int64_t scratch_bytes(const Program& program, const Shapes& shapes) {
+  std::vector<bool> used(program.slots.size(), false);
+  for (const Step& step : program.steps) {
+    for (const Access& access : accesses(step.operation))
+      used[static_cast<std::size_t>(access.view.slot)] = true;
+  }
+  std::int64_t bytes = 0;
+  for (std::size_t slot = 0; slot < used.size(); ++slot) {
+    if (program.slots[slot].role != Role::scratch) continue;
+    const bool empty = slot_bytes(program.slots[slot], shapes) == 0;
+    if (!used[slot] && !empty) {
+      throw Verdict{Fault::malformed, concat("rank ", program.rank, ": nothing uses scratch slot ",
+                                             program.slots[slot].name)};
+    }
+    bytes += slot_bytes(program.slots[slot], shapes);
+  }
+  return bytes;
+}
+
 // ---- 1. hazards
 // -----------------------------------------------------------------------------------------
 
@@ -444,19 +510,36 @@ const char* name(Fault fault) {
   return "unknown";
 }
 
-Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks) {
+Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout) {
+  Verdict proven;
   try {
+    const auto ranks = static_cast<std::size_t>(layout.ranks());
+    if (schedule.programs.size() != ranks || masks.tokens() != layout.tokens()) {
+      return {Fault::malformed,
+              concat(schedule.programs.size(), " programs and a mask of ", masks.tokens(),
+                     " tokens for a layout of ", ranks, " ranks and ", layout.tokens(), " tokens")};
+    }
+    if (!masks.shared() && masks.heads() != schedule.shapes.heads) {
+      return {Fault::malformed, concat("masks of ", masks.heads(), " heads for ",
+                                       schedule.shapes.heads, " query heads")};
+    }
     FormCheck form(schedule);
-    for (const Program& program : schedule.programs) {
+    for (std::size_t rank = 0; rank < ranks; ++rank) {
+      const Program& program = schedule.programs[rank];
+      if (program.rank != static_cast<int>(rank))
+        return {Fault::malformed, concat("program ", rank, " is of rank ", program.rank)};
+      check_bound_slots(program, schedule, layout);
       form.program(program);
       check_hazards(program, schedule.channels);
+      proven.peak_scratch_bytes =
+          std::max(proven.peak_scratch_bytes, scratch_bytes(program, schedule.shapes));
     }
     Rehearsal run(schedule, masks);
     run.all();
   } catch (const Verdict& verdict) {
     return verdict;
   }
-  return {};
+  return proven;
 }
 
 }  // namespace longhaul::parallel

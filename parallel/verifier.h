@@ -1,6 +1,8 @@
 #pragma once
 // Proves a schedule: for every rank count and mask, without tensors, on one core.
 //
+// 0. Form: views, kinds and sizes fit; every rank has just the call's inputs and outputs, as the
+// layout has them.
 // 1. Hazards: overlapping accesses of a rank, one of them a write, are ordered by its streams and
 // waits alone.
 // 2. Run: in-order queues, rendezvous transfers, messages matched in order per (channel, sender,
@@ -19,13 +21,15 @@
 #include <string>
 
 #include "attention/head_masks.h"
+#include "parallel/layout.h"
 #include "parallel/schedule.h"
 
 namespace longhaul::parallel {
 
 enum class Fault : unsigned char {
   none,
-  malformed,  ///< a view outside its slot, kinds or sizes that do not fit, a write to an input
+  malformed,  ///< a view outside its slot, kinds or sizes that do not fit, a write to an input,
+              ///< inputs or outputs other than the call's, scratch that nothing uses
   hazard,     ///< conflicting accesses that nothing orders
   deadlock,   ///< a step that can never run
   mismatch,   ///< a message whose two sides differ
@@ -38,9 +42,14 @@ const char* name(Fault fault);
 struct Verdict {
   Fault fault = Fault::none;
   std::string message;  ///< names rank, step and slot
+  /// Most bytes of scratch slots that any rank holds. Slots live for the whole call, so this is the
+  /// peak; a slot that nothing uses is malformed.
+  std::int64_t peak_scratch_bytes = 0;
   bool ok() const { return fault == Fault::none; }
 };
 
-Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks);
+/// `schedule` must be the attention of `masks` over `layout`: a program for every rank, each with
+/// just the inputs and outputs of the direction, over all its rows and heads.
+Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout);
 
 }  // namespace longhaul::parallel

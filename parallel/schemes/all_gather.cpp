@@ -1,7 +1,7 @@
 // All-gather of keys and values, one key/value head at a time, as Llama 3 trains (Grattafiori et
 // al. 2024): the next head is gathered while this one is attended. Backward gathers again, and
-// sends each rank its part of dK, dV, which the owner sums in rank order. Simple, and indifferent
-// to the mask: everything goes everywhere.
+// sends each rank its part of dK, dV, which the owner adds to its own in rank order. Simple, and
+// indifferent to the mask: everything goes everywhere.
 //
 // Bytes sent per rank: forward X (D + D_v) e (P - 1), backward X (D + D_v) (e + a) (P - 1).
 

@@ -18,7 +18,7 @@ std::string show(const Degrees& degrees) {
 
 void set_degrees(SchemeOptions& options, const std::string& text) {
   options.outer = options.inner = 0;
-  for (std::size_t at = 0; at < text.size();) {
+  for (std::size_t at = 0; at <= text.size() && !text.empty();) {
     const std::size_t comma = std::min(text.find(',', at), text.size());
     const std::string part = text.substr(at, comma - at);
     const std::size_t equals = part.find('=');
@@ -39,7 +39,7 @@ void set_degrees(SchemeOptions& options, const std::string& text) {
 
 std::variant<Degrees, Refusal> resolve_degrees(const SchemeOptions& options, int ranks,
                                                const std::function<bool(const Degrees&)>& legal) {
-  Degrees best{0, 0};  // the largest legal inner degree up to the root
+  Degrees best{0, 0};  // inner: the largest legal up to the root, else the least above it
   std::string known;
   for (int inner = 1; inner <= ranks; ++inner) {
     if (ranks % inner != 0 || !legal({ranks / inner, inner})) continue;
@@ -49,9 +49,9 @@ std::variant<Degrees, Refusal> resolve_degrees(const SchemeOptions& options, int
   }
   Degrees asked{options.outer, options.inner};
   if (asked.outer == 0 && asked.inner == 0) {
-    if (best.inner != 0 && static_cast<std::int64_t>(best.inner) * best.inner <= ranks) return best;
-    return Refusal{concat("no inner degree up to the square root of ", ranks, " ranks is legal"),
-                   known.empty() ? "another scheme, such as ring" : "degrees " + known};
+    if (best.inner != 0) return best;
+    return Refusal{concat("no degrees that make up ", ranks, " ranks are legal"),
+                   "another scheme, such as ring"};
   }
   if (asked.outer == 0 && ranks % asked.inner == 0) asked.outer = ranks / asked.inner;
   if (asked.inner == 0 && ranks % asked.outer == 0) asked.inner = ranks / asked.outer;

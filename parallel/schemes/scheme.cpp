@@ -97,19 +97,30 @@ bool is_causal(const attention::HeadMasks& masks) {
                              [](const auto& group) { return group.mask.is_causal(); });
 }
 
+bool takes_degrees(const std::string& scheme) { return scheme == "double_ring" || scheme == "usp"; }
+
 std::optional<Refusal> refuse(const Combination& combination) {
   const SchemeOptions& options = combination.options;
   const Scheme& scheme = scheme_from_name(options.name);
-  const bool two_levels = options.name == "double_ring" || options.name == "usp";
-  if (!two_levels && (options.outer != 0 || options.inner != 0)) {
-    return Refusal{options.name + " has one level and takes no degrees",
-                   "no degrees, or scheme double_ring or usp"};
-  }
-  if (options.name == "usp" && options.around != "ring" && options.around != "burst" &&
+  const SchemeOptions defaults;
+  const auto unused = [&](const char* what, const char* who) {
+    return Refusal{runtime::concat(options.name, " has no use for ", what),
+                   runtime::concat("scheme ", who, ", or leave it out")};
+  };
+  const bool usp = options.name == "usp";
+  if (!takes_degrees(options.name) && (options.outer != 0 || options.inner != 0))
+    return unused("degrees", "double_ring or usp");
+  if (!usp && options.nesting != defaults.nesting) return unused("a nesting", "usp");
+  if (!usp && options.around != defaults.around) return unused("a scheme to be around", "usp");
+  if (usp && options.around != "ring" && options.around != "burst" &&
       options.around != "double_ring") {
     return Refusal{"usp around '" + options.around + "' does not exist",
                    "around ring, burst or double_ring"};
   }
+  const bool double_ring =
+      options.name == "double_ring" || (usp && options.around == "double_ring");
+  if (!double_ring && options.backward != defaults.backward)
+    return unused("a choice of backward", "double_ring; of one ring, ring, burst or auto");
   return scheme.refuse ? scheme.refuse(combination) : std::nullopt;
 }
 

@@ -78,6 +78,9 @@ struct Scheme {
 const Scheme& scheme_from_name(const std::string& text);
 std::vector<std::string> scheme_names();
 
+/// Whether the scheme has two levels.
+bool takes_degrees(const std::string& scheme);
+/// Also for options that the scheme has no use for.
 std::optional<Refusal> refuse(const Combination& combination);
 /// Throws Error(config) with the reason and the nearest legal choice.
 void check_legal(const Combination& combination);

@@ -145,7 +145,7 @@ std::vector<ConfigKey> declare() {
        .explanation =
            "Of `double_ring` and `usp`: how many ranks outside and inside, as "
            "`outer=2,inner=4`; one follows from the other. `auto`: inner is the largest legal "
-           "divisor of the ranks up to their square root.",
+           "divisor of the ranks up to their square root, or the least above it.",
        .default_value = "\"auto\""},
       {LONGHAUL_KEY(parallelism, context_parallel_nesting),
        .explanation = "Of `usp`: whether the inner degree shares heads or makes up the ring.",

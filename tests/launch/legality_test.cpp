@@ -79,6 +79,14 @@ TEST(Legality, DegreesThatDoNotFitAreRefusedWithThoseThatDo) {
   EXPECT_EQ(refusal("usp", "inner=4", 8, {4, 2}), "");
   EXPECT_NE(refusal("usp", "inner=8", 8, {4, 2}).find("outer=2,inner=4"), std::string::npos);
   EXPECT_NE(refusal("ring", "inner=2", 8, {4, 2}), "");
+  // One head each way leaves usp a ring of all ranks, whichever degree is inside.
+  for (int ranks = 1; ranks <= 9; ++ranks) {
+    for (const char* nesting : {"heads_inside", "ring_inside"}) {
+      Combination combination{{}, ranks, 3, 1};
+      combination.options = scheme_options("usp", "", nesting, "ring", "auto");
+      EXPECT_FALSE(parallel::refuse(combination)) << nesting << " P=" << ranks;
+    }
+  }
   for (const char* text : {"inner", "inner=", "inner=0", "inner=2,inner=2", "middle=2", "inner=2;",
                            "outer=-1", "=3"}) {
     test::expect_error(runtime::ExitCode::config, text, [&] {

@@ -138,6 +138,15 @@ TEST(Trainer, SchemesThatDoNotSuitTheRunAreRefused) {
   refused({1, 4}, "zigzag", "ring", "5:burst,5:ring", "step above 5");
   refused({1, 4}, "zigzag", "ring", "burst", "STEP:SCHEME");
   refused({1, 4}, "zigzag", "ring", "7:rign", "rign");
+  refused({1, 4}, "zigzag", "ring", "7:burst,", "STEP:SCHEME");
+  refused({1, 4}, "zigzag", "ring", "21:burst", "up to 20");
+  // What holds for any number of ranks is known before they are.
+  refused({1, -1}, "zigzag", "balanced_ring", "none", "contiguous");
+  refused({1, -1}, "zigzag", "ring", "garbage", "garbage");
+  TrainConfig ignored = on({1, 4});
+  ignored.parallelism.context_parallel_backward = "burst";
+  test::expect_error(runtime::ExitCode::config, "context_parallel_backward",
+                     [&] { check_schemes(ignored); });
 }
 
 TEST(Trainer, CausalMaskOverTheWholeSequence) {

@@ -239,11 +239,11 @@ TEST(Mutants, OfEverySchemeDieInTheVerifier) {
   for (const Subject& subject : subjects()) {
     for (const Direction direction : {Direction::forward, Direction::backward}) {
       const Schedule sound = subject.schedule(direction);
-      ASSERT_TRUE(verify(sound, subject.masks).ok()) << show(subject.options);
+      ASSERT_TRUE(verify(sound, subject.masks, subject.layout).ok()) << show(subject.options);
       for (const Mutation& mutation : kMutations) {
         Schedule mutant = sound;
         if (!mutation.breaks(mutant)) continue;
-        const Verdict verdict = verify(mutant, subject.masks);
+        const Verdict verdict = verify(mutant, subject.masks, subject.layout);
         EXPECT_FALSE(verdict.ok()) << show(subject.options) << " " << name(direction)
                                    << " survives '" << mutation.name << "'";
         killed[subject.options.name].insert(mutation.name);
@@ -267,7 +267,7 @@ void expect_dies(const Subject& subject, Direction direction, Fault fault, const
                  const std::function<void(Schedule&)>& breaks) {
   Schedule schedule = subject.schedule(direction);
   breaks(schedule);
-  const Verdict verdict = verify(schedule, subject.masks);
+  const Verdict verdict = verify(schedule, subject.masks, subject.layout);
   EXPECT_STREQ(name(verdict.fault), name(fault)) << what << ": " << verdict.message;
 }
 
@@ -295,13 +295,13 @@ TEST(Mutants, UlyssesThatForgetsAReplica) {
                             {},
                             subject.options};
   Schedule schedule = build_schedule(inputs);
-  ASSERT_TRUE(verify(schedule, subject.masks).ok());
+  ASSERT_TRUE(verify(schedule, subject.masks, subject.layout).ok());
   auto sums = steps_of<Accumulate>(schedule, 2);
   ASSERT_EQ(sums.size(), 2u);  // each of two key/value heads was at two ranks
   Accumulate& sum = as<Accumulate>(sums[1]);
   sum.src.row_end = sum.src.row_begin;
   sum.dst.row_end = sum.dst.row_begin;
-  EXPECT_EQ(verify(schedule, subject.masks).fault, Fault::coverage);
+  EXPECT_EQ(verify(schedule, subject.masks, subject.layout).fault, Fault::coverage);
 }
 
 TEST(Mutants, UlyssesThatSwapsHeads) {

@@ -45,7 +45,7 @@ TEST_P(Scale, VerifiesAt512RanksWith4096Documents) {
     const auto begin = std::chrono::steady_clock::now();
     const Schedule schedule = build_schedule(inputs);
     const auto built = std::chrono::steady_clock::now();
-    const Verdict verdict = verify(schedule, mask);
+    const Verdict verdict = verify(schedule, mask, layout);
     const auto verified = std::chrono::steady_clock::now();
     EXPECT_TRUE(verdict.ok()) << verdict.message;
     std::size_t steps = 0;

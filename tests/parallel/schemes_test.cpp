@@ -29,7 +29,7 @@ void expect_verifies(const SchemeOptions& options, const HeadMasks& masks, const
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     const SchemeInputs inputs{masks,     layout, {heads.q, heads.kv, 8, 8, runtime::DType::float32},
                               direction, {},     options};
-    const Verdict verdict = verify(build_schedule(inputs), masks);
+    const Verdict verdict = verify(build_schedule(inputs), masks, layout);
     ASSERT_TRUE(verdict.ok()) << show(options) << " over " << name(layout.kind())
                               << " P=" << layout.ranks() << " n=" << masks.tokens() << " heads "
                               << heads.q << "/" << heads.kv << " " << what << " " << name(direction)

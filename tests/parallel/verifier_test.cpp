@@ -42,7 +42,8 @@ TEST(Verifier, AcceptsTheRingEverywhere) {
       for (const int ranks : {1, 2, 3, 4, 5, 7, 8, 13}) {
         for (const LayoutKind kind : kLayouts) {
           for (const Direction direction : {Direction::forward, Direction::backward}) {
-            const Verdict verdict = verify(ring(mask, Layout(kind, n, 1, ranks), direction), mask);
+            const Layout layout(kind, n, 1, ranks);
+            const Verdict verdict = verify(ring(mask, layout, direction), mask, layout);
             EXPECT_TRUE(verdict.ok())
                 << name(kind) << " P=" << ranks << " n=" << n << " " << name(direction) << ": "
                 << name(verdict.fault) << ": " << verdict.message;
@@ -55,10 +56,12 @@ TEST(Verifier, AcceptsTheRingEverywhere) {
 
 TEST(Verifier, RejectsAnotherMaskThanTheSchedules) {
   const Layout layout(LayoutKind::zigzag, 40, 1, 4);
-  EXPECT_EQ(verify(ring(Mask::causal(40), layout, Direction::forward), Mask::full(40)).fault,
-            Fault::coverage);
-  EXPECT_EQ(verify(ring(Mask::full(40), layout, Direction::backward), Mask::causal(40)).fault,
-            Fault::coverage);
+  EXPECT_EQ(
+      verify(ring(Mask::causal(40), layout, Direction::forward), Mask::full(40), layout).fault,
+      Fault::coverage);
+  EXPECT_EQ(
+      verify(ring(Mask::full(40), layout, Direction::backward), Mask::causal(40), layout).fault,
+      Fault::coverage);
 }
 
 // ---- mutants
@@ -171,6 +174,28 @@ const Mutant kMutants[] = {
        attend.q.head_end = attend.partial.head_end = 2;
        attend.kv.head_begin = 1;
      }},
+    {"a rank that does nothing", Direction::forward, Fault::malformed,
+     [](Schedule& s) { s.programs[1].slots.clear(), s.programs[1].steps.clear(); }},
+    {"no programs", Direction::forward, Fault::malformed, [](Schedule& s) { s.programs.clear(); }},
+    {"another rank's program", Direction::forward, Fault::malformed,
+     [](Schedule& s) { s.programs[1] = s.programs[0]; }},
+    {"gradients that stay in scratch", Direction::backward, Fault::malformed,
+     [](Schedule& s) {
+       for (Slot& slot : s.programs[1].slots) {
+         if (slot.name == "dkv") slot.role = Role::scratch;
+       }
+     }},
+    {"two outputs of one name", Direction::forward, Fault::malformed,
+     [](Schedule& s) { s.programs[0].slots.push_back(s.programs[0].slots[2]); }},
+    {"queries and outputs of another rank", Direction::forward, Fault::misplaced,
+     [](Schedule& s) {
+       for (const std::size_t slot : {0u, 2u})
+         std::swap(s.programs[0].slots[slot].tokens, s.programs[1].slots[slot].tokens);
+     }},
+    {"scratch that nothing uses", Direction::forward, Fault::malformed,
+     [](Schedule& s) {
+       s.programs[2].slots.push_back({"more", SlotKind::kv, 3, 1});
+     }},
     {"an output declared as other tokens", Direction::forward, Fault::misplaced,
      [](Schedule& s) { s.programs[0].slots[2].tokens = s.programs[1].slots[2].tokens; }},
 };
@@ -180,22 +205,43 @@ TEST(Verifier, RejectsEveryMutantForTheRightReason) {
   const Layout layout(LayoutKind::zigzag, 40, 1, 4);
   for (const Mutant& mutant : kMutants) {
     Schedule schedule = ring(mask, layout, mutant.direction);
-    ASSERT_TRUE(verify(schedule, mask).ok());
+    ASSERT_TRUE(verify(schedule, mask, layout).ok());
     mutant.breaks(schedule);
-    const Verdict verdict = verify(schedule, mask);
+    const Verdict verdict = verify(schedule, mask, layout);
     EXPECT_EQ(name(verdict.fault), std::string(name(mutant.expected)))
         << mutant.name << ": " << verdict.message;
     EXPECT_FALSE(verdict.message.empty()) << mutant.name;
   }
 }
 
+TEST(Verifier, RejectsMasksOfOtherHeads) {
+  const Layout layout(LayoutKind::zigzag, 40, 1, 4);
+  const Schedule schedule = ring(Mask::full(40), layout, Direction::forward);  // 4 heads
+  const auto masks = attention::HeadMasks::per_head(
+      {Mask::full(40), Mask::full(40), Mask::full(40), Mask::full(40), Mask::causal(40)});
+  EXPECT_EQ(verify(schedule, masks, layout).fault, Fault::malformed);
+}
+
+TEST(Verifier, ProvesThePeakOfScratch) {
+  const Layout layout(LayoutKind::zigzag, 41, 1, 4);
+  const Schedule schedule = ring(Mask::full(41), layout, Direction::backward);
+  std::int64_t most = 0;
+  for (const Program& program : schedule.programs)
+    most = std::max(most, count(program, schedule.shapes).scratch_bytes);
+  const Verdict verdict = verify(schedule, Mask::full(41), layout);
+  ASSERT_TRUE(verdict.ok()) << verdict.message;
+  EXPECT_EQ(verdict.peak_scratch_bytes, most);
+  EXPECT_GT(most, 0);
+}
+
 TEST(Verifier, RejectsADiagonalMovedByOne) {
   const Mask mask = Mask::causal(41);
   for (const LayoutKind kind : kLayouts) {
-    Schedule schedule = ring(mask, Layout(kind, 41, 1, 3), Direction::forward);
+    const Layout layout(kind, 41, 1, 3);
+    Schedule schedule = ring(mask, layout, Direction::forward);
     Slice& band = op<Attend>(schedule, 2, 0).bands.front();
     band.hi -= 1;
-    EXPECT_EQ(verify(schedule, mask).fault, Fault::coverage) << name(kind);
+    EXPECT_EQ(verify(schedule, mask, layout).fault, Fault::coverage) << name(kind);
   }
 }
 
@@ -207,7 +253,7 @@ TEST(Verifier, AcceptsTheRingAt512RanksInSeconds) {
     const auto begin = std::chrono::steady_clock::now();
     const Schedule schedule = ring(mask, layout, direction);
     const auto built = std::chrono::steady_clock::now();
-    const Verdict verdict = verify(schedule, mask);
+    const Verdict verdict = verify(schedule, mask, layout);
     const auto verified = std::chrono::steady_clock::now();
     EXPECT_TRUE(verdict.ok()) << verdict.message;
     const double build_seconds = std::chrono::duration<double>(built - begin).count();

@@ -30,7 +30,7 @@ std::vector<SchemeOptions> all_schemes(int ranks, int heads, int kv_heads) {
     if (!parallel::refuse({options, ranks, heads, kv_heads})) all.push_back(options);
   };
   for (const std::string& name : parallel::scheme_names()) {
-    if (name == "double_ring" || name == "usp") {
+    if (parallel::takes_degrees(name)) {
       for (int inner = 1; inner <= ranks; ++inner) {
         if (ranks % inner != 0) continue;
         SchemeOptions options;
