@@ -178,7 +178,8 @@ void Layer::backward_attention(const LayerActivations& a, const RopeTables& rope
     const Tensor delta({n, heads}, DType::float32, compute_);
     attention::block_delta(a.attended, dout, delta, compute_);
     const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
-    const auto call = attention_.backward({a.q, a.k, a.v, dout, a.lse, delta}, {.scale = scale}, dq, dk, dv);
+    const auto call =
+        attention_.backward({a.q, a.k, a.v, dout, a.lse, delta}, {.scale = scale}, dq, dk, dv);
     call->start();
     call->advance();
     call->finish();
