@@ -7,62 +7,112 @@
 
 namespace longhaul::parallel {
 
-RingPlan::RingPlan(const Members& members, std::vector<RingLevel> levels, Circulating circulating)
-    : levels_(std::move(levels)),
-      strides_(levels_.size(), 1),
-      circulating_(circulating),
-      members_(members.size()),
-      counts_(static_cast<std::size_t>(members_) * static_cast<std::size_t>(members_ + 1), 0) {
+RingWay::RingWay(std::vector<RingLevel> levels, const std::vector<bool>& seen, bool back)
+    : levels_(std::move(levels)), strides_(levels_.size(), 1), back_(back) {
   for (std::size_t level = levels_.size() - 1; level > 0; --level)
     strides_[level - 1] = strides_[level] * levels_[level].size;
-  LONGHAUL_CHECK(strides_[0] * levels_[0].size == members_, "levels of ",
-                 strides_[0] * levels_[0].size, " members for ", members_);
-  auto* counts = counts_.data();
-  for (int block = 0; block < members_; ++block) {
-    for (int hops = 0; hops < members_; ++hops, ++counts) {
-      // block_at() inverted: moving back by the hops that lead from the visitor to the block.
-      int visitor = block;
-      for (int level = 0; level < static_cast<int>(levels_.size()); ++level)
-        visitor = moved(visitor, level, hops / stride(level) % size(level));
-      const bool sees = circulating_ == Circulating::queries ? members.visible(block, visitor)
-                                                             : members.visible(visitor, block);
-      counts[1] = counts[0] + (sees ? 1 : 0);
-    }
-    ++counts;
+  members_ = strides_[0] * levels_[0].size;
+  counts_.reserve(seen.size() + static_cast<std::size_t>(members_));
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    if (i % static_cast<std::size_t>(members_) == 0) counts_.push_back(0);
+    counts_.push_back(counts_.back() + (seen[i] ? 1 : 0));
   }
 }
 
-int RingPlan::moved(int member, int level, int hops) const {
+int RingWay::moved(int member, int level, int hops) const {
   const int at = member / stride(level) % size(level);
-  const int to = ((at + hops) % size(level) + size(level)) % size(level);
-  return member + (to - at) * stride(level);
+  const int to = at + (back_ ? -hops : hops) % size(level) + size(level);
+  return member + (to % size(level) - at) * stride(level);
 }
 
-int RingPlan::block_at(int member, int hops) const {
+int RingWay::block_at(int member, int hops) const {
   for (int level = 0; level < static_cast<int>(levels_.size()); ++level)
     member = moved(member, level, -(hops / stride(level) % size(level)));
   return member;
 }
 
-int RingPlan::seen(int block, int begin, int end) const {
+int RingWay::visitor(int block, int hops) const {
+  for (int level = 0; level < static_cast<int>(levels_.size()); ++level)
+    block = moved(block, level, hops / stride(level) % size(level));
+  return block;
+}
+
+int RingWay::seen(int block, int begin, int end) const {
   const int* counts =
       counts_.data() + static_cast<std::size_t>(block) * static_cast<std::size_t>(members_ + 1);
   return counts[end] - counts[begin];
 }
 
-bool RingPlan::travels(int block, int prefix, int level, int hop) const {
+bool RingWay::travels(int block, int prefix, int level, int hop) const {
   return hop < size(level) &&
          seen(block, prefix + hop * stride(level), prefix + size(level) * stride(level)) > 0;
 }
 
-int RingPlan::last(int block, int prefix, int level) const {
+int RingWay::last(int block, int prefix, int level) const {
   int hop = size(level) - 1;
   while (hop > 0 && !travels(block, prefix, level, hop)) --hop;
   return hop;
 }
 
-bool RingPlan::accumulated(int block, int prefix, int level, int hop) const {
+bool RingWay::accumulated(int block, int prefix, int level, int hop) const {
   return hop >= 1 && seen(block, prefix + stride(level), prefix + (hop + 1) * stride(level)) > 0;
+}
+
+namespace {
+
+/// The last hop that a block of a one-level ring goes onward, when those at later hops are reached
+/// going back: the fewest hops in all, onward where it makes no difference. `seen` by hop.
+int last_onward(const std::vector<bool>& seen) {
+  const int members = static_cast<int>(seen.size());
+  int best = members - 1, fewest = members, before = 0;  // `before`: the last hop that sees it
+  for (int hop = 1; hop < members; ++hop) {
+    if (!seen[static_cast<std::size_t>(hop)]) continue;
+    // Back to this hop, onward up to the one before it.
+    if (before + members - hop < fewest) {
+      fewest = before + members - hop;
+      best = before;
+    }
+    before = hop;
+  }
+  return before <= fewest ? members - 1 : best;
+}
+
+}  // namespace
+
+RingPlan::RingPlan(const Members& members, const std::vector<RingLevel>& levels,
+                   Circulating circulating)
+    : circulating_(circulating) {
+  const int size = members.size();
+  const auto entries = static_cast<std::size_t>(size) * static_cast<std::size_t>(size);
+  std::vector<bool> onward(entries, false), back(entries, false);
+  const RingWay positions(levels, {}, false);
+  LONGHAUL_CHECK(positions.stride(0) * positions.size(0) == size, "levels of ",
+                 positions.stride(0) * positions.size(0), " members for ", size);
+  bool any_back = false;
+  std::vector<bool> seen(static_cast<std::size_t>(size));
+  for (int block = 0; block < size; ++block) {
+    for (int hops = 0; hops < size; ++hops) {
+      const int visitor = positions.visitor(block, hops);
+      seen[static_cast<std::size_t>(hops)] = circulating == Circulating::queries
+                                                 ? members.visible(block, visitor)
+                                                 : members.visible(visitor, block);
+    }
+    const int turn = levels.size() == 1 ? last_onward(seen) : size - 1;
+    const auto at = [&](int hops) {
+      return static_cast<std::size_t>(block) * static_cast<std::size_t>(size) +
+             static_cast<std::size_t>(hops);
+    };
+    for (int hops = 0; hops < size; ++hops) {
+      if (!seen[static_cast<std::size_t>(hops)]) continue;
+      if (hops <= turn) {
+        onward[at(hops)] = true;
+      } else {
+        back[at(size - hops)] = any_back = true;
+      }
+    }
+  }
+  ways_.emplace_back(levels, onward, false);
+  if (any_back) ways_.emplace_back(levels, back, true);
 }
 
 namespace {
@@ -78,15 +128,16 @@ class Circulation {
   /// Whether it wrote the block's gradient to into().
   using BackwardVisit = std::function<bool(const View& held, int block, const Into& into)>;
 
-  Circulation(const RingMember& ring, const View& own, SlotKind block_kind, SlotKind gradient_kind,
-              int block_buffers = 2)
-      : ring_(ring), plan_(ring.plan), own_(own) {
+  Circulation(const RingMember& ring, const RingWay& way, const View& own, SlotKind block_kind,
+              SlotKind gradient_kind, int block_buffers = 2)
+      : ring_(ring), way_(way), own_(own) {
     const std::int64_t others = ring.members.longest(ring.self), mine = rows(ring.self),
                        any = std::max(others, mine);
-    for (int level = 0; level < static_cast<int>(plan_.levels().size()); ++level) {
+    for (int level = 0; level < static_cast<int>(way_.levels().size()); ++level) {
       // One level has plain names; of several, each has its number.
-      const std::string number =
-          plan_.levels().size() > 1 ? runtime::concat("level", level, ".") : "";
+      const std::string number = way_.levels().size() > 1 ? runtime::concat("level", level, ".")
+                                 : way.back()             ? "back."
+                                                          : "";
       const auto buffers = [&](const char* what, SlotKind kind, std::int64_t rows, int count) {
         return Buffers(ring.builder, runtime::concat(ring.prefix, number, name(kind), what), kind,
                        rows, own.heads(), count);
@@ -99,10 +150,16 @@ class Circulation {
     }
   }
 
+  /// The first exchange, ahead of everything else; the first hop then finds it done.
+  void start() {
+    pass(0, 0, 0, own_);
+    started_ = true;
+  }
+  /// At home a block is visited on its way onward, not on its way back.
   void forward(const Visit& visit) { forward(visit, 0, 0, own_); }
-  /// Where the gradient of this member's own block lies, complete.
-  View backward(const BackwardVisit& visit, const View& into) {
-    return *backward(visit, 0, 0, own_, [&] { return into; });
+  /// Where the gradient of this member's own block by those on this way lies, if any see it.
+  Held backward(const BackwardVisit& visit, const View& into) {
+    return backward(visit, 0, 0, own_, [&] { return into; });
   }
 
  private:
@@ -110,29 +167,30 @@ class Circulation {
     Buffers block, part, arrived, home;
     Held came_home;
   };
+  bool attends(int hops) const { return hops > 0 || !way_.back(); }
   Level& at(int level) { return levels_[static_cast<std::size_t>(level)]; }
   int depth() const { return static_cast<int>(levels_.size()); }
   /// The tuple of the outer hops `prefix` and hop `hop` of the level.
-  int hops(int level, int prefix, int hop) const { return prefix + hop * plan_.stride(level); }
-  int block(int hops) const { return plan_.block_at(ring_.self, hops); }
+  int hops(int level, int prefix, int hop) const { return prefix + hop * way_.stride(level); }
+  int block(int hops) const { return way_.block_at(ring_.self, hops); }
   std::int64_t rows(int member) const { return ring_.members.rows(member); }
-  int channel(int level) const { return plan_.levels()[static_cast<std::size_t>(level)].channel; }
+  int channel(int level) const { return way_.levels()[static_cast<std::size_t>(level)].channel; }
   int rank(int level, int hops) const {
-    return ring_.ranks[static_cast<std::size_t>(plan_.moved(ring_.self, level, hops))];
+    return ring_.ranks[static_cast<std::size_t>(way_.moved(ring_.self, level, hops))];
   }
   Held held_at(int level, int prefix, int hop, const Held& held) {
     if (hop == 0) return held;
     const int here = block(hops(level, prefix, hop));
-    if (!plan_.travels(here, prefix, level, hop)) return {};
+    if (!way_.travels(here, prefix, level, hop)) return {};
     return at(level).block.at(hop, rows(here));
   }
 
   /// Sends the block of this hop on and receives the next one, before the compute that hides it.
   void pass(int level, int prefix, int hop, const Held& held) {
-    if (hop + 1 >= plan_.size(level)) return;
+    if (hop + 1 >= way_.size(level) || (started_ && level == 0 && hop == 0)) return;
     const int now = block(hops(level, prefix, hop)), next = block(hops(level, prefix, hop + 1));
     std::vector<Message> sends, receives;
-    if (plan_.travels(now, prefix, level, hop + 1))
+    if (way_.travels(now, prefix, level, hop + 1))
       sends.push_back({rank(level, 1), {*held_at(level, prefix, hop, held)}, now});
     if (const Held arriving = held_at(level, prefix, hop + 1, held))
       receives.push_back({rank(level, -1), {*arriving}, next});
@@ -141,10 +199,10 @@ class Circulation {
 
   void forward(const Visit& visit, int level, int prefix, const Held& held) {
     if (level == depth()) {
-      if (held) visit(*held, block(prefix));
+      if (held && attends(prefix)) visit(*held, block(prefix));
       return;
     }
-    for (int hop = 0; hop < plan_.size(level); ++hop) {
+    for (int hop = 0; hop < way_.size(level); ++hop) {
       pass(level, prefix, hop, held);
       forward(visit, level + 1, hops(level, prefix, hop), held_at(level, prefix, hop, held));
     }
@@ -153,9 +211,12 @@ class Circulation {
   /// The gradient of the held block by all members below this position of the outer levels.
   Held backward(const BackwardVisit& visit, int level, int prefix, const Held& held,
                 const Into& into) {
-    if (level == depth()) return held && visit(*held, block(prefix), into) ? Held(into()) : Held();
+    if (level == depth()) {
+      const bool wrote = held && attends(prefix) && visit(*held, block(prefix), into);
+      return wrote ? Held(into()) : Held();
+    }
     Held own;
-    for (int hop = 0; hop < plan_.size(level); ++hop) {
+    for (int hop = 0; hop < way_.size(level); ++hop) {
       pass(level, prefix, hop, held);
       const int below = hops(level, prefix, hop);
       const Held here = held_at(level, prefix, hop, held);
@@ -167,7 +228,7 @@ class Circulation {
       }
     }
     // What came home joins what stayed there.
-    if (plan_.last(block(prefix), prefix, level) == 0) return own;
+    if (way_.last(block(prefix), prefix, level) == 0) return own;
     const View home = *at(level).came_home;
     if (!own) return home;
     ring_.builder.accumulate(home, *own);
@@ -178,8 +239,8 @@ class Circulation {
   /// home.
   void hand_on(int level, int prefix, int hop, Held sum) {
     const int visited = block(hops(level, prefix, hop));
-    if (plan_.accumulated(visited, prefix, level, hop - 1) &&
-        plan_.travels(visited, prefix, level, hop)) {
+    if (way_.accumulated(visited, prefix, level, hop - 1) &&
+        way_.travels(visited, prefix, level, hop)) {
       const View arrived = at(level).arrived.at(hop, rows(visited));
       if (sum) {
         ring_.builder.accumulate(arrived, *sum);
@@ -188,21 +249,21 @@ class Circulation {
       }
     }
     std::vector<Message> sends, receives;
-    const int last = plan_.last(visited, prefix, level);
+    const int last = way_.last(visited, prefix, level);
     if (sum) sends.push_back(gradient(rank(level, hop < last ? 1 : -hop), *sum, visited));
-    if (hop + 1 < plan_.size(level)) {  // what the member before passes on after this hop
+    if (hop + 1 < way_.size(level)) {  // what the member before passes on after this hop
       const int next = block(hops(level, prefix, hop + 1));
-      if (plan_.accumulated(next, prefix, level, hop) &&
-          plan_.travels(next, prefix, level, hop + 1)) {
+      if (way_.accumulated(next, prefix, level, hop) &&
+          way_.travels(next, prefix, level, hop + 1)) {
         receives.push_back(
             gradient(rank(level, -1), at(level).arrived.at(hop + 1, rows(next)), next));
       }
     }
     const int own = block(prefix);
-    if (hop == plan_.last(own, prefix, level)) {
+    if (hop == way_.last(own, prefix, level)) {
       // After the last hop a part buffer is free; a block that turns back earlier needs another.
       Level& l = at(level);
-      l.came_home = (hop + 1 == plan_.size(level) ? l.part : l.home).at(hop + 1, rows(own));
+      l.came_home = (hop + 1 == way_.size(level) ? l.part : l.home).at(hop + 1, rows(own));
       receives.push_back(gradient(rank(level, hop), *l.came_home, own));
     }
     ring_.builder.transfer(channel(level), std::move(sends), std::move(receives));
@@ -213,10 +274,21 @@ class Circulation {
   }
 
   const RingMember& ring_;
-  const RingPlan& plan_;
+  const RingWay& way_;
   const View own_;
   std::vector<Level> levels_;
+  bool started_ = false;
 };
+
+/// A circulation for each way, all of them started.
+std::vector<Circulation> circulations(const RingMember& ring, const View& own, SlotKind block_kind,
+                                      SlotKind gradient_kind, int block_buffers = 2) {
+  std::vector<Circulation> all;
+  for (const RingWay& way : ring.plan.ways())
+    all.emplace_back(ring, way, own, block_kind, gradient_kind, block_buffers);
+  for (Circulation& circulation : all) circulation.start();
+  return all;
+}
 
 bool values_alone(const RingMember& ring) { return ring.plan.circulating() == Circulating::values; }
 
@@ -225,8 +297,8 @@ bool values_alone(const RingMember& ring) { return ring.plan.circulating() == Ci
 void ring_forward(const RingMember& ring, const ForwardViews& views) {
   Builder& builder = ring.builder;
   const bool apart = values_alone(ring);
-  Circulation circulation(ring, views.kv, apart ? SlotKind::v : SlotKind::kv, SlotKind::dkv);
-  circulation.forward([&](const View& held, int block) {
+  auto ways = circulations(ring, views.kv, apart ? SlotKind::v : SlotKind::kv, SlotKind::dkv);
+  const auto visit = [&](const View& held, int block) {
     builder.set_phase(1);
     const Bands bands = ring.members.bands(ring.self, block);
     const Mode mode = block == ring.self ? Mode::write : Mode::add;
@@ -235,15 +307,16 @@ void ring_forward(const RingMember& ring, const ForwardViews& views) {
     } else {
       builder.attend(views.q, held, bands, views.out, mode);
     }
-  });
+  };
+  for (Circulation& way : ways) way.forward(visit);
 }
 
 void ring_backward(const RingMember& ring, const BackwardViews& views) {
   Builder& builder = ring.builder;
   const bool queries = ring.plan.circulating() == Circulating::queries, apart = values_alone(ring);
   const SlotKind kind = queries ? SlotKind::q_bundle : apart ? SlotKind::v : SlotKind::kv;
-  Circulation circulation(ring, queries ? views.q_bundle : views.kv, kind,
-                          queries ? SlotKind::dq : SlotKind::dkv);
+  auto ways = circulations(ring, queries ? views.q_bundle : views.kv, kind,
+                           queries ? SlotKind::dq : SlotKind::dkv);
   const auto visit = [&](const View& held, int block, const Circulation::Into& into) {
     builder.set_phase(1);
     const bool at_home = block == ring.self;  // comes first, and defines what stays
@@ -261,14 +334,19 @@ void ring_backward(const RingMember& ring, const BackwardViews& views) {
     }
     return true;
   };
-  circulation.backward(visit, queries ? views.dq : views.dkv);
+  const View into = queries ? views.dq : views.dkv;
+  for (Circulation& way : ways) {
+    const auto sum = way.backward(visit, into);
+    if (sum && *sum != into) builder.accumulate(*sum, into);
+  }
 }
 
 std::function<View(int)> gather_keys(const RingMember& ring, const View& own) {
   std::vector<View> keys(static_cast<std::size_t>(ring.members.size()));
-  Circulation circulation(ring, own, SlotKind::k, SlotKind::dkv, ring.members.size());
-  circulation.forward(
-      [&](const View& held, int block) { keys[static_cast<std::size_t>(block)] = held; });
+  for (Circulation& way :
+       circulations(ring, own, SlotKind::k, SlotKind::dkv, ring.members.size())) {
+    way.forward([&](const View& held, int block) { keys[static_cast<std::size_t>(block)] = held; });
+  }
   return [keys](int member) { return keys[static_cast<std::size_t>(member)]; };
 }
 

@@ -24,26 +24,29 @@ enum class Circulating : unsigned char {
   queries  ///< backward only: q, dout, LSE and delta, with dq
 };
 
-/// The part of a ring that all its members agree on: who sees which block, and so how far each
-/// block travels. Members are numbered by their position: outer levels first.
+/// One way round a ring: who sees which block there, and so how far each block travels. Members are
+/// numbered by their position: outer levels first.
 ///
 /// A member is reached from a block's home by a tuple of hops, one a level; tuples are numbered
 /// like members. Of a level within a given prefix of outer hops, a block travels no further than
 /// the last position below which somebody sees it, and its accumulator returns home from there.
-class RingPlan {
+class RingWay {
  public:
-  RingPlan(const Members& members, std::vector<RingLevel> levels, Circulating circulating);
+  /// seen[block * members + tuple]: whether that member attends the block on this way. Hops lead to
+  /// the next member, or, `back`, to the one before.
+  RingWay(std::vector<RingLevel> levels, const std::vector<bool>& seen, bool back);
 
   const std::vector<RingLevel>& levels() const { return levels_; }
-  Circulating circulating() const { return circulating_; }
   int size(int level) const { return levels_[static_cast<std::size_t>(level)].size; }
   /// Members below one position of the level.
   int stride(int level) const { return strides_[static_cast<std::size_t>(level)]; }
+  bool back() const { return back_; }
 
   /// `member` moved by `hops` round a level's ring.
   int moved(int member, int level, int hops) const;
-  /// The home of the block that is at `member` after the hops of tuple `hops`.
+  /// The home of the block that is at `member` after the hops of tuple `hops`, and the reverse.
   int block_at(int member, int hops) const;
+  int visitor(int block, int hops) const;
 
   /// Whether the block moves on to hop `hop` of `level`, below the outer hops `prefix`.
   bool travels(int block, int prefix, int level, int hop) const;
@@ -59,9 +62,25 @@ class RingPlan {
 
   std::vector<RingLevel> levels_;
   std::vector<int> strides_;
-  Circulating circulating_;
-  int members_;
+  bool back_;
+  int members_ = 1;
   std::vector<int> counts_;  // [block][members + 1]: prefix sums over hop tuples
+};
+
+/// The part of a ring that all its members agree on. In a ring of one level a block goes both ways
+/// where that takes fewer hops: those who see it lie on both sides of its home, as under a
+/// two-sided window, and the longest stretch of members that do not see it lies between.
+class RingPlan {
+ public:
+  RingPlan(const Members& members, const std::vector<RingLevel>& levels, Circulating circulating);
+
+  Circulating circulating() const { return circulating_; }
+  /// Onward, and back where any block takes that way.
+  const std::vector<RingWay>& ways() const { return ways_; }
+
+ private:
+  Circulating circulating_;
+  std::vector<RingWay> ways_;
 };
 
 /// What one member's part of a ring is generated from.

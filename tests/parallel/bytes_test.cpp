@@ -330,6 +330,37 @@ TEST(Bytes, WindowHopsAreTheHaloBound) {
   }
 }
 
+TEST(Bytes, TwoSidedWindowsCostBothHalosAndNoRound) {
+  const Shapes shapes{2, 1, 4, 4, DType::float32};
+  for (const int ranks : {2, 3, 5, 8}) {
+    for (const std::int64_t n : {1, 4, 7}) {
+      const std::int64_t tokens = n * ranks, block = n * 8 * 4;
+      const Layout layout(LayoutKind::contiguous, tokens, 1, ranks);
+      for (std::int64_t w = 1; w <= tokens; ++w) {
+        const Mask window = Mask::from_slices(tokens, {{0, tokens, 0, tokens, 1 - w, w - 1}});
+        const std::int64_t halo = (w - 1 + n - 1) / n;
+        std::int64_t hops = 0;
+        for (int rank = 0; rank < ranks; ++rank) {
+          hops +=
+              std::min<std::int64_t>(halo, ranks - 1 - rank) + std::min<std::int64_t>(halo, rank);
+        }
+        for (const char* name : {"ring", "ring_self_attention"}) {
+          SCOPED_TRACE(runtime::concat(name, " w=", w, " n=", n, " P=", ranks));
+          const SchemeOptions options = scheme(name);
+          EXPECT_EQ(sent(options, window, layout, shapes, Direction::forward).total(),
+                    hops * block);
+          EXPECT_EQ(sent(options, window, layout, shapes, Direction::backward).total(),
+                    2 * hops * block);
+        }
+      }
+    }
+  }
+  // A window behind the query over zigzag: neighbours on both sides, not P - 1 hops.
+  const Layout zigzag(LayoutKind::zigzag, 64, 1, 8);
+  const Mask window = Mask::from_slices(64, {{0, 64, 0, 64, -3, 0}});
+  EXPECT_EQ(sent(scheme("ring"), window, zigzag, shapes, Direction::forward).messages, 14);
+}
+
 TEST(Bytes, NothingMovesWhereNoDocumentCrossesARank) {
   const int ranks = 6;
   const std::int64_t n = 10, tokens = n * ranks;
