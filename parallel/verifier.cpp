@@ -335,6 +335,10 @@ class Rehearsal {
       : units_(shadow_units(schedule, masks)), expected_(schedule, masks, units_) {
     for (const Program& program : schedule.programs)
       ranks_.emplace_back(program, schedule, expected_, units_);
+    const std::size_t pairs =
+        static_cast<std::size_t>(schedule.channels) * ranks_.size() * ranks_.size();
+    sends_.resize(pairs);
+    receives_.resize(pairs);
   }
 
   void all() {
@@ -375,7 +379,31 @@ class Rehearsal {
     int rank, step;
     const Message* message;
   };
-  using Channel = std::tuple<int, int, int>;  // stream, sender, receiver
+  /// Messages of one channel between one pair of ranks that wait for their counterpart, in order.
+  class Waiting {
+   public:
+    bool empty() const { return first_ == posted_.size(); }
+    void push(const Posted& posted) { posted_.push_back(posted); }
+    Posted pop() {
+      const Posted posted = posted_[first_++];
+      if (empty()) {
+        posted_.clear();
+        first_ = 0;
+      }
+      return posted;
+    }
+
+   private:
+    std::vector<Posted> posted_;
+    std::size_t first_ = 0;
+  };
+  /// Of a communication stream, sender and receiver.
+  std::size_t pair_index(int stream, int sender, int receiver) const {
+    const auto ranks = ranks_.size();
+    return (static_cast<std::size_t>(stream - 1) * ranks + static_cast<std::size_t>(sender)) *
+               ranks +
+           static_cast<std::size_t>(receiver);
+  }
 
   void wake(int rank) {
     Rank& r = ranks_[static_cast<std::size_t>(rank)];
@@ -410,9 +438,9 @@ class Rehearsal {
     if (const auto* transfer = std::get_if<Transfer>(&step.operation)) {
       r.open_messages[i] = static_cast<int>(transfer->sends.size() + transfer->receives.size());
       for (const Message& m : transfer->receives)
-        post(receives_, sends_, {step.stream, m.peer, rank}, {rank, index, &m}, false);
+        post(receives_, sends_, pair_index(step.stream, m.peer, rank), {rank, index, &m}, false);
       for (const Message& m : transfer->sends)
-        post(sends_, receives_, {step.stream, rank, m.peer}, {rank, index, &m}, true);
+        post(sends_, receives_, pair_index(step.stream, rank, m.peer), {rank, index, &m}, true);
       r.complete[i] = r.open_messages[i] == 0;
       return r.complete[i];
     }
@@ -421,16 +449,13 @@ class Rehearsal {
     return true;
   }
 
-  void post(std::map<Channel, std::deque<Posted>>& own,
-            std::map<Channel, std::deque<Posted>>& others, const Channel& channel,
+  void post(std::vector<Waiting>& own, std::vector<Waiting>& others, std::size_t pair,
             const Posted& posted, bool is_send) {
-    auto& waiting = others[channel];
-    if (waiting.empty()) {
-      own[channel].push_back(posted);
+    if (others[pair].empty()) {
+      own[pair].push(posted);
       return;
     }
-    const Posted other = waiting.front();
-    waiting.pop_front();
+    const Posted other = others[pair].pop();
     is_send ? match(posted, other) : match(other, posted);
   }
 
@@ -483,7 +508,7 @@ class Rehearsal {
   const ExpectedSums expected_;
   std::deque<Rank> ranks_;
   std::deque<int> ready_;
-  std::map<Channel, std::deque<Posted>> sends_, receives_;
+  std::vector<Waiting> sends_, receives_;  // by pair_index()
 };
 
 }  // namespace

@@ -2,8 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <random>
 
 #include "parallel/verifier.h"
@@ -42,23 +42,24 @@ TEST_P(Scale, VerifiesAt512RanksWith4096Documents) {
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     SchemeInputs inputs{mask, layout, shapes, direction};
     inputs.options = options;
-    const auto begin = std::chrono::steady_clock::now();
+    const auto begin = std::clock();
     const Schedule schedule = build_schedule(inputs);
-    const auto built = std::chrono::steady_clock::now();
+    const auto built = std::clock();
     const Verdict verdict = verify(schedule, mask, layout);
-    const auto verified = std::chrono::steady_clock::now();
+    const auto verified = std::clock();
     EXPECT_TRUE(verdict.ok()) << verdict.message;
     std::size_t steps = 0;
     for (const Program& program : schedule.programs) steps += program.steps.size();
-    const auto seconds = [](auto a, auto b) {
-      return std::chrono::duration<double>(b - a).count();
+    // Of this process, which does nothing else: a busy machine does not count.
+    const auto seconds = [](std::clock_t a, std::clock_t b) {
+      return static_cast<double>(b - a) / CLOCKS_PER_SEC;
     };
     std::printf("P=512 %s %s: %zu steps, built in %.2f s, verified in %.2f s\n",
                 options.name.c_str(), name(direction), steps, seconds(begin, built),
                 seconds(built, verified));
     total += seconds(begin, verified);
   }
-  EXPECT_LT(total, 60.0);  // seconds; a generous bound for a busy machine
+  EXPECT_LT(total, 60.0);  // seconds of one core; several times what it takes
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, Scale, testing::ValuesIn(scheme_names()),
