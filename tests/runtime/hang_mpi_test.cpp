@@ -50,7 +50,7 @@ TEST(MpiHang, AMissingPeerIsNamed) {
     }
     const double waited = std::chrono::duration<double>(Clock::now() - begin).count();
     EXPECT_GE(waited, timeout_seconds());
-    EXPECT_LT(waited, timeout_seconds() + 1.5);
+    EXPECT_LT(waited, timeout_seconds() + 5);
     EXPECT_LT(process_cpu_seconds() - cpu, 0.5 * waited) << "waiting burns the CPU";
   }
   const Stream next = Stream::cpu("next");  // the other is poisoned

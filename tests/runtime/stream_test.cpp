@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/error.h"
+#include "tests/support/timing.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -25,14 +26,16 @@ TEST(Stream, RunsInOrder) {
 }
 
 TEST(Stream, StreamsOverlap) {
-  const Stream first = Stream::cpu("first"), second = Stream::cpu("second");
-  const Clock::time_point begin = Clock::now();
-  for (const Stream& stream : {first, second}) {
-    stream.enqueue([] { std::this_thread::sleep_for(milliseconds(200)); });
-  }
-  first.synchronize(deadline_in(10));
-  second.synchronize(deadline_in(10));
-  EXPECT_LT(Clock::now() - begin, milliseconds(350));
+  const double seconds = test::least_of_attempts(0.35, [](int) {
+    const Stream first = Stream::cpu("first"), second = Stream::cpu("second");
+    const Clock::time_point begin = Clock::now();
+    for (const Stream& stream : {first, second})
+      stream.enqueue([] { std::this_thread::sleep_for(milliseconds(200)); });
+    first.synchronize(deadline_in(10));
+    second.synchronize(deadline_in(10));
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  });
+  EXPECT_LT(seconds, 0.35);
 }
 
 TEST(Stream, EventsOrderStreams) {
