@@ -106,17 +106,8 @@ Replay make_replay(const AttentionOptions& options, int ranks) {
   const attention::Scoring scoring = read_scoring(options, input);
   Replay replay{std::move(input), scheme, tokens, dtype, wire, scoring, {}};
   verify_schedules(replay);
-  for (int query = 0; query < ranks; ++query) {
-    std::int64_t area = 0;
-    for (const auto& group : replay.input.mask.groups()) {
-      const int heads = replay.input.mask.shared() ? 1 : group.head_end - group.head_begin;
-      for (int key = 0; key < ranks; ++key) {
-        area += heads *
-                attention::area(attention::cut(group.mask, tokens.runs(query), tokens.runs(key)));
-      }
-    }
-    replay.area.push_back(area);
-  }
+  // Of one head, or of all where their masks differ.
+  replay.area = parallel::query_areas(replay.input.mask, replay.layout);
   return replay;
 }
 
