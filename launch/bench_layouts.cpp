@@ -238,7 +238,11 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
     fail(ExitCode::usage, "--heads ", options.heads, " is no multiple of --kv-heads ",
          options.kv_heads);
   }
-  parallel::scheme_from_name(options.scheme);  // throws before anything is measured
+  // Every layout is a row, so the scheme must suit them all; said before anything is printed.
+  parallel::SchemeOptions scheme;
+  scheme.name = options.scheme;
+  for (const LayoutKind kind : parallel::layout_kinds())
+    parallel::check_legal({scheme, options.ranks, options.heads, options.kv_heads, kind});
   const std::vector<Mask> masks = packed_masks(options);
   std::size_t documents = 0;
   for (const Mask& mask : masks) documents += mask.slices().size();

@@ -112,6 +112,8 @@ TEST(BenchLayouts, SaysWhatIsWrong) {
   expect({"--lengths", good, "--seq-len", "64", "--sequences", "4"}, 65, "they fill 3");
   expect({"--lengths", good, "--seq-len", "64", "--sequences", "1", "--scheme", "rign"}, 78,
          "rign");
+  expect({"--mask", "causal", "--scheme", "balanced_ring"}, 78, "contiguous");
+  expect({"--mask", "causal", "--scheme", "ulysses", "--ranks", "7"}, 78, "7 ranks cannot share");
   expect({"--mask", "causal", "--heads", "6", "--kv-heads", "4"}, 64, "--kv-heads");
   expect({"--mask", "causal", "--ranks", "0"}, 64, "--ranks");
 }
