@@ -13,7 +13,7 @@ struct AttentionOptions {
                           ///< what the mask takes
   std::string output_path;  ///< HDF5: out, lse, dq, dk, dv in global token order, sent_bytes, area
   std::string scheme = "ring";
-  std::string degrees;  ///< "outer=2,inner=4"
+  std::string degrees = "auto";  ///< or "outer=2,inner=4"
   std::string nesting = "heads_inside", around = "ring", backward = "auto";
   std::string layout = "zigzag";
   MaskRequest mask;

@@ -116,7 +116,8 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--scheme", options->scheme, "Context-parallel scheme; see validate --legality")
       ->capture_default_str();
   verb->add_option("--degrees", options->degrees,
-                   "double_ring, usp: ranks outside and inside, as outer=2,inner=4");
+                   "Of double_ring, usp: ranks outside and inside, as outer=2,inner=4, or auto")
+      ->capture_default_str();
   verb->add_option("--nesting", options->nesting, "usp: heads_inside or ring_inside")
       ->capture_default_str();
   verb->add_option("--around", options->around, "usp: ring, burst or double_ring")

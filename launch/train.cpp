@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <sstream>
 
+#include "launch/config.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "models/flops.h"
@@ -62,10 +63,11 @@ double measure_peak_flops(Communicator& world, const Place& place, const runtime
 /// The corpus and what the configuration makes of it; a contradiction shows before anything is
 /// written.
 struct TrainingData {
-  explicit TrainingData(const TrainConfig& config)
-      : corpus(runtime::Corpus::open(config.data.corpus)),
-        vocab_size(model_vocabulary(config, corpus.info())),
-        sequences(corpus, config.training.seq_len, static_cast<std::uint64_t>(config.debug.seed)) {}
+  explicit TrainingData(runtime::ConfigDraft& draft)
+      : corpus(open_corpus(draft)),
+        vocab_size(model_vocabulary(draft.config, corpus.info())),
+        sequences(corpus, draft.config.training.seq_len,
+                  static_cast<std::uint64_t>(draft.config.debug.seed)) {}
   TrainingData(const TrainingData&) = delete;  // sequences refers to corpus
   TrainingData& operator=(const TrainingData&) = delete;
 
@@ -328,7 +330,8 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   }
 }
 
-int train_mpi(TrainConfig config, const TrainingData& data) {
+int train_mpi(runtime::ConfigDraft& draft, const TrainingData& data) {
+  TrainConfig& config = draft.config;
   runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
   runtime::check_launcher(
       runtime::process_environment(),
@@ -336,6 +339,8 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
   try {
     config.parallelism.context_parallel_degree =
         runtime::resolve_grid(config.parallelism, session.size()).context;
+    check_schemes(draft);  // what depends on the number of ranks
+    draft.check();
   } catch (const Error&) {
     // Should this rank's configuration be the odd one out, that is what to tell.
     check_common_ground(config, data, *session.world());
@@ -365,11 +370,10 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
 
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
-  TrainConfig config = runtime::load_config(options.config_path, options.overrides);
-  check_schemes(config);
-  const TrainingData data(config);
-  if (config.comm.backend == "mpi") return train_mpi(config, data);
-  return train_loopback(config, data);
+  runtime::ConfigDraft draft = load_config(options.config_path, options.overrides);
+  const TrainingData data(draft);
+  if (draft.config.comm.backend == "mpi") return train_mpi(draft, data);
+  return train_loopback(draft.config, data);
 }
 
 }  // namespace longhaul::launch

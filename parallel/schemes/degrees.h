@@ -13,6 +13,9 @@ struct Degrees {
   int outer = 1, inner = 1;
 };
 
+/// "outer=2,inner=4", either alone, or "auto". Throws Error(config).
+void set_degrees(SchemeOptions& options, const std::string& text);
+
 /// The degrees that `options` asks of `ranks`: a missing one follows from the other; without
 /// either, inner is the largest divisor of `ranks` up to its square root that is legal.
 std::variant<Degrees, Refusal> resolve_degrees(

@@ -70,7 +70,7 @@ TEST(Legality, DegreesThatDoNotFitAreRefusedWithThoseThatDo) {
     const auto refused = parallel::refuse(combination);
     return refused ? refused->reason + "; use " + refused->nearest : "";
   };
-  EXPECT_EQ(refusal("double_ring", "", 7, {4, 4}), "");
+  EXPECT_EQ(refusal("double_ring", "auto", 7, {4, 4}), "");
   EXPECT_EQ(refusal("double_ring", "outer=2,inner=4", 8, {4, 4}), "");
   EXPECT_EQ(refusal("double_ring", "inner=4", 8, {4, 4}), "");
   EXPECT_NE(refusal("double_ring", "outer=3,inner=2", 8, {4, 4}).find("outer=4,inner=2"),
@@ -83,12 +83,12 @@ TEST(Legality, DegreesThatDoNotFitAreRefusedWithThoseThatDo) {
   for (int ranks = 1; ranks <= 9; ++ranks) {
     for (const char* nesting : {"heads_inside", "ring_inside"}) {
       Combination combination{{}, ranks, 3, 1};
-      combination.options = scheme_options("usp", "", nesting, "ring", "auto");
+      combination.options = scheme_options("usp", "auto", nesting, "ring", "auto");
       EXPECT_FALSE(parallel::refuse(combination)) << nesting << " P=" << ranks;
     }
   }
-  for (const char* text : {"inner", "inner=", "inner=0", "inner=2,inner=2", "middle=2", "inner=2;",
-                           "outer=-1", "=3"}) {
+  for (const char* text : {"", "inner", "inner=", "inner=0", "inner=2,inner=2", "middle=2",
+                           "inner=2;", "outer=-1", "=3", "auto,inner=2"}) {
     test::expect_error(runtime::ExitCode::config, text, [&] {
       scheme_options("double_ring", text, "heads_inside", "ring", "auto");
     });
