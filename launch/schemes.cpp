@@ -14,7 +14,6 @@
 namespace longhaul::launch {
 
 using parallel::Combination;
-using parallel::LayoutKind;
 using parallel::SchemeOption;
 using parallel::SchemeOptions;
 using runtime::ConfigDraft;
@@ -229,51 +228,6 @@ void check_schemes(ConfigDraft& draft) {
   const std::vector<Use> uses = check_switch(draft, usable);
   check_unused(draft, uses, usable);
   check_uses(draft, uses);
-}
-
-std::string legality_table() {
-  const auto layouts = parallel::layout_kinds();
-  std::string text = "| scheme | mask |", rule = "|---|---|", rules, refusals;
-  for (const LayoutKind layout : layouts) {
-    text += fmt::format(" {} |", parallel::name(layout));
-    rule += "---|";
-  }
-  text += "\n" + rule + "\n";
-  for (const std::string& name : parallel::scheme_names()) {
-    SchemeOptions options;
-    options.name = name;
-    // Masks whose rows are equal share one.
-    std::vector<std::pair<std::string, std::string>> rows;  // cells, masks
-    for (const attention::MaskRule& mask : attention::mask_rules()) {
-      std::string cells;
-      for (const LayoutKind layout : layouts) {
-        // One head a rank suits every rule on heads, so that mask and layout decide.
-        const auto refusal = parallel::refuse({options, 4, 4, 4, layout, mask.causal});
-        // What a list of slices or blocks sees is known only once it is there.
-        const bool if_causal =
-            refusal && !mask.trainable() && !parallel::refuse({options, 4, 4, 4, layout, true});
-        cells += if_causal ? " if causal |" : refusal ? " no |" : " yes |";
-        const std::string why =
-            refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason, refusal->nearest)
-                    : "";
-        if (refusals.find(why) == std::string::npos) refusals += why;
-      }
-      const auto same = std::ranges::find(rows, cells, &std::pair<std::string, std::string>::first);
-      if (same == rows.end()) {
-        rows.emplace_back(cells, mask.name);
-      } else {
-        same->second += std::string(", ") + mask.name;
-      }
-    }
-    for (const auto& [cells, masks] : rows) {
-      text += fmt::format("| `{}` | {} |{}\n", name, rows.size() == 1 ? "all" : masks, cells);
-    }
-    rules += fmt::format("- `{}`: {}.\n", name, parallel::scheme_from_name(name).legality);
-  }
-  return fmt::format(
-      "{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\n"
-      "Why not:\n\n{}",
-      text, rules, refusals);
 }
 
 }  // namespace longhaul::launch

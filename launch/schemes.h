@@ -1,5 +1,5 @@
 #pragma once
-// The attention schemes that a configuration asks for, and what is legal.
+// The attention schemes that a configuration asks for.
 
 #include <cstdint>
 #include <string>
@@ -29,8 +29,5 @@ std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config);
 /// suit ranks, heads, layout or mask, with the reason and the nearest legal choice. What is not
 /// known, such as a context degree of -1, is taken to suit: check again once it is.
 void check_schemes(runtime::ConfigDraft& draft);
-
-/// Markdown: every scheme x mask x layout, and the rules on heads and ranks.
-std::string legality_table();
 
 }  // namespace longhaul::launch

@@ -5,7 +5,7 @@
 #include <cstdio>
 
 #include "launch/config.h"
-#include "launch/schemes.h"
+#include "launch/legality.h"
 #include "launch/trainer.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"

@@ -70,4 +70,18 @@ std::variant<Degrees, Refusal> resolve_degrees(const SchemeOptions& options, int
   return asked;
 }
 
+std::optional<Degrees> automatic_degrees(const Combination& combination) {
+  if (!reads(combination.options, SchemeOption::degrees)) return {};
+  SchemeOptions none = combination.options;
+  none.outer = none.inner = 0;
+  const auto resolved = resolve_degrees(none, combination.ranks, [&](const Degrees& degrees) {
+    Combination tried = combination;
+    tried.options.outer = degrees.outer;
+    tried.options.inner = degrees.inner;
+    return !refuse(tried);
+  });
+  const Degrees* found = std::get_if<Degrees>(&resolved);
+  return found ? std::optional(*found) : std::nullopt;
+}
+
 }  // namespace longhaul::parallel

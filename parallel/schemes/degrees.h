@@ -2,6 +2,7 @@
 // The two degrees of a nested scheme: how many ranks (or members) outside, how many inside.
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <variant>
 
@@ -21,5 +22,9 @@ void set_degrees(SchemeOptions& options, const std::string& text);
 std::variant<Degrees, Refusal> resolve_degrees(
     const SchemeOptions& options, int ranks,
     const std::function<bool(const Degrees&)>& legal = [](const Degrees&) { return true; });
+
+/// The degrees that a combination gets when it asks for none; nullopt for a scheme of one level, or
+/// where none are legal.
+std::optional<Degrees> automatic_degrees(const Combination& combination);
 
 }  // namespace longhaul::parallel
