@@ -141,6 +141,10 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--ranks", options->ranks,
                    "Ranks of a loopback run; under mpirun, what it must have started")
       ->check(CLI::Range(1, 1 << 20));
+  verb->add_option("--ranks-per-node", options->ranks_per_node,
+                   "Count bytes as if so many ranks, one after another, made up a node; without it "
+                   "a host is a node")
+      ->check(CLI::Range(1, 1 << 20));
   verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
