@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <set>
 #include <sstream>
 
 #include "launch/config.h"
@@ -37,6 +38,7 @@ std::string flight_folder(const TrainConfig& config) { return config.job.output_
 struct Place {
   int local_rank = 0, local_size = 1;
   std::string host;
+  std::string communicator;  ///< see RunHeader
 };
 
 int threads_of(const TrainConfig& config, const Place& place) {
@@ -106,6 +108,10 @@ void print_start(const runtime::RunHeader& header, const TrainConfig& config,
               header.grid.data, header.grid.context,
               config.parallelism.context_parallel_scheme.c_str(),
               config.parallelism.context_parallel_layout.c_str(), mask_text(config.data).c_str());
+  const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
+  std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
+              hosts.size() == 1 ? "host" : "hosts",
+              header.communicator.substr(0, header.communicator.find(',')).c_str());
   std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank\n",
               runtime::grouped(config.training.tokens_per_step).c_str(),
               runtime::grouped(config.training.seq_len).c_str(), header.accumulation_steps,
@@ -217,6 +223,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   runtime::RunHeader header = run_header(config, data.corpus, trainer);
   if (world.rank() == 0) header.unigram_entropy = data.corpus.unigram_entropy();
   header.peak_flops = measure_peak_flops(world, place, stream);
+  header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   std::unique_ptr<Reporter> reporter;
   if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, config, resumed_step);
@@ -309,7 +316,7 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   }
   std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
-    const Place place{world->rank(), world->size(), host_name()};
+    const Place place{world->rank(), world->size(), host_name(), "loopback"};
     std::unique_ptr<Trainer> trainer;
     const auto rank = static_cast<std::size_t>(world->rank());
     codes[rank] = start_rank(config, data, *world, place, recorders[rank].get(), trainer);
@@ -350,7 +357,8 @@ int train_mpi(runtime::ConfigDraft& draft, const TrainingData& data) {
   std::unique_ptr<Communicator> world = session.world(recorder.get());
   std::unique_ptr<Trainer> trainer;
   try {
-    const Place place{session.local_rank(), session.local_size(), session.host_name()};
+    const Place place{session.local_rank(), session.local_size(), session.host_name(),
+                      session.library_version()};
     const int code = start_rank(config, data, *world, place, recorder.get(), trainer);
     trainer.reset();
     world.reset();
