@@ -116,7 +116,8 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--scheme", options->scheme, "Context-parallel scheme; see validate --legality")
       ->capture_default_str();
   verb->add_option("--degrees", options->degrees,
-                   "double_ring, usp: ranks outside and inside, as outer=2,inner=4");
+                   "Of double_ring, usp: ranks outside and inside, as outer=2,inner=4, or auto")
+      ->capture_default_str();
   verb->add_option("--nesting", options->nesting, "usp: heads_inside or ring_inside")
       ->capture_default_str();
   verb->add_option("--around", options->around, "usp: ring, burst or double_ring")
@@ -139,6 +140,10 @@ void add_attention(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--ranks", options->ranks,
                    "Ranks of a loopback run; under mpirun, what it must have started")
+      ->check(CLI::Range(1, 1 << 20));
+  verb->add_option("--ranks-per-node", options->ranks_per_node,
+                   "Count bytes as if so many ranks, one after another, made up a node; without it "
+                   "a host is a node")
       ->check(CLI::Range(1, 1 << 20));
   verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();

@@ -18,7 +18,8 @@ std::string show(const Degrees& degrees) {
 
 void set_degrees(SchemeOptions& options, const std::string& text) {
   options.outer = options.inner = 0;
-  for (std::size_t at = 0; at <= text.size() && !text.empty();) {
+  if (text == "auto") return;
+  for (std::size_t at = 0; at <= text.size();) {
     const std::size_t comma = std::min(text.find(',', at), text.size());
     const std::string part = text.substr(at, comma - at);
     const std::size_t equals = part.find('=');
@@ -30,7 +31,7 @@ void set_degrees(SchemeOptions& options, const std::string& text) {
     const auto [parsed, error] = std::from_chars(begin, end, value);
     if (degree == nullptr || *degree != 0 || error != std::errc() || parsed != end || value < 1) {
       runtime::fail(ExitCode::config, "degrees '", text, "' are not understood at '", part,
-                    "'; expected, for example, outer=2,inner=4, or either alone");
+                    "'; expected, for example, outer=2,inner=4, either alone, or auto");
     }
     *degree = value;
     at = comma + 1;
@@ -58,13 +59,29 @@ std::variant<Degrees, Refusal> resolve_degrees(const SchemeOptions& options, int
   if (static_cast<std::int64_t>(asked.outer) * asked.inner != ranks) {
     return Refusal{concat("degrees outer=", options.outer, ",inner=", options.inner,
                           " (0: not given) do not make up ", ranks, " ranks"),
-                   known.empty() ? "another scheme, such as ring" : "degrees " + known};
+                   known.empty() ? "another scheme, such as ring" : "degrees " + known,
+                   SchemeOption::degrees};
   }
   if (!legal(asked)) {
     return Refusal{concat("degrees ", show(asked), " do not suit the heads"),
-                   known.empty() ? "another scheme, such as ring" : "degrees " + known};
+                   known.empty() ? "another scheme, such as ring" : "degrees " + known,
+                   SchemeOption::degrees};
   }
   return asked;
+}
+
+std::optional<Degrees> automatic_degrees(const Combination& combination) {
+  if (!reads(combination.options, SchemeOption::degrees)) return {};
+  SchemeOptions none = combination.options;
+  none.outer = none.inner = 0;
+  const auto resolved = resolve_degrees(none, combination.ranks, [&](const Degrees& degrees) {
+    Combination tried = combination;
+    tried.options.outer = degrees.outer;
+    tried.options.inner = degrees.inner;
+    return !refuse(tried);
+  });
+  const Degrees* found = std::get_if<Degrees>(&resolved);
+  return found ? std::optional(*found) : std::nullopt;
 }
 
 }  // namespace longhaul::parallel

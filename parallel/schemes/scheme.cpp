@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "parallel/schemes/degrees.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
@@ -27,22 +28,71 @@ using runtime::fail;
 const char* const kHeadRule =
     "every mask and layout; H a multiple of the ranks, H_kv and the ranks one of the other";
 
+using enum SchemeOption;
+
 const Scheme kSchemes[] = {
-    {"ring", 1, prepare_ring},
-    {"burst", 1, prepare_ring},
-    {"auto", 1, prepare_ring, nullptr, "every mask, layout and number of ranks: ring or burst"},
-    {"double_ring", 2, prepare_ring, refuse_double_ring,
-     "every mask, layout and number of ranks; outer x inner degrees make up the ranks"},
-    {"ring_self_attention", 1, prepare_ring_self_attention},
-    {"balanced_ring", 1, prepare_balanced_ring, refuse_balanced_ring,
-     "layout contiguous; masks in which no query sees a later key, as causal and documents, and "
-     "slices that are so"},
-    {"all_gather", 1, prepare_all_gather},
-    {"ulysses", 1, prepare_ulysses, refuse_ulysses, kHeadRule},
-    {"usp", 2, prepare_usp, refuse_usp,
-     "every mask and layout; as ulysses for the degree that shares heads"},
-    {"group_cast", 1, prepare_group_cast},
+    {.name = "ring", .prepare = prepare_ring, .inside_usp = true},
+    {.name = "burst", .prepare = prepare_ring, .inside_usp = true},
+    {.name = "auto",
+     .prepare = prepare_ring,
+     .legality = "every mask, layout and number of ranks: ring or burst"},
+    {.name = "double_ring",
+     .channels = 2,
+     .prepare = prepare_ring,
+     .reads = {degrees, backward},
+     .inside_usp = true,
+     .refuse = refuse_double_ring,
+     .legality = "every mask, layout and number of ranks; outer x inner degrees make up the ranks"},
+    {.name = "ring_self_attention", .prepare = prepare_ring_self_attention},
+    {.name = "balanced_ring",
+     .prepare = prepare_balanced_ring,
+     .refuse = refuse_balanced_ring,
+     .legality = "layout contiguous; masks in which no query sees a later key, as causal and "
+                 "documents, and slices that are so"},
+    {.name = "all_gather", .prepare = prepare_all_gather},
+    {.name = "ulysses",
+     .prepare = prepare_ulysses,
+     .refuse = refuse_ulysses,
+     .legality = kHeadRule},
+    {.name = "usp",
+     .channels = 2,
+     .prepare = prepare_usp,
+     .reads = {degrees, nesting, around},
+     .refuse = refuse_usp,
+     .legality = "every mask and layout; as ulysses for the degree that shares heads"},
+    {.name = "group_cast", .prepare = prepare_group_cast},
 };
+
+const Scheme* find_scheme(const std::string& name) {
+  const auto found = std::ranges::find(kSchemes, name, &Scheme::name);
+  return found != std::end(kSchemes) ? found : nullptr;
+}
+
+bool lists(const Scheme& scheme, SchemeOption option) {
+  return std::ranges::find(scheme.reads, option) != scheme.reads.end();
+}
+
+/// Whether a scheme around `inner` hands the option on to it. A scheme inside chooses its own
+/// degrees.
+bool hands_on(const Scheme& inner, SchemeOption option) {
+  return inner.inside_usp && option != degrees && lists(inner, option);
+}
+
+/// "a, b or c".
+std::string join(const std::vector<std::string>& words) {
+  std::string text;
+  for (std::size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return text;
+}
+
+std::vector<std::string> names_inside_usp() {
+  std::vector<std::string> names;
+  for (const Scheme& scheme : kSchemes) {
+    if (scheme.inside_usp) names.push_back(scheme.name);
+  }
+  return names;
+}
 
 Slot bound_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank,
                 Role role) {
@@ -52,14 +102,14 @@ Slot bound_slot(const std::string& name, SlotKind kind, const SchemeInputs& inpu
 
 /// The value of one of `choices` by name.
 template <class T>
-T choose(const char* what, const std::string& text,
-         std::initializer_list<std::pair<const char*, T>> choices) {
-  std::string known;
+T choose(SchemeOption option, const std::string& text,
+         const std::vector<std::pair<std::string, T>>& choices) {
+  std::vector<std::string> known;
   for (const auto& [name, value] : choices) {
     if (text == name) return value;
-    known += (known.empty() ? "" : ", ") + std::string(name);
+    known.push_back(name);
   }
-  fail(ExitCode::config, "unknown ", what, " '", text, "'; expected one of: ", known);
+  fail(ExitCode::config, "unknown ", name(option), " '", text, "'; expected ", join(known));
 }
 
 }  // namespace
@@ -71,25 +121,63 @@ std::vector<std::string> scheme_names() {
 }
 
 const Scheme& scheme_from_name(const std::string& text) {
-  std::string known;
-  for (const Scheme& scheme : kSchemes) {
-    if (scheme.name == text) return scheme;
-    known += (known.empty() ? "" : ", ") + scheme.name;
+  const Scheme* scheme = find_scheme(text);
+  if (scheme == nullptr)
+    fail(ExitCode::config, "unknown scheme '", text, "'; expected ", join(scheme_names()));
+  return *scheme;
+}
+
+const char* name(SchemeOption option) {
+  switch (option) {
+    case degrees:
+      return "degrees";
+    case nesting:
+      return "nesting";
+    case around:
+      return "around";
+    case backward:
+      return "backward";
   }
-  fail(ExitCode::config, "unknown scheme '", text, "'; expected one of: ", known);
+  return "unknown";
 }
 
-Nesting nesting_from_name(const std::string& text) {
-  return choose<Nesting>(
-      "nesting", text,
-      {{"heads_inside", Nesting::heads_inside}, {"ring_inside", Nesting::ring_inside}});
+void set_option(SchemeOptions& options, SchemeOption option, const std::string& text) {
+  switch (option) {
+    case degrees:
+      return set_degrees(options, text);
+    case nesting:
+      options.nesting = choose<Nesting>(
+          option, text,
+          {{"heads_inside", Nesting::heads_inside}, {"ring_inside", Nesting::ring_inside}});
+      return;
+    case around: {
+      std::vector<std::pair<std::string, std::string>> names;
+      for (const std::string& inner : names_inside_usp()) names.emplace_back(inner, inner);
+      options.around = choose(option, text, names);
+      return;
+    }
+    case backward:
+      options.backward = choose<BackwardRing>(option, text,
+                                              {{"ring", BackwardRing::ring},
+                                               {"burst", BackwardRing::burst},
+                                               {"auto", BackwardRing::automatic}});
+      return;
+  }
 }
 
-BackwardRing backward_ring_from_name(const std::string& text) {
-  return choose<BackwardRing>("backward", text,
-                              {{"ring", BackwardRing::ring},
-                               {"burst", BackwardRing::burst},
-                               {"auto", BackwardRing::automatic}});
+bool is_set(const SchemeOptions& options, SchemeOption option) {
+  const SchemeOptions defaults;
+  switch (option) {
+    case degrees:
+      return options.outer != defaults.outer || options.inner != defaults.inner;
+    case nesting:
+      return options.nesting != defaults.nesting;
+    case around:
+      return options.around != defaults.around;
+    case backward:
+      return options.backward != defaults.backward;
+  }
+  return false;
 }
 
 bool is_causal(const attention::HeadMasks& masks) {
@@ -97,30 +185,40 @@ bool is_causal(const attention::HeadMasks& masks) {
                              [](const auto& group) { return group.mask.is_causal(); });
 }
 
-bool takes_degrees(const std::string& scheme) { return scheme == "double_ring" || scheme == "usp"; }
+bool reads(const SchemeOptions& options, SchemeOption option) {
+  const Scheme& scheme = scheme_from_name(options.name);
+  if (lists(scheme, option)) return true;
+  const Scheme* inner = lists(scheme, around) ? find_scheme(options.around) : nullptr;
+  return inner != nullptr && hands_on(*inner, option);
+}
+
+std::string readers(SchemeOption option) {
+  std::vector<std::string> names;
+  for (const Scheme& scheme : kSchemes) {
+    if (lists(scheme, option)) names.push_back(scheme.name);
+    if (!lists(scheme, around)) continue;
+    for (const Scheme& inner : kSchemes) {
+      if (hands_on(inner, option)) names.push_back(scheme.name + " around " + inner.name);
+    }
+  }
+  return join(names);
+}
 
 std::optional<Refusal> refuse(const Combination& combination) {
   const SchemeOptions& options = combination.options;
   const Scheme& scheme = scheme_from_name(options.name);
-  const SchemeOptions defaults;
-  const auto unused = [&](const char* what, const char* who) {
-    return Refusal{runtime::concat(options.name, " has no use for ", what),
-                   runtime::concat("scheme ", who, ", or leave it out")};
-  };
-  const bool usp = options.name == "usp";
-  if (!takes_degrees(options.name) && (options.outer != 0 || options.inner != 0))
-    return unused("degrees", "double_ring or usp");
-  if (!usp && options.nesting != defaults.nesting) return unused("a nesting", "usp");
-  if (!usp && options.around != defaults.around) return unused("a scheme to be around", "usp");
-  if (usp && options.around != "ring" && options.around != "burst" &&
-      options.around != "double_ring") {
-    return Refusal{"usp around '" + options.around + "' does not exist",
-                   "around ring, burst or double_ring"};
+  for (const SchemeOption option : kSchemeOptions) {
+    if (reads(options, option) || !is_set(options, option)) continue;
+    return Refusal{runtime::concat(options.name, " has no use for ", name(option)),
+                   runtime::concat("scheme ", readers(option), ", or leave it out"), option};
   }
-  const bool double_ring =
-      options.name == "double_ring" || (usp && options.around == "double_ring");
-  if (!double_ring && options.backward != defaults.backward)
-    return unused("a choice of backward", "double_ring; of one ring, ring, burst or auto");
+  if (lists(scheme, around)) {
+    const Scheme* inner = find_scheme(options.around);
+    if (inner == nullptr || !inner->inside_usp) {
+      return Refusal{runtime::concat(options.name, " around '", options.around, "' does not exist"),
+                     "around " + join(names_inside_usp()), around};
+    }
+  }
   return scheme.refuse ? scheme.refuse(combination) : std::nullopt;
 }
 
