@@ -80,14 +80,15 @@ MaskTable mask_table() {
       std::string cells;
       for (const LayoutKind layout : layouts) {
         // One head a rank suits every rule on heads, so that mask and layout decide.
-        const auto refusal = parallel::refuse({options, 4, 4, 4, layout, mask.causal});
+        const Combination combination{options, 4, 4, 4, layout, mask.causal};
+        const auto refusal = parallel::refuse(combination);
         // What a list of slices or blocks sees is known only once it is there.
         const bool if_causal =
             refusal && !mask.trainable() && !parallel::refuse({options, 4, 4, 4, layout, true});
         cells += if_causal ? " if causal |" : refusal ? " no |" : " yes |";
-        const std::string why =
-            refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason, refusal->nearest)
-                    : "";
+        const std::string why = refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason,
+                                                      parallel::advice(combination, *refusal))
+                                        : "";
         if (result.refusals.find(why) == std::string::npos) result.refusals += why;
       }
       rows.add(mask.name, cells);

@@ -181,7 +181,8 @@ void check_uses(ConfigDraft& draft, const std::vector<Use>& uses) {
   const ParallelismConfig& p = draft.config.parallelism;
   std::set<std::pair<std::string, std::string>> told;  // key, reason: schemes may come back
   for (const Use& use : uses) {
-    const auto refusal = parallel::refuse(known_combination(draft, use.scheme));
+    const Combination known = known_combination(draft, use.scheme);
+    const auto refusal = parallel::refuse(known);
     if (!refusal) continue;
     const std::string key = refusal->option ? key_of(*refusal->option) : use.key;
     const std::string& value = refusal->option         ? text_of(p, *refusal->option)
@@ -193,7 +194,7 @@ void check_uses(ConfigDraft& draft, const std::vector<Use>& uses) {
                             : refusal->option ? use.scheme.name + ": "
                                               : "";
     draft.key_problem(key, runtime::quote_toml(value),
-                      who + refusal->reason + "; use " + refusal->nearest);
+                      who + refusal->reason + "; use " + parallel::advice(known, *refusal));
   }
 }
 

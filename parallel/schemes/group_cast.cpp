@@ -220,8 +220,6 @@ class CastingRank {
   std::int64_t most_needed_ = 0, most_given_ = 0;
 };
 
-}  // namespace
-
 ProgramGenerator prepare_group_cast(const SchemeInputs& inputs) {
   auto members = std::make_shared<Members>(inputs);
   return [&inputs, members](int rank) {
@@ -230,5 +228,9 @@ ProgramGenerator prepare_group_cast(const SchemeInputs& inputs) {
                                                   : std::move(casting).backward();
   };
 }
+
+}  // namespace
+
+const Scheme group_cast_scheme{.name = "group_cast", .prepare = prepare_group_cast};
 
 }  // namespace longhaul::parallel

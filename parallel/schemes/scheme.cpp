@@ -7,65 +7,23 @@
 
 namespace longhaul::parallel {
 
-// One line here and one in the table for each scheme.
-ProgramGenerator prepare_all_gather(const SchemeInputs& inputs);
-ProgramGenerator prepare_balanced_ring(const SchemeInputs& inputs);
-ProgramGenerator prepare_group_cast(const SchemeInputs& inputs);
-ProgramGenerator prepare_ring(const SchemeInputs& inputs);
-ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs);
-ProgramGenerator prepare_ulysses(const SchemeInputs& inputs);
-ProgramGenerator prepare_usp(const SchemeInputs& inputs);
-std::optional<Refusal> refuse_balanced_ring(const Combination& combination);
-std::optional<Refusal> refuse_double_ring(const Combination& combination);
-std::optional<Refusal> refuse_ulysses(const Combination& combination);
-std::optional<Refusal> refuse_usp(const Combination& combination);
-
 namespace {
 
 using runtime::ExitCode;
 using runtime::fail;
 
-const char* const kHeadRule =
-    "every mask and layout; H a multiple of the ranks, H_kv and the ranks one of the other";
-
 using enum SchemeOption;
 
-const Scheme kSchemes[] = {
-    {.name = "ring", .prepare = prepare_ring, .inside_usp = true},
-    {.name = "burst", .prepare = prepare_ring, .inside_usp = true},
-    {.name = "auto",
-     .prepare = prepare_ring,
-     .legality = "every mask, layout and number of ranks: ring or burst"},
-    {.name = "double_ring",
-     .channels = 2,
-     .prepare = prepare_ring,
-     .reads = {degrees, backward},
-     .inside_usp = true,
-     .refuse = refuse_double_ring,
-     .legality = "every mask, layout and number of ranks; outer x inner degrees make up the ranks"},
-    {.name = "ring_self_attention", .prepare = prepare_ring_self_attention},
-    {.name = "balanced_ring",
-     .prepare = prepare_balanced_ring,
-     .refuse = refuse_balanced_ring,
-     .legality = "layout contiguous; masks in which no query sees a later key, as causal and "
-                 "documents, and slices that are so"},
-    {.name = "all_gather", .prepare = prepare_all_gather},
-    {.name = "ulysses",
-     .prepare = prepare_ulysses,
-     .refuse = refuse_ulysses,
-     .legality = kHeadRule},
-    {.name = "usp",
-     .channels = 2,
-     .prepare = prepare_usp,
-     .reads = {degrees, nesting, around},
-     .refuse = refuse_usp,
-     .legality = "every mask and layout; as ulysses for the degree that shares heads"},
-    {.name = "group_cast", .prepare = prepare_group_cast},
+const Scheme* const kSchemes[] = {
+#define ADDRESS(name) &name##_scheme,
+    LONGHAUL_SCHEMES(ADDRESS)
+#undef ADDRESS
 };
 
 const Scheme* find_scheme(const std::string& name) {
-  const auto found = std::ranges::find(kSchemes, name, &Scheme::name);
-  return found != std::end(kSchemes) ? found : nullptr;
+  const auto found =
+      std::ranges::find_if(kSchemes, [&](const Scheme* scheme) { return scheme->name == name; });
+  return found != std::end(kSchemes) ? *found : nullptr;
 }
 
 bool lists(const Scheme& scheme, SchemeOption option) {
@@ -88,8 +46,8 @@ std::string join(const std::vector<std::string>& words) {
 
 std::vector<std::string> names_inside_usp() {
   std::vector<std::string> names;
-  for (const Scheme& scheme : kSchemes) {
-    if (scheme.inside_usp) names.push_back(scheme.name);
+  for (const Scheme* scheme : kSchemes) {
+    if (scheme->inside_usp) names.push_back(scheme->name);
   }
   return names;
 }
@@ -116,7 +74,7 @@ T choose(SchemeOption option, const std::string& text,
 
 std::vector<std::string> scheme_names() {
   std::vector<std::string> names;
-  for (const Scheme& scheme : kSchemes) names.push_back(scheme.name);
+  for (const Scheme* scheme : kSchemes) names.push_back(scheme->name);
   return names;
 }
 
@@ -141,14 +99,24 @@ const char* name(SchemeOption option) {
   return "unknown";
 }
 
+const char* name(Nesting nesting) {
+  return nesting == Nesting::heads_inside ? "heads_inside" : "ring_inside";
+}
+
+const char* name(BackwardRing backward_ring) {
+  return backward_ring == BackwardRing::ring    ? "ring"
+         : backward_ring == BackwardRing::burst ? "burst"
+                                                : "auto";
+}
+
 void set_option(SchemeOptions& options, SchemeOption option, const std::string& text) {
   switch (option) {
     case degrees:
       return set_degrees(options, text);
     case nesting:
-      options.nesting = choose<Nesting>(
-          option, text,
-          {{"heads_inside", Nesting::heads_inside}, {"ring_inside", Nesting::ring_inside}});
+      options.nesting = choose<Nesting>(option, text,
+                                        {{name(Nesting::heads_inside), Nesting::heads_inside},
+                                         {name(Nesting::ring_inside), Nesting::ring_inside}});
       return;
     case around: {
       std::vector<std::pair<std::string, std::string>> names;
@@ -157,10 +125,11 @@ void set_option(SchemeOptions& options, SchemeOption option, const std::string& 
       return;
     }
     case backward:
-      options.backward = choose<BackwardRing>(option, text,
-                                              {{"ring", BackwardRing::ring},
-                                               {"burst", BackwardRing::burst},
-                                               {"auto", BackwardRing::automatic}});
+      options.backward =
+          choose<BackwardRing>(option, text,
+                               {{name(BackwardRing::ring), BackwardRing::ring},
+                                {name(BackwardRing::burst), BackwardRing::burst},
+                                {name(BackwardRing::automatic), BackwardRing::automatic}});
       return;
   }
 }
@@ -180,6 +149,25 @@ bool is_set(const SchemeOptions& options, SchemeOption option) {
   return false;
 }
 
+void reset(SchemeOptions& options, SchemeOption option) {
+  const SchemeOptions defaults;
+  switch (option) {
+    case degrees:
+      options.outer = defaults.outer;
+      options.inner = defaults.inner;
+      return;
+    case nesting:
+      options.nesting = defaults.nesting;
+      return;
+    case around:
+      options.around = defaults.around;
+      return;
+    case backward:
+      options.backward = defaults.backward;
+      return;
+  }
+}
+
 bool is_causal(const attention::HeadMasks& masks) {
   return std::ranges::all_of(masks.groups(),
                              [](const auto& group) { return group.mask.is_causal(); });
@@ -194,38 +182,91 @@ bool reads(const SchemeOptions& options, SchemeOption option) {
 
 std::string readers(SchemeOption option) {
   std::vector<std::string> names;
-  for (const Scheme& scheme : kSchemes) {
-    if (lists(scheme, option)) names.push_back(scheme.name);
-    if (!lists(scheme, around)) continue;
-    for (const Scheme& inner : kSchemes) {
-      if (hands_on(inner, option)) names.push_back(scheme.name + " around " + inner.name);
+  for (const Scheme* scheme : kSchemes) {
+    if (lists(*scheme, option)) names.push_back(scheme->name);
+    if (!lists(*scheme, around)) continue;
+    for (const Scheme* inner : kSchemes) {
+      if (hands_on(*inner, option)) names.push_back(scheme->name + " around " + inner->name);
     }
   }
   return join(names);
 }
 
+Combination under_scheme(Combination combination, const std::string& scheme) {
+  combination.options = {};
+  combination.options.name = scheme;
+  return combination;
+}
+
+std::string advice(const Combination& refused, const Refusal& refusal) {
+  std::vector<std::string> choices;
+  for (const Combination& legal : refusal.nearest) {
+    const SchemeOptions &had = refused.options, &has = legal.options;
+    if (has.name != had.name) {
+      choices.push_back("scheme " + has.name);
+      continue;
+    }
+    std::vector<std::string> changes;
+    if (legal.ranks != refused.ranks) changes.push_back(runtime::concat(legal.ranks, " ranks"));
+    if (legal.layout != refused.layout)
+      changes.push_back(runtime::concat("layout ", name(legal.layout)));
+    if (has.outer != had.outer || has.inner != had.inner) {
+      changes.push_back(is_set(has, degrees)
+                            ? runtime::concat("degrees outer=", has.outer, ",inner=", has.inner)
+                            : "no degrees");
+    }
+    if (has.nesting != had.nesting)
+      changes.push_back(runtime::concat("nesting ", name(has.nesting)));
+    if (has.around != had.around) changes.push_back("around " + has.around);
+    if (has.backward != had.backward)
+      changes.push_back(runtime::concat("backward ", name(has.backward)));
+    std::string choice;
+    for (const std::string& change : changes) choice += (choice.empty() ? "" : " and ") + change;
+    choices.push_back(choice);
+  }
+  return join(choices);
+}
+
 std::optional<Refusal> refuse(const Combination& combination) {
   const SchemeOptions& options = combination.options;
   const Scheme& scheme = scheme_from_name(options.name);
+  const auto refuse_rest = [&](const Combination& rest) {
+    return scheme.refuse ? scheme.refuse(rest) : std::nullopt;
+  };
+  Combination used = combination;  // without the options that the scheme does not read
+  std::optional<SchemeOption> unused;
   for (const SchemeOption option : kSchemeOptions) {
     if (reads(options, option) || !is_set(options, option)) continue;
-    return Refusal{runtime::concat(options.name, " has no use for ", name(option)),
-                   runtime::concat("scheme ", readers(option), ", or leave it out"), option};
+    if (!unused) unused = option;
+    reset(used.options, option);
+  }
+  if (unused) {
+    const auto rest = refuse(used);
+    return Refusal{runtime::concat(options.name, " has no use for the option ", name(*unused), ", only ",
+                                   readers(*unused)),
+                   rest ? rest->nearest : std::vector{used}, unused};
   }
   if (lists(scheme, around)) {
     const Scheme* inner = find_scheme(options.around);
     if (inner == nullptr || !inner->inside_usp) {
-      return Refusal{runtime::concat(options.name, " around '", options.around, "' does not exist"),
-                     "around " + join(names_inside_usp()), around};
+      Refusal refusal{
+          runtime::concat(options.name, " around '", options.around, "' does not exist"),
+          {},
+          around};
+      for (const std::string& known : names_inside_usp()) {
+        used.options.around = known;
+        if (!refuse_rest(used)) refusal.nearest.push_back(used);
+      }
+      return refusal;
     }
   }
-  return scheme.refuse ? scheme.refuse(combination) : std::nullopt;
+  return refuse_rest(combination);
 }
 
 void check_legal(const Combination& combination) {
   if (const auto refusal = refuse(combination)) {
     fail(ExitCode::config, "scheme ", combination.options.name, ": ", refusal->reason, "; use ",
-         refusal->nearest);
+         advice(combination, *refusal));
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "parallel/layout.h"
 #include "parallel/schedule.h"
+#include "runtime/config/scheme_names.h"
 
 namespace longhaul::parallel {
 
@@ -23,6 +24,9 @@ enum class BackwardRing : unsigned char {
   burst,     ///< queries, dout, LSE, delta and dq
   automatic  ///< whichever sends fewer bytes
 };
+
+const char* name(Nesting nesting);
+const char* name(BackwardRing backward);
 
 /// What only some schemes read; the table of schemes says which.
 enum class SchemeOption : unsigned char { degrees, nesting, around, backward };
@@ -45,6 +49,8 @@ struct SchemeOptions {
 void set_option(SchemeOptions& options, SchemeOption option, const std::string& text);
 /// False where the option has its default.
 bool is_set(const SchemeOptions& options, SchemeOption option);
+/// To its default.
+void reset(SchemeOptions& options, SchemeOption option);
 
 /// What a scheme is a function of. It, and the layout, must outlive the generator made from it.
 struct SchemeInputs {
@@ -69,9 +75,14 @@ struct Combination {
   bool causal = true;  ///< no query sees a later key
 };
 struct Refusal {
-  std::string reason, nearest;              ///< "what is wrong", "what would work"
+  std::string reason;
+  std::vector<Combination> nearest;         ///< what would work, nearest first: legal, all of them
   std::optional<SchemeOption> option = {};  ///< the one to blame, if any
 };
+/// "layout contiguous or scheme ring": what the nearest legal combinations change.
+std::string advice(const Combination& refused, const Refusal& refusal);
+/// The same call under a scheme without options.
+Combination under_scheme(Combination combination, const std::string& scheme);
 
 struct Scheme {
   std::string name;
@@ -83,6 +94,11 @@ struct Scheme {
   std::optional<Refusal> (*refuse)(const Combination& combination) = nullptr;
   std::string legality = "every mask, layout and number of ranks";  ///< in words, for the table
 };
+
+// NAME_scheme, defined in the scheme's file, for each name of the list.
+#define DECLARE(name) extern const Scheme name##_scheme;
+LONGHAUL_SCHEMES(DECLARE)
+#undef DECLARE
 
 /// Throws Error(config) listing the known schemes.
 const Scheme& scheme_from_name(const std::string& text);

@@ -291,6 +291,8 @@ TEST_F(BadAttentionTest, IllegalCombinationsAreConfigurationErrors) {
   }
   expect_refused(64, {"--ranks"}, replay({"--ranks", "0"}));
   expect_refused(64, {"--window"}, replay({"--mask", "causal_window", "--window", "ten"}));
+  expect_refused(64, {"--window"},
+                 replay({"--mask", "causal_window", "--window", "99999999999999999999"}));
 
   Case without = good();  // neither the number nor the dataset in its place
   without.integers.erase("prefixes");
@@ -306,7 +308,7 @@ TEST_F(BadAttentionTest, SchemesThatDoNotSuitAreRefusedWithTheNearestThatDo) {
   const std::vector<std::pair<std::vector<std::string>, std::vector<std::string>>> illegal = {
       {{"--scheme", "balanced_ring", "--layout", "zigzag"}, {"layout zigzag", "contiguous"}},
       {{"--scheme", "balanced_ring", "--layout", "contiguous", "--mask", "full"},
-       {"later key", "causal"}},
+       {"later key", "scheme ring"}},
       {{"--scheme", "ulysses", "--ranks", "5"}, {"5 ranks cannot share", "usp"}},
       {{"--scheme", "double_ring", "--degrees", "outer=2,inner=2"}, {"3 ranks", "inner=3"}},
       {{"--scheme", "double_ring", "--degrees", "outer2"}, {"outer2", "outer=2,inner=4"}},

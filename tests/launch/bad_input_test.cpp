@@ -131,9 +131,10 @@ const std::vector<WrongConfig> kWrong = {
        "context_parallel_switch = \"2:double_ring,3:usp\""}},
      {{"10:8: ", "data.mask = \"document\""},
       {"17:27: ", "context_parallel_scheme = \"ulysses\": 4 ranks cannot share 2 query heads",
-       "use ulysses over 2 ranks"},
+       "use 2 ranks, scheme usp or scheme ring"},
       {"18:28: ", "context_parallel_degrees = \"outer=3,inner=2\": double_ring from step 2: ",
-       "do not make up 4 ranks; use degrees outer=4,inner=1 or outer=2,inner=2"}}},
+       "do not make up 4 ranks; use degrees outer=4,inner=1, degrees outer=2,inner=2 or degrees "
+       "outer=1,inner=4"}}},
     // Several at once, in the order of the file.
     {{{4, "hidden_sise = 16"},
       {6, "num_hidden_layers = 0"},

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <set>
 #include <sstream>
+#include <tuple>
 
 #include "attention/named_masks.h"
 #include "launch/legality.h"
@@ -55,7 +57,10 @@ TEST(Legality, EveryCombinationIsLegalOrRefusedAsTheRulesSay) {
             if (!refusal) continue;
             ++refused;
             EXPECT_FALSE(refusal->reason.empty());
-            EXPECT_FALSE(refusal->nearest.empty());
+            ASSERT_FALSE(refusal->nearest.empty());
+            for (const Combination& nearest : refusal->nearest)
+              EXPECT_FALSE(parallel::refuse(nearest)) << parallel::advice(combination, *refusal);
+            EXPECT_FALSE(parallel::advice(combination, *refusal).empty());
             test::expect_error(runtime::ExitCode::config, refusal->reason,
                                [&] { parallel::check_legal(combination); });
           }
@@ -73,7 +78,9 @@ TEST(Legality, DegreesThatDoNotFitAreRefusedWithThoseThatDo) {
     Combination combination{{}, ranks, heads.q, heads.kv};
     combination.options = scheme_options(scheme, degrees, "heads_inside", "ring", "auto");
     const auto refused = parallel::refuse(combination);
-    return refused ? refused->reason + "; use " + refused->nearest : "";
+    if (!refused) return std::string();
+    for (const Combination& nearest : refused->nearest) EXPECT_FALSE(parallel::refuse(nearest));
+    return refused->reason + "; use " + parallel::advice(combination, *refused);
   };
   EXPECT_EQ(refusal("double_ring", "auto", 7, {4, 4}), "");
   EXPECT_EQ(refusal("double_ring", "outer=2,inner=4", 8, {4, 4}), "");
@@ -202,6 +209,47 @@ TEST(Legality, AutomaticDegreesAreThoseOfTheSchedule) {
     }
   }
   EXPECT_FALSE(parallel::automatic_degrees({}).has_value());
+}
+
+/// `balanced_ring`: contiguous, causal and documents; everything else is legal everywhere. Slices
+/// and blocks are what a file says.
+TEST(Legality, TheTableOfMasksAndLayoutsAgreesWithTheRulesInEveryCell) {
+  const std::set<std::string> causal{"causal",        "causal_document", "documents",
+                                     "causal_window", "shared_question", "causal_blockwise"},
+      from_file{"slices", "block_sparse", "block_sparse_variable"};
+  std::set<std::string> masks;
+  for (const attention::MaskRule& rule : attention::mask_rules()) masks.insert(rule.name);
+  std::istringstream text(legality_table());
+  std::vector<std::string> columns;
+  std::set<std::tuple<std::string, std::string, std::string>> seen;
+  for (std::string line; std::getline(text, line);) {
+    if (line.starts_with("| scheme | mask |")) {
+      columns = cells_of(line);
+      std::getline(text, line);  // the rule
+      continue;
+    }
+    if (columns.empty()) continue;
+    if (!line.starts_with("|")) break;
+    const std::vector<std::string> cells = cells_of(line);
+    ASSERT_EQ(cells.size(), columns.size()) << line;
+    const std::string scheme = cells[0].substr(1, cells[0].size() - 2);
+    for (const std::string& mask : masks) {
+      if (cells[1] != "all" && (", " + cells[1] + ",").find(" " + mask + ",") == std::string::npos)
+        continue;
+      for (std::size_t i = 2; i < cells.size(); ++i) {
+        std::string expected = "yes";
+        if (scheme == "balanced_ring") {
+          expected = columns[i] != "contiguous" ? "no"
+                     : causal.contains(mask)    ? "yes"
+                     : from_file.contains(mask) ? "if causal"
+                                                : "no";
+        }
+        EXPECT_EQ(cells[i], expected) << scheme << " " << mask << " " << columns[i];
+        EXPECT_TRUE(seen.emplace(scheme, mask, columns[i]).second);
+      }
+    }
+  }
+  EXPECT_EQ(seen.size(), parallel::scheme_names().size() * masks.size() * 5);
 }
 
 TEST(Legality, ValidatePrintsTheTable) {
