@@ -109,7 +109,7 @@ T choose(SchemeOption option, const std::string& text,
     if (text == name) return value;
     known.push_back(name);
   }
-  fail(ExitCode::config, "unknown ", name(option), " '", text, "'; expected ", join(known));
+  fail(ExitCode::config, name(option), " '", text, "' does not exist; expected ", join(known));
 }
 
 }  // namespace
@@ -209,7 +209,7 @@ std::optional<Refusal> refuse(const Combination& combination) {
   const Scheme& scheme = scheme_from_name(options.name);
   for (const SchemeOption option : kSchemeOptions) {
     if (reads(options, option) || !is_set(options, option)) continue;
-    return Refusal{runtime::concat(options.name, " has no use for ", name(option)),
+    return Refusal{runtime::concat(options.name, " has no use for the option ", name(option)),
                    runtime::concat("scheme ", readers(option), ", or leave it out"), option};
   }
   if (lists(scheme, around)) {
