@@ -151,6 +151,7 @@ std::vector<Access> accesses(const Operation& operation) {
                           all = {{c.src, false}, {c.dst, true}};
                         },
                         [&](const Transfer& t) {
+                          all.reserve(t.sends.size() + t.receives.size());
                           for (const Message& m : t.sends) {
                             for (const View& view : m.views) all.push_back({view, false});
                           }

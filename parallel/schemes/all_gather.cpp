@@ -28,7 +28,7 @@ class GatheringRank {
       others_rows_ += members.rows(other);
     }
     own_bands_ = members.bands(rank, rank);
-    other_bands_ = members.bands(rank, joined_runs(inputs.layout, others_));
+    other_bands_ = members.bands(rank, attention::TokenIndex(joined_runs(inputs.layout, others_)));
   }
 
   Program forward() && {

@@ -1,247 +1,307 @@
 #include "parallel/schemes/level_ring.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "parallel/schemes/buffers.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
 
-RingWay::RingWay(std::vector<RingLevel> levels, const std::vector<bool>& seen, bool back)
-    : levels_(std::move(levels)), strides_(levels_.size(), 1), back_(back) {
+namespace {
+
+/// Hops onward and back that reach everybody who sees a block, the fewest in all, so that the
+/// longest stretch of members who do not see it is left out; of those the fewest for its gradient,
+/// which starts at the first who sees it; onward where all are equal. `hops`: those of who see it,
+/// onward and rising.
+std::pair<int, int> fewest_hops(int size, const std::vector<int>& hops) {
+  if (hops.empty()) return {0, 0};
+  const int first = hops.front(), last = hops.back();
+  std::pair<int, int> best{last, 0}, cost{last, last - first + 1};
+  for (std::size_t i = 0; i < hops.size(); ++i) {  // back to this one, onward to the one before it
+    const int back = size - hops[i], onward = i == 0 ? 0 : hops[i - 1];
+    const int gradient = (last - hops[i] + 1) + (i == 0 ? 0 : onward - first + 1);
+    if (std::pair(onward + back, gradient) < cost) {
+      best = {onward, back};
+      cost = {onward + back, gradient};
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+RingPlan::RingPlan(const Members& members, std::vector<RingLevel> levels, Circulating circulating)
+    : levels_(std::move(levels)),
+      circulating_(circulating),
+      members_(members.size()),
+      strides_(levels_.size(), 1) {
   for (std::size_t level = levels_.size() - 1; level > 0; --level)
     strides_[level - 1] = strides_[level] * levels_[level].size;
-  members_ = strides_[0] * levels_[0].size;
-  counts_.reserve(seen.size() + static_cast<std::size_t>(members_));
-  for (std::size_t i = 0; i < seen.size(); ++i) {
-    if (i % static_cast<std::size_t>(members_) == 0) counts_.push_back(0);
-    counts_.push_back(counts_.back() + (seen[i] ? 1 : 0));
+  LONGHAUL_CHECK(stride(0) * size(0) == members_, "levels of ", stride(0) * size(0),
+                 " members for ", members_);
+  counts_.reserve(static_cast<std::size_t>(members_) * static_cast<std::size_t>(members_ + 1));
+  for (int block = 0; block < members_; ++block) {
+    counts_.push_back(0);
+    for (int hops = 0; hops < members_; ++hops) {
+      const int who = visitor(block, hops);
+      const bool sees = circulating == Circulating::queries ? members.visible(block, who)
+                                                            : members.visible(who, block);
+      counts_.push_back(counts_.back() + (sees ? 1 : 0));
+    }
   }
+  for (int level = 0; level < depth(); ++level) plan_level(members, level);
 }
 
-int RingWay::moved(int member, int level, int hops) const {
+void RingPlan::plan_level(const Members& members, int level) {
+  const int below = stride(level), whole = size(level) * below;
+  // Going both ways, and going one way: how far blocks go, and the rows that each member sends.
+  std::vector<Reach> both, one;
+  std::vector<std::int64_t> sent_both(static_cast<std::size_t>(members_), 0), sent_one = sent_both;
+  std::vector<int> hops;  // those after which somebody sees the block
+  for (int block = 0; block < members_; ++block) {
+    for (int prefix = 0; prefix < members_; prefix += whole) {
+      hops.clear();
+      for (int hop = 1; hop < size(level); ++hop) {
+        if (seen(block, prefix + hop * below, prefix + (hop + 1) * below) > 0) hops.push_back(hop);
+      }
+      const auto choose = [&](const Reach& far, std::vector<Reach>& reaches,
+                              std::vector<std::int64_t>& sent) {
+        for (const Way way : kWays) {
+          for (int hop = 0; hop < far.on(way); ++hop) {
+            const int sender = visitor(block, moved(prefix, level, way, hop));
+            sent[static_cast<std::size_t>(sender)] += members.rows(block);
+          }
+        }
+        reaches.push_back(far);
+      };
+      const auto [onward, back] = fewest_hops(size(level), hops);
+      choose({onward, back}, both, sent_both);
+      choose({hops.empty() ? 0 : hops.back(), 0}, one, sent_one);
+    }
+  }
+  // Fewer hops in all are no gain when the slowest member then sends more.
+  const bool fewer = std::ranges::max(sent_both) <= std::ranges::max(sent_one);
+  reaches_.push_back(fewer ? std::move(both) : std::move(one));
+  Reach& longest = longest_.emplace_back();
+  for (const Reach& far : reaches_.back())
+    longest = {std::max(longest.onward, far.onward), std::max(longest.back, far.back)};
+}
+
+int RingPlan::moved(int member, int level, Way way, int hops) const {
   const int at = member / stride(level) % size(level);
-  const int to = at + (back_ ? -hops : hops) % size(level) + size(level);
-  return member + (to % size(level) - at) * stride(level);
+  const int to = (at + (way == Way::onward ? hops : size(level) - hops)) % size(level);
+  return member + (to - at) * stride(level);
 }
 
-int RingWay::block_at(int member, int hops) const {
-  for (int level = 0; level < static_cast<int>(levels_.size()); ++level)
-    member = moved(member, level, -(hops / stride(level) % size(level)));
+Path RingPlan::after(const Path& path, int level, Way way, int hop) const {
+  return {moved(path.tuple, level, way, hop), path.back | (way == Way::back ? 1u << level : 0u)};
+}
+
+int RingPlan::block_at(int member, int tuple) const {
+  for (int level = 0; level < depth(); ++level)
+    member = moved(member, level, Way::back, tuple / stride(level) % size(level));
   return member;
 }
 
-int RingWay::visitor(int block, int hops) const {
-  for (int level = 0; level < static_cast<int>(levels_.size()); ++level)
-    block = moved(block, level, hops / stride(level) % size(level));
+int RingPlan::visitor(int block, int tuple) const {
+  for (int level = 0; level < depth(); ++level)
+    block = moved(block, level, Way::onward, tuple / stride(level) % size(level));
   return block;
 }
 
-int RingWay::seen(int block, int begin, int end) const {
+int RingPlan::seen(int block, int begin, int end) const {
   const int* counts =
       counts_.data() + static_cast<std::size_t>(block) * static_cast<std::size_t>(members_ + 1);
   return counts[end] - counts[begin];
 }
 
-bool RingWay::travels(int block, int prefix, int level, int hop) const {
-  return hop < size(level) &&
-         seen(block, prefix + hop * stride(level), prefix + size(level) * stride(level)) > 0;
+RingPlan::Reach RingPlan::reach(int block, int tuple, int level) const {
+  const int whole = size(level) * stride(level);
+  return reaches_[static_cast<std::size_t>(level)]
+                 [static_cast<std::size_t>(block * (members_ / whole) + tuple / whole)];
 }
 
-int RingWay::last(int block, int prefix, int level) const {
-  int hop = size(level) - 1;
-  while (hop > 0 && !travels(block, prefix, level, hop)) --hop;
-  return hop;
+/// Whether the block takes the hops of `path` above `level` on those ways.
+bool RingPlan::took(int block, const Path& path, int level) const {
+  for (int outer = 0; outer < level; ++outer) {
+    const int hops = path.tuple / stride(outer) % size(outer);
+    const bool back = (path.back >> outer & 1u) != 0;
+    const Reach far = reach(block, path.tuple, outer);
+    if (hops > 0 && (back ? size(outer) - hops > far.back : hops > far.onward)) return false;
+  }
+  return true;
 }
 
-bool RingWay::accumulated(int block, int prefix, int level, int hop) const {
-  return hop >= 1 && seen(block, prefix + stride(level), prefix + (hop + 1) * stride(level)) > 0;
+int RingPlan::last(int block, const Path& path, int level, Way way) const {
+  return took(block, path, level) ? reach(block, path.tuple, level).on(way) : 0;
+}
+
+int RingPlan::longest(int level, Way way) const {
+  return longest_[static_cast<std::size_t>(level)].on(way);
+}
+
+bool RingPlan::accumulated(int block, const Path& path, int level, Way way, int hop) const {
+  const int below = stride(level), end = path.tuple + size(level) * below;
+  return took(block, path, level) &&
+         (way == Way::onward ? seen(block, path.tuple + below, path.tuple + (hop + 1) * below)
+                             : seen(block, end - hop * below, end)) > 0;
 }
 
 namespace {
 
-/// The last hop that a block of a one-level ring goes onward, when those at later hops are reached
-/// going back: the fewest hops in all, onward where it makes no difference. `seen` by hop.
-int last_onward(const std::vector<bool>& seen) {
-  const int members = static_cast<int>(seen.size());
-  int best = members - 1, fewest = members, before = 0;  // `before`: the last hop that sees it
-  for (int hop = 1; hop < members; ++hop) {
-    if (!seen[static_cast<std::size_t>(hop)]) continue;
-    // Back to this hop, onward up to the one before it.
-    if (before + members - hop < fewest) {
-      fewest = before + members - hop;
-      best = before;
-    }
-    before = hop;
-  }
-  return before <= fewest ? members - 1 : best;
-}
-
-}  // namespace
-
-RingPlan::RingPlan(const Members& members, const std::vector<RingLevel>& levels,
-                   Circulating circulating)
-    : circulating_(circulating) {
-  const int size = members.size();
-  const auto entries = static_cast<std::size_t>(size) * static_cast<std::size_t>(size);
-  std::vector<bool> onward(entries, false), back(entries, false);
-  const RingWay positions(levels, {}, false);
-  LONGHAUL_CHECK(positions.stride(0) * positions.size(0) == size, "levels of ",
-                 positions.stride(0) * positions.size(0), " members for ", size);
-  bool any_back = false;
-  std::vector<bool> seen(static_cast<std::size_t>(size));
-  for (int block = 0; block < size; ++block) {
-    for (int hops = 0; hops < size; ++hops) {
-      const int visitor = positions.visitor(block, hops);
-      seen[static_cast<std::size_t>(hops)] = circulating == Circulating::queries
-                                                 ? members.visible(block, visitor)
-                                                 : members.visible(visitor, block);
-    }
-    const int turn = levels.size() == 1 ? last_onward(seen) : size - 1;
-    const auto at = [&](int hops) {
-      return static_cast<std::size_t>(block) * static_cast<std::size_t>(size) +
-             static_cast<std::size_t>(hops);
-    };
-    for (int hops = 0; hops < size; ++hops) {
-      if (!seen[static_cast<std::size_t>(hops)]) continue;
-      if (hops <= turn) {
-        onward[at(hops)] = true;
-      } else {
-        back[at(size - hops)] = any_back = true;
-      }
-    }
-  }
-  ways_.emplace_back(levels, onward, false);
-  if (any_back) ways_.emplace_back(levels, back, true);
-}
-
-namespace {
-
-/// The recursion over levels. A block that is at this member after the hops `prefix` is `held`;
-/// none where nobody from here on sees it.
+/// The recursion over levels. A block that is at this member at the end of `path` is `held`; none
+/// where it did not come that way, as nobody from here on sees it.
 class Circulation {
  public:
   using Held = std::optional<View>;
   using Into = std::function<View()>;
-  /// Attends, or takes note of, a block where it is.
+  /// Attends, or takes note of, a block where it is. At home first.
   using Visit = std::function<void(const View& held, int block)>;
-  /// Whether it wrote the block's gradient to into().
+  /// Whether it wrote the block's gradient to into(); at home it always does.
   using BackwardVisit = std::function<bool(const View& held, int block, const Into& into)>;
 
-  Circulation(const RingMember& ring, const RingWay& way, const View& own, SlotKind block_kind,
-              SlotKind gradient_kind, int block_buffers = 2)
-      : ring_(ring), way_(way), own_(own) {
+  Circulation(const RingMember& ring, const View& own, SlotKind block_kind, SlotKind gradient_kind,
+              int block_buffers = 2)
+      : ring_(ring), plan_(ring.plan), own_(own) {
     const std::int64_t others = ring.members.longest(ring.self), mine = rows(ring.self),
                        any = std::max(others, mine);
-    for (int level = 0; level < static_cast<int>(way_.levels().size()); ++level) {
+    for (int level = 0; level < plan_.depth(); ++level) {
       // One level has plain names; of several, each has its number.
-      const std::string number = way_.levels().size() > 1 ? runtime::concat("level", level, ".")
-                                 : way.back()             ? "back."
-                                                          : "";
-      const auto buffers = [&](const char* what, SlotKind kind, std::int64_t rows, int count) {
-        return Buffers(ring.builder, runtime::concat(ring.prefix, number, name(kind), what), kind,
-                       rows, own.heads(), count);
+      const std::string number =
+          plan_.depth() > 1 ? runtime::concat("level", level, ".") : std::string();
+      const auto lane = [&](const std::string& way) {
+        const auto buffers = [&](const char* what, SlotKind kind, std::int64_t rows, int count) {
+          return Buffers(ring.builder, runtime::concat(ring.prefix, number, way, name(kind), what),
+                         kind, rows, own.heads(), count);
+        };
+        return Lane{buffers("", block_kind, others, block_buffers),
+                    buffers("_part", gradient_kind, any, 2),
+                    buffers("_arrived", gradient_kind, others, 2),
+                    buffers("_home", gradient_kind, level == 0 ? mine : any, 1),
+                    {}};
       };
-      levels_.push_back({buffers("", block_kind, others, block_buffers),
-                         buffers("_part", gradient_kind, any, 2),
-                         buffers("_arrived", gradient_kind, others, 2),
-                         buffers("_home", gradient_kind, level == 0 ? mine : any, 1),
-                         {}});
+      lanes_.push_back({lane(""), lane("back.")});
     }
   }
 
-  /// The first exchange, ahead of everything else; the first hop then finds it done.
-  void start() {
-    pass(0, 0, 0, own_);
-    started_ = true;
-  }
-  /// At home a block is visited on its way onward, not on its way back.
-  void forward(const Visit& visit) { forward(visit, 0, 0, own_); }
-  /// Where the gradient of this member's own block by those on this way lies, if any see it.
-  Held backward(const BackwardVisit& visit, const View& into) {
-    return backward(visit, 0, 0, own_, [&] { return into; });
+  void forward(const Visit& visit) { forward(visit, 0, {}, own_); }
+  /// The gradient of this member's own block, into `into`.
+  void backward(const BackwardVisit& visit, const View& into) {
+    backward(visit, 0, {}, own_, [&] { return into; });
   }
 
  private:
-  struct Level {
+  /// The buffers of one way round one level.
+  struct Lane {
     Buffers block, part, arrived, home;
     Held came_home;
   };
-  bool attends(int hops) const { return hops > 0 || !way_.back(); }
-  Level& at(int level) { return levels_[static_cast<std::size_t>(level)]; }
-  int depth() const { return static_cast<int>(levels_.size()); }
-  /// The tuple of the outer hops `prefix` and hop `hop` of the level.
-  int hops(int level, int prefix, int hop) const { return prefix + hop * way_.stride(level); }
-  int block(int hops) const { return way_.block_at(ring_.self, hops); }
+  /// Where a block is: hop `hop` of a level on one way, after the path of the outer ones.
+  struct Place {
+    Path path;
+    int level;
+    Way way;
+    int hop;
+    Place after(int hops) const { return {path, level, way, hop + hops}; }
+  };
+
+  Lane& lane(const Place& at) {
+    return lanes_[static_cast<std::size_t>(at.level)][at.way == Way::onward ? 0 : 1];
+  }
+  Path path_to(const Place& at) const { return plan_.after(at.path, at.level, at.way, at.hop); }
+  /// The block that is here at the end of a path.
+  int block(const Path& path) const { return plan_.block_at(ring_.self, path.tuple); }
+  int block(const Place& at) const { return block(path_to(at)); }
+  int last(int block, const Place& at) const {
+    return plan_.last(block, at.path, at.level, at.way);
+  }
+  bool accumulated(int block, const Place& at) const {
+    return plan_.accumulated(block, at.path, at.level, at.way, at.hop);
+  }
   std::int64_t rows(int member) const { return ring_.members.rows(member); }
-  int channel(int level) const { return way_.levels()[static_cast<std::size_t>(level)].channel; }
-  int rank(int level, int hops) const {
-    return ring_.ranks[static_cast<std::size_t>(way_.moved(ring_.self, level, hops))];
+  int next_rank(const Place& at, int hops = 1) const {
+    return ring_.ranks[static_cast<std::size_t>(plan_.moved(ring_.self, at.level, at.way, hops))];
   }
-  Held held_at(int level, int prefix, int hop, const Held& held) {
-    if (hop == 0) return held;
-    const int here = block(hops(level, prefix, hop));
-    if (!way_.travels(here, prefix, level, hop)) return {};
-    return at(level).block.at(hop, rows(here));
+  int rank_before(const Place& at, int hops = 1) const {
+    const Way opposite = at.way == Way::onward ? Way::back : Way::onward;
+    return next_rank({at.path, at.level, opposite, at.hop}, hops);
+  }
+  Held held_at(const Place& at, const Held& home) {
+    if (at.hop == 0) return home;
+    const int here = block(at);
+    if (at.hop > last(here, at)) return {};
+    return lane(at).block.at(at.hop, rows(here));
   }
 
-  /// Sends the block of this hop on and receives the next one, before the compute that hides it.
-  void pass(int level, int prefix, int hop, const Held& held) {
-    if (hop + 1 >= way_.size(level) || (started_ && level == 0 && hop == 0)) return;
-    const int now = block(hops(level, prefix, hop)), next = block(hops(level, prefix, hop + 1));
+  /// Sends the block that is here on and receives the next one, before the compute that hides it.
+  void pass(const Place& at, const Held& home) {
+    const Place then = at.after(1);
+    if (then.hop > plan_.longest(at.level, at.way)) return;
+    const int now = block(at), next = block(then);
     std::vector<Message> sends, receives;
-    if (way_.travels(now, prefix, level, hop + 1))
-      sends.push_back({rank(level, 1), {*held_at(level, prefix, hop, held)}, now});
-    if (const Held arriving = held_at(level, prefix, hop + 1, held))
-      receives.push_back({rank(level, -1), {*arriving}, next});
-    ring_.builder.transfer(channel(level), std::move(sends), std::move(receives));
+    if (then.hop <= last(now, at)) sends.push_back({next_rank(at), {*held_at(at, home)}, now});
+    if (const Held arriving = held_at(then, home))
+      receives.push_back({rank_before(at), {*arriving}, next});
+    ring_.builder.transfer(plan_.channel(at.level), std::move(sends), std::move(receives));
   }
 
-  void forward(const Visit& visit, int level, int prefix, const Held& held) {
-    if (level == depth()) {
-      if (held && attends(prefix)) visit(*held, block(prefix));
+  /// `here(place)` at home, then at every hop onward and every hop back of a level.
+  template <class Here>
+  void go_round(const Path& path, int level, const Held& held, const Here& here) {
+    for (const Way way : kWays) pass({path, level, way, 0}, held);
+    here(Place{path, level, Way::onward, 0});
+    for (const Way way : kWays) {
+      for (int hop = 1; hop <= plan_.longest(level, way); ++hop) {
+        const Place at{path, level, way, hop};
+        pass(at, held);
+        here(at);
+      }
+    }
+  }
+
+  void forward(const Visit& visit, int level, const Path& path, const Held& held) {
+    if (level == plan_.depth()) {
+      if (held) visit(*held, block(path));
       return;
     }
-    for (int hop = 0; hop < way_.size(level); ++hop) {
-      pass(level, prefix, hop, held);
-      forward(visit, level + 1, hops(level, prefix, hop), held_at(level, prefix, hop, held));
-    }
+    go_round(path, level, held,
+             [&](const Place& at) { forward(visit, level + 1, path_to(at), held_at(at, held)); });
   }
 
   /// The gradient of the held block by all members below this position of the outer levels.
-  Held backward(const BackwardVisit& visit, int level, int prefix, const Held& held,
+  Held backward(const BackwardVisit& visit, int level, const Path& path, const Held& held,
                 const Into& into) {
-    if (level == depth()) {
-      const bool wrote = held && attends(prefix) && visit(*held, block(prefix), into);
+    if (level == plan_.depth()) {
+      const bool wrote = held && visit(*held, block(path), into);
       return wrote ? Held(into()) : Held();
     }
     Held own;
-    for (int hop = 0; hop < way_.size(level); ++hop) {
-      pass(level, prefix, hop, held);
-      const int below = hops(level, prefix, hop);
-      const Held here = held_at(level, prefix, hop, held);
-      if (hop == 0) {
-        own = backward(visit, level + 1, below, here, into);
+    go_round(path, level, held, [&](const Place& at) {
+      const Held here = held_at(at, held);
+      if (at.hop == 0) {
+        own = backward(visit, level + 1, path_to(at), here, into);
       } else {
-        const Into part = [&] { return at(level).part.at(hop, rows(block(below))); };
-        hand_on(level, prefix, hop, backward(visit, level + 1, below, here, part));
+        const Into part = [&] { return lane(at).part.at(at.hop, rows(block(at))); };
+        hand_on(at, backward(visit, level + 1, path_to(at), here, part));
       }
-    }
+    });
     // What came home joins what stayed there.
-    if (way_.last(block(prefix), prefix, level) == 0) return own;
-    const View home = *at(level).came_home;
-    if (!own) return home;
-    ring_.builder.accumulate(home, *own);
+    for (const Way way : kWays) {
+      const Held home = std::exchange(lane({path, level, way, 0}).came_home, {});
+      if (home && own) ring_.builder.accumulate(*home, *own);
+      if (!own) own = home;
+    }
     return own;
   }
 
-  /// Adds what arrived for the block of this hop to this member's part, and sends the sum on, or
+  /// Adds what arrived for the block that is here to this member's part, and sends the sum on, or
   /// home.
-  void hand_on(int level, int prefix, int hop, Held sum) {
-    const int visited = block(hops(level, prefix, hop));
-    if (way_.accumulated(visited, prefix, level, hop - 1) &&
-        way_.travels(visited, prefix, level, hop)) {
-      const View arrived = at(level).arrived.at(hop, rows(visited));
+  void hand_on(const Place& at, Held sum) {
+    const int visited = block(at), last_hop = last(visited, at);
+    if (at.hop <= last_hop && accumulated(visited, at.after(-1))) {
+      const View arrived = lane(at).arrived.at(at.hop, rows(visited));
       if (sum) {
         ring_.builder.accumulate(arrived, *sum);
       } else {
@@ -249,24 +309,27 @@ class Circulation {
       }
     }
     std::vector<Message> sends, receives;
-    const int last = way_.last(visited, prefix, level);
-    if (sum) sends.push_back(gradient(rank(level, hop < last ? 1 : -hop), *sum, visited));
-    if (hop + 1 < way_.size(level)) {  // what the member before passes on after this hop
-      const int next = block(hops(level, prefix, hop + 1));
-      if (way_.accumulated(next, prefix, level, hop) &&
-          way_.travels(next, prefix, level, hop + 1)) {
+    if (sum) {
+      sends.push_back(
+          gradient(at.hop < last_hop ? next_rank(at) : rank_before(at, at.hop), *sum, visited));
+    }
+    const Place then = at.after(1);
+    if (then.hop <= plan_.longest(at.level, at.way)) {  // what the member before passes on
+      const int next = block(then);
+      if (then.hop <= last(next, then) && accumulated(next, at)) {
         receives.push_back(
-            gradient(rank(level, -1), at(level).arrived.at(hop + 1, rows(next)), next));
+            gradient(rank_before(at), lane(at).arrived.at(then.hop, rows(next)), next));
       }
     }
-    const int own = block(prefix);
-    if (hop == way_.last(own, prefix, level)) {
-      // After the last hop a part buffer is free; a block that turns back earlier needs another.
-      Level& l = at(level);
-      l.came_home = (hop + 1 == way_.size(level) ? l.part : l.home).at(hop + 1, rows(own));
-      receives.push_back(gradient(rank(level, hop), *l.came_home, own));
+    const int own = block(at.path);
+    if (at.hop == last(own, at)) {
+      // After the ring's last hop a part buffer is free; a block that turns earlier needs another.
+      Lane& l = lane(at);
+      const bool ends = at.hop == plan_.longest(at.level, at.way);
+      l.came_home = (ends ? l.part : l.home).at(then.hop, rows(own));
+      receives.push_back(gradient(next_rank(at, at.hop), *l.came_home, own));
     }
-    ring_.builder.transfer(channel(level), std::move(sends), std::move(receives));
+    ring_.builder.transfer(plan_.channel(at.level), std::move(sends), std::move(receives));
   }
 
   Message gradient(int peer, const View& view, int block) const {
@@ -274,21 +337,10 @@ class Circulation {
   }
 
   const RingMember& ring_;
-  const RingWay& way_;
+  const RingPlan& plan_;
   const View own_;
-  std::vector<Level> levels_;
-  bool started_ = false;
+  std::vector<std::array<Lane, 2>> lanes_;  // by level: onward, back
 };
-
-/// A circulation for each way, all of them started.
-std::vector<Circulation> circulations(const RingMember& ring, const View& own, SlotKind block_kind,
-                                      SlotKind gradient_kind, int block_buffers = 2) {
-  std::vector<Circulation> all;
-  for (const RingWay& way : ring.plan.ways())
-    all.emplace_back(ring, way, own, block_kind, gradient_kind, block_buffers);
-  for (Circulation& circulation : all) circulation.start();
-  return all;
-}
 
 bool values_alone(const RingMember& ring) { return ring.plan.circulating() == Circulating::values; }
 
@@ -297,8 +349,8 @@ bool values_alone(const RingMember& ring) { return ring.plan.circulating() == Ci
 void ring_forward(const RingMember& ring, const ForwardViews& views) {
   Builder& builder = ring.builder;
   const bool apart = values_alone(ring);
-  auto ways = circulations(ring, views.kv, apart ? SlotKind::v : SlotKind::kv, SlotKind::dkv);
-  const auto visit = [&](const View& held, int block) {
+  Circulation circulation(ring, views.kv, apart ? SlotKind::v : SlotKind::kv, SlotKind::dkv);
+  circulation.forward([&](const View& held, int block) {
     builder.set_phase(1);
     const Bands bands = ring.members.bands(ring.self, block);
     const Mode mode = block == ring.self ? Mode::write : Mode::add;
@@ -307,16 +359,15 @@ void ring_forward(const RingMember& ring, const ForwardViews& views) {
     } else {
       builder.attend(views.q, held, bands, views.out, mode);
     }
-  };
-  for (Circulation& way : ways) way.forward(visit);
+  });
 }
 
 void ring_backward(const RingMember& ring, const BackwardViews& views) {
   Builder& builder = ring.builder;
   const bool queries = ring.plan.circulating() == Circulating::queries, apart = values_alone(ring);
   const SlotKind kind = queries ? SlotKind::q_bundle : apart ? SlotKind::v : SlotKind::kv;
-  auto ways = circulations(ring, queries ? views.q_bundle : views.kv, kind,
-                           queries ? SlotKind::dq : SlotKind::dkv);
+  Circulation circulation(ring, queries ? views.q_bundle : views.kv, kind,
+                          queries ? SlotKind::dq : SlotKind::dkv);
   const auto visit = [&](const View& held, int block, const Circulation::Into& into) {
     builder.set_phase(1);
     const bool at_home = block == ring.self;  // comes first, and defines what stays
@@ -334,19 +385,14 @@ void ring_backward(const RingMember& ring, const BackwardViews& views) {
     }
     return true;
   };
-  const View into = queries ? views.dq : views.dkv;
-  for (Circulation& way : ways) {
-    const auto sum = way.backward(visit, into);
-    if (sum && *sum != into) builder.accumulate(*sum, into);
-  }
+  circulation.backward(visit, queries ? views.dq : views.dkv);
 }
 
 std::function<View(int)> gather_keys(const RingMember& ring, const View& own) {
   std::vector<View> keys(static_cast<std::size_t>(ring.members.size()));
-  for (Circulation& way :
-       circulations(ring, own, SlotKind::k, SlotKind::dkv, ring.members.size())) {
-    way.forward([&](const View& held, int block) { keys[static_cast<std::size_t>(block)] = held; });
-  }
+  Circulation circulation(ring, own, SlotKind::k, SlotKind::dkv, ring.members.size());
+  circulation.forward(
+      [&](const View& held, int block) { keys[static_cast<std::size_t>(block)] = held; });
   return [keys](int member) { return keys[static_cast<std::size_t>(member)]; };
 }
 

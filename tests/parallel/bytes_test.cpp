@@ -1,11 +1,10 @@
-// What schemes send: the closed formulae of every scheme, by link class, the lower bound of
-// group_cast from a bitmap, halos of windows, and nothing where no document crosses a rank.
+// What schemes send where every block is needed everywhere: the closed formulae of every scheme, by
+// link class; and the automatic choice of backward.
 #include <gtest/gtest.h>
 
-#include "parallel/schemes/scheme.h"
 #include "runtime/error.h"
-#include "tests/support/random_masks.h"
 #include "tests/support/scheme_cases.h"
+#include "tests/support/sent_bytes.h"
 
 namespace longhaul::parallel {
 namespace {
@@ -13,44 +12,10 @@ namespace {
 using attention::HeadMasks;
 using attention::Mask;
 using runtime::DType;
+using test::scheme;
+using test::Sent;
+using test::sent;
 using test::show;
-
-SchemeOptions scheme(const std::string& name) {
-  SchemeOptions options;
-  options.name = name;
-  return options;
-}
-
-struct Sent {
-  std::vector<std::map<int, std::int64_t>> to;  // by rank, by peer; no zeros
-  std::int64_t messages = 0;
-  std::int64_t of(int rank) const {
-    std::int64_t bytes = 0;
-    for (const auto& [peer, sent] : to[static_cast<std::size_t>(rank)]) bytes += sent;
-    return bytes;
-  }
-  std::int64_t total() const {
-    std::int64_t bytes = 0;
-    for (int rank = 0; rank < static_cast<int>(to.size()); ++rank) bytes += of(rank);
-    return bytes;
-  }
-};
-
-Sent sent(const SchemeOptions& options, const HeadMasks& masks, const Layout& layout,
-          const Shapes& shapes, Direction direction, DType wire = DType::float32) {
-  SchemeInputs inputs{masks, layout, shapes, direction};
-  if (wire != DType::float32) inputs.wire_dtype = wire;
-  inputs.options = options;
-  Sent all;
-  const ProgramGenerator generate = prepare(inputs);
-  for (int rank = 0; rank < layout.ranks(); ++rank) {
-    Count counted = count(generate(rank), shapes);
-    std::erase_if(counted.sent_to, [](const auto& entry) { return entry.second == 0; });
-    all.to.push_back(std::move(counted.sent_to));
-    all.messages += counted.sent_messages;
-  }
-  return all;
-}
 
 // ---- formulae
 // ------------------------------------------------------------------------------------------------
@@ -235,152 +200,6 @@ TEST(Bytes, BalancedRingSendsKeysNearAndQueriesFar) {
       }
     }
   }
-}
-
-// ---- bounds that depend on the mask
-// --------------------------------------------------------------------------
-
-/// Bytes from the owner of keys to each rank that sees them, from a bitmap a head: row by row.
-std::vector<std::map<int, std::int64_t>> set_lower_bound(const HeadMasks& masks,
-                                                         const Layout& layout, const Shapes& shapes,
-                                                         bool gradients,
-                                                         std::int64_t bytes_of_row) {
-  const std::int64_t n = masks.tokens();
-  std::vector<int> owner(static_cast<std::size_t>(n));
-  for (int rank = 0; rank < layout.ranks(); ++rank) {
-    for (const std::int64_t token : layout.tokens_of(rank))
-      owner[static_cast<std::size_t>(token)] = rank;
-  }
-  const auto rank_of = [&](std::int64_t token) { return owner[static_cast<std::size_t>(token)]; };
-  std::vector<std::map<int, std::int64_t>> to(static_cast<std::size_t>(layout.ranks()));
-  const int group = shapes.heads / shapes.kv_heads;
-  for (int kv = 0; kv < shapes.kv_heads; ++kv) {
-    test::Bitmap seen(layout.ranks(), n);
-    for (int head = kv * group; head < (kv + 1) * group; ++head) {
-      const test::Bitmap visible(n, n, masks.of(head).slices());
-      for (std::int64_t q = 0; q < n; ++q) {
-        for (std::int64_t k = 0; k < n; ++k) {
-          if (visible.at(q, k) > 0) seen.at(rank_of(q), k) = 1;
-        }
-      }
-    }
-    for (int rank = 0; rank < layout.ranks(); ++rank) {
-      for (std::int64_t k = 0; k < n; ++k) {
-        const int home = rank_of(k);
-        if (rank == home || seen.at(rank, k) == 0) continue;
-        if (gradients) {
-          to[static_cast<std::size_t>(rank)][home] += bytes_of_row;
-        } else {
-          to[static_cast<std::size_t>(home)][rank] += bytes_of_row;
-        }
-      }
-    }
-  }
-  return to;
-}
-
-TEST(Bytes, GroupCastIsTheSetLowerBound) {
-  const std::int64_t n = 61;
-  const Shapes shapes{8, 2, 8, 4, DType::bfloat16};
-  auto masks = test::assorted_masks(n);
-  std::vector<std::pair<std::string, HeadMasks>> all(masks.size());
-  for (std::size_t i = 0; i < masks.size(); ++i) all[i] = {masks[i].name, masks[i].mask};
-  all.emplace_back("by head", test::masks_by_head(n, shapes.heads));
-  for (const auto& [mask_name, mask] : all) {
-    for (const int ranks : {2, 3, 5, 8}) {
-      for (const Layout& layout : test::all_layouts(mask, 1, ranks)) {
-        SCOPED_TRACE(runtime::concat(mask_name, " P=", ranks, " ", name(layout.kind())));
-        auto bound = set_lower_bound(mask, layout, shapes, false, 12 * 2);
-        EXPECT_EQ(sent(scheme("group_cast"), mask, layout, shapes, Direction::forward).to, bound);
-        for (const DType wire : {DType::float32, DType::bfloat16}) {
-          auto both = bound;
-          const auto back =
-              set_lower_bound(mask, layout, shapes, true, 12 * runtime::size_bytes(wire));
-          for (std::size_t rank = 0; rank < back.size(); ++rank) {
-            for (const auto& [peer, bytes] : back[rank]) both[rank][peer] += bytes;
-          }
-          EXPECT_EQ(sent(scheme("group_cast"), mask, layout, shapes, Direction::backward, wire).to,
-                    both);
-        }
-      }
-    }
-  }
-}
-
-TEST(Bytes, WindowHopsAreTheHaloBound) {
-  // Keys of a window behind the query travel ceil((w-1)/n) hops, or to the last rank.
-  const Shapes shapes{2, 1, 4, 4, DType::float32};
-  for (const int ranks : {2, 3, 5, 8}) {
-    for (const std::int64_t n : {1, 4, 7}) {
-      const std::int64_t tokens = n * ranks, block = n * 8 * 4;
-      const Layout layout(LayoutKind::contiguous, tokens, 1, ranks);
-      for (std::int64_t w = 1; w <= tokens; ++w) {
-        const Mask window = Mask::from_slices(tokens, {{0, tokens, 0, tokens, 1 - w, 0}});
-        const std::int64_t halo = (w - 1 + n - 1) / n;
-        std::int64_t hops = 0;
-        for (int rank = 0; rank < ranks; ++rank)
-          hops += std::min<std::int64_t>(halo, ranks - 1 - rank);
-        const Sent forward = sent(scheme("ring"), window, layout, shapes, Direction::forward);
-        EXPECT_EQ(forward.messages, hops) << "w=" << w << " n=" << n << " P=" << ranks;
-        EXPECT_EQ(forward.total(), hops * block);
-        // In backward the blocks travel as far; their gradients hop by hop, and one hop home.
-        const Sent backward = sent(scheme("ring"), window, layout, shapes, Direction::backward);
-        EXPECT_EQ(backward.total(), 2 * hops * block) << "w=" << w << " n=" << n << " P=" << ranks;
-      }
-    }
-  }
-}
-
-TEST(Bytes, TwoSidedWindowsCostBothHalosAndNoRound) {
-  const Shapes shapes{2, 1, 4, 4, DType::float32};
-  for (const int ranks : {2, 3, 5, 8}) {
-    for (const std::int64_t n : {1, 4, 7}) {
-      const std::int64_t tokens = n * ranks, block = n * 8 * 4;
-      const Layout layout(LayoutKind::contiguous, tokens, 1, ranks);
-      for (std::int64_t w = 1; w <= tokens; ++w) {
-        const Mask window = Mask::from_slices(tokens, {{0, tokens, 0, tokens, 1 - w, w - 1}});
-        const std::int64_t halo = (w - 1 + n - 1) / n;
-        std::int64_t hops = 0;
-        for (int rank = 0; rank < ranks; ++rank) {
-          hops +=
-              std::min<std::int64_t>(halo, ranks - 1 - rank) + std::min<std::int64_t>(halo, rank);
-        }
-        for (const char* name : {"ring", "ring_self_attention"}) {
-          SCOPED_TRACE(runtime::concat(name, " w=", w, " n=", n, " P=", ranks));
-          const SchemeOptions options = scheme(name);
-          EXPECT_EQ(sent(options, window, layout, shapes, Direction::forward).total(),
-                    hops * block);
-          EXPECT_EQ(sent(options, window, layout, shapes, Direction::backward).total(),
-                    2 * hops * block);
-        }
-      }
-    }
-  }
-  // A window behind the query over zigzag: neighbours on both sides, not P - 1 hops.
-  const Layout zigzag(LayoutKind::zigzag, 64, 1, 8);
-  const Mask window = Mask::from_slices(64, {{0, 64, 0, 64, -3, 0}});
-  EXPECT_EQ(sent(scheme("ring"), window, zigzag, shapes, Direction::forward).messages, 14);
-}
-
-TEST(Bytes, NothingMovesWhereNoDocumentCrossesARank) {
-  const int ranks = 6;
-  const std::int64_t n = 10, tokens = n * ranks;
-  std::vector<std::int64_t> offsets;
-  for (std::int64_t at = 0; at <= tokens; at += n / 2) offsets.push_back(at);
-  const Mask documents = Mask::documents(offsets);
-  const Layout layout(LayoutKind::contiguous, tokens, 1, ranks);
-  const Shapes shapes{6, 2, 4, 4, DType::float32};
-  int checked = 0;
-  for (const SchemeOptions& options : test::all_schemes(ranks, 6, 2)) {
-    if (options.name == "all_gather" || options.name == "ulysses" || options.name == "usp")
-      continue;  // these send whatever the mask
-    for (const Direction direction : {Direction::forward, Direction::backward}) {
-      EXPECT_EQ(sent(options, documents, layout, shapes, direction).messages, 0)
-          << show(options) << " " << name(direction);
-      ++checked;
-    }
-  }
-  EXPECT_GE(checked, 2 * 7);
 }
 
 // ---- the automatic choice
