@@ -67,7 +67,7 @@ T choose(SchemeOption option, const std::string& text,
     if (text == name) return value;
     known.push_back(name);
   }
-  fail(ExitCode::config, "unknown ", name(option), " '", text, "'; expected ", join(known));
+  fail(ExitCode::config, name(option), " '", text, "' does not exist; expected ", join(known));
 }
 
 }  // namespace
@@ -242,8 +242,8 @@ std::optional<Refusal> refuse(const Combination& combination) {
   }
   if (unused) {
     const auto rest = refuse(used);
-    return Refusal{runtime::concat(options.name, " has no use for the option ", name(*unused), ", only ",
-                                   readers(*unused)),
+    return Refusal{runtime::concat(options.name, " has no use for the option ", name(*unused),
+                                   ", only ", readers(*unused)),
                    rest ? rest->nearest : std::vector{used}, unused};
   }
   if (lists(scheme, around)) {
