@@ -4,11 +4,14 @@
 
 #include <cmath>
 #include <cstdio>
+#include <map>
 #include <memory>
+#include <sstream>
 
 #include "runtime/error.h"
 #include "tests/support/scheme_cases.h"
 #include "tests/support/spread_attention.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::parallel {
 namespace {
@@ -203,12 +206,38 @@ ByRanks run_over_ranks(const Problem& problem, DType wire) {
   return all;
 }
 
+/// What parallel/README.md says that a bfloat16 wire costs: by scheme and rank count.
+std::map<std::string, std::map<int, double>> documented_wire_costs() {
+  std::istringstream readme(
+      test::read_text(std::string(LONGHAUL_SOURCE_DIR) + "/parallel/README.md"));
+  const std::string heading = "| scheme | P = 8 | P = 32 |";
+  std::map<std::string, std::map<int, double>> costs;
+  bool in_table = false;
+  for (std::string line; std::getline(readme, line);) {
+    if (line == heading) in_table = true;
+    if (!in_table || line == heading || line.starts_with("|---")) continue;
+    if (!line.starts_with("| `")) break;
+    std::vector<std::string> cells;
+    std::istringstream row(line.substr(1));
+    for (std::string cell; std::getline(row, cell, '|');) cells.push_back(cell);
+    std::istringstream names(cells.at(0));
+    for (std::string text; std::getline(names, text, '`');) {
+      if (text.find_first_of(" ,") != std::string::npos || text.empty()) continue;
+      if (cells.at(1) != " ") costs[text][8] = std::stod(cells.at(1));
+      if (cells.at(2) != " ") costs[text][32] = std::stod(cells.at(2));
+    }
+  }
+  return costs;
+}
+
 TEST(Bfloat16, GradientsDoNotRotWithRanksAndTheBfloat16WireCosts) {
   // Gradients as a model keeps them, rounded to bfloat16 once. With the fp32 wire nothing but this
   // rounding shows, however many ranks.
   const Problem problem("causal", Mask::causal(1024), ProblemSizes{8, 4, 16, 16, true});
   const ByRanks fp32 = run_over_ranks(problem, DType::float32),
                 bf16 = run_over_ranks(problem, DType::bfloat16);
+  const auto documented = documented_wire_costs();
+  std::size_t compared = 0;
   for (const auto& [scheme, by_ranks] : fp32) {
     const auto& alone = by_ranks.at(1).rounded_error;
     for (const auto& [ranks, report] : by_ranks) {
@@ -232,8 +261,14 @@ TEST(Bfloat16, GradientsDoNotRotWithRanksAndTheBfloat16WireCosts) {
       if (ranks >= 8) {
         EXPECT_GT(most_wired, 1.08) << scheme << " P=" << ranks;
       }
+      if (documented.contains(scheme) && documented.at(scheme).contains(ranks)) {
+        EXPECT_NEAR(documented.at(scheme).at(ranks), most_wired, 0.03 * most_wired)
+            << scheme << " P=" << ranks << " in parallel/README.md";
+        ++compared;
+      }
     }
   }
+  EXPECT_EQ(compared, 13u) << "cells of the table in parallel/README.md";
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include <set>
 
 #include "runtime/error.h"
-#include "tests/support/mask_words.h"
+#include "tests/support/covering.h"
 #include "tests/support/scheme_cases.h"
 #include "tests/support/spread_attention.h"
 
@@ -16,66 +16,26 @@ namespace longhaul::parallel {
 namespace {
 
 using test::Problem;
+using test::Problems;
 using test::ProblemSizes;
 using test::show;
 using test::SpreadJob;
 using test::SpreadOptions;
-using Problems = std::vector<std::unique_ptr<Problem>>;
 
-/// Heads that Ulysses can share among `ranks`: as many key/value heads, four queries a key/value
-/// head, one key/value head.
-std::vector<ProblemSizes> head_counts(int ranks) {
-  const int at_least_two = std::max(2, ranks);
-  return {{at_least_two, at_least_two}, {4 * at_least_two, at_least_two}, {at_least_two, 1}};
-}
-
-/// Every mask by name, two that differ by head, and shapes that no name has.
-Problems problems(std::int64_t n, const ProblemSizes& sizes) {
-  Problems all;
-  for (const auto& [name, parameters] : test::mask_samples(n, sizes.heads)) {
-    all.push_back(
-        std::make_unique<Problem>(name, attention::make_mask(name, parameters, n), sizes));
-  }
-  for (const auto& [name, mask] : test::assorted_masks(n)) {
-    if (name == "documents of one token" || name == "assorted")
-      all.push_back(std::make_unique<Problem>(name, mask, sizes));
-  }
-  all.push_back(std::make_unique<Problem>(
-      "by head", test::masks_by_head(n, static_cast<int>(sizes.heads)), sizes));
-  return all;
-}
-
-bool legal(const SpreadJob& job) {
-  const auto shapes = job.problem->shapes();
-  return !refuse({job.scheme, job.layout.ranks(), shapes.heads, shapes.kv_heads, job.layout.kind(),
-                  is_causal(job.problem->masks)});
-}
-
-/// Every problem over every layout under every scheme; of a scheme's options (degrees, nesting,
-/// what is inside) all, or a different one each time.
-enum class Options { all, in_turn };
-std::vector<SpreadJob> jobs_of(const Problems& problems, int ranks, Options options,
-                               std::int64_t batch = 1) {
-  std::vector<SpreadJob> jobs;
+/// Of jobs that differ in a scheme's options (degrees, nesting, what is inside) alone, another one
+/// each time.
+std::vector<SpreadJob> options_in_turn(const std::vector<SpreadJob>& jobs) {
+  std::vector<SpreadJob> chosen;
   std::map<std::string, std::size_t> turns;
-  for (const auto& problem : problems) {
-    const auto shapes = problem->shapes();
-    for (const Layout& layout : test::all_layouts(problem->masks, batch, ranks)) {
-      std::map<std::string, std::vector<SpreadJob>> by_name;
-      for (const SchemeOptions& scheme : test::all_schemes(ranks, shapes.heads, shapes.kv_heads)) {
-        SpreadJob job{problem.get(), layout, scheme};
-        if (legal(job)) by_name[scheme.name].push_back(std::move(job));
-      }
-      for (const auto& [name, variants] : by_name) {
-        if (options == Options::all) {
-          jobs.insert(jobs.end(), variants.begin(), variants.end());
-        } else {
-          jobs.push_back(variants[turns[name]++ % variants.size()]);
-        }
-      }
-    }
+  const auto alike = [](const SpreadJob& a, const SpreadJob& b) {
+    return a.problem == b.problem && a.layout.kind() == b.layout.kind() &&
+           a.scheme.name == b.scheme.name;
+  };
+  for (std::size_t begin = 0, end = 0; begin < jobs.size(); begin = end) {
+    while (end < jobs.size() && alike(jobs[begin], jobs[end])) ++end;
+    chosen.push_back(jobs[begin + turns[jobs[begin].scheme.name]++ % (end - begin)]);
   }
-  return jobs;
+  return chosen;
 }
 
 void expect_all_right(const std::vector<SpreadJob>& jobs, int ranks,
@@ -103,39 +63,48 @@ class Product : public testing::TestWithParam<int> {};
 TEST_P(Product, EverySchemeMaskAndLayoutIsRight) {
   const int ranks = GetParam();
   std::size_t count = 0;
-  for (const ProblemSizes& sizes : head_counts(ranks)) {
+  for (const ProblemSizes& sizes : test::head_counts(ranks)) {
     SCOPED_TRACE(runtime::concat("heads ", sizes.heads, "/", sizes.kv_heads));
-    const Problems all = problems(61, sizes);
+    const Problems all = test::every_mask(61, sizes);
     // At more ranks the verifier alone has all options of all cases (schemes_test.cpp).
-    const std::vector<SpreadJob> jobs =
-        jobs_of(all, ranks, ranks <= 3 ? Options::all : Options::in_turn);
+    std::vector<SpreadJob> jobs = test::every_job(all, ranks);
+    if (ranks > 3) jobs = options_in_turn(jobs);
     expect_all_right(jobs, ranks, {.envelope = true});
     expect_schemes_agree(all);
     count += jobs.size();
+    std::set<std::string> ran;
+    for (const SpreadJob& job : jobs) ran.insert(test::triple_of(job));
+    EXPECT_EQ(ran, test::legal_pairs(all, ranks).triples);
   }
   std::printf("P=%d: %zu cases\n", ranks, count);
 }
 
 class ManyRanks : public testing::TestWithParam<int> {};
 
-TEST_P(ManyRanks, EverySchemeIsRight) {
-  // Every scheme with all its options, each under another mask, layout and number of heads.
+TEST_P(ManyRanks, EveryPairOfSchemeMaskLayoutAndHeadsIsRight) {
   const int ranks = GetParam();
+  const std::int64_t n = ranks == 16 ? 37 : 67;  // two rows a rank, three on some
   std::vector<Problems> by_heads;
-  for (const ProblemSizes& sizes : head_counts(ranks)) by_heads.push_back(problems(67, sizes));
-  const std::size_t sample = ranks == 16 ? 101 : 307;  // one case in so many
-  std::vector<SpreadJob> jobs;
-  std::set<std::string> names;
-  for (const Problems& all : by_heads) {
-    const std::vector<SpreadJob> candidates = jobs_of(all, ranks, Options::all);
-    for (std::size_t j = 0; j < candidates.size(); ++j) {
-      const bool new_name = names.insert(candidates[j].scheme.name).second;
-      if (new_name || j % sample == 0) jobs.push_back(candidates[j]);
-    }
+  std::vector<SpreadJob> candidates;
+  std::set<std::string> pairs, triples, covered_triples;
+  for (const ProblemSizes& sizes : test::head_counts(ranks)) {
+    by_heads.push_back(test::every_mask(n, sizes));
+    Problems& all = by_heads.back();
+    // Many key/value heads make many messages: once for each scheme is enough of them.
+    if (ranks == 32 && sizes.kv_heads == ranks) all.resize(2);
+    for (SpreadJob& job : test::every_job(all, ranks)) candidates.push_back(std::move(job));
+    test::LegalPairs legal = test::legal_pairs(all, ranks);
+    pairs.merge(legal.all());
+    triples.merge(legal.triples);
   }
-  EXPECT_EQ(names.size(), scheme_names().size());
-  expect_all_right(jobs, ranks);
-  std::printf("P=%d: %zu cases\n", ranks, jobs.size());
+  const std::vector<SpreadJob> jobs =
+      test::covering_sample(candidates, pairs, {}, ranks == 16 ? 300 : 0);
+  expect_all_right(jobs, ranks, {.poison = ranks == 16});
+  EXPECT_EQ(test::pairs_of(jobs), pairs) << test::missing(test::pairs_of(jobs), pairs);
+  for (const SpreadJob& job : jobs) covered_triples.insert(test::triple_of(job));
+  EXPECT_GE(covered_triples.size(), ranks == 16 ? 290u : 180u);
+  std::printf("P=%d: %zu cases, %zu pairs, %zu of %zu triples\n", ranks, jobs.size(), pairs.size(),
+              covered_triples.size(), triples.size());
 }
 
 TEST(Scorings, EverySchemeIsRightWithSoftcapAndSigmoid) {
@@ -160,7 +129,7 @@ TEST(Scorings, EverySchemeIsRightWithSoftcapAndSigmoid) {
       Problems all;
       all.push_back(std::make_unique<Problem>("causal", attention::Mask::causal(53), inputs));
       all.push_back(std::make_unique<Problem>("by head", test::masks_by_head(53, 12), inputs));
-      expect_all_right(jobs_of(all, ranks, Options::all), ranks, {.envelope = true});
+      expect_all_right(test::every_job(all, ranks), ranks, {.envelope = true});
       expect_schemes_agree(all);
     }
   }
