@@ -358,8 +358,9 @@ TEST(NeededBytes, TwoSidedWindowsCostADoubleRingBothHalos) {
       EXPECT_EQ(forward.messages, inside + borders + ends) << nodes << " x " << per_node;
       std::int64_t between = 0;
       for (int rank = 0; rank < layout.ranks(); ++rank) {
-        between +=
-            link_bytes(forward.to[static_cast<std::size_t>(rank)], rank, per_node).between_nodes;
+        between += link_bytes(forward.to[static_cast<std::size_t>(rank)], rank,
+                              nodes_in_order(layout.ranks(), per_node))
+                       .between_nodes;
       }
       EXPECT_EQ(between, (2 * nodes - 2) * n * 8 * 4);  // as few as any scheme of whole blocks
     }
