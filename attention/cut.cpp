@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attention/mask.h"
+#include "attention/token_index.h"
 #include "runtime/error.h"
 
 namespace longhaul::attention {
@@ -15,52 +16,6 @@ std::int64_t floor_div(std::int64_t a, std::int64_t b) {
   return a >= 0 ? a / b : -((-a + b - 1) / b);
 }
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return -floor_div(-a, b); }
-
-/// A run and the row number of its first token.
-struct PlacedRun {
-  Run run;
-  std::int64_t row = 0;
-  std::int64_t end() const { return run.first + (run.count - 1) * run.stride + 1; }
-};
-
-/// The runs of a view in token order, for binary search.
-struct RunIndex {
-  std::vector<PlacedRun> runs;           // sorted by first token
-  std::vector<std::int64_t> end_so_far;  // rises
-
-  explicit RunIndex(std::span<const Run> given) {
-    runs.reserve(given.size());
-    std::int64_t row = 0;
-    for (const Run& run : given) {
-      LONGHAUL_CHECK(run.count >= 0 && run.first >= 0 && (run.count < 2 || run.stride >= 1),
-                     "run of ", run.count, " tokens from ", run.first, " by ", run.stride);
-      if (run.count > 0)
-        runs.push_back({{run.first, run.count, run.count == 1 ? 1 : run.stride}, row});
-      row += run.count;
-    }
-    const auto by_token = [](const PlacedRun& a, const PlacedRun& b) {
-      return a.run.first < b.run.first;
-    };
-    if (!std::is_sorted(runs.begin(), runs.end(), by_token))
-      std::sort(runs.begin(), runs.end(), by_token);
-    end_so_far.reserve(runs.size());
-    for (const PlacedRun& placed : runs) {
-      end_so_far.push_back(end_so_far.empty() ? placed.end()
-                                              : std::max(end_so_far.back(), placed.end()));
-    }
-  }
-  /// The runs that may hold a token of [begin, end).
-  std::span<const PlacedRun> near(std::int64_t begin, std::int64_t end) const {
-    const auto first =
-        std::upper_bound(end_so_far.begin(), end_so_far.end(), begin) - end_so_far.begin();
-    const auto last =
-        std::lower_bound(runs.begin(), runs.end(), end,
-                         [](const PlacedRun& a, std::int64_t e) { return a.run.first < e; }) -
-        runs.begin();
-    if (first >= last) return {};
-    return {runs.data() + first, static_cast<std::size_t>(last - first)};
-  }
-};
 
 /// Part of a run: `count` tokens from its token number `begin`.
 struct Part {
@@ -124,104 +79,117 @@ Strides cut_runs(const Slice& given, const PlacedRun& q, const PlacedRun& k, Sli
   return Strides::fit;
 }
 
-/// Calls visit(slice, q_run, k_run) for all that may share a visible pair, until it returns true.
-template <class Visit>
-bool visit_cuts(const Mask& mask, const RunIndex& q_index, const RunIndex& k_index,
-                const Visit& visit) {
-  if (k_index.runs.empty()) return false;
-  const std::int64_t k_first = k_index.runs.front().run.first, k_last = k_index.end_so_far.back();
-  for (const PlacedRun& q : q_index.runs) {
-    for (const Slice& slice : mask.slices_near(q.run.first, q.end(), k_first, k_last)) {
-      const std::int64_t q_begin = std::max(slice.q_begin, q.run.first),
-                         q_end = std::min(slice.q_end, q.end());
-      if (q_begin >= q_end) continue;
-      // Both edges rise with the row, so the first and the last row bound the keys.
-      for (const PlacedRun& k : k_index.near(slice.key_begin(q_begin), slice.key_end(q_end - 1))) {
-        if (visit(slice, q, k)) return true;
+/// Calls visit(slice, q_run, k_run) for all that may share a visible pair, until it returns true;
+/// and done() whenever it has for all keys of a slice and a query run. Query runs come in row
+/// order.
+template <class Visit, class Done>
+bool visit_cuts(const Mask& mask, const TokenIndex& queries, const TokenIndex& keys,
+                const Visit& visit, const Done& done) {
+  if (keys.empty()) return false;
+  const Slice* const slices = mask.slices().data();
+  const Slice* first = slices;  // that may meet the run; rises with the runs
+  std::int64_t previous = 0;
+  for (const PlacedRun& q : queries.by_row()) {
+    if (q.run.first < previous) first = slices;
+    previous = q.run.first;
+    const auto near =
+        mask.slices_near(q.run.first, q.end(), keys.first(), keys.end(), first - slices);
+    first = near.data();
+    for (const Slice *slice = first, *end = first + near.size(); slice < end;) {
+      const Part part = part_of(q.run, slice->q_begin, slice->q_end);
+      if (part.count() > 0) {
+        // Both edges rise with the row, so the first and the last row bound the keys.
+        const std::int64_t q_first = q.run.first + part.begin * q.run.stride,
+                           q_last = q.run.first + (part.end - 1) * q.run.stride;
+        if (keys.visit_near(slice->key_begin(q_first), slice->key_end(q_last),
+                            [&](const PlacedRun& k) { return visit(*slice, q, k); }))
+          return true;
+        done();
+        ++slice;
+      } else if (part.begin < q.run.count) {
+        // No later slice holds a token of the run before this one.
+        slice = slices + mask.first_ending_after(q.run.first + part.begin * q.run.stride,
+                                                 slice + 1 - slices);
+      } else {
+        break;
       }
     }
   }
   return false;
 }
 
+bool before(const Slice& a, const Slice& b) {
+  return a.q_begin != b.q_begin ? a.q_begin < b.q_begin : a.k_begin < b.k_begin;
+}
+
+/// Whether two bands touch or overlap in queries, in keys and in their diagonals, as the parts of
+/// one band do.
+bool adjacent(const Slice& a, const Slice& b) {
+  return b.q_begin <= a.q_end && a.q_begin <= b.q_end && b.k_begin <= a.k_end &&
+         a.k_begin <= b.k_end && b.lo <= a.hi + 1 && a.lo <= b.hi + 1;
+}
+
 /// Joins bands whose union is one band: the smallest band around both has just their pairs.
 std::vector<Slice> joined(std::vector<Slice> bands) {
-  std::sort(bands.begin(), bands.end(), [](const Slice& a, const Slice& b) {
-    return a.q_begin != b.q_begin ? a.q_begin < b.q_begin : a.k_begin < b.k_begin;
-  });
-  std::vector<Slice> out;
+  if (!std::is_sorted(bands.begin(), bands.end(), before))
+    std::sort(bands.begin(), bands.end(), before);
+  std::size_t kept = 0;
   for (Slice band : bands) {
-    while (!out.empty()) {
-      const Slice& a = out.back();
+    while (kept > 0 && adjacent(bands[kept - 1], band)) {
+      const Slice& a = bands[kept - 1];
       const Slice hull{std::min(a.q_begin, band.q_begin), std::max(a.q_end, band.q_end),
                        std::min(a.k_begin, band.k_begin), std::max(a.k_end, band.k_end),
                        std::min(a.lo, band.lo),           std::max(a.hi, band.hi)};
       if (area(hull) != area(a) + area(band)) break;
       band = hull;
-      out.pop_back();
+      --kept;
     }
-    out.push_back(band);
+    bands[kept++] = band;
   }
-  return out;
-}
-
-/// A visible pair of the first few query runs, if the runs rise; a miss says nothing. Most views
-/// that share a pair show one at once, and an index of thousands of runs costs more than that.
-bool glimpse(const Mask& mask, std::span<const Run> q_runs, std::span<const Run> k_runs) {
-  constexpr std::size_t kRuns = 4;
-  const auto usable = [](const Run& run) {  // the index says what is wrong with others
-    return run.count == 1 || (run.count > 1 && run.stride >= 1);
-  };
-  const auto place = [](const Run& run) {
-    return PlacedRun{{run.first, run.count, run.count == 1 ? 1 : run.stride}, 0};
-  };
-  for (const Run& q : q_runs.first(std::min(kRuns, q_runs.size()))) {
-    if (!usable(q)) continue;
-    const PlacedRun placed = place(q);
-    for (const Slice& slice : mask.slices_near(q.first, placed.end(), 0, mask.tokens())) {
-      const std::int64_t q_begin = std::max(slice.q_begin, q.first),
-                         q_end = std::min(slice.q_end, placed.end());
-      if (q_begin >= q_end) continue;
-      // The last run that begins inside the keys of these rows, if any.
-      const auto after = std::partition_point(
-          k_runs.begin(), k_runs.end(),
-          [end = slice.key_end(q_end - 1)](const Run& k) { return k.first < end; });
-      if (after == k_runs.begin() || !usable(*std::prev(after))) continue;
-      Slice band;
-      const Strides strides = cut_runs(slice, placed, place(*std::prev(after)), band);
-      if (strides == Strides::clash || band.q_begin < band.q_end) return true;
-    }
-  }
-  return false;
+  bands.resize(kept);
+  return bands;
 }
 
 }  // namespace
 
-std::vector<Slice> cut(const Mask& mask, std::span<const Run> q_runs, std::span<const Run> k_runs) {
+std::vector<Slice> cut(const Mask& mask, const TokenIndex& queries, const TokenIndex& keys) {
   std::vector<Slice> bands;
-  visit_cuts(mask, RunIndex(q_runs), RunIndex(k_runs),
-             [&](const Slice& slice, const PlacedRun& q, const PlacedRun& k) {
-               Slice band;
-               if (cut_runs(slice, q, k, band) == Strides::clash) {
-                 fail(ExitCode::config,
-                      "a band cannot be cut by runs of different strides: queries from token ",
-                      q.run.first, " by ", q.run.stride, ", keys from token ", k.run.first, " by ",
-                      k.run.stride, "; use one layout for queries and keys");
-               }
-               if (band.q_begin < band.q_end) bands.push_back(band);
-               return false;
-             });
+  std::size_t sorted = 0;
+  visit_cuts(
+      mask, queries, keys,
+      [&](const Slice& slice, const PlacedRun& q, const PlacedRun& k) {
+        Slice band;
+        if (cut_runs(slice, q, k, band) == Strides::clash) {
+          fail(ExitCode::config,
+               "a band cannot be cut by runs of different strides: queries from token ",
+               q.run.first, " by ", q.run.stride, ", keys from token ", k.run.first, " by ",
+               k.run.stride, "; use one layout for queries and keys");
+        }
+        if (band.q_begin < band.q_end) bands.push_back(band);
+        return false;
+      },
+      [&] {  // few at a time: nearly always this leaves all of them sorted
+        std::sort(bands.begin() + static_cast<std::ptrdiff_t>(sorted), bands.end(), before);
+        sorted = bands.size();
+      });
   return joined(std::move(bands));
 }
 
+bool any_visible(const Mask& mask, const TokenIndex& queries, const TokenIndex& keys) {
+  return visit_cuts(
+      mask, queries, keys,
+      [](const Slice& slice, const PlacedRun& q, const PlacedRun& k) {
+        Slice band;
+        return cut_runs(slice, q, k, band) == Strides::clash || band.q_begin < band.q_end;
+      },
+      [] {});
+}
+
+std::vector<Slice> cut(const Mask& mask, std::span<const Run> q_runs, std::span<const Run> k_runs) {
+  return cut(mask, TokenIndex(q_runs), TokenIndex(k_runs));
+}
 bool any_visible(const Mask& mask, std::span<const Run> q_runs, std::span<const Run> k_runs) {
-  if (glimpse(mask, q_runs, k_runs)) return true;
-  return visit_cuts(mask, RunIndex(q_runs), RunIndex(k_runs),
-                    [](const Slice& slice, const PlacedRun& q, const PlacedRun& k) {
-                      Slice band;
-                      return cut_runs(slice, q, k, band) == Strides::clash ||
-                             band.q_begin < band.q_end;
-                    });
+  return any_visible(mask, TokenIndex(q_runs), TokenIndex(k_runs));
 }
 
 }  // namespace longhaul::attention

@@ -52,6 +52,27 @@ std::int64_t area_below(const Slice& s, std::int64_t hi) {
          triangle(edge - 1 - keys);
 }
 
+/// The first number in [from, end) for which `test` is true, or `end`, where it is true from some
+/// number on. Steps that double, then a binary search: quick where the answer is near `from`.
+template <class Test>
+std::int64_t first_true(std::int64_t from, std::int64_t end, const Test& test) {
+  std::int64_t step = 1;
+  while (from < end && !test(std::min(from + step, end) - 1)) {
+    from += step;
+    step *= 2;
+  }
+  std::int64_t last = std::min(from + step, end);  // true at last - 1, or last is the end
+  while (from < last) {
+    const std::int64_t middle = from + (last - from) / 2;
+    if (test(middle)) {
+      last = middle;
+    } else {
+      from = middle + 1;
+    }
+  }
+  return std::min(from, end);
+}
+
 struct Entry {
   Slice slice;        // tightened
   std::size_t index;  // in the caller's list
@@ -246,21 +267,24 @@ std::uint64_t Mask::digest() const {
 }
 
 std::span<const Slice> Mask::slices_near(std::int64_t q_begin, std::int64_t q_end,
-                                         std::int64_t k_begin, std::int64_t k_end) const {
-  const auto above = [](const std::vector<std::int64_t>& ends, std::int64_t value) {
-    return std::upper_bound(ends.begin(), ends.end(), value) - ends.begin();
+                                         std::int64_t k_begin, std::int64_t k_end,
+                                         std::int64_t from) const {
+  const auto count = static_cast<std::int64_t>(slices_.size());
+  const auto at = [](const auto& list, std::int64_t i) {
+    return list[static_cast<std::size_t>(i)];
   };
-  const auto first = std::max(above(q_end_so_far_, q_begin), above(k_end_so_far_, k_begin));
-  const auto by_query =
-      std::lower_bound(slices_.begin(), slices_.end(), q_end,
-                       [](const Slice& s, std::int64_t end) { return s.q_begin < end; }) -
-      slices_.begin();
-  const auto by_key =
-      std::lower_bound(k_begin_from_here_.begin(), k_begin_from_here_.end(), k_end) -
-      k_begin_from_here_.begin();
-  const auto last = std::min(by_query, by_key);
-  if (first >= last) return {};
+  const std::int64_t by_key =
+      first_true(from, count, [&](std::int64_t i) { return at(k_end_so_far_, i) > k_begin; });
+  const std::int64_t first = first_ending_after(q_begin, by_key);
+  const std::int64_t last = first_true(first, count, [&](std::int64_t i) {
+    return at(slices_, i).q_begin >= q_end || at(k_begin_from_here_, i) >= k_end;
+  });
   return {slices_.data() + first, static_cast<std::size_t>(last - first)};
+}
+
+std::int64_t Mask::first_ending_after(std::int64_t q, std::int64_t from) const {
+  return first_true(from, static_cast<std::int64_t>(slices_.size()),
+                    [&](std::int64_t i) { return q_end_so_far_[static_cast<std::size_t>(i)] > q; });
 }
 
 }  // namespace longhaul::attention

@@ -71,11 +71,15 @@ class Mask {
     return tokens_ == other.tokens_ && slices_ == other.slices_;
   }
 
-  /// The slices that may meet the queries [q_begin, q_end) and keys [k_begin, k_end), by binary
-  /// search: all that do lie in the returned part of slices(). Exact for masks whose keys rise with
-  /// their queries.
+  /// The slices that may meet the queries [q_begin, q_end) and keys [k_begin, k_end): all that do
+  /// lie in the returned part of slices(). Exact for masks whose keys rise with their queries.
+  /// `from`: where a search for the same keys and no later queries began. Cost: logarithmic in the
+  /// distance from there and in the slices found.
   std::span<const Slice> slices_near(std::int64_t q_begin, std::int64_t q_end, std::int64_t k_begin,
-                                     std::int64_t k_end) const;
+                                     std::int64_t k_end, std::int64_t from = 0) const;
+  /// The number of the first slice, from number `from`, such that it or one before it ends after
+  /// query q.
+  std::int64_t first_ending_after(std::int64_t q, std::int64_t from) const;
 
  private:
   Mask(std::int64_t tokens, std::vector<Slice> slices);

@@ -1,8 +1,11 @@
 #include "launch/attention.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 
 #include "attention/block.h"
 #include "launch/attention_case.h"
@@ -17,6 +20,7 @@
 #include "runtime/comm/nccl.h"
 #include "runtime/cores.h"
 #include "runtime/error.h"
+#include "runtime/metrics.h"
 
 namespace longhaul::launch {
 namespace {
@@ -197,8 +201,39 @@ std::vector<float> gather_rows(Communicator& world, const Replay& replay,
   return global;
 }
 
+/// The node of each rank: equal hosts are one, or as `ranks_per_node` says.
+std::vector<int> nodes_of_ranks(Communicator& world, const std::string& host, int ranks_per_node) {
+  if (ranks_per_node > 0) return parallel::nodes_in_order(world.size(), ranks_per_node);
+  std::map<std::string, int> numbers;
+  std::vector<int> nodes;
+  for (const std::string& other :
+       runtime::gather_texts(world, host, Stream::cpu("hosts"), runtime::deadline_in(3600)))
+    nodes.push_back(numbers.emplace(other, static_cast<int>(numbers.size())).first->second);
+  return nodes;
+}
+
+void print_summary(const AttentionOptions& options, const AttentionResult& result) {
+  parallel::LinkBytes sum;
+  for (const parallel::LinkBytes& bytes : result.link_bytes) {
+    sum.within_nodes += bytes.within_nodes;
+    sum.between_nodes += bytes.between_nodes;
+  }
+  const int nodes = *std::ranges::max_element(result.nodes) + 1;
+  fmt::print(
+      "{} over {}, mask {}, {} ranks on {} {}: {} bytes sent within nodes, {} between; {:.4f} s\n",
+      options.scheme, options.layout, options.mask.name, result.nodes.size(), nodes,
+      nodes == 1 ? "node" : "nodes", runtime::grouped(sum.within_nodes),
+      runtime::grouped(sum.between_nodes), result.seconds);
+}
+
+/// What rank 0 leaves behind.
+void tell(const AttentionOptions& options, const Replay& replay, const AttentionResult& result) {
+  write_attention_result(options.output_path, replay.input, result, options.scheme, options.layout);
+  print_summary(options, result);
+}
+
 /// Runs one rank; the result is complete on rank 0.
-AttentionResult run_rank(const Replay& replay, Communicator& world,
+AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communicator& world,
                          std::unique_ptr<Communicator> context, const Stream& compute) {
   const AttentionCase& in = replay.input;
   const attention::Scoring& scoring = replay.scoring;
@@ -262,12 +297,18 @@ AttentionResult run_rank(const Replay& replay, Communicator& world,
         result.dsinks[head] += static_cast<float>(rank[head]);
     }
   }
-  for (const auto& rank :
-       runtime::gather_numbers(world, {static_cast<double>(attention.sent_bytes()), seconds}, host,
-                               runtime::deadline_in(3600))) {
+  const parallel::LinkBytes links = parallel::link_bytes(attention.sent_to(), world.rank(), nodes);
+  for (const auto& rank : runtime::gather_numbers(
+           world,
+           {static_cast<double>(attention.sent_bytes()), static_cast<double>(links.within_nodes),
+            static_cast<double>(links.between_nodes), seconds},
+           host, runtime::deadline_in(3600))) {
     result.sent_bytes.push_back(static_cast<std::int64_t>(rank[0]));
-    result.seconds = std::max(result.seconds, rank[1]);
+    result.link_bytes.push_back(
+        {static_cast<std::int64_t>(rank[1]), static_cast<std::int64_t>(rank[2])});
+    result.seconds = std::max(result.seconds, rank[3]);
   }
+  result.nodes = std::move(nodes);
   result.area = replay.area;
   return result;
 }
@@ -308,11 +349,10 @@ int run_loopback_ranks(const AttentionOptions& options) {
       [&](std::unique_ptr<Communicator> world) {
         const Stream compute = compute_stream(options, world->rank(), world->size());
         auto context = world->split(0, world->rank(), "context");
-        const AttentionResult result = run_rank(replay, *world, std::move(context), compute);
-        if (world->rank() == 0) {
-          write_attention_result(options.output_path, replay.input, result, options.scheme,
-                                 options.layout);
-        }
+        const int per_node = options.ranks_per_node > 0 ? options.ranks_per_node : ranks;
+        const AttentionResult result = run_rank(replay, parallel::nodes_in_order(ranks, per_node),
+                                                *world, std::move(context), compute);
+        if (world->rank() == 0) tell(options, replay, result);
       });
   return 0;
 }
@@ -338,10 +378,10 @@ int run_process(const AttentionOptions& options) {
     } else {
       context = world->split(0, world->rank(), "context");
     }
-    const AttentionResult result = run_rank(replay, *world, std::move(context), compute);
-    if (session.rank() == 0)
-      write_attention_result(options.output_path, replay.input, result, options.scheme,
-                             options.layout);
+    const AttentionResult result =
+        run_rank(replay, nodes_of_ranks(*world, session.host_name(), options.ranks_per_node),
+                 *world, std::move(context), compute);
+    if (session.rank() == 0) tell(options, replay, result);
   }
   session.close();
   return 0;

@@ -11,9 +11,9 @@ namespace longhaul::launch {
 struct AttentionOptions {
   std::string case_path;  ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, sinks, scale and
                           ///< what the mask takes
-  std::string output_path;  ///< HDF5: out, lse, dq, dk, dv in global token order, sent_bytes, area
+  std::string output_path;  ///< HDF5: out, lse, dq, dk, dv in global token order, bytes, area
   std::string scheme = "ring";
-  std::string degrees;  ///< "outer=2,inner=4"
+  std::string degrees = "auto";  ///< or "outer=2,inner=4"
   std::string nesting = "heads_inside", around = "ring", backward = "auto";
   std::string layout = "zigzag";
   MaskRequest mask;
@@ -24,6 +24,8 @@ struct AttentionOptions {
   std::string communicator = "mpi";
   int ranks =
       0;  ///< of a loopback run (0: 1); under mpi and nccl it must be the launcher's, if given
+  /// Ranks [0, n), [n, 2n), ... count as nodes; 0: those whose hosts MPI says are one.
+  int ranks_per_node = 0;
   std::string device = "cpu";
   double timeout_seconds = 300;
 };

@@ -185,6 +185,15 @@ void write_attention_result(const std::string& path, const AttentionCase& input,
   }
   const auto ranks = static_cast<std::int64_t>(result.sent_bytes.size());
   file.write<std::int64_t>("sent_bytes", {ranks}, result.sent_bytes);
+  std::vector<std::int64_t> within, between;
+  for (const parallel::LinkBytes& bytes : result.link_bytes) {
+    within.push_back(bytes.within_nodes);
+    between.push_back(bytes.between_nodes);
+  }
+  file.write<std::int64_t>("sent_bytes_within_nodes", {ranks}, within);
+  file.write<std::int64_t>("sent_bytes_between_nodes", {ranks}, between);
+  file.write<std::int64_t>("node", {ranks},
+                           std::vector<std::int64_t>(result.nodes.begin(), result.nodes.end()));
   file.write<std::int64_t>("area", {ranks}, result.area);
   file.set_attribute("scheme", scheme);
   file.set_attribute("layout", layout);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/named_masks.h"
+#include "parallel/schedule.h"
 
 namespace longhaul::launch {
 
@@ -41,6 +42,8 @@ struct AttentionResult {
   std::vector<float> out, lse, dq, dk, dv;
   std::vector<float> dsinks;             ///< [H]; empty without sinks
   std::vector<std::int64_t> sent_bytes;  ///< per rank: payload to others, forward and backward
+  std::vector<parallel::LinkBytes> link_bytes;  ///< those bytes by link class
+  std::vector<int> nodes;                       ///< of each rank, from 0
   std::vector<std::int64_t> area;  ///< per rank: (query, key) pairs of its queries; of one head, or
                                    ///< of all where their masks differ
   double seconds = 0;              ///< of the slowest rank, forward and backward

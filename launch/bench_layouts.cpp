@@ -102,49 +102,12 @@ double largest_over_mean(const std::vector<std::int64_t>& values) {
   return largest(values) == 0 ? 1 : static_cast<double>(largest(values)) / mean(values);
 }
 
-/// Keys of other ranks that some query of the rank sees.
-std::int64_t foreign_keys(const Mask& mask, const std::vector<Run>& runs) {
-  struct Range {
-    std::int64_t begin, end;
-  };
-  std::vector<Range> seen;
-  const auto look = [&](std::int64_t begin, std::int64_t end) {
-    for (const Slice& slice : mask.slices_near(begin, end, 0, mask.tokens())) {
-      // The keys of neighbouring rows overlap or touch, so a piece of a slice sees one range.
-      const Slice piece = intersect(slice, {begin, end, 0, mask.tokens()});
-      if (piece.k_begin < piece.k_end) seen.push_back({piece.k_begin, piece.k_end});
-    }
-  };
-  for (const Run& run : runs) {
-    if (run.stride == 1) {
-      look(run.first, run.first + run.count);
-    } else {
-      for (std::int64_t i = 0; i < run.count; ++i)
-        look(run.first + i * run.stride, run.first + i * run.stride + 1);
-    }
-  }
-  std::ranges::sort(seen, {}, &Range::begin);
-  std::vector<Range> joined;
-  for (const Range& range : seen) {
-    if (!joined.empty() && range.begin <= joined.back().end) {
-      joined.back().end = std::max(joined.back().end, range.end);
-    } else {
-      joined.push_back(range);
-    }
-  }
-  std::int64_t keys = 0;
-  for (const Range& range : joined) keys += range.end - range.begin;
-  const auto before = [](const Run& run, std::int64_t token) {  // tokens of the run before it
-    return std::clamp((token - run.first + run.stride - 1) / run.stride, std::int64_t{0},
-                      run.count);
-  };
-  for (const Run& run : runs) {
-    const std::int64_t end = run.first + (run.count - 1) * run.stride + 1;
-    for (auto range = std::ranges::upper_bound(joined, run.first, {}, &Range::end);
-         range != joined.end() && range->begin < end; ++range)
-      keys -= before(run, range->end) - before(run, range->begin);
-  }
-  return keys;
+/// Bytes that each rank sends under a scheme.
+std::vector<std::int64_t> sent_bytes(const parallel::SchemeInputs& inputs) {
+  std::vector<std::int64_t> sent;
+  for (const parallel::Program& program : build_schedule(inputs).programs)
+    sent.push_back(count(program, inputs.shapes).sent_bytes);
+  return sent;
 }
 
 /// Tiles of the rank's queries against each rank's keys in which anything is visible.
@@ -186,25 +149,24 @@ void measure(const BenchLayoutsOptions& options, LayoutKind kind, const Mask& ma
 
   const parallel::Shapes shapes{options.heads, options.kv_heads, options.head_dim, options.head_dim,
                                 runtime::DType::bfloat16};
-  std::vector<std::int64_t> rows, tile_counts, needed;
+  std::vector<std::int64_t> rows, tile_counts;
   for (int rank = 0; rank < options.ranks; ++rank) {
     rows.push_back(layout.rows(rank));
     tile_counts.push_back(tiles(mask, layout, rank));
-    needed.push_back(foreign_keys(mask, layout.runs(rank)) * options.kv_heads *
-                     cell_bytes(parallel::SlotKind::kv, shapes));
   }
   row.row_difference =
       std::max(row.row_difference, largest(rows) - *std::ranges::min_element(rows));
   row.tiles += std::accumulate(tile_counts.begin(), tile_counts.end(), std::int64_t{0});
   row.tiles_worst = std::max(row.tiles_worst, largest_over_mean(tile_counts));
-  row.needed_sum += mean(needed);
 
+  // Group-cast sends each rank the keys and values that its queries see, and nothing else.
+  parallel::SchemeInputs cast{mask, layout, shapes};
+  cast.options.name = "group_cast";
+  row.needed_sum += mean(sent_bytes(cast));
   for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
     parallel::SchemeInputs inputs{mask, layout, shapes, direction};
     inputs.options.name = options.scheme;
-    std::vector<std::int64_t> sent;
-    for (const parallel::Program& program : build_schedule(inputs).programs)
-      sent.push_back(count(program, shapes).sent_bytes);
+    const std::vector<std::int64_t> sent = sent_bytes(inputs);
     const bool forward = direction == parallel::Direction::forward;
     std::int64_t& most = forward ? row.forward_most : row.backward_most;
     most = std::max(most, largest(sent));

@@ -75,6 +75,8 @@ void add_inspect(CLI::App& app, Action& action) {
   verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint")->required();
 }
 
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 40;  // as in a configuration
+
 /// "(of full_window, causal_window)": the masks that take a number.
 std::string masks_with(attention::MaskInput number) {
   std::string names;
@@ -91,16 +93,20 @@ void add_mask(CLI::App* verb, MaskRequest& mask) {
   verb->add_option("--mask", mask.name, names)->capture_default_str();
   using enum attention::MaskInput;
   attention::MaskNumbers& n = mask.numbers;
+  // What is no number of tokens is told by the mask; a longer run of digits would be cut short.
+  const auto tokens = CLI::Range(-kMostTokens, kMostTokens);
   verb->add_option("--window", n.window,
-                   "Tokens that a query sees on a side, itself included" + masks_with(window));
+                   "Tokens that a query sees on a side, itself included" + masks_with(window))
+      ->check(tokens);
   verb->add_option("--prefix", n.prefix,
                    "First tokens that are the prefix of the sequence, or the prefix or question of "
                    "each document" +
-                       masks_with(prefix));
-  verb->add_option(
-      "--global", n.global,
-      "First tokens that see everything and that everything sees" + masks_with(global));
-  verb->add_option("--block", n.block, "Tokens in a block" + masks_with(block));
+                       masks_with(prefix))
+      ->check(tokens);
+  verb->add_option("--global", n.global,
+                   "First tokens that see everything and that everything sees" + masks_with(global))
+      ->check(tokens);
+  verb->add_option("--block", n.block, "Tokens in a block" + masks_with(block))->check(tokens);
 }
 
 void add_attention(CLI::App& app, Action& action) {
@@ -116,7 +122,8 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--scheme", options->scheme, "Context-parallel scheme; see validate --legality")
       ->capture_default_str();
   verb->add_option("--degrees", options->degrees,
-                   "double_ring, usp: ranks outside and inside, as outer=2,inner=4");
+                   "Of double_ring, usp: ranks outside and inside, as outer=2,inner=4, or auto")
+      ->capture_default_str();
   verb->add_option("--nesting", options->nesting, "usp: heads_inside or ring_inside")
       ->capture_default_str();
   verb->add_option("--around", options->around, "usp: ring, burst or double_ring")
@@ -139,6 +146,10 @@ void add_attention(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--ranks", options->ranks,
                    "Ranks of a loopback run; under mpirun, what it must have started")
+      ->check(CLI::Range(1, 1 << 20));
+  verb->add_option("--ranks-per-node", options->ranks_per_node,
+                   "Count bytes as if so many ranks, one after another, made up a node; without it "
+                   "a host is a node")
       ->check(CLI::Range(1, 1 << 20));
   verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();

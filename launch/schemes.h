@@ -1,12 +1,12 @@
 #pragma once
-// The attention schemes that a configuration asks for, and what is legal.
+// The attention schemes that a configuration asks for.
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "parallel/schemes/scheme.h"
-#include "runtime/config/config.h"
+#include "runtime/config/draft.h"
 
 namespace longhaul::launch {
 
@@ -20,16 +20,14 @@ struct SchemeChange {
   std::int64_t step = 1;
   parallel::SchemeOptions scheme;
 };
-/// In step order; the first is of step 1. Throws Error(config) naming the part of
-/// context_parallel_switch that is wrong.
+/// In step order; the first is of step 1. Of a configuration that check_schemes() found nothing
+/// wrong with.
 std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config);
 
-/// Throws Error(config), with the reason and the nearest legal choice, where a scheme of the run
-/// does not suit its ranks, heads, layout or mask; while the context degree is -1, what depends on
-/// it is left out.
-void check_schemes(const runtime::TrainConfig& config);
-
-/// Markdown: every scheme x mask x layout, and the rules on heads and ranks.
-std::string legality_table();
+/// Adds to the draft what is wrong with the schemes of the run, each at the key to blame: texts of
+/// options, changes between steps, options that no scheme has a use for, and schemes that do not
+/// suit ranks, heads, layout or mask, with the reason and the nearest legal choice. What is not
+/// known, such as a context degree of -1, is taken to suit: check again once it is.
+void check_schemes(runtime::ConfigDraft& draft);
 
 }  // namespace longhaul::launch

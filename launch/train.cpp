@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <set>
 #include <sstream>
 
+#include "launch/config.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "models/flops.h"
@@ -36,6 +38,7 @@ std::string flight_folder(const TrainConfig& config) { return config.job.output_
 struct Place {
   int local_rank = 0, local_size = 1;
   std::string host;
+  std::string communicator;  ///< see RunHeader
 };
 
 int threads_of(const TrainConfig& config, const Place& place) {
@@ -62,10 +65,11 @@ double measure_peak_flops(Communicator& world, const Place& place, const runtime
 /// The corpus and what the configuration makes of it; a contradiction shows before anything is
 /// written.
 struct TrainingData {
-  explicit TrainingData(const TrainConfig& config)
-      : corpus(runtime::Corpus::open(config.data.corpus)),
-        vocab_size(model_vocabulary(config, corpus.info())),
-        sequences(corpus, config.training.seq_len, static_cast<std::uint64_t>(config.debug.seed)) {}
+  explicit TrainingData(runtime::ConfigDraft& draft)
+      : corpus(open_corpus(draft)),
+        vocab_size(model_vocabulary(draft.config, corpus.info())),
+        sequences(corpus, draft.config.training.seq_len,
+                  static_cast<std::uint64_t>(draft.config.debug.seed)) {}
   TrainingData(const TrainingData&) = delete;  // sequences refers to corpus
   TrainingData& operator=(const TrainingData&) = delete;
 
@@ -104,6 +108,10 @@ void print_start(const runtime::RunHeader& header, const TrainConfig& config,
               header.grid.data, header.grid.context,
               config.parallelism.context_parallel_scheme.c_str(),
               config.parallelism.context_parallel_layout.c_str(), mask_text(config.data).c_str());
+  const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
+  std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
+              hosts.size() == 1 ? "host" : "hosts",
+              header.communicator.substr(0, header.communicator.find(',')).c_str());
   std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank\n",
               runtime::grouped(config.training.tokens_per_step).c_str(),
               runtime::grouped(config.training.seq_len).c_str(), header.accumulation_steps,
@@ -215,6 +223,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   runtime::RunHeader header = run_header(config, data.corpus, trainer);
   if (world.rank() == 0) header.unigram_entropy = data.corpus.unigram_entropy();
   header.peak_flops = measure_peak_flops(world, place, stream);
+  header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   std::unique_ptr<Reporter> reporter;
   if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, config, resumed_step);
@@ -307,7 +316,7 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   }
   std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
-    const Place place{world->rank(), world->size(), host_name()};
+    const Place place{world->rank(), world->size(), host_name(), "loopback"};
     std::unique_ptr<Trainer> trainer;
     const auto rank = static_cast<std::size_t>(world->rank());
     codes[rank] = start_rank(config, data, *world, place, recorders[rank].get(), trainer);
@@ -328,7 +337,8 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   }
 }
 
-int train_mpi(TrainConfig config, const TrainingData& data) {
+int train_mpi(runtime::ConfigDraft& draft, const TrainingData& data) {
+  TrainConfig& config = draft.config;
   runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
   runtime::check_launcher(
       runtime::process_environment(),
@@ -336,6 +346,8 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
   try {
     config.parallelism.context_parallel_degree =
         runtime::resolve_grid(config.parallelism, session.size()).context;
+    check_schemes(draft);  // what depends on the number of ranks
+    draft.check();
   } catch (const Error&) {
     // Should this rank's configuration be the odd one out, that is what to tell.
     check_common_ground(config, data, *session.world());
@@ -345,7 +357,8 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
   std::unique_ptr<Communicator> world = session.world(recorder.get());
   std::unique_ptr<Trainer> trainer;
   try {
-    const Place place{session.local_rank(), session.local_size(), session.host_name()};
+    const Place place{session.local_rank(), session.local_size(), session.host_name(),
+                      session.library_version()};
     const int code = start_rank(config, data, *world, place, recorder.get(), trainer);
     trainer.reset();
     world.reset();
@@ -365,11 +378,10 @@ int train_mpi(TrainConfig config, const TrainingData& data) {
 
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
-  TrainConfig config = runtime::load_config(options.config_path, options.overrides);
-  check_schemes(config);
-  const TrainingData data(config);
-  if (config.comm.backend == "mpi") return train_mpi(config, data);
-  return train_loopback(config, data);
+  runtime::ConfigDraft draft = load_config(options.config_path, options.overrides);
+  const TrainingData data(draft);
+  if (draft.config.comm.backend == "mpi") return train_mpi(draft, data);
+  return train_loopback(draft.config, data);
 }
 
 }  // namespace longhaul::launch

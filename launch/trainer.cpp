@@ -57,17 +57,6 @@ models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_
   return llama;
 }
 
-std::int64_t model_vocabulary(const runtime::TrainConfig& config,
-                              const runtime::CorpusInfo& corpus) {
-  const std::int64_t vocab_size = config.model.vocab_size.value_or(corpus.vocabulary_size);
-  if (vocab_size < corpus.vocabulary_size) {
-    fail(ExitCode::config, "model.vocab_size = ", vocab_size, " is less than the vocabulary of ",
-         corpus.path.string(), ", ", corpus.vocabulary_size,
-         "; raise it, or leave it out to take the corpus's");
-  }
-  return vocab_size;
-}
-
 Trainer::Trainer(TrainerInputs inputs, Communicator& world)
     : inputs_(std::move(inputs)),
       grid_(grid_shape(inputs_.config)),
@@ -79,7 +68,6 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       compute_(runtime::Stream::cpu("compute", inputs_.threads)),
       gradient_stream_(runtime::Stream::cpu("gradients")) {
   const runtime::TrainConfig& config = inputs_.config;
-  check_schemes(config);
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
   control_comm_ = grid_.split(world, {data, context}, "control");

@@ -46,8 +46,8 @@ struct StepResult {
 
 class Trainer {
  public:
-  /// Collective over `world`, whose size is the grid's. Throws Error(config) for what cannot be
-  /// trained.
+  /// Collective over `world`, whose size is the grid's. The configuration is one that load_config()
+  /// found nothing wrong with.
   Trainer(TrainerInputs inputs, runtime::Communicator& world);
   ~Trainer();
 
@@ -102,10 +102,5 @@ class Trainer {
 
 /// The model of a configuration, with the vocabulary filled in.
 models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_t vocab_size);
-
-/// model.vocab_size, or the corpus's. Throws Error(config) when the model's is too small for the
-/// corpus.
-std::int64_t model_vocabulary(const runtime::TrainConfig& config,
-                              const runtime::CorpusInfo& corpus);
 
 }  // namespace longhaul::launch

@@ -1,10 +1,11 @@
 #include "launch/validate.h"
-#include "launch/schemes.h"
 
 #include <fmt/format.h>
 
 #include <cstdio>
 
+#include "launch/config.h"
+#include "launch/legality.h"
 #include "launch/trainer.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
@@ -70,10 +71,9 @@ int run_validate(const ValidateOptions& options) {
   if (options.config_path.empty()) {
     fail(ExitCode::usage, "validate needs a CONFIG (or --keys, or --legality)");
   }
-  const TrainConfig config =
-      runtime::load_config(options.config_path, options.overrides, options.ranks);
-  check_schemes(config);
-  const runtime::Corpus opened = runtime::Corpus::open(config.data.corpus);
+  runtime::ConfigDraft draft = load_config(options.config_path, options.overrides, options.ranks);
+  const TrainConfig& config = draft.config;
+  const runtime::Corpus opened = open_corpus(draft);
   const runtime::CorpusInfo& corpus = opened.info();
   const std::int64_t vocabulary = model_vocabulary(config, corpus);
   const runtime::Sequences sequences(opened, config.training.seq_len,

@@ -24,8 +24,8 @@ Builder::Builder(int rank, int channels)
 
 View Builder::add_slot(Slot slot) {
   const View view{static_cast<int>(program_.slots.size()), 0, slot.rows, 0, slot.heads};
+  past_.emplace_back(slot.heads);
   program_.slots.push_back(std::move(slot));
-  past_.emplace_back();
   return view;
 }
 
@@ -133,14 +133,51 @@ void Builder::transfer(int channel, std::vector<Message> sends, std::vector<Mess
   append(Transfer{std::move(sends), std::move(receives)}, channel + 1);
 }
 
-void Builder::collect_dependencies(const std::vector<Access>& step_accesses,
-                                   std::vector<int>& dependencies) const {
-  for (const Access& access : step_accesses) {
-    for (const Past& past : past_[static_cast<std::size_t>(access.view.slot)]) {
-      if ((access.write || past.write) && overlaps(access.view, past.view))
-        dependencies.push_back(past.step);
+Builder::Past::Segments::iterator Builder::Past::split(std::int64_t row) {
+  const auto next = segments_.upper_bound(row);
+  const auto at = std::prev(next);
+  return at->first == row ? at : segments_.emplace_hint(next, row, at->second);
+}
+
+void Builder::Past::add(const Access& access, int step) {
+  const View& v = access.view;
+  if (v.rows() == 0 || v.heads() == 0) return;
+  const Entry entry{v.head_begin, v.head_end, access.write, step};
+  const auto last = split(v.row_end);
+  auto first = split(v.row_begin);
+  if (access.write && v.heads() == heads_) {  // nothing older is left of these rows
+    first->second.assign(1, entry);
+    segments_.erase(std::next(first), last);
+    return;
+  }
+  for (; first != last; ++first) {
+    // What a write covers is ordered before it: waiting for the write is enough.
+    if (access.write) {
+      std::erase_if(first->second, [&](const Entry& e) {
+        return v.head_begin <= e.head_begin && e.head_end <= v.head_end;
+      });
+    }
+    first->second.push_back(entry);
+  }
+}
+
+void Builder::Past::conflicts(const Access& access, std::vector<int>& steps) const {
+  const View& v = access.view;
+  if (v.rows() == 0) return;
+  for (auto at = std::prev(segments_.upper_bound(v.row_begin));
+       at != segments_.end() && at->first < v.row_end; ++at) {
+    for (const Entry& entry : at->second) {
+      if ((access.write || entry.write) && v.head_begin < entry.head_end &&
+          entry.head_begin < v.head_end)
+        steps.push_back(entry.step);
     }
   }
+}
+
+void Builder::collect_dependencies(const std::vector<Access>& step_accesses,
+                                   std::vector<int>& dependencies) const {
+  for (const Access& access : step_accesses)
+    past_[static_cast<std::size_t>(access.view.slot)].conflicts(access, dependencies);
   std::ranges::sort(dependencies, std::greater<>());
   const auto repeated = std::ranges::unique(dependencies);
   dependencies.erase(repeated.begin(), repeated.end());
@@ -148,19 +185,40 @@ void Builder::collect_dependencies(const std::vector<Access>& step_accesses,
 
 void Builder::remember(const std::vector<Access>& step_accesses, int step) {
   for (const Access& access : step_accesses) {
-    if (program_.slots[static_cast<std::size_t>(access.view.slot)].role == Role::input) continue;
-    auto& past = past_[static_cast<std::size_t>(access.view.slot)];
-    // A write that covers an older access is ordered after it: waiting for the write is enough.
-    if (access.write)
-      std::erase_if(past, [&](const Past& p) { return covers(access.view, p.view); });
-    past.push_back({access.view, access.write, step});
+    const auto slot = static_cast<std::size_t>(access.view.slot);
+    if (program_.slots[slot].role != Role::input) past_[slot].add(access, step);
   }
 }
+
+namespace {
+
+/// The accesses of an operation, with neighbouring rows as one: the views of a message often lie
+/// back to back, or repeat.
+std::vector<Access> joined_accesses(const Operation& operation) {
+  std::vector<Access> all = accesses(operation);
+  std::size_t kept = 0;
+  for (const Access& access : all) {
+    if (kept > 0) {
+      Access& last = all[kept - 1];
+      const View &a = last.view, &b = access.view;
+      if (a.slot == b.slot && last.write == access.write && a.head_begin == b.head_begin &&
+          a.head_end == b.head_end && a.row_begin <= b.row_begin && b.row_begin <= a.row_end) {
+        last.view.row_end = std::max(a.row_end, b.row_end);
+        continue;
+      }
+    }
+    all[kept++] = access;
+  }
+  all.resize(kept);
+  return all;
+}
+
+}  // namespace
 
 void Builder::append(Operation operation, int stream) {
   LONGHAUL_CHECK(0 <= stream && stream < streams_, "stream ", stream, " of ", streams_);
   const int index = static_cast<int>(program_.steps.size());
-  const std::vector<Access> step_accesses = accesses(operation);
+  const std::vector<Access> step_accesses = joined_accesses(operation);
   std::vector<int> dependencies;
   collect_dependencies(step_accesses, dependencies);
 

@@ -3,6 +3,7 @@
 // stream; the builder derives what each step waits for from its accesses. Waits are never written
 // by hand.
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -51,10 +52,26 @@ class Builder {
   Program finish() &&;
 
  private:
-  struct Past {  // an access that a later step may have to wait for
-    View view;
-    bool write = false;
-    int step = 0;
+  /// The accesses of a slot that a later step may have to wait for, by rows: each segment of rows,
+  /// up to where the next one begins, has those of its own.
+  class Past {
+   public:
+    explicit Past(int heads) : heads_(heads) {}
+    void add(const Access& access, int step);
+    /// Appends the steps that conflict with the access.
+    void conflicts(const Access& access, std::vector<int>& steps) const;
+
+   private:
+    struct Entry {
+      int head_begin, head_end;
+      bool write;
+      int step;
+    };
+    using Segments = std::map<std::int64_t, std::vector<Entry>>;
+    Segments::iterator split(std::int64_t row);
+
+    int heads_;
+    Segments segments_ = {{0, {}}};
   };
   void append(Operation operation, int stream);
   void collect_dependencies(const std::vector<Access>& step_accesses,
@@ -64,7 +81,7 @@ class Builder {
   Program program_;
   int streams_;
   int phase_ = 0;
-  std::vector<std::vector<Past>> past_;  // per slot
+  std::vector<Past> past_;  // per slot
   std::vector<std::vector<int>>
       clocks_;             // per step: the last step of each stream that is complete once it is
   std::vector<int> last_;  // per stream: its last step

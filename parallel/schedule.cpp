@@ -151,6 +151,7 @@ std::vector<Access> accesses(const Operation& operation) {
                           all = {{c.src, false}, {c.dst, true}};
                         },
                         [&](const Transfer& t) {
+                          all.reserve(t.sends.size() + t.receives.size());
                           for (const Message& m : t.sends) {
                             for (const View& view : m.views) all.push_back({view, false});
                           }
@@ -193,13 +194,19 @@ Count count(const Program& program, const Shapes& shapes) {
   return total;
 }
 
-LinkBytes link_bytes(const std::map<int, std::int64_t>& sent_to, int rank, int ranks_per_node) {
+LinkBytes link_bytes(const std::map<int, std::int64_t>& sent_to, int rank,
+                     std::span<const int> node_of_rank) {
+  const auto node = [&](int of) { return node_of_rank[static_cast<std::size_t>(of)]; };
   LinkBytes bytes;
-  for (const auto& [peer, sent] : sent_to) {
-    const bool same_node = peer / ranks_per_node == rank / ranks_per_node;
-    (same_node ? bytes.within_nodes : bytes.between_nodes) += sent;
-  }
+  for (const auto& [peer, sent] : sent_to)
+    (node(peer) == node(rank) ? bytes.within_nodes : bytes.between_nodes) += sent;
   return bytes;
+}
+
+std::vector<int> nodes_in_order(int ranks, int ranks_per_node) {
+  std::vector<int> nodes;
+  for (int rank = 0; rank < ranks; ++rank) nodes.push_back(rank / ranks_per_node);
+  return nodes;
 }
 
 }  // namespace longhaul::parallel

@@ -188,11 +188,15 @@ struct Count {
 Count count(const Program& program, const Shapes& shapes);
 std::int64_t slot_bytes(const Slot& slot, const Shapes& shapes);
 
-/// Bytes by link class, when ranks [0, n), [n, 2n), ... share a node of n = `ranks_per_node`.
+/// Bytes by link class.
 struct LinkBytes {
   std::int64_t within_nodes = 0, between_nodes = 0;
   bool operator==(const LinkBytes&) const = default;
 };
-LinkBytes link_bytes(const std::map<int, std::int64_t>& sent_to, int rank, int ranks_per_node);
+/// `node_of_rank`: a number for each rank, equal where ranks share a node.
+LinkBytes link_bytes(const std::map<int, std::int64_t>& sent_to, int rank,
+                     std::span<const int> node_of_rank);
+/// Ranks [0, n), [n, 2n), ... share a node of n = `ranks_per_node`.
+std::vector<int> nodes_in_order(int ranks, int ranks_per_node);
 
 }  // namespace longhaul::parallel

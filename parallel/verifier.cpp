@@ -5,7 +5,9 @@
 #include <deque>
 #include <iterator>
 #include <map>
+#include <span>
 #include <tuple>
+#include <utility>
 
 #include "parallel/builder.h"
 #include "parallel/shadow.h"
@@ -130,7 +132,6 @@ class FormCheck {
   }
   void check(const Transfer& transfer) const {
     const int ranks = static_cast<int>(schedule_.programs.size());
-    std::vector<Access> views;
     for (const auto* side : {&transfer.sends, &transfer.receives}) {
       for (const Message& message : *side) {
         require(message.peer >= 0 && message.peer < ranks,
@@ -142,24 +143,39 @@ class FormCheck {
         }
       }
     }
-    for (const Message& message : transfer.receives) {
-      for (const View& v : message.views) views.push_back({v, true});
+    std::vector<View> sent, received;
+    for (const Message& message : transfer.sends)
+      sent.insert(sent.end(), message.views.begin(), message.views.end());
+    for (const Message& message : transfer.receives)
+      received.insert(received.end(), message.views.begin(), message.views.end());
+    disjoint(received);
+    std::ranges::sort(sent, {}, &View::slot);
+    for (const View& into : received) {
+      for (const View& from : std::ranges::equal_range(sent, into.slot, {}, &View::slot))
+        require(!overlaps(from, into), "a group sends what it receives into");
     }
-    for (const Message& message : transfer.sends) {
-      for (const View& v : message.views) views.push_back({v, false});
-    }
-    // In the order of their rows, a view overlaps none that begins at its end or later.
-    std::ranges::sort(views, [](const Access& a, const Access& b) {
-      return std::tie(a.view.slot, a.view.row_begin) < std::tie(b.view.slot, b.view.row_begin);
+  }
+  /// Views of the same rows follow one another by their heads: of those it is enough to compare
+  /// neighbours. Others overlap none that begins at their end or later.
+  void disjoint(std::vector<View>& views) const {
+    std::erase_if(views, [](const View& v) { return v.rows() == 0 || v.heads() == 0; });
+    const auto rows = [](const View& v) { return std::tie(v.slot, v.row_begin, v.row_end); };
+    std::ranges::sort(views, [&](const View& a, const View& b) {
+      return std::tuple_cat(rows(a), std::tie(a.head_begin)) <
+             std::tuple_cat(rows(b), std::tie(b.head_begin));
     });
+    auto next = views.begin();  // behind those of the same rows
     for (auto one = views.begin(); one != views.end(); ++one) {
-      for (auto other = one + 1; other != views.end() && other->view.slot == one->view.slot &&
-                                 other->view.row_begin < one->view.row_end;
-           ++other) {
-        if (!(one->write || other->write) || !overlaps(one->view, other->view)) continue;
-        require(false, one->write && other->write ? "receives of a group overlap"
-                                                  : "a group sends what it receives into");
-      }
+      if (one == next)
+        next = std::find_if(one, views.end(), [&](const View& v) { return rows(v) != rows(*one); });
+      const auto apart = [&](const View& other) {
+        require(!overlaps(*one, other), "receives of a group overlap");
+      };
+      if (one + 1 != next) apart(one[1]);
+      for (auto other = next;
+           other != views.end() && other->slot == one->slot && other->row_begin < one->row_end;
+           ++other)
+        apart(*other);
     }
   }
 
@@ -285,21 +301,21 @@ class SlotHistory {
 /// derivation.
 void check_hazards(const Program& program, int channels) {
   const auto streams = static_cast<std::size_t>(channels) + 1;
-  std::vector<std::vector<int>> done(
-      program.steps.size());  // per step: latest step of each stream before or at it
+  // Of each step, the latest step of each stream before or at it.
+  std::vector<int> done(program.steps.size() * streams, -1);
   std::vector<int> last(streams, -1);
   std::vector<SlotHistory> history;
   for (const Slot& slot : program.slots) history.emplace_back(slot.rows);
   for (int index = 0; index < static_cast<int>(program.steps.size()); ++index) {
     const Step& step = program.steps[static_cast<std::size_t>(index)];
-    std::vector<int> clock(streams, -1);
-    std::vector<int> before = step.waits;
-    if (last[static_cast<std::size_t>(step.stream)] >= 0)
-      before.push_back(last[static_cast<std::size_t>(step.stream)]);
-    for (const int earlier : before) {
+    const std::span clock(done.data() + static_cast<std::size_t>(index) * streams, streams);
+    const auto after = [&](int earlier) {
       for (std::size_t s = 0; s < streams; ++s)
-        clock[s] = std::max(clock[s], done[static_cast<std::size_t>(earlier)][s]);
-    }
+        clock[s] = std::max(clock[s], done[static_cast<std::size_t>(earlier) * streams + s]);
+    };
+    for (const int earlier : step.waits) after(earlier);
+    const int before = last[static_cast<std::size_t>(step.stream)];
+    if (before >= 0) after(before);
     const std::vector<Access> all = accesses(step.operation);
     for (const Access& access : all) {
       const auto require_ordered = [&](const SlotHistory::Past& past) {
@@ -321,7 +337,6 @@ void check_hazards(const Program& program, int channels) {
     }
     clock[static_cast<std::size_t>(step.stream)] = index;
     last[static_cast<std::size_t>(step.stream)] = index;
-    done[static_cast<std::size_t>(index)] = std::move(clock);
   }
 }
 
@@ -335,10 +350,7 @@ class Rehearsal {
       : units_(shadow_units(schedule, masks)), expected_(schedule, masks, units_) {
     for (const Program& program : schedule.programs)
       ranks_.emplace_back(program, schedule, expected_, units_);
-    const std::size_t pairs =
-        static_cast<std::size_t>(schedule.channels) * ranks_.size() * ranks_.size();
-    sends_.resize(pairs);
-    receives_.resize(pairs);
+    queues_.resize(static_cast<std::size_t>(schedule.channels) * ranks_.size() * ranks_.size());
   }
 
   void all() {
@@ -379,24 +391,17 @@ class Rehearsal {
     int rank, step;
     const Message* message;
   };
-  /// Messages of one channel between one pair of ranks that wait for their counterpart, in order.
-  class Waiting {
-   public:
-    bool empty() const { return first_ == posted_.size(); }
-    void push(const Posted& posted) { posted_.push_back(posted); }
-    Posted pop() {
-      const Posted posted = posted_[first_++];
-      if (empty()) {
-        posted_.clear();
-        first_ = 0;
-      }
-      return posted;
-    }
-
-   private:
-    std::vector<Posted> posted_;
-    std::size_t first_ = 0;
+  /// Messages of one channel between one pair of ranks that wait for their counterpart, in order:
+  /// sends or receives, never both. Numbers in waiting_.
+  struct Queue {
+    int first = kNone, last = kNone;
+    bool of_sends = false;
   };
+  struct Waiting {
+    Posted posted;
+    int next;
+  };
+  static constexpr int kNone = -1;
   /// Of a communication stream, sender and receiver.
   std::size_t pair_index(int stream, int sender, int receiver) const {
     const auto ranks = ranks_.size();
@@ -438,9 +443,9 @@ class Rehearsal {
     if (const auto* transfer = std::get_if<Transfer>(&step.operation)) {
       r.open_messages[i] = static_cast<int>(transfer->sends.size() + transfer->receives.size());
       for (const Message& m : transfer->receives)
-        post(receives_, sends_, pair_index(step.stream, m.peer, rank), {rank, index, &m}, false);
+        post(queues_[pair_index(step.stream, m.peer, rank)], {rank, index, &m}, false);
       for (const Message& m : transfer->sends)
-        post(sends_, receives_, pair_index(step.stream, rank, m.peer), {rank, index, &m}, true);
+        post(queues_[pair_index(step.stream, rank, m.peer)], {rank, index, &m}, true);
       r.complete[i] = r.open_messages[i] == 0;
       return r.complete[i];
     }
@@ -449,14 +454,34 @@ class Rehearsal {
     return true;
   }
 
-  void post(std::vector<Waiting>& own, std::vector<Waiting>& others, std::size_t pair,
-            const Posted& posted, bool is_send) {
-    if (others[pair].empty()) {
-      own[pair].push(posted);
+  void post(Queue& queue, const Posted& posted, bool is_send) {
+    if (queue.first == kNone || queue.of_sends == is_send) {
+      wait(queue, posted, is_send);
       return;
     }
-    const Posted other = others[pair].pop();
+    const int number =
+        std::exchange(queue.first, waiting_[static_cast<std::size_t>(queue.first)].next);
+    const Posted other = waiting_[static_cast<std::size_t>(number)].posted;
+    free_.push_back(number);
     is_send ? match(posted, other) : match(other, posted);
+  }
+
+  void wait(Queue& queue, const Posted& posted, bool is_send) {
+    int number = static_cast<int>(waiting_.size());
+    if (free_.empty()) {
+      waiting_.push_back({posted, kNone});
+    } else {
+      number = free_.back();
+      free_.pop_back();
+      waiting_[static_cast<std::size_t>(number)] = {posted, kNone};
+    }
+    if (queue.first == kNone) {
+      queue.first = number;
+    } else {
+      waiting_[static_cast<std::size_t>(queue.last)].next = number;
+    }
+    queue.last = number;
+    queue.of_sends = is_send;
   }
 
   void match(const Posted& send, const Posted& receive) {
@@ -508,7 +533,9 @@ class Rehearsal {
   const ExpectedSums expected_;
   std::deque<Rank> ranks_;
   std::deque<int> ready_;
-  std::vector<Waiting> sends_, receives_;  // by pair_index()
+  std::vector<Queue> queues_;  // by pair_index()
+  std::vector<Waiting> waiting_;
+  std::vector<int> free_;  // numbers in waiting_
 };
 
 }  // namespace

@@ -62,6 +62,7 @@ Json header_json(const RunHeader& header) {
                   {"tensor", header.grid.tensor},
                   {"pipeline", header.grid.pipeline}};
   json["hosts"] = header.hosts;
+  json["communicator"] = header.communicator;
   json["parameters"] = header.parameters;
   json["accumulation_steps"] = header.accumulation_steps;
   json["corpus"] = {

@@ -19,6 +19,7 @@ struct RunHeader {
   TrainConfig config;  ///< resolved
   GridShape grid;
   std::vector<std::string> hosts;  ///< one a rank
+  std::string communicator;        ///< what moves messages: MPI's own version line, or "loopback"
   std::int64_t parameters = 0;
   std::int64_t accumulation_steps = 0;
   std::string corpus_digest;

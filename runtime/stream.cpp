@@ -18,8 +18,6 @@ namespace longhaul::runtime {
 namespace detail {
 namespace {
 
-constexpr std::int64_t kAlignment = 64;
-
 class CpuEvent final : public EventImpl {
  public:
   explicit CpuEvent(std::string stream) : stream_(std::move(stream)) {}
@@ -149,84 +147,14 @@ class CpuStream final : public StreamImpl {
   std::thread worker_;  // last: starts when the rest is ready
 };
 
-std::atomic<std::int64_t> allocated_blocks{0};
-
 }  // namespace
-
-std::byte* Pool::allocate_block(std::int64_t bytes) const {
-  ++allocated_blocks;
-  if (pinned_) return pinned_allocate(bytes);
-  if (device_.kind == DeviceKind::cuda) return cuda_allocate(device_, bytes);
-  return static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes)));
-}
-
-void Pool::free_block(std::byte* data) const {
-  if (pinned_) {
-    pinned_free(data);
-  } else if (device_.kind == DeviceKind::cuda) {
-    cuda_free(device_, data);
-  } else {
-    std::free(data);
-  }
-}
-
-Pool::~Pool() {
-  for (const auto& [capacity, data] : free_) free_block(data);
-}
-
-std::byte* Pool::take(std::int64_t bytes) {
-  const std::int64_t wanted =
-      std::max<std::int64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-  std::lock_guard lock(mutex_);
-  std::byte* data = nullptr;
-  std::int64_t capacity = wanted;
-  const auto found = free_.lower_bound(wanted);
-  if (found != free_.end() && found->first <= wanted + wanted / 4) {
-    capacity = found->first;
-    data = found->second;
-    free_.erase(found);
-  } else {
-    data = allocate_block(wanted);
-    if (data == nullptr && !free_.empty()) {  // give unused blocks back before giving up
-      for (const auto& [size, block] : free_) free_block(block);
-      free_.clear();
-      data = allocate_block(wanted);
-    }
-    if (data == nullptr) {
-      fail(ExitCode::memory, "out of ", pinned_ ? "pinned host " : "", "memory on ",
-           to_string(device_), ": ", bytes, " bytes asked for, ", use_.current_bytes,
-           " held; reduce seq_len or micro_batch_size, or add ranks");
-    }
-  }
-  capacity_of_live_.emplace(data, capacity);
-  use_.current_bytes += bytes;
-  use_.peak_bytes = std::max(use_.peak_bytes, use_.current_bytes);
-  return data;
-}
-
-void Pool::give_back(std::byte* data, std::int64_t bytes) {
-  std::lock_guard lock(mutex_);
-  const auto live = capacity_of_live_.find(data);
-  free_.emplace(live->second, data);
-  capacity_of_live_.erase(live);
-  use_.current_bytes -= bytes;
-}
-
-MemoryUse Pool::use() const {
-  std::lock_guard lock(mutex_);
-  return use_;
-}
-
-void Pool::reset_peak() {
-  std::lock_guard lock(mutex_);
-  use_.peak_bytes = use_.current_bytes;
-}
 
 }  // namespace detail
 
 Deadline deadline_in(double seconds) {
-  return Clock::now() +
-         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  constexpr double kFar = 1e9;  // 32 years: more than that overflows a time point
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                            std::chrono::duration<double>(std::min(seconds, kFar)));
 }
 
 std::string to_string(Device device) {
@@ -305,6 +233,5 @@ void Stream::poison_new_memory() const {
                  "' is not a CPU stream: its memory cannot be poisoned");
   impl_->poisons_new_memory = true;
 }
-std::int64_t system_allocations() { return detail::allocated_blocks; }
 
 }  // namespace longhaul::runtime

@@ -28,14 +28,15 @@ using Clock = std::chrono::steady_clock;
 using Deadline = Clock::time_point;
 Deadline deadline_in(double seconds);
 
-/// Bytes held by live buffers of a stream's pool, now and at most since the last reset.
+/// Of a stream's pool.
 struct MemoryUse {
-  std::int64_t current_bytes = 0;
-  std::int64_t peak_bytes = 0;
+  std::int64_t current_bytes = 0;  ///< of live buffers
+  std::int64_t peak_bytes = 0;     ///< those at most since the last reset
+  std::int64_t held_bytes = 0;     ///< taken from the system
 };
 
-/// Blocks that the pools of all streams of this process have asked the system for so far. A steady
-/// state asks for none.
+/// How often the pools of all streams of this process have asked the system for memory so far. A
+/// steady state asks for none.
 std::int64_t system_allocations();
 
 namespace detail {
@@ -44,7 +45,7 @@ class EventImpl;
 class Pool;
 }  // namespace detail
 
-/// Owns bytes of a stream's pool (64-byte aligned); returns them when destroyed. Move only.
+/// Owns bytes of a stream's pool (256-byte aligned); returns them when destroyed. Move only.
 class Buffer {
  public:
   Buffer() = default;

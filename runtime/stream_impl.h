@@ -2,10 +2,10 @@
 // What a device provides behind Stream, Event and Buffer. Private to runtime/.
 
 #include <exception>
-#include <map>
-#include <mutex>
+#include <memory>
 #include <string>
 
+#include "runtime/pool_impl.h"
 #include "runtime/stream.h"
 
 namespace longhaul::runtime::detail {
@@ -16,29 +16,6 @@ class EventImpl {
   virtual DeviceKind kind() const = 0;
   virtual bool complete() const = 0;
   virtual void synchronize(Deadline deadline) const = 0;
-};
-
-/// Keeps freed blocks of one stream for reuse, and counts live bytes.
-class Pool {
- public:
-  /// `pinned`: host memory that `device`, a CUDA device, copies from and to.
-  explicit Pool(Device device, bool pinned = false) : device_(device), pinned_(pinned) {}
-  ~Pool();
-  std::byte* take(std::int64_t bytes);
-  void give_back(std::byte* data, std::int64_t bytes);
-  MemoryUse use() const;
-  void reset_peak();
-
- private:
-  std::byte* allocate_block(std::int64_t bytes) const;
-  void free_block(std::byte* data) const;
-
-  Device device_;
-  bool pinned_;
-  mutable std::mutex mutex_;
-  std::multimap<std::int64_t, std::byte*> free_;  // capacity -> block
-  std::map<std::byte*, std::int64_t> capacity_of_live_;
-  MemoryUse use_;
 };
 
 class StreamImpl {

@@ -28,7 +28,7 @@ class GatheringRank {
       others_rows_ += members.rows(other);
     }
     own_bands_ = members.bands(rank, rank);
-    other_bands_ = members.bands(rank, joined_runs(inputs.layout, others_));
+    other_bands_ = members.bands(rank, attention::TokenIndex(joined_runs(inputs.layout, others_)));
   }
 
   Program forward() && {
@@ -125,8 +125,6 @@ class GatheringRank {
   std::vector<Buffers> arrived_;
 };
 
-}  // namespace
-
 ProgramGenerator prepare_all_gather(const SchemeInputs& inputs) {
   auto members = std::make_shared<Members>(inputs);
   return [&inputs, members](int rank) {
@@ -135,5 +133,9 @@ ProgramGenerator prepare_all_gather(const SchemeInputs& inputs) {
                                                   : std::move(gathering).backward();
   };
 }
+
+}  // namespace
+
+const Scheme all_gather_scheme{.name = "all_gather", .prepare = prepare_all_gather};
 
 }  // namespace longhaul::parallel

@@ -161,17 +161,18 @@ class BalancedRank {
   const std::int64_t longest_;
 };
 
-}  // namespace
-
 std::optional<Refusal> refuse_balanced_ring(const Combination& c) {
   if (c.layout != LayoutKind::contiguous) {
-    return Refusal{runtime::concat("balanced_ring balances a contiguous layout itself, so layout ",
-                                   name(c.layout), " does not suit it"),
-                   "layout contiguous, or scheme ring"};
+    Refusal refusal{runtime::concat("balanced_ring balances a contiguous layout itself, so layout ",
+                                    name(c.layout), " does not suit it"),
+                    {}};
+    if (c.causal) refusal.nearest.emplace_back(c).layout = LayoutKind::contiguous;
+    refusal.nearest.push_back(under_scheme(c, "ring"));
+    return refusal;
   }
   if (!c.causal) {
     return Refusal{"balanced_ring needs a mask in which no query sees a later key",
-                   "mask causal or documents, or scheme ring"};
+                   {under_scheme(c, "ring")}};
   }
   return {};
 }
@@ -184,5 +185,15 @@ ProgramGenerator prepare_balanced_ring(const SchemeInputs& inputs) {
                                                   : std::move(balanced).backward();
   };
 }
+
+}  // namespace
+
+const Scheme balanced_ring_scheme{
+    .name = "balanced_ring",
+    .prepare = prepare_balanced_ring,
+    .refuse = refuse_balanced_ring,
+    .legality =
+        "layout contiguous; masks in which no query sees a later key, as causal and "
+        "documents, and slices that are so"};
 
 }  // namespace longhaul::parallel

@@ -10,15 +10,12 @@ namespace {
 using runtime::concat;
 using runtime::ExitCode;
 
-std::string show(const Degrees& degrees) {
-  return concat("outer=", degrees.outer, ",inner=", degrees.inner);
-}
-
 }  // namespace
 
 void set_degrees(SchemeOptions& options, const std::string& text) {
   options.outer = options.inner = 0;
-  for (std::size_t at = 0; at <= text.size() && !text.empty();) {
+  if (text == "auto") return;
+  for (std::size_t at = 0; at <= text.size();) {
     const std::size_t comma = std::min(text.find(',', at), text.size());
     const std::string part = text.substr(at, comma - at);
     const std::size_t equals = part.find('=');
@@ -30,41 +27,68 @@ void set_degrees(SchemeOptions& options, const std::string& text) {
     const auto [parsed, error] = std::from_chars(begin, end, value);
     if (degree == nullptr || *degree != 0 || error != std::errc() || parsed != end || value < 1) {
       runtime::fail(ExitCode::config, "degrees '", text, "' are not understood at '", part,
-                    "'; expected, for example, outer=2,inner=4, or either alone");
+                    "'; expected, for example, outer=2,inner=4, either alone, or auto");
     }
     *degree = value;
     at = comma + 1;
   }
 }
 
-std::variant<Degrees, Refusal> resolve_degrees(const SchemeOptions& options, int ranks,
-                                               const std::function<bool(const Degrees&)>& legal) {
-  Degrees best{0, 0};  // inner: the largest legal up to the root, else the least above it
-  std::string known;
+std::vector<Degrees> legal_degrees(int ranks, const LegalDegrees& legal) {
+  std::vector<Degrees> known;
   for (int inner = 1; inner <= ranks; ++inner) {
-    if (ranks % inner != 0 || !legal({ranks / inner, inner})) continue;
-    if (best.inner == 0 || static_cast<std::int64_t>(inner) * inner <= ranks)
-      best = {ranks / inner, inner};
-    known += concat(known.empty() ? "" : " or ", show({ranks / inner, inner}));
+    if (ranks % inner == 0 && legal({ranks / inner, inner}))
+      known.push_back({ranks / inner, inner});
   }
-  Degrees asked{options.outer, options.inner};
-  if (asked.outer == 0 && asked.inner == 0) {
-    if (best.inner != 0) return best;
-    return Refusal{concat("no degrees that make up ", ranks, " ranks are legal"),
-                   "another scheme, such as ring"};
+  return known;
+}
+
+std::optional<Degrees> resolve_degrees(const SchemeOptions& options, int ranks,
+                                       const LegalDegrees& legal) {
+  std::optional<Degrees> best;  // inner: the largest up to the root, else the least above it
+  for (const Degrees& known : legal_degrees(ranks, legal)) {
+    const bool asked = (options.outer == 0 || options.outer == known.outer) &&
+                       (options.inner == 0 || options.inner == known.inner);
+    if (asked && (!best || static_cast<std::int64_t>(known.inner) * known.inner <= ranks))
+      best = known;
   }
-  if (asked.outer == 0 && ranks % asked.inner == 0) asked.outer = ranks / asked.inner;
-  if (asked.inner == 0 && ranks % asked.outer == 0) asked.inner = ranks / asked.outer;
-  if (static_cast<std::int64_t>(asked.outer) * asked.inner != ranks) {
-    return Refusal{concat("degrees outer=", options.outer, ",inner=", options.inner,
-                          " (0: not given) do not make up ", ranks, " ranks"),
-                   known.empty() ? "another scheme, such as ring" : "degrees " + known};
+  return best;
+}
+
+std::optional<Refusal> refuse_degrees(const Combination& c, const LegalDegrees& legal) {
+  if (resolve_degrees(c.options, c.ranks, legal)) return {};
+  Refusal refusal{{}, {}, SchemeOption::degrees};
+  for (const auto& [outer, inner] : legal_degrees(c.ranks, legal)) {
+    Combination& known = refusal.nearest.emplace_back(c);
+    known.options.outer = outer;
+    known.options.inner = inner;
   }
-  if (!legal(asked)) {
-    return Refusal{concat("degrees ", show(asked), " do not suit the heads"),
-                   known.empty() ? "another scheme, such as ring" : "degrees " + known};
+  if (refusal.nearest.empty()) refusal.nearest.push_back(under_scheme(c, "ring"));
+  const auto& options = c.options;
+  const std::string asked = options.inner == 0 ? concat("outer=", options.outer)
+                            : options.outer == 0
+                                ? concat("inner=", options.inner)
+                                : concat("outer=", options.outer, ",inner=", options.inner);
+  if (!is_set(options, SchemeOption::degrees)) {
+    refusal.reason = concat("no degrees that make up ", c.ranks, " ranks are legal");
+  } else if (resolve_degrees(options, c.ranks)) {
+    refusal.reason = concat("degrees ", asked, " do not suit the heads");
+  } else {
+    refusal.reason = concat("degrees ", asked, " do not make up ", c.ranks, " ranks");
   }
-  return asked;
+  return refusal;
+}
+
+std::optional<Degrees> automatic_degrees(const Combination& combination) {
+  if (!reads(combination.options, SchemeOption::degrees)) return {};
+  SchemeOptions none = combination.options;
+  none.outer = none.inner = 0;
+  return resolve_degrees(none, combination.ranks, [&](const Degrees& degrees) {
+    Combination tried = combination;
+    tried.options.outer = degrees.outer;
+    tried.options.inner = degrees.inner;
+    return !refuse(tried);
+  });
 }
 
 }  // namespace longhaul::parallel

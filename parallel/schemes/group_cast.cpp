@@ -61,21 +61,25 @@ std::vector<Cast> casts(const Bands& bands, const Shapes& shapes) {
   return all;
 }
 
-/// The tokens of those rows.
-std::vector<Run> runs_of(const std::vector<Run>& owner, const std::vector<Interval>& intervals) {
-  std::vector<Run> runs;
+/// The bands with key rows numbered as they lie in the cast, packed one after another. The keys of
+/// a band are within one interval.
+std::vector<Slice> packed(std::vector<Slice> bands, const std::vector<Interval>& intervals) {
+  std::vector<std::int64_t> shifts;  // by interval
   std::int64_t row = 0;
-  auto interval = intervals.begin();
-  for (const Run& run : owner) {
-    const std::int64_t end = row + run.count;
-    for (; interval != intervals.end() && interval->begin < end; ++interval) {
-      const std::int64_t from = std::max(interval->begin, row), to = std::min(interval->end, end);
-      if (from < to) runs.push_back({run.first + (from - row) * run.stride, to - from, run.stride});
-      if (interval->end > end) break;  // goes on in the next run
-    }
-    row = end;
+  for (const Interval& interval : intervals) {
+    shifts.push_back(row - interval.begin);
+    row += interval.end - interval.begin;
   }
-  return runs;
+  for (Slice& band : bands) {
+    const auto after =
+        std::ranges::upper_bound(intervals, band.k_begin, {}, &Interval::begin) - intervals.begin();
+    const std::int64_t shift = shifts[static_cast<std::size_t>(after - 1)];
+    band.k_begin += shift;
+    band.k_end += shift;
+    band.lo += shift;
+    band.hi += shift;
+  }
+  return bands;
 }
 
 class CastingRank {
@@ -84,8 +88,8 @@ class CastingRank {
       : inputs_(inputs), members_(members), rank_(rank), builder_(rank, 1) {
     for (int hop = 0; hop < members.size(); ++hop) {
       // From the rank `hop` behind this one, and to the one `hop` ahead.
-      needed_.push_back(hop == 0 ? std::vector<Cast>()
-                                 : casts(members.bands(rank, behind(hop)), inputs.shapes));
+      bands_.push_back(members.bands(rank, behind(hop)));
+      needed_.push_back(hop == 0 ? std::vector<Cast>() : casts(bands_.back(), inputs.shapes));
       given_.push_back(hop == 0 ? std::vector<Cast>()
                                 : casts(members.bands(ahead(hop), rank), inputs.shapes));
       for (const Cast& cast : needed_.back()) most_needed_ = std::max(most_needed_, cast.rows());
@@ -100,7 +104,7 @@ class CastingRank {
       cast(own.kv, received, hop + 1);
       builder_.set_phase(1);
       if (hop == 0) {
-        builder_.attend(own.q, own.kv, members_.bands(rank_, rank_), own.out, Mode::write);
+        builder_.attend(own.q, own.kv, bands_[0], own.out, Mode::write);
         continue;
       }
       for (const Cast& cast : needed(hop)) {
@@ -121,8 +125,8 @@ class CastingRank {
       cast(own.kv, received, hop + 1);
       builder_.set_phase(1);
       if (hop == 0) {
-        builder_.attend_backward(own.q_bundle, own.kv, members_.bands(rank_, rank_), own.dq,
-                                 Mode::write, own.dkv, Mode::write);
+        builder_.attend_backward(own.q_bundle, own.kv, bands_[0], own.dq, Mode::write, own.dkv,
+                                 Mode::write);
         continue;
       }
       for (const Cast& cast : needed(hop)) {
@@ -154,8 +158,10 @@ class CastingRank {
   }
   Bands bands(int hop, const Cast& cast) const {
     const int group = inputs_.shapes.heads / kv_heads();
-    return heads_of(members_.bands(rank_, runs_of(members_.runs(behind(hop)), cast.intervals)),
-                    cast.head_begin * group, cast.head_end * group);
+    Bands seen = heads_of(bands_[static_cast<std::size_t>(hop)], cast.head_begin * group,
+                          cast.head_end * group);
+    for (HeadBands& run : seen) run.bands = parallel::packed(std::move(run.bands), cast.intervals);
+    return seen;
   }
   /// The cast's rows in a view of all the owner's.
   static std::vector<View> rows_in(const View& view, const Cast& cast) {
@@ -209,11 +215,10 @@ class CastingRank {
   const Members& members_;
   const int rank_;
   Builder builder_;
+  std::vector<Bands> bands_;                       // of the keys of the rank behind, by hop
   std::vector<std::vector<Cast>> needed_, given_;  // by hop
   std::int64_t most_needed_ = 0, most_given_ = 0;
 };
-
-}  // namespace
 
 ProgramGenerator prepare_group_cast(const SchemeInputs& inputs) {
   auto members = std::make_shared<Members>(inputs);
@@ -223,5 +228,9 @@ ProgramGenerator prepare_group_cast(const SchemeInputs& inputs) {
                                                   : std::move(casting).backward();
   };
 }
+
+}  // namespace
+
+const Scheme group_cast_scheme{.name = "group_cast", .prepare = prepare_group_cast};
 
 }  // namespace longhaul::parallel

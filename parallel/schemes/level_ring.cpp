@@ -51,24 +51,42 @@ RingPlan::RingPlan(const Members& members, std::vector<RingLevel> levels, Circul
       counts_.push_back(counts_.back() + (sees ? 1 : 0));
     }
   }
-  std::vector<int> hops;
-  for (int level = 0; level < depth(); ++level) {
-    auto& reaches = reaches_.emplace_back();
-    Reach& longest = longest_.emplace_back();
-    const int below = stride(level), whole = size(level) * below;
-    for (int block = 0; block < members_; ++block) {
-      for (int prefix = 0; prefix < members_; prefix += whole) {
-        hops.clear();
-        for (int hop = 1; hop < size(level); ++hop) {
-          if (seen(block, prefix + hop * below, prefix + (hop + 1) * below) > 0)
-            hops.push_back(hop);
-        }
-        const auto [onward, back] = fewest_hops(size(level), hops);
-        reaches.push_back({onward, back});
-        longest = {std::max(longest.onward, onward), std::max(longest.back, back)};
+  for (int level = 0; level < depth(); ++level) plan_level(members, level);
+}
+
+void RingPlan::plan_level(const Members& members, int level) {
+  const int below = stride(level), whole = size(level) * below;
+  // Going both ways, and going one way: how far blocks go, and the rows that each member sends.
+  std::vector<Reach> both, one;
+  std::vector<std::int64_t> sent_both(static_cast<std::size_t>(members_), 0), sent_one = sent_both;
+  std::vector<int> hops;  // those after which somebody sees the block
+  for (int block = 0; block < members_; ++block) {
+    for (int prefix = 0; prefix < members_; prefix += whole) {
+      hops.clear();
+      for (int hop = 1; hop < size(level); ++hop) {
+        if (seen(block, prefix + hop * below, prefix + (hop + 1) * below) > 0) hops.push_back(hop);
       }
+      const auto choose = [&](const Reach& far, std::vector<Reach>& reaches,
+                              std::vector<std::int64_t>& sent) {
+        for (const Way way : kWays) {
+          for (int hop = 0; hop < far.on(way); ++hop) {
+            const int sender = visitor(block, moved(prefix, level, way, hop));
+            sent[static_cast<std::size_t>(sender)] += members.rows(block);
+          }
+        }
+        reaches.push_back(far);
+      };
+      const auto [onward, back] = fewest_hops(size(level), hops);
+      choose({onward, back}, both, sent_both);
+      choose({hops.empty() ? 0 : hops.back(), 0}, one, sent_one);
     }
   }
+  // Fewer hops in all are no gain when the slowest member then sends more.
+  const bool fewer = std::ranges::max(sent_both) <= std::ranges::max(sent_one);
+  reaches_.push_back(fewer ? std::move(both) : std::move(one));
+  Reach& longest = longest_.emplace_back();
+  for (const Reach& far : reaches_.back())
+    longest = {std::max(longest.onward, far.onward), std::max(longest.back, far.back)};
 }
 
 int RingPlan::moved(int member, int level, Way way, int hops) const {

@@ -39,9 +39,10 @@ struct Path {
 ///
 /// A member is reached from a block's home by a tuple of hops onward, one a level; tuples are
 /// numbered like members. At each level a block goes onward and back where that takes fewer hops
-/// than one way: those who see it lie on both sides, as under a two-sided window. Either way it
-/// travels no further than the last position below which somebody sees it, and its accumulator
-/// returns home from there. `hop` counts the hops of one level on one way.
+/// than one way, as those who see it lie on both sides: under a two-sided window, for example.
+/// Where the busiest member would send more for it, all blocks of that level go one way. Either way
+/// a block travels no further than the last position below which somebody sees it, and its
+/// accumulator returns home from there. `hop` counts the hops of one level on one way.
 class RingPlan {
  public:
   RingPlan(const Members& members, std::vector<RingLevel> levels, Circulating circulating);
@@ -76,6 +77,7 @@ class RingPlan {
   /// Members at tuples [begin, end) of the block that see it.
   int seen(int block, int begin, int end) const;
   Reach reach(int block, int tuple, int level) const;
+  void plan_level(const Members& members, int level);
   bool took(int block, const Path& path, int level) const;
 
   std::vector<RingLevel> levels_;

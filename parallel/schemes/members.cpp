@@ -19,6 +19,7 @@ Members::Members(const attention::HeadMasks& masks, std::vector<std::vector<Run>
     std::int64_t rows = 0;
     for (const Run& run : member) rows += run.count;
     rows_.push_back(rows);
+    indices_.emplace_back(member);
   }
 }
 
@@ -42,21 +43,21 @@ std::int64_t Members::longest(int except) const {
 }
 
 Bands Members::bands(int query_member, int key_member) const {
-  return bands(query_member, runs(key_member));
+  return bands(query_member, index(key_member));
 }
 
-Bands Members::bands(int query_member, const std::vector<Run>& key_runs) const {
+Bands Members::bands(int query_member, const attention::TokenIndex& keys) const {
   Bands all;
   for (const Group& group : groups_) {
-    all.push_back({group.head_begin, group.head_end,
-                   attention::cut(*group.mask, runs(query_member), key_runs)});
+    all.push_back(
+        {group.head_begin, group.head_end, attention::cut(*group.mask, index(query_member), keys)});
   }
   return all;
 }
 
 bool Members::visible(int query_member, int key_member) const {
   return std::ranges::any_of(groups_, [&](const Group& group) {
-    return attention::any_visible(*group.mask, runs(query_member), runs(key_member));
+    return attention::any_visible(*group.mask, index(query_member), index(key_member));
   });
 }
 

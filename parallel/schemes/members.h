@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "attention/token_index.h"
 #include "parallel/builder.h"
 #include "parallel/schemes/scheme.h"
 
@@ -26,7 +27,7 @@ class Members {
   /// What the first member's queries see of the second one's keys.
   Bands bands(int query_member, int key_member) const;
   /// What it sees of several members' keys, one after another in one view.
-  Bands bands(int query_member, const std::vector<Run>& key_runs) const;
+  Bands bands(int query_member, const attention::TokenIndex& keys) const;
   bool visible(int query_member, int key_member) const;
 
  private:
@@ -34,9 +35,14 @@ class Members {
     int head_begin, head_end;  // of the views
     const attention::Mask* mask;
   };
+  const attention::TokenIndex& index(int member) const {
+    return indices_[static_cast<std::size_t>(member)];
+  }
+
   std::vector<Group> groups_;
   std::vector<std::vector<Run>> runs_;
   std::vector<std::int64_t> rows_;
+  std::vector<attention::TokenIndex> indices_;
 };
 
 /// The runs of several ranks, one after another: rows of a view that holds all of theirs.

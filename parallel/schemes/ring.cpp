@@ -16,12 +16,6 @@
 
 namespace longhaul::parallel {
 
-std::optional<Refusal> refuse_double_ring(const Combination& combination) {
-  const auto degrees = resolve_degrees(combination.options, combination.ranks);
-  const Refusal* refusal = std::get_if<Refusal>(&degrees);
-  return refusal ? std::optional(*refusal) : std::nullopt;
-}
-
 RingKind ring_kind(const SchemeOptions& options, int members, const Shapes& shapes,
                    std::optional<runtime::DType> wire_dtype) {
   if (options.name == "ring") return {{{members, 0}}, Circulating::keys};
@@ -29,17 +23,16 @@ RingKind ring_kind(const SchemeOptions& options, int members, const Shapes& shap
   if (options.name == "auto") return {{{members, 0}}, cheaper_backward(shapes, wire_dtype)};
   LONGHAUL_CHECK(options.name == "double_ring", "no ring is called ", options.name);
   const auto degrees = resolve_degrees(options, members);
-  if (const Refusal* refusal = std::get_if<Refusal>(&degrees)) {
-    runtime::fail(runtime::ExitCode::config, "double_ring: ", refusal->reason, "; use ",
-                  refusal->nearest);
-  }
-  const auto [outer, inner] = std::get<Degrees>(degrees);
+  LONGHAUL_CHECK(degrees, "no degrees of a double ring over ", members);
+  const auto [outer, inner] = *degrees;
   const Circulating backward = options.backward == BackwardRing::ring ? Circulating::keys
                                : options.backward == BackwardRing::burst
                                    ? Circulating::queries
                                    : cheaper_backward(shapes, wire_dtype);
   return {{{outer, 0}, {inner, 1}}, backward};
 }
+
+namespace {
 
 ProgramGenerator prepare_ring(const SchemeInputs& inputs) {
   struct Shared {
@@ -67,5 +60,24 @@ ProgramGenerator prepare_ring(const SchemeInputs& inputs) {
     return std::move(builder).finish();
   };
 }
+
+}  // namespace
+
+const Scheme ring_scheme{.name = "ring", .prepare = prepare_ring, .inside_usp = true};
+
+const Scheme burst_scheme{.name = "burst", .prepare = prepare_ring, .inside_usp = true};
+
+const Scheme auto_scheme{.name = "auto",
+                         .prepare = prepare_ring,
+                         .legality = "every mask, layout and number of ranks: ring or burst"};
+
+const Scheme double_ring_scheme{
+    .name = "double_ring",
+    .channels = 2,
+    .prepare = prepare_ring,
+    .reads = {SchemeOption::degrees, SchemeOption::backward},
+    .inside_usp = true,
+    .refuse = [](const Combination& combination) { return refuse_degrees(combination); },
+    .legality = "every mask, layout and number of ranks; outer x inner degrees make up the ranks"};
 
 }  // namespace longhaul::parallel

@@ -9,6 +9,7 @@
 #include "parallel/schemes/level_ring.h"
 
 namespace longhaul::parallel {
+namespace {
 
 ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs) {
   struct Shared {
@@ -41,5 +42,10 @@ ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs) {
     return std::move(builder).finish();
   };
 }
+
+}  // namespace
+
+const Scheme ring_self_attention_scheme{.name = "ring_self_attention",
+                                        .prepare = prepare_ring_self_attention};
 
 }  // namespace longhaul::parallel

@@ -2,47 +2,55 @@
 
 #include <algorithm>
 
+#include "parallel/schemes/degrees.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
-
-// One line here and one in the table for each scheme.
-ProgramGenerator prepare_all_gather(const SchemeInputs& inputs);
-ProgramGenerator prepare_balanced_ring(const SchemeInputs& inputs);
-ProgramGenerator prepare_group_cast(const SchemeInputs& inputs);
-ProgramGenerator prepare_ring(const SchemeInputs& inputs);
-ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs);
-ProgramGenerator prepare_ulysses(const SchemeInputs& inputs);
-ProgramGenerator prepare_usp(const SchemeInputs& inputs);
-std::optional<Refusal> refuse_balanced_ring(const Combination& combination);
-std::optional<Refusal> refuse_double_ring(const Combination& combination);
-std::optional<Refusal> refuse_ulysses(const Combination& combination);
-std::optional<Refusal> refuse_usp(const Combination& combination);
 
 namespace {
 
 using runtime::ExitCode;
 using runtime::fail;
 
-const char* const kHeadRule =
-    "every mask and layout; H a multiple of the ranks, H_kv and the ranks one of the other";
+using enum SchemeOption;
 
-const Scheme kSchemes[] = {
-    {"ring", 1, prepare_ring},
-    {"burst", 1, prepare_ring},
-    {"auto", 1, prepare_ring, nullptr, "every mask, layout and number of ranks: ring or burst"},
-    {"double_ring", 2, prepare_ring, refuse_double_ring,
-     "every mask, layout and number of ranks; outer x inner degrees make up the ranks"},
-    {"ring_self_attention", 1, prepare_ring_self_attention},
-    {"balanced_ring", 1, prepare_balanced_ring, refuse_balanced_ring,
-     "layout contiguous; masks in which no query sees a later key, as causal and documents, and "
-     "slices that are so"},
-    {"all_gather", 1, prepare_all_gather},
-    {"ulysses", 1, prepare_ulysses, refuse_ulysses, kHeadRule},
-    {"usp", 2, prepare_usp, refuse_usp,
-     "every mask and layout; as ulysses for the degree that shares heads"},
-    {"group_cast", 1, prepare_group_cast},
+const Scheme* const kSchemes[] = {
+#define ADDRESS(name) &name##_scheme,
+    LONGHAUL_SCHEMES(ADDRESS)
+#undef ADDRESS
 };
+
+const Scheme* find_scheme(const std::string& name) {
+  const auto found =
+      std::ranges::find_if(kSchemes, [&](const Scheme* scheme) { return scheme->name == name; });
+  return found != std::end(kSchemes) ? *found : nullptr;
+}
+
+bool lists(const Scheme& scheme, SchemeOption option) {
+  return std::ranges::find(scheme.reads, option) != scheme.reads.end();
+}
+
+/// Whether a scheme around `inner` hands the option on to it. A scheme inside chooses its own
+/// degrees.
+bool hands_on(const Scheme& inner, SchemeOption option) {
+  return inner.inside_usp && option != degrees && lists(inner, option);
+}
+
+/// "a, b or c".
+std::string join(const std::vector<std::string>& words) {
+  std::string text;
+  for (std::size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return text;
+}
+
+std::vector<std::string> names_inside_usp() {
+  std::vector<std::string> names;
+  for (const Scheme* scheme : kSchemes) {
+    if (scheme->inside_usp) names.push_back(scheme->name);
+  }
+  return names;
+}
 
 Slot bound_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank,
                 Role role) {
@@ -52,44 +60,112 @@ Slot bound_slot(const std::string& name, SlotKind kind, const SchemeInputs& inpu
 
 /// The value of one of `choices` by name.
 template <class T>
-T choose(const char* what, const std::string& text,
-         std::initializer_list<std::pair<const char*, T>> choices) {
-  std::string known;
+T choose(SchemeOption option, const std::string& text,
+         const std::vector<std::pair<std::string, T>>& choices) {
+  std::vector<std::string> known;
   for (const auto& [name, value] : choices) {
     if (text == name) return value;
-    known += (known.empty() ? "" : ", ") + std::string(name);
+    known.push_back(name);
   }
-  fail(ExitCode::config, "unknown ", what, " '", text, "'; expected one of: ", known);
+  fail(ExitCode::config, name(option), " '", text, "' does not exist; expected ", join(known));
 }
 
 }  // namespace
 
 std::vector<std::string> scheme_names() {
   std::vector<std::string> names;
-  for (const Scheme& scheme : kSchemes) names.push_back(scheme.name);
+  for (const Scheme* scheme : kSchemes) names.push_back(scheme->name);
   return names;
 }
 
 const Scheme& scheme_from_name(const std::string& text) {
-  std::string known;
-  for (const Scheme& scheme : kSchemes) {
-    if (scheme.name == text) return scheme;
-    known += (known.empty() ? "" : ", ") + scheme.name;
+  const Scheme* scheme = find_scheme(text);
+  if (scheme == nullptr)
+    fail(ExitCode::config, "unknown scheme '", text, "'; expected ", join(scheme_names()));
+  return *scheme;
+}
+
+const char* name(SchemeOption option) {
+  switch (option) {
+    case degrees:
+      return "degrees";
+    case nesting:
+      return "nesting";
+    case around:
+      return "around";
+    case backward:
+      return "backward";
   }
-  fail(ExitCode::config, "unknown scheme '", text, "'; expected one of: ", known);
+  return "unknown";
 }
 
-Nesting nesting_from_name(const std::string& text) {
-  return choose<Nesting>(
-      "nesting", text,
-      {{"heads_inside", Nesting::heads_inside}, {"ring_inside", Nesting::ring_inside}});
+const char* name(Nesting nesting) {
+  return nesting == Nesting::heads_inside ? "heads_inside" : "ring_inside";
 }
 
-BackwardRing backward_ring_from_name(const std::string& text) {
-  return choose<BackwardRing>("backward", text,
-                              {{"ring", BackwardRing::ring},
-                               {"burst", BackwardRing::burst},
-                               {"auto", BackwardRing::automatic}});
+const char* name(BackwardRing backward_ring) {
+  return backward_ring == BackwardRing::ring    ? "ring"
+         : backward_ring == BackwardRing::burst ? "burst"
+                                                : "auto";
+}
+
+void set_option(SchemeOptions& options, SchemeOption option, const std::string& text) {
+  switch (option) {
+    case degrees:
+      return set_degrees(options, text);
+    case nesting:
+      options.nesting = choose<Nesting>(option, text,
+                                        {{name(Nesting::heads_inside), Nesting::heads_inside},
+                                         {name(Nesting::ring_inside), Nesting::ring_inside}});
+      return;
+    case around: {
+      std::vector<std::pair<std::string, std::string>> names;
+      for (const std::string& inner : names_inside_usp()) names.emplace_back(inner, inner);
+      options.around = choose(option, text, names);
+      return;
+    }
+    case backward:
+      options.backward =
+          choose<BackwardRing>(option, text,
+                               {{name(BackwardRing::ring), BackwardRing::ring},
+                                {name(BackwardRing::burst), BackwardRing::burst},
+                                {name(BackwardRing::automatic), BackwardRing::automatic}});
+      return;
+  }
+}
+
+bool is_set(const SchemeOptions& options, SchemeOption option) {
+  const SchemeOptions defaults;
+  switch (option) {
+    case degrees:
+      return options.outer != defaults.outer || options.inner != defaults.inner;
+    case nesting:
+      return options.nesting != defaults.nesting;
+    case around:
+      return options.around != defaults.around;
+    case backward:
+      return options.backward != defaults.backward;
+  }
+  return false;
+}
+
+void reset(SchemeOptions& options, SchemeOption option) {
+  const SchemeOptions defaults;
+  switch (option) {
+    case degrees:
+      options.outer = defaults.outer;
+      options.inner = defaults.inner;
+      return;
+    case nesting:
+      options.nesting = defaults.nesting;
+      return;
+    case around:
+      options.around = defaults.around;
+      return;
+    case backward:
+      options.backward = defaults.backward;
+      return;
+  }
 }
 
 bool is_causal(const attention::HeadMasks& masks) {
@@ -97,37 +173,100 @@ bool is_causal(const attention::HeadMasks& masks) {
                              [](const auto& group) { return group.mask.is_causal(); });
 }
 
-bool takes_degrees(const std::string& scheme) { return scheme == "double_ring" || scheme == "usp"; }
+bool reads(const SchemeOptions& options, SchemeOption option) {
+  const Scheme& scheme = scheme_from_name(options.name);
+  if (lists(scheme, option)) return true;
+  const Scheme* inner = lists(scheme, around) ? find_scheme(options.around) : nullptr;
+  return inner != nullptr && hands_on(*inner, option);
+}
+
+std::string readers(SchemeOption option) {
+  std::vector<std::string> names;
+  for (const Scheme* scheme : kSchemes) {
+    if (lists(*scheme, option)) names.push_back(scheme->name);
+    if (!lists(*scheme, around)) continue;
+    for (const Scheme* inner : kSchemes) {
+      if (hands_on(*inner, option)) names.push_back(scheme->name + " around " + inner->name);
+    }
+  }
+  return join(names);
+}
+
+Combination under_scheme(Combination combination, const std::string& scheme) {
+  combination.options = {};
+  combination.options.name = scheme;
+  return combination;
+}
+
+std::string advice(const Combination& refused, const Refusal& refusal) {
+  std::vector<std::string> choices;
+  for (const Combination& legal : refusal.nearest) {
+    const SchemeOptions &had = refused.options, &has = legal.options;
+    if (has.name != had.name) {
+      choices.push_back("scheme " + has.name);
+      continue;
+    }
+    std::vector<std::string> changes;
+    if (legal.ranks != refused.ranks) changes.push_back(runtime::concat(legal.ranks, " ranks"));
+    if (legal.layout != refused.layout)
+      changes.push_back(runtime::concat("layout ", name(legal.layout)));
+    if (has.outer != had.outer || has.inner != had.inner) {
+      changes.push_back(is_set(has, degrees)
+                            ? runtime::concat("degrees outer=", has.outer, ",inner=", has.inner)
+                            : "no degrees");
+    }
+    if (has.nesting != had.nesting)
+      changes.push_back(runtime::concat("nesting ", name(has.nesting)));
+    if (has.around != had.around) changes.push_back("around " + has.around);
+    if (has.backward != had.backward)
+      changes.push_back(runtime::concat("backward ", name(has.backward)));
+    std::string choice;
+    for (const std::string& change : changes) choice += (choice.empty() ? "" : " and ") + change;
+    choices.push_back(choice);
+  }
+  return join(choices);
+}
 
 std::optional<Refusal> refuse(const Combination& combination) {
   const SchemeOptions& options = combination.options;
   const Scheme& scheme = scheme_from_name(options.name);
-  const SchemeOptions defaults;
-  const auto unused = [&](const char* what, const char* who) {
-    return Refusal{runtime::concat(options.name, " has no use for ", what),
-                   runtime::concat("scheme ", who, ", or leave it out")};
+  const auto refuse_rest = [&](const Combination& rest) {
+    return scheme.refuse ? scheme.refuse(rest) : std::nullopt;
   };
-  const bool usp = options.name == "usp";
-  if (!takes_degrees(options.name) && (options.outer != 0 || options.inner != 0))
-    return unused("degrees", "double_ring or usp");
-  if (!usp && options.nesting != defaults.nesting) return unused("a nesting", "usp");
-  if (!usp && options.around != defaults.around) return unused("a scheme to be around", "usp");
-  if (usp && options.around != "ring" && options.around != "burst" &&
-      options.around != "double_ring") {
-    return Refusal{"usp around '" + options.around + "' does not exist",
-                   "around ring, burst or double_ring"};
+  Combination used = combination;  // without the options that the scheme does not read
+  std::optional<SchemeOption> unused;
+  for (const SchemeOption option : kSchemeOptions) {
+    if (reads(options, option) || !is_set(options, option)) continue;
+    if (!unused) unused = option;
+    reset(used.options, option);
   }
-  const bool double_ring =
-      options.name == "double_ring" || (usp && options.around == "double_ring");
-  if (!double_ring && options.backward != defaults.backward)
-    return unused("a choice of backward", "double_ring; of one ring, ring, burst or auto");
-  return scheme.refuse ? scheme.refuse(combination) : std::nullopt;
+  if (unused) {
+    const auto rest = refuse(used);
+    return Refusal{runtime::concat(options.name, " has no use for the option ", name(*unused),
+                                   ", only ", readers(*unused)),
+                   rest ? rest->nearest : std::vector{used}, unused};
+  }
+  if (lists(scheme, around)) {
+    const Scheme* inner = find_scheme(options.around);
+    if (inner == nullptr || !inner->inside_usp) {
+      Refusal refusal{
+          runtime::concat(options.name, " around '", options.around, "' does not exist"),
+          {},
+          around};
+      for (const std::string& known : names_inside_usp()) {
+        used.options.around = known;
+        if (!refuse_rest(used)) refusal.nearest.push_back(used);
+      }
+      return refusal;
+    }
+  }
+  return refuse_rest(combination);
 }
 
 void check_legal(const Combination& combination) {
   if (const auto refusal = refuse(combination)) {
     fail(ExitCode::config, "scheme ", combination.options.name, ": ", refusal->reason, "; use ",
-         refusal->nearest);
+         advice(combination, *refusal));
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "parallel/layout.h"
 #include "parallel/schedule.h"
+#include "runtime/config/scheme_names.h"
 
 namespace longhaul::parallel {
 
@@ -24,20 +25,32 @@ enum class BackwardRing : unsigned char {
   automatic  ///< whichever sends fewer bytes
 };
 
-/// A scheme's name and what only some schemes read. Text forms are those of the configuration.
+const char* name(Nesting nesting);
+const char* name(BackwardRing backward);
+
+/// What only some schemes read; the table of schemes says which.
+enum class SchemeOption : unsigned char { degrees, nesting, around, backward };
+constexpr SchemeOption kSchemeOptions[] = {SchemeOption::degrees, SchemeOption::nesting,
+                                           SchemeOption::around, SchemeOption::backward};
+const char* name(SchemeOption option);
+
+/// A scheme's name and its options.
 struct SchemeOptions {
   std::string name = "ring";
-  int outer = 0, inner = 0;  ///< degrees of two-level schemes; 0: chosen, see resolve_degrees()
-  Nesting nesting = Nesting::heads_inside;          ///< usp
-  std::string around = "ring";                      ///< usp: ring, burst or double_ring
-  BackwardRing backward = BackwardRing::automatic;  ///< double_ring
+  int outer = 0, inner = 0;  ///< degrees of two levels; 0: chosen, see resolve_degrees()
+  Nesting nesting = Nesting::heads_inside;
+  std::string around = "ring";  ///< the scheme inside usp
+  BackwardRing backward = BackwardRing::automatic;
   bool operator==(const SchemeOptions&) const = default;
 };
-/// "outer=2,inner=4", either alone, or "". Throws Error(config).
-void set_degrees(SchemeOptions& options, const std::string& text);
-/// Throw Error(config) listing the known names.
-Nesting nesting_from_name(const std::string& text);
-BackwardRing backward_ring_from_name(const std::string& text);
+/// From a text of the configuration: "outer=2,inner=4", either alone, or "auto"; the name of a
+/// nesting, a scheme that usp can be around, a backward. Throws Error(config) with what is
+/// expected.
+void set_option(SchemeOptions& options, SchemeOption option, const std::string& text);
+/// False where the option has its default.
+bool is_set(const SchemeOptions& options, SchemeOption option);
+/// To its default.
+void reset(SchemeOptions& options, SchemeOption option);
 
 /// What a scheme is a function of. It, and the layout, must outlive the generator made from it.
 struct SchemeInputs {
@@ -62,24 +75,39 @@ struct Combination {
   bool causal = true;  ///< no query sees a later key
 };
 struct Refusal {
-  std::string reason, nearest;  ///< "what is wrong", "what would work"
+  std::string reason;
+  std::vector<Combination> nearest;         ///< what would work, nearest first: legal, all of them
+  std::optional<SchemeOption> option = {};  ///< the one to blame, if any
 };
+/// "layout contiguous or scheme ring": what the nearest legal combinations change.
+std::string advice(const Combination& refused, const Refusal& refusal);
+/// The same call under a scheme without options.
+Combination under_scheme(Combination combination, const std::string& scheme);
 
 struct Scheme {
   std::string name;
   int channels = 1;
   ProgramGenerator (*prepare)(const SchemeInputs& inputs) = nullptr;
+  std::vector<SchemeOption> reads = {};  ///< others must keep their defaults
+  bool inside_usp = false;               ///< `around` may name it
   /// Empty where every combination is legal.
   std::optional<Refusal> (*refuse)(const Combination& combination) = nullptr;
   std::string legality = "every mask, layout and number of ranks";  ///< in words, for the table
 };
 
+// NAME_scheme, defined in the scheme's file, for each name of the list.
+#define DECLARE(name) extern const Scheme name##_scheme;
+LONGHAUL_SCHEMES(DECLARE)
+#undef DECLARE
+
 /// Throws Error(config) listing the known schemes.
 const Scheme& scheme_from_name(const std::string& text);
 std::vector<std::string> scheme_names();
 
-/// Whether the scheme has two levels.
-bool takes_degrees(const std::string& scheme);
+/// Whether the scheme, or the one that it is around, has a use for the option.
+bool reads(const SchemeOptions& options, SchemeOption option);
+/// "double_ring or usp": who has a use for it.
+std::string readers(SchemeOption option);
 /// Also for options that the scheme has no use for.
 std::optional<Refusal> refuse(const Combination& combination);
 /// Throws Error(config) with the reason and the nearest legal choice.

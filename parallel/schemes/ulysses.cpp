@@ -41,10 +41,11 @@ Grid grid_of(const Degrees& degrees, Nesting nesting) {
                                           : Grid{degrees.outer, degrees.inner, nesting};
 }
 
-std::variant<Degrees, Refusal> usp_degrees(const Combination& c) {
-  return resolve_degrees(c.options, c.ranks, [&](const Degrees& degrees) {
+/// Those of usp whose degree that shares heads suits them.
+LegalDegrees shares_heads(const Combination& c) {
+  return [&c](const Degrees& degrees) {
     return heads_divide(c.heads, c.kv_heads, grid_of(degrees, c.options.nesting).heads);
-  });
+  };
 }
 
 SchemeOptions inner_options(const SchemeOptions& options) {
@@ -210,32 +211,19 @@ ProgramGenerator prepare_exchange(const SchemeInputs& inputs, const Grid& grid,
   return [exchange](int rank) { return exchange->generate(rank); };
 }
 
-}  // namespace
-
 std::optional<Refusal> refuse_ulysses(const Combination& c) {
   if (heads_divide(c.heads, c.kv_heads, c.ranks)) return {};
-  std::string nearest;
-  for (int ranks = c.ranks; ranks >= 1; --ranks) {
-    if (!heads_divide(c.heads, c.kv_heads, ranks)) continue;
-    nearest = runtime::concat("ulysses over ", ranks, " ranks, usp, or ring");
-    break;
-  }
+  Combination fewer = c;
+  while (!heads_divide(c.heads, c.kv_heads, fewer.ranks)) --fewer.ranks;  // one always suits
   return Refusal{
       runtime::concat(c.ranks, " ranks cannot share ", c.heads, " query heads and ", c.kv_heads,
                       " key/value heads: the query heads must be a multiple of the "
                       "ranks, and of key/value heads and ranks one of the other"),
-      nearest};
+      {fewer, under_scheme(c, "usp"), under_scheme(c, "ring")}};
 }
 
 std::optional<Refusal> refuse_usp(const Combination& c) {
-  const auto degrees = usp_degrees(c);
-  if (const Refusal* refusal = std::get_if<Refusal>(&degrees)) return *refusal;
-  if (c.options.around != "double_ring") return {};
-  const Grid grid = grid_of(std::get<Degrees>(degrees), c.options.nesting);
-  Combination inner = c;
-  inner.options = inner_options(c.options);
-  inner.ranks = grid.rings;
-  return refuse_double_ring(inner);
+  return refuse_degrees(c, shares_heads(c));
 }
 
 ProgramGenerator prepare_ulysses(const SchemeInputs& inputs) {
@@ -245,9 +233,28 @@ ProgramGenerator prepare_ulysses(const SchemeInputs& inputs) {
 ProgramGenerator prepare_usp(const SchemeInputs& inputs) {
   const Combination combination{inputs.options, inputs.layout.ranks(), inputs.shapes.heads,
                                 inputs.shapes.kv_heads};
-  const auto degrees = std::get<Degrees>(usp_degrees(combination));  // refused before
-  return prepare_exchange(inputs, grid_of(degrees, inputs.options.nesting),
+  const auto degrees =
+      resolve_degrees(inputs.options, combination.ranks, shares_heads(combination));
+  LONGHAUL_CHECK(degrees, "usp without legal degrees was not refused");
+  return prepare_exchange(inputs, grid_of(*degrees, inputs.options.nesting),
                           inner_options(inputs.options));
 }
+
+}  // namespace
+
+const Scheme ulysses_scheme{
+    .name = "ulysses",
+    .prepare = prepare_ulysses,
+    .refuse = refuse_ulysses,
+    .legality =
+        "every mask and layout; H a multiple of the ranks, H_kv and the ranks one of the other"};
+
+const Scheme usp_scheme{
+    .name = "usp",
+    .channels = 2,
+    .prepare = prepare_usp,
+    .reads = {SchemeOption::degrees, SchemeOption::nesting, SchemeOption::around},
+    .refuse = refuse_usp,
+    .legality = "every mask and layout; as ulysses for the degree that shares heads"};
 
 }  // namespace longhaul::parallel

@@ -102,19 +102,6 @@ int ProcessGrid::coordinate(int rank, Axis axis) const {
   return 0;
 }
 
-int ProcessGrid::rank_at(int data, int context) const {
-  LONGHAUL_CHECK(
-      0 <= data && data < size(Axis::data) && 0 <= context && context < size(Axis::context),
-      "no rank at data ", data, ", context ", context, " of ", describe());
-  return data * size(Axis::context) + context;
-}
-
-std::string ProcessGrid::describe() const {
-  std::ostringstream text;
-  text << "data " << size(Axis::data) << " x context " << size(Axis::context);
-  return text.str();
-}
-
 std::unique_ptr<Communicator> ProcessGrid::split(Communicator& world, const std::vector<Axis>& axes,
                                                  const std::string& name) const {
   LONGHAUL_CHECK(world.size() == size(), "a grid of ", size(), " ranks on a communicator of ",

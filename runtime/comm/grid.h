@@ -26,10 +26,6 @@ class ProcessGrid {
   int size(Axis axis) const { return sizes_[static_cast<std::size_t>(axis)]; }
   /// The coordinate of a world rank on an axis.
   int coordinate(int rank, Axis axis) const;
-  /// The world rank at the given coordinates.
-  int rank_at(int data, int context) const;
-  /// E.g. "data 2 x context 4".
-  std::string describe() const;
 
   /// The ranks that differ from this one only on `axes`, in grid order; collective over `world`,
   /// which has the grid's size. Each call gives a communicator of its own: a second stream takes a

@@ -1,6 +1,6 @@
 #pragma once
 // The configuration of a run: one struct a section of the TOML file, filled and checked from one
-// schema (schema.cpp), where every key is declared and explained.
+// schema (schema.cpp), where every key is declared and explained; draft.h reads it.
 
 #include <cstdint>
 #include <optional>
@@ -125,13 +125,6 @@ struct TrainConfig {
   CommConfig comm;
   DebugConfig debug;
 };
-
-/// Reads the file, applies the overrides ("section.key=value", later ones win) and checks
-/// everything. With `world_size` the grid must fill it exactly, and a context_parallel_degree of -1
-/// is resolved. Touches nothing on disk. Throws Error(config) whose text lists every problem, one a
-/// line, as file:line:column: message.
-TrainConfig load_config(const std::string& path, const std::vector<std::string>& overrides,
-                        std::optional<std::int64_t> world_size = std::nullopt);
 
 /// The grid of `world_size` ranks: -1 becomes whatever is left. Throws Error(launch) when the
 /// degrees do not multiply to world_size, saying which counts would do.

@@ -125,6 +125,7 @@ void ConfigDraft::set(const ConfigKey& key, TomlValue value, const ConfigPlace& 
 }
 
 void ConfigDraft::fill() {
+  filled_ = true;
   for (const ConfigKey& key : config_schema()) {
     const std::string path = key.path();
     if (key.default_value) {
@@ -148,8 +149,8 @@ void ConfigDraft::fill() {
 }
 
 bool ConfigDraft::good(std::initializer_list<const char*> paths) const {
-  return std::none_of(paths.begin(), paths.end(),
-                      [&](const char* path) { return bad_.contains(path); });
+  return filled_ && std::none_of(paths.begin(), paths.end(),
+                                 [&](const char* path) { return bad_.contains(path); });
 }
 
 ConfigPlace ConfigDraft::place_of(const std::string& path) const {
@@ -169,7 +170,8 @@ void ConfigDraft::key_problem(const std::string& path, const std::string& value,
   problem(place_of(path), fmt::format("{} = {}: {}", path, value, message));
 }
 
-void ConfigDraft::fail_with_problems() const {
+void ConfigDraft::check() const {
+  if (problems_.empty()) return;
   std::vector<Problem> sorted = problems_;
   std::stable_sort(sorted.begin(), sorted.end(), [](const Problem& a, const Problem& b) {
     const auto order = [](const Problem& p) {

@@ -168,7 +168,7 @@ void take_override(ConfigDraft& draft, const std::string& text, std::size_t orde
 
 }  // namespace
 
-TrainConfig load_config(const std::string& path, const std::vector<std::string>& overrides,
+ConfigDraft read_config(const std::string& path, const std::vector<std::string>& overrides,
                         std::optional<std::int64_t> world_size) {
   ConfigDraft draft(path);
   const auto parsed = parse_toml(read_config_file(path));
@@ -185,8 +185,7 @@ TrainConfig load_config(const std::string& path, const std::vector<std::string>&
     draft.fill();
     check_rules(draft, world_size);
   }
-  if (draft.has_problems()) draft.fail_with_problems();
-  return std::move(draft.config);
+  return draft;
 }
 
 }  // namespace longhaul::runtime

@@ -1,4 +1,5 @@
 #include "runtime/config/schema.h"
+#include "runtime/config/scheme_names.h"
 
 #include <fmt/format.h>
 
@@ -20,6 +21,8 @@ constexpr const char* kReplayOnly =
 #define LONGHAUL_KEY(section_, name_)   \
   .section = #section_, .name = #name_, \
   .slot = [](TrainConfig& config) -> ConfigSlot { return &config.section_.name_; }
+
+#define LONGHAUL_SCHEME_NAME(name_) #name_,
 
 std::vector<ConfigKey> declare() {
   return {
@@ -138,9 +141,7 @@ std::vector<ConfigKey> declare() {
       {LONGHAUL_KEY(parallelism, context_parallel_scheme),
        .explanation = "How attention is spread over those ranks; parallel/README.md compares them, "
                       "and `longhaul validate --legality` says which suits what.",
-       .default_value = "\"ring\"",
-       .choices = {"ring", "burst", "auto", "double_ring", "ring_self_attention", "balanced_ring",
-                   "all_gather", "ulysses", "usp", "group_cast"}},
+       .default_value = "\"ring\"", .choices = {LONGHAUL_SCHEMES(LONGHAUL_SCHEME_NAME)}},
       {LONGHAUL_KEY(parallelism, context_parallel_degrees),
        .explanation =
            "Of `double_ring` and `usp`: how many ranks outside and inside, as "
@@ -156,7 +157,7 @@ std::vector<ConfigKey> declare() {
       {LONGHAUL_KEY(parallelism, context_parallel_backward),
        .explanation =
            "Of `double_ring`: what circulates in backward, keys and values (`ring`) or queries "
-           "(`burst`); `auto` takes what sends fewer bytes.",
+           "(`burst`); `auto` takes what sends fewer bytes where all blocks are needed everywhere.",
        .default_value = "\"auto\"", .choices = {"auto", "ring", "burst"}},
       {LONGHAUL_KEY(parallelism, context_parallel_switch),
        .explanation =

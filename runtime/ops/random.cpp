@@ -37,49 +37,26 @@ std::array<double, 4> normals(RandomKey key, std::uint64_t block) {
   return result;
 }
 
-template <class T, class Draw>
-void fill_blocks(T* values, std::int64_t n, std::int64_t first, double offset, double factor,
-                 const Draw& draw) {
-  const std::int64_t first_block = first / 4, last_block = (first + n + 3) / 4;
-#pragma omp parallel for if (n >= detail::kParallelElements)
-  for (std::int64_t block = first_block; block < last_block; ++block) {
-    const std::array<double, 4> drawn = draw(static_cast<std::uint64_t>(block));
-    for (std::int64_t lane = 0; lane < 4; ++lane) {
-      const std::int64_t at = block * 4 + lane - first;
-      if (at < 0 || at >= n) continue;
-      values[at] = T(static_cast<float>(offset + factor * drawn[static_cast<std::size_t>(lane)]));
-    }
-  }
-}
-
-void check(const char* op, const TensorView& values, std::int64_t first_element,
-           const Stream& stream) {
-  detail::require_cpu(op, stream);
-  LONGHAUL_CHECK(values.contiguous(), op, " takes a contiguous view");
-  LONGHAUL_CHECK(first_element >= 0, op, ": first element is ", first_element,
-                 "; expected at least 0");
-}
-
 }  // namespace
 
 void fill_normal(TensorView values, double mean, double stddev, RandomKey key,
                  std::int64_t first_element, const Stream& stream) {
-  check("fill_normal", values, first_element, stream);
+  detail::require_cpu("fill_normal", stream);
+  LONGHAUL_CHECK(values.contiguous(), "fill_normal takes a contiguous view");
+  LONGHAUL_CHECK(first_element >= 0, "fill_normal: first element is ", first_element,
+                 "; expected at least 0");
   detail::with_activation("fill_normal", values.dtype(), [&]<class T>() {
     stream.enqueue([=, out = values.as<T>(), n = values.elements()] {
-      fill_blocks(out, n, first_element, mean, stddev,
-                  [key](std::uint64_t block) { return normals(key, block); });
-    });
-  });
-}
-
-void fill_uniform(TensorView values, double low, double high, RandomKey key,
-                  std::int64_t first_element, const Stream& stream) {
-  check("fill_uniform", values, first_element, stream);
-  detail::with_activation("fill_uniform", values.dtype(), [&]<class T>() {
-    stream.enqueue([=, out = values.as<T>(), n = values.elements()] {
-      fill_blocks(out, n, first_element, low, high - low,
-                  [key](std::uint64_t block) { return uniforms(key, block); });
+      const std::int64_t first_block = first_element / 4, last_block = (first_element + n + 3) / 4;
+#pragma omp parallel for if (n >= detail::kParallelElements)
+      for (std::int64_t block = first_block; block < last_block; ++block) {
+        const std::array<double, 4> drawn = normals(key, static_cast<std::uint64_t>(block));
+        for (std::int64_t lane = 0; lane < 4; ++lane) {
+          const std::int64_t at = block * 4 + lane - first_element;
+          if (at < 0 || at >= n) continue;
+          out[at] = T(static_cast<float>(mean + stddev * drawn[static_cast<std::size_t>(lane)]));
+        }
+      }
     });
   });
 }

@@ -17,8 +17,4 @@ struct RandomKey {
 void fill_normal(TensorView values, double mean, double stddev, RandomKey key,
                  std::int64_t first_element, const Stream& stream);
 
-/// values[i] uniform in (low, high) from element first_element + i.
-void fill_uniform(TensorView values, double low, double high, RandomKey key,
-                  std::int64_t first_element, const Stream& stream);
-
 }  // namespace longhaul::runtime::ops

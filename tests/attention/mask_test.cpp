@@ -363,6 +363,12 @@ TEST(SliceSets, AgreeWithTheBitmapOnOverlapAreaIntersectionCutAndCoverage) {
       }
     }
     ASSERT_EQ(covered, map);
+    // All parts in one view, as where ranks have exchanged heads for tokens.
+    std::vector<TokenRun> all;
+    for (const auto& runs : parts) all.insert(all.end(), runs.begin(), runs.end());
+    Bitmap joined(tokens, tokens);
+    add_pairs(joined, cut(mask, all, all), all, all);
+    ASSERT_EQ(joined, map);
   }
   EXPECT_EQ(overlapping + masks, kSets);
   EXPECT_GT(overlapping, kSets / 10);

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <set>
+#include <tuple>
 
 #include "launch/attention_case.h"
 #include "parallel/schemes/scheme.h"
@@ -262,6 +263,64 @@ TEST(AttentionVerb, EverySchemeGivesTheSameAnswer) {
     }
   }
   EXPECT_EQ(tried.size(), parallel::scheme_names().size());
+}
+
+TEST(AttentionVerb, SentBytesByLinkClassAreTheFormulaOfTheDoubleRing) {
+  // Per rank, I nodes of L ranks: I - 1 blocks between nodes and I (L - 1) within, forward of K, V
+  // and backward of K, V, dK, dV or of q, dout, LSE, delta, dq; n rows a rank, float32.
+  const test::TempDirectory folder;
+  const std::string path = folder.file("case.h5"), output = folder.file("result.h5");
+  const std::int64_t S = 48, H = 4, H_kv = 2, D = 16, D_v = 8, P = 6, n = S / P;
+  hdf5::File made = hdf5::File::create(path);
+  const auto zeros = [&](const char* name, std::int64_t heads, std::int64_t dim) {
+    made.write<float>(name, {1, S, heads, dim},
+                      std::vector<float>(static_cast<std::size_t>(S * heads * dim)));
+  };
+  zeros("q", H, D);
+  zeros("k", H_kv, D);
+  zeros("v", H_kv, D_v);
+  zeros("dout", H, D_v);
+  made.close();
+  const std::int64_t keys = n * H_kv * (D + D_v) * 4, queries = n * H * ((D + D_v) * 4 + 8 + D * 4);
+  const auto expect = [&](std::vector<std::string> command, std::int64_t within,
+                          std::int64_t between, const std::vector<std::int64_t>& nodes,
+                          const std::string& told) {
+    SCOPED_TRACE(told);
+    const test::ProcessResult result = test::run_process(command, {});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_TRUE(result.out.starts_with(told)) << result.out;
+    const hdf5::File file = hdf5::File::open(output);
+    const auto read = [&](const char* name) {
+      return file.dataset(name, hdf5::Element::int64, 1).read<std::int64_t>();
+    };
+    EXPECT_EQ(read("sent_bytes_within_nodes"), std::vector<std::int64_t>(P, within));
+    EXPECT_EQ(read("sent_bytes_between_nodes"), std::vector<std::int64_t>(P, between));
+    EXPECT_EQ(read("sent_bytes"), std::vector<std::int64_t>(P, within + between));
+    EXPECT_EQ(read("node"), nodes);
+  };
+  for (const auto& [degrees, I, L, nodes] :
+       {std::tuple("outer=2,inner=3", 2, 3, std::vector<std::int64_t>{0, 0, 0, 1, 1, 1}),
+        std::tuple("outer=3,inner=2", 3, 2, std::vector<std::int64_t>{0, 0, 1, 1, 2, 2})}) {
+    for (const std::string backward : {"ring", "burst"}) {
+      std::vector<std::string> arguments{
+          "attention", path,          "--output",         output,           "--mask",     "full",
+          "--scheme",  "double_ring", "--degrees",        degrees,          "--backward", backward,
+          "--layout",  "contiguous",  "--ranks-per-node", std::to_string(L)};
+      const std::int64_t block = keys + (backward == "ring" ? 2 * keys : queries);
+      const std::string told =
+          "double_ring over contiguous, mask full, 6 ranks on " + std::to_string(I) + " nodes: ";
+      std::vector<std::string> loopback = arguments;
+      loopback.insert(loopback.begin(), test::longhaul_program());
+      loopback.insert(loopback.end(), {"--communicator", "loopback", "--ranks", "6"});
+      expect(loopback, I * (L - 1) * block, (I - 1) * block, nodes, told);
+      if (backward == "ring" || L == 2) continue;
+      expect(test::mpirun_command(6, arguments), I * (L - 1) * block, (I - 1) * block, nodes, told);
+      arguments.resize(arguments.size() - 2);  // MPI sees one host
+      expect(test::mpirun_command(6, arguments), (I * L - 1) * block, 0,
+             std::vector<std::int64_t>(P, 0),
+             "double_ring over contiguous, mask full, 6 ranks on 1 node: ");
+    }
+  }
 }
 
 TEST(AttentionVerb, MasksByHeadSoftcapSinksAndSigmoid) {

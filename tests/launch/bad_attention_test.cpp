@@ -291,6 +291,8 @@ TEST_F(BadAttentionTest, IllegalCombinationsAreConfigurationErrors) {
   }
   expect_refused(64, {"--ranks"}, replay({"--ranks", "0"}));
   expect_refused(64, {"--window"}, replay({"--mask", "causal_window", "--window", "ten"}));
+  expect_refused(64, {"--window"},
+                 replay({"--mask", "causal_window", "--window", "99999999999999999999"}));
 
   Case without = good();  // neither the number nor the dataset in its place
   without.integers.erase("prefixes");
@@ -306,7 +308,7 @@ TEST_F(BadAttentionTest, SchemesThatDoNotSuitAreRefusedWithTheNearestThatDo) {
   const std::vector<std::pair<std::vector<std::string>, std::vector<std::string>>> illegal = {
       {{"--scheme", "balanced_ring", "--layout", "zigzag"}, {"layout zigzag", "contiguous"}},
       {{"--scheme", "balanced_ring", "--layout", "contiguous", "--mask", "full"},
-       {"later key", "causal"}},
+       {"later key", "scheme ring"}},
       {{"--scheme", "ulysses", "--ranks", "5"}, {"5 ranks cannot share", "usp"}},
       {{"--scheme", "double_ring", "--degrees", "outer=2,inner=2"}, {"3 ranks", "inner=3"}},
       {{"--scheme", "double_ring", "--degrees", "outer2"}, {"outer2", "outer=2,inner=4"}},
@@ -314,11 +316,15 @@ TEST_F(BadAttentionTest, SchemesThatDoNotSuitAreRefusedWithTheNearestThatDo) {
       {{"--scheme", "usp", "--nesting", "beside"}, {"beside", "ring_inside"}},
       {{"--scheme", "double_ring", "--backward", "both"}, {"both", "burst"}},
       {{"--scheme", "double_ring", "--degrees", "inner=3,"}, {"inner=3,", "outer=2,inner=4"}},
-      {{"--scheme", "ring", "--degrees", "inner=3"}, {"no use for degrees", "double_ring"}},
-      {{"--scheme", "ring", "--around", "nonsense"}, {"no use for a scheme to be around", "usp"}},
-      {{"--scheme", "burst", "--nesting", "ring_inside"}, {"no use for a nesting", "usp"}},
-      {{"--scheme", "auto", "--backward", "ring"}, {"no use for a choice of backward"}},
-      {{"--scheme", "usp", "--backward", "burst"}, {"no use for a choice of backward"}},
+      {{"--scheme", "ring", "--degrees", "inner=3"},
+       {"no use for the option degrees", "double_ring or usp"}},
+      {{"--scheme", "ring", "--around", "nonsense"}, {"nonsense", "double_ring"}},
+      {{"--scheme", "ring", "--around", "burst"}, {"no use for the option around", "usp"}},
+      {{"--scheme", "burst", "--nesting", "ring_inside"}, {"no use for the option nesting", "usp"}},
+      {{"--scheme", "auto", "--backward", "ring"},
+       {"no use for the option backward", "usp around double_ring"}},
+      {{"--scheme", "usp", "--backward", "burst"},
+       {"no use for the option backward", "usp around double_ring"}},
       {{"--timeout-seconds", "0"}, {"--timeout-seconds 0"}},
       {{"--softcap", "1e39"}, {"--softcap 1e+39"}},
       {{"--softcap", "1e-40"}, {"--softcap 1e-40"}},

@@ -93,19 +93,62 @@ const std::vector<WrongConfig> kWrong = {
     {{{15, "[training]"}}, {{"15:", "training"}}},
     {{{12, "seq_len = "}}, {{"12:"}}},
     {{{9, "corpus = \"corpus.h5"}}, {{"9:"}}},
+    // Schemes and their options.
+    {{{16,
+       "context_parallel_scheme = \"wring\"\ncontext_parallel_degrees = \"outer=two\"\n"
+       "context_parallel_layout = \"zigzack\"\ncontext_parallel_switch = \"2:burst,3:rign\""}},
+     {{"16:27: ", "context_parallel_scheme = \"wring\": expected one of \"ring\", \"burst\""},
+      {"17:28: ", "context_parallel_degrees = \"outer=two\": ", "expected, for example, outer=2"},
+      {"18:27: ", "context_parallel_layout = \"zigzack\": expected one of \"contiguous\""},
+      {"19:27: ", "context_parallel_switch = \"2:burst,3:rign\": '3:rign': ",
+       "expected one of ring, burst"}}},
+    {{{16, "context_parallel_switch = \"2:ring,burst,2:auto,4:auto\""}},
+     {{"16:27: ", "'burst' is no STEP:SCHEME; expected, for example, \"5:burst"},
+      {"16:27: ", "'2:auto': expected a step above 2 and up to training.steps = 3"},
+      {"16:27: ", "'4:auto': expected a step above 2 and up to training.steps = 3"}}},
+    {{{16, "context_parallel_switch = \"burst\""}, {14, "steps = 0"}},
+     {{"14:9: ", "training.steps = 0"}, {"16:27: ", "'burst' is no STEP:SCHEME"}}},
+    {{{16,
+       "context_parallel_degrees = \"inner=2\"\ncontext_parallel_nesting = \"ring_inside\"\n"
+       "context_parallel_around = \"double_ring\"\ncontext_parallel_backward = \"burst\""}},
+     {{"16:28: ", "context_parallel_degrees = \"inner=2\": no scheme of this run has a use for it",
+       "remove it, or use scheme double_ring or usp"},
+      {"17:28: ", "context_parallel_nesting = \"ring_inside\"", "use scheme usp"},
+      {"18:27: ", "context_parallel_around = \"double_ring\"", "use scheme usp"},
+      {"19:29: ", "context_parallel_backward = \"burst\"",
+       "use scheme double_ring or usp around double_ring"}}},
+    {{{16, "context_parallel_scheme = \"balanced_ring\""}},
+     {{"16:27: ", "context_parallel_scheme = \"balanced_ring\": balanced_ring balances",
+       "use layout contiguous"}}},
+    {{{16, "context_parallel_switch = \"2:balanced_ring,3:ring\""}},
+     {{"16:27: ",
+       "context_parallel_switch = \"2:balanced_ring,3:ring\": balanced_ring from step 2: ",
+       "use layout contiguous"}}},
+    {{{10, "mask = \"document\""},
+      {16,
+       "context_parallel_degree = 4\ncontext_parallel_scheme = \"ulysses\"\n"
+       "context_parallel_degrees = \"outer=3,inner=2\"\n"
+       "context_parallel_switch = \"2:double_ring,3:usp\""}},
+     {{"10:8: ", "data.mask = \"document\""},
+      {"17:27: ", "context_parallel_scheme = \"ulysses\": 4 ranks cannot share 2 query heads",
+       "use 2 ranks, scheme usp or scheme ring"},
+      {"18:28: ", "context_parallel_degrees = \"outer=3,inner=2\": double_ring from step 2: ",
+       "do not make up 4 ranks; use degrees outer=4,inner=1, degrees outer=2,inner=2 or degrees "
+       "outer=1,inner=4"}}},
     // Several at once, in the order of the file.
     {{{4, "hidden_sise = 16"},
       {6, "num_hidden_layers = 0"},
       {9, "corpus = \"absent.h5\""},
       {13, "tokens_per_step = 100"},
-      {16, "context_paralel_degree = 4"},
+      {16, "context_paralel_degree = 4\ncontext_parallel_scheme = \"balanced_ring\""},
       {18, "lr = true"}},
      {{"4:1: ", "did you mean 'hidden_size'?"},
       {"6:21: ", "model.num_hidden_layers = 0"},
       {"9:10: ", "no such file"},
       {"13:19: ", "legal nearby: 64, 128"},
       {"16:1: ", "did you mean 'context_parallel_degree'?"},
-      {"18:6: ", "optimizer.lr = true", "got a boolean"}}},
+      {"17:27: ", "balanced_ring", "layout contiguous"},
+      {"19:6: ", "optimizer.lr = true", "got a boolean"}}},
 };
 
 class BadInputTest : public RefusalTest {
@@ -152,15 +195,37 @@ TEST_F(BadInputTest, ConfigurationsThatContradictTheCorpusOrTheProgram) {
   write_config({});
   EXPECT_EQ(longhaul({"validate", "run.toml"}).exit_code, 0);
   for (const char* verb : {"train", "validate"}) {
-    expect_refused(78, {"model.vocab_size = 60", "corpus.h5", "61"},
-                   {verb, "run.toml", "--set", "model.vocab_size=60"});
-    expect_refused(78, {"training.seq_len is 4096", "3000 tokens"},
-                   {verb, "run.toml", "--set", "training.seq_len=4096", "--set",
-                    "training.tokens_per_step=4096"});
+    expect_refused(78,
+                   {"2 problems",
+                    "--set model.vocab_size=60: model.vocab_size = 60: expected at "
+                    "least 61, the vocabulary of corpus.h5",
+                    "--set training.seq_len=4096: training.seq_len = 4096: expected at most 3000, "
+                    "the tokens of corpus.h5"},
+                   {verb, "run.toml", "--set", "model.vocab_size=60", "--set",
+                    "training.seq_len=4096", "--set", "training.tokens_per_step=4096"});
     expect_refused(78, {"comm.backend = \"nccl\"", "use \"mpi\""},
                    {verb, "run.toml", "--set", "comm.backend=nccl"});
     expect_refused(78, {"absent.toml", "cannot be read"}, {verb, "absent.toml"});
   }
+}
+
+TEST_F(BadInputTest, SchemesThatSuitTheConfigurationButNotTheRanksStarted) {
+  write_config({{16,
+                 "context_parallel_scheme = \"double_ring\"\ncontext_parallel_degrees = "
+                 "\"outer=2,inner=2\"\ncontext_parallel_switch = \"2:ulysses\""}});
+  EXPECT_EQ(longhaul({"validate", "run.toml"}).exit_code, 0);
+  const std::vector<std::string> expected{
+      "2 problems in the configuration run.toml:",
+      "run.toml:17:28: parallelism.context_parallel_degrees = \"outer=2,inner=2\": double_ring: ",
+      "do not make up 3 ranks; use degrees outer=3,inner=1",
+      "run.toml:18:27: parallelism.context_parallel_switch = \"2:ulysses\": ulysses from step 2: ",
+      "3 ranks cannot share 2 query heads"};
+  expect_refused(78, expected, {"validate", "run.toml", "--ranks", "3"});
+  const auto before = listing(folder_.path());
+  const ProcessResult three = mpirun(3, {"train", "run.toml"});
+  EXPECT_EQ(three.exit_code, 78) << three.err;
+  for (const std::string& part : expected) EXPECT_TRUE(has(three.err, part)) << three.err;
+  EXPECT_EQ(listing(folder_.path()), before);
 }
 
 TEST_F(BadInputTest, WrongCommandLines) {

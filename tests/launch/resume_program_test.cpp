@@ -117,6 +117,9 @@ TEST(Backends, LoopbackAndMpiGiveTheSameBits) {
     ASSERT_EQ(loopback.exit_code, 0) << loopback.err;
     EXPECT_EQ(job.steps("mpi" + grid).size(), 8u);
     EXPECT_EQ(job.steps("loopback" + grid), job.steps("mpi" + grid));
+    const std::string ranks = "ranks    " + std::to_string(data * context) + " on 1 host, over ";
+    EXPECT_NE(loopback.out.find(ranks + "loopback\n"), std::string::npos) << loopback.out;
+    EXPECT_NE(mpi.out.find(ranks + "Open MPI v"), std::string::npos) << mpi.out;
   }
 }
 

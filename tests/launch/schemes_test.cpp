@@ -7,6 +7,7 @@
 #include "launch/batches.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
+#include "runtime/config/draft.h"
 #include "runtime/config/schema.h"
 #include "runtime/error.h"
 #include "tests/support/process.h"
@@ -75,7 +76,7 @@ TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
       }
       std::string config_error, mask_error;
       try {
-        runtime::load_config(folder.file("run.toml"), overrides);
+        runtime::read_config(folder.file("run.toml"), overrides).check();
       } catch (const runtime::Error& error) {
         config_error = error.what();
       }

@@ -123,32 +123,6 @@ TEST(Trainer, ChangesOfSchemeBetweenStepsLeaveTheLossesAlone) {
   expect_equal_within(run_training(config, kVocabulary, documents), one_scheme, 1e-5);
 }
 
-TEST(Trainer, SchemesThatDoNotSuitTheRunAreRefused) {
-  const auto refused = [](Grid grid, const std::string& layout, const std::string& scheme,
-                          const std::string& changes, const std::string& part) {
-    SCOPED_TRACE(scheme + " " + changes);
-    TrainConfig config = on(grid, layout);
-    config.parallelism.context_parallel_scheme = scheme;
-    config.parallelism.context_parallel_switch = changes;
-    test::expect_error(runtime::ExitCode::config, part, [&] { check_schemes(config); });
-  };
-  refused({1, 3}, "zigzag", "ulysses", "none", "3 ranks cannot share 4 query heads");
-  refused({1, 4}, "zigzag", "balanced_ring", "none", "contiguous");
-  refused({1, 3}, "zigzag", "ring", "5:ulysses", "3 ranks cannot share");
-  refused({1, 4}, "zigzag", "ring", "5:burst,5:ring", "step above 5");
-  refused({1, 4}, "zigzag", "ring", "burst", "STEP:SCHEME");
-  refused({1, 4}, "zigzag", "ring", "7:rign", "rign");
-  refused({1, 4}, "zigzag", "ring", "7:burst,", "STEP:SCHEME");
-  refused({1, 4}, "zigzag", "ring", "21:burst", "up to 20");
-  // What holds for any number of ranks is known before they are.
-  refused({1, -1}, "zigzag", "balanced_ring", "none", "contiguous");
-  refused({1, -1}, "zigzag", "ring", "garbage", "garbage");
-  TrainConfig ignored = on({1, 4});
-  ignored.parallelism.context_parallel_backward = "burst";
-  test::expect_error(runtime::ExitCode::config, "context_parallel_backward",
-                     [&] { check_schemes(ignored); });
-}
-
 TEST(Trainer, CausalMaskOverTheWholeSequence) {
   TrainConfig one = on({1, 1}), four = on({1, 4});
   one.data.mask = four.data.mask = "causal";

@@ -151,8 +151,8 @@ TEST_F(Formulae, DoubleRingByLinkClass) {
         const std::int64_t block = direction == Direction::forward ? s.keys() : backward;
         const Sent all = sent(options, masks, layout, shapes, direction, wire);
         for (int rank = 0; rank < layout.ranks(); ++rank) {
-          const LinkBytes links =
-              link_bytes(all.to[static_cast<std::size_t>(rank)], rank, options.inner);
+          const LinkBytes links = link_bytes(all.to[static_cast<std::size_t>(rank)], rank,
+                                             nodes_in_order(layout.ranks(), options.inner));
           EXPECT_EQ(links.between_nodes, (I - 1) * block) << show(options) << " rank " << rank;
           EXPECT_EQ(links.within_nodes, I * (L - 1) * block) << show(options) << " rank " << rank;
         }
@@ -170,7 +170,8 @@ TEST(Bytes, FlatRingCrossesANodeBorderWithEveryHop) {
   const Sent flat = sent(scheme("ring"), full, layout, shapes, Direction::forward);
   const std::int64_t block = 12 * 4 * 16 * 2;
   for (int rank = 0; rank < ranks; ++rank) {
-    const LinkBytes links = link_bytes(flat.to[static_cast<std::size_t>(rank)], rank, per_node);
+    const LinkBytes links =
+        link_bytes(flat.to[static_cast<std::size_t>(rank)], rank, nodes_in_order(ranks, per_node));
     const bool last = rank % per_node == per_node - 1;
     EXPECT_EQ(links, (last ? LinkBytes{0, 7 * block} : LinkBytes{7 * block, 0})) << rank;
   }

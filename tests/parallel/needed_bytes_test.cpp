@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
+#include <random>
+#include <tuple>
 
 #include "runtime/error.h"
 #include "tests/support/random_masks.h"
@@ -167,62 +170,98 @@ TEST(NeededBytes, NothingMovesWhereNoDocumentCrossesARank) {
 // ---- rings
 // ------------------------------------------------------------------------------------------------
 
-/// Hops of a block, and of its gradient, round one level whose positions 1 .. size - 1 need it or
-/// do not: the fewest for the block, then for the gradient, of every split into hops onward and
-/// back.
+/// How far a block goes round one level, and its hops and its gradient's.
 struct Hops {
-  std::int64_t block = 0, gradient = 0;
+  int onward = 0, back = 0;
+  std::int64_t gradient = 0;
+  std::int64_t block() const { return onward + back; }
 };
-Hops fewest(const std::vector<bool>& needed) {
+/// A gradient starts where the first one sees the block, ends where the last one does, and returns
+/// in one hop.
+Hops hops(const std::vector<bool>& needed, int onward, int back) {
   const int size = static_cast<int>(needed.size());
-  Hops best{size, size};
+  int first_onward = onward + 1, first_back = back + 1;
+  for (int hop = onward; hop >= 1; --hop) {
+    if (needed[static_cast<std::size_t>(hop)]) first_onward = hop;
+  }
+  for (int hop = back; hop >= 1; --hop) {
+    if (needed[static_cast<std::size_t>(size - hop)]) first_back = hop;
+  }
+  return {onward, back, onward + 1 - first_onward + back + 1 - first_back};
+}
+/// Positions 1 .. size - 1 of a level need the block or do not: the fewest hops for the block, then
+/// for the gradient, then back, of every split into hops onward and back; or of those that only go
+/// onward.
+Hops fewest(const std::vector<bool>& needed, bool both_ways) {
+  const int size = static_cast<int>(needed.size());
+  Hops best{size, size, size};
   for (int onward = 0; onward < size; ++onward) {
-    for (int back = 0; onward + back < size; ++back) {
+    for (int back = 0; back == 0 || (both_ways && onward + back < size); ++back) {
       bool reaches_all = true;
       for (int hop = 1; hop < size; ++hop) {
         if (needed[static_cast<std::size_t>(hop)] && hop > onward && size - hop > back)
           reaches_all = false;
       }
-      if (!reaches_all) continue;
-      // A gradient starts where the first one sees the block, ends where the last one does, and
-      // returns in one.
-      int first_onward = onward + 1, first_back = back + 1;
-      for (int hop = onward; hop >= 1; --hop) {
-        if (needed[static_cast<std::size_t>(hop)]) first_onward = hop;
-      }
-      for (int hop = back; hop >= 1; --hop) {
-        if (needed[static_cast<std::size_t>(size - hop)]) first_back = hop;
-      }
-      const std::int64_t gradient = onward + 1 - first_onward + back + 1 - first_back;
-      if (std::pair<std::int64_t, std::int64_t>(onward + back, gradient) <
-          std::pair(best.block, best.gradient))
-        best = {onward + back, gradient};
+      const Hops tried = hops(needed, onward, back);
+      if (reaches_all && std::tuple(tried.block(), tried.gradient, back) <
+                             std::tuple(best.block(), best.gradient, best.back))
+        best = tried;
     }
   }
   return best;
 }
 
-/// Those of all blocks in a double ring of outer x inner; `needs(rank, block)`.
-Hops double_ring_hops(int outer, int inner, const std::function<bool(int, int)>& needs) {
-  Hops total;
+struct Totals {
+  std::int64_t blocks = 0, gradients = 0;
+};
+
+/// Hops of all blocks round one level of a ring.
+class Level {
+ public:
+  Level(int size, int ranks) : size_(size), sent_{Sends(ranks), Sends(ranks)} {}
+  /// `sender(hop)`: the rank that holds the block after `hop` hops onward.
+  void add(const std::vector<bool>& needed, const std::function<int(int)>& sender) {
+    for (const bool both : {false, true}) {
+      const Hops chosen = fewest(needed, both);
+      for (int hop = 0; hop < chosen.onward; ++hop) ++sent_[both].at(sender(hop));
+      for (int hop = 0; hop < chosen.back; ++hop) ++sent_[both].at(sender((size_ - hop) % size_));
+      totals_[both].blocks += chosen.block();
+      totals_[both].gradients += chosen.gradient;
+    }
+  }
+  /// Both ways, unless the busiest rank then sends more.
+  Totals totals() const { return totals_[sent_[1].most() <= sent_[0].most()]; }
+
+ private:
+  struct Sends {
+    explicit Sends(int ranks) : of(static_cast<std::size_t>(ranks)) {}
+    int& at(int rank) { return of[static_cast<std::size_t>(rank)]; }
+    int most() const { return *std::ranges::max_element(of); }
+    std::vector<int> of;
+  };
+  int size_;
+  std::array<Sends, 2> sent_;
+  std::array<Totals, 2> totals_;
+};
+
+/// Those of a double ring of outer x inner; `needs(rank, block)`.
+Totals double_ring_hops(int outer, int inner, const std::function<bool(int, int)>& needs) {
+  Level between(outer, outer * inner), within(inner, outer * inner);
   for (int block = 0; block < outer * inner; ++block) {
+    const auto rank = [&](int node_hop, int hop) {
+      return (block / inner + node_hop) % outer * inner + (block % inner + hop) % inner;
+    };
     std::vector<bool> nodes;
     for (int node_hop = 0; node_hop < outer; ++node_hop) {
       std::vector<bool> ranks;
-      for (int hop = 0; hop < inner; ++hop) {
-        const int rank = (block / inner + node_hop) % outer * inner + (block % inner + hop) % inner;
-        ranks.push_back(needs(rank, block));
-      }
-      const Hops within = fewest(ranks);
-      total.block += within.block;
-      total.gradient += within.gradient;
+      for (int hop = 0; hop < inner; ++hop) ranks.push_back(needs(rank(node_hop, hop), block));
+      within.add(ranks, [&](int hop) { return rank(node_hop, hop); });
       nodes.push_back(std::ranges::find(ranks, true) != ranks.end());
     }
-    const Hops between = fewest(nodes);
-    total.block += between.block;
-    total.gradient += between.gradient;
+    between.add(nodes, [&](int node_hop) { return rank(node_hop, 0); });
   }
-  return total;
+  return {between.totals().blocks + within.totals().blocks,
+          between.totals().gradients + within.totals().gradients};
 }
 
 TEST(NeededBytes, BlocksOfRingsTakeTheFewestHopsOfEveryLevel) {
@@ -259,20 +298,43 @@ TEST(NeededBytes, BlocksOfRingsTakeTheFewestHopsOfEveryLevel) {
         options.backward = BackwardRing::ring;
       }
       SCOPED_TRACE(runtime::concat(show(options), " P=", ranks, " mask ", i));
-      const Hops keys = double_ring_hops(outer, inner, sees);
+      const Totals keys = double_ring_hops(outer, inner, sees);
       const auto bytes = [&](Direction direction) {
         return sent(options, masks[i], layout, shapes, direction).total();
       };
-      EXPECT_EQ(bytes(Direction::forward), keys.block * block);
-      EXPECT_EQ(bytes(Direction::backward), (keys.block + keys.gradient) * block);
+      EXPECT_EQ(bytes(Direction::forward), keys.blocks * block);
+      EXPECT_EQ(bytes(Direction::backward), (keys.blocks + keys.gradients) * block);
       if (outer > 1) {
         options.backward = BackwardRing::burst;
       } else {
         options.name = "burst";
       }
-      const Hops queries = double_ring_hops(outer, inner, seen_by);
+      const Totals queries = double_ring_hops(outer, inner, seen_by);
       EXPECT_EQ(bytes(Direction::backward),
-                queries.block * n * (8 * 4 + 8) + queries.gradient * n * 4 * 4);
+                queries.blocks * n * (8 * 4 + 8) + queries.gradients * n * 4 * 4);
+    }
+  }
+}
+
+TEST(NeededBytes, TheBusiestRankOfARingSendsNoMoreThanOneWayRound) {
+  // Packed documents over balanced chunks: ranks that see a block lie on both sides of its home,
+  // and going both ways for the fewest hops would gather them on one rank.
+  const std::int64_t n = 7 * 64;
+  std::mt19937 random(5);
+  const Shapes shapes{2, 1, 4, 4, DType::float32};
+  for (int trial = 0; trial < 40; ++trial) {
+    std::vector<std::int64_t> offsets{0, n};
+    for (int i = 0; i < 6; ++i)
+      offsets.push_back(static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n)));
+    std::ranges::sort(offsets);
+    const HeadMasks documents = Mask::documents(offsets);
+    const Layout layout = Layout::make(LayoutKind::balanced, documents, 1, 7);
+    const Sent forward = sent(scheme("ring"), documents, layout, shapes, Direction::forward);
+    for (int rank = 0; rank < 7; ++rank) {
+      std::int64_t others = 0;  // what passes in a whole round
+      for (int other = 0; other < 7; ++other) others += layout.rows(other) * 8 * 4;
+      const int next = (rank + 1) % 7;
+      EXPECT_LE(forward.of(rank), others - layout.rows(next) * 8 * 4) << "rank " << rank;
     }
   }
 }
@@ -296,8 +358,9 @@ TEST(NeededBytes, TwoSidedWindowsCostADoubleRingBothHalos) {
       EXPECT_EQ(forward.messages, inside + borders + ends) << nodes << " x " << per_node;
       std::int64_t between = 0;
       for (int rank = 0; rank < layout.ranks(); ++rank) {
-        between +=
-            link_bytes(forward.to[static_cast<std::size_t>(rank)], rank, per_node).between_nodes;
+        between += link_bytes(forward.to[static_cast<std::size_t>(rank)], rank,
+                              nodes_in_order(layout.ranks(), per_node))
+                       .between_nodes;
       }
       EXPECT_EQ(between, (2 * nodes - 2) * n * 8 * 4);  // as few as any scheme of whole blocks
     }

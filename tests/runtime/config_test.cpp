@@ -1,4 +1,4 @@
-#include "runtime/config/config.h"
+#include "runtime/config/draft.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -34,6 +34,13 @@ const std::vector<std::string> kLines = {
     "[parallelism]",                // 17
     "context_parallel_degree = 4",  // 18
 };
+
+TrainConfig load_config(const std::string& path, const std::vector<std::string>& overrides,
+                        std::optional<std::int64_t> world = std::nullopt) {
+  const ConfigDraft draft = read_config(path, overrides, world);
+  draft.check();
+  return draft.config;
+}
 
 class ConfigTest : public testing::Test {
  protected:

@@ -13,20 +13,17 @@ namespace {
 TEST(ProcessGrid, CoordinatesAreABijectionWithContextInnermost) {
   const ProcessGrid grid({.data = 3, .context = 5});
   EXPECT_EQ(grid.size(), 15);
-  EXPECT_EQ(grid.describe(), "data 3 x context 5");
   std::set<std::pair<int, int>> seen;
   for (int rank = 0; rank < 15; ++rank) {
     const int data = grid.coordinate(rank, Axis::data),
               context = grid.coordinate(rank, Axis::context);
     seen.insert({data, context});
     EXPECT_EQ(rank, data * 5 + context);
-    EXPECT_EQ(grid.rank_at(data, context), rank);
     EXPECT_EQ(grid.coordinate(rank, Axis::tensor), 0);
     EXPECT_EQ(grid.coordinate(rank, Axis::pipeline), 0);
   }
   EXPECT_EQ(seen.size(), 15u);
   EXPECT_THROW(grid.coordinate(15, Axis::data), Error);
-  EXPECT_THROW(grid.rank_at(3, 0), Error);
 }
 
 TEST(ProcessGrid, RefusesWhatDoesNotExistYet) {

@@ -25,6 +25,7 @@ RunHeader header_of(std::int64_t context) {
   header.config.data.corpus = "c.h5";
   header.grid.context = context;
   header.hosts = {"a", "b"};
+  header.communicator = "Open MPI v4.1.4, package: test";
   header.parameters = 1234;
   header.unigram_entropy = 3.4671;
   header.peak_flops = 1e11;
@@ -121,6 +122,7 @@ TEST_F(MetricsTest, HeaderThenOneRecordAStep) {
   EXPECT_EQ(header["build"]["digest"], build_digest());
   EXPECT_EQ(header["grid"]["context"], 4);
   EXPECT_EQ(header["hosts"], json({"a", "b"}));
+  EXPECT_EQ(header["communicator"], "Open MPI v4.1.4, package: test");
   for (std::size_t i = 1; i < lines.size(); ++i) {
     const json record = json::parse(lines[i]);
     for (const char* key : {"step", "loss", "grad_norm", "learning_rate", "tokens",

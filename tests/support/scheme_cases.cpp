@@ -1,5 +1,7 @@
 #include "tests/support/scheme_cases.h"
 
+#include <algorithm>
+
 #include "runtime/error.h"
 
 namespace longhaul::test {
@@ -8,6 +10,7 @@ using attention::kUnbounded;
 using attention::Mask;
 using parallel::BackwardRing;
 using parallel::Nesting;
+using parallel::SchemeOption;
 using parallel::SchemeOptions;
 
 std::string show(const SchemeOptions& options) {
@@ -30,33 +33,39 @@ std::vector<SchemeOptions> all_schemes(int ranks, int heads, int kv_heads) {
     if (!parallel::refuse({options, ranks, heads, kv_heads})) all.push_back(options);
   };
   for (const std::string& name : parallel::scheme_names()) {
-    if (parallel::takes_degrees(name)) {
-      for (int inner = 1; inner <= ranks; ++inner) {
-        if (ranks % inner != 0) continue;
-        SchemeOptions options;
-        options.name = name;
-        options.outer = ranks / inner;
-        options.inner = inner;
-        if (name == "double_ring") {
-          for (const BackwardRing backward : {BackwardRing::ring, BackwardRing::burst}) {
-            options.backward = backward;
-            add(options);
-          }
-          continue;
-        }
-        for (const Nesting nesting : {Nesting::heads_inside, Nesting::ring_inside}) {
-          for (const char* around : {"ring", "burst", "double_ring"}) {
-            options.nesting = nesting;
-            options.around = around;
-            add(options);
-          }
+    // What the scheme itself reads is varied, what one inside it reads is not.
+    const auto& read = parallel::scheme_from_name(name).reads;
+    const auto varied = [&](SchemeOption option) {
+      return std::ranges::find(read, option) != read.end();
+    };
+    std::vector<SchemeOptions> some(1);
+    some[0].name = name;
+    const auto vary = [&](bool applies, auto values, auto set) {
+      if (!applies) return;
+      std::vector<SchemeOptions> more;
+      for (const SchemeOptions& options : some) {
+        for (const auto& value : values) {
+          more.push_back(options);
+          set(more.back(), value);
         }
       }
-    } else {
-      SchemeOptions options;
-      options.name = name;
-      add(options);
+      some = more;
+    };
+    std::vector<int> divisors;
+    for (int inner = 1; inner <= ranks; ++inner) {
+      if (ranks % inner == 0) divisors.push_back(inner);
     }
+    vary(varied(SchemeOption::degrees), divisors, [&](SchemeOptions& options, int inner) {
+      options.outer = ranks / inner;
+      options.inner = inner;
+    });
+    vary(varied(SchemeOption::nesting), std::vector{Nesting::heads_inside, Nesting::ring_inside},
+         [](SchemeOptions& options, Nesting nesting) { options.nesting = nesting; });
+    vary(varied(SchemeOption::around), std::vector{"ring", "burst", "double_ring"},
+         [](SchemeOptions& options, const char* around) { options.around = around; });
+    vary(varied(SchemeOption::backward), std::vector{BackwardRing::ring, BackwardRing::burst},
+         [](SchemeOptions& options, BackwardRing backward) { options.backward = backward; });
+    for (const SchemeOptions& options : some) add(options);
   }
   return all;
 }

@@ -1,0 +1,41 @@
+#include "launch/config.h"
+
+#include <fmt/format.h>
+
+#include "launch/schemes.h"
+
+namespace longhaul::launch {
+
+runtime::ConfigDraft load_config(const std::string& path, const std::vector<std::string>& overrides,
+                                 std::optional<std::int64_t> world_size) {
+  runtime::ConfigDraft draft = runtime::read_config(path, overrides, world_size);
+  check_schemes(draft);
+  draft.check();
+  return draft;
+}
+
+runtime::Corpus open_corpus(runtime::ConfigDraft& draft) {
+  const runtime::TrainConfig& config = draft.config;
+  runtime::Corpus corpus = runtime::Corpus::open(config.data.corpus);
+  const runtime::CorpusInfo& info = corpus.info();
+  if (config.model.vocab_size.value_or(info.vocabulary_size) < info.vocabulary_size) {
+    draft.key_problem("model.vocab_size", fmt::format("{}", *config.model.vocab_size),
+                      fmt::format("expected at least {}, the vocabulary of {}; raise it, or leave "
+                                  "it out to take the corpus's",
+                                  info.vocabulary_size, config.data.corpus));
+  }
+  if (config.training.seq_len > info.tokens) {
+    draft.key_problem(
+        "training.seq_len", fmt::format("{}", config.training.seq_len),
+        fmt::format("expected at most {}, the tokens of {}", info.tokens, config.data.corpus));
+  }
+  draft.check();
+  return corpus;
+}
+
+std::int64_t model_vocabulary(const runtime::TrainConfig& config,
+                              const runtime::CorpusInfo& corpus) {
+  return config.model.vocab_size.value_or(corpus.vocabulary_size);
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,172 @@
+#include "launch/legality.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "attention/named_masks.h"
+#include "parallel/layout.h"
+#include "parallel/schemes/degrees.h"
+#include "parallel/schemes/scheme.h"
+
+namespace longhaul::launch {
+namespace {
+
+using parallel::Combination;
+using parallel::LayoutKind;
+using parallel::Nesting;
+using parallel::SchemeOption;
+using parallel::SchemeOptions;
+
+/// Rows of one scheme; labels with equal cells share one.
+class Rows {
+ public:
+  void add(const std::string& label, const std::string& cells) {
+    const auto same = std::ranges::find(rows_, cells, &Row::cells);
+    if (same == rows_.end()) {
+      rows_.push_back({label, cells});
+    } else {
+      same->labels += ", " + label;
+    }
+  }
+  std::string text(const std::string& scheme) const {
+    std::string text;
+    for (const Row& row : rows_) {
+      text +=
+          fmt::format("| {} | {} |{}\n", scheme, rows_.size() == 1 ? "all" : row.labels, row.cells);
+    }
+    return text;
+  }
+
+ private:
+  struct Row {
+    std::string labels, cells;
+  };
+  std::vector<Row> rows_;
+};
+
+std::string heading(const std::string& label, const std::vector<std::string>& columns) {
+  std::string text = "| scheme | " + label + " |", rule = "|---|---|";
+  for (const std::string& column : columns) {
+    text += " " + column + " |";
+    rule += "---|";
+  }
+  return text + "\n" + rule + "\n";
+}
+
+SchemeOptions options_of(const std::string& scheme) {
+  SchemeOptions options;
+  options.name = scheme;
+  return options;
+}
+
+struct MaskTable {
+  std::string table, refusals;
+};
+
+/// Every scheme x mask x layout, and why not.
+MaskTable mask_table() {
+  MaskTable result;
+  const auto layouts = parallel::layout_kinds();
+  std::vector<std::string> names;
+  for (const LayoutKind layout : layouts) names.emplace_back(parallel::name(layout));
+  result.table = heading("mask", names);
+  for (const std::string& name : parallel::scheme_names()) {
+    const SchemeOptions options = options_of(name);
+    Rows rows;
+    for (const attention::MaskRule& mask : attention::mask_rules()) {
+      std::string cells;
+      for (const LayoutKind layout : layouts) {
+        // One head a rank suits every rule on heads, so that mask and layout decide.
+        const Combination combination{options, 4, 4, 4, layout, mask.causal};
+        const auto refusal = parallel::refuse(combination);
+        // What a list of slices or blocks sees is known only once it is there.
+        const bool if_causal =
+            refusal && !mask.trainable() && !parallel::refuse({options, 4, 4, 4, layout, true});
+        cells += if_causal ? " if causal |" : refusal ? " no |" : " yes |";
+        const std::string why = refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason,
+                                                      parallel::advice(combination, *refusal))
+                                        : "";
+        if (result.refusals.find(why) == std::string::npos) result.refusals += why;
+      }
+      rows.add(mask.name, cells);
+    }
+    result.table += rows.text("`" + name + "`");
+  }
+  return result;
+}
+
+struct Heads {
+  const char* kind;
+  int heads, kv_heads;
+};
+/// Query heads with enough divisors to meet every side of the rules.
+constexpr Heads kHeads[] = {{"MHA", 24, 24}, {"4:1", 24, 6}, {"MQA", 24, 1}};
+constexpr int kRanks[] = {1, 2, 3, 4, 5, 6, 7, 8, 16, 32};
+
+/// "yes", "no", or the automatic degrees as "outer x inner".
+std::string heads_cell(const SchemeOptions& options, int ranks, const Heads& heads) {
+  const Combination combination{options, ranks, heads.heads, heads.kv_heads};
+  if (parallel::refuse(combination)) return " no |";
+  const auto degrees = parallel::automatic_degrees(combination);
+  return degrees ? fmt::format(" {}x{} |", degrees->outer, degrees->inner) : " yes |";
+}
+
+/// Schemes whose legality or degrees follow from heads and ranks; the others below.
+std::string heads_table() {
+  std::vector<std::string> columns;
+  for (const int ranks : kRanks) columns.push_back(fmt::format("{}", ranks));
+  columns[0] = "P = " + columns[0];
+  std::string table = heading("H / H_kv", columns), others;
+  for (const std::string& name : parallel::scheme_names()) {
+    std::vector<SchemeOptions> variants{options_of(name)};
+    if (parallel::reads(variants[0], SchemeOption::nesting)) {
+      variants.push_back(variants[0]);
+      variants[1].nesting = Nesting::ring_inside;
+    }
+    for (const SchemeOptions& options : variants) {
+      Rows rows;
+      bool always = true;
+      for (const Heads& heads : kHeads) {
+        std::string cells;
+        for (const int ranks : kRanks) {
+          const std::string cell = heads_cell(options, ranks, heads);
+          always = always && cell == " yes |";
+          cells += cell;
+        }
+        rows.add(fmt::format("{}/{}", heads.heads, heads.kv_heads), cells);
+      }
+      if (always) {
+        others += fmt::format("{}`{}`", others.empty() ? "" : ", ", name);
+      } else {
+        table += rows.text(fmt::format(
+            "`{}`{}", name, is_set(options, SchemeOption::nesting) ? " ring_inside" : ""));
+      }
+    }
+  }
+  std::string kinds;
+  for (const Heads& heads : kHeads) {
+    kinds += fmt::format("{}{}/{} ({})", kinds.empty() ? "" : ", ", heads.heads, heads.kv_heads,
+                         heads.kind);
+  }
+  return fmt::format(
+      "Heads and ranks: H query and H_kv key/value heads, {}, over P ranks. OxI: legal, and the "
+      "outer x inner degrees that it gets when none are given:\n\n{}\nEvery H, H_kv and P: {}.\n",
+      kinds, table, others);
+}
+
+}  // namespace
+
+std::string legality_table() {
+  const MaskTable masks = mask_table();
+  std::string rules;
+  for (const std::string& name : parallel::scheme_names())
+    rules += fmt::format("- `{}`: {}.\n", name, parallel::scheme_from_name(name).legality);
+  return fmt::format(
+      "{}\n{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\nWhy not:\n\n{}",
+      masks.table, heads_table(), rules, masks.refusals);
+}
+
+}  // namespace longhaul::launch

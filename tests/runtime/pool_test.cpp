@@ -1,0 +1,168 @@
+// Stream-ordered memory: no two live buffers share a byte, and sizes that change settle.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "runtime/error.h"
+#include "runtime/stream.h"
+
+namespace longhaul::runtime {
+namespace {
+
+constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+
+TEST(Pool, IsReusedInStreamOrder) {
+  const Stream stream = Stream::cpu("s");
+  std::byte* first = nullptr;
+  {
+    const Buffer buffer = stream.allocate(1000);
+    first = buffer.data();
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(first) % 256, 0u);
+    EXPECT_EQ(buffer.bytes(), 1000);
+  }
+  const Buffer second = stream.allocate(900);
+  EXPECT_EQ(second.data(), first);
+  const Buffer third = stream.allocate(900);
+  EXPECT_NE(third.data(), first);
+  const Stream other = Stream::cpu("other");
+  EXPECT_NE(other.allocate(900).data(), first);
+}
+
+TEST(Pool, CountsLiveBytesAndTheirPeak) {
+  const Stream stream = Stream::cpu("s");
+  EXPECT_EQ(stream.memory().current_bytes, 0);
+  {
+    const Buffer a = stream.allocate(1000);
+    Buffer b = stream.allocate(3);
+    EXPECT_EQ(stream.memory().current_bytes, 1003);
+    Buffer c = std::move(b);
+    EXPECT_EQ(b.data(), nullptr);
+    EXPECT_EQ(c.bytes(), 3);
+    EXPECT_EQ(stream.memory().current_bytes, 1003);
+    c = stream.allocate(7);
+    const Buffer nothing = stream.allocate(0);
+    EXPECT_NE(nothing.data(), nullptr);
+  }
+  EXPECT_EQ(stream.memory().current_bytes, 0);
+  EXPECT_EQ(stream.memory().peak_bytes, 1010);
+  stream.reset_peak();
+  EXPECT_EQ(stream.memory().peak_bytes, 0);
+  EXPECT_THROW(stream.allocate(-1), Error);
+}
+
+TEST(Pool, OutlivesItsStream) {
+  Buffer buffer;
+  {
+    const Stream stream = Stream::cpu("s");
+    buffer = stream.allocate(100);
+  }
+  buffer.data()[99] = std::byte{1};
+}
+
+TEST(Pool, LiveBuffersAreAlignedAndApart) {
+  const Stream stream = Stream::cpu("pool");
+  std::mt19937 random(7);
+  struct Live {
+    Buffer buffer;
+    unsigned char mark;
+  };
+  std::vector<Live> live;
+  std::int64_t bytes_live = 0, most = 0;
+  for (int step = 0; step < 4000; ++step) {
+    if (!live.empty() && random() % 100 < (step / 500 % 2 == 0 ? 40 : 60)) {
+      const std::size_t which = random() % live.size();
+      std::swap(live[which], live.back());
+      const Live& going = live.back();
+      for (std::int64_t i = 0; i < going.buffer.bytes(); ++i)
+        ASSERT_EQ(static_cast<unsigned char>(going.buffer.data()[i]), going.mark) << "byte " << i;
+      bytes_live -= going.buffer.bytes();
+      live.pop_back();
+    } else {
+      const std::int64_t sizes[] = {0, 1, 7, 64, 255, 256, 257, 4099, 65536};
+      const std::int64_t bytes = random() % 4 == 0 ? sizes[random() % std::size(sizes)]
+                                                   : static_cast<std::int64_t>(random() % 20000);
+      live.push_back({stream.allocate(bytes), static_cast<unsigned char>(random())});
+      ASSERT_EQ(reinterpret_cast<std::uintptr_t>(live.back().buffer.data()) % 256, 0u);
+      std::memset(live.back().buffer.data(), live.back().mark, static_cast<std::size_t>(bytes));
+      bytes_live += bytes;
+    }
+    most = std::max(most, bytes_live);
+    ASSERT_EQ(stream.memory().current_bytes, bytes_live);
+    ASSERT_EQ(stream.memory().peak_bytes, most);
+    ASSERT_GE(stream.memory().held_bytes, bytes_live);
+  }
+  live.clear();
+  EXPECT_EQ(stream.memory().current_bytes, 0);
+}
+
+TEST(Pool, WhatIsGivenBackJoinsItsNeighbours) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "buffers are segments of their own under AddressSanitizer";
+#endif
+  const Stream stream = Stream::cpu("pool");
+  const std::int64_t before = system_allocations();
+  for (int order = 0; order < 3; ++order) {
+    std::vector<Buffer> parts;
+    for (int i = 0; i < 8; ++i) parts.push_back(stream.allocate(kMiB / 4));
+    EXPECT_EQ(stream.memory().held_bytes, 2 * kMiB);
+    // From either end, and from the middle outwards.
+    std::vector<int> turns{0, 1, 2, 3, 4, 5, 6, 7};
+    if (order == 1) std::ranges::reverse(turns);
+    if (order == 2) turns = {3, 5, 1, 7, 2, 4, 0, 6};
+    for (const int i : turns) parts[static_cast<std::size_t>(i)] = Buffer();
+    const Buffer whole = stream.allocate(2 * kMiB);
+    EXPECT_EQ(stream.memory().held_bytes, 2 * kMiB) << "order " << order;
+  }
+  EXPECT_EQ(system_allocations() - before, 1);
+}
+
+TEST(Pool, SizesThatChangeSettle) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "buffers are segments of their own under AddressSanitizer";
+#endif
+  // Every round takes buffers of sizes that it has never taken before, in a new order, as the
+  // slots of one batch after another.
+  const Stream stream = Stream::cpu("pool");
+  std::mt19937 random(3);
+  std::int64_t asked_halfway = 0;
+  constexpr int kRounds = 400;
+  for (int round = 0; round < kRounds; ++round) {
+    if (round == kRounds / 2) asked_halfway = system_allocations();
+    std::vector<Buffer> batch;
+    for (int i = 0; i < 12; ++i) {
+      batch.push_back(stream.allocate(static_cast<std::int64_t>(random() % (3 * kMiB))));
+      if (random() % 4 == 0) batch.erase(batch.begin() + static_cast<int>(random() % batch.size()));
+    }
+  }
+  EXPECT_EQ(system_allocations(), asked_halfway);
+  const MemoryUse use = stream.memory();
+  EXPECT_LT(use.held_bytes, use.peak_bytes + use.peak_bytes / 2)
+      << use.held_bytes << " held for " << use.peak_bytes;
+}
+
+TEST(Pool, MoreThanTheSystemHasIsAnErrorAndLosesNothing) {
+  const Stream stream = Stream::cpu("small");
+  Buffer kept = stream.allocate(1000);
+  std::memset(kept.data(), 5, 1000);
+  const MemoryUse before = stream.memory();
+  try {
+    const Buffer never = stream.allocate(std::int64_t{1} << 60);
+    FAIL() << "a buffer of 2^60 bytes";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::memory);
+    EXPECT_NE(std::string(error.what()).find("1152921504606846976 bytes asked for"),
+              std::string::npos)
+        << error.what();
+  }
+  EXPECT_EQ(stream.memory().current_bytes, before.current_bytes);
+  EXPECT_EQ(stream.memory().held_bytes, before.held_bytes);
+  EXPECT_EQ(static_cast<int>(kept.data()[999]), 5);
+  const Buffer next = stream.allocate(1000);
+  EXPECT_NE(next.data(), kept.data());
+}
+
+}  // namespace
+}  // namespace longhaul::runtime
