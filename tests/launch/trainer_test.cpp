@@ -203,12 +203,19 @@ TEST(Trainer, Bfloat16StaysCloseOverRanks) {
 }
 
 TEST(Trainer, AfterItsFirstStepsARunAsksTheSystemForNoMemory) {
-  // Documents, and with these layouts the rows of a rank, change from step to step.
+  // Documents, and with these layouts the rows of a rank, change from step to step. The model is
+  // large enough for a rank's memory to be several of the pool's segments.
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "every buffer is a segment of its own under AddressSanitizer";
+#endif
   for (const char* scheme : {"ring", "group_cast", "usp"}) {
     for (const char* layout : {"zigzag", "balanced"}) {
       SCOPED_TRACE(runtime::concat(scheme, " over ", layout));
-      TrainConfig config = on({1, 4}, layout);
+      TrainConfig config = on({1, 4}, layout, 4);
       config.parallelism.context_parallel_scheme = scheme;
+      config.model.hidden_size = 64;
+      config.model.intermediate_size = 256;
+      config.model.head_dim = 16;
       std::atomic<std::int64_t> warm = 0, end = 0;
       const auto after = [&](Trainer& trainer, runtime::Communicator& world) {
         const runtime::Stream stream = runtime::Stream::cpu("count");

@@ -240,8 +240,12 @@ std::vector<std::int64_t> random_documents(std::int64_t n, std::mt19937& random)
 
 TEST(Memory, SteadyStateWithDocumentsThatChangeAsksTheSystemForNone) {
   // Sizes of rows, messages and accumulators differ from batch to batch and from rank to rank.
+  // Heads are wide, so that a rank's memory is several of the pool's segments.
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "every buffer is a segment of its own under AddressSanitizer";
+#endif
   constexpr int kRanks = 4, kBatches = 30;
-  constexpr std::int64_t kTokens = 125;
+  constexpr std::int64_t kTokens = 97, kDim = 128;
   std::mt19937 random(11);
   std::vector<Mask> masks;
   for (int batch = 0; batch < 2 * kBatches; ++batch)
@@ -270,7 +274,7 @@ TEST(Memory, SteadyStateWithDocumentsThatChangeAsksTheSystemForNone) {
           const Layout layout = Layout::make(kind, masks[batch], 1, kRanks);
           const std::int64_t rows = layout.rows(world->rank());
           const auto tensor = [&](std::int64_t heads) {
-            Tensor made({rows, heads, 8}, DType::float32, compute);
+            Tensor made({rows, heads, kDim}, DType::float32, compute);
             runtime::fill(made, 0.5, compute);
             return made;
           };
