@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <numeric>
 #include <random>
@@ -199,6 +200,42 @@ TEST(Trainer, Bfloat16StaysCloseOverRanks) {
   // Each rank count rounds in other places; the bound is bfloat16's relative spacing, 2^-7.
   expect_equal_within(run_training(four, kVocabulary, documents),
                       run_training(one, kVocabulary, documents), 1.0 / 128);
+}
+
+TEST(Trainer, AfterItsFirstStepsARunAsksTheSystemForNoMemory) {
+  // Documents, and with these layouts the rows of a rank, change from step to step. The model is
+  // large enough for a rank's memory to be several of the pool's segments.
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "every buffer is a segment of its own under AddressSanitizer";
+#endif
+  for (const char* scheme : {"ring", "group_cast", "usp"}) {
+    for (const char* layout : {"zigzag", "balanced"}) {
+      SCOPED_TRACE(runtime::concat(scheme, " over ", layout));
+      TrainConfig config = on({1, 4}, layout, 4);
+      config.parallelism.context_parallel_scheme = scheme;
+      config.model.hidden_size = 64;
+      config.model.intermediate_size = 256;
+      config.model.head_dim = 16;
+      std::atomic<std::int64_t> warm = 0, end = 0;
+      const auto after = [&](Trainer& trainer, runtime::Communicator& world) {
+        const runtime::Stream stream = runtime::Stream::cpu("count");
+        const auto meet = [&] {
+          world.barrier(stream);
+          stream.synchronize(runtime::deadline_in(60));
+        };
+        meet();
+        warm = runtime::system_allocations();
+        meet();
+        for (int step = 0; step < 10; ++step) trainer.step();
+        meet();
+        end = runtime::system_allocations();
+        meet();
+      };
+      run_training(config, kVocabulary, documents, {.steps = 10, .after = after});
+      EXPECT_GT(warm, 0);
+      EXPECT_EQ(warm, end);
+    }
+  }
 }
 
 TEST(Trainer, AStepWithoutAnyLabelIsRefused) {

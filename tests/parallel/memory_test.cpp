@@ -1,7 +1,9 @@
 // Memory: what the executor takes is what is counted, and a steady state takes nothing new.
 #include <gtest/gtest.h>
 
-#include <cstdio>
+#include <algorithm>
+#include <array>
+#include <random>
 
 #include "parallel/executor.h"
 #include "runtime/error.h"
@@ -223,6 +225,76 @@ TEST(Memory, SteadyStateAsksTheSystemForNone) {
       }
     }
   }
+}
+
+/// Offsets of random documents, some of one token, some nearly as long as the sequence.
+std::vector<std::int64_t> random_documents(std::int64_t n, std::mt19937& random) {
+  std::vector<std::int64_t> offsets{0};
+  while (offsets.back() < n) {
+    const std::int64_t most = random() % 3 == 0 ? n : 12;
+    const auto length = static_cast<std::int64_t>(1 + random() % static_cast<unsigned>(most));
+    offsets.push_back(std::min(n, offsets.back() + length));
+  }
+  return offsets;
+}
+
+TEST(Memory, SteadyStateWithDocumentsThatChangeAsksTheSystemForNone) {
+  // Sizes of rows, messages and accumulators differ from batch to batch and from rank to rank.
+  // Heads are wide, so that a rank's memory is several of the pool's segments.
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "every buffer is a segment of its own under AddressSanitizer";
+#endif
+  constexpr int kRanks = 4, kBatches = 30;
+  constexpr std::int64_t kTokens = 97, kDim = 128;
+  std::mt19937 random(11);
+  std::vector<Mask> masks;
+  for (int batch = 0; batch < 2 * kBatches; ++batch)
+    masks.push_back(Mask::documents(random_documents(kTokens, random)));
+  std::size_t cases = 0;
+  for (const std::string& name : scheme_names()) {
+    for (const LayoutKind kind : layout_kinds()) {
+      SchemeOptions scheme;
+      scheme.name = name;
+      if (refuse({scheme, kRanks, 8, 4, kind, true})) continue;
+      const DType wire = cases++ % 2 == 0 ? DType::float32 : DType::bfloat16;
+      std::array<std::int64_t, 3> asked{};  // at the start, after the warm-up, at the end
+      runtime::run_loopback(kRanks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
+        const Stream compute = Stream::cpu("compute");
+        Attention attention({scheme, wire}, world->split(0, world->rank(), "context"), compute);
+        const auto note = [&](std::size_t when) {
+          world->barrier(compute);
+          compute.synchronize(deadline());
+          if (world->rank() == 0) asked[when] = runtime::system_allocations();
+          world->barrier(compute);
+          compute.synchronize(deadline());
+        };
+        for (std::size_t batch = 0; batch < masks.size(); ++batch) {
+          if (batch == 0) note(0);
+          if (batch == kBatches) note(1);
+          const Layout layout = Layout::make(kind, masks[batch], 1, kRanks);
+          const std::int64_t rows = layout.rows(world->rank());
+          const auto tensor = [&](std::int64_t heads) {
+            Tensor made({rows, heads, kDim}, DType::float32, compute);
+            runtime::fill(made, 0.5, compute);
+            return made;
+          };
+          const Tensor q = tensor(8), k = tensor(4), v = tensor(4), dout = tensor(8),
+                       out = tensor(8), dq = tensor(8), dk = tensor(4), dv = tensor(4);
+          const Tensor lse({rows, 8}, DType::float32, compute),
+              delta({rows, 8}, DType::float32, compute);
+          attention.set_batch(masks[batch], layout);
+          attention.forward(q, k, v, {}, out, lse)->finish();
+          attention::block_delta(out, dout, delta, compute);
+          attention.backward({q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
+          compute.synchronize(deadline());
+        }
+        note(2);
+      });
+      EXPECT_GT(asked[1], asked[0]) << "the count does not count";
+      EXPECT_EQ(asked[1], asked[2]) << show(scheme) << " over " << parallel::name(kind);
+    }
+  }
+  EXPECT_EQ(cases, 9 * layout_kinds().size() + 1);  // balanced_ring has one layout
 }
 
 }  // namespace

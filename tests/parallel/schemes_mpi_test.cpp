@@ -144,9 +144,11 @@ TEST(SchemesMpi, EqualLoopbackBitForBitAndTheReference) {
 TEST(SchemesMpi, MessagesBeyondTheSizeLimit) {
   // Messages are larger than the session's limit, so they travel in pieces.
   const int ranks = test::mpi_world().size();
-  const std::int64_t n = 300 * ranks;
-  static_assert(300 * 2 * 64 * 4 > test::kMaxMessageBytes);
-  const Problem problem("causal", attention::Mask::causal(n), ProblemSizes{2, 2, 64, 64});
+  constexpr int kRows = 12, kHeads = 16, kDim = 128;
+  static_assert(kRows * kHeads * kDim * 4 > test::kMaxMessageBytes);
+  const std::int64_t n = kRows * ranks;
+  const Problem problem("causal", attention::Mask::causal(n),
+                        ProblemSizes{kHeads, kHeads, kDim, kDim});
   std::vector<SpreadJob> jobs;
   for (const char* name : {"ring", "group_cast"}) {
     SchemeOptions scheme;
