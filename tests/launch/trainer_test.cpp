@@ -204,7 +204,7 @@ TEST(Trainer, Bfloat16StaysCloseOverRanks) {
 
 TEST(Trainer, AfterItsFirstStepsARunAsksTheSystemForNoMemory) {
   // Documents, and with these layouts the rows of a rank, change from step to step. The model is
-  // large enough for a rank's memory to be several of the pool's segments.
+  // large enough for a rank's memory to be more than one of the pool's segments.
 #ifdef __SANITIZE_ADDRESS__
   GTEST_SKIP() << "every buffer is a segment of its own under AddressSanitizer";
 #endif

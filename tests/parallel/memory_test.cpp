@@ -131,7 +131,9 @@ TEST(Memory, MeasuredPeakIsTheCountedSlots) {
   constexpr int kRanks = 4;
   const std::int64_t n = 67;
   const std::vector<std::int64_t> offsets{0, 9, 30, 31, 67};
-  for (const DType activation : {DType::float32, DType::bfloat16}) {
+  for (const auto& [activation, wire] : {std::pair{DType::float32, DType::float32},
+                                         {DType::bfloat16, DType::float32},
+                                         {DType::bfloat16, DType::bfloat16}}) {
     const Shapes shapes{8, 4, 16, 8, activation};
     for (const auto& [mask_name, mask] : {test::NamedMask{"causal", Mask::causal(n)},
                                           test::NamedMask{"documents", Mask::documents(offsets)}}) {
@@ -140,9 +142,10 @@ TEST(Memory, MeasuredPeakIsTheCountedSlots) {
           if (refuse({options, kRanks, 8, 4, layout.kind(), true})) continue;
           for (const Direction direction : {Direction::forward, Direction::backward}) {
             SCOPED_TRACE(runtime::concat(show(options), " ", mask_name, " ", name(layout.kind()),
-                                         " ", name(direction)));
+                                         " ", name(direction), " wire ", name(wire)));
             SchemeInputs inputs{mask, layout, shapes, direction};
             inputs.options = options;
+            if (wire != DType::float32) inputs.wire_dtype = wire;
             const ProgramGenerator generate = prepare(inputs);
             std::vector<Measured> measured(kRanks);
             std::vector<std::shared_ptr<const Program>> programs;
@@ -290,7 +293,7 @@ TEST(Memory, SteadyStateWithDocumentsThatChangeAsksTheSystemForNone) {
         }
         note(2);
       });
-      EXPECT_GT(asked[1], asked[0]) << "the count does not count";
+      EXPECT_GE(asked[1] - asked[0], 2 * kRanks) << "too little memory to tell";
       EXPECT_EQ(asked[1], asked[2]) << show(scheme) << " over " << parallel::name(kind);
     }
   }
