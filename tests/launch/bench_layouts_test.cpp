@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "parallel/layout.h"
+#include "tests/support/document_mixes.h"
 #include "tests/support/process.h"
 #include "tests/support/temp_directory.h"
 
@@ -116,6 +117,39 @@ TEST(BenchLayouts, SaysWhatIsWrong) {
   expect({"--mask", "causal", "--scheme", "ulysses", "--ranks", "7"}, 78, "7 ranks cannot share");
   expect({"--mask", "causal", "--heads", "6", "--kv-heads", "4"}, 64, "--kv-heads");
   expect({"--mask", "causal", "--ranks", "0"}, 64, "--ranks");
+}
+
+/// Lines of a table without the two columns of milliseconds.
+std::string without_times(const std::string& table) {
+  std::istringstream lines(table);
+  std::string text;
+  for (std::string line; std::getline(lines, line);) {
+    const bool of_a_layout = line.find('%') != std::string::npos;
+    for (int column = 0; of_a_layout && column < 2; ++column)
+      line.resize(line.find_last_not_of(' ', line.find_last_of(' ')) + 1);
+    text += line + "\n";
+  }
+  return text;
+}
+
+TEST(BenchLayouts, TheTablesOfTheReadmesAreWhatItPrints) {
+  struct Table {
+    const char *readme, *lengths, *seq_len, *ranks;
+  };
+  for (const auto& [readme, lengths, seq_len, ranks] :
+       {Table{"parallel/README.md", "document_lengths_wlb.txt", "524288", "32"},
+        Table{"parallel/README.md", "document_lengths_prolong.txt", "524288", "32"},
+        Table{"launch/README.md", "document_lengths_wlb.txt", "131072", "8"}}) {
+    const auto data = test::reference_data(lengths);
+    if (!data) GTEST_SKIP() << test::no_reference_data(lengths);
+    const test::ProcessResult result =
+        bench({"--lengths", data->string(), "--seq-len", seq_len, "--ranks", ranks});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const std::string documented = test::read_text(std::string(LONGHAUL_SOURCE_DIR) + "/" + readme);
+    EXPECT_NE(without_times(documented).find(without_times(result.out)), std::string::npos)
+        << readme << " differs from\n"
+        << result.out;
+  }
 }
 
 }  // namespace
