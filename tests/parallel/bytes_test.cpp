@@ -2,6 +2,11 @@
 // link class; and the automatic choice of backward.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <set>
+
 #include "runtime/error.h"
 #include "tests/support/scheme_cases.h"
 #include "tests/support/sent_bytes.h"
@@ -36,9 +41,6 @@ struct Pass {
 /// Every block goes round P - 1 hops, its accumulator too.
 Pass ring_bytes(const Symbols& s) {
   return {s.keys() * (s.P - 1), (s.keys() + s.key_sums()) * (s.P - 1)};
-}
-Pass burst_bytes(const Symbols& s) {
-  return {s.keys() * (s.P - 1), (s.bundle() + s.query_sums()) * (s.P - 1)};
 }
 
 /// All-to-alls of heads among U ranks. Where U exceeds H_kv keys go to several.
@@ -92,49 +94,7 @@ class Formulae : public testing::Test {
       }
     }
   }
-  static void expect(const Pass& pass, const SchemeOptions& options, const Shapes& shapes,
-                     const Layout& layout, const HeadMasks& masks, DType wire) {
-    const Sent forward = sent(options, masks, layout, shapes, Direction::forward, wire);
-    const Sent backward = sent(options, masks, layout, shapes, Direction::backward, wire);
-    for (int rank = 0; rank < layout.ranks(); ++rank) {
-      EXPECT_EQ(forward.of(rank), pass.forward) << show(options) << " forward, rank " << rank;
-      EXPECT_EQ(backward.of(rank), pass.backward) << show(options) << " backward, rank " << rank;
-    }
-  }
 };
-
-TEST_F(Formulae, RingBurstSelfAttentionAllGatherAndGroupCast) {
-  for_all([](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
-             DType wire) {
-    for (const char* like_ring : {"ring", "ring_self_attention", "all_gather", "group_cast"})
-      expect(ring_bytes(s), scheme(like_ring), shapes, layout, masks, wire);
-    expect(burst_bytes(s), scheme("burst"), shapes, layout, masks, wire);
-  });
-}
-
-TEST_F(Formulae, UlyssesWithAndWithoutReplicas) {
-  for_all([](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
-             DType wire) {
-    expect(exchange_bytes(s, s.P), scheme("ulysses"), shapes, layout, masks, wire);
-  });
-}
-
-TEST_F(Formulae, UspOfEveryDegreeAndNesting) {
-  for_all([](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
-             DType wire) {
-    for (const SchemeOptions& options :
-         test::all_schemes(layout.ranks(), shapes.heads, shapes.kv_heads)) {
-      if (options.name != "usp" || options.around == "double_ring") continue;
-      const std::int64_t U =
-          options.nesting == Nesting::heads_inside ? options.inner : options.outer;
-      const Symbols ring = inside(s, U);
-      const Pass around = options.around == "ring" ? ring_bytes(ring) : burst_bytes(ring);
-      const Pass heads = exchange_bytes(s, U);
-      expect({heads.forward + around.forward, heads.backward + around.backward}, options, shapes,
-             layout, masks, wire);
-    }
-  });
-}
 
 TEST_F(Formulae, DoubleRingByLinkClass) {
   // Per rank and pass: I - 1 blocks between nodes, I (L - 1) within; an accumulator likewise.
@@ -159,6 +119,85 @@ TEST_F(Formulae, DoubleRingByLinkClass) {
       }
     }
   });
+}
+
+/// To whom a rank sends how much when every block is needed everywhere.
+std::map<int, std::int64_t> peers_of(const SchemeOptions& options, const Symbols& s, int rank,
+                                     bool backward) {
+  std::map<int, std::int64_t> to;
+  const auto add = [&](std::int64_t peer, std::int64_t bytes) {
+    if (peer != rank && bytes > 0) to[static_cast<int>(peer)] += bytes;
+  };
+  const auto part = [&](const Pass& pass) { return backward ? pass.backward : pass.forward; };
+  // A ring's blocks and their gradients all go to the next member, the last hop home too.
+  const auto ring = [&](const std::string& name, const Symbols& of, std::int64_t position,
+                        const std::function<std::int64_t(std::int64_t)>& rank_at, std::int64_t I) {
+    const std::int64_t with_keys = of.keys() + of.key_sums(),
+                       with_queries = of.bundle() + of.query_sums();
+    const bool automatic = name == "auto" ||
+                           (name == "double_ring" && options.backward == BackwardRing::automatic),
+               burst = name == "burst" ||
+                       (name == "double_ring" && options.backward == BackwardRing::burst);
+    const Pass block{of.keys(), automatic ? std::min(with_keys, with_queries)
+                                : burst   ? with_queries
+                                          : with_keys};
+    const std::int64_t L = of.P / I;
+    add(rank_at(position / L * L + (position + 1) % L), I * (L - 1) * part(block));
+    add(rank_at((position + L) % of.P), (I - 1) * part(block));
+  };
+  const auto itself = [](std::int64_t position) { return position; };
+  if (options.name == "all_gather" || options.name == "group_cast") {
+    for (int peer = 0; peer < s.P; ++peer)
+      add(peer, part(ring_bytes(s)) / std::max<std::int64_t>(1, s.P - 1));
+  } else if (options.name == "ulysses") {
+    for (int peer = 0; peer < s.P; ++peer)
+      add(peer, part(exchange_bytes(s, s.P)) / std::max<std::int64_t>(1, s.P - 1));
+  } else if (options.name == "usp") {
+    const bool heads_inside = options.nesting == Nesting::heads_inside;
+    const std::int64_t U = heads_inside ? options.inner : options.outer, R = s.P / U;
+    const std::int64_t head = heads_inside ? rank % U : rank / R,
+                       place = heads_inside ? rank / U : rank % R;
+    const auto rank_of = [&](std::int64_t at_head, std::int64_t at_place) {
+      return heads_inside ? at_place * U + at_head : at_head * R + at_place;
+    };
+    for (std::int64_t peer = 0; peer < U; ++peer)
+      add(rank_of(peer, place), part(exchange_bytes(s, U)) / std::max<std::int64_t>(1, U - 1));
+    std::int64_t I = 1;  // a double ring inside chooses its own: inner up to the root
+    for (std::int64_t inner = 1; options.around == "double_ring" && inner * inner <= R; ++inner) {
+      if (R % inner == 0) I = R / inner;
+    }
+    ring(
+        options.around, inside(s, U), place,
+        [&](std::int64_t position) { return rank_of(head, position); }, I);
+  } else {
+    ring(options.name, s, rank, itself, options.name == "double_ring" ? options.outer : 1);
+  }
+  return to;
+}
+
+TEST_F(Formulae, EveryPeerAndSoEveryLinkClass) {
+  // By peer, so by link class wherever the borders of nodes lie.
+  std::set<std::string> checked;
+  for_all([&](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
+              DType wire) {
+    for (const SchemeOptions& options :
+         test::all_schemes(layout.ranks(), shapes.heads, shapes.kv_heads)) {
+      if (options.name == "balanced_ring") continue;  // refuses a full mask
+      checked.insert(options.name + (options.name == "usp" ? " " + options.around : ""));
+      for (const Direction direction : {Direction::forward, Direction::backward}) {
+        const Sent all = sent(options, masks, layout, shapes, direction, wire);
+        for (int rank = 0; rank < layout.ranks(); ++rank) {
+          EXPECT_EQ(all.to[static_cast<std::size_t>(rank)],
+                    peers_of(options, s, rank, direction == Direction::backward))
+              << show(options) << " " << name(direction) << " rank " << rank;
+        }
+      }
+    }
+  });
+  EXPECT_EQ(checked,
+            (std::set<std::string>{"ring", "burst", "auto", "double_ring", "ring_self_attention",
+                                   "all_gather", "ulysses", "usp ring", "usp burst",
+                                   "usp double_ring", "group_cast"}));
 }
 
 TEST(Bytes, FlatRingCrossesANodeBorderWithEveryHop) {

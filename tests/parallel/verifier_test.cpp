@@ -168,6 +168,23 @@ const Mutant kMutants[] = {
      [](Schedule& s) { op<Transfer>(s, 1, 0).sends[0].wire_dtype = runtime::DType::bfloat16; }},
     {"a wire dtype on one side only", Direction::backward, Fault::mismatch,
      [](Schedule& s) { op<Transfer>(s, 1, 2).sends[0].wire_dtype = runtime::DType::bfloat16; }},
+    {"two receives of a group into the same rows", Direction::forward, Fault::malformed,
+     [](Schedule& s) {
+       auto& receives = op<Transfer>(s, 1, 0).receives;
+       receives.push_back(receives[0]);
+     }},
+    {"two receives of a group that share rows and heads", Direction::forward, Fault::malformed,
+     [](Schedule& s) {
+       auto& receives = op<Transfer>(s, 1, 0).receives;
+       receives.push_back(receives[0]);
+       receives[1].views[0].row_begin += 1;
+       receives[1].views[0].head_begin += 1;
+     }},
+    {"a group that sends what it receives into", Direction::forward, Fault::malformed,
+     [](Schedule& s) {
+       Transfer& transfer = op<Transfer>(s, 1, 0);
+       transfer.sends[0].views = transfer.receives[0].views;
+     }},
     {"keys of another head group", Direction::forward, Fault::misplaced,
      [](Schedule& s) {
        Attend& attend = op<Attend>(s, 1, 0);
