@@ -358,7 +358,7 @@ int train_mpi(runtime::ConfigDraft& draft, const TrainingData& data) {
   std::unique_ptr<Trainer> trainer;
   try {
     const Place place{session.local_rank(), session.local_size(), session.host_name(),
-                      session.library_version()};
+                      session.mpi_version()};
     const int code = start_rank(config, data, *world, place, recorder.get(), trainer);
     trainer.reset();
     world.reset();

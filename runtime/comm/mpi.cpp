@@ -36,7 +36,7 @@ int MpiSession::size() const { return worker_->facts().size; }
 int MpiSession::local_rank() const { return worker_->facts().local_rank; }
 int MpiSession::local_size() const { return worker_->facts().local_size; }
 const std::string& MpiSession::host_name() const { return worker_->facts().host_name; }
-const std::string& MpiSession::library_version() const { return worker_->facts().library_version; }
+const std::string& MpiSession::mpi_version() const { return worker_->facts().mpi_version; }
 
 std::unique_ptr<Communicator> MpiSession::world(FlightRecorder* recorder) {
   LONGHAUL_CHECK(!world_taken_, "the world communicator was taken before; split that one");

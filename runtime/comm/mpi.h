@@ -44,7 +44,7 @@ class MpiSession {
   int local_size() const;
   const std::string& host_name() const;
   /// The library's own version line.
-  const std::string& library_version() const;
+  const std::string& mpi_version() const;
 
   /// The communicator of all ranks; may be taken once (others are its splits). After a wait past
   /// the timeout that leaves a message half done, every later operation fails: end the process.

@@ -145,7 +145,7 @@ void MpiWorker::initialise() {
   facts_.host_name.assign(name, static_cast<std::size_t>(length));
   char version[MPI_MAX_LIBRARY_VERSION_STRING] = {};
   check_mpi(MPI_Get_library_version(version, &length), "MPI_Get_library_version");
-  facts_.library_version.assign(version, static_cast<std::size_t>(length));
+  facts_.mpi_version.assign(version, static_cast<std::size_t>(length));
 }
 
 void MpiWorker::check_usable() const {

@@ -20,7 +20,7 @@ namespace longhaul::runtime::detail {
 struct MpiFacts {
   int rank = 0, size = 1;
   int local_rank = 0, local_size = 1;
-  std::string host_name, library_version;
+  std::string host_name, mpi_version;
 };
 
 /// Callers hand exchanges over and sleep; the worker posts, polls and wakes them. The thread shares

@@ -143,27 +143,45 @@ std::vector<std::string> cells_of(const std::string& line) {
   return cells;
 }
 
+/// The part of the printed tables under the heading that begins so: its columns and its rows'
+/// cells.
+struct PrintedTable {
+  std::vector<std::string> columns;
+  std::vector<std::vector<std::string>> rows;
+};
+PrintedTable printed_table(const std::string& heading) {
+  std::istringstream text(legality_table());
+  PrintedTable table;
+  for (std::string line; std::getline(text, line);) {
+    if (line.starts_with(heading)) {
+      table.columns = cells_of(line);
+      std::getline(text, line);  // the rule
+    } else if (!table.columns.empty()) {
+      if (!line.starts_with("|")) break;
+      table.rows.push_back(cells_of(line));
+      if (table.rows.back().size() != table.columns.size()) {
+        ADD_FAILURE() << "another number of cells: " << line;
+        return {};
+      }
+    }
+  }
+  return table;
+}
+/// Whether a cell of labels, "all" or "a, b", names this one.
+bool names(const std::string& labels, const std::string& label) {
+  return labels == "all" || (", " + labels + ",").find(" " + label + ",") != std::string::npos;
+}
+
 TEST(Legality, TheTableOfHeadsAndRanksAgreesWithTheRulesInEveryCell) {
   const std::map<std::string, Heads> kinds{
       {"24/24", {24, 24}}, {"24/6", {24, 6}}, {"24/1", {24, 1}}};
-  std::istringstream text(legality_table());
-  std::vector<std::string> columns;
+  const auto [columns, rows] = printed_table("| scheme | H / H_kv |");
   std::map<std::string, int> seen;  // cells by scheme
-  for (std::string line; std::getline(text, line);) {
-    if (line.starts_with("| scheme | H / H_kv |")) {
-      columns = cells_of(line);
-      std::getline(text, line);  // the rule
-      continue;
-    }
-    if (columns.empty()) continue;
-    if (!line.starts_with("|")) break;
-    const std::vector<std::string> cells = cells_of(line);
-    ASSERT_EQ(cells.size(), columns.size()) << line;
+  for (const std::vector<std::string>& cells : rows) {
     const std::string scheme = cells[0].substr(1, cells[0].find('`', 1) - 1);
     const bool ring_inside = cells[0].ends_with(" ring_inside");
     for (const auto& [name, heads] : kinds) {
-      if (cells[1] != "all" && (", " + cells[1] + ",").find(" " + name + ",") == std::string::npos)
-        continue;
+      if (!names(cells[1], name)) continue;
       for (std::size_t i = 2; i < cells.size(); ++i) {
         const int ranks = std::stoi(columns[i].substr(columns[i].find_last_of(' ') + 1));
         EXPECT_EQ(cells[i], heads_cell(scheme, ring_inside, ranks, heads))
@@ -219,23 +237,12 @@ TEST(Legality, TheTableOfMasksAndLayoutsAgreesWithTheRulesInEveryCell) {
       from_file{"slices", "block_sparse", "block_sparse_variable"};
   std::set<std::string> masks;
   for (const attention::MaskRule& rule : attention::mask_rules()) masks.insert(rule.name);
-  std::istringstream text(legality_table());
-  std::vector<std::string> columns;
+  const auto [columns, rows] = printed_table("| scheme | mask |");
   std::set<std::tuple<std::string, std::string, std::string>> seen;
-  for (std::string line; std::getline(text, line);) {
-    if (line.starts_with("| scheme | mask |")) {
-      columns = cells_of(line);
-      std::getline(text, line);  // the rule
-      continue;
-    }
-    if (columns.empty()) continue;
-    if (!line.starts_with("|")) break;
-    const std::vector<std::string> cells = cells_of(line);
-    ASSERT_EQ(cells.size(), columns.size()) << line;
+  for (const std::vector<std::string>& cells : rows) {
     const std::string scheme = cells[0].substr(1, cells[0].size() - 2);
     for (const std::string& mask : masks) {
-      if (cells[1] != "all" && (", " + cells[1] + ",").find(" " + mask + ",") == std::string::npos)
-        continue;
+      if (!names(cells[1], mask)) continue;
       for (std::size_t i = 2; i < cells.size(); ++i) {
         std::string expected = "yes";
         if (scheme == "balanced_ring") {

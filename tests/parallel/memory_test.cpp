@@ -177,6 +177,26 @@ TEST(Memory, MeasuredPeakIsTheCountedSlots) {
   }
 }
 
+/// One call of 8 query and 4 key/value heads each way, with the caller's tensors from the same
+/// pool; waits for it.
+void forward_and_backward(Attention& attention, const attention::HeadMasks& masks,
+                          const Layout& layout, int rank, std::int64_t dim, const Stream& compute) {
+  const std::int64_t rows = layout.rows(rank);
+  const auto tensor = [&](std::int64_t heads) {
+    Tensor made({rows, heads, dim}, DType::float32, compute);
+    runtime::fill(made, 0.5, compute);
+    return made;
+  };
+  const Tensor q = tensor(8), k = tensor(4), v = tensor(4), dout = tensor(8), out = tensor(8),
+               dq = tensor(8), dk = tensor(4), dv = tensor(4);
+  const Tensor lse({rows, 8}, DType::float32, compute), delta({rows, 8}, DType::float32, compute);
+  attention.set_batch(masks, layout);
+  attention.forward(q, k, v, {}, out, lse)->finish();
+  attention::block_delta(out, dout, delta, compute);
+  attention.backward({q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
+  compute.synchronize(deadline());
+}
+
 TEST(Memory, SteadyStateAsksTheSystemForNone) {
   // All ranks' pools, those of the channels too. Documents change, their sizes do not: the pools
   // know every size after one round of the batches.
@@ -196,23 +216,9 @@ TEST(Memory, SteadyStateAsksTheSystemForNone) {
         runtime::run_loopback(kRanks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
           const Stream compute = Stream::cpu("compute");
           Attention attention({scheme, wire}, world->split(0, world->rank(), "context"), compute);
-          const std::int64_t rows = layout.rows(world->rank());
-          const auto tensor = [&](std::int64_t heads) {
-            Tensor made({rows, heads, 8}, DType::float32, compute);
-            runtime::fill(made, 0.5, compute);
-            return made;
-          };
-          const Tensor q = tensor(8), k = tensor(4), v = tensor(4), dout = tensor(8),
-                       out = tensor(8), dq = tensor(8), dk = tensor(4), dv = tensor(4);
-          const Tensor lse({rows, 8}, DType::float32, compute),
-              delta({rows, 8}, DType::float32, compute);
           for (std::int64_t& total : asked) {
             for (const auto& problem : problems) {
-              attention.set_batch(problem->masks, layout);
-              attention.forward(q, k, v, {}, out, lse)->finish();
-              attention::block_delta(out, dout, delta, compute);
-              attention.backward({q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
-              compute.synchronize(deadline());
+              forward_and_backward(attention, problem->masks, layout, world->rank(), 8, compute);
             }
             world->barrier(compute);
             compute.synchronize(deadline());
@@ -275,21 +281,7 @@ TEST(Memory, SteadyStateWithDocumentsThatChangeAsksTheSystemForNone) {
           if (batch == 0) note(0);
           if (batch == kBatches) note(1);
           const Layout layout = Layout::make(kind, masks[batch], 1, kRanks);
-          const std::int64_t rows = layout.rows(world->rank());
-          const auto tensor = [&](std::int64_t heads) {
-            Tensor made({rows, heads, kDim}, DType::float32, compute);
-            runtime::fill(made, 0.5, compute);
-            return made;
-          };
-          const Tensor q = tensor(8), k = tensor(4), v = tensor(4), dout = tensor(8),
-                       out = tensor(8), dq = tensor(8), dk = tensor(4), dv = tensor(4);
-          const Tensor lse({rows, 8}, DType::float32, compute),
-              delta({rows, 8}, DType::float32, compute);
-          attention.set_batch(masks[batch], layout);
-          attention.forward(q, k, v, {}, out, lse)->finish();
-          attention::block_delta(out, dout, delta, compute);
-          attention.backward({q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
-          compute.synchronize(deadline());
+          forward_and_backward(attention, masks[batch], layout, world->rank(), kDim, compute);
         }
         note(2);
       });

@@ -19,7 +19,7 @@ TEST(MpiSession, KnowsItsPlace) {
   EXPECT_EQ(mpi_world().size(), mpi_session().size());
   EXPECT_LT(mpi_session().local_rank(), mpi_session().local_size());
   EXPECT_FALSE(mpi_session().host_name().empty());
-  EXPECT_FALSE(mpi_session().library_version().empty());
+  EXPECT_FALSE(mpi_session().mpi_version().empty());
   EXPECT_THROW(mpi_session().world(), runtime::Error);
 }
 
