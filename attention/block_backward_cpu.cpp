@@ -330,7 +330,7 @@ void cpu_block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> ba
                     dq_mode, dkv_mode,         stream.threads()};
   const runtime::Buffer scratch = stream.allocate(backward.threads * backward.thread_bytes());
   backward.memory = scratch.data();
-  stream.enqueue([backward = std::move(backward)] { backward.run(); });
+  stream.cpu_task([backward = std::move(backward)] { backward.run(); });
 }
 
 }  // namespace longhaul::attention::detail

@@ -259,7 +259,7 @@ void cpu_block_forward(ConstTensorView q, ConstTensorView k, ConstTensorView v,
   const runtime::Buffer scratch = stream.allocate(forward.threads * forward.thread_bytes());
   forward.pack_memory = packs.data();
   forward.thread_memory = scratch.data();
-  stream.enqueue([forward = std::move(forward)] { forward.run(); });
+  stream.cpu_task([forward = std::move(forward)] { forward.run(); });
 }
 
 }  // namespace longhaul::attention::detail

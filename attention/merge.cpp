@@ -42,12 +42,12 @@ void cpu_block_delta(ConstTensorView out, ConstTensorView dout, TensorView delta
   const auto run = out_bf16
                        ? (dout_bf16 ? delta_rows<BFloat16, BFloat16> : delta_rows<BFloat16, float>)
                        : (dout_bf16 ? delta_rows<float, BFloat16> : delta_rows<float, float>);
-  stream.enqueue([=] { run(out, dout, delta); });
+  stream.cpu_task([=] { run(out, dout, delta); });
 }
 
 void cpu_merge(ConstTensorView src_out, ConstTensorView src_lse, TensorView dst_out,
                TensorView dst_lse, const Stream& stream) {
-  stream.enqueue([=] {
+  stream.cpu_task([=] {
 #pragma omp parallel for schedule(static)
     for (std::int64_t row = 0; row < dst_out.size(0); ++row) {
       for (std::int64_t head = 0; head < dst_out.size(1); ++head) {
@@ -71,7 +71,7 @@ void cpu_merge(ConstTensorView src_out, ConstTensorView src_lse, TensorView dst_
 
 // A sink is a partial of LSE sinks[h] whose out is 0.
 void cpu_apply_sinks(TensorView out, TensorView lse, ConstTensorView sinks, const Stream& stream) {
-  stream.enqueue([=] {
+  stream.cpu_task([=] {
 #pragma omp parallel for schedule(static)
     for (std::int64_t row = 0; row < out.size(0); ++row) {
       for (std::int64_t head = 0; head < out.size(1); ++head) {
@@ -90,7 +90,7 @@ void cpu_apply_sinks(TensorView out, TensorView lse, ConstTensorView sinks, cons
 
 void cpu_sinks_backward(ConstTensorView lse, ConstTensorView delta, ConstTensorView sinks,
                         TensorView dsinks, const Stream& stream) {
-  stream.enqueue([=] {
+  stream.cpu_task([=] {
 #pragma omp parallel for schedule(static)
     for (std::int64_t head = 0; head < lse.size(1); ++head) {
       const float sink = sinks.as<float>()[head * sinks.stride(0)];

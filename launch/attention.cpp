@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <map>
 
 #include "attention/block.h"
@@ -21,6 +20,7 @@
 #include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/metrics.h"
+#include "runtime/ops/host_copy.h"
 
 namespace longhaul::launch {
 namespace {
@@ -115,73 +115,66 @@ Replay make_replay(const AttentionOptions& options, int ranks) {
   return replay;
 }
 
+/// A tensor's elements on the host; blocks.
+std::vector<float> values_of(const Tensor& tensor, const Stream& stream) {
+  const auto values = runtime::ops::download<float>(tensor, stream);
+  stream.synchronize(runtime::deadline_in(3600));
+  return *values;
+}
+
 /// One rank's tensors, on its device.
 class RankTensors {
  public:
   RankTensors(const Replay& replay, int rank, const Stream& compute)
-      : tokens_(replay.layout.tokens_of(rank)), compute_(compute), host_(Stream::cpu("host")) {}
+      : tokens_(replay.layout.tokens_of(rank)), compute_(compute) {}
 
   /// This rank's rows of a global [tokens, heads, width] array, in `dtype`.
   Tensor upload(const std::vector<float>& global, std::int64_t heads, std::int64_t width,
                 DType dtype) {
-    Tensor rows({size(), heads, width}, DType::float32, host_);
-    const auto row_elements = static_cast<std::size_t>(heads * width);
-    for (std::size_t i = 0; i < tokens_.size(); ++i) {
-      std::memcpy(rows.as<float>() + i * row_elements,
-                  global.data() + static_cast<std::size_t>(tokens_[i]) * row_elements,
-                  row_elements * sizeof(float));
+    const std::int64_t row_elements = heads * width;
+    std::vector<float> mine;
+    mine.reserve(static_cast<std::size_t>(size() * row_elements));
+    for (const std::int64_t token : tokens_) {
+      const auto row = global.begin() + token * row_elements;
+      mine.insert(mine.end(), row, row + row_elements);
     }
-    Tensor rounded({size(), heads, width}, dtype, host_);
-    runtime::copy(rows, rounded, host_);
-    host_.synchronize(runtime::deadline_in(3600));
-    if (compute_.device().kind == runtime::DeviceKind::cpu) return rounded;
-    Tensor device({size(), heads, width}, dtype, compute_);
-    runtime::copy(rounded, device, compute_);
-    compute_.synchronize(runtime::deadline_in(3600));
-    return device;
+    Tensor rows({size(), heads, width}, DType::float32, compute_);
+    runtime::ops::upload(std::move(mine), rows, compute_);
+    if (dtype == DType::float32) return rows;
+    Tensor rounded({size(), heads, width}, dtype, compute_);
+    runtime::copy(rows, rounded, compute_);
+    return rounded;
   }
   /// The same values on every rank.
   Tensor upload_all(const std::vector<float>& values) {
-    Tensor on_host({static_cast<std::int64_t>(values.size())}, DType::float32, host_);
-    std::ranges::copy(values, on_host.as<float>());
-    Tensor device({on_host.elements()}, DType::float32, compute_);
-    runtime::copy(on_host, device, compute_);
-    compute_.synchronize(runtime::deadline_in(3600));
+    Tensor device({static_cast<std::int64_t>(values.size())}, DType::float32, compute_);
+    runtime::ops::upload(values, device, compute_);
     return device;
   }
   Tensor make(std::initializer_list<std::int64_t> sizes) {
     return Tensor(sizes, DType::float32, compute_);
   }
   /// The values on the host.
-  std::vector<float> download(const Tensor& tensor) {
-    Tensor on_host(tensor.view().sizes(), DType::float32, host_);
-    runtime::copy(tensor, on_host, compute_);
-    compute_.synchronize(runtime::deadline_in(3600));
-    return {on_host.as<float>(), on_host.as<float>() + on_host.elements()};
-  }
+  std::vector<float> download(const Tensor& tensor) { return values_of(tensor, compute_); }
   std::int64_t size() const { return static_cast<std::int64_t>(tokens_.size()); }
 
  private:
   const std::vector<std::int64_t> tokens_;
-  const Stream compute_, host_;
+  const Stream compute_;
 };
 
 /// Rows of all ranks in global order on rank 0; empty elsewhere.
 std::vector<float> gather_rows(Communicator& world, const Replay& replay,
                                const std::vector<float>& mine, std::int64_t row_elements,
                                const Stream& stream) {
-  std::vector<std::int64_t> counts;
-  for (int rank = 0; rank < world.size(); ++rank)
-    counts.push_back(replay.layout.rows(rank) * row_elements);
-  Tensor own({static_cast<std::int64_t>(mine.size())}, DType::float32, stream);
-  stream.synchronize(runtime::deadline_in(3600));
-  std::ranges::copy(mine, own.as<float>());
+  const Tensor own({static_cast<std::int64_t>(mine.size())}, DType::float32, stream);
+  runtime::ops::upload(mine, own, stream);
   std::vector<Tensor> parts;
   std::vector<runtime::ReceiveMessage> receives;
   if (world.rank() == 0) {
     for (int rank = 0; rank < world.size(); ++rank) {
       parts.emplace_back(
-          std::initializer_list<std::int64_t>{counts[static_cast<std::size_t>(rank)]},
+          std::initializer_list<std::int64_t>{replay.layout.rows(rank) * row_elements},
           DType::float32, stream);
       receives.push_back({rank, {parts.back()}});
     }
@@ -192,7 +185,8 @@ std::vector<float> gather_rows(Communicator& world, const Replay& replay,
   if (world.rank() != 0) return global;
   global.resize(static_cast<std::size_t>(replay.layout.tokens() * row_elements));
   for (int rank = 0; rank < world.size(); ++rank) {
-    const float* from = parts[static_cast<std::size_t>(rank)].as<float>();
+    const std::vector<float> part = values_of(parts[static_cast<std::size_t>(rank)], stream);
+    auto from = part.begin();
     for (const std::int64_t token : replay.layout.tokens_of(rank)) {
       std::copy_n(from, row_elements, global.begin() + token * row_elements);
       from += row_elements;
@@ -260,6 +254,7 @@ AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communica
   attention.set_batch(in.mask, replay.layout);
 
   const Stream host = Stream::cpu("results");
+  compute.synchronize(runtime::deadline_in(3600));  // the inputs are in place before the clock runs
   world.barrier(host);
   host.synchronize(runtime::deadline_in(3600));
   const auto begin = runtime::Clock::now();

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
+#include "runtime/ops/host_copy.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::launch {
@@ -38,6 +38,11 @@ std::vector<double> sum(const std::vector<std::vector<double>>& rows) {
   return total;
 }
 
+/// The one place that chooses the device of training: all other work follows this stream's.
+runtime::Stream compute_stream(const runtime::TrainConfig&, int threads) {
+  return runtime::Stream::cpu("compute", threads);
+}
+
 }  // namespace
 
 models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_t vocab_size) {
@@ -65,8 +70,9 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(runtime::batch_plan(inputs_.config)),
       layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout)),
-      compute_(runtime::Stream::cpu("compute", inputs_.threads)),
-      gradient_stream_(runtime::Stream::cpu("gradients")) {
+      compute_(compute_stream(inputs_.config, inputs_.threads)),
+      gradient_stream_(compute_.sibling("gradients", 1)),
+      control_stream_(runtime::Stream::cpu("control")) {
   const runtime::TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
@@ -106,14 +112,15 @@ LocalBatch Trainer::local_batch(const std::vector<runtime::Sequence>& sequences)
 /// Copies a batch into the row tensors, behind whatever still reads the last one. A batch may have
 /// more or fewer rows than the last.
 models::Batch Trainer::upload(const LocalBatch& batch) {
-  const auto count = static_cast<std::int64_t>(batch.tokens.size());
-  const auto enqueue = [&](const std::vector<std::int32_t>& values, Tensor& rows) {
+  const auto put = [&](const std::vector<std::int32_t>& values, Tensor& rows) {
+    const auto count = static_cast<std::int64_t>(values.size());
     if (rows.empty() || rows.elements() < count) rows = Tensor({count}, DType::int32, compute_);
-    compute_.enqueue([values, data = rows.as<std::int32_t>()] { std::ranges::copy(values, data); });
-    return rows.view().slice(0, 0, count);
+    const runtime::TensorView part = rows.view().slice(0, 0, count);
+    runtime::ops::upload(values, part, compute_);
+    return part;
   };
-  return {enqueue(batch.tokens, token_rows_), enqueue(batch.labels, label_rows_),
-          enqueue(batch.positions, position_rows_)};
+  return {put(batch.tokens, token_rows_), put(batch.labels, label_rows_),
+          put(batch.positions, position_rows_)};
 }
 
 /// Sums a finished range of gradients over data and context ranks while backward goes on.
@@ -158,7 +165,7 @@ StepResult Trainer::step(bool stop) {
     counts[0] += static_cast<double>(batches.back().local_labels);
     if (context_rank_ == 0) counts[1] += static_cast<double>(batches.back().mask.area());
   }
-  counts = sum(runtime::gather_numbers(*control_comm_, counts, compute_, host_deadline()));
+  counts = sum(runtime::gather_numbers(*control_comm_, counts, control_stream_, host_deadline()));
   const double labels = counts[0];
   if (labels == 0) {
     fail(ExitCode::data, "step ", step_number, ": none of its ", config.training.tokens_per_step,
@@ -167,14 +174,16 @@ StepResult Trainer::step(bool stop) {
 
   // Forward and backward; each finished group of gradients is reduced while the next is computed.
   store_->zero_gradients(compute_);
-  std::vector<Tensor> losses;
+  std::vector<std::shared_ptr<const std::vector<double>>>
+      losses;  // of each pass, once synchronised
   for (std::size_t pass = 0; pass < batches.size(); ++pass) {
     attention_->set_batch(batches[pass].mask, batches[pass].layout);
     models::Pass options;
     options.loss_scale = 1.0 / labels;
     if (pass + 1 == batches.size())
       options.on_gradients = [this](models::ElementRange range) { reduce(range); };
-    losses.push_back(model_->forward_backward(upload(batches[pass]), options));
+    const Tensor loss = model_->forward_backward(upload(batches[pass]), options);
+    losses.push_back(runtime::ops::download<double>(loss, compute_));
   }
   compute_.wait(gradient_stream_.record());
 
@@ -183,6 +192,7 @@ StepResult Trainer::step(bool stop) {
                                         config.training.steps, config.lr_scheduler.min_lr_factor};
   const double lr = models::learning_rate(schedule, step_number);
   const Tensor norm = optimizer_->gradient_norm(compute_);
+  const auto host_norm = runtime::ops::download<double>(norm, compute_);
   optimizer_->step(lr, step_number, norm, compute_);
   compute_.synchronize(host_deadline());
   ++completed_steps_;
@@ -190,18 +200,18 @@ StepResult Trainer::step(bool stop) {
 
   StepResult result;
   double loss_sum = 0;
-  for (const Tensor& loss : losses) loss_sum += *loss.as<double>();
+  for (const auto& loss : losses) loss_sum += loss->front();
   const auto memory = static_cast<double>(compute_.memory().peak_bytes);
   const double waited = compute_.waited_seconds() - waited_before;
   for (const auto& rank :
        runtime::gather_numbers(*control_comm_, {loss_sum, stop ? 1.0 : 0.0, memory, waited},
-                               compute_, host_deadline())) {
+                               control_stream_, host_deadline())) {
     result.loss += rank[0] / labels;
     result.stop_requested |= rank[1] > 0;
     result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
     result.comm_seconds = std::max(result.comm_seconds, rank[3]);
   }
-  result.grad_norm = *norm.as<double>();
+  result.grad_norm = host_norm->front();
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
   result.area = static_cast<std::int64_t>(counts[1]);
@@ -248,7 +258,7 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   runtime::SaveOptions options;
   options.folder = folder;
   options.keep_latest_k = keep_latest_k;
-  runtime::save_checkpoint(options, metadata, owned_slices(), *control_comm_, compute_);
+  runtime::save_checkpoint(options, metadata, owned_slices(), *control_comm_, control_stream_);
 }
 
 void Trainer::load(const runtime::Checkpoint& checkpoint) {

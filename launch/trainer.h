@@ -88,6 +88,8 @@ class Trainer {
   const runtime::BatchPlan plan_;
   const parallel::LayoutKind layout_;
   const runtime::Stream compute_, gradient_stream_;
+  const runtime::Stream
+      control_stream_;  ///< of control_comm_: small host values, never behind compute
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
   std::vector<SchemeChange> schemes_;
   parallel::SchemeOptions scheme_;  ///< what attention_ uses now

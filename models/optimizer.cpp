@@ -5,13 +5,13 @@
 #include <numbers>
 
 #include "runtime/ops/adamw.h"
-#include "runtime/ops/sum_of_squares.h"
+#include "runtime/ops/gradient_norm.h"
 
 namespace longhaul::models {
 
+namespace ops = runtime::ops;
 using runtime::ConstTensorView;
 using runtime::DType;
-using runtime::ExitCode;
 using runtime::Stream;
 using runtime::Tensor;
 
@@ -27,31 +27,25 @@ AdamW::AdamW(const AdamWOptions& options, ParameterStore& store)
 }
 
 Tensor AdamW::gradient_norm(const Stream& stream) const {
+  const runtime::TensorView gradients = store_.gradients();
+  const Tensor sums({ops::norm_chunks(gradients.elements())}, DType::float64, stream);
   Tensor norm({1}, DType::float64, stream);
-  runtime::ops::sum_of_squares(store_.gradients(), norm, stream);
-  stream.enqueue([value = norm.as<double>()] { *value = std::sqrt(*value); });
+  ops::squares_by_chunk(gradients, sums, stream);
+  ops::norm_of_chunks(sums, norm, stream);
   return norm;
 }
 
 void AdamW::step(double lr, std::int64_t step, ConstTensorView norm, const Stream& stream) {
   const Tensor factor({1}, DType::float64, stream);
-  stream.enqueue(
-      [norm = norm.as<double>(), factor = factor.as<double>(), max_norm = options_.max_norm, step] {
-        if (!std::isfinite(*norm)) {
-          runtime::fail(
-              ExitCode::internal, "the gradient norm of step ", step, " is ", *norm,
-              "; nothing was updated. Lower the learning rate or max_norm, or look for bad data");
-        }
-        *factor = max_norm > 0 && *norm > max_norm ? max_norm / *norm : 1.0;
-      });
+  ops::clip_factor(norm, options_.max_norm, step, factor, stream);
   for (const auto& [range, decays] : runs_) {
     const auto part = [&range = range](const runtime::TensorView& flat) {
       return flat.slice(0, range.begin, range.end);
     };
-    runtime::ops::adamw({lr, options_.beta1, options_.beta2, options_.eps,
-                         decays ? options_.weight_decay : 0, step},
-                        part(store_.gradients()), factor, part(store_.values()),
-                        part(store_.first_moments()), part(store_.second_moments()), stream);
+    ops::adamw({lr, options_.beta1, options_.beta2, options_.eps,
+                decays ? options_.weight_decay : 0, step},
+               part(store_.gradients()), factor, part(store_.values()),
+               part(store_.first_moments()), part(store_.second_moments()), stream);
   }
   store_.values_changed();
 }

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "runtime/device.h"
@@ -87,19 +88,23 @@ class Stream {
   /// A CUDA stream on device `index`. Throws Error(launch) in a CPU build or without the device.
   static Stream cuda(const std::string& name, int index, bool high_priority = false);
 
-  /// A new stream on the same device with the same number of threads: for communication beside
-  /// compute.
-  Stream sibling(const std::string& name) const;
+  /// A new stream on the same device, for communication beside compute. On the CPU it has
+  /// `threads` OpenMP threads, or as many as this one.
+  Stream sibling(const std::string& name, std::optional<int> threads = std::nullopt) const;
 
   Device device() const;
   const std::string& name() const;
   /// OpenMP threads of a CPU stream's tasks; 1 on CUDA.
   int threads() const;
 
-  /// Runs `task` on the host after all earlier work of the stream and before all later work. On
-  /// CUDA kernels that are enqueued after a failed task still run; what waits for them gets the
-  /// task's error.
-  void enqueue(std::function<void()> task) const;
+  /// Work of a CPU stream: what a kernel launch is on CUDA. Throws Error(internal) on a CUDA
+  /// stream, whose memory the host cannot read.
+  void cpu_task(std::function<void()> task) const;
+  /// Work of the host in the stream's order, on either device: runs after all earlier work of the
+  /// stream and before all later work, and touches host memory only. On CUDA it stalls the stream
+  /// until the host has run it. Kernels enqueued after a failed task still run there; what waits
+  /// for them gets the task's error.
+  void host_task(std::function<void()> task) const;
   /// cudaStream_t of a CUDA stream. Throws on a CPU stream.
   void* cuda_handle() const;
 

@@ -241,7 +241,7 @@ class CudaStream final : public StreamImpl {
     in_destructor(cudaStreamDestroy(handle_));
   }
 
-  void enqueue(std::function<void()> task) override {
+  void host_task(std::function<void()> task) override {
     std::lock_guard lock(mutex_);
     use_device(device);
     if (!host_tasks_) host_tasks_ = std::make_unique<HostTasks>(device, failure_);

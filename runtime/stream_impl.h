@@ -26,7 +26,7 @@ class StreamImpl {
         pool(std::make_shared<Pool>(device)),
         host_pool(device.kind == DeviceKind::cpu ? pool : std::make_shared<Pool>(device, true)) {}
   virtual ~StreamImpl() = default;
-  virtual void enqueue(std::function<void()> task) = 0;
+  virtual void host_task(std::function<void()> task) = 0;
   virtual std::shared_ptr<EventImpl> record() = 0;
   virtual void wait(const std::shared_ptr<EventImpl>& event) = 0;
   /// Everything recorded on the stream from now on, and everything still unfinished, carries
@@ -43,7 +43,10 @@ class StreamImpl {
   const std::shared_ptr<Pool> host_pool;  // pinned memory on CUDA, the pool itself on the CPU
 };
 
-// Provided by stream_cuda.cpp, or by stream_no_cuda.cpp in a CPU build.
+// stream_cpu.cpp
+std::shared_ptr<StreamImpl> make_cpu_stream(const std::string& name, int threads);
+
+// stream_cuda.cpp, or by stream_no_cuda.cpp in a CPU build.
 std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index,
                                              bool high_priority);
 std::byte* cuda_allocate(Device device, std::int64_t bytes);  // nullptr when out of memory

@@ -170,7 +170,7 @@ void copy(ConstTensorView src, TensorView dst, const Stream& stream) {
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_copy(src, dst, stream);
   LONGHAUL_CHECK(src.device() == stream.device() && dst.device() == stream.device(),
                  "copy on stream '", stream.name(), "' of memory on another device");
-  stream.enqueue([src, dst] { copy_cpu(src, dst); });
+  stream.cpu_task([src, dst] { copy_cpu(src, dst); });
 }
 
 void detail::copy_now(ConstTensorView src, TensorView dst) { copy_cpu(src, dst); }
@@ -181,7 +181,7 @@ void accumulate(ConstTensorView src, TensorView dst, const Stream& stream) {
                  "accumulate needs float32 views of equal sizes; got ", name(src.dtype()), " of ",
                  src.elements(), " and ", name(dst.dtype()), " of ", dst.elements(), " elements");
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_accumulate(src, dst, stream);
-  stream.enqueue([src, dst] {
+  stream.cpu_task([src, dst] {
     const float* from = src.as<float>();
     float* to = dst.as<float>();
     const int last = dst.dims() - 1;
@@ -201,7 +201,7 @@ void accumulate(ConstTensorView src, TensorView dst, const Stream& stream) {
 
 void fill(TensorView dst, double value, const Stream& stream) {
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_fill(dst, value, stream);
-  stream.enqueue([dst, value] { fill_cpu(dst, value); });
+  stream.cpu_task([dst, value] { fill_cpu(dst, value); });
 }
 
 }  // namespace longhaul::runtime

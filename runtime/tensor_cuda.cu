@@ -168,7 +168,7 @@ void cuda_copy(ConstTensorView src, TensorView dst, const Stream& stream) {
   const bool from_host = src.device().kind == DeviceKind::cpu;
   const bool to_host = dst.device().kind == DeviceKind::cpu;
   if (from_host && to_host) {
-    stream.enqueue([src, dst] { copy_now(src, dst); });
+    stream.host_task([src, dst] { copy_now(src, dst); });
     return;
   }
   const cudaStream_t handle = cuda_stream(stream);

@@ -11,7 +11,7 @@ std::vector<std::string> gather_texts(Communicator& world, const std::string& ow
   const auto ranks = static_cast<std::size_t>(world.size());
   Tensor length({1}, DType::int64, stream);
   Tensor lengths({world.size()}, DType::int64, stream);
-  stream.enqueue([to = length.as<std::int64_t>(), bytes = own.size()] {
+  stream.cpu_task([to = length.as<std::int64_t>(), bytes = own.size()] {
     *to = static_cast<std::int64_t>(bytes);
   });
   world.all_gather(length, lengths, std::vector<std::int64_t>(ranks, 1), stream);
@@ -21,7 +21,7 @@ std::vector<std::string> gather_texts(Communicator& world, const std::string& ow
   Tensor text({counts[static_cast<std::size_t>(world.rank())]}, DType::uint8, stream);
   Tensor texts({std::accumulate(counts.begin(), counts.end(), std::int64_t{0})}, DType::uint8,
                stream);
-  stream.enqueue([to = text.view().data(), own] { std::memcpy(to, own.data(), own.size()); });
+  stream.cpu_task([to = text.view().data(), own] { std::memcpy(to, own.data(), own.size()); });
   world.all_gather(text, texts, counts, stream);
   stream.synchronize(deadline);
   std::vector<std::string> result;
@@ -39,7 +39,7 @@ std::vector<std::vector<double>> gather_numbers(Communicator& comm, const std::v
   const auto ranks = static_cast<std::size_t>(comm.size());
   Tensor mine({count}, DType::float64, stream);
   Tensor all({count * comm.size()}, DType::float64, stream);
-  stream.enqueue([to = mine.as<double>(), own] { std::ranges::copy(own, to); });
+  stream.cpu_task([to = mine.as<double>(), own] { std::ranges::copy(own, to); });
   comm.all_gather(mine, all, std::vector<std::int64_t>(ranks, count), stream);
   stream.synchronize(deadline);
   std::vector<std::vector<double>> result;

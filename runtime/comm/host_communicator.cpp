@@ -258,7 +258,7 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
   LONGHAUL_CHECK(self_matched == self_sends.size(), what, " sends ", self_sends.size(),
                  " messages to itself and receives ", self_matched);
   core_->sent_bytes += group.send_bytes();
-  stream.enqueue([core = core_, info = core_->next(what), self_copies,
+  stream.host_task([core = core_, info = core_->next(what), self_copies,
                   sends = std::move(group.sends), receives = std::move(group.receives)] {
     for (const SelfCopy& copy : self_copies) copy_bytes(copy.to, copy.from, copy.bytes);
     core->run(info, sends, receives);
@@ -286,7 +286,7 @@ void HostCommunicator::reduce_scatter(ConstTensorView input, TensorView output,
   const detail::WireMessage place = detail::whole(output);
   const detail::WireMessage to = detail::host_place(place, stream);
   core_->sent_bytes += (offsets.back() - own) * width;
-  stream.enqueue(OrderedReduce{core_, core_->next("reduce_scatter"), input.dtype(), offsets,
+  stream.host_task(OrderedReduce{core_, core_->next("reduce_scatter"), input.dtype(), offsets,
                                from.data, to.data, staging.data(), chunk});
   detail::arrive(to, place, stream);
 }
@@ -312,7 +312,7 @@ void HostCommunicator::all_gather(ConstTensorView input, TensorView output,
     group.receive(peer, segment(peer), counts[static_cast<std::size_t>(peer)] * width);
   });
   core_->sent_bytes += group.send_bytes();
-  stream.enqueue([core = core_, info = core_->next("all_gather"), own = segment(core_->rank),
+  stream.host_task([core = core_, info = core_->next("all_gather"), own = segment(core_->rank),
                   own_from = from.data, bytes = from.bytes, sends = std::move(group.sends),
                   receives = std::move(group.receives)] {
     copy_bytes(own, own_from, bytes);
@@ -366,7 +366,7 @@ void HostCommunicator::all_to_all(ConstTensorView input, std::span<const std::in
     group.receive(peer, to.data + to_offsets[p] * width, receive_counts[p] * width);
   });
   core_->sent_bytes += group.send_bytes();
-  stream.enqueue(
+  stream.host_task(
       [core = core_, info = core_->next("all_to_all"), own_to = to.data + to_offsets[self] * width,
        own_from = from.data + from_offsets[self] * width, bytes = send_counts[self] * width,
        sends = std::move(group.sends), receives = std::move(group.receives)] {
@@ -396,7 +396,7 @@ void HostCommunicator::broadcast(TensorView values, int root, const Stream& stre
     to_children.send((relative + bit + root) % size, host.data, host.bytes);
   }
   core_->sent_bytes += to_children.send_bytes();
-  stream.enqueue([core = core_, info = core_->next("broadcast"),
+  stream.host_task([core = core_, info = core_->next("broadcast"),
                   receives = std::move(from_parent.receives),
                   sends = std::move(to_children.sends)] {
     core->run(info, {}, receives);
@@ -406,7 +406,7 @@ void HostCommunicator::broadcast(TensorView values, int root, const Stream& stre
 }
 
 void HostCommunicator::barrier(const Stream& stream) {
-  stream.enqueue([core = core_, info = core_->next("barrier")] {
+  stream.host_task([core = core_, info = core_->next("barrier")] {
     // One byte from each rank: more messages than a tree, but a hang names exactly who is missing.
     const std::byte token{1};
     std::vector<std::byte> tokens(core->members.size());

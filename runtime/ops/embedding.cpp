@@ -1,24 +1,10 @@
 #include "runtime/ops/embedding.h"
 
-#include <algorithm>
-
-#include "runtime/ops/cpu_only.h"
+#include "runtime/ops/checks.h"
+#include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops {
 namespace {
-
-using detail::to_float;
-
-constexpr std::int64_t kColumns =
-    64;  // of the gradient, added to by one thread: no two threads share one
-
-void check_tokens(const std::int32_t* tokens, std::int64_t rows, std::int64_t vocabulary) {
-  for (std::int64_t row = 0; row < rows; ++row) {
-    if (tokens[row] >= 0 && tokens[row] < vocabulary) continue;
-    fail(ExitCode::data, "token ", tokens[row], " in row ", row, " is outside the vocabulary of ",
-         vocabulary, " tokens");
-  }
-}
 
 void check_shapes(const char* op, const ConstTensorView& table, const ConstTensorView& tokens,
                   const ConstTensorView& rows) {
@@ -33,48 +19,16 @@ void check_shapes(const char* op, const ConstTensorView& table, const ConstTenso
 
 void embedding(ConstTensorView table, ConstTensorView tokens, TensorView out,
                const Stream& stream) {
-  detail::require_cpu("embedding", stream);
   check_shapes("embedding", table, tokens, out);
-  const std::int64_t rows = tokens.size(0), vocabulary = table.size(0), h = table.size(1);
-  const std::int32_t* ids = tokens.as<std::int32_t>();
-  detail::with_activation("embedding", table.dtype(), [&]<class From>() {
-    detail::with_activation("embedding", out.dtype(), [&]<class To>() {
-      stream.enqueue([=, from = table.as<From>(), to = out.as<To>()] {
-        check_tokens(ids, rows, vocabulary);
-#pragma omp parallel for if (rows * h >= detail::kParallelElements)
-        for (std::int64_t row = 0; row < rows; ++row) {
-          const From* source = from + ids[row] * h;
-          To* target = to + row * h;
-#pragma omp simd
-          for (std::int64_t i = 0; i < h; ++i) target[i] = To(to_float(source[i]));
-        }
-      });
-    });
-  });
+  if (detail::on_cuda(stream)) detail::no_cuda_kernel("embedding", stream);
+  detail::cpu_embedding(table, tokens, out, stream);
 }
 
 void embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable,
                         const Stream& stream) {
-  detail::require_cpu("embedding_backward", stream);
   check_shapes("embedding_backward", dtable, tokens, dout);
-  const std::int64_t rows = tokens.size(0), vocabulary = dtable.size(0), h = dtable.size(1);
-  const std::int32_t* ids = tokens.as<std::int32_t>();
-  float* to = dtable.as<float>();
-  detail::with_activation("embedding_backward", dout.dtype(), [&]<class T>() {
-    stream.enqueue([=, from = dout.as<T>()] {
-      check_tokens(ids, rows, vocabulary);
-#pragma omp parallel for if (rows * h >= detail::kParallelElements)
-      for (std::int64_t begin = 0; begin < h; begin += kColumns) {
-        const std::int64_t end = std::min(h, begin + kColumns);
-        for (std::int64_t row = 0; row < rows; ++row) {
-          float* target = to + ids[row] * h;
-          const T* source = from + row * h;
-#pragma omp simd
-          for (std::int64_t i = begin; i < end; ++i) target[i] += to_float(source[i]);
-        }
-      }
-    });
-  });
+  if (detail::on_cuda(stream)) detail::no_cuda_kernel("embedding_backward", stream);
+  detail::cpu_embedding_backward(dout, tokens, dtable, stream);
 }
 
 }  // namespace longhaul::runtime::ops

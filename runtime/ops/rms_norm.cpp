@@ -1,72 +1,10 @@
 #include "runtime/ops/rms_norm.h"
 
-#include <algorithm>
-#include <array>
-#include <cmath>
-
-#include "runtime/ops/cpu_only.h"
+#include "runtime/ops/checks.h"
+#include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops {
 namespace {
-
-using detail::to_float;
-
-constexpr std::int64_t kColumns = 64;  // of the weight gradient, summed by one thread
-
-template <class T>
-void apply_row(const T* x, const float* weight, float inv_rms, T* y, std::int64_t h) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < h; ++i) y[i] = T(to_float(x[i]) * inv_rms * weight[i]);
-}
-
-template <class T>
-float inverse_rms(const T* x, std::int64_t h, double eps) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < h; ++i) sum += static_cast<double>(to_float(x[i])) * to_float(x[i]);
-  return static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(h) + eps));
-}
-
-/// dx = inv_rms * (weight dy - x * inv_rms^2 * mean(weight dy x)).
-template <class T>
-void backward_row(const T* x, const float* weight, float inv_rms, const float* dy, T* dx,
-                  Write write, std::int64_t h) {
-  double dot = 0;
-#pragma omp simd reduction(+ : dot)
-  for (std::int64_t i = 0; i < h; ++i)
-    dot += static_cast<double>(weight[i] * dy[i]) * to_float(x[i]);
-  const double inverse = inv_rms;
-  const auto pull = static_cast<float>(dot * inverse * inverse / static_cast<double>(h));
-  if (write == Write::add) {
-#pragma omp simd
-    for (std::int64_t i = 0; i < h; ++i) {
-      dx[i] = T(to_float(dx[i]) + inv_rms * (weight[i] * dy[i] - to_float(x[i]) * pull));
-    }
-  } else {
-#pragma omp simd
-    for (std::int64_t i = 0; i < h; ++i)
-      dx[i] = T(inv_rms * (weight[i] * dy[i] - to_float(x[i]) * pull));
-  }
-}
-
-/// dweight[c] += sum over rows of dy x inv_rms, for columns [begin, end).
-template <class T>
-void backward_columns(const T* x, const float* inv_rms, const float* dy, float* dweight,
-                      std::int64_t begin, std::int64_t end, std::int64_t rows, std::int64_t h) {
-  std::array<double, kColumns> sums{};
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const T* x_row = x + row * h + begin;
-    const float* dy_row = dy + row * h + begin;
-#pragma omp simd
-    for (std::int64_t i = 0; i < end - begin; ++i) {
-      sums[static_cast<std::size_t>(i)] +=
-          static_cast<double>(dy_row[i] * (to_float(x_row[i]) * inv_rms[row]));
-    }
-  }
-  for (std::int64_t i = begin; i < end; ++i) {
-    dweight[i] += static_cast<float>(sums[static_cast<std::size_t>(i - begin)]);
-  }
-}
 
 void check(const char* op, const ConstTensorView& x, const ConstTensorView& weight,
            const ConstTensorView& inv_rms, const ConstTensorView& other) {
@@ -81,70 +19,25 @@ void check(const char* op, const ConstTensorView& x, const ConstTensorView& weig
 
 void rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
               TensorView inv_rms, const Stream& stream) {
-  detail::require_cpu("rms_norm", stream);
   check("rms_norm", x, weight, inv_rms, y);
-  detail::with_activation("rms_norm", x.dtype(), [&]<class T>() {
-    const T* in = x.as<T>();
-    const float* scale = weight.as<float>();
-    T* out = y.as<T>();
-    float* inverse = inv_rms.as<float>();
-    const std::int64_t rows = x.size(0), h = x.size(1);
-    stream.enqueue([=] {
-#pragma omp parallel for if (rows * h >= detail::kParallelElements)
-      for (std::int64_t row = 0; row < rows; ++row) {
-        inverse[row] = inverse_rms(in + row * h, h, eps);
-        apply_row(in + row * h, scale, inverse[row], out + row * h, h);
-      }
-    });
-  });
+  if (detail::on_cuda(stream)) detail::no_cuda_kernel("rms_norm", stream);
+  detail::cpu_rms_norm(x, weight, eps, y, inv_rms, stream);
 }
 
 void rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
                     TensorView y, const Stream& stream) {
-  detail::require_cpu("rms_norm_apply", stream);
   check("rms_norm_apply", x, weight, inv_rms, y);
-  detail::with_activation("rms_norm_apply", x.dtype(), [&]<class T>() {
-    const T* in = x.as<T>();
-    const float* scale = weight.as<float>();
-    const float* inverse = inv_rms.as<float>();
-    T* out = y.as<T>();
-    const std::int64_t rows = x.size(0), h = x.size(1);
-    stream.enqueue([=] {
-#pragma omp parallel for if (rows * h >= detail::kParallelElements)
-      for (std::int64_t row = 0; row < rows; ++row) {
-        apply_row(in + row * h, scale, inverse[row], out + row * h, h);
-      }
-    });
-  });
+  if (detail::on_cuda(stream)) detail::no_cuda_kernel("rms_norm_apply", stream);
+  detail::cpu_rms_norm_apply(x, weight, inv_rms, y, stream);
 }
 
 void rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write write_dx,
                        TensorView dweight, const Stream& stream) {
-  detail::require_cpu("rms_norm_backward", stream);
   check("rms_norm_backward", inputs.x, inputs.weight, inputs.inv_rms, inputs.dy);
   detail::require_shape("rms_norm_backward", "dx", dx, {inputs.x.size(0), inputs.x.size(1)});
   detail::require_shape("rms_norm_backward", "dweight", dweight, {inputs.x.size(1)});
-  detail::with_activation("rms_norm_backward", inputs.x.dtype(), [&]<class T>() {
-    const T* x = inputs.x.as<T>();
-    const float* weight = inputs.weight.as<float>();
-    const float* inv_rms = inputs.inv_rms.as<float>();
-    const float* dy = inputs.dy.as<float>();
-    T* dx_out = dx.as<T>();
-    float* dweight_out = dweight.as<float>();
-    const std::int64_t rows = inputs.x.size(0), h = inputs.x.size(1);
-    stream.enqueue([=] {
-#pragma omp parallel for if (rows * h >= detail::kParallelElements)
-      for (std::int64_t row = 0; row < rows; ++row) {
-        const std::int64_t at = row * h;
-        backward_row(x + at, weight, inv_rms[row], dy + at, dx_out + at, write_dx, h);
-      }
-#pragma omp parallel for if (rows * h >= detail::kParallelElements)
-      for (std::int64_t begin = 0; begin < h; begin += kColumns) {
-        backward_columns(x, inv_rms, dy, dweight_out, begin, std::min(h, begin + kColumns), rows,
-                         h);
-      }
-    });
-  });
+  if (detail::on_cuda(stream)) detail::no_cuda_kernel("rms_norm_backward", stream);
+  detail::cpu_rms_norm_backward(inputs, dx, write_dx, dweight, stream);
 }
 
 }  // namespace longhaul::runtime::ops

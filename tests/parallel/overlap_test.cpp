@@ -32,7 +32,7 @@ class Gated final : public Communicator {
                 std::vector<runtime::ReceiveMessage> receives, const std::string& what,
                 const Stream& stream) override {
     if (exchanges_++ == gated_) {
-      stream.enqueue([opened = opened_, &passed = passed_] {
+      stream.host_task([opened = opened_, &passed = passed_] {
         const auto deadline = runtime::deadline_in(20);
         while (!opened() && runtime::Clock::now() < deadline)
           std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "runtime/comm/loopback.h"
+#include "runtime/ops/gradient_norm.h"
+#include "runtime/ops/host_copy.h"
 #include "runtime/tensor.h"
 #include "tests/support/gpu.h"
 
@@ -142,7 +144,7 @@ TEST(Cuda, HostTasksRunInTheStreamsOrder) {
   for (int round = 1; round <= 20;
        ++round) {  // device -> host task -> device, each needs the one before
     runtime::copy(device, host, stream);
-    stream.enqueue([host, round] {
+    stream.host_task([host, round] {
       if (round % 5 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
       *host.as<float>() += 1;
     });
@@ -151,14 +153,45 @@ TEST(Cuda, HostTasksRunInTheStreamsOrder) {
   EXPECT_EQ(to_host<float>(device, stream), std::vector<float>{20});
 }
 
+TEST(Cuda, WorkOfTheCpuIsRefused) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("compute");
+  EXPECT_THROW(stream.cpu_task([] {}), Error);
+  const Tensor values({8}, DType::float32, stream), sums({1}, DType::float64, stream);
+  try {
+    ops::squares_by_chunk(values, sums, stream);
+    ADD_FAILURE() << "ran without a kernel";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::launch);
+    const std::string text = error.what();
+    EXPECT_NE(text.find("squares_by_chunk"), std::string::npos) << text;
+    EXPECT_NE(text.find("cuda:0"), std::string::npos) << text;
+  }
+  EXPECT_NO_THROW(stream.synchronize(deadline_in(kSeconds)));
+}
+
+TEST(Cuda, UploadsAndDownloadsKeepTheStreamsOrder) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("copies");
+  const Tensor tensor({1009}, DType::float64, stream);
+  std::vector<std::shared_ptr<const std::vector<double>>> seen;
+  for (int round = 0; round < 20; ++round) {
+    ops::upload(std::vector<double>(1009, round), tensor, stream);
+    seen.push_back(ops::download<double>(tensor, stream));
+  }
+  stream.synchronize(deadline_in(kSeconds));
+  for (int round = 0; round < 20; ++round)
+    EXPECT_EQ(*seen[static_cast<std::size_t>(round)], std::vector<double>(1009, round));
+}
+
 TEST(Cuda, BlockingTasksOfTwoStreamsDoNotHoldEachOtherUp) {
   LONGHAUL_NEEDS_GPU();
   const Stream a = cuda_stream("a"), b = cuda_stream("b");
   std::atomic<bool> released{false};
-  a.enqueue([&] {
+  a.host_task([&] {
     while (!released) std::this_thread::yield();
   });
-  b.enqueue([&] { released = true; });
+  b.host_task([&] { released = true; });
   a.synchronize(deadline_in(kSeconds));
   b.synchronize(deadline_in(kSeconds));
 }
@@ -168,8 +201,8 @@ TEST(Cuda, EventsOrderStreamsAndCarryFailures) {
   const Stream a = cuda_stream("a"), b = cuda_stream("b");
   const Event before = a.record();
   bool ran = false;
-  a.enqueue([] { fail(ExitCode::data, "the task failed"); });
-  a.enqueue([&] { ran = true; });
+  a.host_task([] { fail(ExitCode::data, "the task failed"); });
+  a.host_task([&] { ran = true; });
   const Event after = a.record();
   b.wait(after);
   EXPECT_NO_THROW(before.synchronize(deadline_in(kSeconds)));
@@ -182,7 +215,7 @@ TEST(Cuda, WaitsHaveDeadlines) {
   LONGHAUL_NEEDS_GPU();
   const Stream stream = cuda_stream("slow");
   std::atomic<bool> released{false};
-  stream.enqueue([&] {
+  stream.host_task([&] {
     while (!released) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   });
   const Event event = stream.record();

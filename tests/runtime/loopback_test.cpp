@@ -96,7 +96,7 @@ TEST(Loopback, AFailedTaskReleasesTheOthers) {
                             [&](std::unique_ptr<Communicator> world) {
                               const Stream stream = Stream::cpu("comm");
                               if (world->rank() == 0)
-                                stream.enqueue([] { throw std::length_error("task"); });
+                                stream.cpu_task([] { throw std::length_error("task"); });
                               world->barrier(stream);
                               stream.synchronize(deadline_in(100));
                             }),
@@ -140,7 +140,7 @@ TEST(Loopback, LatencyOverlapsWithCompute) {
       const Clock::time_point begin = Clock::now();
       for (int step = 0; step < 4; ++step) {
         pass_on(*world, out, in, comm);
-        compute.enqueue([] { std::this_thread::sleep_for(milliseconds(100)); });
+        compute.cpu_task([] { std::this_thread::sleep_for(milliseconds(100)); });
         compute.wait(comm.record());
       }
       compute.synchronize(deadline_in(10));

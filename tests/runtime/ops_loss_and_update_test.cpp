@@ -1,13 +1,15 @@
-// Cross entropy, AdamW, sum of squares and random numbers.
+// Cross entropy, AdamW, the gradient norm, random numbers, and copies from and to the host.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "runtime/ops/adamw.h"
 #include "runtime/ops/cross_entropy.h"
+#include "runtime/ops/gradient_norm.h"
+#include "runtime/ops/host_copy.h"
 #include "runtime/ops/random.h"
-#include "runtime/ops/sum_of_squares.h"
 #include "tests/support/host_tensors.h"
 
 namespace longhaul::runtime::ops {
@@ -174,8 +176,9 @@ TEST(AdamWOp, MatchesTheDefinitionOverSteps) {
   EXPECT_EQ(bytes[0], bytes[1]);
 }
 
-TEST(SumOfSquares, IsThreadIndependentAndAccurate) {
+TEST(GradientNorm, IsThreadIndependentAndAccurate) {
   for (const std::int64_t n : {0, 1, 7, 16384, 100003}) {
+    SCOPED_TRACE(n);
     const Values values = random_values(n, 1);
     double expected = 0;
     for (const double value : values) expected += value * value;
@@ -183,13 +186,66 @@ TEST(SumOfSquares, IsThreadIndependentAndAccurate) {
     for (const int threads : {1, 2}) {
       const Stream stream = Stream::cpu("ops", threads);
       const Tensor t = make_tensor(values, {n}, DType::float32, stream),
-                   sum({1}, DType::float64, stream);
-      sum_of_squares(t, sum, stream);
-      EXPECT_NEAR(read(sum, stream)[0], expected, 1e-12 * expected);
-      bytes[threads - 1] = read_bytes(sum, stream);
+                   sums({norm_chunks(n)}, DType::float64, stream),
+                   norm({1}, DType::float64, stream);
+      squares_by_chunk(t, sums, stream);
+      norm_of_chunks(sums, norm, stream);
+      EXPECT_NEAR(read(norm, stream)[0], std::sqrt(expected), 1e-12 * std::sqrt(expected));
+      bytes[threads - 1] = read_bytes(norm, stream);
     }
     EXPECT_EQ(bytes[0], bytes[1]);
   }
+}
+
+TEST(GradientNorm, ChunksSummedApartGiveTheSameBits) {
+  const Stream stream = Stream::cpu("ops", 2);
+  const std::int64_t n = 5 * kNormChunk + 127;
+  const Tensor values = make_tensor(random_values(n, 1), {n}, DType::float32, stream),
+               whole({norm_chunks(n)}, DType::float64, stream),
+               pieces({norm_chunks(n)}, DType::float64, stream);
+  squares_by_chunk(values, whole, stream);
+  // Three owners: two chunks, none, the rest.
+  const std::int64_t cuts[] = {0, 2 * kNormChunk, 2 * kNormChunk, n};
+  for (int owner = 0; owner < 3; ++owner) {
+    const std::int64_t begin = cuts[owner], end = cuts[owner + 1];
+    squares_by_chunk(values.view().slice(0, begin, end),
+                     pieces.view().slice(0, norm_chunks(begin), norm_chunks(end)), stream);
+  }
+  EXPECT_EQ(read_bytes(whole, stream), read_bytes(pieces, stream));
+}
+
+TEST(GradientNorm, ClipFactor) {
+  const Stream stream = Stream::cpu("ops");
+  struct Case {
+    double norm, max_norm, expected;
+  };
+  for (const auto& [norm, max_norm, expected] :
+       {Case{4, 1, 0.25}, Case{0.5, 1, 1}, Case{1, 1, 1}, Case{4, 0, 1}, Case{0, 1, 1}}) {
+    const Tensor value = make_tensor({norm}, {1}, DType::float64, stream),
+                 factor({1}, DType::float64, stream);
+    clip_factor(value, max_norm, 1, factor, stream);
+    EXPECT_EQ(read(factor, stream)[0], expected) << norm << " clipped to " << max_norm;
+  }
+}
+
+TEST(HostCopy, GoesThereAndBackInTheStreamsOrder) {
+  const Stream stream = Stream::cpu("ops");
+  for (const std::int64_t n : {0, 1, 7, 1009}) {
+    std::vector<std::int32_t> values(at(n)), others(at(n), -1);
+    std::iota(values.begin(), values.end(), 5);
+    const Tensor tensor({n}, DType::int32, stream);
+    upload(values, tensor, stream);
+    const auto first = download<std::int32_t>(tensor, stream);
+    upload(others, tensor, stream);  // after the first was read
+    const auto second = download<std::int32_t>(tensor, stream);
+    stream.synchronize(deadline_in(10));
+    EXPECT_EQ(*first, values);
+    EXPECT_EQ(*second, others);
+  }
+  const Tensor tensor({3}, DType::float32, stream);
+  EXPECT_THROW(upload(std::vector<float>(2), tensor, stream), Error);
+  EXPECT_THROW(upload(std::vector<double>(3), tensor, stream), Error);
+  EXPECT_THROW(static_cast<void>(download<double>(tensor, stream)), Error);
 }
 
 TEST(Random, DoesNotDependOnChunking) {

@@ -19,7 +19,7 @@ using std::chrono::milliseconds;
 TEST(Stream, RunsInOrder) {
   const Stream stream = Stream::cpu("s");
   std::vector<int> seen;
-  for (int i = 0; i < 1000; ++i) stream.enqueue([&seen, i] { seen.push_back(i); });
+  for (int i = 0; i < 1000; ++i) stream.cpu_task([&seen, i] { seen.push_back(i); });
   stream.synchronize(deadline_in(10));
   ASSERT_EQ(seen.size(), 1000u);
   for (int i = 0; i < 1000; ++i) EXPECT_EQ(seen[static_cast<std::size_t>(i)], i);
@@ -30,7 +30,7 @@ TEST(Stream, StreamsOverlap) {
     const Stream first = Stream::cpu("first"), second = Stream::cpu("second");
     const Clock::time_point begin = Clock::now();
     for (const Stream& stream : {first, second})
-      stream.enqueue([] { std::this_thread::sleep_for(milliseconds(200)); });
+      stream.cpu_task([] { std::this_thread::sleep_for(milliseconds(200)); });
     first.synchronize(deadline_in(10));
     second.synchronize(deadline_in(10));
     return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -42,12 +42,12 @@ TEST(Stream, EventsOrderStreams) {
   const Stream producer = Stream::cpu("producer"), consumer = Stream::cpu("consumer");
   for (int round = 0; round < 50; ++round) {
     int value = 0, seen = -1;
-    producer.enqueue([&] {
+    producer.cpu_task([&] {
       std::this_thread::sleep_for(std::chrono::microseconds(200));
       value = round + 1;
     });
     consumer.wait(producer.record());
-    consumer.enqueue([&] { seen = value; });
+    consumer.cpu_task([&] { seen = value; });
     consumer.synchronize(deadline_in(10));
     EXPECT_EQ(seen, round + 1);
   }
@@ -57,7 +57,7 @@ TEST(Stream, AnEventCoversOnlyWhatCameBefore) {
   const Stream stream = Stream::cpu("s");
   std::atomic<bool> go{false};
   const Event before = stream.record();
-  stream.enqueue([&] {
+  stream.cpu_task([&] {
     while (!go) std::this_thread::sleep_for(milliseconds(1));
   });
   before.synchronize(deadline_in(10));
@@ -75,10 +75,10 @@ TEST(Stream, AnErrorPoisonsAndTravels) {
   const Stream first = Stream::cpu("first"), second = Stream::cpu("second");
   bool later = false, dependent = false;
   const Event before = first.record();
-  first.enqueue([] { fail(ExitCode::data, "bad tokens"); });
-  first.enqueue([&] { later = true; });
+  first.cpu_task([] { fail(ExitCode::data, "bad tokens"); });
+  first.cpu_task([&] { later = true; });
   second.wait(first.record());
-  second.enqueue([&] { dependent = true; });
+  second.cpu_task([&] { dependent = true; });
   for (const Stream& stream : {first, second}) {
     for (int again = 0; again < 2; ++again) {
       try {
@@ -98,7 +98,7 @@ TEST(Stream, AnErrorPoisonsAndTravels) {
 TEST(Stream, ADeadlineIsAHang) {
   const Stream stream = Stream::cpu("slow");
   std::atomic<bool> go{false};
-  stream.enqueue([&] {
+  stream.cpu_task([&] {
     while (!go) std::this_thread::sleep_for(milliseconds(1));
   });
   const Clock::time_point begin = Clock::now();
@@ -121,7 +121,7 @@ TEST(Stream, FinishesItsWorkWhenTheLastHandleGoes) {
     const Stream stream = Stream::cpu("s");
     const Stream copy = stream;
     for (int i = 0; i < 10; ++i) {
-      copy.enqueue([&] {
+      copy.cpu_task([&] {
         std::this_thread::sleep_for(milliseconds(2));
         ++done;
       });
@@ -136,7 +136,7 @@ TEST(Stream, TasksKnowTheirThreadsAndRank) {
   set_thread_rank("");
   int threads = 0;
   std::string rank;
-  stream.enqueue([&] {
+  stream.cpu_task([&] {
     threads = omp_get_max_threads();
     rank = thread_rank();
   });

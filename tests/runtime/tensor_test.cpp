@@ -16,7 +16,7 @@ const Deadline kSoon = deadline_in(100);
 template <class T>
 Tensor counting(std::initializer_list<std::int64_t> sizes, const Stream& stream) {
   Tensor tensor(sizes, DTypeOf<T>::value, stream);
-  stream.enqueue([to = tensor.as<T>(), n = tensor.elements()] {
+  stream.cpu_task([to = tensor.as<T>(), n = tensor.elements()] {
     for (std::int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(static_cast<float>(i));
   });
   return tensor;
@@ -109,7 +109,7 @@ TEST(Copy, StridedAndCasting) {
 TEST(Copy, StridedIntegersAndInnerStride) {
   const Stream stream = Stream::cpu("s");
   const Tensor source({3, 4}, DType::int64, stream), target({4, 3}, DType::int64, stream);
-  stream.enqueue(
+  stream.cpu_task(
       [to = source.as<std::int64_t>()] { std::iota(to, to + 12, std::int64_t{1} << 40); });
   TensorView transposed;
   transposed.assign(target.view().data(), DType::int64, {}, 2, {3, 4}, {1, 3});

@@ -49,7 +49,7 @@ std::int64_t offset(const Counts& counts, int rank) {
 template <class T>
 Tensor tensor_of(std::int64_t elements, std::uint64_t seed, int rank, const Stream& stream) {
   Tensor tensor({elements}, DTypeOf<T>::value, stream);
-  stream.enqueue([to = tensor.as<T>(), elements, seed, rank] {
+  stream.cpu_task([to = tensor.as<T>(), elements, seed, rank] {
     for (std::int64_t i = 0; i < elements; ++i) to[i] = static_cast<T>(value(seed, rank, i));
   });
   return tensor;
@@ -495,7 +495,7 @@ void barrier(Communicator& world) {
   stream.synchronize(deadline_in(kHostDeadlineSeconds));
   const Clock::time_point begin = Clock::now();
   if (world.rank() == world.size() - 1)
-    stream.enqueue([late] { std::this_thread::sleep_for(late); });
+    stream.cpu_task([late] { std::this_thread::sleep_for(late); });
   world.barrier(stream);
   stream.synchronize(deadline_in(kHostDeadlineSeconds));
   // The first barrier's exit is spread over ranks: half of the delay is proof enough.

@@ -54,7 +54,7 @@ Tensor make_tensor(const std::vector<double>& values, std::initializer_list<std:
   Tensor tensor(sizes, dtype, stream);
   LONGHAUL_CHECK(tensor.elements() == static_cast<std::int64_t>(values.size()), "make_tensor of ",
                  values.size(), " values, sizes hold ", tensor.elements());
-  stream.enqueue([values, dtype, data = tensor.view().data()] {
+  stream.cpu_task([values, dtype, data = tensor.view().data()] {
     switch (dtype) {
       case DType::float32:
         return store<float>(values, data);

@@ -65,7 +65,7 @@ cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), int, int) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  config->stream->enqueue([config = *config, kernel, ... arguments = arguments] {
+  config->stream->cpu_task([config = *config, kernel, ... arguments = arguments] {
     longhaul::test::emulate(config, [&] { kernel(arguments...); });
   });
   return cudaSuccess;

@@ -1,14 +1,12 @@
-#include "runtime/ops/cpu_only.h"
+#include "runtime/ops/checks.h"
 
 #include <algorithm>
 
 namespace longhaul::runtime::ops::detail {
 
-void require_cpu(const char* op, const Stream& stream) {
-  if (stream.device().kind == DeviceKind::cpu) return;
-  fail(ExitCode::launch, op,
-       " has no CUDA implementation: training on CUDA is not available yet (stream '",
-       stream.name(), "'); run the model on the CPU");
+void no_cuda_kernel(const char* op, const Stream& stream) {
+  fail(ExitCode::launch, op, " has no CUDA kernel yet and cannot run on ",
+       to_string(stream.device()), " (stream '", stream.name(), "'); run the model on the CPU");
 }
 
 void require_shape(const char* op, const char* what, ConstTensorView view,

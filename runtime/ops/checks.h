@@ -1,5 +1,6 @@
 #pragma once
-// Private to runtime/ops: the checks that every dense operation makes before it enqueues.
+// Private to runtime/ops: the checks that every dense operation makes before it enqueues, and what
+// its CPU files share.
 
 #include <initializer_list>
 #include <span>
@@ -9,8 +10,10 @@
 
 namespace longhaul::runtime::ops::detail {
 
-/// Throws Error(launch) naming the operation when `stream` is not a CPU stream.
-void require_cpu(const char* op, const Stream& stream);
+inline bool on_cuda(const Stream& stream) { return stream.device().kind == DeviceKind::cuda; }
+
+/// Throws Error(launch) naming the operation and the device: it has no CUDA kernel yet.
+[[noreturn]] void no_cuda_kernel(const char* op, const Stream& stream);
 
 /// Throws unless the view has these sizes and is contiguous.
 void require_shape(const char* op, const char* what, ConstTensorView view,

@@ -1,0 +1,101 @@
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/ops/checks.h"
+#include "runtime/ops/exponential.h"
+#include "runtime/ops/ops_impl.h"
+
+namespace longhaul::runtime::ops::detail {
+namespace {
+
+struct RowSums {
+  float maximum = 0;
+  double exponentials = 0;  // sum of e^(logit - maximum)
+};
+
+RowSums row_sums(const float* logits, std::int64_t vocabulary) {
+  RowSums sums;
+  float maximum = logits[0];
+#pragma omp simd reduction(max : maximum)
+  for (std::int64_t i = 0; i < vocabulary; ++i) maximum = std::max(maximum, logits[i]);
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (std::int64_t i = 0; i < vocabulary; ++i) {
+    total += static_cast<double>(exponential(logits[i] - maximum));
+  }
+  sums.maximum = maximum;
+  sums.exponentials = total;
+  return sums;
+}
+
+double row_loss_of(const RowSums& sums, float label_logit) {
+  return std::log(sums.exponentials) +
+         (static_cast<double>(sums.maximum) - static_cast<double>(label_logit));
+}
+
+void check_labels(const std::int32_t* labels, std::int64_t rows, std::int64_t vocabulary) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (labels[row] >= -1 && labels[row] < vocabulary) continue;
+    fail(ExitCode::data, "label ", labels[row], " in row ", row,
+         " of the chunk is outside the vocabulary of ", vocabulary, " tokens (-1 means none)");
+  }
+}
+
+/// Row loss; logits become scale * (softmax - one-hot).
+double backward_row(float* logits, std::int32_t label, double scale, std::int64_t vocabulary) {
+  if (label < 0) {
+    std::fill(logits, logits + vocabulary, 0.0f);
+    return 0;
+  }
+  const RowSums sums = row_sums(logits, vocabulary);
+  const double loss = row_loss_of(sums, logits[label]);
+  const auto factor = static_cast<float>(scale / sums.exponentials);
+#pragma omp simd
+  for (std::int64_t i = 0; i < vocabulary; ++i) {
+    logits[i] = exponential(logits[i] - sums.maximum) * factor;
+  }
+  // p - 1 from the other side, so that a confident row keeps its digits: p - 1 = -(1 - e^-loss).
+  logits[label] = static_cast<float>(scale * std::expm1(-loss));
+  return loss;
+}
+
+}  // namespace
+
+void cpu_cross_entropy_backward(TensorView logits, ConstTensorView labels, double scale,
+                                TensorView loss_sum, const Stream& stream) {
+  const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
+  const Buffer losses = stream.allocate(rows * static_cast<std::int64_t>(sizeof(double)));
+  auto* row_losses = reinterpret_cast<double*>(losses.data());
+  stream.cpu_task([=, values = logits.as<float>(), label = labels.as<std::int32_t>(),
+                   sum = loss_sum.as<double>()] {
+    check_labels(label, rows, vocabulary);
+#pragma omp parallel for if (rows * vocabulary >= kParallelElements)
+    for (std::int64_t row = 0; row < rows; ++row) {
+      row_losses[row] = backward_row(values + row * vocabulary, label[row], scale, vocabulary);
+    }
+    for (std::int64_t row = 0; row < rows; ++row) *sum += row_losses[row];
+  });
+}
+
+void cpu_cross_entropy(ConstTensorView logits, ConstTensorView labels, TensorView loss_sum,
+                       TensorView row_loss, TensorView row_correct, const Stream& stream) {
+  const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
+  const Buffer losses = stream.allocate(rows * static_cast<std::int64_t>(sizeof(double)));
+  auto* row_losses = reinterpret_cast<double*>(losses.data());
+  stream.cpu_task([=, values = logits.as<float>(), label = labels.as<std::int32_t>(),
+                   sum = loss_sum.as<double>(), loss_out = row_loss.as<float>(),
+                   correct = row_correct.as<std::uint8_t>()] {
+    check_labels(label, rows, vocabulary);
+#pragma omp parallel for if (rows * vocabulary >= kParallelElements)
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const float* line = values + row * vocabulary;
+      const bool real = label[row] >= 0;
+      row_losses[row] = real ? row_loss_of(row_sums(line, vocabulary), line[label[row]]) : 0.0;
+      loss_out[row] = static_cast<float>(row_losses[row]);
+      correct[row] = real && std::max_element(line, line + vocabulary) == line + label[row] ? 1 : 0;
+    }
+    for (std::int64_t row = 0; row < rows; ++row) *sum += row_losses[row];
+  });
+}
+
+}  // namespace longhaul::runtime::ops::detail

@@ -1,0 +1,43 @@
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/ops/checks.h"
+#include "runtime/ops/ops_impl.h"
+
+namespace longhaul::runtime::ops::detail {
+
+void cpu_squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& stream) {
+  stream.cpu_task([n = values.elements(), chunks = sums.elements(), x = values.as<float>(),
+                   out = sums.as<double>()] {
+#pragma omp parallel for if (n >= kParallelElements)
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const std::int64_t end = std::min(n, (chunk + 1) * kNormChunk);
+      double sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (std::int64_t i = chunk * kNormChunk; i < end; ++i)
+        sum += static_cast<double>(x[i]) * x[i];
+      out[chunk] = sum;
+    }
+  });
+}
+
+void cpu_norm_of_chunks(ConstTensorView sums, TensorView norm, const Stream& stream) {
+  stream.cpu_task([chunks = sums.elements(), x = sums.as<double>(), out = norm.as<double>()] {
+    double total = 0;
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) total += x[chunk];
+    *out = std::sqrt(total);
+  });
+}
+
+void cpu_clip_factor(ConstTensorView norm, double max_norm, std::int64_t step, TensorView factor,
+                     const Stream& stream) {
+  stream.cpu_task([=, value = norm.as<double>(), out = factor.as<double>()] {
+    if (!std::isfinite(*value)) {
+      fail(ExitCode::internal, "the gradient norm of step ", step, " is ", *value,
+           "; nothing was updated. Lower the learning rate or max_norm, or look for bad data");
+    }
+    *out = max_norm > 0 && *value > max_norm ? max_norm / *value : 1.0;
+  });
+}
+
+}  // namespace longhaul::runtime::ops::detail

@@ -1,0 +1,76 @@
+#include "runtime/ops/host_copy.h"
+
+#include <cstring>
+#include <utility>
+
+#include "runtime/ops/checks.h"
+
+// On the CPU a tensor's memory is host memory. On CUDA the bytes go through pinned memory of the
+// stream, which host tasks fill and read in the stream's order.
+
+namespace longhaul::runtime::ops {
+namespace {
+
+void copy_bytes(void* to, const void* from, std::int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+}
+
+template <class View>
+BasicTensorView<std::remove_pointer_t<decltype(std::declval<View>().data())>> as_bytes(
+    const View& view) {
+  return {view.data(), DType::uint8, view.device(), {view.bytes()}};
+}
+
+}  // namespace
+
+template <class T>
+void upload(std::vector<T> values, TensorView dst, const Stream& stream) {
+  const auto elements = static_cast<std::int64_t>(values.size());
+  detail::require_dtype("upload", "dst", dst, {DTypeOf<T>::value});
+  LONGHAUL_CHECK(dst.contiguous() && dst.elements() == elements, "upload of ", elements,
+                 " values to ", dst.elements(), dst.contiguous() ? "" : " strided",
+                 " elements; expected as many, contiguous");
+  if (elements == 0) return;
+  const std::int64_t bytes = dst.bytes();
+  if (!detail::on_cuda(stream)) {
+    stream.cpu_task([values = std::move(values), to = dst.data(), bytes] {
+      copy_bytes(to, values.data(), bytes);
+    });
+    return;
+  }
+  const Buffer staging = stream.allocate_host(bytes);
+  stream.host_task([values = std::move(values), to = staging.data(), bytes] {
+    copy_bytes(to, values.data(), bytes);
+  });
+  copy(ConstTensorView(staging.data(), DType::uint8, Device{}, {bytes}), as_bytes(dst), stream);
+}
+
+template <class T>
+std::shared_ptr<const std::vector<T>> download(ConstTensorView src, const Stream& stream) {
+  detail::require_dtype("download", "src", src, {DTypeOf<T>::value});
+  LONGHAUL_CHECK(src.contiguous(), "download takes contiguous memory");
+  const auto values = std::make_shared<std::vector<T>>(static_cast<std::size_t>(src.elements()));
+  const std::int64_t bytes = src.bytes();
+  if (bytes == 0) return values;
+  if (!detail::on_cuda(stream)) {
+    stream.cpu_task(
+        [values, from = src.data(), bytes] { copy_bytes(values->data(), from, bytes); });
+    return values;
+  }
+  const Buffer staging = stream.allocate_host(bytes);
+  copy(as_bytes(src), TensorView(staging.data(), DType::uint8, Device{}, {bytes}), stream);
+  stream.host_task(
+      [values, from = staging.data(), bytes] { copy_bytes(values->data(), from, bytes); });
+  return values;
+}
+
+template void upload(std::vector<float>, TensorView, const Stream&);
+template void upload(std::vector<double>, TensorView, const Stream&);
+template void upload(std::vector<std::int32_t>, TensorView, const Stream&);
+template void upload(std::vector<std::int64_t>, TensorView, const Stream&);
+template std::shared_ptr<const std::vector<float>> download(ConstTensorView, const Stream&);
+template std::shared_ptr<const std::vector<double>> download(ConstTensorView, const Stream&);
+template std::shared_ptr<const std::vector<std::int32_t>> download(ConstTensorView, const Stream&);
+template std::shared_ptr<const std::vector<std::int64_t>> download(ConstTensorView, const Stream&);
+
+}  // namespace longhaul::runtime::ops

@@ -1,0 +1,22 @@
+#pragma once
+// Between host memory and tensors, in the order of a stream, on either device.
+
+#include <memory>
+#include <vector>
+
+#include "runtime/tensor.h"
+
+namespace longhaul::runtime::ops {
+
+/// dst <- values, which are kept until they have been read. dst: contiguous, of T's dtype and as
+/// many elements. T: float, double, std::int32_t, std::int64_t.
+template <class T>
+void upload(std::vector<T> values, TensorView dst, const Stream& stream);
+
+/// src's elements on the host: may be read once the stream has passed the call (after a
+/// synchronize). src: contiguous, of T's dtype. T as in upload().
+template <class T>
+[[nodiscard]] std::shared_ptr<const std::vector<T>> download(ConstTensorView src,
+                                                             const Stream& stream);
+
+}  // namespace longhaul::runtime::ops
