@@ -16,6 +16,13 @@ T dot(const T* a, const T* b, std::int64_t n) {
   return sum;
 }
 
+template <class T>
+T dot_magnitude(const T* a, const T* b, std::int64_t n) {
+  T sum = 0;
+  for (std::int64_t i = 0; i < n; ++i) sum += std::abs(a[i] * b[i]);
+  return sum;
+}
+
 /// One query head of one row at a time, in the order of the formulae.
 template <class T>
 class Reference {
@@ -49,6 +56,11 @@ class Reference {
     result_.dk.assign(in_.k.size(), T{0});
     result_.dv.assign(in_.v.size(), T{0});
     result_.dsinks.assign(in_.sinks.size(), T{0});
+    if (!in_.magnitudes) return;
+    result_.dq_magnitude = result_.dq;
+    result_.dk_magnitude = result_.dk;
+    result_.dv_magnitude = result_.dv;
+    result_.dsinks_magnitude = result_.dsinks;
   }
 
   ReferenceResult<T> run() {
@@ -68,6 +80,7 @@ class Reference {
           score_row(i, head, kv_head, keys, weights);
           const T delta = forward_row(i, head, kv_head, keys, weights);
           if (!in_.dout.empty()) backward_row(i, head, kv_head, keys, weights, delta);
+          if (!in_.dout.empty() && in_.magnitudes) magnitude_row(i, head, kv_head, keys, weights);
         }
       }
     }
@@ -170,6 +183,41 @@ class Reference {
         in_.sinks.empty() ? 0 : result_.lse[static_cast<std::size_t>(i * in_.heads + head)];
     if (!in_.sinks.empty() && !std::isinf(in_.sinks[h]))
       result_.dsinks[h] -= std::exp(in_.sinks[h] - lse) * delta;
+  }
+
+  /// backward_row with magnitudes in place of terms.
+  void magnitude_row(std::int64_t i, std::int64_t head, std::int64_t kv_head,
+                     const std::vector<std::int64_t>& keys, const std::vector<Weight>& weights) {
+    const auto row = static_cast<std::size_t>(i * in_.heads + head);
+    const T* q = in_.q.data() + row * static_cast<std::size_t>(in_.dim);
+    const T* dout = in_.dout.data() + row * static_cast<std::size_t>(in_.value_dim);
+    T* dq = result_.dq_magnitude.data() + row * static_cast<std::size_t>(in_.dim);
+    const bool sigmoid = in_.weighting == Weighting::sigmoid;
+    const T delta =
+        sigmoid ? 0
+                : dot_magnitude(dout,
+                                result_.out.data() + row * static_cast<std::size_t>(in_.value_dim),
+                                in_.value_dim);
+    for (std::size_t n = 0; n < keys.size(); ++n) {
+      const Weight& w = weights[n];
+      const T* k = key(keys[n], kv_head);
+      T* dk = result_.dk_magnitude.data() + (keys[n] * in_.kv_heads + kv_head) * in_.dim;
+      T* dv = result_.dv_magnitude.data() + (keys[n] * in_.kv_heads + kv_head) * in_.value_dim;
+      const T dp = dot_magnitude(dout, value(keys[n], kv_head), in_.value_dim);
+      const T ds = static_cast<T>(std::abs(in_.scale)) * w.cap_slope *
+                   (sigmoid ? w.sigmoid_slope * dp : w.p * (dp + delta));
+      for (std::int64_t d = 0; d < in_.dim; ++d) {
+        dq[d] += ds * std::abs(k[d]);
+        dk[d] += ds * std::abs(q[d]);
+      }
+      for (std::int64_t d = 0; d < in_.value_dim; ++d) dv[d] += w.p * std::abs(dout[d]);
+    }
+    const auto h = static_cast<std::size_t>(head);
+    if (in_.sinks.empty() || std::isinf(in_.sinks[h])) return;
+    // The exponent's rounding is relative to its two parts.
+    const T sink = in_.sinks[h], lse = result_.lse[row];
+    result_.dsinks_magnitude[h] +=
+        (1 + std::abs(sink) + std::abs(lse)) * std::exp(sink - lse) * delta;
   }
 
   const T* key(std::int64_t j, std::int64_t kv_head) const {

@@ -24,6 +24,7 @@ struct ReferenceInputs {
   Weighting weighting = Weighting::softmax;
   double bias = 0;             ///< sigmoid only
   std::span<const T> sinks{};  ///< [heads], softmax only; empty: none
+  bool magnitudes = false;     ///< also those of the gradients
 };
 template <class T>
 struct ReferenceResult {
@@ -31,6 +32,9 @@ struct ReferenceResult {
   std::vector<T> lse;  ///< [q_rows, heads]; -inf for a row without a key or sink; empty for sigmoid
   std::vector<T> dq, dk, dv;  ///< empty without dout
   std::vector<T> dsinks;      ///< [heads]; empty without dout or sinks
+  /// The same sums with every term's magnitude in its place (products, the two parts of dp -
+  /// delta): the scale of rounding errors where a gradient cancels. Empty unless asked for.
+  std::vector<T> dq_magnitude, dk_magnitude, dv_magnitude, dsinks_magnitude;
 };
 
 /// T = double or float. The visible pairs are those of `slices`, for every head.

@@ -224,10 +224,42 @@ class HostTasks {
   std::thread worker_;
 };
 
+/// A place among the device's hardware queues. Streams that share a queue run in the order in which
+/// they were enqueued, so one that waits for a host task may hold up the stream that the task waits
+/// for; CUDA does not see such waits. So there are never more streams than queues.
+class QueuePlace {
+ public:
+  QueuePlace(const std::string& stream, Device device) : taken_(taken(device.index)) {
+    const char* set = std::getenv("CUDA_DEVICE_MAX_CONNECTIONS");
+    const int queues = set == nullptr ? kMaxQueues : std::clamp(std::atoi(set), 1, kMaxQueues);
+    if (++taken_ <= queues) return;
+    --taken_;
+    fail(ExitCode::launch, "stream '", stream, "' would be number ", queues + 1,
+         " of this process on ", to_string(device), ", which has ", queues,
+         " hardware queues (CUDA_DEVICE_MAX_CONNECTIONS, at most ", kMaxQueues,
+         "); run fewer ranks in one process, or start a process for each");
+  }
+  ~QueuePlace() { --taken_; }
+  QueuePlace(const QueuePlace&) = delete;
+  QueuePlace& operator=(const QueuePlace&) = delete;
+
+ private:
+  static constexpr int kMaxQueues = 32;
+  static std::atomic<int>& taken(int index) {
+    static std::mutex mutex;
+    static std::map<int, std::atomic<int>> counts;
+    std::lock_guard lock(mutex);
+    return counts[index];
+  }
+  std::atomic<int>& taken_;
+};
+
 class CudaStream final : public StreamImpl {
  public:
   CudaStream(const std::string& stream_name, int index, bool high_priority)
-      : StreamImpl({DeviceKind::cuda, index}, stream_name), failure_(std::make_shared<Failure>()) {
+      : StreamImpl({DeviceKind::cuda, index}, stream_name),
+        place_(stream_name, device),
+        failure_(std::make_shared<Failure>()) {
     use_device(device);
     int least = 0, greatest = 0;
     LONGHAUL_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
@@ -278,6 +310,7 @@ class CudaStream final : public StreamImpl {
     return reach;
   }
 
+  const QueuePlace place_;
   const std::shared_ptr<Failure> failure_;
   cudaStream_t handle_ = nullptr;
   std::mutex mutex_;

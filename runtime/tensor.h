@@ -147,8 +147,8 @@ class Tensor {
 };
 
 /// dst <- src, element by element, casting between float dtypes (bfloat16 rounds to nearest even).
-/// Sizes equal; any strides. Same device, or host to device and back with equal dtypes and both
-/// contiguous.
+/// Sizes equal; any strides. Same device, or host to device and back with equal dtypes, both
+/// contiguous, and host memory of Stream::allocate_host (others: ops/host_copy.h).
 void copy(ConstTensorView src, TensorView dst, const Stream& stream);
 /// dst += src, float32, equal sizes, any strides. How gradient accumulators sum.
 void accumulate(ConstTensorView src, TensorView dst, const Stream& stream);

@@ -161,6 +161,17 @@ void fill_bits(const TensorView& dst, Bits value, cudaStream_t stream) {
   LONGHAUL_CUDA_CHECK(cudaGetLastError());
 }
 
+/// Memory that CUDA does not know makes a copy block inside the driver until the stream has come so
+/// far, and the host task that the stream waits for cannot reach the driver meanwhile.
+void check_pinned(const void* host, const Stream& stream) {
+  cudaPointerAttributes attributes{};
+  LONGHAUL_CUDA_CHECK(cudaPointerGetAttributes(&attributes, host));
+  LONGHAUL_CHECK(attributes.type == cudaMemoryTypeHost, "copy on stream '", stream.name(),
+                 "' between ", to_string(stream.device()),
+                 " and pageable host memory; use memory of Stream::allocate_host(), or "
+                 "ops::upload() and ops::download()");
+}
+
 }  // namespace
 
 void cuda_copy(ConstTensorView src, TensorView dst, const Stream& stream) {
@@ -177,7 +188,8 @@ void cuda_copy(ConstTensorView src, TensorView dst, const Stream& stream) {
                  "copy on stream '", stream.name(), "' of ", to_string(stream.device()), " from ",
                  to_string(src.device()), " to ", to_string(dst.device()));
   if (src.dtype() == dst.dtype() && src.contiguous() && dst.contiguous()) {
-    // The kind follows from the addresses; with pinned host memory the copy is asynchronous.
+    if (from_host || to_host) check_pinned(from_host ? src.data() : dst.data(), stream);
+    // The kind follows from the addresses.
     LONGHAUL_CUDA_CHECK(cudaMemcpyAsync(
         dst.data(), src.data(), static_cast<std::size_t>(dst.bytes()), cudaMemcpyDefault, handle));
     return;

@@ -54,27 +54,28 @@ void NcclHandle::settle(ncclResult_t code, const std::string& what, Lock& lock) 
 /// Aborts, under a deadline of its own: NCCL's abort has been seen to hang.
 void NcclHandle::give_up(ExitCode code, std::string message, Lock&) {
   if (error_) return;
-  if (comm_ != nullptr) {
-    auto aborted = std::make_shared<std::promise<ncclResult_t>>();
-    std::future<ncclResult_t> result = aborted->get_future();
-    std::thread([aborted, comm = comm_, index = device_.index] {
-      const cudaError_t current = cudaSetDevice(index);
-      aborted->set_value(current == cudaSuccess ? ncclCommAbort(comm) : ncclUnhandledCudaError);
-    }).detach();
-    comm_ = nullptr;
-    if (result.wait_for(std::chrono::duration<double>(timeout_seconds_)) !=
-        std::future_status::ready) {
-      message += concat("; and its abort did not return within ", timeout_seconds_,
-                        " s: exit at once, the device may not become idle");
-    } else if (const ncclResult_t abort_code = result.get(); abort_code != ncclSuccess) {
-      message += concat("; and its abort failed: ", ncclGetErrorString(abort_code));
-    }
-  }
+  // Before the abort: that lets the streams run on, and whoever waits for one must find the error.
   error_ = std::make_exception_ptr(Error(code, message));
   for (const Operation& operation : under_way_) {
     if (const auto stream = operation.stream.lock()) stream->poison(error_);
   }
   under_way_.clear();
+  if (comm_ == nullptr) return;
+  auto aborted = std::make_shared<std::promise<ncclResult_t>>();
+  std::future<ncclResult_t> result = aborted->get_future();
+  std::thread([aborted, comm = comm_, index = device_.index] {
+    const cudaError_t current = cudaSetDevice(index);
+    aborted->set_value(current == cudaSuccess ? ncclCommAbort(comm) : ncclUnhandledCudaError);
+  }).detach();
+  comm_ = nullptr;
+  if (result.wait_for(std::chrono::duration<double>(timeout_seconds_)) !=
+      std::future_status::ready) {
+    message += concat("; and its abort did not return within ", timeout_seconds_,
+                      " s: exit at once, the device may not become idle");
+  } else if (const ncclResult_t abort_code = result.get(); abort_code != ncclSuccess) {
+    message += concat("; and its abort failed: ", ncclGetErrorString(abort_code));
+  }
+  error_ = std::make_exception_ptr(Error(code, message));
 }
 
 void NcclHandle::watch(const std::string& rank) {

@@ -64,13 +64,15 @@ std::shared_ptr<const std::vector<T>> download(ConstTensorView src, const Stream
   return values;
 }
 
-template void upload(std::vector<float>, TensorView, const Stream&);
-template void upload(std::vector<double>, TensorView, const Stream&);
-template void upload(std::vector<std::int32_t>, TensorView, const Stream&);
-template void upload(std::vector<std::int64_t>, TensorView, const Stream&);
-template std::shared_ptr<const std::vector<float>> download(ConstTensorView, const Stream&);
-template std::shared_ptr<const std::vector<double>> download(ConstTensorView, const Stream&);
-template std::shared_ptr<const std::vector<std::int32_t>> download(ConstTensorView, const Stream&);
-template std::shared_ptr<const std::vector<std::int64_t>> download(ConstTensorView, const Stream&);
+#define LONGHAUL_HOST_COPY(T)                                      \
+  template void upload(std::vector<T>, TensorView, const Stream&); \
+  template std::shared_ptr<const std::vector<T>> download(ConstTensorView, const Stream&)
+LONGHAUL_HOST_COPY(float);
+LONGHAUL_HOST_COPY(BFloat16);
+LONGHAUL_HOST_COPY(double);
+LONGHAUL_HOST_COPY(std::int32_t);
+LONGHAUL_HOST_COPY(std::int64_t);
+LONGHAUL_HOST_COPY(std::uint8_t);
+#undef LONGHAUL_HOST_COPY
 
 }  // namespace longhaul::runtime::ops

@@ -9,7 +9,7 @@
 namespace longhaul::runtime::ops {
 
 /// dst <- values, which are kept until they have been read. dst: contiguous, of T's dtype and as
-/// many elements. T: float, double, std::int32_t, std::int64_t.
+/// many elements. T: any element type of a tensor.
 template <class T>
 void upload(std::vector<T> values, TensorView dst, const Stream& stream);
 

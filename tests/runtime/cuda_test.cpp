@@ -26,32 +26,21 @@ constexpr Device kHost{};
 
 Stream cuda_stream(const std::string& name) { return Stream::cuda(name, 0); }
 
-template <class T>
-ConstTensorView view_of(const std::vector<T>& values) {
-  return {reinterpret_cast<const std::byte*>(values.data()),
-          DTypeOf<T>::value,
-          kHost,
-          {static_cast<std::int64_t>(values.size())}};
-}
-
 /// Host values on the device, in the view's own order.
 template <class T>
 Tensor to_device(const std::vector<T>& values, const Stream& stream) {
   Tensor tensor({static_cast<std::int64_t>(values.size())}, DTypeOf<T>::value, stream);
-  runtime::copy(view_of(values), tensor, stream);
+  ops::upload(values, tensor, stream);
   return tensor;
 }
 
 template <class T>
 std::vector<T> to_host(ConstTensorView view, const Stream& stream) {
-  std::vector<T> values(static_cast<std::size_t>(view.elements()));
   const Tensor flat(view.sizes(), view.dtype(), stream);
   runtime::copy(view, flat, stream);
-  const TensorView target(reinterpret_cast<std::byte*>(values.data()), DTypeOf<T>::value, kHost,
-                          {view.elements()});
-  runtime::copy(flat.view().reshape({view.elements()}), target, stream);
+  const auto values = ops::download<T>(flat, stream);
   stream.synchronize(deadline_in(kSeconds));
-  return values;
+  return *values;
 }
 
 std::vector<float> numbers(std::int64_t count, float first = 0) {
@@ -182,6 +171,30 @@ TEST(Cuda, UploadsAndDownloadsKeepTheStreamsOrder) {
   stream.synchronize(deadline_in(kSeconds));
   for (int round = 0; round < 20; ++round)
     EXPECT_EQ(*seen[static_cast<std::size_t>(round)], std::vector<double>(1009, round));
+}
+
+TEST(Cuda, CopiesOfPageableMemoryAreRefused) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("copy");
+  const Tensor device({7}, DType::float32, stream);
+  std::vector<float> pageable(7, 0.0f);
+  const TensorView host(reinterpret_cast<std::byte*>(pageable.data()), DType::float32, kHost, {7});
+  EXPECT_THROW(runtime::copy(host, device, stream), Error);
+  EXPECT_THROW(runtime::copy(device, host, stream), Error);
+}
+
+TEST(Cuda, StreamsBeyondTheHardwareQueuesAreRefused) {
+  LONGHAUL_NEEDS_GPU();
+  std::vector<Stream> streams;
+  try {
+    for (int i = 0; i < 33; ++i) streams.push_back(cuda_stream("many"));
+    FAIL() << "33 streams";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::launch);
+    EXPECT_EQ(streams.size(), 32u);
+  }
+  streams.pop_back();
+  cuda_stream("fits");
 }
 
 TEST(Cuda, BlockingTasksOfTwoStreamsDoNotHoldEachOtherUp) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/comm/nccl.h"
+#include "runtime/ops/host_copy.h"
 #include "tests/support/gpu.h"
 #include "tests/support/mpi_test.h"
 
@@ -17,12 +18,9 @@ constexpr double kSeconds =
     120;  // sockets and time slices: each operation may take tens of milliseconds
 
 std::vector<float> read(const Tensor& tensor, const Stream& stream) {
-  std::vector<float> values(static_cast<std::size_t>(tensor.elements()));
-  const TensorView host(reinterpret_cast<std::byte*>(values.data()), DType::float32, Device{},
-                        tensor.view().sizes());
-  runtime::copy(tensor, host, stream);
+  const auto values = ops::download<float>(tensor, stream);
   stream.synchronize(deadline_in(kSeconds));
-  return values;
+  return *values;
 }
 
 /// element i = rank * 1000 + i, exact in float32 and under sums
@@ -30,10 +28,7 @@ Tensor ramp(std::int64_t elements, int rank, const Stream& stream) {
   std::vector<float> values(static_cast<std::size_t>(elements));
   std::iota(values.begin(), values.end(), static_cast<float>(1000 * rank));
   Tensor tensor({elements}, DType::float32, stream);
-  runtime::copy(ConstTensorView(reinterpret_cast<const std::byte*>(values.data()), DType::float32,
-                                Device{}, {elements}),
-                tensor, stream);
-  stream.synchronize(deadline_in(kSeconds));
+  ops::upload(std::move(values), tensor, stream);
   return tensor;
 }
 

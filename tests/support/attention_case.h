@@ -61,13 +61,13 @@ runtime::TensorView keys_of(const BlockCall& call, const runtime::TensorView& vi
 AttentionResult run_kernel(const AttentionCase& which, const KernelOptions& options = {});
 
 template <class T>
-attention::ReferenceResult<T> run_reference(const AttentionCase& which);
+attention::ReferenceResult<T> run_reference(const AttentionCase& which, bool magnitudes = false);
 
 /// ||a - b|| / ||b||, or ||a|| where b is all zero. NaN anywhere gives NaN.
 double relative_error(const std::vector<float>& a, const std::vector<double>& b);
 
-/// Out and gradients within max(3e-6, 2x the float reference's error); LSE within 1e-5 max(1,
-/// |lse|).
+/// Out and gradients within max(3e-6, 2x the float reference's error), and gradients that cancel
+/// within 2^-22 of the sum of their terms' magnitudes; LSE within 1e-5 max(1, |lse|).
 void expect_matches_reference(const AttentionCase& which, const AttentionResult& got);
 
 }  // namespace longhaul::test

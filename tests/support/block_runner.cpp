@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "runtime/ops/host_copy.h"
 #include "tests/support/attention_kinds.h"
 #include "tests/support/random_masks.h"
 
@@ -16,7 +17,6 @@ using attention::kUnbounded;
 using attention::Mode;
 using attention::Slice;
 using runtime::BFloat16;
-using runtime::ConstTensorView;
 using runtime::DType;
 using runtime::Stream;
 using runtime::Tensor;
@@ -46,21 +46,15 @@ class OnDevice {
   }
   void set(const std::vector<float>& values, const Stream& stream) const {
     const Tensor wide(view_.sizes(), DType::float32, stream);
-    runtime::copy(ConstTensorView(reinterpret_cast<const std::byte*>(values.data()), DType::float32,
-                                  {}, view_.sizes()),
-                  wide, stream);
+    runtime::ops::upload(values, wide, stream);
     runtime::copy(wide, view_, stream);  // exact: the values are rounded already
   }
   std::vector<float> get(const Stream& stream) const {
-    std::vector<float> values(static_cast<std::size_t>(view_.elements()));
     const Tensor plain(view_.sizes(), DType::float32, stream);
     runtime::copy(view_, plain, stream);
-    runtime::copy(
-        plain,
-        TensorView(reinterpret_cast<std::byte*>(values.data()), DType::float32, {}, view_.sizes()),
-        stream);
+    const auto values = runtime::ops::download<float>(plain, stream);
     stream.synchronize(runtime::deadline_in(kSeconds));
-    return values;
+    return *values;
   }
 
  private:
