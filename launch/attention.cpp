@@ -9,6 +9,7 @@
 
 #include "attention/block.h"
 #include "launch/attention_case.h"
+#include "launch/metrics.h"
 #include "launch/schemes.h"
 #include "parallel/attention.h"
 #include "parallel/schemes/scheme.h"
@@ -20,7 +21,6 @@
 #include "runtime/comm/nccl.h"
 #include "runtime/cores.h"
 #include "runtime/error.h"
-#include "runtime/metrics.h"
 
 namespace longhaul::launch {
 namespace {
@@ -222,8 +222,8 @@ void print_summary(const AttentionOptions& options, const AttentionResult& resul
   fmt::print(
       "{} over {}, mask {}, {} ranks on {} {}: {} bytes sent within nodes, {} between; {:.4f} s\n",
       options.scheme, options.layout, options.mask.name, result.nodes.size(), nodes,
-      nodes == 1 ? "node" : "nodes", runtime::grouped(sum.within_nodes),
-      runtime::grouped(sum.between_nodes), result.seconds);
+      nodes == 1 ? "node" : "nodes", grouped(sum.within_nodes), grouped(sum.between_nodes),
+      result.seconds);
 }
 
 /// What rank 0 leaves behind.

@@ -16,8 +16,6 @@ namespace longhaul::launch {
 using parallel::Combination;
 using parallel::SchemeOption;
 using parallel::SchemeOptions;
-using runtime::ConfigDraft;
-using runtime::ParallelismConfig;
 
 namespace {
 
@@ -100,7 +98,7 @@ struct Use {
 };
 
 /// Options whose texts say something; adds a problem for the others.
-std::vector<SchemeOption> check_option_texts(ConfigDraft& draft) {
+std::vector<SchemeOption> check_option_texts(TrainDraft& draft) {
   std::vector<SchemeOption> usable;
   for (const SchemeOption option : parallel::kSchemeOptions) {
     const std::string& text = text_of(draft.config.parallelism, option);
@@ -118,7 +116,7 @@ std::vector<SchemeOption> check_option_texts(ConfigDraft& draft) {
 
 /// The schemes that are asked for by names that exist; adds a problem for each other part of
 /// context_parallel_switch.
-std::vector<Use> check_switch(ConfigDraft& draft, const std::vector<SchemeOption>& usable) {
+std::vector<Use> check_switch(TrainDraft& draft, const std::vector<SchemeOption>& usable) {
   const ParallelismConfig& p = draft.config.parallelism;
   std::vector<Use> uses;
   if (draft.good({kSchemeKey}))
@@ -138,7 +136,7 @@ std::vector<Use> check_switch(ConfigDraft& draft, const std::vector<SchemeOption
 }
 
 /// Options that are given though no scheme of the run reads them.
-void check_unused(ConfigDraft& draft, const std::vector<Use>& uses,
+void check_unused(TrainDraft& draft, const std::vector<Use>& uses,
                   const std::vector<SchemeOption>& usable) {
   if (!draft.good({kSchemeKey, kSwitchKey})) return;  // the scheme that is meant may read them
   for (const SchemeOption option : usable) {
@@ -157,8 +155,8 @@ void check_unused(ConfigDraft& draft, const std::vector<Use>& uses,
 }
 
 /// What is known of the run; the rest such that it suits every scheme.
-Combination known_combination(const ConfigDraft& draft, const SchemeOptions& scheme) {
-  const runtime::TrainConfig& config = draft.config;
+Combination known_combination(const TrainDraft& draft, const SchemeOptions& scheme) {
+  const TrainConfig& config = draft.config;
   const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree);
   Combination known{.options = scheme};
   if (draft.good({"parallelism.context_parallel_degree"}) && ranks > 0) {
@@ -177,7 +175,7 @@ Combination known_combination(const ConfigDraft& draft, const SchemeOptions& sch
   return known;
 }
 
-void check_uses(ConfigDraft& draft, const std::vector<Use>& uses) {
+void check_uses(TrainDraft& draft, const std::vector<Use>& uses) {
   const ParallelismConfig& p = draft.config.parallelism;
   std::set<std::pair<std::string, std::string>> told;  // key, reason: schemes may come back
   for (const Use& use : uses) {
@@ -212,7 +210,7 @@ SchemeOptions scheme_options(const std::string& name, const std::string& degrees
   return options;
 }
 
-std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config) {
+std::vector<SchemeChange> scheme_changes(const TrainConfig& config) {
   const ParallelismConfig& p = config.parallelism;
   const std::vector<SchemeOption> all(std::begin(parallel::kSchemeOptions),
                                       std::end(parallel::kSchemeOptions));
@@ -224,7 +222,7 @@ std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config) {
   return changes;
 }
 
-void check_schemes(ConfigDraft& draft) {
+void check_schemes(TrainDraft& draft) {
   const std::vector<SchemeOption> usable = check_option_texts(draft);
   const std::vector<Use> uses = check_switch(draft, usable);
   check_unused(draft, uses, usable);

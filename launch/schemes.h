@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "launch/config.h"
 #include "parallel/schemes/scheme.h"
-#include "runtime/config/draft.h"
 
 namespace longhaul::launch {
 
@@ -22,12 +22,12 @@ struct SchemeChange {
 };
 /// In step order; the first is of step 1. Of a configuration that check_schemes() found nothing
 /// wrong with.
-std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config);
+std::vector<SchemeChange> scheme_changes(const TrainConfig& config);
 
 /// Adds to the draft what is wrong with the schemes of the run, each at the key to blame: texts of
 /// options, changes between steps, options that no scheme has a use for, and schemes that do not
 /// suit ranks, heads, layout or mask, with the reason and the nearest legal choice. What is not
 /// known, such as a context degree of -1, is taken to suit: check again once it is.
-void check_schemes(runtime::ConfigDraft& draft);
+void check_schemes(TrainDraft& draft);
 
 }  // namespace longhaul::launch

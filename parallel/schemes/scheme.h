@@ -9,7 +9,20 @@
 
 #include "parallel/layout.h"
 #include "parallel/schedule.h"
-#include "runtime/config/scheme_names.h"
+
+// The one list of schemes, in the order in which they are shown. A scheme is a file and a line
+// here.
+#define LONGHAUL_SCHEMES(SCHEME) \
+  SCHEME(ring)                   \
+  SCHEME(burst)                  \
+  SCHEME(auto)                   \
+  SCHEME(double_ring)            \
+  SCHEME(ring_self_attention)    \
+  SCHEME(balanced_ring)          \
+  SCHEME(all_gather)             \
+  SCHEME(ulysses)                \
+  SCHEME(usp)                    \
+  SCHEME(group_cast)
 
 namespace longhaul::parallel {
 

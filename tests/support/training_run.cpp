@@ -8,8 +8,8 @@
 
 namespace longhaul::test {
 
-runtime::TrainConfig small_training(std::int64_t seq_len) {
-  runtime::TrainConfig config;
+launch::TrainConfig small_training(std::int64_t seq_len) {
+  launch::TrainConfig config;
   config.model.architecture = "llama";
   config.model.hidden_size = 24;
   config.model.intermediate_size = 40;
@@ -75,7 +75,7 @@ runtime::Sequence random_sequence(std::int64_t vocabulary, std::int64_t seq_len,
   return sequence;
 }
 
-std::vector<launch::StepResult> run_training(const runtime::TrainConfig& config,
+std::vector<launch::StepResult> run_training(const launch::TrainConfig& config,
                                              std::int64_t vocabulary,
                                              const launch::SequenceSource& sequences,
                                              const RunSteps& options) {
