@@ -48,6 +48,14 @@ std::vector<std::string> layout_names() {
   return names;
 }
 
+/// "`ring`, `double_ring(outer=, inner=, backward=auto|ring|burst)`, ..., or `auto`, ...".
+std::string schemes_reference() {
+  std::string text;
+  for (const std::string& name : parallel::scheme_names())
+    text += "`" + parallel::signature(parallel::scheme_from_name(name)) + "`, ";
+  return text + "or `auto`, which takes ring or burst, whichever sends fewer bytes";
+}
+
 std::vector<runtime::ConfigKey> declare() {
   return {
       {LONGHAUL_KEY(job, output_dir),
@@ -158,30 +166,15 @@ std::vector<runtime::ConfigKey> declare() {
        .explanation = "Ranks that share a sequence; -1 takes whatever ranks are left.",
        .default_value = "-1", .minimum = 1, .maximum = kMaxDegree, .also = -1},
       {LONGHAUL_KEY(parallelism, context_parallel_scheme),
-       .explanation = "How attention is spread over those ranks; parallel/README.md compares them, "
-                      "and `longhaul validate --legality` says which suits what.",
-       .default_value = "\"ring\"", .choices = parallel::scheme_names()},
-      {LONGHAUL_KEY(parallelism, context_parallel_degrees),
        .explanation =
-           "Of `double_ring` and `usp`: how many ranks outside and inside, as "
-           "`outer=2,inner=4`; one follows from the other. `auto`: inner is the largest legal "
-           "divisor of the ranks up to their square root, or the least above it.",
-       .default_value = "\"auto\""},
-      {LONGHAUL_KEY(parallelism, context_parallel_nesting),
-       .explanation = "Of `usp`: whether the inner degree shares heads or makes up the ring.",
-       .default_value = "\"heads_inside\"", .choices = {"heads_inside", "ring_inside"}},
-      {LONGHAUL_KEY(parallelism, context_parallel_around),
-       .explanation = "Of `usp`: the scheme that the exchange of heads is wrapped around.",
-       .default_value = "\"ring\"", .choices = {"ring", "burst", "double_ring"}},
-      {LONGHAUL_KEY(parallelism, context_parallel_backward),
-       .explanation =
-           "Of `double_ring`: what circulates in backward, keys and values (`ring`) or queries "
-           "(`burst`); `auto` takes what sends fewer bytes where all blocks are needed everywhere.",
-       .default_value = "\"auto\"", .choices = {"auto", "ring", "burst"}},
+           "How attention is spread over those ranks: " + schemes_reference() +
+           ". parallel/README.md compares them, and `longhaul validate --legality` says which "
+           "suits what.",
+       .default_value = "\"ring\""},
       {LONGHAUL_KEY(parallelism, context_parallel_switch),
        .explanation =
-           "Changes of scheme between steps, as `5:burst,10:group_cast`: from step 5 on burst, "
-           "from step 10 on group_cast. For comparing schemes within one run.",
+           "Changes of scheme between steps, as `5:burst,10:usp(heads=2)`: from step 5 on burst, "
+           "from step 10 on usp. For comparing schemes within one run.",
        .default_value = "\"none\""},
       {LONGHAUL_KEY(parallelism, context_parallel_layout),
        .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask, "
@@ -257,7 +250,9 @@ std::vector<runtime::ConfigKey> declare() {
 }  // namespace
 
 const runtime::ConfigSchema& config_schema() {
-  static const runtime::ConfigSchema schema(declare());
+  static const runtime::ConfigSchema schema(
+      declare(), {"parallelism.context_parallel_degrees", "parallelism.context_parallel_nesting",
+                  "parallelism.context_parallel_around", "parallelism.context_parallel_backward"});
   return schema;
 }
 

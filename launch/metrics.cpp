@@ -64,6 +64,9 @@ Json header_json(const RunHeader& header) {
                   {"context", header.grid.context},
                   {"tensor", header.grid.tensor},
                   {"pipeline", header.grid.pipeline}};
+  json["schemes"] = Json::array();
+  for (const auto& [step, scheme] : header.schemes)
+    json["schemes"].push_back({{"step", step}, {"scheme", scheme}});
   json["hosts"] = header.hosts;
   json["communicator"] = header.communicator;
   json["parameters"] = header.parameters;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "launch/train_config.h"
@@ -18,6 +19,8 @@ namespace longhaul::launch {
 struct RunHeader {
   TrainConfig config;  ///< resolved
   runtime::GridShape grid;
+  /// From which step on attention is spread how, resolved.
+  std::vector<std::pair<std::int64_t, std::string>> schemes;
   std::vector<std::string> hosts;  ///< one a rank
   std::string communicator;        ///< what moves messages: MPI's own version line, or "loopback"
   std::int64_t parameters = 0;

@@ -88,6 +88,8 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
   header.corpus_digest = corpus.digest();
   header.corpus_tokens = corpus.info().tokens;
   header.vocabulary_size = corpus.info().vocabulary_size;
+  for (const SchemeChange& change : resolved_schemes(config))
+    header.schemes.push_back({change.step, change.scheme.text()});
   header.flop_convention =
       "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
       "pair; "
@@ -103,8 +105,7 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
               config.data.corpus.c_str(), grouped(header.corpus_tokens).c_str(),
               grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
   std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
-              header.grid.data, header.grid.context,
-              config.parallelism.context_parallel_scheme.c_str(),
+              header.grid.data, header.grid.context, schemes_text(config).c_str(),
               config.parallelism.context_parallel_layout.c_str(), mask_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
   std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),

@@ -64,11 +64,7 @@ struct LrSchedulerConfig {
 
 struct ParallelismConfig {
   std::int64_t context_parallel_degree = 0;  ///< -1 until the number of ranks is known
-  std::string context_parallel_scheme;
-  std::string context_parallel_degrees;
-  std::string context_parallel_nesting;
-  std::string context_parallel_around;
-  std::string context_parallel_backward;
+  std::string context_parallel_scheme;       ///< an expression, or a policy
   std::string context_parallel_switch;
   std::string context_parallel_layout;
   runtime::DType context_parallel_wire_dtype = runtime::DType::float32;

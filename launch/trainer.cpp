@@ -127,7 +127,7 @@ void Trainer::reduce(models::ElementRange range) {
 void Trainer::set_scheme(std::int64_t step) {
   const auto after = std::ranges::find_if(
       schemes_, [&](const SchemeChange& change) { return change.step > step; });
-  const parallel::SchemeOptions& wanted = std::prev(after)->scheme;
+  const parallel::Expression& wanted = std::prev(after)->scheme;
   if (wanted == scheme_) return;
   attention_->set_scheme(wanted);
   scheme_ = wanted;

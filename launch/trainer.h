@@ -90,7 +90,7 @@ class Trainer {
   const runtime::Stream compute_, gradient_stream_;
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
   std::vector<SchemeChange> schemes_;
-  parallel::SchemeOptions scheme_;  ///< what attention_ uses now
+  parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<models::Llama> model_;

@@ -7,6 +7,7 @@
 #include "launch/config.h"
 #include "launch/legality.h"
 #include "launch/metrics.h"
+#include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
@@ -45,8 +46,7 @@ std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) 
 }
 
 std::string attention_text(const TrainConfig& config) {
-  return fmt::format("{} over {} x mask {} x {} (wire {}) x {}: {}",
-                     config.parallelism.context_parallel_scheme,
+  return fmt::format("{} over {} x mask {} x {} (wire {}) x {}: {}", schemes_text(config),
                      config.parallelism.context_parallel_layout, mask_text(config.data),
                      name(config.training.dtype),
                      name(config.parallelism.context_parallel_wire_dtype), config.comm.backend,

@@ -77,6 +77,13 @@ struct TypeName {
   }
 };
 
+/// As it may stand in a cell of a Markdown table.
+std::string in_cell(const std::string& text) {
+  std::string escaped;
+  for (const char c : text) escaped += c == '|' ? "\\|" : std::string(1, c);
+  return escaped;
+}
+
 std::string default_text(const ConfigKey& key) {
   if (key.default_value) return "`" + *key.default_value + "`";
   return key.required() ? "required" : key.derived_default;
@@ -116,7 +123,7 @@ std::string config_reference(const ConfigSchema& schema, Configuration& config) 
     }
     text += fmt::format("| `{}` | {} | {} | {} |\n", key.name,
                         std::visit(TypeName{key}, key.slot(config)), default_text(key),
-                        key.explanation);
+                        in_cell(key.explanation));
   }
   return text;
 }

@@ -15,10 +15,14 @@
 namespace longhaul::launch {
 namespace {
 
-TEST(Schemes, TheConfigurationOffersThoseThatExist) {
+TEST(Schemes, TheConfigurationExplainsThoseThatExist) {
   const runtime::ConfigKey* key = config_schema().find("parallelism", "context_parallel_scheme");
   ASSERT_NE(key, nullptr);
-  EXPECT_EQ(key->choices, parallel::scheme_names());
+  for (const std::string& name : parallel::scheme_names()) {
+    EXPECT_NE(
+        key->explanation.find("`" + parallel::signature(parallel::scheme_from_name(name)) + "`"),
+        std::string::npos);
+  }
 }
 
 TEST(Schemes, TheConfigurationOffersLayoutsThatExist) {
