@@ -8,8 +8,10 @@
 
 #include "attention/block.h"
 #include "launch/attention_case.h"
-#include "launch/schemes.h"
+#include "launch/metrics.h"
+#include "launch/old_schemes.h"
 #include "parallel/attention.h"
+#include "parallel/policy.h"
 #include "parallel/schemes/scheme.h"
 #include "parallel/verifier.h"
 #include "runtime/comm/gather.h"
@@ -19,7 +21,6 @@
 #include "runtime/comm/nccl.h"
 #include "runtime/cores.h"
 #include "runtime/error.h"
-#include "runtime/metrics.h"
 #include "runtime/ops/host_copy.h"
 
 namespace longhaul::launch {
@@ -37,7 +38,7 @@ using runtime::Tensor;
 /// What all ranks run, decided and verified before anything is enqueued.
 struct Replay {
   AttentionCase input;
-  parallel::SchemeOptions scheme;
+  parallel::Expression scheme;  // resolved
   parallel::Layout layout;
   DType dtype;
   DType wire_dtype;
@@ -45,11 +46,31 @@ struct Replay {
   std::vector<std::int64_t> area;  // per rank
 };
 
+parallel::Shapes shapes_of(const AttentionCase& in, DType dtype,
+                           const attention::Scoring& scoring) {
+  return {static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim, in.value_dim, dtype,
+          scoring.weighting};
+}
+
+/// What the options ask for, with what it chooses itself written out.
+parallel::Expression choose_scheme(const AttentionOptions& options, const parallel::Shapes& shapes,
+                                   DType wire, const attention::HeadMasks& masks,
+                                   const parallel::Layout& layout) {
+  const parallel::Combination asked{
+      parallel::choose_scheme(options.scheme, shapes,
+                              wire == DType::float32 ? std::nullopt : std::optional(wire)),
+      layout.ranks(),
+      shapes.heads,
+      shapes.kv_heads,
+      layout.kind(),
+      parallel::is_causal(masks)};
+  parallel::check_legal(asked);
+  return parallel::resolved(asked);
+}
+
 void verify_schedules(const Replay& replay) {
   const AttentionCase& in = replay.input;
-  const parallel::Shapes shapes{
-      static_cast<int>(in.heads), static_cast<int>(in.kv_heads), in.dim, in.value_dim, replay.dtype,
-      replay.scoring.weighting};
+  const parallel::Shapes shapes = shapes_of(in, replay.dtype, replay.scoring);
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     parallel::SchemeInputs inputs{in.mask, replay.layout, shapes, direction, {}, replay.scheme};
     if (replay.wire_dtype != DType::float32) inputs.wire_dtype = replay.wire_dtype;
@@ -57,7 +78,7 @@ void verify_schedules(const Replay& replay) {
         parallel::verify(parallel::build_schedule(inputs), in.mask, replay.layout);
     if (!verdict.ok()) {
       fail(ExitCode::internal, "the ", parallel::name(direction), " schedule of ",
-           replay.scheme.name, " does not verify: ", parallel::name(verdict.fault), ": ",
+           replay.scheme.text(), " does not verify: ", parallel::name(verdict.fault), ": ",
            verdict.message);
     }
   }
@@ -94,8 +115,6 @@ attention::Scoring read_scoring(const AttentionOptions& options, const Attention
 }
 
 Replay make_replay(const AttentionOptions& options, int ranks) {
-  const parallel::SchemeOptions scheme = scheme_options(
-      options.scheme, options.degrees, options.nesting, options.around, options.backward);
   const parallel::LayoutKind layout = parallel::layout_from_name(options.layout);
   const DType dtype = runtime::dtype_from_name(options.dtype),
               wire = runtime::dtype_from_name(options.wire_dtype);
@@ -108,6 +127,8 @@ Replay make_replay(const AttentionOptions& options, int ranks) {
   AttentionCase input = read_attention_case(options.case_path, options.mask);
   const auto tokens = parallel::Layout::make(layout, input.mask, input.batch, ranks);
   const attention::Scoring scoring = read_scoring(options, input);
+  const parallel::Expression scheme =
+      choose_scheme(options, shapes_of(input, dtype, scoring), wire, input.mask, tokens);
   Replay replay{std::move(input), scheme, tokens, dtype, wire, scoring, {}};
   verify_schedules(replay);
   // Of one head, or of all where their masks differ.
@@ -206,7 +227,8 @@ std::vector<int> nodes_of_ranks(Communicator& world, const std::string& host, in
   return nodes;
 }
 
-void print_summary(const AttentionOptions& options, const AttentionResult& result) {
+void print_summary(const AttentionOptions& options, const std::string& scheme,
+                   const AttentionResult& result) {
   parallel::LinkBytes sum;
   for (const parallel::LinkBytes& bytes : result.link_bytes) {
     sum.within_nodes += bytes.within_nodes;
@@ -215,15 +237,16 @@ void print_summary(const AttentionOptions& options, const AttentionResult& resul
   const int nodes = *std::ranges::max_element(result.nodes) + 1;
   fmt::print(
       "{} over {}, mask {}, {} ranks on {} {}: {} bytes sent within nodes, {} between; {:.4f} s\n",
-      options.scheme, options.layout, options.mask.name, result.nodes.size(), nodes,
-      nodes == 1 ? "node" : "nodes", runtime::grouped(sum.within_nodes),
-      runtime::grouped(sum.between_nodes), result.seconds);
+      scheme, options.layout, options.mask.name, result.nodes.size(), nodes,
+      nodes == 1 ? "node" : "nodes", grouped(sum.within_nodes), grouped(sum.between_nodes),
+      result.seconds);
 }
 
 /// What rank 0 leaves behind.
 void tell(const AttentionOptions& options, const Replay& replay, const AttentionResult& result) {
-  write_attention_result(options.output_path, replay.input, result, options.scheme, options.layout);
-  print_summary(options, result);
+  const std::string scheme = replay.scheme.text();
+  write_attention_result(options.output_path, replay.input, result, scheme, options.layout);
+  print_summary(options, scheme, result);
 }
 
 /// Runs one rank; the result is complete on rank 0.
@@ -318,7 +341,24 @@ Stream compute_stream(const AttentionOptions& options, int local_rank, int local
   return Stream::cuda("compute", local_rank % devices);
 }
 
+void check_old_options(const AttentionOptions& options) {
+  OldSchemeOptions old = options.old_options;
+  for (const char* name : OldSchemeOptions::kNames) {
+    const auto& given = old.of(name);
+    if (!given) continue;
+    const auto ranks =
+        options.ranks > 0 ? std::optional<std::int64_t>(options.ranks) : std::nullopt;
+    const auto scheme = replace_old_options(options.scheme, old, ranks);
+    fail(ExitCode::usage, "--", name, " ", *given, ": a scheme is an expression now; ",
+         scheme ? fmt::format("give --scheme '{}' instead", *scheme)
+                : "give, for example, --scheme 'double_ring(outer=2, inner=4)' or --scheme "
+                  "'usp(heads=4, around=double_ring(backward=burst))'");
+  }
+}
+
 void check_options(const AttentionOptions& options) {
+  check_old_options(options);
+  parallel::choose_scheme(options.scheme, {}, {});  // whether there is such a scheme
   if (options.device != "cpu" && options.device != "cuda") {
     fail(ExitCode::config, "unknown device '", options.device, "'; expected cpu or cuda");
   }

@@ -5,16 +5,16 @@
 #include <string>
 
 #include "launch/attention_case.h"
+#include "launch/old_schemes.h"
 
 namespace longhaul::launch {
 
 struct AttentionOptions {
   std::string case_path;  ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, sinks, scale and
                           ///< what the mask takes
-  std::string output_path;  ///< HDF5: out, lse, dq, dk, dv in global token order, bytes, area
-  std::string scheme = "ring";
-  std::string degrees = "auto";  ///< or "outer=2,inner=4"
-  std::string nesting = "heads_inside", around = "ring", backward = "auto";
+  std::string output_path;       ///< HDF5: out, lse, dq, dk, dv in global token order, bytes, area
+  std::string scheme = "ring";   ///< an expression, or a policy
+  OldSchemeOptions old_options;  ///< refused, with what replaces them
   std::string layout = "zigzag";
   MaskRequest mask;
   std::string weighting = "softmax";  ///< or "sigmoid"

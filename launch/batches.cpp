@@ -5,7 +5,7 @@
 
 namespace longhaul::launch {
 
-attention::Mask sequence_mask(const runtime::DataConfig& data, const runtime::Sequence& sequence) {
+attention::Mask sequence_mask(const DataConfig& data, const runtime::Sequence& sequence) {
   attention::MaskParameters parameters;
   parameters.numbers = {data.window, data.prefix, data.global, data.block, "data."};
   parameters.documents = sequence.documents;
@@ -13,7 +13,7 @@ attention::Mask sequence_mask(const runtime::DataConfig& data, const runtime::Se
   return attention::make_mask(data.mask, parameters, tokens).of(0);  // one mask for all heads
 }
 
-std::string mask_text(const runtime::DataConfig& data) {
+std::string mask_text(const DataConfig& data) {
   std::string numbers;
   for (const auto& [name, value] :
        {std::pair("window", data.window), std::pair("prefix", data.prefix),
@@ -23,9 +23,8 @@ std::string mask_text(const runtime::DataConfig& data) {
   return numbers.empty() ? data.mask : data.mask + " (" + numbers + ")";
 }
 
-LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences,
-                            const runtime::DataConfig& data, parallel::LayoutKind layout_kind,
-                            int ranks, int rank) {
+LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, const DataConfig& data,
+                            parallel::LayoutKind layout_kind, int ranks, int rank) {
   LONGHAUL_CHECK(!sequences.empty(), "a batch of no sequences");
   const std::size_t seq_len = sequences[0].tokens.size();
   std::vector<attention::Mask> masks;

@@ -8,17 +8,17 @@
 #include <vector>
 
 #include "attention/mask.h"
+#include "launch/train_config.h"
 #include "models/llama.h"
 #include "parallel/layout.h"
-#include "runtime/config/config.h"
 #include "runtime/io/sequences.h"
 
 namespace longhaul::launch {
 
 /// The mask that [data] names, of one sequence with these documents.
-attention::Mask sequence_mask(const runtime::DataConfig& data, const runtime::Sequence& sequence);
+attention::Mask sequence_mask(const DataConfig& data, const runtime::Sequence& sequence);
 /// "causal_window (window 1024)": how console lines name it.
-std::string mask_text(const runtime::DataConfig& data);
+std::string mask_text(const DataConfig& data);
 
 /// Sequence number n of the run, the same on every rank: runtime::Sequences, or a test's generator.
 using SequenceSource = std::function<runtime::Sequence(std::int64_t)>;
@@ -34,8 +34,7 @@ struct LocalBatch {
 
 /// `sequences`, all equally long, become one token axis; rows are those of `rank`. Mask and layout
 /// are the same on all ranks.
-LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences,
-                            const runtime::DataConfig& data, parallel::LayoutKind layout, int ranks,
-                            int rank);
+LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, const DataConfig& data,
+                            parallel::LayoutKind layout, int ranks, int rank);
 
 }  // namespace longhaul::launch

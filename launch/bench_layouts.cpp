@@ -12,6 +12,7 @@
 #include "launch/batches.h"
 #include "launch/bench.h"
 #include "parallel/layout.h"
+#include "parallel/policy.h"
 #include "parallel/schemes/scheme.h"
 #include "runtime/error.h"
 
@@ -123,6 +124,11 @@ std::int64_t tiles(const Mask& mask, const Layout& layout, int rank) {
   return sum;
 }
 
+parallel::Shapes shapes_of(const BenchLayoutsOptions& options) {
+  return {options.heads, options.kv_heads, options.head_dim, options.head_dim,
+          runtime::DType::bfloat16};
+}
+
 /// What a layout makes of all sequences.
 struct Row {
   double area_worst = 0, area_sum = 0;  // largest over mean of a sequence
@@ -134,7 +140,8 @@ struct Row {
   double plan_ms = 0, schedule_ms = 0;
 };
 
-void measure(const BenchLayoutsOptions& options, LayoutKind kind, const Mask& mask, Row& row) {
+void measure(const BenchLayoutsOptions& options, const parallel::Expression& scheme,
+             LayoutKind kind, const Mask& mask, Row& row) {
   const attention::HeadMasks masks(mask);
   const Layout layout = Layout::make(kind, masks, 1, options.ranks);
   row.plan_ms =
@@ -147,8 +154,7 @@ void measure(const BenchLayoutsOptions& options, LayoutKind kind, const Mask& ma
   row.chunk_least = row.chunk_most == 0 ? chunk : std::min(row.chunk_least, chunk);
   row.chunk_most = std::max(row.chunk_most, chunk);
 
-  const parallel::Shapes shapes{options.heads, options.kv_heads, options.head_dim, options.head_dim,
-                                runtime::DType::bfloat16};
+  const parallel::Shapes shapes = shapes_of(options);
   std::vector<std::int64_t> rows, tile_counts;
   for (int rank = 0; rank < options.ranks; ++rank) {
     rows.push_back(layout.rows(rank));
@@ -161,11 +167,11 @@ void measure(const BenchLayoutsOptions& options, LayoutKind kind, const Mask& ma
 
   // Group-cast sends each rank the keys and values that its queries see, and nothing else.
   parallel::SchemeInputs cast{mask, layout, shapes};
-  cast.options.name = "group_cast";
+  cast.scheme = "group_cast";
   row.needed_sum += mean(sent_bytes(cast));
   for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
     parallel::SchemeInputs inputs{mask, layout, shapes, direction};
-    inputs.options.name = options.scheme;
+    inputs.scheme = scheme;
     const std::vector<std::int64_t> sent = sent_bytes(inputs);
     const bool forward = direction == parallel::Direction::forward;
     std::int64_t& most = forward ? row.forward_most : row.backward_most;
@@ -201,17 +207,20 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
          options.kv_heads);
   }
   // Every layout is a row, so the scheme must suit them all; said before anything is printed.
-  parallel::SchemeOptions scheme;
-  scheme.name = options.scheme;
-  for (const LayoutKind kind : parallel::layout_kinds())
-    parallel::check_legal({scheme, options.ranks, options.heads, options.kv_heads, kind});
+  parallel::Combination asked{parallel::choose_scheme(options.scheme, shapes_of(options), {}),
+                              options.ranks, options.heads, options.kv_heads};
+  for (const LayoutKind kind : parallel::layout_kinds()) {
+    asked.layout = kind;
+    parallel::check_legal(asked);
+  }
+  const parallel::Expression scheme = parallel::resolved(asked);
   const std::vector<Mask> masks = packed_masks(options);
   std::size_t documents = 0;
   for (const Mask& mask : masks) documents += mask.slices().size();
   fmt::print(
       "{} sequences of {} tokens, {} documents, mask {}, {} ranks; {}: {} query and {} "
       "key/value heads of {}, bfloat16\n",
-      masks.size(), options.seq_len, documents, options.mask, options.ranks, options.scheme,
+      masks.size(), options.seq_len, documents, options.mask, options.ranks, scheme.text(),
       options.heads, options.kv_heads, options.head_dim);
   fmt::print("{:<16}{:>13}{:>17}{:>6}{:>19}{:>19}{:>9}{:>8}{:>9}{:>8}{:>9}\n", "", "chunk",
              "max/mean area", "rows", "MB forward", "MB backward", "needed", "tile", "max/mean",
@@ -221,7 +230,7 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
              "tiles", "ms", "ms");
   for (const LayoutKind kind : parallel::layout_kinds()) {
     Row row;
-    for (const Mask& mask : masks) measure(options, kind, mask, row);
+    for (const Mask& mask : masks) measure(options, scheme, kind, mask, row);
     print_row(kind, row, options.sequences);
   }
   return 0;

@@ -119,17 +119,13 @@ void add_attention(CLI::App& app, Action& action) {
                    "prefixes, blocks, block_offsets, slices")
       ->required();
   verb->add_option("--output", options->output_path, "HDF5 file to write")->required();
-  verb->add_option("--scheme", options->scheme, "Context-parallel scheme; see validate --legality")
+  verb->add_option(
+          "--scheme", options->scheme,
+          "Context-parallel scheme, an expression such as 'usp(heads=2, around=burst)'; see "
+          "validate --legality")
       ->capture_default_str();
-  verb->add_option("--degrees", options->degrees,
-                   "Of double_ring, usp: ranks outside and inside, as outer=2,inner=4, or auto")
-      ->capture_default_str();
-  verb->add_option("--nesting", options->nesting, "usp: heads_inside or ring_inside")
-      ->capture_default_str();
-  verb->add_option("--around", options->around, "usp: ring, burst or double_ring")
-      ->capture_default_str();
-  verb->add_option("--backward", options->backward, "double_ring: ring, burst or auto")
-      ->capture_default_str();
+  for (const char* old : OldSchemeOptions::kNames)  // told what replaces them
+    verb->add_option(std::string("--") + old, options->old_options.of(old))->group("");
   verb->add_option("--layout", options->layout,
                    "contiguous, zigzag, striped, document_zigzag or balanced")
       ->capture_default_str();
@@ -174,7 +170,8 @@ void add_bench_layouts(CLI::App& bench, Action& action) {
   verb->add_option("--ranks", options->ranks, "Context-parallel ranks")
       ->check(CLI::Range(1, 1 << 14))
       ->capture_default_str();
-  verb->add_option("--scheme", options->scheme, "Context-parallel scheme whose bytes to count")
+  verb->add_option("--scheme", options->scheme,
+                   "Context-parallel scheme whose bytes to count, an expression")
       ->capture_default_str();
   verb->add_option("--heads", options->heads, "Query heads")
       ->check(CLI::Range(1, 1 << 16))

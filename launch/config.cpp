@@ -6,16 +6,18 @@
 
 namespace longhaul::launch {
 
-runtime::ConfigDraft load_config(const std::string& path, const std::vector<std::string>& overrides,
-                                 std::optional<std::int64_t> world_size) {
-  runtime::ConfigDraft draft = runtime::read_config(path, overrides, world_size);
+TrainDraft load_config(const std::string& path, const std::vector<std::string>& overrides,
+                       std::optional<std::int64_t> world_size) {
+  TrainDraft draft(path);
+  read_config(draft, overrides);
+  check_rules(draft, world_size);
   check_schemes(draft);
   draft.check();
   return draft;
 }
 
-runtime::Corpus open_corpus(runtime::ConfigDraft& draft) {
-  const runtime::TrainConfig& config = draft.config;
+runtime::Corpus open_corpus(TrainDraft& draft) {
+  const TrainConfig& config = draft.config;
   runtime::Corpus corpus = runtime::Corpus::open(config.data.corpus);
   const runtime::CorpusInfo& info = corpus.info();
   if (config.model.vocab_size.value_or(info.vocabulary_size) < info.vocabulary_size) {
@@ -33,8 +35,7 @@ runtime::Corpus open_corpus(runtime::ConfigDraft& draft) {
   return corpus;
 }
 
-std::int64_t model_vocabulary(const runtime::TrainConfig& config,
-                              const runtime::CorpusInfo& corpus) {
+std::int64_t model_vocabulary(const TrainConfig& config, const runtime::CorpusInfo& corpus) {
   return config.model.vocab_size.value_or(corpus.vocabulary_size);
 }
 

@@ -1,27 +1,41 @@
 #pragma once
-// The configuration of a verb, held to the rules of every room and to its corpus.
+// The configuration of a verb, held to all rules and to its corpus.
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "launch/train_config.h"
 #include "runtime/config/draft.h"
 #include "runtime/io/corpus.h"
 
 namespace longhaul::launch {
 
-/// runtime::read_config() and the rules on schemes. Throws Error(config) with every problem, each
-/// at its place; later rules may add to the draft.
-runtime::ConfigDraft load_config(const std::string& path, const std::vector<std::string>& overrides,
-                                 std::optional<std::int64_t> world_size = std::nullopt);
+/// A run's configuration while it is loaded.
+class TrainDraft final : public runtime::ConfigDraft {
+ public:
+  explicit TrainDraft(std::string file) : ConfigDraft(config_schema(), std::move(file)) {}
+
+  TrainConfig config;
+  runtime::Configuration& configuration() override { return config; }
+};
+
+/// Reads the file and the overrides and judges every key and the rules over several. With
+/// `world_size` the grid must fill it exactly, and a context_parallel_degree of -1 is resolved.
+/// Touches nothing on disk. Throws Error(config) with every problem, each at its place; later rules
+/// may add to the draft.
+TrainDraft load_config(const std::string& path, const std::vector<std::string>& overrides,
+                       std::optional<std::int64_t> world_size = std::nullopt);
+
+/// Rules over the keys that are good, but for those on schemes (schemes.h).
+void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size);
 
 /// Opens data.corpus. Throws Error(data) for one that is none, Error(config) for keys that
 /// contradict it.
-runtime::Corpus open_corpus(runtime::ConfigDraft& draft);
+runtime::Corpus open_corpus(TrainDraft& draft);
 
 /// model.vocab_size, or the corpus's.
-std::int64_t model_vocabulary(const runtime::TrainConfig& config,
-                              const runtime::CorpusInfo& corpus);
+std::int64_t model_vocabulary(const TrainConfig& config, const runtime::CorpusInfo& corpus);
 
 }  // namespace longhaul::launch

@@ -1,5 +1,7 @@
 #include "launch/inspect.h"
 
+#include "launch/old_schemes.h"
+
 #include <algorithm>
 #include <bit>
 #include <iomanip>
@@ -133,8 +135,9 @@ std::string inspect_checkpoint(const fs::path& folder, std::int64_t step) {
   }
   report.line("files", checkpoint.files().size());
   for (const auto& [name, size] : checkpoint.files()) report.line("", name, " ", size, " bytes");
-  report.text() << "config:\n" << metadata.config;
-  if (!metadata.config.ends_with('\n')) report.text() << '\n';
+  const std::string config = translate_config(metadata.config);
+  report.text() << "config:\n" << config;
+  if (!config.ends_with('\n')) report.text() << '\n';
   return report.text().str();
 }
 

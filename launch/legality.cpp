@@ -4,21 +4,19 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "attention/named_masks.h"
 #include "parallel/layout.h"
-#include "parallel/schemes/degrees.h"
 #include "parallel/schemes/scheme.h"
 
 namespace longhaul::launch {
 namespace {
 
 using parallel::Combination;
+using parallel::Expression;
 using parallel::LayoutKind;
-using parallel::Nesting;
-using parallel::SchemeOption;
-using parallel::SchemeOptions;
 
 /// Rows of one scheme; labels with equal cells share one.
 class Rows {
@@ -56,12 +54,6 @@ std::string heading(const std::string& label, const std::vector<std::string>& co
   return text + "\n" + rule + "\n";
 }
 
-SchemeOptions options_of(const std::string& scheme) {
-  SchemeOptions options;
-  options.name = scheme;
-  return options;
-}
-
 struct MaskTable {
   std::string table, refusals;
 };
@@ -74,17 +66,16 @@ MaskTable mask_table() {
   for (const LayoutKind layout : layouts) names.emplace_back(parallel::name(layout));
   result.table = heading("mask", names);
   for (const std::string& name : parallel::scheme_names()) {
-    const SchemeOptions options = options_of(name);
     Rows rows;
     for (const attention::MaskRule& mask : attention::mask_rules()) {
       std::string cells;
       for (const LayoutKind layout : layouts) {
         // One head a rank suits every rule on heads, so that mask and layout decide.
-        const Combination combination{options, 4, 4, 4, layout, mask.causal};
+        const Combination combination{name, 4, 4, 4, layout, mask.causal};
         const auto refusal = parallel::refuse(combination);
         // What a list of slices or blocks sees is known only once it is there.
         const bool if_causal =
-            refusal && !mask.trainable() && !parallel::refuse({options, 4, 4, 4, layout, true});
+            refusal && !mask.trainable() && !parallel::refuse({name, 4, 4, 4, layout, true});
         cells += if_causal ? " if causal |" : refusal ? " no |" : " yes |";
         const std::string why = refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason,
                                                       parallel::advice(combination, *refusal))
@@ -106,43 +97,57 @@ struct Heads {
 constexpr Heads kHeads[] = {{"MHA", 24, 24}, {"4:1", 24, 6}, {"MQA", 24, 1}};
 constexpr int kRanks[] = {1, 2, 3, 4, 5, 6, 7, 8, 16, 32};
 
-/// "yes", "no", or the automatic degrees as "outer x inner".
-std::string heads_cell(const SchemeOptions& options, int ranks, const Heads& heads) {
-  const Combination combination{options, ranks, heads.heads, heads.kv_heads};
+/// "yes", "no", or what the scheme chooses when it is not given: "outer=2, inner=4".
+std::string heads_cell(const Expression& scheme, int ranks, const Heads& heads) {
+  const Combination combination{scheme, ranks, heads.heads, heads.kv_heads};
   if (parallel::refuse(combination)) return " no |";
-  const auto degrees = parallel::automatic_degrees(combination);
-  return degrees ? fmt::format(" {}x{} |", degrees->outer, degrees->inner) : " yes |";
+  const Expression resolved = parallel::resolved(combination);
+  std::string chosen;
+  for (const parallel::GivenArgument& argument : resolved.arguments) {
+    if (const auto* integer = std::get_if<std::int64_t>(&argument.value))
+      chosen += fmt::format("{}{}={}", chosen.empty() ? "" : ", ", argument.name, *integer);
+  }
+  return chosen.empty() ? " yes |" : " " + chosen + " |";
 }
 
-/// Schemes whose legality or degrees follow from heads and ranks; the others below.
+/// The scheme, and it with each word that it takes in place of a default.
+std::vector<Expression> variants(const std::string& name) {
+  std::vector<Expression> all{name};
+  for (const parallel::Argument& argument : parallel::scheme_from_name(name).arguments) {
+    for (const std::string& choice : argument.choices) {
+      const Expression variant = parallel::canonical(all[0].with(argument.name, choice));
+      if (variant != all[0]) all.push_back(variant);
+    }
+  }
+  return all;
+}
+
+/// Schemes whose legality or degrees follow from heads and ranks; the others below. Variants that
+/// are as the scheme itself are left out.
 std::string heads_table() {
   std::vector<std::string> columns;
   for (const int ranks : kRanks) columns.push_back(fmt::format("{}", ranks));
   columns[0] = "P = " + columns[0];
   std::string table = heading("H / H_kv", columns), others;
   for (const std::string& name : parallel::scheme_names()) {
-    std::vector<SchemeOptions> variants{options_of(name)};
-    if (parallel::reads(variants[0], SchemeOption::nesting)) {
-      variants.push_back(variants[0]);
-      variants[1].nesting = Nesting::ring_inside;
-    }
-    for (const SchemeOptions& options : variants) {
+    std::set<std::string> shown;
+    for (const Expression& scheme : variants(name)) {
       Rows rows;
       bool always = true;
       for (const Heads& heads : kHeads) {
         std::string cells;
         for (const int ranks : kRanks) {
-          const std::string cell = heads_cell(options, ranks, heads);
+          const std::string cell = heads_cell(scheme, ranks, heads);
           always = always && cell == " yes |";
           cells += cell;
         }
         rows.add(fmt::format("{}/{}", heads.heads, heads.kv_heads), cells);
       }
+      if (!shown.insert(rows.text("")).second) continue;
       if (always) {
-        others += fmt::format("{}`{}`", others.empty() ? "" : ", ", name);
+        others += fmt::format("{}`{}`", others.empty() ? "" : ", ", scheme.text());
       } else {
-        table += rows.text(fmt::format(
-            "`{}`{}", name, is_set(options, SchemeOption::nesting) ? " ring_inside" : ""));
+        table += rows.text(fmt::format("`{}`", scheme.text()));
       }
     }
   }
@@ -152,8 +157,8 @@ std::string heads_table() {
                          heads.kind);
   }
   return fmt::format(
-      "Heads and ranks: H query and H_kv key/value heads, {}, over P ranks. OxI: legal, and the "
-      "outer x inner degrees that it gets when none are given:\n\n{}\nEvery H, H_kv and P: {}.\n",
+      "Heads and ranks: H query and H_kv key/value heads, {}, over P ranks. Numbers: legal, "
+      "and what the scheme chooses when they are not given:\n\n{}\nEvery H, H_kv and P: {}.\n",
       kinds, table, others);
 }
 
@@ -163,7 +168,8 @@ std::string legality_table() {
   const MaskTable masks = mask_table();
   std::string rules;
   for (const std::string& name : parallel::scheme_names())
-    rules += fmt::format("- `{}`: {}.\n", name, parallel::scheme_from_name(name).legality);
+    rules += fmt::format("- `{}`: {}.\n", parallel::signature(parallel::scheme_from_name(name)),
+                         parallel::scheme_from_name(name).legality);
   return fmt::format(
       "{}\n{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\nWhy not:\n\n{}",
       masks.table, heads_table(), rules, masks.refusals);

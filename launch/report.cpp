@@ -16,8 +16,6 @@ namespace longhaul::launch {
 
 using runtime::ExitCode;
 using runtime::fail;
-using runtime::MetricsLog;
-using runtime::StepMetrics;
 
 namespace {
 
@@ -115,7 +113,7 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
   }
   row("tokens/s",
       fmt::format("{} (median step)",
-                  runtime::grouped(std::llround(typical(run, &StepMetrics::tokens_per_second)))));
+                  grouped(std::llround(typical(run, &StepMetrics::tokens_per_second)))));
   row("MFU", fmt::format("{:.1f}% (median step)", 100 * typical(run, &StepMetrics::mfu)));
   std::int64_t memory = 0;
   double seconds = 0;
@@ -125,8 +123,7 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
   }
   constexpr double kMib = 1024.0 * 1024.0;
   row("memory", fmt::format("{:.1f} MiB a rank at most", static_cast<double>(memory) / kMib));
-  row("training time",
-      fmt::format("{} in {} steps", runtime::duration_text(seconds), run.steps.size()));
+  row("training time", fmt::format("{} in {} steps", duration_text(seconds), run.steps.size()));
   if (baseline != nullptr) {
     const Parity parity = compare_runs(run, *baseline);
     const std::string label = ranks_text(*baseline);
@@ -172,9 +169,9 @@ void check_limits(const ReportOptions& options, const MetricsLog& run,
 }  // namespace
 
 int run_report(const ReportOptions& options) {
-  const MetricsLog run = runtime::read_metrics(options.metrics_path);
+  const MetricsLog run = read_metrics(options.metrics_path);
   std::optional<MetricsLog> baseline;
-  if (!options.baseline_path.empty()) baseline = runtime::read_metrics(options.baseline_path);
+  if (!options.baseline_path.empty()) baseline = read_metrics(options.baseline_path);
   std::optional<double> entropy = run.unigram_entropy;
   if (!options.corpus_path.empty())
     entropy = runtime::Corpus::open(options.corpus_path).unigram_entropy();

@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "runtime/metrics.h"
+#include "launch/metrics.h"
 
 namespace longhaul::launch {
 
@@ -30,14 +30,14 @@ struct Parity {
   double loss = 0;
   double grad_norm = 0;
 };
-Parity compare_runs(const runtime::MetricsLog& run, const runtime::MetricsLog& baseline);
+Parity compare_runs(const MetricsLog& run, const MetricsLog& baseline);
 
 /// Loss over steps; beside it the corpus's unigram entropy and the baseline run where given.
-std::string loss_plot_svg(const runtime::MetricsLog& run, std::optional<double> unigram_entropy,
-                          const runtime::MetricsLog* baseline, const std::string& title);
+std::string loss_plot_svg(const MetricsLog& run, std::optional<double> unigram_entropy,
+                          const MetricsLog* baseline, const std::string& title);
 
 /// Loss first and last beside the unigram entropy, tokens/s, MFU, memory, parity with the baseline.
-std::string summary_table(const runtime::MetricsLog& run, std::optional<double> unigram_entropy,
-                          const runtime::MetricsLog* baseline);
+std::string summary_table(const MetricsLog& run, std::optional<double> unigram_entropy,
+                          const MetricsLog* baseline);
 
 }  // namespace longhaul::launch

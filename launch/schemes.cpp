@@ -1,7 +1,6 @@
 #include "launch/schemes.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
@@ -9,37 +8,35 @@
 #include <set>
 
 #include "attention/named_masks.h"
+#include "launch/old_schemes.h"
+#include "parallel/policy.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
 
 using parallel::Combination;
-using parallel::SchemeOption;
-using parallel::SchemeOptions;
-using runtime::ConfigDraft;
-using runtime::ParallelismConfig;
+using parallel::Expression;
 
 namespace {
 
+const std::string kPrefix = "parallelism.context_parallel_";
 constexpr const char* kSchemeKey = "parallelism.context_parallel_scheme";
 constexpr const char* kSwitchKey = "parallelism.context_parallel_switch";
 
-std::string key_of(SchemeOption option) {
-  return std::string("parallelism.context_parallel_") + parallel::name(option);
+bool is_policy(const std::string& text) {
+  return std::ranges::count(parallel::policy_names(), text) != 0;
 }
 
-const std::string& text_of(const ParallelismConfig& p, SchemeOption option) {
-  switch (option) {
-    case SchemeOption::degrees:
-      return p.context_parallel_degrees;
-    case SchemeOption::nesting:
-      return p.context_parallel_nesting;
-    case SchemeOption::around:
-      return p.context_parallel_around;
-    case SchemeOption::backward:
-      return p.context_parallel_backward;
-  }
-  return p.context_parallel_scheme;  // not reached
+/// The scheme of a text: an expression, or what a policy chooses for this run. Throws
+/// Error(config).
+Expression scheme_of(const TrainConfig& config, const std::string& text) {
+  const ModelConfig& model = config.model;
+  const parallel::Shapes shapes{static_cast<int>(model.num_attention_heads),
+                                static_cast<int>(model.num_key_value_heads), model.head_dim,
+                                model.head_dim, config.training.dtype};
+  const runtime::DType wire = config.parallelism.context_parallel_wire_dtype;
+  return parallel::choose_scheme(
+      text, shapes, wire == runtime::DType::float32 ? std::nullopt : std::optional(wire));
 }
 
 /// Part of context_parallel_switch.
@@ -54,10 +51,8 @@ std::vector<SwitchPart> read_switch(const std::string& text, std::int64_t steps)
   std::vector<SwitchPart> parts;
   if (text == "none") return parts;
   std::int64_t last = 1;
-  for (std::size_t at = 0; at <= text.size();) {
-    const std::size_t end = std::min(text.find(',', at), text.size());
-    const std::string part = text.substr(at, end - at);
-    at = end + 1;
+  for (std::string part : parallel::split_outside_parentheses(text)) {
+    part.erase(0, std::min(part.find_first_not_of(' '), part.size()));
     const std::size_t colon = std::min(part.find(':'), part.size());
     SwitchPart read;
     const auto [parsed, error] = std::from_chars(part.data(), part.data() + colon, read.step);
@@ -70,101 +65,103 @@ std::vector<SwitchPart> read_switch(const std::string& text, std::int64_t steps)
     } else {
       last = read.step;
       read.scheme = part.substr(colon + 1);
-      if (std::ranges::count(parallel::scheme_names(), read.scheme) == 0) {
-        read.wrong = fmt::format("'{}': unknown scheme; expected one of {}", part,
-                                 fmt::join(parallel::scheme_names(), ", "));
-      }
     }
     parts.push_back(std::move(read));
   }
   return parts;
 }
 
-/// The scheme with those options of the configuration that it has a use for.
-SchemeOptions options_for(const ParallelismConfig& p, const std::string& scheme,
-                          const std::vector<SchemeOption>& usable) {
-  SchemeOptions options;
-  options.name = scheme;
-  for (const SchemeOption option : parallel::kSchemeOptions) {
-    if (parallel::reads(options, option) && std::ranges::count(usable, option) != 0)
-      parallel::set_option(options, option, text_of(p, option));
-  }
-  return options;
-}
-
 /// A scheme of the run and the key that asks for it.
 struct Use {
-  SchemeOptions scheme;
+  Expression scheme;
   const char* key;
   std::int64_t step = 1;
 };
 
-/// Options whose texts say something; adds a problem for the others.
-std::vector<SchemeOption> check_option_texts(ConfigDraft& draft) {
-  std::vector<SchemeOption> usable;
-  for (const SchemeOption option : parallel::kSchemeOptions) {
-    const std::string& text = text_of(draft.config.parallelism, option);
-    if (!draft.good({key_of(option).c_str()})) continue;
+/// The schemes that are asked for; adds a problem for each that is none.
+std::vector<Use> check_expressions(TrainDraft& draft) {
+  ParallelismConfig& p = draft.config.parallelism;
+  std::vector<Use> uses;
+  // The text in canonical form; a policy stays what it is.
+  const auto take = [&](const std::string& text, const char* key, std::int64_t step) {
+    uses.push_back({scheme_of(draft.config, text), key, step});
+    return is_policy(text) ? text : uses.back().scheme.text();
+  };
+  if (draft.good({kSchemeKey})) {
+    std::string& text = p.context_parallel_scheme;
     try {
-      SchemeOptions scratch;
-      parallel::set_option(scratch, option, text);
-      usable.push_back(option);
+      text = take(text, kSchemeKey, 1);
     } catch (const runtime::Error& error) {
-      draft.key_problem(key_of(option), runtime::quote_toml(text), error.what());
+      draft.key_problem(kSchemeKey, runtime::quote_toml(text), error.what());
     }
   }
-  return usable;
-}
-
-/// The schemes that are asked for by names that exist; adds a problem for each other part of
-/// context_parallel_switch.
-std::vector<Use> check_switch(ConfigDraft& draft, const std::vector<SchemeOption>& usable) {
-  const ParallelismConfig& p = draft.config.parallelism;
-  std::vector<Use> uses;
-  if (draft.good({kSchemeKey}))
-    uses.push_back({options_for(p, p.context_parallel_scheme, usable), kSchemeKey});
   if (!draft.good({kSwitchKey})) return uses;
   const std::int64_t steps = draft.good({"training.steps"})
                                  ? draft.config.training.steps
                                  : std::numeric_limits<std::int64_t>::max();
-  for (const SwitchPart& part : read_switch(p.context_parallel_switch, steps)) {
-    if (part.wrong.empty()) {
-      uses.push_back({options_for(p, part.scheme, usable), kSwitchKey, part.step});
-    } else {
-      draft.key_problem(kSwitchKey, runtime::quote_toml(p.context_parallel_switch), part.wrong);
+  const std::string given = p.context_parallel_switch;
+  std::string all;
+  for (SwitchPart& part : read_switch(given, steps)) {
+    try {
+      if (part.wrong.empty()) {
+        const std::string text = take(part.scheme, kSwitchKey, part.step);
+        all += fmt::format("{}{}:{}", all.empty() ? "" : ",", part.step, text);
+      }
+    } catch (const runtime::Error& error) {
+      part.wrong = fmt::format("step {}: {}", part.step, error.what());
     }
+    if (!part.wrong.empty()) draft.key_problem(kSwitchKey, runtime::quote_toml(given), part.wrong);
   }
+  if (draft.good({kSwitchKey}) && !all.empty()) p.context_parallel_switch = all;
   return uses;
 }
 
-/// Options that are given though no scheme of the run reads them.
-void check_unused(ConfigDraft& draft, const std::vector<Use>& uses,
-                  const std::vector<SchemeOption>& usable) {
-  if (!draft.good({kSchemeKey, kSwitchKey})) return;  // the scheme that is meant may read them
-  for (const SchemeOption option : usable) {
-    const std::string& text = text_of(draft.config.parallelism, option);
-    SchemeOptions given;
-    parallel::set_option(given, option, text);
-    if (!parallel::is_set(given, option) || std::ranges::any_of(uses, [&](const Use& use) {
-          return parallel::reads(use.scheme, option);
-        })) {
-      continue;
-    }
-    draft.key_problem(key_of(option), runtime::quote_toml(text),
-                      "no scheme of this run has a use for it; remove it, or use scheme " +
-                          parallel::readers(option));
+/// Keys that expressions have replaced: says which.
+void check_old_keys(TrainDraft& draft) {
+  const ParallelismConfig& p = draft.config.parallelism;
+  OldSchemeOptions options;
+  for (const char* name : OldSchemeOptions::kNames) {
+    const runtime::TomlValue* value = draft.given(kPrefix + name);
+    const auto* text = value != nullptr ? std::get_if<std::string>(&value->value) : nullptr;
+    if (value != nullptr) options.of(name) = text != nullptr ? *text : "";
+  }
+  if (!options.any()) return;
+  const auto ranks =
+      p.context_parallel_degree > 0 ? std::optional(p.context_parallel_degree) : std::nullopt;
+  const auto scheme = replace_old_options(p.context_parallel_scheme, options, ranks),
+             change = replace_old_options_in_switch(p.context_parallel_switch, options, ranks);
+  std::string message;
+  const auto write = [&](const char* key, const std::string& text) {
+    message +=
+        fmt::format("{}{} = {}", message.empty() ? "" : " and ", key, runtime::quote_toml(text));
+  };
+  if (!scheme || !change) {
+    message =
+        "write, for example, context_parallel_scheme = \"double_ring(outer=2, inner=4)\" or "
+        "\"usp(heads=4, around=double_ring(backward=burst))\"";
+  } else {
+    if (*scheme != p.context_parallel_scheme) write("context_parallel_scheme", *scheme);
+    if (*change != p.context_parallel_switch) write("context_parallel_switch", *change);
+    message = message.empty() ? "remove it, the schemes of this run say everything"
+                              : "write " + message + " instead";
+  }
+  for (const char* name : OldSchemeOptions::kNames) {
+    const runtime::TomlValue* value = draft.given(kPrefix + name);
+    if (value == nullptr) continue;
+    draft.key_problem(kPrefix + name, runtime::describe_value(*value),
+                      "a scheme is an expression now; " + message);
   }
 }
 
 /// What is known of the run; the rest such that it suits every scheme.
-Combination known_combination(const ConfigDraft& draft, const SchemeOptions& scheme) {
-  const runtime::TrainConfig& config = draft.config;
+Combination known_combination(const TrainDraft& draft, const Expression& scheme) {
+  const TrainConfig& config = draft.config;
   const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree);
-  Combination known{.options = scheme};
+  Combination known{.scheme = scheme};
   if (draft.good({"parallelism.context_parallel_degree"}) && ranks > 0) {
     known.ranks = ranks;
   } else {
-    known.options.outer = known.options.inner = 0;
+    known.scheme = scheme.name;  // degrees are judged once the ranks are known
   }
   known.heads = known.kv_heads = known.ranks;
   if (draft.good({"model.num_attention_heads", "model.num_key_value_heads"})) {
@@ -177,58 +174,67 @@ Combination known_combination(const ConfigDraft& draft, const SchemeOptions& sch
   return known;
 }
 
-void check_uses(ConfigDraft& draft, const std::vector<Use>& uses) {
+void check_uses(TrainDraft& draft, const std::vector<Use>& uses) {
   const ParallelismConfig& p = draft.config.parallelism;
   std::set<std::pair<std::string, std::string>> told;  // key, reason: schemes may come back
   for (const Use& use : uses) {
     const Combination known = known_combination(draft, use.scheme);
     const auto refusal = parallel::refuse(known);
-    if (!refusal) continue;
-    const std::string key = refusal->option ? key_of(*refusal->option) : use.key;
-    const std::string& value = refusal->option         ? text_of(p, *refusal->option)
-                               : use.key == kSwitchKey ? p.context_parallel_switch
-                                                       : p.context_parallel_scheme;
-    if (!told.emplace(key, refusal->reason).second) continue;
-    const std::string who = use.step > 1
-                                ? fmt::format("{} from step {}: ", use.scheme.name, use.step)
-                            : refusal->option ? use.scheme.name + ": "
-                                              : "";
-    draft.key_problem(key, runtime::quote_toml(value),
+    if (!refusal || !told.emplace(use.key, refusal->reason).second) continue;
+    const std::string who =
+        use.step > 1 ? fmt::format("{} from step {}: ", use.scheme.text(), use.step) : "";
+    draft.key_problem(use.key,
+                      runtime::quote_toml(use.key == kSwitchKey ? p.context_parallel_switch
+                                                                : p.context_parallel_scheme),
                       who + refusal->reason + "; use " + parallel::advice(known, *refusal));
   }
 }
 
 }  // namespace
 
-SchemeOptions scheme_options(const std::string& name, const std::string& degrees,
-                             const std::string& nesting, const std::string& around,
-                             const std::string& backward) {
-  SchemeOptions options;
-  options.name = parallel::scheme_from_name(name).name;
-  parallel::set_option(options, SchemeOption::degrees, degrees);
-  parallel::set_option(options, SchemeOption::nesting, nesting);
-  parallel::set_option(options, SchemeOption::around, around);
-  parallel::set_option(options, SchemeOption::backward, backward);
-  return options;
-}
-
-std::vector<SchemeChange> scheme_changes(const runtime::TrainConfig& config) {
+std::vector<SchemeChange> scheme_changes(const TrainConfig& config) {
   const ParallelismConfig& p = config.parallelism;
-  const std::vector<SchemeOption> all(std::begin(parallel::kSchemeOptions),
-                                      std::end(parallel::kSchemeOptions));
-  std::vector<SchemeChange> changes{{1, options_for(p, p.context_parallel_scheme, all)}};
+  std::vector<SchemeChange> changes{{1, scheme_of(config, p.context_parallel_scheme)}};
   for (const SwitchPart& part : read_switch(p.context_parallel_switch, config.training.steps)) {
     LONGHAUL_CHECK(part.wrong.empty(), part.wrong);
-    changes.push_back({part.step, options_for(p, part.scheme, all)});
+    changes.push_back({part.step, scheme_of(config, part.scheme)});
   }
   return changes;
 }
 
-void check_schemes(ConfigDraft& draft) {
-  const std::vector<SchemeOption> usable = check_option_texts(draft);
-  const std::vector<Use> uses = check_switch(draft, usable);
-  check_unused(draft, uses, usable);
-  check_uses(draft, uses);
+std::vector<SchemeChange> resolved_schemes(const TrainConfig& config) {
+  std::vector<SchemeChange> changes = scheme_changes(config);
+  const ParallelismConfig& p = config.parallelism;
+  if (p.context_parallel_degree < 1) return changes;
+  for (SchemeChange& change : changes) {
+    change.scheme = parallel::resolved({change.scheme, static_cast<int>(p.context_parallel_degree),
+                                        static_cast<int>(config.model.num_attention_heads),
+                                        static_cast<int>(config.model.num_key_value_heads),
+                                        parallel::layout_from_name(p.context_parallel_layout),
+                                        attention::mask_rule(config.data.mask).causal});
+  }
+  return changes;
+}
+
+std::string schemes_text(const TrainConfig& config) {
+  const ParallelismConfig& p = config.parallelism;
+  std::vector<std::string> asked{p.context_parallel_scheme};
+  for (const SwitchPart& part : read_switch(p.context_parallel_switch, config.training.steps))
+    asked.push_back(part.scheme);
+  std::string text;
+  std::size_t i = 0;
+  for (const SchemeChange& change : resolved_schemes(config)) {
+    text += i == 0 ? "" : fmt::format(", from step {} ", change.step);
+    text += change.scheme.text();
+    if (is_policy(asked[i])) text += fmt::format(" (chosen by {})", asked[i]);
+    ++i;
+  }
+  return text;
+}
+
+void check_schemes(TrainDraft& draft) {
+  check_old_keys(draft);
+  check_uses(draft, check_expressions(draft));
 }
 
 }  // namespace longhaul::launch

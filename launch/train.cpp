@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "launch/config.h"
+#include "launch/metrics.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "models/flops.h"
@@ -19,7 +20,6 @@
 #include "runtime/comm/mpi.h"
 #include "runtime/cores.h"
 #include "runtime/error.h"
-#include "runtime/metrics.h"
 #include "runtime/peak.h"
 #include "runtime/signals.h"
 
@@ -30,7 +30,6 @@ using runtime::Communicator;
 using runtime::Error;
 using runtime::ExitCode;
 using runtime::fail;
-using runtime::TrainConfig;
 
 std::string flight_folder(const TrainConfig& config) { return config.job.output_dir + "/flight"; }
 
@@ -65,7 +64,7 @@ double measure_peak_flops(Communicator& world, const Place& place, const runtime
 /// The corpus and what the configuration makes of it; a contradiction shows before anything is
 /// written.
 struct TrainingData {
-  explicit TrainingData(runtime::ConfigDraft& draft)
+  explicit TrainingData(TrainDraft& draft)
       : corpus(open_corpus(draft)),
         vocab_size(model_vocabulary(draft.config, corpus.info())),
         sequences(corpus, draft.config.training.seq_len,
@@ -78,17 +77,19 @@ struct TrainingData {
   const runtime::Sequences sequences;
 };
 
-runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
-                              const Trainer& trainer) {
-  runtime::RunHeader header;
+RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
+                     const Trainer& trainer) {
+  RunHeader header;
   header.config = config;
   header.grid.data = config.parallelism.data_parallel_replicate_degree;
   header.grid.context = config.parallelism.context_parallel_degree;
   header.parameters = trainer.parameters();
-  header.accumulation_steps = runtime::batch_plan(config).accumulation_steps;
+  header.accumulation_steps = batch_plan(config).accumulation_steps;
   header.corpus_digest = corpus.digest();
   header.corpus_tokens = corpus.info().tokens;
   header.vocabulary_size = corpus.info().vocabulary_size;
+  for (const SchemeChange& change : resolved_schemes(config))
+    header.schemes.push_back({change.step, change.scheme.text()});
   header.flop_convention =
       "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
       "pair; "
@@ -96,25 +97,23 @@ runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& 
   return header;
 }
 
-void print_start(const runtime::RunHeader& header, const TrainConfig& config,
-                 std::int64_t resumed_step) {
+void print_start(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step) {
   std::printf("%s\n", runtime::version_line().c_str());
-  std::printf("model    llama, %s parameters, %s\n", runtime::grouped(header.parameters).c_str(),
+  std::printf("model    llama, %s parameters, %s\n", grouped(header.parameters).c_str(),
               runtime::name(config.training.dtype));
   std::printf("corpus   %s, %s tokens, vocabulary %s, unigram entropy %.4f nats\n",
-              config.data.corpus.c_str(), runtime::grouped(header.corpus_tokens).c_str(),
-              runtime::grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
+              config.data.corpus.c_str(), grouped(header.corpus_tokens).c_str(),
+              grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
   std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
-              header.grid.data, header.grid.context,
-              config.parallelism.context_parallel_scheme.c_str(),
+              header.grid.data, header.grid.context, schemes_text(config).c_str(),
               config.parallelism.context_parallel_layout.c_str(), mask_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
   std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
               hosts.size() == 1 ? "host" : "hosts",
               header.communicator.substr(0, header.communicator.find(',')).c_str());
   std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank\n",
-              runtime::grouped(config.training.tokens_per_step).c_str(),
-              runtime::grouped(config.training.seq_len).c_str(), header.accumulation_steps,
+              grouped(config.training.tokens_per_step).c_str(),
+              grouped(config.training.seq_len).c_str(), header.accumulation_steps,
               config.training.micro_batch_size);
   if (resumed_step >= config.training.steps) {
     std::printf(
@@ -128,7 +127,7 @@ void print_start(const runtime::RunHeader& header, const TrainConfig& config,
 /// What rank 0 tells people and metrics.jsonl.
 class Reporter {
  public:
-  Reporter(const runtime::RunHeader& header, const TrainConfig& config, std::int64_t resumed_step)
+  Reporter(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step)
       : config_(config),
         peak_flops_(header.peak_flops),
         writer_(config.job.output_dir + "/metrics.jsonl", header, resumed_step) {
@@ -137,7 +136,7 @@ class Reporter {
 
   void step(const StepResult& result, const Trainer& trainer, std::int64_t sequences_per_epoch) {
     const std::int64_t tokens = config_.training.tokens_per_step;
-    runtime::StepMetrics metrics;
+    StepMetrics metrics;
     metrics.step = trainer.completed_steps();
     metrics.loss = result.loss;
     metrics.grad_norm = result.grad_norm;
@@ -158,19 +157,19 @@ class Reporter {
     ++steps_;
     const bool last = metrics.step == config_.training.steps;
     if (metrics.step % config_.metrics.log_freq != 0 && !last && steps_ != 1) return;
-    runtime::ConsoleContext context;
+    ConsoleContext context;
     context.steps = config_.training.steps;
     context.memory_total_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
     context.seconds_left =
         seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
-    std::printf("%s\n", runtime::console_line(metrics, context).c_str());
+    std::printf("%s\n", console_line(metrics, context).c_str());
     std::fflush(stdout);
   }
 
  private:
   const TrainConfig config_;
   const double peak_flops_;
-  runtime::MetricsWriter writer_;
+  MetricsWriter writer_;
   double seconds_ = 0;
   std::int64_t steps_ = 0;
 };
@@ -178,19 +177,18 @@ class Reporter {
 /// Initialises or loads; returns the step that the run goes on from.
 std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
                     const runtime::Stream& stream) {
-  using Kind = runtime::Resume::Kind;
   trainer.initialise();
   if (!config.checkpoint.enable) return 0;
-  const std::string folder = runtime::checkpoint_folder(config);
-  const Kind kind = config.checkpoint.resume.kind;
-  if (kind == Kind::automatic) {
+  const std::string folder = checkpoint_folder(config);
+  const runtime::WordOrInteger& wanted = config.checkpoint.resume;
+  if (wanted.word == "auto") {
     if (const auto newest = runtime::Checkpoint::open_newest(folder, world, stream)) {
       trainer.load(*newest);
     }
     return trainer.completed_steps();
   }
-  if (kind == Kind::step) {
-    trainer.load(runtime::Checkpoint::open(folder, config.checkpoint.resume.step, world, stream));
+  if (wanted.word.empty()) {
+    trainer.load(runtime::Checkpoint::open(folder, wanted.integer, world, stream));
   }
   if (world.rank() == 0) {
     const auto aside = runtime::set_aside_newer_checkpoints(folder, trainer.completed_steps());
@@ -205,7 +203,7 @@ std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& w
 
 const char* stop_hint(const TrainConfig& config) {
   if (!config.checkpoint.enable) return "checkpoint.enable is false, so nothing was saved";
-  return config.checkpoint.resume.kind == runtime::Resume::Kind::automatic
+  return config.checkpoint.resume.word == "auto"
              ? "start the same command again to go on"
              : "start it again with checkpoint.resume = \"auto\" to go on";
 }
@@ -220,7 +218,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   phase("resume");
   const std::int64_t resumed_step = resume(trainer, config, world, stream);
 
-  runtime::RunHeader header = run_header(config, data.corpus, trainer);
+  RunHeader header = run_header(config, data.corpus, trainer);
   if (world.rank() == 0) header.unigram_entropy = data.corpus.unigram_entropy();
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.communicator = place.communicator;
@@ -228,7 +226,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   std::unique_ptr<Reporter> reporter;
   if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, config, resumed_step);
 
-  const std::string checkpoints = runtime::checkpoint_folder(config);
+  const std::string checkpoints = checkpoint_folder(config);
   while (trainer.completed_steps() < config.training.steps) {
     phase("training");
     const StepResult result = trainer.step(runtime::signals::requested() != 0);
@@ -258,7 +256,7 @@ std::vector<runtime::NamedDigest> common_ground(const TrainConfig& config,
                                                 const runtime::Corpus& corpus) {
   std::vector<runtime::NamedDigest> entries = {{"build", runtime::build_digest()},
                                                {"corpus", corpus.digest()}};
-  std::istringstream lines(runtime::to_toml(config));
+  std::istringstream lines(to_toml(config));
   std::string section;
   for (std::string line; std::getline(lines, line);) {
     const auto equals = line.find(" = ");
@@ -337,7 +335,7 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   }
 }
 
-int train_mpi(runtime::ConfigDraft& draft, const TrainingData& data) {
+int train_mpi(TrainDraft& draft, const TrainingData& data) {
   TrainConfig& config = draft.config;
   runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
   runtime::check_launcher(
@@ -345,7 +343,7 @@ int train_mpi(runtime::ConfigDraft& draft, const TrainingData& data) {
       {session.rank(), session.size(), session.local_rank(), session.local_size()});
   try {
     config.parallelism.context_parallel_degree =
-        runtime::resolve_grid(config.parallelism, session.size()).context;
+        resolve_grid(config.parallelism, session.size()).context;
     check_schemes(draft);  // what depends on the number of ranks
     draft.check();
   } catch (const Error&) {
@@ -378,7 +376,7 @@ int train_mpi(runtime::ConfigDraft& draft, const TrainingData& data) {
 
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
-  runtime::ConfigDraft draft = load_config(options.config_path, options.overrides);
+  TrainDraft draft = load_config(options.config_path, options.overrides);
   const TrainingData data(draft);
   if (draft.config.comm.backend == "mpi") return train_mpi(draft, data);
   return train_loopback(draft.config, data);

@@ -22,7 +22,7 @@ namespace {
 /// so this one only has to be later than any of those.
 runtime::Deadline host_deadline() { return runtime::deadline_in(24 * 3600.0); }
 
-runtime::GridShape grid_shape(const runtime::TrainConfig& config) {
+runtime::GridShape grid_shape(const TrainConfig& config) {
   runtime::GridShape shape;
   shape.data = config.parallelism.data_parallel_replicate_degree;
   shape.context = config.parallelism.context_parallel_degree;
@@ -39,14 +39,14 @@ std::vector<double> sum(const std::vector<std::vector<double>>& rows) {
 }
 
 /// The one place that chooses the device of training: all other work follows this stream's.
-runtime::Stream compute_stream(const runtime::TrainConfig&, int threads) {
+runtime::Stream compute_stream(const TrainConfig&, int threads) {
   return runtime::Stream::cpu("compute", threads);
 }
 
 }  // namespace
 
-models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_t vocab_size) {
-  const runtime::ModelConfig& m = config.model;
+models::LlamaConfig llama_config(const TrainConfig& config, std::int64_t vocab_size) {
+  const ModelConfig& m = config.model;
   models::LlamaConfig llama;
   llama.hidden_size = m.hidden_size;
   llama.intermediate_size = m.intermediate_size;
@@ -68,12 +68,12 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       world_(world),
       data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
-      plan_(runtime::batch_plan(inputs_.config)),
+      plan_(batch_plan(inputs_.config)),
       layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout)),
       compute_(compute_stream(inputs_.config, inputs_.threads)),
       gradient_stream_(compute_.sibling("gradients", 1)),
       control_stream_(runtime::Stream::cpu("control")) {
-  const runtime::TrainConfig& config = inputs_.config;
+  const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
   control_comm_ = grid_.split(world, {data, context}, "control");
@@ -91,7 +91,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
                                                                   : models::Recompute::none;
   model_ = std::make_unique<models::Llama>(model, options, *store_, *attention_, compute_);
-  const runtime::OptimizerConfig& o = config.optimizer;
+  const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
       *store_);
@@ -134,7 +134,7 @@ void Trainer::reduce(models::ElementRange range) {
 void Trainer::set_scheme(std::int64_t step) {
   const auto after = std::ranges::find_if(
       schemes_, [&](const SchemeChange& change) { return change.step > step; });
-  const parallel::SchemeOptions& wanted = std::prev(after)->scheme;
+  const parallel::Expression& wanted = std::prev(after)->scheme;
   if (wanted == scheme_) return;
   attention_->set_scheme(wanted);
   scheme_ = wanted;
@@ -144,7 +144,7 @@ StepResult Trainer::step(bool stop) {
   const auto begin = runtime::Clock::now();
   const double waited_before = compute_.waited_seconds();
   compute_.reset_peak();
-  const runtime::TrainConfig& config = inputs_.config;
+  const TrainConfig& config = inputs_.config;
   const std::int64_t step_number = completed_steps_ + 1;
   set_scheme(step_number);
   if (inputs_.recorder != nullptr) inputs_.recorder->set_step(step_number);
@@ -244,7 +244,7 @@ std::vector<runtime::TensorSlice> Trainer::owned_slices() const {
 }
 
 void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k) {
-  const runtime::TrainConfig& config = inputs_.config;
+  const TrainConfig& config = inputs_.config;
   compute_.synchronize(host_deadline());
   runtime::CheckpointMetadata metadata;
   metadata.step = completed_steps_;
@@ -252,7 +252,7 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   metadata.cursor = cursor_;
   metadata.optimizer_step = completed_steps_;
   metadata.seed = static_cast<std::uint64_t>(config.debug.seed);
-  metadata.config = runtime::to_toml(config);
+  metadata.config = to_toml(config);
   metadata.corpus_digest = inputs_.corpus_digest;
   metadata.extra["seq_len"] = std::to_string(config.training.seq_len);
   runtime::SaveOptions options;

@@ -10,12 +10,12 @@
 
 #include "launch/batches.h"
 #include "launch/schemes.h"
+#include "launch/train_config.h"
 #include "models/llama.h"
 #include "models/optimizer.h"
 #include "parallel/attention.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/grid.h"
-#include "runtime/config/config.h"
 #include "runtime/flight.h"
 #include "runtime/io/checkpoint.h"
 
@@ -23,7 +23,7 @@ namespace longhaul::launch {
 
 /// What a run is made of besides its configuration.
 struct TrainerInputs {
-  runtime::TrainConfig config;  ///< resolved: context_parallel_degree fits the world
+  TrainConfig config;  ///< resolved: context_parallel_degree fits the world
   std::int64_t vocab_size = 0;
   SequenceSource sequences;
   std::string corpus_digest;
@@ -85,14 +85,14 @@ class Trainer {
   const runtime::ProcessGrid grid_;
   runtime::Communicator& world_;
   const int data_rank_, context_rank_;
-  const runtime::BatchPlan plan_;
+  const BatchPlan plan_;
   const parallel::LayoutKind layout_;
   const runtime::Stream compute_, gradient_stream_;
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
   std::vector<SchemeChange> schemes_;
-  parallel::SchemeOptions scheme_;  ///< what attention_ uses now
+  parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<models::Llama> model_;
@@ -103,6 +103,6 @@ class Trainer {
 };
 
 /// The model of a configuration, with the vocabulary filled in.
-models::LlamaConfig llama_config(const runtime::TrainConfig& config, std::int64_t vocab_size);
+models::LlamaConfig llama_config(const TrainConfig& config, std::int64_t vocab_size);
 
 }  // namespace longhaul::launch

@@ -6,23 +6,22 @@
 
 #include "launch/config.h"
 #include "launch/legality.h"
+#include "launch/metrics.h"
+#include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/sequences.h"
-#include "runtime/metrics.h"
 
 namespace longhaul::launch {
 
 using runtime::ExitCode;
 using runtime::fail;
-using runtime::grouped;
-using runtime::TrainConfig;
 
 namespace {
 
 std::string grid_text(const TrainConfig& config) {
-  const runtime::ParallelismConfig& grid = config.parallelism;
+  const ParallelismConfig& grid = config.parallelism;
   const std::int64_t data = grid.data_parallel_replicate_degree,
                      context = grid.context_parallel_degree;
   if (context == -1) {
@@ -32,7 +31,7 @@ std::string grid_text(const TrainConfig& config) {
 }
 
 std::string batch_text(const TrainConfig& config) {
-  const runtime::BatchPlan plan = runtime::batch_plan(config);
+  const BatchPlan plan = batch_plan(config);
   return fmt::format(
       "{} tokens a step = {} sequences of {}: {} per pass on each of {} data ranks, {} passes",
       grouped(config.training.tokens_per_step), plan.sequences_per_step,
@@ -47,8 +46,7 @@ std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) 
 }
 
 std::string attention_text(const TrainConfig& config) {
-  return fmt::format("{} over {} x mask {} x {} (wire {}) x {}: {}",
-                     config.parallelism.context_parallel_scheme,
+  return fmt::format("{} over {} x mask {} x {} (wire {}) x {}: {}", schemes_text(config),
                      config.parallelism.context_parallel_layout, mask_text(config.data),
                      name(config.training.dtype),
                      name(config.parallelism.context_parallel_wire_dtype), config.comm.backend,
@@ -61,7 +59,7 @@ std::string attention_text(const TrainConfig& config) {
 
 int run_validate(const ValidateOptions& options) {
   if (options.keys) {
-    std::fputs(runtime::config_reference().c_str(), stdout);
+    std::fputs(config_reference().c_str(), stdout);
     return 0;
   }
   if (options.legality) {
@@ -71,7 +69,7 @@ int run_validate(const ValidateOptions& options) {
   if (options.config_path.empty()) {
     fail(ExitCode::usage, "validate needs a CONFIG (or --keys, or --legality)");
   }
-  runtime::ConfigDraft draft = load_config(options.config_path, options.overrides, options.ranks);
+  TrainDraft draft = load_config(options.config_path, options.overrides, options.ranks);
   const TrainConfig& config = draft.config;
   const runtime::Corpus opened = open_corpus(draft);
   const runtime::CorpusInfo& corpus = opened.info();
@@ -87,7 +85,7 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch\n",
              grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),
              grouped(sequences.per_epoch()));
-  fmt::print("# digest      {:016x}\n\n{}", runtime::digest(config), runtime::to_toml(config));
+  fmt::print("# digest      {:016x}\n\n{}", digest(config), to_toml(config));
   return 0;
 }
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/config/config.h"
+#include "launch/train_config.h"
 
 namespace longhaul::launch {
 

@@ -44,7 +44,7 @@ struct Attention::Impl {
   // Programs of the batches seen lately, by what they are a function of.
   static constexpr std::size_t kCached = 16;
 
-  SchemeOptions scheme;
+  Expression scheme;
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
   runtime::Stream compute;
@@ -63,12 +63,10 @@ struct Attention::Impl {
   }
 
   std::string key(Direction direction, const Shapes& shapes) const {
-    return runtime::concat(
-        scheme.name, " ", scheme.outer, " ", scheme.inner, " ", static_cast<int>(scheme.nesting),
-        " ", scheme.around, " ", static_cast<int>(scheme.backward), " ", name(direction), " ",
-        shapes.heads, " ", shapes.kv_heads, " ", shapes.dim, " ", shapes.value_dim, " ",
-        name(shapes.activation), " ", static_cast<int>(shapes.weighting), " ", masks->digest(), " ",
-        layout->digest());
+    return runtime::concat(scheme.text(), " ", name(direction), " ", shapes.heads, " ",
+                           shapes.kv_heads, " ", shapes.dim, " ", shapes.value_dim, " ",
+                           name(shapes.activation), " ", static_cast<int>(shapes.weighting), " ",
+                           masks->digest(), " ", layout->digest());
   }
 
   std::shared_ptr<const Program> program(Direction direction, const Shapes& shapes) {
@@ -122,7 +120,7 @@ void Attention::set_batch(const attention::HeadMasks& masks, const Layout& layou
   impl_->layout = layout;
 }
 
-void Attention::set_scheme(const SchemeOptions& scheme) {
+void Attention::set_scheme(const Expression& scheme) {
   impl_->scheme = scheme;
   impl_->open_channels();
 }

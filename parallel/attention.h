@@ -16,7 +16,7 @@
 namespace longhaul::parallel {
 
 struct AttentionOptions {
-  SchemeOptions scheme = {};
+  Expression scheme = {};
   /// Dtype of gradient accumulators between ranks; LSE and delta always travel as fp32.
   runtime::DType wire_dtype = runtime::DType::float32;
 };
@@ -47,7 +47,7 @@ class Attention {
   /// ranks.
   void set_batch(const attention::HeadMasks& masks, const Layout& layout);
   /// The scheme of the calls that follow. Collective: it may open another channel.
-  void set_scheme(const SchemeOptions& scheme);
+  void set_scheme(const Expression& scheme);
 
   /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H]
   /// fp32 (natural log). A sigmoid has no LSE and no delta: their views are empty.

@@ -1,5 +1,5 @@
-// The ring family over all ranks of the axis: ring, burst, double_ring, and auto, which is ring or
-// burst. Any layout. A rank's own contribution to a gradient that circulates stays at home, so an
+// The ring family over all ranks of the axis, and its schemes of one level: ring and burst. Any
+// layout. A rank's own contribution to a gradient that circulates stays at home, so an
 // accumulator starts at the first visitor and is home after P - 1 hops; a block travels no further
 // than the last rank that sees any of it.
 //
@@ -11,28 +11,7 @@
 
 #include <memory>
 
-#include "parallel/schemes/degrees.h"
-#include "runtime/error.h"
-
 namespace longhaul::parallel {
-
-RingKind ring_kind(const SchemeOptions& options, int members, const Shapes& shapes,
-                   std::optional<runtime::DType> wire_dtype) {
-  if (options.name == "ring") return {{{members, 0}}, Circulating::keys};
-  if (options.name == "burst") return {{{members, 0}}, Circulating::queries};
-  if (options.name == "auto") return {{{members, 0}}, cheaper_backward(shapes, wire_dtype)};
-  LONGHAUL_CHECK(options.name == "double_ring", "no ring is called ", options.name);
-  const auto degrees = resolve_degrees(options, members);
-  LONGHAUL_CHECK(degrees, "no degrees of a double ring over ", members);
-  const auto [outer, inner] = *degrees;
-  const Circulating backward = options.backward == BackwardRing::ring ? Circulating::keys
-                               : options.backward == BackwardRing::burst
-                                   ? Circulating::queries
-                                   : cheaper_backward(shapes, wire_dtype);
-  return {{{outer, 0}, {inner, 1}}, backward};
-}
-
-namespace {
 
 ProgramGenerator prepare_ring(const SchemeInputs& inputs) {
   struct Shared {
@@ -43,7 +22,8 @@ ProgramGenerator prepare_ring(const SchemeInputs& inputs) {
   };
   const bool forward = inputs.direction == Direction::forward;
   Members members(inputs);
-  RingKind kind = ring_kind(inputs.options, members.size(), inputs.shapes, inputs.wire_dtype);
+  RingKind kind = scheme_from_name(inputs.scheme.name)
+                      .ring(inputs.scheme, members.size(), inputs.shapes, inputs.wire_dtype);
   RingPlan plan(members, kind.levels, forward ? Circulating::keys : kind.backward);
   auto shared =
       std::make_shared<Shared>(Shared{std::move(members), std::move(kind), std::move(plan), {}});
@@ -61,23 +41,20 @@ ProgramGenerator prepare_ring(const SchemeInputs& inputs) {
   };
 }
 
+namespace {
+
+using Wire = std::optional<runtime::DType>;
+
+RingKind of_keys(const Expression&, int members, const Shapes&, Wire) {
+  return {{{members, 0}}, Circulating::keys};
+}
+RingKind of_queries(const Expression&, int members, const Shapes&, Wire) {
+  return {{{members, 0}}, Circulating::queries};
+}
+
 }  // namespace
 
-const Scheme ring_scheme{.name = "ring", .prepare = prepare_ring, .inside_usp = true};
-
-const Scheme burst_scheme{.name = "burst", .prepare = prepare_ring, .inside_usp = true};
-
-const Scheme auto_scheme{.name = "auto",
-                         .prepare = prepare_ring,
-                         .legality = "every mask, layout and number of ranks: ring or burst"};
-
-const Scheme double_ring_scheme{
-    .name = "double_ring",
-    .channels = 2,
-    .prepare = prepare_ring,
-    .reads = {SchemeOption::degrees, SchemeOption::backward},
-    .inside_usp = true,
-    .refuse = [](const Combination& combination) { return refuse_degrees(combination); },
-    .legality = "every mask, layout and number of ranks; outer x inner degrees make up the ranks"};
+const Scheme ring_scheme{.name = "ring", .prepare = prepare_ring, .ring = of_keys};
+const Scheme burst_scheme{.name = "burst", .prepare = prepare_ring, .ring = of_queries};
 
 }  // namespace longhaul::parallel

@@ -1,17 +1,16 @@
 #pragma once
-// What the ring family shares with the schemes that wrap it: rings by name.
+// What the ring family shares with the schemes that wrap it.
 
 #include "parallel/schemes/level_ring.h"
 
 namespace longhaul::parallel {
 
+/// What a scheme of the family (Scheme::ring) makes of its members.
 struct RingKind {
   std::vector<RingLevel> levels;
   Circulating backward = Circulating::keys;
 };
-/// `options.name` is ring, burst, auto or double_ring, over `members`; shapes and wire dtype decide
-/// what an automatic backward circulates.
-RingKind ring_kind(const SchemeOptions& options, int members, const Shapes& shapes,
-                   std::optional<runtime::DType> wire_dtype);
+/// The generator of such a scheme over all ranks of the axis.
+ProgramGenerator prepare_ring(const SchemeInputs& inputs);
 
 }  // namespace longhaul::parallel

@@ -1,6 +1,6 @@
 #pragma once
 // A scheme is a pure function from masks, layout and shapes to every rank's program; one file each.
-// How to add one is in parallel/README.md.
+// It is named by an expression (expression.h). How to add one is in parallel/README.md.
 
 #include <functional>
 #include <optional>
@@ -9,48 +9,22 @@
 
 #include "parallel/layout.h"
 #include "parallel/schedule.h"
-#include "runtime/config/scheme_names.h"
+#include "parallel/schemes/expression.h"
+
+// The one list of schemes, in the order in which they are shown. A scheme is a file and a line
+// here.
+#define LONGHAUL_SCHEMES(SCHEME) \
+  SCHEME(ring)                   \
+  SCHEME(burst)                  \
+  SCHEME(double_ring)            \
+  SCHEME(ring_self_attention)    \
+  SCHEME(balanced_ring)          \
+  SCHEME(all_gather)             \
+  SCHEME(ulysses)                \
+  SCHEME(usp)                    \
+  SCHEME(group_cast)
 
 namespace longhaul::parallel {
-
-/// Which ranks of a two-level scheme sit next to each other.
-enum class Nesting : unsigned char {
-  heads_inside,  ///< rank = ring position * U + head position: the all-to-all runs inside a node
-  ring_inside    ///< rank = head position * R + ring position
-};
-/// What circulates in a ring's backward.
-enum class BackwardRing : unsigned char {
-  ring,      ///< keys, values and their gradients
-  burst,     ///< queries, dout, LSE, delta and dq
-  automatic  ///< whichever sends fewer bytes
-};
-
-const char* name(Nesting nesting);
-const char* name(BackwardRing backward);
-
-/// What only some schemes read; the table of schemes says which.
-enum class SchemeOption : unsigned char { degrees, nesting, around, backward };
-constexpr SchemeOption kSchemeOptions[] = {SchemeOption::degrees, SchemeOption::nesting,
-                                           SchemeOption::around, SchemeOption::backward};
-const char* name(SchemeOption option);
-
-/// A scheme's name and its options.
-struct SchemeOptions {
-  std::string name = "ring";
-  int outer = 0, inner = 0;  ///< degrees of two levels; 0: chosen, see resolve_degrees()
-  Nesting nesting = Nesting::heads_inside;
-  std::string around = "ring";  ///< the scheme inside usp
-  BackwardRing backward = BackwardRing::automatic;
-  bool operator==(const SchemeOptions&) const = default;
-};
-/// From a text of the configuration: "outer=2,inner=4", either alone, or "auto"; the name of a
-/// nesting, a scheme that usp can be around, a backward. Throws Error(config) with what is
-/// expected.
-void set_option(SchemeOptions& options, SchemeOption option, const std::string& text);
-/// False where the option has its default.
-bool is_set(const SchemeOptions& options, SchemeOption option);
-/// To its default.
-void reset(SchemeOptions& options, SchemeOption option);
 
 /// What a scheme is a function of. It, and the layout, must outlive the generator made from it.
 struct SchemeInputs {
@@ -60,7 +34,7 @@ struct SchemeInputs {
   Direction direction = Direction::forward;
   /// Of gradient accumulators between ranks; fp32 when empty.
   std::optional<runtime::DType> wire_dtype = {};
-  SchemeOptions options = {};
+  Expression scheme = {};
 };
 
 /// The program of one rank; work that all ranks share is done when the generator is made.
@@ -68,7 +42,7 @@ using ProgramGenerator = std::function<Program(int rank)>;
 
 /// What legality depends on: known before any batch.
 struct Combination {
-  SchemeOptions options;
+  Expression scheme;
   int ranks = 1;
   int heads = 1, kv_heads = 1;
   LayoutKind layout = LayoutKind::contiguous;
@@ -76,22 +50,28 @@ struct Combination {
 };
 struct Refusal {
   std::string reason;
-  std::vector<Combination> nearest;         ///< what would work, nearest first: legal, all of them
-  std::optional<SchemeOption> option = {};  ///< the one to blame, if any
+  std::vector<Combination> nearest;  ///< what would work, nearest first: legal, all of them
 };
 /// "layout contiguous or scheme ring": what the nearest legal combinations change.
 std::string advice(const Combination& refused, const Refusal& refusal);
-/// The same call under a scheme without options.
-Combination under_scheme(Combination combination, const std::string& scheme);
+/// The same call under another scheme.
+Combination under_scheme(Combination combination, const Expression& scheme);
+
+struct RingKind;  // schemes/ring.h
 
 struct Scheme {
   std::string name;
   int channels = 1;
   ProgramGenerator (*prepare)(const SchemeInputs& inputs) = nullptr;
-  std::vector<SchemeOption> reads = {};  ///< others must keep their defaults
-  bool inside_usp = false;               ///< `around` may name it
+  std::vector<Argument> arguments = {};
+  /// Of a scheme that attends in rings of members: the kind of ring that it is. So it can stand
+  /// where an argument of type `ring` is declared.
+  RingKind (*ring)(const Expression& scheme, int members, const Shapes& shapes,
+                   std::optional<runtime::DType> wire_dtype) = nullptr;
   /// Empty where every combination is legal.
   std::optional<Refusal> (*refuse)(const Combination& combination) = nullptr;
+  /// Of a legal combination: its scheme with what it chooses itself, such as degrees, written out.
+  Expression (*resolve)(const Combination& combination) = nullptr;
   std::string legality = "every mask, layout and number of ranks";  ///< in words, for the table
 };
 
@@ -101,21 +81,30 @@ LONGHAUL_SCHEMES(DECLARE)
 #undef DECLARE
 
 /// Throws Error(config) listing the known schemes.
-const Scheme& scheme_from_name(const std::string& text);
+const Scheme& scheme_from_name(const std::string& name);
 std::vector<std::string> scheme_names();
+/// "double_ring(outer=, inner=, backward=auto|ring|burst)": how it is written; what has no default
+/// is chosen where it is not given.
+std::string signature(const Scheme& scheme);
 
-/// Whether the scheme, or the one that it is around, has a use for the option.
-bool reads(const SchemeOptions& options, SchemeOption option);
-/// "double_ring or usp": who has a use for it.
-std::string readers(SchemeOption option);
-/// Also for options that the scheme has no use for.
+/// The expression in canonical form: arguments in declared order, none that has its default. Throws
+/// Error(config) with the place in the text, what is wrong there and what was expected.
+Expression parse_scheme(const std::string& text);
+/// The canonical form of an expression that is made of schemes and arguments which exist.
+Expression canonical(const Expression& scheme);
+/// Canonical, with what the scheme chooses itself written out: the name of what runs. Of a legal
+/// combination.
+Expression resolved(const Combination& combination);
+
 std::optional<Refusal> refuse(const Combination& combination);
 /// Throws Error(config) with the reason and the nearest legal choice.
 void check_legal(const Combination& combination);
 /// True when no query sees a later key.
 bool is_causal(const attention::HeadMasks& masks);
 
-/// The generator of inputs.options.name. Throws Error(config) for an illegal combination.
+/// What `inputs` ask of their scheme.
+Combination combination_of(const SchemeInputs& inputs);
+/// The generator of inputs.scheme. Throws Error(config) for an illegal combination.
 ProgramGenerator prepare(const SchemeInputs& inputs);
 /// All ranks' programs, for the verifier and for counting.
 Schedule build_schedule(const SchemeInputs& inputs);

@@ -8,56 +8,23 @@
 // backward n (U-1)/U (H ((D + D_v) e + 8 + D a) + H' (D + D_v) (e + a)). The ring's are those of
 // its scheme for n U rows, H / U query heads and H' / U key/value heads.
 
+#include "parallel/schemes/ulysses.h"
+
 #include <memory>
 
-#include "parallel/schemes/degrees.h"
-#include "parallel/schemes/ring.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
-namespace {
 
 bool heads_divide(int heads, int kv_heads, int degree) {
   return heads % degree == 0 && (kv_heads % degree == 0 || degree % kv_heads == 0);
 }
 
-/// Where a rank stands: `ring` of R members, `head` of U.
-struct Grid {
-  int heads = 1, rings = 1;  // U, R
-  Nesting nesting = Nesting::heads_inside;
-  int ring_of(int rank) const {
-    return nesting == Nesting::heads_inside ? rank / heads : rank % rings;
-  }
-  int head_of(int rank) const {
-    return nesting == Nesting::heads_inside ? rank % heads : rank / rings;
-  }
-  int rank(int ring, int head) const {
-    return nesting == Nesting::heads_inside ? ring * heads + head : head * rings + ring;
-  }
-};
-
-Grid grid_of(const Degrees& degrees, Nesting nesting) {
-  return nesting == Nesting::heads_inside ? Grid{degrees.inner, degrees.outer, nesting}
-                                          : Grid{degrees.outer, degrees.inner, nesting};
-}
-
-/// Those of usp whose degree that shares heads suits them.
-LegalDegrees shares_heads(const Combination& c) {
-  return [&c](const Degrees& degrees) {
-    return heads_divide(c.heads, c.kv_heads, grid_of(degrees, c.options.nesting).heads);
-  };
-}
-
-SchemeOptions inner_options(const SchemeOptions& options) {
-  SchemeOptions inner;  // a double ring inside chooses its own degrees
-  inner.name = options.around;
-  inner.backward = options.backward;
-  return inner;
-}
+namespace {
 
 class HeadExchange {
  public:
-  HeadExchange(const SchemeInputs& inputs, const Grid& grid, const RingKind& kind)
+  HeadExchange(const SchemeInputs& inputs, const HeadGrid& grid, const RingKind& kind)
       : inputs_(inputs),
         grid_(grid),
         channels_(static_cast<int>(kind.levels.size())),
@@ -194,22 +161,27 @@ class HeadExchange {
   }
 
   const SchemeInputs& inputs_;
-  const Grid grid_;
+  const HeadGrid grid_;
   const int channels_, q_heads_, kv_heads_;
   std::vector<Ring> rings_;  // by head position
 };
 
-ProgramGenerator prepare_exchange(const SchemeInputs& inputs, const Grid& grid,
-                                  const SchemeOptions& ring) {
+}  // namespace
+
+ProgramGenerator prepare_exchange(const SchemeInputs& inputs, const HeadGrid& grid,
+                                  const Expression& ring) {
   // The members of the ring hold fewer heads, by the same factor unless key/value heads are
   // replicated.
   Shapes shapes = inputs.shapes;
   shapes.heads /= grid.heads;
   shapes.kv_heads = std::max(1, shapes.kv_heads / grid.heads);
-  const RingKind kind = ring_kind(ring, grid.rings, shapes, inputs.wire_dtype);
+  const RingKind kind =
+      scheme_from_name(ring.name).ring(ring, grid.rings, shapes, inputs.wire_dtype);
   auto exchange = std::make_shared<HeadExchange>(inputs, grid, kind);
   return [exchange](int rank) { return exchange->generate(rank); };
 }
+
+namespace {
 
 std::optional<Refusal> refuse_ulysses(const Combination& c) {
   if (heads_divide(c.heads, c.kv_heads, c.ranks)) return {};
@@ -222,22 +194,8 @@ std::optional<Refusal> refuse_ulysses(const Combination& c) {
       {fewer, under_scheme(c, "usp"), under_scheme(c, "ring")}};
 }
 
-std::optional<Refusal> refuse_usp(const Combination& c) {
-  return refuse_degrees(c, shares_heads(c));
-}
-
 ProgramGenerator prepare_ulysses(const SchemeInputs& inputs) {
-  return prepare_exchange(inputs, {inputs.layout.ranks(), 1, Nesting::heads_inside}, {});
-}
-
-ProgramGenerator prepare_usp(const SchemeInputs& inputs) {
-  const Combination combination{inputs.options, inputs.layout.ranks(), inputs.shapes.heads,
-                                inputs.shapes.kv_heads};
-  const auto degrees =
-      resolve_degrees(inputs.options, combination.ranks, shares_heads(combination));
-  LONGHAUL_CHECK(degrees, "usp without legal degrees was not refused");
-  return prepare_exchange(inputs, grid_of(*degrees, inputs.options.nesting),
-                          inner_options(inputs.options));
+  return prepare_exchange(inputs, {inputs.layout.ranks(), 1}, "ring");
 }
 
 }  // namespace
@@ -248,13 +206,5 @@ const Scheme ulysses_scheme{
     .refuse = refuse_ulysses,
     .legality =
         "every mask and layout; H a multiple of the ranks, H_kv and the ranks one of the other"};
-
-const Scheme usp_scheme{
-    .name = "usp",
-    .channels = 2,
-    .prepare = prepare_usp,
-    .reads = {SchemeOption::degrees, SchemeOption::nesting, SchemeOption::around},
-    .refuse = refuse_usp,
-    .legality = "every mask and layout; as ulysses for the degree that shares heads"};
 
 }  // namespace longhaul::parallel

@@ -11,89 +11,117 @@
 namespace longhaul::runtime {
 namespace {
 
-// Assigns a TOML value to a key's slot. Returns what is wrong with it, or an empty text.
+// What is wrong with a value, or with an element of a list.
+struct Wrong {
+  const TomlValue* value;
+  std::string element;  // "[2]"; empty for the value itself
+  std::string message;
+};
+
+// Assigns a TOML value to a key's slot. Returns what is wrong with it.
 class Assign {
  public:
+  using Problems = std::vector<Wrong>;
   Assign(const ConfigKey& key, const TomlValue& value) : key_(key), value_(value) {}
 
-  std::string operator()(std::int64_t* slot) const {
-    const auto* integer = std::get_if<std::int64_t>(&value_.value);
-    if (integer == nullptr) return wrong_type();
-    *slot = *integer;
-    return check_integer(*integer);
-  }
-  std::string operator()(std::optional<std::int64_t>* slot) const {
+  Problems operator()(std::int64_t* slot) const { return one(element(value_, *slot)); }
+  Problems operator()(std::string* slot) const { return one(element(value_, *slot)); }
+  Problems operator()(std::vector<std::int64_t>* slot) const { return list(*slot); }
+  Problems operator()(std::vector<std::string>* slot) const { return list(*slot); }
+  Problems operator()(std::optional<std::int64_t>* slot) const {
     std::int64_t integer = 0;
-    std::string wrong = (*this)(&integer);
+    Problems wrong = (*this)(&integer);
     if (wrong.empty()) *slot = integer;
     return wrong;
   }
-  std::string operator()(double* slot) const {
+  Problems operator()(double* slot) const {
     if (const auto* number = std::get_if<double>(&value_.value)) {
       *slot = *number;
     } else if (const auto* integer = std::get_if<std::int64_t>(&value_.value)) {
       *slot = static_cast<double>(*integer);
     } else {
-      return wrong_type();
+      return one(wrong_type(slot, value_));
     }
-    return in_bounds(*slot) ? "" : "expected " + expectation(key_);
+    return one(in_bounds(*slot) ? "" : "expected " + expectation(key_, slot));
   }
-  std::string operator()(bool* slot) const {
+  Problems operator()(bool* slot) const {
     const auto* boolean = std::get_if<bool>(&value_.value);
-    if (boolean == nullptr) return wrong_type();
+    if (boolean == nullptr) return one(wrong_type(slot, value_));
     *slot = *boolean;
-    return "";
+    return {};
   }
-  std::string operator()(std::string* slot) const {
+  Problems operator()(DType* slot) const {
     const auto* text = std::get_if<std::string>(&value_.value);
-    if (text == nullptr) return wrong_type();
-    *slot = *text;
-    if (!key_.choices.empty()) return check_choice(*text);
-    if (text->empty()) return "expected " + expectation(key_);
-    return text->find('\0') == std::string::npos ? "" : "expected a string without NUL";
-  }
-  std::string operator()(DType* slot) const {
-    const auto* text = std::get_if<std::string>(&value_.value);
-    if (text == nullptr) return wrong_type();
-    std::string wrong = check_choice(*text);
+    if (text == nullptr) return one(wrong_type(slot, value_));
+    Problems wrong = one(check_choice(slot, *text));
     if (wrong.empty()) *slot = dtype_from_name(*text);
     return wrong;
   }
-  std::string operator()(Resume* slot) const {
-    if (const auto* step = std::get_if<std::int64_t>(&value_.value)) {
-      *slot = {Resume::Kind::step, *step};
-      return check_integer(*step);
+  Problems operator()(WordOrInteger* slot) const {
+    if (const auto* integer = std::get_if<std::int64_t>(&value_.value)) {
+      *slot = {"", *integer};
+      return one(check_integer(slot, *integer));
     }
     const auto* text = std::get_if<std::string>(&value_.value);
-    if (text == nullptr) return wrong_type();
-    *slot = {*text == "never" ? Resume::Kind::never : Resume::Kind::automatic, 0};
-    return check_choice(*text);
+    if (text == nullptr) return one(wrong_type(slot, value_));
+    *slot = {*text, 0};
+    return one(check_choice(slot, *text));
   }
 
  private:
-  std::string wrong_type() const {
-    return fmt::format("expected {}, got {}", expectation(key_), describe_type(value_));
+  Problems one(const std::string& message) const {
+    return message.empty() ? Problems{} : Problems{{&value_, "", message}};
+  }
+  template <class Element>
+  Problems list(std::vector<Element>& slot) const {
+    const auto* elements = std::get_if<TomlArray>(&value_.value);
+    if (elements == nullptr) return one(wrong_type(&slot, value_));
+    slot.resize(elements->size());
+    Problems wrong;
+    for (std::size_t i = 0; i < elements->size(); ++i) {
+      const std::string message = element((*elements)[i], slot[i]);
+      if (!message.empty()) wrong.push_back({&(*elements)[i], fmt::format("[{}]", i), message});
+    }
+    return wrong;
+  }
+  std::string element(const TomlValue& value, std::int64_t& slot) const {
+    const auto* integer = std::get_if<std::int64_t>(&value.value);
+    if (integer == nullptr) return wrong_type(&slot, value);
+    slot = *integer;
+    return check_integer(&slot, *integer);
+  }
+  std::string element(const TomlValue& value, std::string& slot) const {
+    const auto* text = std::get_if<std::string>(&value.value);
+    if (text == nullptr) return wrong_type(&slot, value);
+    slot = *text;
+    if (!key_.choices.empty()) return check_choice(&slot, *text);
+    if (text->empty()) return "expected " + expectation(key_, &slot);
+    return text->find('\0') == std::string::npos ? "" : "expected a string without NUL";
+  }
+
+  std::string wrong_type(const ConfigSlot& slot, const TomlValue& value) const {
+    return fmt::format("expected {}, got {}", expectation(key_, slot), describe_type(value));
   }
   bool in_bounds(double number) const {  // false for NaN
     const bool low = key_.above_minimum ? number > key_.minimum : number >= key_.minimum;
     const bool high = key_.below_maximum ? number < key_.maximum : number <= key_.maximum;
     return low && high;
   }
-  std::string check_integer(std::int64_t integer) const {
+  std::string check_integer(const ConfigSlot& slot, std::int64_t integer) const {
     if (key_.also == integer || in_bounds(static_cast<double>(integer))) return "";
     if (static_cast<double>(integer) > key_.maximum) {
       return fmt::format("expected at most {}", static_cast<std::int64_t>(key_.maximum));
     }
-    return "expected " + expectation(key_);
+    return "expected " + expectation(key_, slot);
   }
-  std::string check_choice(const std::string& text) const {
-    if (std::find(key_.choices.begin(), key_.choices.end(), text) != key_.choices.end()) return "";
+  std::string check_choice(const ConfigSlot& slot, const std::string& text) const {
+    if (std::ranges::count(key_.choices, text) != 0) return "";
     for (const auto& [other, reason] : key_.not_choices) {
-      if (text == other) return fmt::format("{}; expected {}", reason, expectation(key_));
+      if (text == other) return fmt::format("{}; expected {}", reason, expectation(key_, slot));
     }
     const Suggestion near = nearest(text, key_.choices);
     const std::string hint = near.close ? fmt::format("; did you mean \"{}\"?", near.word) : "";
-    return "expected " + expectation(key_) + hint;
+    return "expected " + expectation(key_, slot) + hint;
   }
 
   const ConfigKey& key_;
@@ -120,29 +148,40 @@ void ConfigDraft::note_section(const std::string& section, const ConfigPlace& pl
   sections_[section] = place;
 }
 
-void ConfigDraft::set(const ConfigKey& key, TomlValue value, const ConfigPlace& place) {
-  values_[key.path()] = {std::move(value), place};
+void ConfigDraft::set(const std::string& path, TomlValue value, const ConfigPlace& place) {
+  values_[path] = {std::move(value), place};
+}
+
+const TomlValue* ConfigDraft::given(const std::string& path) const {
+  const auto found = values_.find(path);
+  return found != values_.end() ? &found->second.value : nullptr;
 }
 
 void ConfigDraft::fill() {
   filled_ = true;
-  for (const ConfigKey& key : config_schema()) {
+  for (const ConfigKey& key : schema_->keys()) {
     const std::string path = key.path();
+    const ConfigSlot slot = key.slot(configuration());
     if (key.default_value) {
       const std::optional<TomlValue> value = parse_toml_value(*key.default_value);
       LONGHAUL_CHECK(value.has_value(), "default of ", path, " is ", *key.default_value);
-      const std::string wrong = std::visit(Assign(key, *value), key.slot(config));
-      LONGHAUL_CHECK(wrong.empty(), "default of ", path, ": ", wrong);
+      const auto wrong = std::visit(Assign(key, *value), slot);
+      LONGHAUL_CHECK(wrong.empty(), "default of ", path, ": ", wrong[0].message);
     }
     const auto found = values_.find(path);
     if (found != values_.end()) {
-      const std::string wrong = std::visit(Assign(key, found->second.value), key.slot(config));
-      if (!wrong.empty()) key_problem(path, describe_value(found->second.value), wrong);
+      const ConfigPlace& place = found->second.place;
+      for (const Wrong& wrong : std::visit(Assign(key, found->second.value), slot)) {
+        bad_.insert(path);
+        problem(place.override_order != 0 ? place : in_file(wrong.value->position),
+                fmt::format("{}{} = {}: {}", path, wrong.element, describe_value(*wrong.value),
+                            wrong.message));
+      }
     } else if (key.required()) {
       bad_.insert(path);
       if (!excused_.contains(path)) {
         problem(place_of(path), fmt::format("missing key '{}' in [{}]: expected {}", key.name,
-                                            key.section, expectation(key)));
+                                            key.section, expectation(key, slot)));
       }
     }
   }

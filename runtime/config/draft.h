@@ -1,6 +1,7 @@
 #pragma once
 // A configuration being loaded: its values so far, where each came from, and what is wrong with it.
-// Rooms to the right add their rules to it, so that all problems are shown together.
+// A program derives its draft from this one and adds its rules, so that all problems are shown
+// together.
 
 #include <initializer_list>
 #include <map>
@@ -8,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "runtime/config/config.h"
 #include "runtime/config/schema.h"
 #include "runtime/config/toml_document.h"
 
@@ -23,20 +23,28 @@ struct ConfigPlace {
 
 class ConfigDraft {
  public:
-  explicit ConfigDraft(std::string file) : file_(std::move(file)) {}
+  /// `schema` outlives the draft.
+  ConfigDraft(const ConfigSchema& schema, std::string file)
+      : schema_(&schema), file_(std::move(file)) {}
+  virtual ~ConfigDraft() = default;
 
-  TrainConfig config;
+  const ConfigSchema& schema() const { return *schema_; }
+  const std::string& file() const { return file_; }
+  /// Where values go: what the schema is about.
+  virtual Configuration& configuration() = 0;
 
   ConfigPlace in_file(TextPosition position) const;
   /// Later calls for a section or key win.
   void note_section(const std::string& section, const ConfigPlace& place);
-  void set(const ConfigKey& key, TomlValue value, const ConfigPlace& place);
+  void set(const std::string& path, TomlValue value, const ConfigPlace& place);
   /// A required key whose absence another problem already explains.
   void excuse(const std::string& path) { excused_.insert(path); }
 
   /// Defaults, then what was set; reports wrong types, values and missing keys.
   void fill();
-  bool is_set(const std::string& path) const { return values_.contains(path); }
+  /// What the file or an override gives a key, good or not, retired or not; nullptr for nothing.
+  const TomlValue* given(const std::string& path) const;
+  bool is_set(const std::string& path) const { return given(path) != nullptr; }
   /// All of these keys have good values, so a rule over them can be judged. Never where the file is
   /// no TOML.
   bool good(std::initializer_list<const char*> paths) const;
@@ -50,6 +58,10 @@ class ConfigDraft {
   /// then override order.
   void check() const;
 
+ protected:
+  ConfigDraft(const ConfigDraft&) = default;
+  ConfigDraft(ConfigDraft&&) = default;
+
  private:
   struct SetValue {
     TomlValue value;
@@ -61,6 +73,7 @@ class ConfigDraft {
   };
   ConfigPlace place_of(const std::string& path) const;
 
+  const ConfigSchema* schema_;
   std::string file_;
   bool filled_ = false;
   std::map<std::string, ConfigPlace> sections_;
@@ -69,14 +82,12 @@ class ConfigDraft {
   std::vector<Problem> problems_;
 };
 
-/// Reads the file, applies the overrides ("section.key=value", later ones win) and judges every key
-/// and the rules over several. With `world_size` the grid must fill it exactly, and a
-/// context_parallel_degree of -1 is resolved. Touches nothing on disk. Problems stay in the draft
-/// until its check(); throws Error(config) for a file that cannot be read.
-ConfigDraft read_config(const std::string& path, const std::vector<std::string>& overrides,
-                        std::optional<std::int64_t> world_size = std::nullopt);
-
-/// Cross-key rules over the keys that are good (rules.cpp).
-void check_rules(ConfigDraft& draft, std::optional<std::int64_t> world_size);
+/// Reads the draft's file, applies the overrides ("section.key=value", later ones win) and judges
+/// every key. Problems stay in the draft until its check(); throws Error(config) for a file that
+/// cannot be read.
+void read_config(ConfigDraft& draft, const std::vector<std::string>& overrides);
+/// The same of a text that stands for the file.
+void read_config_text(ConfigDraft& draft, const std::string& text,
+                      const std::vector<std::string>& overrides = {});
 
 }  // namespace longhaul::runtime

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -37,17 +38,17 @@ std::string read_config_file(const std::string& path) {
   return text;
 }
 
-std::vector<std::string> key_names(const std::string& section) {
+std::vector<std::string> key_names(const ConfigSchema& schema, const std::string& section) {
   std::vector<std::string> names;
-  for (const ConfigKey& key : config_schema()) {
+  for (const ConfigKey& key : schema.keys()) {
     if (section == key.section) names.emplace_back(key.name);
   }
   return names;
 }
 
 // The section that has a key of exactly this name; nullptr when none does.
-const ConfigKey* key_of_name(const std::string& name) {
-  for (const ConfigKey& key : config_schema()) {
+const ConfigKey* key_of_name(const ConfigSchema& schema, const std::string& name) {
+  for (const ConfigKey& key : schema.keys()) {
     if (name == key.name) return &key;
   }
   return nullptr;
@@ -61,16 +62,16 @@ std::string suggestion_text(const Suggestion& near, const std::string& what) {
 void report_unknown_key(ConfigDraft& draft, const std::string& section, const std::string& name,
                         const ConfigPlace& place) {
   const std::string start = fmt::format("unknown key '{}' in [{}]", name, section);
-  if (const ConfigKey* elsewhere = key_of_name(name)) {
+  if (const ConfigKey* elsewhere = key_of_name(draft.schema(), name)) {
     draft.excuse(elsewhere->path());
     draft.problem(place, fmt::format("{}; it belongs in [{}]", start, elsewhere->section));
     return;
   }
-  const Suggestion near = nearest(name, key_names(section));
+  const Suggestion near = nearest(name, key_names(draft.schema(), section));
   if (near.close) {
     draft.excuse(section + "." + near.word);
   } else {  // a key of another section may be the one that was meant
-    for (const ConfigKey& key : config_schema()) {
+    for (const ConfigKey& key : draft.schema().keys()) {
       const std::vector<std::string> candidate = {key.name};
       const Suggestion other = nearest(name, candidate);
       if (!other.close || other.distance >= near.distance) continue;
@@ -86,32 +87,29 @@ void report_unknown_key(ConfigDraft& draft, const std::string& section, const st
 // Returns the known section that was probably meant, or an empty text.
 std::string report_unknown_section(ConfigDraft& draft, const std::string& name,
                                    const ConfigPlace& place) {
-  const Suggestion near = nearest(name, config_sections());
+  const Suggestion near = nearest(name, draft.schema().sections());
   std::string hint = near.close ? fmt::format("; did you mean [{}]?", near.word)
                                 : fmt::format("; the nearest known section is [{}]", near.word);
   draft.problem(place, fmt::format("unknown section [{}]{}", name, hint));
   return near.close ? near.word : "";
 }
 
-bool known_section(const std::string& name) {
-  for (const std::string& section : config_sections()) {
-    if (section == name) return true;
-  }
-  return false;
+bool known_section(const ConfigDraft& draft, const std::string& name) {
+  return std::ranges::count(draft.schema().sections(), name) != 0;
 }
 
 void report_stray_value(ConfigDraft& draft, const TomlSection& section, const ConfigPlace& place) {
-  if (known_section(section.name)) {
+  if (known_section(draft, section.name)) {
     draft.problem(place,
                   fmt::format("'{}' is a section: expected [{}] and its keys, got {}", section.name,
                               section.name, describe_type(*section.stray_value)));
-  } else if (const ConfigKey* key = key_of_name(section.name)) {
+  } else if (const ConfigKey* key = key_of_name(draft.schema(), section.name)) {
     draft.excuse(key->path());
     draft.problem(place, fmt::format("key '{}' outside of a section; it belongs in [{}]",
                                      section.name, key->section));
   } else {
     std::vector<std::string> names;
-    for (const ConfigKey& known : config_schema()) names.push_back(known.path());
+    for (const ConfigKey& known : draft.schema().keys()) names.push_back(known.path());
     draft.problem(place, fmt::format("unknown key '{}' outside of a section{}", section.name,
                                      suggestion_text(nearest(section.name, names), "key")));
   }
@@ -120,18 +118,19 @@ void report_stray_value(ConfigDraft& draft, const TomlSection& section, const Co
 void take_section(ConfigDraft& draft, const TomlSection& section) {
   const ConfigPlace place = draft.in_file(section.position);
   if (section.stray_value) return report_stray_value(draft, section, place);
-  if (!known_section(section.name)) {
+  if (!known_section(draft, section.name)) {
     const std::string meant = report_unknown_section(draft, section.name, place);
     for (const TomlEntry& entry : section.entries) draft.excuse(meant + "." + entry.key);
     return;
   }
   draft.note_section(section.name, place);
   for (const TomlEntry& entry : section.entries) {
-    const ConfigKey* key = find_config_key(section.name, entry.key);
-    if (key == nullptr) {
-      report_unknown_key(draft, section.name, entry.key, draft.in_file(entry.key_position));
+    const std::string path = section.name + "." + entry.key;
+    if (draft.schema().find(section.name, entry.key) != nullptr ||
+        draft.schema().is_retired(path)) {
+      draft.set(path, entry.value, draft.in_file(entry.value.position));
     } else {
-      draft.set(*key, entry.value, draft.in_file(entry.value.position));
+      report_unknown_key(draft, section.name, entry.key, draft.in_file(entry.key_position));
     }
   }
 }
@@ -147,31 +146,36 @@ void take_override(ConfigDraft& draft, const std::string& text, std::size_t orde
   const std::string section = text.substr(0, dot);
   const std::string name = text.substr(dot + 1, equals - dot - 1);
   const std::string raw = text.substr(equals + 1);
-  const ConfigKey* key = find_config_key(section, name);
-  if (!known_section(section)) {
+  const ConfigKey* key = draft.schema().find(section, name);
+  const std::string path = section + "." + name;
+  if (!known_section(draft, section)) {
     report_unknown_section(draft, section, place);
-  } else if (key == nullptr) {
+  } else if (key == nullptr && !draft.schema().is_retired(path)) {
     report_unknown_key(draft, section, name, place);
   } else if (raw.empty()) {
     draft.problem(place, "no value after '='");
   } else {
     std::optional<TomlValue> value = parse_toml_value(raw);
-    const bool takes_text = std::holds_alternative<std::string*>(key->slot(draft.config));
+    const bool takes_text =
+        key != nullptr && std::holds_alternative<std::string*>(key->slot(draft.configuration()));
     // Bare words are strings, and so is anything for a key that takes a string: a folder named
     // 2026.
     if (!value || (takes_text && !std::holds_alternative<std::string>(value->value))) {
       value = TomlValue{raw, {}};
     }
-    draft.set(*key, std::move(*value), place);
+    draft.set(path, std::move(*value), place);
   }
 }
 
 }  // namespace
 
-ConfigDraft read_config(const std::string& path, const std::vector<std::string>& overrides,
-                        std::optional<std::int64_t> world_size) {
-  ConfigDraft draft(path);
-  const auto parsed = parse_toml(read_config_file(path));
+void read_config(ConfigDraft& draft, const std::vector<std::string>& overrides) {
+  read_config_text(draft, read_config_file(draft.file()), overrides);
+}
+
+void read_config_text(ConfigDraft& draft, const std::string& text,
+                      const std::vector<std::string>& overrides) {
+  const auto parsed = parse_toml(text);
   const auto* syntax_error = std::get_if<TomlSyntaxError>(&parsed);
   if (syntax_error != nullptr) {
     draft.problem(draft.in_file(syntax_error->position), syntax_error->message);
@@ -181,11 +185,7 @@ ConfigDraft read_config(const std::string& path, const std::vector<std::string>&
     }
   }
   for (std::size_t i = 0; i < overrides.size(); ++i) take_override(draft, overrides[i], i + 1);
-  if (syntax_error == nullptr) {  // otherwise most keys were never seen
-    draft.fill();
-    check_rules(draft, world_size);
-  }
-  return draft;
+  if (syntax_error == nullptr) draft.fill();  // otherwise most keys were never seen
 }
 
 }  // namespace longhaul::runtime

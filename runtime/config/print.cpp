@@ -1,7 +1,6 @@
-// The schema written out: a configuration as TOML and JSON, its digest, and the reference table.
+// A schema written out: a configuration as TOML and JSON, and the reference table.
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
 #include <nlohmann/json.hpp>
 
@@ -14,15 +13,29 @@ namespace {
 // nullopt: the key has no value and is left out.
 struct TomlText {
   using Text = std::optional<std::string>;
+  template <class Element>
+  static Text list(const std::vector<Element>& elements) {
+    std::string text = "[";
+    for (const Element& element : elements) {
+      if (text.size() > 1) text += ", ";
+      if constexpr (std::is_same_v<Element, std::string>) {
+        text += quote_toml(element);
+      } else {
+        text += fmt::format("{}", element);
+      }
+    }
+    return text + "]";
+  }
   Text operator()(std::int64_t* v) const { return fmt::format("{}", *v); }
   Text operator()(double* v) const { return toml_number(*v); }
   Text operator()(bool* v) const { return *v ? "true" : "false"; }
   Text operator()(std::string* v) const { return quote_toml(*v); }
   Text operator()(DType* v) const { return quote_toml(name(*v)); }
-  Text operator()(Resume* v) const {
-    if (v->kind == Resume::Kind::step) return fmt::format("{}", v->step);
-    return quote_toml(v->kind == Resume::Kind::never ? "never" : "auto");
+  Text operator()(WordOrInteger* v) const {
+    return v->word.empty() ? fmt::format("{}", v->integer) : quote_toml(v->word);
   }
+  Text operator()(std::vector<std::string>* v) const { return list(*v); }
+  Text operator()(std::vector<std::int64_t>* v) const { return list(*v); }
   Text operator()(std::optional<std::int64_t>* v) const {
     return *v ? Text(fmt::format("{}", **v)) : std::nullopt;
   }
@@ -35,10 +48,11 @@ struct JsonValue {
   Json operator()(bool* v) const { return *v; }
   Json operator()(std::string* v) const { return *v; }
   Json operator()(DType* v) const { return name(*v); }
-  Json operator()(Resume* v) const {
-    if (v->kind == Resume::Kind::step) return v->step;
-    return v->kind == Resume::Kind::never ? "never" : "auto";
+  Json operator()(WordOrInteger* v) const {
+    return v->word.empty() ? Json(v->integer) : Json(v->word);
   }
+  Json operator()(std::vector<std::string>* v) const { return *v; }
+  Json operator()(std::vector<std::int64_t>* v) const { return *v; }
   Json operator()(std::optional<std::int64_t>* v) const { return *v ? Json(**v) : Json(nullptr); }
 };
 
@@ -49,7 +63,11 @@ struct TypeName {
   std::string operator()(bool*) const { return "boolean"; }
   std::string operator()(std::string*) const { return key.choices.empty() ? "string" : choices(); }
   std::string operator()(DType*) const { return choices(); }
-  std::string operator()(Resume*) const { return choices() + " or a step"; }
+  std::string operator()(WordOrInteger*) const { return choices() + " or integer"; }
+  std::string operator()(std::vector<std::string>*) const {
+    return "list of " + (key.choices.empty() ? "strings" : choices());
+  }
+  std::string operator()(std::vector<std::int64_t>*) const { return "list of integers"; }
   std::string operator()(std::optional<std::int64_t>*) const { return "integer"; }
   std::string choices() const {
     std::string text;
@@ -59,6 +77,13 @@ struct TypeName {
   }
 };
 
+/// As it may stand in a cell of a Markdown table.
+std::string in_cell(const std::string& text) {
+  std::string escaped;
+  for (const char c : text) escaped += c == '|' ? "\\|" : std::string(1, c);
+  return escaped;
+}
+
 std::string default_text(const ConfigKey& key) {
   if (key.default_value) return "`" + *key.default_value + "`";
   return key.required() ? "required" : key.derived_default;
@@ -66,47 +91,39 @@ std::string default_text(const ConfigKey& key) {
 
 }  // namespace
 
-std::string to_toml(const TrainConfig& config) {
-  TrainConfig copy = config;
+std::string to_toml(const ConfigSchema& schema, Configuration& config) {
   std::string text;
   std::string_view section;
-  for (const ConfigKey& key : config_schema()) {
+  for (const ConfigKey& key : schema.keys()) {
     if (section != key.section) {
       text += fmt::format("{}[{}]\n", text.empty() ? "" : "\n", key.section);
       section = key.section;
     }
-    const auto value = std::visit(TomlText{}, key.slot(copy));
+    const auto value = std::visit(TomlText{}, key.slot(config));
     if (value) text += fmt::format("{} = {}\n", key.name, *value);
   }
   return text;
 }
 
-std::string to_json(const TrainConfig& config) {
-  TrainConfig copy = config;
+std::string to_json(const ConfigSchema& schema, Configuration& config) {
   nlohmann::ordered_json json;
-  for (const ConfigKey& key : config_schema()) {
-    json[key.section][key.name] = std::visit(JsonValue{}, key.slot(copy));
+  for (const ConfigKey& key : schema.keys()) {
+    json[key.section][key.name] = std::visit(JsonValue{}, key.slot(config));
   }
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-std::uint64_t digest(const TrainConfig& config) {
-  const std::string text = to_toml(config);
-  return XXH3_64bits(text.data(), text.size());
-}
-
-std::string config_reference() {
-  TrainConfig unused;
+std::string config_reference(const ConfigSchema& schema, Configuration& config) {
   std::string text = "| key | type | default | meaning |\n|---|---|---|---|\n";
   std::string_view section;
-  for (const ConfigKey& key : config_schema()) {
+  for (const ConfigKey& key : schema.keys()) {
     if (section != key.section) {
       text += fmt::format("| **[{}]** | | | |\n", key.section);
       section = key.section;
     }
     text += fmt::format("| `{}` | {} | {} | {} |\n", key.name,
-                        std::visit(TypeName{key}, key.slot(unused)), default_text(key),
-                        key.explanation);
+                        std::visit(TypeName{key}, key.slot(config)), default_text(key),
+                        in_cell(key.explanation));
   }
   return text;
 }

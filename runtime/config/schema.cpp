@@ -1,236 +1,13 @@
 #include "runtime/config/schema.h"
-#include "runtime/config/scheme_names.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 
+#include "runtime/error.h"
+
 namespace longhaul::runtime {
 namespace {
-
-// Large enough for any real run, small enough that products of a few sizes stay far from overflow.
-constexpr double kMaxWidth = 1 << 24;
-constexpr double kMaxDegree = 1 << 20;
-constexpr double kMaxTokens = static_cast<double>(std::int64_t{1} << 40);
-
-constexpr const char* kReplayOnly =
-    "this mask needs datasets made for one sequence, which `longhaul attention` reads and a corpus "
-    "does not have";
-
-// The key's names and the place of its value, from one mention of the member.
-#define LONGHAUL_KEY(section_, name_)   \
-  .section = #section_, .name = #name_, \
-  .slot = [](TrainConfig& config) -> ConfigSlot { return &config.section_.name_; }
-
-#define LONGHAUL_SCHEME_NAME(name_) #name_,
-
-std::vector<ConfigKey> declare() {
-  return {
-      {LONGHAUL_KEY(job, output_dir),
-       .explanation = "Folder of the run: metrics, checkpoints, the resolved configuration."},
-
-      {LONGHAUL_KEY(model, architecture), .explanation = "Model family.",
-       .default_value = "\"llama\"", .choices = {"llama"}},
-      {LONGHAUL_KEY(model, hidden_size), .explanation = "Width of the residual stream.",
-       .minimum = 1, .maximum = kMaxWidth},
-      {LONGHAUL_KEY(model, intermediate_size), .explanation = "Width of the SwiGLU layer.",
-       .minimum = 1, .maximum = kMaxWidth},
-      {LONGHAUL_KEY(model, num_hidden_layers), .explanation = "Number of transformer layers.",
-       .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, num_attention_heads), .explanation = "Query heads of a layer.",
-       .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, num_key_value_heads),
-       .explanation = "Key and value heads of a layer; must divide num_attention_heads.",
-       .derived_default = "num_attention_heads", .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, head_dim),
-       .explanation = "Width of a head; even, since rotary embedding turns pairs.",
-       .derived_default = "hidden_size / num_attention_heads", .minimum = 2, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, rms_norm_eps), .explanation = "Added to the mean square in RMSNorm.",
-       .default_value = "1e-5", .minimum = 0, .maximum = 1},
-      {LONGHAUL_KEY(model, rope_theta),
-       .explanation = "Base of the rotary embedding's wavelengths.", .default_value = "10000.0",
-       .minimum = 0, .above_minimum = true},
-      {LONGHAUL_KEY(model, tie_word_embeddings),
-       .explanation = "The output head shares the embedding's weights.", .default_value = "false"},
-      {LONGHAUL_KEY(model, vocab_size),
-       .explanation = "Rows of the embedding; at least the corpus's vocabulary size.",
-       .derived_default = "the corpus's vocabulary size", .minimum = 1, .maximum = 1 << 30},
-
-      {LONGHAUL_KEY(data, corpus),
-       .explanation =
-           "HDF5 corpus that `longhaul tokenize` wrote; its documents are packed end to end."},
-      {LONGHAUL_KEY(data, mask),
-       .explanation =
-           "What a token attends to; [attention/README.md](attention/README.md#masks) says it of "
-           "each. `documents` is `causal_document`: earlier tokens of its document.",
-       .default_value = "\"documents\"",
-       .choices = {"full", "causal", "full_document", "causal_document", "documents", "full_window",
-                   "causal_window", "shared_question", "global_window", "causal_blockwise",
-                   "prefix_causal", "prefix_document", "block_causal_document"},
-       .not_choices = {{"block_sparse", kReplayOnly},
-                       {"block_sparse_variable", kReplayOnly},
-                       {"slices", kReplayOnly}}},
-      {LONGHAUL_KEY(data, window),
-       .explanation = "Tokens that a query sees on a side, itself included; of `full_window`, "
-                      "`causal_window`, `global_window`.",
-       .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(data, prefix),
-       .explanation = "Tokens of the prefix, of `prefix_causal` (of the sequence) and "
-                      "`prefix_document` (of each document), or of each document's question, of "
-                      "`shared_question`; at most seq_len.",
-       .derived_default = "none", .minimum = 0, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(data, global),
-       .explanation = "First tokens of a sequence that see everything and that everything sees, of "
-                      "`global_window`; at most seq_len.",
-       .derived_default = "none", .minimum = 0, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(data, block),
-       .explanation = "Tokens of a block, of `block_causal_document`; of an answer, of "
-                      "`shared_question`; of a block of `causal_blockwise`, whose blocks are the "
-                      "documents without it.",
-       .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
-
-      {LONGHAUL_KEY(training, seq_len),
-       .explanation = "Tokens in a sequence, over all ranks of the context axis.", .minimum = 1,
-       .maximum = kMaxTokens},
-      {LONGHAUL_KEY(training, micro_batch_size), .explanation = "Sequences per data rank and pass.",
-       .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
-      {LONGHAUL_KEY(training, tokens_per_step),
-       .explanation =
-           "Tokens of an optimizer step over the whole grid; a multiple of seq_len * "
-           "micro_batch_size * data_parallel_replicate_degree. What one pass does not hold is "
-           "accumulated.",
-       .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(training, steps),
-       .explanation = "Optimizer steps of the whole run, resumed parts included.", .minimum = 1,
-       .maximum = kMaxTokens},
-      {LONGHAUL_KEY(training, max_norm),
-       .explanation = "Gradients are scaled down to this global norm; 0 switches clipping off.",
-       .default_value = "1.0", .minimum = 0},
-      {LONGHAUL_KEY(training, dtype),
-       .explanation = "Dtype of activations; parameters, gradients and moments stay float32.",
-       .default_value = "\"float32\"", .choices = {"float32", "bfloat16"}},
-
-      {LONGHAUL_KEY(optimizer, name), .explanation = "Optimizer.", .default_value = "\"adamw\"",
-       .choices = {"adamw"}},
-      {LONGHAUL_KEY(optimizer, lr), .explanation = "Learning rate after warm-up.",
-       .default_value = "3e-4", .minimum = 0},
-      {LONGHAUL_KEY(optimizer, beta1), .explanation = "Decay of the first moment.",
-       .default_value = "0.9", .minimum = 0, .maximum = 1, .below_maximum = true},
-      {LONGHAUL_KEY(optimizer, beta2), .explanation = "Decay of the second moment.",
-       .default_value = "0.95", .minimum = 0, .maximum = 1, .below_maximum = true},
-      {LONGHAUL_KEY(optimizer, eps), .explanation = "Added to the root of the second moment.",
-       .default_value = "1e-8", .minimum = 0, .above_minimum = true},
-      {LONGHAUL_KEY(optimizer, weight_decay),
-       .explanation = "Decoupled weight decay of matrices; norms and the embedding (with it a tied "
-                      "head) are exempt.",
-       .default_value = "0.1", .minimum = 0},
-
-      {LONGHAUL_KEY(lr_scheduler, warmup_steps),
-       .explanation = "Steps over which the learning rate rises linearly from 0.",
-       .default_value = "0", .minimum = 0, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(lr_scheduler, decay_type),
-       .explanation = "Shape of the decay from warm-up to the last step.",
-       .default_value = "\"cosine\"", .choices = {"cosine"}},
-      {LONGHAUL_KEY(lr_scheduler, min_lr_factor),
-       .explanation = "The decay ends at this fraction of lr.", .default_value = "0.1",
-       .minimum = 0, .maximum = 1},
-
-      {LONGHAUL_KEY(parallelism, context_parallel_degree),
-       .explanation = "Ranks that share a sequence; -1 takes whatever ranks are left.",
-       .default_value = "-1", .minimum = 1, .maximum = kMaxDegree, .also = -1},
-      {LONGHAUL_KEY(parallelism, context_parallel_scheme),
-       .explanation = "How attention is spread over those ranks; parallel/README.md compares them, "
-                      "and `longhaul validate --legality` says which suits what.",
-       .default_value = "\"ring\"", .choices = {LONGHAUL_SCHEMES(LONGHAUL_SCHEME_NAME)}},
-      {LONGHAUL_KEY(parallelism, context_parallel_degrees),
-       .explanation =
-           "Of `double_ring` and `usp`: how many ranks outside and inside, as "
-           "`outer=2,inner=4`; one follows from the other. `auto`: inner is the largest legal "
-           "divisor of the ranks up to their square root, or the least above it.",
-       .default_value = "\"auto\""},
-      {LONGHAUL_KEY(parallelism, context_parallel_nesting),
-       .explanation = "Of `usp`: whether the inner degree shares heads or makes up the ring.",
-       .default_value = "\"heads_inside\"", .choices = {"heads_inside", "ring_inside"}},
-      {LONGHAUL_KEY(parallelism, context_parallel_around),
-       .explanation = "Of `usp`: the scheme that the exchange of heads is wrapped around.",
-       .default_value = "\"ring\"", .choices = {"ring", "burst", "double_ring"}},
-      {LONGHAUL_KEY(parallelism, context_parallel_backward),
-       .explanation =
-           "Of `double_ring`: what circulates in backward, keys and values (`ring`) or queries "
-           "(`burst`); `auto` takes what sends fewer bytes where all blocks are needed everywhere.",
-       .default_value = "\"auto\"", .choices = {"auto", "ring", "burst"}},
-      {LONGHAUL_KEY(parallelism, context_parallel_switch),
-       .explanation =
-           "Changes of scheme between steps, as `5:burst,10:group_cast`: from step 5 on burst, "
-           "from step 10 on group_cast. For comparing schemes within one run.",
-       .default_value = "\"none\""},
-      {LONGHAUL_KEY(parallelism, context_parallel_layout),
-       .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask, "
-                      "`document_zigzag` and `balanced` packed documents.",
-       .default_value = "\"zigzag\"",
-       .choices = {"contiguous", "zigzag", "striped", "document_zigzag", "balanced"}},
-      {LONGHAUL_KEY(parallelism, context_parallel_wire_dtype),
-       .explanation = "Dtype in which circulating gradient accumulators travel.",
-       .default_value = "\"float32\"", .choices = {"float32", "bfloat16"}},
-      {LONGHAUL_KEY(parallelism, data_parallel_replicate_degree),
-       .explanation = "Replicas of the model that take different sequences.", .default_value = "1",
-       .minimum = 1, .maximum = kMaxDegree},
-      {LONGHAUL_KEY(parallelism, tensor_parallel_degree),
-       .explanation = "Ranks that share a matrix; not built yet, so only 1.", .default_value = "1",
-       .minimum = 1, .maximum = kMaxDegree},
-      {LONGHAUL_KEY(parallelism, pipeline_parallel_degree),
-       .explanation = "Ranks that share the stack of layers; not built yet, so only 1.",
-       .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
-
-      {LONGHAUL_KEY(activation_checkpoint, mode),
-       .explanation = "`full` keeps only each layer's input and recomputes the rest in backward.",
-       .default_value = "\"none\"", .choices = {"none", "full"}},
-
-      {LONGHAUL_KEY(checkpoint, enable),
-       .explanation =
-           "Write checkpoints: every `interval` steps, at the end, and when told to stop.",
-       .default_value = "true"},
-      {LONGHAUL_KEY(checkpoint, folder),
-       .explanation = "Where they go, inside output_dir unless absolute.",
-       .default_value = "\"checkpoints\""},
-      {LONGHAUL_KEY(checkpoint, interval), .explanation = "Steps between checkpoints.",
-       .default_value = "500", .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(checkpoint, keep_latest_k),
-       .explanation = "Older checkpoints are removed after a newer one is complete; 0 keeps all.",
-       .default_value = "2", .minimum = 0, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(checkpoint, resume),
-       .explanation = "`auto`: from the newest checkpoint, if there is one (a damaged one is "
-                      "refused, exit 65); `never`; or a step.",
-       .default_value = "\"auto\"", .choices = {"auto", "never"}, .minimum = 0,
-       .maximum = kMaxTokens},
-
-      {LONGHAUL_KEY(metrics, log_freq),
-       .explanation = "Steps between console lines; metrics.jsonl records every step.",
-       .default_value = "1", .minimum = 1, .maximum = kMaxTokens},
-
-      {LONGHAUL_KEY(comm, backend),
-       .explanation = "`mpi`: processes of mpirun or srun; `loopback`: ranks as threads of one "
-                      "process; `nccl`: "
-                      "device memory between GPUs, refused by train until it runs on GPUs.",
-       .default_value = "\"mpi\"", .choices = {"mpi", "loopback", "nccl"}},
-      {LONGHAUL_KEY(comm, timeout_seconds),
-       .explanation = "A wait for another rank that lasts longer ends the job with exit code 76.",
-       .default_value = "300.0", .minimum = 0, .maximum = 1e6, .above_minimum = true},
-
-      {LONGHAUL_KEY(debug, seed),
-       .explanation = "Seed of initial weights and of the order of documents.",
-       .default_value = "1", .minimum = 0, .maximum = static_cast<double>(std::int64_t{1} << 53)},
-      {LONGHAUL_KEY(debug, deterministic),
-       .explanation = "Promise bitwise reruns. Changes nothing yet: everything that trains repeats "
-                      "bit for bit.",
-       .default_value = "false"},
-      {LONGHAUL_KEY(debug, threads),
-       .explanation = "OpenMP threads of a rank; 0: $OMP_NUM_THREADS if set, else the node's cores "
-                      "shared among its ranks.",
-       .default_value = "0", .minimum = 0, .maximum = 4096},
-  };
-}
-#undef LONGHAUL_KEY
 
 std::string number_text(double value) { return fmt::format("{}", value); }
 
@@ -267,10 +44,18 @@ struct ExpectationOf {
   std::string operator()(double*) const { return "a number" + bounds_text(key, false); }
   std::string operator()(bool*) const { return "true or false"; }
   std::string operator()(DType*) const { return "one of " + quoted_choices(); }
-  std::string operator()(Resume*) const { return "one of " + quoted_choices() + ", or a step"; }
+  std::string operator()(WordOrInteger*) const {
+    return "one of " + quoted_choices() + ", or " + integer();
+  }
   std::string operator()(std::string*) const {
     if (key.choices.empty()) return "a non-empty string";
     return key.choices.size() == 1 ? quoted_choices() : "one of " + quoted_choices();
+  }
+  std::string operator()(std::vector<std::string>*) const {
+    return "a list, each element " + (*this)(static_cast<std::string*>(nullptr));
+  }
+  std::string operator()(std::vector<std::int64_t>*) const {
+    return "a list, each element " + integer();
   }
 };
 
@@ -278,32 +63,25 @@ struct ExpectationOf {
 
 std::string ConfigKey::path() const { return fmt::format("{}.{}", section, name); }
 
-std::span<const ConfigKey> config_schema() {
-  static const std::vector<ConfigKey> keys = declare();
-  return keys;
+ConfigSchema::ConfigSchema(std::vector<ConfigKey> keys, std::set<std::string> retired)
+    : keys_(std::move(keys)), retired_(std::move(retired)) {
+  for (const ConfigKey& key : keys_) {
+    if (!sections_.empty() && sections_.back() == key.section) continue;
+    LONGHAUL_CHECK(std::ranges::count(sections_, key.section) == 0, "keys of [", key.section,
+                   "] stand apart");
+    sections_.emplace_back(key.section);
+  }
 }
 
-const ConfigKey* find_config_key(std::string_view section, std::string_view name) {
-  for (const ConfigKey& key : config_schema()) {
+const ConfigKey* ConfigSchema::find(std::string_view section, std::string_view name) const {
+  for (const ConfigKey& key : keys_) {
     if (section == key.section && name == key.name) return &key;
   }
   return nullptr;
 }
 
-std::span<const std::string> config_sections() {
-  static const std::vector<std::string> sections = [] {
-    std::vector<std::string> names;
-    for (const ConfigKey& key : config_schema()) {
-      if (names.empty() || names.back() != key.section) names.emplace_back(key.section);
-    }
-    return names;
-  }();
-  return sections;
-}
-
-std::string expectation(const ConfigKey& key) {
-  TrainConfig unused;
-  return std::visit(ExpectationOf{key}, key.slot(unused));
+std::string expectation(const ConfigKey& key, const ConfigSlot& slot) {
+  return std::visit(ExpectationOf{key}, slot);
 }
 
 }  // namespace longhaul::runtime

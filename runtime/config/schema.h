@@ -1,10 +1,11 @@
 #pragma once
-// The schema: every key of the configuration, declared once. Loading, checking, printing and the
-// reference table all walk it.
+// A schema: every key of a program's configuration, declared once. Loading, checking, printing and
+// the reference table all walk it. The program owns the structs that the values live in.
 
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,19 +13,32 @@
 #include <variant>
 #include <vector>
 
-#include "runtime/config/config.h"
+#include "runtime/dtype.h"
 
 namespace longhaul::runtime {
 
-/// Where a key's value lives; its alternative is the key's type.
-using ConfigSlot = std::variant<std::int64_t*, double*, bool*, std::string*, DType*, Resume*,
-                                std::optional<std::int64_t>*>;
+/// What a program's configuration derives from: a struct with a struct a section.
+struct Configuration {};
+
+/// One of the key's choices, or an integer.
+struct WordOrInteger {
+  std::string word;          ///< empty: the integer counts
+  std::int64_t integer = 0;  ///< 0 beside a word
+  bool operator==(const WordOrInteger&) const = default;
+};
+
+/// Where a key's value lives; its alternative is the key's type. Choices and bounds of a list hold
+/// for each element.
+using ConfigSlot = std::variant<std::int64_t*, double*, bool*, std::string*, DType*, WordOrInteger*,
+                                std::optional<std::int64_t>*, std::vector<std::string>*,
+                                std::vector<std::int64_t>*>;
 
 struct ConfigKey {
   const char* section;
   const char* name;
-  ConfigSlot (*slot)(TrainConfig&);
-  const char* explanation;
+  /// Of a configuration of the type that the schema is about.
+  ConfigSlot (*slot)(Configuration&);
+  std::string explanation;
   /// A TOML value; nullopt with `derived_default` empty: the key is required.
   std::optional<std::string> default_value = std::nullopt;
   /// How an absent key gets its value from others; empty for none.
@@ -44,13 +58,35 @@ struct ConfigKey {
   std::string path() const;
 };
 
-std::span<const ConfigKey> config_schema();
-/// nullptr when there is none.
-const ConfigKey* find_config_key(std::string_view section, std::string_view name);
-/// Section names in order.
-std::span<const std::string> config_sections();
+class ConfigSchema {
+ public:
+  /// Keys of a section stand together. `retired`: paths of keys that exist no more; what a
+  /// configuration gives them is kept for a rule of the program to answer (ConfigDraft::given).
+  explicit ConfigSchema(std::vector<ConfigKey> keys, std::set<std::string> retired = {});
+
+  std::span<const ConfigKey> keys() const { return keys_; }
+  /// nullptr when there is none.
+  const ConfigKey* find(std::string_view section, std::string_view name) const;
+  bool is_retired(const std::string& path) const { return retired_.contains(path); }
+  /// Section names in order.
+  std::span<const std::string> sections() const { return sections_; }
+
+ private:
+  std::vector<ConfigKey> keys_;
+  std::set<std::string> retired_;
+  std::vector<std::string> sections_;
+};
 
 /// "an integer of at least 1", "one of \"mpi\", \"loopback\"": what a value of this key must be.
-std::string expectation(const ConfigKey& key);
+std::string expectation(const ConfigKey& key, const ConfigSlot& slot);
+
+/// Every key with its value, as TOML that loads to the same configuration. Canonical: equal
+/// configurations give equal text. The configuration is only read.
+std::string to_toml(const ConfigSchema& schema, Configuration& config);
+/// The same as one JSON object, {"section": {"key": value}}.
+std::string to_json(const ConfigSchema& schema, Configuration& config);
+/// Markdown table of all keys: name, type, default and explanation. `config` is any that the schema
+/// is about.
+std::string config_reference(const ConfigSchema& schema, Configuration& config);
 
 }  // namespace longhaul::runtime

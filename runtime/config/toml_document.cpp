@@ -21,8 +21,6 @@ const char* type_name(toml::node_type type) {
   switch (type) {
     case toml::node_type::table:
       return "a table";
-    case toml::node_type::array:
-      return "an array";
     case toml::node_type::date:
       return "a date";
     case toml::node_type::time:
@@ -40,6 +38,11 @@ TomlValue value_of(const toml::node& node) {
   if (const auto* integer = node.as_integer()) result.value = std::int64_t{integer->get()};
   if (const auto* number = node.as_floating_point()) result.value = number->get();
   if (const auto* boolean = node.as_boolean()) result.value = boolean->get();
+  if (const auto* array = node.as_array()) {
+    TomlArray elements;
+    for (const toml::node& element : *array) elements.push_back(value_of(element));
+    result.value = std::move(elements);
+  }
   return result;
 }
 
@@ -121,19 +124,28 @@ std::string describe_type(const TomlValue& value) {
     std::string operator()(double) const { return "a float"; }
     std::string operator()(bool) const { return "a boolean"; }
     std::string operator()(const std::string&) const { return "a string"; }
+    std::string operator()(const TomlArray&) const { return "an array"; }
     std::string operator()(const OtherToml& other) const { return other.what; }
   };
   return std::visit(Name{}, value.value);
 }
 
 std::string describe_value(const TomlValue& value) {
+  constexpr std::size_t kLongest = 80;
   struct Text {
     std::string operator()(std::int64_t v) const { return fmt::format("{}", v); }
     std::string operator()(double v) const { return toml_number(v); }
     std::string operator()(bool v) const { return v ? "true" : "false"; }
     std::string operator()(const std::string& v) const {
-      constexpr std::size_t kLongest = 80;
       return quote_toml(v.size() <= kLongest ? v : v.substr(0, kLongest) + "...");
+    }
+    std::string operator()(const TomlArray& elements) const {
+      std::string text;
+      for (const TomlValue& element : elements) {
+        if (text.size() > kLongest) return "[" + text + ", ...]";
+        text += (text.empty() ? "" : ", ") + describe_value(element);
+      }
+      return "[" + text + "]";
     }
     std::string operator()(const OtherToml& other) const { return other.what; }
   };

@@ -16,13 +16,16 @@ struct TextPosition {
   std::uint32_t column = 1;
 };
 
-/// A value that is not a scalar of the schema: its name for messages ("an array", "a date").
+/// A value that no key takes: its name for messages ("a table", "a date").
 struct OtherToml {
   std::string what;
 };
 
+struct TomlValue;
+using TomlArray = std::vector<TomlValue>;
+
 struct TomlValue {
-  std::variant<std::int64_t, double, bool, std::string, OtherToml> value;
+  std::variant<std::int64_t, double, bool, std::string, TomlArray, OtherToml> value;
   TextPosition position;
 };
 

@@ -310,21 +310,17 @@ TEST_F(BadAttentionTest, SchemesThatDoNotSuitAreRefusedWithTheNearestThatDo) {
       {{"--scheme", "balanced_ring", "--layout", "contiguous", "--mask", "full"},
        {"later key", "scheme ring"}},
       {{"--scheme", "ulysses", "--ranks", "5"}, {"5 ranks cannot share", "usp"}},
-      {{"--scheme", "double_ring", "--degrees", "outer=2,inner=2"}, {"3 ranks", "inner=3"}},
-      {{"--scheme", "double_ring", "--degrees", "outer2"}, {"outer2", "outer=2,inner=4"}},
-      {{"--scheme", "usp", "--around", "ulysses"}, {"ulysses", "double_ring"}},
-      {{"--scheme", "usp", "--nesting", "beside"}, {"beside", "ring_inside"}},
-      {{"--scheme", "double_ring", "--backward", "both"}, {"both", "burst"}},
-      {{"--scheme", "double_ring", "--degrees", "inner=3,"}, {"inner=3,", "outer=2,inner=4"}},
-      {{"--scheme", "ring", "--degrees", "inner=3"},
-       {"no use for the option degrees", "double_ring or usp"}},
-      {{"--scheme", "ring", "--around", "nonsense"}, {"nonsense", "double_ring"}},
-      {{"--scheme", "ring", "--around", "burst"}, {"no use for the option around", "usp"}},
-      {{"--scheme", "burst", "--nesting", "ring_inside"}, {"no use for the option nesting", "usp"}},
-      {{"--scheme", "auto", "--backward", "ring"},
-       {"no use for the option backward", "usp around double_ring"}},
-      {{"--scheme", "usp", "--backward", "burst"},
-       {"no use for the option backward", "usp around double_ring"}},
+      {{"--scheme", "double_ring(outer=2,inner=2)"}, {"3 ranks", "double_ring(outer=1, inner=3)"}},
+      {{"--scheme", "double_ring(outer2)"}, {"character 19", "expected '='"}},
+      {{"--scheme", "usp(around=ulysses)"}, {"ulysses", "double_ring"}},
+      {{"--scheme", "usp(nesting=beside)"}, {"beside", "ring_inside"}},
+      {{"--scheme", "double_ring(backward=both)"}, {"both", "burst"}},
+      {{"--scheme", "double_ring(inner=3,)"}, {"character 21", "expected an argument"}},
+      {{"--scheme", "ring(inner=3)"}, {"character 6", "ring takes no arguments"}},
+      {{"--scheme", "ulysses(around=burst)"}, {"ulysses takes no arguments"}},
+      {{"--scheme", "usp(backward=burst)"},
+       {"usp has no argument 'backward'", "heads, nesting or around"}},
+      {{"--scheme", "auto(backward=ring)"}, {"unknown scheme 'auto'", "expected ring, burst"}},
       {{"--timeout-seconds", "0"}, {"--timeout-seconds 0"}},
       {{"--softcap", "1e39"}, {"--softcap 1e+39"}},
       {{"--softcap", "1e-40"}, {"--softcap 1e-40"}},
@@ -336,6 +332,24 @@ TEST_F(BadAttentionTest, SchemesThatDoNotSuitAreRefusedWithTheNearestThatDo) {
   for (const auto& [arguments, parts] : illegal) {
     SCOPED_TRACE(arguments[1] + " " + (arguments.size() > 3 ? arguments[3] : ""));
     expect_refused(78, parts, replay(arguments));
+  }
+  // Options that schemes had before they were expressions.
+  const std::vector<std::pair<std::vector<std::string>, std::string>> old = {
+      {{"--scheme", "double_ring", "--degrees", "outer=1,inner=3", "--backward", "burst"},
+       "--degrees outer=1,inner=3: a scheme is an expression now; give --scheme "
+       "'double_ring(outer=1, inner=3, backward=burst)' instead"},
+      {{"--scheme", "usp", "--nesting", "ring_inside"},
+       "--nesting ring_inside: a scheme is an expression now; give --scheme "
+       "'usp(nesting=ring_inside)' instead"},
+      {{"--scheme", "usp", "--around", "double_ring", "--backward", "ring"},
+       "--scheme 'usp(around=double_ring(backward=ring))' instead"},
+      // The other degree follows from the ranks of --ranks 3.
+      {{"--scheme", "usp", "--degrees", "outer=3"}, "--scheme 'usp(heads=1)' instead"},
+      {{"--backward", "burst"}, "give --scheme 'ring' instead"},
+      {{"--scheme", "double_ring", "--degrees", "outer2"}, "give, for example, --scheme"}};
+  for (const auto& [arguments, part] : old) {
+    SCOPED_TRACE(part);
+    expect_refused(64, {part}, replay(arguments));
   }
   Case sinks = good();
   sinks.floats["sinks"] = {{kHeads}, std::vector<float>(kHeads)};

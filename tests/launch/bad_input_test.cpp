@@ -64,7 +64,7 @@ const std::vector<WrongConfig> kWrong = {
     {{{10, "mask = \"document\""}},
      {{"10:8: ", "data.mask = \"document\"", "did you mean \"documents\"?"}}},
     {{{16, "context_parallel_scheme = \"wring\""}},
-     {{"16:27: ", "context_parallel_scheme = \"wring\"", "\"ring\""}}},
+     {{"16:27: ", "context_parallel_scheme = \"wring\"", "'ring'"}}},
     {{{16, "context_parallel_layout = \"zigzack\""}},
      {{"16:27: ", "context_parallel_layout = \"zigzack\"", "did you mean \"zigzag\"?"}}},
     {{{16, "context_parallel_wire_dtype = \"fp32\""}},
@@ -93,30 +93,61 @@ const std::vector<WrongConfig> kWrong = {
     {{{15, "[training]"}}, {{"15:", "training"}}},
     {{{12, "seq_len = "}}, {{"12:"}}},
     {{{9, "corpus = \"corpus.h5"}}, {{"9:"}}},
-    // Schemes and their options.
+    // Schemes are expressions.
     {{{16,
-       "context_parallel_scheme = \"wring\"\ncontext_parallel_degrees = \"outer=two\"\n"
+       "context_parallel_scheme = \"wring\"\n"
        "context_parallel_layout = \"zigzack\"\ncontext_parallel_switch = \"2:burst,3:rign\""}},
-     {{"16:27: ", "context_parallel_scheme = \"wring\": expected one of \"ring\", \"burst\""},
-      {"17:28: ", "context_parallel_degrees = \"outer=two\": ", "expected, for example, outer=2"},
-      {"18:27: ", "context_parallel_layout = \"zigzack\": expected one of \"contiguous\""},
-      {"19:27: ", "context_parallel_switch = \"2:burst,3:rign\": '3:rign': ",
-       "expected one of ring, burst"}}},
+     {{"16:27: ",
+       "context_parallel_scheme = \"wring\": scheme 'wring', character 1: unknown scheme",
+       "expected ring, burst, ", "did you mean 'ring'?"},
+      {"17:27: ", "context_parallel_layout = \"zigzack\": expected one of \"contiguous\""},
+      {"18:27: ",
+       "context_parallel_switch = \"2:burst,3:rign\": step 3: scheme 'rign', character 1",
+       "expected ring, burst"}}},
+    {{{16,
+       "context_parallel_scheme = \"double_ring(outr=2)\"\n"
+       "context_parallel_switch = \"2:usp(heads=2,around=burst(backward=ring)),3:ring(outer=1)\""}},
+     {{"16:27: ",
+       "scheme 'double_ring(outr=2)', character 13: double_ring has no argument 'outr'; ",
+       "it takes outer, inner or backward; did you mean 'outer'?"},
+      {"17:27: ", "step 2: scheme 'usp(heads=2,around=burst(backward=ring))', character 26: ",
+       "burst takes no arguments"},
+      {"17:27: ", "step 3: scheme 'ring(outer=1)', character 6: ring takes no arguments"}}},
     {{{16, "context_parallel_switch = \"2:ring,burst,2:auto,4:auto\""}},
      {{"16:27: ", "'burst' is no STEP:SCHEME; expected, for example, \"5:burst"},
       {"16:27: ", "'2:auto': expected a step above 2 and up to training.steps = 3"},
       {"16:27: ", "'4:auto': expected a step above 2 and up to training.steps = 3"}}},
     {{{16, "context_parallel_switch = \"burst\""}, {14, "steps = 0"}},
      {{"14:9: ", "training.steps = 0"}, {"16:27: ", "'burst' is no STEP:SCHEME"}}},
+    // What schemes took before they were expressions.
     {{{16,
        "context_parallel_degrees = \"inner=2\"\ncontext_parallel_nesting = \"ring_inside\"\n"
        "context_parallel_around = \"double_ring\"\ncontext_parallel_backward = \"burst\""}},
-     {{"16:28: ", "context_parallel_degrees = \"inner=2\": no scheme of this run has a use for it",
-       "remove it, or use scheme double_ring or usp"},
-      {"17:28: ", "context_parallel_nesting = \"ring_inside\"", "use scheme usp"},
-      {"18:27: ", "context_parallel_around = \"double_ring\"", "use scheme usp"},
-      {"19:29: ", "context_parallel_backward = \"burst\"",
-       "use scheme double_ring or usp around double_ring"}}},
+     {{"16:28: ",
+       "context_parallel_degrees = \"inner=2\": a scheme is an expression now; remove it"},
+      {"17:28: ", "context_parallel_nesting = \"ring_inside\": a scheme is an expression now"},
+      {"18:27: ", "context_parallel_around = \"double_ring\": a scheme is an expression now"},
+      {"19:29: ", "context_parallel_backward = \"burst\": a scheme is an expression now"}}},
+    {{{16,
+       "context_parallel_scheme = \"double_ring\"\ncontext_parallel_degrees = \"inner=2,outer=2\"\n"
+       "context_parallel_backward = \"burst\""}},
+     {{"17:28: ",
+       "write context_parallel_scheme = \"double_ring(outer=2, inner=2, backward=burst)\" instead"},
+      {"18:29: ",
+       "write context_parallel_scheme = \"double_ring(outer=2, inner=2, backward=burst)\" "
+       "instead"}}},
+    {{{16,
+       "context_parallel_scheme = \"usp\"\ncontext_parallel_switch = \"2:double_ring,3:burst\"\n"
+       "context_parallel_degrees = \"outer=2,inner=4\"\ncontext_parallel_around = \"double_ring\"\n"
+       "context_parallel_backward = \"ring\""}},
+     {{"18:28: ",
+       "write context_parallel_scheme = \"usp(heads=4, around=double_ring(backward=ring))\" and "
+       "context_parallel_switch = \"2:double_ring(outer=2, inner=4, backward=ring),3:burst\""},
+      {"19:27: ", "usp(heads=4, around=double_ring(backward=ring))"},
+      {"20:29: ", "usp(heads=4, around=double_ring(backward=ring))"}}},
+    {{{16, "context_parallel_scheme = \"double_ring\"\ncontext_parallel_degrees = \"outer=two\""}},
+     {{"17:28: ",
+       "write, for example, context_parallel_scheme = \"double_ring(outer=2, inner=4)\""}}},
     {{{16, "context_parallel_scheme = \"balanced_ring\""}},
      {{"16:27: ", "context_parallel_scheme = \"balanced_ring\": balanced_ring balances",
        "use layout contiguous"}}},
@@ -127,14 +158,15 @@ const std::vector<WrongConfig> kWrong = {
     {{{10, "mask = \"document\""},
       {16,
        "context_parallel_degree = 4\ncontext_parallel_scheme = \"ulysses\"\n"
-       "context_parallel_degrees = \"outer=3,inner=2\"\n"
-       "context_parallel_switch = \"2:double_ring,3:usp\""}},
+       "context_parallel_switch = \"2:double_ring(outer=3, inner=2),3:usp\""}},
      {{"10:8: ", "data.mask = \"document\""},
       {"17:27: ", "context_parallel_scheme = \"ulysses\": 4 ranks cannot share 2 query heads",
        "use 2 ranks, scheme usp or scheme ring"},
-      {"18:28: ", "context_parallel_degrees = \"outer=3,inner=2\": double_ring from step 2: ",
-       "do not make up 4 ranks; use degrees outer=4,inner=1, degrees outer=2,inner=2 or degrees "
-       "outer=1,inner=4"}}},
+      {"18:27: ",
+       "context_parallel_switch = \"2:double_ring(outer=3, inner=2),3:usp\": double_ring(outer=3, "
+       "inner=2) from step 2: ",
+       "does not make up 4 ranks; use scheme double_ring(outer=4, inner=1), scheme "
+       "double_ring(outer=2, inner=2) or scheme double_ring(outer=1, inner=4)"}}},
     // Several at once, in the order of the file.
     {{{4, "hidden_sise = 16"},
       {6, "num_hidden_layers = 0"},
@@ -211,14 +243,14 @@ TEST_F(BadInputTest, ConfigurationsThatContradictTheCorpusOrTheProgram) {
 
 TEST_F(BadInputTest, SchemesThatSuitTheConfigurationButNotTheRanksStarted) {
   write_config({{16,
-                 "context_parallel_scheme = \"double_ring\"\ncontext_parallel_degrees = "
-                 "\"outer=2,inner=2\"\ncontext_parallel_switch = \"2:ulysses\""}});
+                 "context_parallel_scheme = \"double_ring(outer=2, inner=2)\"\n"
+                 "context_parallel_switch = \"2:ulysses\""}});
   EXPECT_EQ(longhaul({"validate", "run.toml"}).exit_code, 0);
   const std::vector<std::string> expected{
       "2 problems in the configuration run.toml:",
-      "run.toml:17:28: parallelism.context_parallel_degrees = \"outer=2,inner=2\": double_ring: ",
-      "do not make up 3 ranks; use degrees outer=3,inner=1",
-      "run.toml:18:27: parallelism.context_parallel_switch = \"2:ulysses\": ulysses from step 2: ",
+      "run.toml:16:27: parallelism.context_parallel_scheme = \"double_ring(outer=2, inner=2)\": ",
+      "does not make up 3 ranks; use scheme double_ring(outer=3, inner=1)",
+      "run.toml:17:27: parallelism.context_parallel_switch = \"2:ulysses\": ulysses from step 2: ",
       "3 ranks cannot share 2 query heads"};
   expect_refused(78, expected, {"validate", "run.toml", "--ranks", "3"});
   const auto before = listing(folder_.path());

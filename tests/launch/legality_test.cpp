@@ -9,9 +9,8 @@
 
 #include "attention/named_masks.h"
 #include "launch/legality.h"
-#include "launch/schemes.h"
 #include "parallel/layout.h"
-#include "parallel/schemes/degrees.h"
+#include "parallel/schemes/scheme.h"
 #include "parallel/verifier.h"
 #include "runtime/error.h"
 #include "tests/support/expect_error.h"
@@ -47,8 +46,7 @@ TEST(Legality, EveryCombinationIsLegalOrRefusedAsTheRulesSay) {
       for (const LayoutKind layout : parallel::layout_kinds()) {
         for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8, 16, 32}) {
           for (const Heads heads : {Heads{8, 8}, Heads{8, 2}, Heads{8, 1}, Heads{6, 3}}) {
-            Combination combination{{}, ranks, heads.q, heads.kv, layout, mask.causal};
-            combination.options.name = scheme;
+            const Combination combination{scheme, ranks, heads.q, heads.kv, layout, mask.causal};
             const auto refusal = parallel::refuse(combination);
             EXPECT_EQ(!refusal, legal(scheme, layout, mask.causal, ranks, heads))
                 << scheme << " " << mask.name << " " << name(layout) << " P=" << ranks << " heads "
@@ -72,43 +70,62 @@ TEST(Legality, EveryCombinationIsLegalOrRefusedAsTheRulesSay) {
   EXPECT_GT(refused, 0);
 }
 
+/// The refusal, with what to use instead, all of which is legal; empty where it is legal itself.
+std::string refusal(const std::string& scheme, int ranks, Heads heads) {
+  const Combination combination{parallel::parse_scheme(scheme), ranks, heads.q, heads.kv};
+  const auto refused = parallel::refuse(combination);
+  if (!refused) return "";
+  EXPECT_FALSE(refused->nearest.empty()) << scheme;
+  for (const Combination& nearest : refused->nearest)
+    EXPECT_FALSE(parallel::refuse(nearest)) << nearest.scheme.text();
+  return refused->reason + "; use " + parallel::advice(combination, *refused);
+}
+
 TEST(Legality, DegreesThatDoNotFitAreRefusedWithThoseThatDo) {
-  const auto refusal = [](const std::string& scheme, const std::string& degrees, int ranks,
-                          Heads heads) {
-    Combination combination{{}, ranks, heads.q, heads.kv};
-    combination.options = scheme_options(scheme, degrees, "heads_inside", "ring", "auto");
-    const auto refused = parallel::refuse(combination);
-    if (!refused) return std::string();
-    for (const Combination& nearest : refused->nearest) EXPECT_FALSE(parallel::refuse(nearest));
-    return refused->reason + "; use " + parallel::advice(combination, *refused);
-  };
-  EXPECT_EQ(refusal("double_ring", "auto", 7, {4, 4}), "");
-  EXPECT_EQ(refusal("double_ring", "outer=2,inner=4", 8, {4, 4}), "");
-  EXPECT_EQ(refusal("double_ring", "inner=4", 8, {4, 4}), "");
-  EXPECT_NE(refusal("double_ring", "outer=3,inner=2", 8, {4, 4}).find("outer=4,inner=2"),
-            std::string::npos);
-  EXPECT_NE(refusal("double_ring", "inner=3", 8, {4, 4}), "");
-  EXPECT_EQ(refusal("usp", "inner=4", 8, {4, 2}), "");
-  EXPECT_NE(refusal("usp", "inner=8", 8, {4, 2}).find("outer=2,inner=4"), std::string::npos);
-  EXPECT_NE(refusal("ring", "inner=2", 8, {4, 2}), "");
+  EXPECT_EQ(refusal("double_ring", 7, {4, 4}), "");
+  EXPECT_EQ(refusal("double_ring(outer=2, inner=4)", 8, {4, 4}), "");
+  EXPECT_EQ(refusal("double_ring(inner=4)", 8, {4, 4}), "");
+  EXPECT_EQ(refusal("double_ring(outer=3, inner=2, backward=burst)", 8, {4, 4}),
+            "outer x inner does not make up 8 ranks; use "
+            "scheme double_ring(outer=8, inner=1, backward=burst), "
+            "scheme double_ring(outer=4, inner=2, backward=burst), "
+            "scheme double_ring(outer=2, inner=4, backward=burst) or "
+            "scheme double_ring(outer=1, inner=8, backward=burst)");
+  EXPECT_NE(refusal("double_ring(inner=3)", 8, {4, 4}), "");
+  EXPECT_EQ(refusal("usp(heads=4)", 8, {4, 2}), "");
+  EXPECT_EQ(refusal("usp(heads=8)", 8, {4, 2}),
+            "heads=8: so many ranks cannot share 4 query heads and 2 key/value heads; use "
+            "scheme usp(heads=1), scheme usp(heads=2) or scheme usp(heads=4)");
+  EXPECT_EQ(refusal("usp(heads=3, nesting=ring_inside)", 8, {4, 2}),
+            "heads=3 does not divide 8 ranks; use scheme usp(heads=4, nesting=ring_inside), "
+            "scheme usp(heads=2, nesting=ring_inside) or scheme usp(heads=1, nesting=ring_inside)");
   // One head each way leaves usp a ring of all ranks, whichever degree is inside.
   for (int ranks = 1; ranks <= 9; ++ranks) {
-    for (const char* nesting : {"heads_inside", "ring_inside"}) {
-      Combination combination{{}, ranks, 3, 1};
-      combination.options = scheme_options("usp", "auto", nesting, "ring", "auto");
-      EXPECT_FALSE(parallel::refuse(combination)) << nesting << " P=" << ranks;
-    }
-  }
-  for (const char* text : {"", "inner", "inner=", "inner=0", "inner=2,inner=2", "middle=2",
-                           "inner=2;", "outer=-1", "=3", "auto,inner=2"}) {
-    test::expect_error(runtime::ExitCode::config, text, [&] {
-      scheme_options("double_ring", text, "heads_inside", "ring", "auto");
-    });
+    for (const char* nesting : {"heads_inside", "ring_inside"})
+      EXPECT_EQ(refusal(std::string("usp(nesting=") + nesting + ")", ranks, {3, 1}), "")
+          << nesting << " P=" << ranks;
   }
 }
 
+TEST(Legality, WhatIsInsideAnExpressionMustSuitTheRanksThatItGets) {
+  EXPECT_EQ(refusal("usp(heads=2, around=double_ring(outer=2, inner=2))", 8, {4, 4}), "");
+  EXPECT_EQ(refusal("usp(around=double_ring(outer=2, inner=2))", 8, {4, 4}), "");
+  // Two heads leave six ranks: three nodes of two will do, and so will three heads.
+  const std::string told = refusal("usp(heads=2, around=double_ring(outer=4))", 12, {6, 6});
+  for (const char* part : {"around double_ring(outer=4): outer x inner does not make up 6 ranks",
+                           "scheme usp(heads=3, around=double_ring(outer=4))",
+                           "scheme usp(heads=2, around=double_ring(outer=3, inner=2))"}) {
+    EXPECT_NE(told.find(part), std::string::npos) << told;
+  }
+  // No number of heads leaves what is asked for.
+  EXPECT_NE(refusal("usp(around=double_ring(outer=5))", 12, {6, 6})
+                .find("scheme usp(heads=2, around=double_ring(outer=3, inner=2))"),
+            std::string::npos);
+}
+
 /// `ulysses`: H divisible by P, and one of H_kv and P divides the other; `usp` likewise for its
-/// head degree, inner is the largest legal divisor of P up to its square root, else the least.
+/// number of `heads`; the inner degree is the largest legal divisor of P up to its square root,
+/// else the least.
 std::string heads_cell(const std::string& scheme, bool ring_inside, int ranks, Heads heads) {
   const auto shares = [&](int degree) {
     for (int a = 1; a * degree <= heads.q; ++a) {
@@ -127,7 +144,10 @@ std::string heads_cell(const std::string& scheme, bool ring_inside, int ranks, H
     if (scheme == "usp" && !shares(ring_inside ? outer : inner)) continue;
     if (best == 0 || inner * inner <= ranks) best = inner;
   }
-  return best == 0 ? "no" : std::to_string(ranks / best) + "x" + std::to_string(best);
+  if (best == 0) return "no";
+  const std::string inner = std::to_string(best), outer = std::to_string(ranks / best);
+  return scheme == "usp" ? "heads=" + (ring_inside ? outer : inner)
+                         : "outer=" + outer + ", inner=" + inner;
 }
 
 std::vector<std::string> cells_of(const std::string& line) {
@@ -178,8 +198,8 @@ TEST(Legality, TheTableOfHeadsAndRanksAgreesWithTheRulesInEveryCell) {
   const auto [columns, rows] = printed_table("| scheme | H / H_kv |");
   std::map<std::string, int> seen;  // cells by scheme
   for (const std::vector<std::string>& cells : rows) {
-    const std::string scheme = cells[0].substr(1, cells[0].find('`', 1) - 1);
-    const bool ring_inside = cells[0].ends_with(" ring_inside");
+    const std::string scheme = cells[0].substr(1, cells[0].find_first_of("`(", 1) - 1);
+    const bool ring_inside = cells[0] == "`usp(nesting=ring_inside)`";
     for (const auto& [name, heads] : kinds) {
       if (!names(cells[1], name)) continue;
       for (std::size_t i = 2; i < cells.size(); ++i) {
@@ -190,43 +210,43 @@ TEST(Legality, TheTableOfHeadsAndRanksAgreesWithTheRulesInEveryCell) {
       }
     }
   }
-  EXPECT_EQ(
-      seen,
-      (std::map<std::string, int>{
-          {"`double_ring`", 30}, {"`ulysses`", 30}, {"`usp`", 30}, {"`usp` ring_inside", 30}}));
+  EXPECT_EQ(seen, (std::map<std::string, int>{{"`double_ring`", 30},
+                                              {"`ulysses`", 30},
+                                              {"`usp`", 30},
+                                              {"`usp(nesting=ring_inside)`", 30}}));
   const std::string all = legality_table();
-  EXPECT_NE(all.find("Every H, H_kv and P: `ring`, `burst`, `auto`, `ring_self_attention`, "
+  EXPECT_NE(all.find("Every H, H_kv and P: `ring`, `burst`, `ring_self_attention`, "
                      "`balanced_ring`, `all_gather`, `group_cast`.\n"),
             std::string::npos);
 }
 
-/// What is shown as automatic is what a schedule without degrees does.
-TEST(Legality, AutomaticDegreesAreThoseOfTheSchedule) {
-  for (const std::string name : {"double_ring", "usp"}) {
+/// What a schedule without degrees does is what it does with those that are written out.
+TEST(Legality, ResolvedDegreesAreThoseOfTheSchedule) {
+  for (const std::string name :
+       {"double_ring", "usp", "usp(nesting=ring_inside)", "usp(around=double_ring)"}) {
     for (int ranks = 1; ranks <= 9; ++ranks) {
       for (const Heads heads : {Heads{24, 24}, Heads{24, 6}, Heads{24, 1}}) {
         const attention::HeadMasks mask(attention::Mask::causal(40));
         const auto layout = parallel::Layout::make(LayoutKind::contiguous, mask, 1, ranks);
         parallel::SchemeInputs inputs{
             mask, layout, {heads.q, heads.kv, 2, 2, runtime::DType::float32}};
-        inputs.options.name = name;
+        inputs.scheme = parallel::parse_scheme(name);
+        std::string called;
         const auto counts = [&] {
           std::vector<std::map<int, std::int64_t>> sent;
-          for (const auto& program : parallel::build_schedule(inputs).programs)
+          const parallel::Schedule schedule = parallel::build_schedule(inputs);
+          called = schedule.scheme;
+          for (const auto& program : schedule.programs)
             sent.push_back(parallel::count(program, inputs.shapes).sent_to);
           return sent;
         };
         const auto automatic = counts();
-        const auto degrees =
-            parallel::automatic_degrees({inputs.options, ranks, heads.q, heads.kv});
-        ASSERT_TRUE(degrees.has_value());
-        inputs.options.outer = degrees->outer;
-        inputs.options.inner = degrees->inner;
+        inputs.scheme = parallel::resolved({inputs.scheme, ranks, heads.q, heads.kv});
+        EXPECT_EQ(called, inputs.scheme.text());
         EXPECT_EQ(counts(), automatic) << name << " P=" << ranks;
       }
     }
   }
-  EXPECT_FALSE(parallel::automatic_degrees({}).has_value());
 }
 
 /// `balanced_ring`: contiguous, causal and documents; everything else is legal everywhere. Slices

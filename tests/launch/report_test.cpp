@@ -13,9 +13,6 @@
 namespace longhaul::launch {
 namespace {
 
-using runtime::MetricsLog;
-using runtime::StepMetrics;
-
 MetricsLog falling_run(std::int64_t steps, double factor, std::int64_t ranks) {
   MetricsLog log;
   log.ranks = ranks;
@@ -143,9 +140,9 @@ TEST(ReportVerb, WritesThePlotAndTheTable) {
   const test::TempDirectory folder;
   const std::string metrics = folder.file("metrics.jsonl");
   {
-    runtime::RunHeader header;
+    RunHeader header;
     header.unigram_entropy = 3.0;
-    runtime::MetricsWriter writer(metrics, header, 0);
+    MetricsWriter writer(metrics, header, 0);
     for (const StepMetrics& step : falling_run(30, 1, 1).steps) writer.write(step);
   }
   const auto result = test::run_longhaul(

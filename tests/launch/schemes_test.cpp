@@ -5,10 +5,9 @@
 
 #include "attention/named_masks.h"
 #include "launch/batches.h"
+#include "launch/config.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
-#include "runtime/config/draft.h"
-#include "runtime/config/schema.h"
 #include "runtime/error.h"
 #include "tests/support/process.h"
 #include "tests/support/temp_directory.h"
@@ -16,16 +15,18 @@
 namespace longhaul::launch {
 namespace {
 
-TEST(Schemes, TheConfigurationOffersThoseThatExist) {
-  const runtime::ConfigKey* key =
-      runtime::find_config_key("parallelism", "context_parallel_scheme");
+TEST(Schemes, TheConfigurationExplainsThoseThatExist) {
+  const runtime::ConfigKey* key = config_schema().find("parallelism", "context_parallel_scheme");
   ASSERT_NE(key, nullptr);
-  EXPECT_EQ(key->choices, parallel::scheme_names());
+  for (const std::string& name : parallel::scheme_names()) {
+    EXPECT_NE(
+        key->explanation.find("`" + parallel::signature(parallel::scheme_from_name(name)) + "`"),
+        std::string::npos);
+  }
 }
 
 TEST(Schemes, TheConfigurationOffersLayoutsThatExist) {
-  const runtime::ConfigKey* key =
-      runtime::find_config_key("parallelism", "context_parallel_layout");
+  const runtime::ConfigKey* key = config_schema().find("parallelism", "context_parallel_layout");
   ASSERT_NE(key, nullptr);
   std::vector<std::string> layouts;
   for (const parallel::LayoutKind kind : parallel::layout_kinds())
@@ -34,7 +35,7 @@ TEST(Schemes, TheConfigurationOffersLayoutsThatExist) {
 }
 
 TEST(Schemes, TheConfigurationOffersMasksThatExist) {
-  const runtime::ConfigKey* key = runtime::find_config_key("data", "mask");
+  const runtime::ConfigKey* key = config_schema().find("data", "mask");
   ASSERT_NE(key, nullptr);
   std::vector<std::string> trainable, others, refused;
   for (const std::string& name : attention::mask_names())
@@ -62,9 +63,9 @@ TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
   int accepted = 0;
   // Each number absent, 0, small, beyond the sequence.
   const std::optional<std::int64_t> values[] = {std::nullopt, 0, 3, 13};
-  for (const std::string& mask : runtime::find_config_key("data", "mask")->choices) {
+  for (const std::string& mask : config_schema().find("data", "mask")->choices) {
     for (int which = 0; which < 256; ++which) {
-      runtime::DataConfig data;
+      DataConfig data;
       data.mask = mask;
       std::vector<std::string> overrides{"data.mask=" + mask};
       std::optional<std::int64_t>* const numbers[] = {&data.window, &data.prefix, &data.global,
@@ -76,7 +77,7 @@ TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
       }
       std::string config_error, mask_error;
       try {
-        runtime::read_config(folder.file("run.toml"), overrides).check();
+        load_config(folder.file("run.toml"), overrides);
       } catch (const runtime::Error& error) {
         config_error = error.what();
       }

@@ -22,7 +22,6 @@ namespace longhaul::launch {
 namespace {
 
 using runtime::Sequence;
-using runtime::TrainConfig;
 using test::random_sequence;
 using test::run_training;
 using test::RunSteps;
@@ -132,11 +131,11 @@ TEST(Trainer, CausalMaskOverTheWholeSequence) {
 }
 
 /// Every mask of [data], with numbers where it takes them.
-std::vector<runtime::DataConfig> all_masks() {
-  std::vector<runtime::DataConfig> all;
+std::vector<DataConfig> all_masks() {
+  std::vector<DataConfig> all;
   for (const attention::MaskRule& rule : attention::mask_rules()) {
     if (!rule.trainable()) continue;
-    runtime::DataConfig data;
+    DataConfig data;
     data.mask = rule.name;
     if (rule.takes(attention::MaskInput::window)) data.window = 11;
     if (rule.takes(attention::MaskInput::prefix)) data.prefix = 9;
@@ -152,7 +151,7 @@ std::vector<runtime::DataConfig> all_masks() {
 }
 
 TEST(Trainer, EveryMaskOverRanksAndBatches) {
-  for (const runtime::DataConfig& data : all_masks()) {
+  for (const DataConfig& data : all_masks()) {
     SCOPED_TRACE(mask_text(data));
     TrainConfig one = on({1, 1}), three = on({1, 3}, "zigzag", 2), four = on({2, 2}, "striped", 2);
     one.data = three.data = four.data = data;

@@ -94,7 +94,7 @@ TEST_F(ValidateTest, RefusesWhatDoesNotRunWithReasons) {
 TEST_F(ValidateTest, KeysAreDocumentedFromTheSchema) {
   const auto result = test::run_longhaul({"validate", "--keys"});
   EXPECT_EQ(result.exit_code, 0);
-  EXPECT_EQ(result.out, runtime::config_reference());
+  EXPECT_EQ(result.out, config_reference());
 }
 
 }  // namespace

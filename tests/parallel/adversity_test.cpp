@@ -34,7 +34,7 @@ std::vector<SpreadJob> jobs_of(const Problem& problem, int ranks, std::int64_t b
   std::vector<SpreadJob> jobs;
   const auto shapes = problem.shapes();
   for (const Layout& layout : test::all_layouts(problem.masks, batch, ranks)) {
-    for (const SchemeOptions& scheme : test::all_schemes(ranks, shapes.heads, shapes.kv_heads)) {
+    for (const Expression& scheme : test::all_schemes(ranks, shapes.heads, shapes.kv_heads)) {
       if (!refuse({scheme, ranks, shapes.heads, shapes.kv_heads, layout.kind(),
                    is_causal(problem.masks)})) {
         jobs.push_back({&problem, layout, scheme});
@@ -244,7 +244,8 @@ TEST(Adversity, AThousandRows) {  // many tiles a rank
   const Problem problem("causal", Mask::causal(1021), ProblemSizes{4, 2, 16, 16});
   std::vector<SpreadJob> jobs = jobs_of(problem, 4);
   std::erase_if(jobs, [](const SpreadJob& job) {
-    return job.scheme.name == "usp" && job.scheme.around == "double_ring";
+    return job.scheme.name == "usp" &&
+           job.scheme.expression("around").value_or("ring").name == "double_ring";
   });
   expect_all_right(jobs);
 }
@@ -298,8 +299,7 @@ ByRanks run_over_ranks(const Problem& problem, const Problem& many_heads, DType 
   for (const int ranks : {1, 2, 4, 8, 16, 32}) {
     std::vector<SpreadJob> jobs;
     for (const std::string& name : scheme_names()) {
-      SchemeOptions scheme;
-      scheme.name = name;
+      const Expression scheme(name);
       const Problem& which = name == "ulysses" ? many_heads : problem;
       const LayoutKind kind = name == "balanced_ring" ? LayoutKind::contiguous : LayoutKind::zigzag;
       jobs.push_back({&which, Layout(kind, which.tokens(), 1, ranks), scheme});

@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "parallel/policy.h"
 #include "runtime/error.h"
 #include "tests/support/scheme_cases.h"
 #include "tests/support/sent_bytes.h"
@@ -17,7 +18,6 @@ namespace {
 using attention::HeadMasks;
 using attention::Mask;
 using runtime::DType;
-using test::scheme;
 using test::Sent;
 using test::sent;
 using test::show;
@@ -100,11 +100,11 @@ TEST_F(Formulae, DoubleRingByLinkClass) {
   // Per rank and pass: I - 1 blocks between nodes, I (L - 1) within; an accumulator likewise.
   for_all([](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
              DType wire) {
-    for (const SchemeOptions& options :
+    for (const Expression& options :
          test::all_schemes(layout.ranks(), shapes.heads, shapes.kv_heads)) {
       if (options.name != "double_ring") continue;
-      const std::int64_t I = options.outer, L = options.inner;
-      const std::int64_t backward = options.backward == BackwardRing::burst
+      const std::int64_t I = *options.integer("outer"), L = *options.integer("inner");
+      const std::int64_t backward = options.word("backward", "auto") == "burst"
                                         ? s.bundle() + s.query_sums()
                                         : s.keys() + s.key_sums();
       for (const Direction direction : {Direction::forward, Direction::backward}) {
@@ -112,7 +112,7 @@ TEST_F(Formulae, DoubleRingByLinkClass) {
         const Sent all = sent(options, masks, layout, shapes, direction, wire);
         for (int rank = 0; rank < layout.ranks(); ++rank) {
           const LinkBytes links = link_bytes(all.to[static_cast<std::size_t>(rank)], rank,
-                                             nodes_in_order(layout.ranks(), options.inner));
+                                             nodes_in_order(layout.ranks(), static_cast<int>(L)));
           EXPECT_EQ(links.between_nodes, (I - 1) * block) << show(options) << " rank " << rank;
           EXPECT_EQ(links.within_nodes, I * (L - 1) * block) << show(options) << " rank " << rank;
         }
@@ -122,7 +122,7 @@ TEST_F(Formulae, DoubleRingByLinkClass) {
 }
 
 /// To whom a rank sends how much when every block is needed everywhere.
-std::map<int, std::int64_t> peers_of(const SchemeOptions& options, const Symbols& s, int rank,
+std::map<int, std::int64_t> peers_of(const Expression& options, const Symbols& s, int rank,
                                      bool backward) {
   std::map<int, std::int64_t> to;
   const auto add = [&](std::int64_t peer, std::int64_t bytes) {
@@ -134,10 +134,10 @@ std::map<int, std::int64_t> peers_of(const SchemeOptions& options, const Symbols
                         const std::function<std::int64_t(std::int64_t)>& rank_at, std::int64_t I) {
     const std::int64_t with_keys = of.keys() + of.key_sums(),
                        with_queries = of.bundle() + of.query_sums();
-    const bool automatic = name == "auto" ||
-                           (name == "double_ring" && options.backward == BackwardRing::automatic),
-               burst = name == "burst" ||
-                       (name == "double_ring" && options.backward == BackwardRing::burst);
+    const std::string way =
+        options.name == "double_ring" ? options.word("backward", "auto") : "auto";
+    const bool automatic = name == "double_ring" && way == "auto",
+               burst = name == "burst" || (name == "double_ring" && way == "burst");
     const Pass block{of.keys(), automatic ? std::min(with_keys, with_queries)
                                 : burst   ? with_queries
                                           : with_keys};
@@ -153,8 +153,9 @@ std::map<int, std::int64_t> peers_of(const SchemeOptions& options, const Symbols
     for (int peer = 0; peer < s.P; ++peer)
       add(peer, part(exchange_bytes(s, s.P)) / std::max<std::int64_t>(1, s.P - 1));
   } else if (options.name == "usp") {
-    const bool heads_inside = options.nesting == Nesting::heads_inside;
-    const std::int64_t U = heads_inside ? options.inner : options.outer, R = s.P / U;
+    const bool heads_inside = options.word("nesting", "heads_inside") == "heads_inside";
+    const std::int64_t U = *options.integer("heads"), R = s.P / U;
+    const std::string around = options.expression("around").value_or("ring").name;
     const std::int64_t head = heads_inside ? rank % U : rank / R,
                        place = heads_inside ? rank / U : rank % R;
     const auto rank_of = [&](std::int64_t at_head, std::int64_t at_place) {
@@ -163,14 +164,15 @@ std::map<int, std::int64_t> peers_of(const SchemeOptions& options, const Symbols
     for (std::int64_t peer = 0; peer < U; ++peer)
       add(rank_of(peer, place), part(exchange_bytes(s, U)) / std::max<std::int64_t>(1, U - 1));
     std::int64_t I = 1;  // a double ring inside chooses its own: inner up to the root
-    for (std::int64_t inner = 1; options.around == "double_ring" && inner * inner <= R; ++inner) {
+    for (std::int64_t inner = 1; around == "double_ring" && inner * inner <= R; ++inner) {
       if (R % inner == 0) I = R / inner;
     }
     ring(
-        options.around, inside(s, U), place,
-        [&](std::int64_t position) { return rank_of(head, position); }, I);
+        around, inside(s, U), place, [&](std::int64_t position) { return rank_of(head, position); },
+        I);
   } else {
-    ring(options.name, s, rank, itself, options.name == "double_ring" ? options.outer : 1);
+    ring(options.name, s, rank, itself,
+         options.name == "double_ring" ? *options.integer("outer") : 1);
   }
   return to;
 }
@@ -180,10 +182,12 @@ TEST_F(Formulae, EveryPeerAndSoEveryLinkClass) {
   std::set<std::string> checked;
   for_all([&](const Symbols& s, const Shapes& shapes, const Layout& layout, const HeadMasks& masks,
               DType wire) {
-    for (const SchemeOptions& options :
+    for (const Expression& options :
          test::all_schemes(layout.ranks(), shapes.heads, shapes.kv_heads)) {
       if (options.name == "balanced_ring") continue;  // refuses a full mask
-      checked.insert(options.name + (options.name == "usp" ? " " + options.around : ""));
+      checked.insert(options.name + (options.name == "usp"
+                                         ? " " + options.expression("around").value_or("ring").name
+                                         : ""));
       for (const Direction direction : {Direction::forward, Direction::backward}) {
         const Sent all = sent(options, masks, layout, shapes, direction, wire);
         for (int rank = 0; rank < layout.ranks(); ++rank) {
@@ -194,10 +198,9 @@ TEST_F(Formulae, EveryPeerAndSoEveryLinkClass) {
       }
     }
   });
-  EXPECT_EQ(checked,
-            (std::set<std::string>{"ring", "burst", "auto", "double_ring", "ring_self_attention",
-                                   "all_gather", "ulysses", "usp ring", "usp burst",
-                                   "usp double_ring", "group_cast"}));
+  EXPECT_EQ(checked, (std::set<std::string>{"ring", "burst", "double_ring", "ring_self_attention",
+                                            "all_gather", "ulysses", "usp ring", "usp burst",
+                                            "usp double_ring", "group_cast"}));
 }
 
 TEST(Bytes, FlatRingCrossesANodeBorderWithEveryHop) {
@@ -206,7 +209,7 @@ TEST(Bytes, FlatRingCrossesANodeBorderWithEveryHop) {
   const Shapes shapes{4, 4, 8, 8, DType::bfloat16};
   const HeadMasks full = Mask::full(96);
   const Layout layout(LayoutKind::zigzag, 96, 1, ranks);
-  const Sent flat = sent(scheme("ring"), full, layout, shapes, Direction::forward);
+  const Sent flat = sent("ring", full, layout, shapes, Direction::forward);
   const std::int64_t block = 12 * 4 * 16 * 2;
   for (int rank = 0; rank < ranks; ++rank) {
     const LinkBytes links =
@@ -230,11 +233,9 @@ TEST(Bytes, BalancedRingSendsKeysNearAndQueriesFar) {
         const std::int64_t near = (3 * P - 2) * P / 8, far = (P - 2) * P / 8;
         EXPECT_EQ(near + far, P * (P - 1) / 2);
         const std::int64_t q_and_partial = s.n * s.H * (s.D * s.e + 4 * s.D_v + 4);
-        EXPECT_EQ(
-            sent(scheme("balanced_ring"), causal, layout, shapes, Direction::forward, wire).total(),
-            near * s.keys() + far * q_and_partial);
-        EXPECT_EQ(sent(scheme("balanced_ring"), causal, layout, shapes, Direction::backward, wire)
-                      .total(),
+        EXPECT_EQ(sent("balanced_ring", causal, layout, shapes, Direction::forward, wire).total(),
+                  near * s.keys() + far * q_and_partial);
+        EXPECT_EQ(sent("balanced_ring", causal, layout, shapes, Direction::backward, wire).total(),
                   near * (s.keys() + s.key_sums()) + far * (s.bundle() + s.query_sums()));
       }
     }
@@ -243,6 +244,10 @@ TEST(Bytes, BalancedRingSendsKeysNearAndQueriesFar) {
 
 // ---- the automatic choice
 // ------------------------------------------------------------------------------------
+
+std::optional<DType> of_wire(DType wire) {
+  return wire == DType::float32 ? std::nullopt : std::optional(wire);
+}
 
 TEST(Bytes, AutomaticBackwardIsTheCheaperOfRingAndBurst) {
   const int ranks = 4;
@@ -254,22 +259,18 @@ TEST(Bytes, AutomaticBackwardIsTheCheaperOfRingAndBurst) {
       for (const DType wire : {DType::float32, DType::bfloat16}) {
         for (const auto& [dim, value_dim] : {std::pair{128, 128}, {64, 128}, {8, 8}}) {
           const Shapes shapes{8, 8 / group, dim, value_dim, activation};
-          const auto backward = [&](const SchemeOptions& options) {
+          const auto backward = [&](const Expression& options) {
             return sent(options, full, layout, shapes, Direction::backward, wire);
           };
-          const Sent ring = backward(scheme("ring")), burst = backward(scheme("burst"));
+          const Sent ring = backward("ring"), burst = backward("burst");
           const Sent& cheaper = burst.total() < ring.total() ? burst : ring;
           (burst.total() < ring.total() ? burst_chosen : ring_chosen) += 1;
-          EXPECT_EQ(backward(scheme("auto")).to, cheaper.to)
+          EXPECT_EQ(backward(choose_scheme("auto", shapes, of_wire(wire))).to, cheaper.to)
               << "H/H_kv=" << group << " e=" << runtime::size_bytes(activation)
               << " a=" << runtime::size_bytes(wire) << " D=" << dim;
-          SchemeOptions twice = scheme("double_ring");
-          twice.backward = BackwardRing::ring;
-          const Sent double_ring = backward(twice);
-          twice.backward = BackwardRing::burst;
-          const Sent double_burst = backward(twice);
-          twice.backward = BackwardRing::automatic;
-          EXPECT_EQ(backward(twice).to,
+          const Sent double_ring = backward(parse_scheme("double_ring(backward=ring)")),
+                     double_burst = backward(parse_scheme("double_ring(backward=burst)"));
+          EXPECT_EQ(backward("double_ring").to,
                     (double_burst.total() < double_ring.total() ? double_burst : double_ring).to);
         }
       }
@@ -288,12 +289,12 @@ TEST(Bytes, BurstWinsOnlyForSmallHeadGroups) {
       const Shapes shapes{8, 8 / group, 128, 128, DType::bfloat16};
       const auto total = [&](const char* name) {
         return static_cast<double>(
-            sent(scheme(name), full, layout, shapes, Direction::backward, wire).total());
+            sent(name, full, layout, shapes, Direction::backward, wire).total());
       };
       const double e = 2, a = wire == DType::float32 ? 4 : 2;
       EXPECT_NEAR(total("burst") / total("ring"), group * (2 * e + a + 8.0 / 128) / (2 * e + 2 * a),
                   1e-12);
-      EXPECT_EQ(total("auto"), group == 1 ? total("burst") : total("ring"));
+      EXPECT_EQ(choose_scheme("auto", shapes, of_wire(wire)).text(), group == 1 ? "burst" : "ring");
     }
   }
 }

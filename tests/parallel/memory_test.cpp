@@ -138,13 +138,13 @@ TEST(Memory, MeasuredPeakIsTheCountedSlots) {
     for (const auto& [mask_name, mask] : {test::NamedMask{"causal", Mask::causal(n)},
                                           test::NamedMask{"documents", Mask::documents(offsets)}}) {
       for (const Layout& layout : test::all_layouts(mask, 1, kRanks)) {
-        for (const SchemeOptions& options : test::all_schemes(kRanks, 8, 4)) {
+        for (const Expression& options : test::all_schemes(kRanks, 8, 4)) {
           if (refuse({options, kRanks, 8, 4, layout.kind(), true})) continue;
           for (const Direction direction : {Direction::forward, Direction::backward}) {
             SCOPED_TRACE(runtime::concat(show(options), " ", mask_name, " ", name(layout.kind()),
                                          " ", name(direction), " wire ", name(wire)));
             SchemeInputs inputs{mask, layout, shapes, direction};
-            inputs.options = options;
+            inputs.scheme = options;
             if (wire != DType::float32) inputs.wire_dtype = wire;
             const ProgramGenerator generate = prepare(inputs);
             std::vector<Measured> measured(kRanks);
@@ -208,7 +208,7 @@ TEST(Memory, SteadyStateAsksTheSystemForNone) {
   for (const auto& offsets : batches)
     problems.push_back(
         std::make_unique<test::Problem>("documents", Mask::documents(offsets), sizes));
-  for (const SchemeOptions& scheme : test::all_schemes(kRanks, 8, 4)) {
+  for (const Expression& scheme : test::all_schemes(kRanks, 8, 4)) {
     for (const Layout& layout : test::all_layouts(problems[0]->masks, 1, kRanks)) {
       if (refuse({scheme, kRanks, 8, 4, layout.kind(), true})) continue;
       for (const DType wire : {DType::float32, DType::bfloat16}) {
@@ -262,8 +262,7 @@ TEST(Memory, SteadyStateWithDocumentsThatChangeAsksTheSystemForNone) {
   std::size_t cases = 0;
   for (const std::string& name : scheme_names()) {
     for (const LayoutKind kind : layout_kinds()) {
-      SchemeOptions scheme;
-      scheme.name = name;
+      const Expression scheme(name);
       if (refuse({scheme, kRanks, 8, 4, kind, true})) continue;
       const DType wire = cases++ % 2 == 0 ? DType::float32 : DType::bfloat16;
       std::array<std::int64_t, 3> asked{};  // at the start, after the warm-up, at the end
@@ -289,7 +288,7 @@ TEST(Memory, SteadyStateWithDocumentsThatChangeAsksTheSystemForNone) {
       EXPECT_EQ(asked[1], asked[2]) << show(scheme) << " over " << parallel::name(kind);
     }
   }
-  EXPECT_EQ(cases, 9 * layout_kinds().size() + 1);  // balanced_ring has one layout
+  EXPECT_EQ(cases, 8 * layout_kinds().size() + 1);  // balanced_ring has one layout
 }
 
 }  // namespace

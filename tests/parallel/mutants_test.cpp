@@ -21,19 +21,13 @@ using test::show;
 
 constexpr int kRanks = 4;
 
-SchemeOptions scheme(const std::string& name) {
-  SchemeOptions options;
-  options.name = name;
-  return options;
-}
-
 struct Subject {
-  SchemeOptions options;
+  Expression options;
   HeadMasks masks;
   Layout layout;
   Schedule schedule(Direction direction) const {
     SchemeInputs inputs{masks, layout, {8, 4, 8, 8, runtime::DType::float32}, direction};
-    inputs.options = options;
+    inputs.scheme = options;
     return build_schedule(inputs);
   }
 };
@@ -42,7 +36,7 @@ struct Subject {
 std::vector<Subject> subjects() {
   std::vector<Subject> all;
   const Mask causal = Mask::causal(40);
-  for (const SchemeOptions& options : test::all_schemes(kRanks, 8, 4))
+  for (const Expression& options : test::all_schemes(kRanks, 8, 4))
     all.push_back({options, causal, Layout(LayoutKind::contiguous, 40, 1, kRanks)});
   return all;
 }
@@ -272,7 +266,7 @@ void expect_dies(const Subject& subject, Direction direction, Fault fault, const
 }
 
 TEST(Mutants, RingSelfAttentionThatPairsKeysWithOtherValues) {
-  const Subject subject{scheme("ring_self_attention"), Mask::full(40),
+  const Subject subject{Expression("ring_self_attention"), Mask::full(40),
                         Layout(LayoutKind::contiguous, 40, 1, kRanks)};
   expect_dies(subject, Direction::forward, Fault::misplaced, "keys of another block",
               [](Schedule& s) {
@@ -287,7 +281,7 @@ TEST(Mutants, RingSelfAttentionThatPairsKeysWithOtherValues) {
 }
 
 TEST(Mutants, UlyssesThatForgetsAReplica) {
-  Subject subject{scheme("ulysses"), Mask::full(40), Layout(LayoutKind::zigzag, 40, 1, kRanks)};
+  Subject subject{Expression("ulysses"), Mask::full(40), Layout(LayoutKind::zigzag, 40, 1, kRanks)};
   const SchemeInputs inputs{subject.masks,
                             subject.layout,
                             {8, 2, 8, 8, runtime::DType::float32},
@@ -305,7 +299,7 @@ TEST(Mutants, UlyssesThatForgetsAReplica) {
 }
 
 TEST(Mutants, UlyssesThatSwapsHeads) {
-  const Subject subject{scheme("ulysses"), Mask::full(40),
+  const Subject subject{Expression("ulysses"), Mask::full(40),
                         Layout(LayoutKind::zigzag, 40, 1, kRanks)};
   expect_dies(subject, Direction::forward, Fault::misplaced, "results come home to other heads",
               [](Schedule& s) {
@@ -315,7 +309,7 @@ TEST(Mutants, UlyssesThatSwapsHeads) {
 }
 
 TEST(Mutants, GroupCastOfAWrongRange) {
-  const Subject subject{scheme("group_cast"), Mask::from_slices(40, {{0, 40, 0, 40, -13, 0}}),
+  const Subject subject{Expression("group_cast"), Mask::from_slices(40, {{0, 40, 0, 40, -13, 0}}),
                         Layout(LayoutKind::contiguous, 40, 1, kRanks)};
   // A window of 14 reaches 3 keys of the rank before the last: [7, 10) of its 10.
   const auto find = [](Schedule& s) -> View& {
@@ -338,7 +332,7 @@ TEST(Mutants, GroupCastOfAWrongRange) {
 }
 
 TEST(Mutants, BalancedRingThatLosesAHelpersResult) {
-  const Subject subject{scheme("balanced_ring"), Mask::causal(40),
+  const Subject subject{Expression("balanced_ring"), Mask::causal(40),
                         Layout(LayoutKind::contiguous, 40, 1, kRanks)};
   expect_dies(subject, Direction::forward, Fault::coverage, "a partial is not merged",
               [](Schedule& s) {
@@ -351,8 +345,7 @@ TEST(Mutants, BalancedRingThatLosesAHelpersResult) {
 }
 
 TEST(Mutants, DoubleRingWhoseOuterHopBringsTheWrongNode) {
-  SchemeOptions options = scheme("double_ring");
-  options.outer = options.inner = 2;
+  const Expression options = parse_scheme("double_ring(outer=2, inner=2)");
   const Subject subject{options, Mask::full(40), Layout(LayoutKind::zigzag, 40, 1, kRanks)};
   expect_dies(subject, Direction::forward, Fault::mismatch, "nodes swap ranks", [](Schedule& s) {
     for (const int rank : {0, 1, 2, 3}) {
@@ -375,7 +368,7 @@ void expect_seen(const std::function<void(const test::BackwardFeed&)>& sabotage,
                  const std::vector<std::size_t>& wrong) {
   const test::Problem problem("causal", Mask::causal(64), test::ProblemSizes{8, 4, 8, 8});
   std::vector<test::SpreadJob> jobs;
-  for (const SchemeOptions& options : test::all_schemes(kRanks, 8, 4))
+  for (const Expression& options : test::all_schemes(kRanks, 8, 4))
     jobs.push_back({&problem, Layout(LayoutKind::contiguous, 64, 1, kRanks), options});
   const auto sound = run_jobs(jobs, kRanks);
   const auto broken = run_jobs(jobs, kRanks, {.sabotage = sabotage});

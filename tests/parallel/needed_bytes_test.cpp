@@ -19,7 +19,6 @@ namespace {
 using attention::HeadMasks;
 using attention::Mask;
 using runtime::DType;
-using test::scheme;
 using test::Sent;
 using test::sent;
 using test::show;
@@ -75,7 +74,7 @@ TEST(NeededBytes, GroupCastIsTheSetLowerBound) {
       for (const Layout& layout : test::all_layouts(mask, 1, ranks)) {
         SCOPED_TRACE(runtime::concat(mask_name, " P=", ranks, " ", name(layout.kind())));
         auto bound = set_lower_bound(mask, layout, shapes, false, 12 * 2);
-        EXPECT_EQ(sent(scheme("group_cast"), mask, layout, shapes, Direction::forward).to, bound);
+        EXPECT_EQ(sent("group_cast", mask, layout, shapes, Direction::forward).to, bound);
         for (const DType wire : {DType::float32, DType::bfloat16}) {
           auto both = bound;
           const auto back =
@@ -83,8 +82,7 @@ TEST(NeededBytes, GroupCastIsTheSetLowerBound) {
           for (std::size_t rank = 0; rank < back.size(); ++rank) {
             for (const auto& [peer, bytes] : back[rank]) both[rank][peer] += bytes;
           }
-          EXPECT_EQ(sent(scheme("group_cast"), mask, layout, shapes, Direction::backward, wire).to,
-                    both);
+          EXPECT_EQ(sent("group_cast", mask, layout, shapes, Direction::backward, wire).to, both);
         }
       }
     }
@@ -104,11 +102,11 @@ TEST(NeededBytes, WindowHopsAreTheHaloBound) {
         std::int64_t hops = 0;
         for (int rank = 0; rank < ranks; ++rank)
           hops += std::min<std::int64_t>(halo, ranks - 1 - rank);
-        const Sent forward = sent(scheme("ring"), window, layout, shapes, Direction::forward);
+        const Sent forward = sent("ring", window, layout, shapes, Direction::forward);
         EXPECT_EQ(forward.messages, hops) << "w=" << w << " n=" << n << " P=" << ranks;
         EXPECT_EQ(forward.total(), hops * block);
         // In backward the blocks travel as far; their gradients hop by hop, and one hop home.
-        const Sent backward = sent(scheme("ring"), window, layout, shapes, Direction::backward);
+        const Sent backward = sent("ring", window, layout, shapes, Direction::backward);
         EXPECT_EQ(backward.total(), 2 * hops * block) << "w=" << w << " n=" << n << " P=" << ranks;
       }
     }
@@ -131,7 +129,7 @@ TEST(NeededBytes, TwoSidedWindowsCostBothHalosAndNoRound) {
         }
         for (const char* name : {"ring", "ring_self_attention"}) {
           SCOPED_TRACE(runtime::concat(name, " w=", w, " n=", n, " P=", ranks));
-          const SchemeOptions options = scheme(name);
+          const Expression options = name;
           EXPECT_EQ(sent(options, window, layout, shapes, Direction::forward).total(),
                     hops * block);
           EXPECT_EQ(sent(options, window, layout, shapes, Direction::backward).total(),
@@ -143,7 +141,7 @@ TEST(NeededBytes, TwoSidedWindowsCostBothHalosAndNoRound) {
   // A window behind the query over zigzag: neighbours on both sides, not P - 1 hops.
   const Layout zigzag(LayoutKind::zigzag, 64, 1, 8);
   const Mask window = Mask::from_slices(64, {{0, 64, 0, 64, -3, 0}});
-  EXPECT_EQ(sent(scheme("ring"), window, zigzag, shapes, Direction::forward).messages, 14);
+  EXPECT_EQ(sent("ring", window, zigzag, shapes, Direction::forward).messages, 14);
 }
 
 TEST(NeededBytes, NothingMovesWhereNoDocumentCrossesARank) {
@@ -155,7 +153,7 @@ TEST(NeededBytes, NothingMovesWhereNoDocumentCrossesARank) {
   const Layout layout(LayoutKind::contiguous, tokens, 1, ranks);
   const Shapes shapes{6, 2, 4, 4, DType::float32};
   int checked = 0;
-  for (const SchemeOptions& options : test::all_schemes(ranks, 6, 2)) {
+  for (const Expression& options : test::all_schemes(ranks, 6, 2)) {
     if (options.name == "all_gather" || options.name == "ulysses" || options.name == "usp")
       continue;  // these send whatever the mask
     for (const Direction direction : {Direction::forward, Direction::backward}) {
@@ -291,11 +289,12 @@ TEST(NeededBytes, BlocksOfRingsTakeTheFewestHopsOfEveryLevel) {
         return false;
       };
       const auto seen_by = [&](int rank, int other) { return sees(other, rank); };
-      SchemeOptions options = scheme(outer == 1 ? "ring" : "double_ring");
+      Expression options("ring");
       if (outer > 1) {
-        options.outer = outer;
-        options.inner = inner;
-        options.backward = BackwardRing::ring;
+        options = Expression("double_ring")
+                      .with("outer", outer)
+                      .with("inner", inner)
+                      .with("backward", "ring");
       }
       SCOPED_TRACE(runtime::concat(show(options), " P=", ranks, " mask ", i));
       const Totals keys = double_ring_hops(outer, inner, sees);
@@ -304,11 +303,7 @@ TEST(NeededBytes, BlocksOfRingsTakeTheFewestHopsOfEveryLevel) {
       };
       EXPECT_EQ(bytes(Direction::forward), keys.blocks * block);
       EXPECT_EQ(bytes(Direction::backward), (keys.blocks + keys.gradients) * block);
-      if (outer > 1) {
-        options.backward = BackwardRing::burst;
-      } else {
-        options.name = "burst";
-      }
+      options = outer > 1 ? options.with("backward", "burst") : Expression("burst");
       const Totals queries = double_ring_hops(outer, inner, seen_by);
       EXPECT_EQ(bytes(Direction::backward),
                 queries.blocks * n * (8 * 4 + 8) + queries.gradients * n * 4 * 4);
@@ -329,7 +324,7 @@ TEST(NeededBytes, TheBusiestRankOfARingSendsNoMoreThanOneWayRound) {
     std::ranges::sort(offsets);
     const HeadMasks documents = Mask::documents(offsets);
     const Layout layout = Layout::make(LayoutKind::balanced, documents, 1, 7);
-    const Sent forward = sent(scheme("ring"), documents, layout, shapes, Direction::forward);
+    const Sent forward = sent("ring", documents, layout, shapes, Direction::forward);
     for (int rank = 0; rank < 7; ++rank) {
       std::int64_t others = 0;  // what passes in a whole round
       for (int other = 0; other < 7; ++other) others += layout.rows(other) * 8 * 4;
@@ -349,9 +344,8 @@ TEST(NeededBytes, TwoSidedWindowsCostADoubleRingBothHalos) {
       const std::int64_t tokens = n * nodes * per_node;
       const Layout layout(LayoutKind::contiguous, tokens, 1, nodes * per_node);
       const Mask window = Mask::from_slices(tokens, {{0, tokens, 0, tokens, -2, 2}});
-      SchemeOptions options = scheme("double_ring");
-      options.outer = nodes;
-      options.inner = per_node;
+      const Expression options =
+          Expression("double_ring").with("outer", nodes).with("inner", per_node);
       const std::int64_t inside = nodes * (per_node - 2) * 2, borders = (2 * nodes - 2) * 3,
                          ends = 2;
       const Sent forward = sent(options, window, layout, shapes, Direction::forward);

@@ -187,13 +187,12 @@ std::pair<int, int> hidden_and_all(const Program& program) {
 
 TEST(Overlap, EveryAttentionStepButTheLastHasATransferBesideIt) {
   const Layout layout(LayoutKind::contiguous, 80, 1, 8);
-  for (const char* scheme : {"ring", "burst", "double_ring", "ring_self_attention", "group_cast",
-                             "balanced_ring", "all_gather"}) {
+  for (const char* scheme : {"ring", "burst", "double_ring(backward=ring)", "ring_self_attention",
+                             "group_cast", "balanced_ring", "all_gather"}) {
     for (const Direction direction : {Direction::forward, Direction::backward}) {
       SchemeInputs inputs{Mask::causal(80), layout, {4, 4, 8, 8, DType::float32}, direction};
       if (std::string(scheme) != "balanced_ring") inputs.masks = Mask::full(80);
-      inputs.options.name = scheme;
-      if (inputs.options.name == "double_ring") inputs.options.backward = BackwardRing::ring;
+      inputs.scheme = parse_scheme(scheme);
       const ProgramGenerator generate = prepare(inputs);
       for (int rank = 0; rank < 8; ++rank) {
         const auto [hidden, all] = hidden_and_all(generate(rank));

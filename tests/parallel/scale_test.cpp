@@ -61,8 +61,7 @@ TEST_P(Scale, VerifiesAt512RanksWith4096Documents) {
   constexpr int kRanks = 512;
   const std::int64_t n = kRanks * 20 + 5;
   const Mask mask = documents(n, 4096, GetParam().one_long ? n / 2 : 0);
-  SchemeOptions options;
-  options.name = GetParam().scheme;
+  const Expression options(GetParam().scheme);
   // Ulysses shares heads among all ranks; usp finds its degrees among fewer.
   const bool by_heads = options.name == "ulysses";
   // Two key/value heads: all_gather attends one while the other is on its way.
@@ -71,7 +70,7 @@ TEST_P(Scale, VerifiesAt512RanksWith4096Documents) {
   const Layout layout = Layout::make(GetParam().layout, mask, 1, kRanks);
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     SchemeInputs inputs{mask, layout, shapes, direction};
-    inputs.options = options;
+    inputs.scheme = options;
     const auto begin = std::clock();
     const Schedule schedule = build_schedule(inputs);
     const auto built = std::clock();

@@ -151,8 +151,7 @@ TEST(SchemesMpi, MessagesBeyondTheSizeLimit) {
                         ProblemSizes{kHeads, kHeads, kDim, kDim});
   std::vector<SpreadJob> jobs;
   for (const char* name : {"ring", "group_cast"}) {
-    SchemeOptions scheme;
-    scheme.name = name;
+    const Expression scheme(name);
     jobs.push_back({&problem, Layout(LayoutKind::zigzag, n, 1, ranks), scheme});
   }
   expect_as_threads(jobs, {});

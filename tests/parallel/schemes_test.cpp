@@ -18,12 +18,12 @@ struct Heads {
   int q, kv;
 };
 
-bool suits(const SchemeOptions& options, const Layout& layout, const HeadMasks& masks,
+bool suits(const Expression& options, const Layout& layout, const HeadMasks& masks,
            const Heads& heads) {
   return !refuse({options, layout.ranks(), heads.q, heads.kv, layout.kind(), is_causal(masks)});
 }
 
-void expect_verifies(const SchemeOptions& options, const HeadMasks& masks, const Layout& layout,
+void expect_verifies(const Expression& options, const HeadMasks& masks, const Layout& layout,
                      const Heads& heads, const std::string& what) {
   if (!suits(options, layout, masks, heads)) return;
   for (const Direction direction : {Direction::forward, Direction::backward}) {
@@ -53,7 +53,7 @@ TEST_P(Verified, ForEveryMaskLayoutAndHeads) {
   const int ranks = GetParam();
   for (const Heads heads :
        {Heads{ranks * 2, ranks * 2}, Heads{ranks * 4, ranks}, Heads{ranks * 2, 1}, Heads{3, 1}}) {
-    for (const SchemeOptions& options : test::all_schemes(ranks, heads.q, heads.kv)) {
+    for (const Expression& options : test::all_schemes(ranks, heads.q, heads.kv)) {
       for (const std::int64_t n : {1, 5, 37}) {
         for (const auto& [mask_name, mask] : different_masks(n)) {
           for (const Layout& layout : test::all_layouts(mask, 1, ranks))
@@ -76,10 +76,25 @@ TEST(Schemes, VerifyForMasksThatDifferByHead) {
       for (int head = 0; head < heads.q; ++head)
         by_head.push_back(masks[static_cast<std::size_t>(head * 2 / 3) % masks.size()].mask);
       const HeadMasks all = HeadMasks::per_head(by_head);
-      for (const SchemeOptions& options : test::all_schemes(ranks, heads.q, heads.kv)) {
+      for (const Expression& options : test::all_schemes(ranks, heads.q, heads.kv)) {
         for (const Layout& layout : test::all_layouts(all, 1, ranks))
           expect_verifies(options, all, layout, heads, "by head");
       }
+    }
+  }
+}
+
+TEST(Schemes, ExpressionsInsideExpressionsVerify) {
+  const HeadMasks mask = Mask::causal(70);
+  for (const auto& [text, ranks] :
+       {std::pair("usp(heads=2, around=double_ring(outer=2, inner=2, backward=burst))", 8),
+        std::pair("usp(heads=2, around=double_ring(outer=1, backward=ring))", 8),
+        std::pair("usp(nesting=ring_inside, around=double_ring(inner=3))", 12),
+        std::pair("usp(heads=3, nesting=ring_inside, around=double_ring(outer=5))", 15)}) {
+    const Expression scheme = parse_scheme(text);
+    for (const Layout& layout : test::all_layouts(mask, 1, ranks)) {
+      EXPECT_TRUE(suits(scheme, layout, mask, {12, 12})) << text;
+      expect_verifies(scheme, mask, layout, {12, 12}, "causal");
     }
   }
 }

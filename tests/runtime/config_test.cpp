@@ -1,11 +1,10 @@
-#include "runtime/config/draft.h"
-
+// The engine of strict configuration, on a schema of this test's own.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 
-#include "runtime/config/schema.h"
+#include "runtime/config/draft.h"
 #include "runtime/config/suggest.h"
 #include "runtime/error.h"
 #include "tests/support/process.h"
@@ -13,466 +12,180 @@
 namespace longhaul::runtime {
 namespace {
 
-// A right configuration, line by line: the cases below replace lines of it.
-const std::vector<std::string> kLines = {
-    "[job]",                        // 1
-    "output_dir = \"OUT\"",         // 2
-    "[model]",                      // 3
-    "hidden_size = 256",            // 4
-    "intermediate_size = 688",      // 5
-    "num_hidden_layers = 4",        // 6
-    "num_attention_heads = 8",      // 7
-    "num_key_value_heads = 4",      // 8
-    "[data]",                       // 9
-    "corpus = \"CORPUS\"",          // 10
-    "[training]",                   // 11
-    "seq_len = 4096",               // 12
-    "tokens_per_step = 8192",       // 13
-    "steps = 100",                  // 14
-    "[lr_scheduler]",               // 15
-    "warmup_steps = 10",            // 16
-    "[parallelism]",                // 17
-    "context_parallel_degree = 4",  // 18
-};
-
-TrainConfig load_config(const std::string& path, const std::vector<std::string>& overrides,
-                        std::optional<std::int64_t> world = std::nullopt) {
-  const ConfigDraft draft = read_config(path, overrides, world);
-  draft.check();
-  return draft.config;
-}
-
-class ConfigTest : public testing::Test {
- protected:
-  ConfigTest() : corpus_(folder_.write("corpus.h5", "not read here")) {}
-
-  std::string text_with(const std::map<int, std::string>& replaced) const {
+struct Settings : Configuration {
+  struct {
+    std::vector<std::string> kinds, names;
+    std::vector<std::int64_t> sizes;
+  } lists;
+  struct {
+    std::int64_t count = 0;
+    double rate = 0;
+    bool flag = false;
     std::string text;
-    const auto last = std::max<int>(static_cast<int>(kLines.size()),
-                                    replaced.empty() ? 0 : replaced.rbegin()->first);
-    for (int line = 1; line <= last; ++line) {
-      const auto found = replaced.find(line);
-      const auto index = static_cast<std::size_t>(line - 1);
-      text += (found != replaced.end() ? found->second
-               : index < kLines.size() ? kLines[index]
-                                       : "") +
-              "\n";
-    }
-    for (const auto& [from, to] :
-         {std::pair<std::string, std::string>("\"CORPUS\"", "\"" + corpus_ + "\""),
-          std::pair<std::string, std::string>("\"OUT\"", "\"" + folder_.file("out") + "\"")}) {
-      const auto at = text.find(from);
-      if (at != std::string::npos) text.replace(at, from.size(), to);
-    }
-    return text;
-  }
-  std::string file_with(const std::map<int, std::string>& replaced) const {
-    return folder_.write("run.toml", text_with(replaced));
-  }
-  TrainConfig load(const std::map<int, std::string>& replaced = {},
-                   const std::vector<std::string>& overrides = {},
-                   std::optional<std::int64_t> world = std::nullopt) const {
-    return load_config(file_with(replaced), overrides, world);
-  }
-  /// The problems as lines "line:column: message" (or "--set ...: message"), without the heading.
-  std::vector<std::string> problems(const std::map<int, std::string>& replaced,
-                                    const std::vector<std::string>& overrides = {},
-                                    std::optional<std::int64_t> world = std::nullopt) const {
-    const std::string path = file_with(replaced);
-    try {
-      load_config(path, overrides, world);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::config) << error.what();
-      std::istringstream text(error.what());
-      std::vector<std::string> lines;
-      std::string line, heading;
-      std::getline(text, heading);
-      while (std::getline(text, line)) {
-        if (line.starts_with(path + ":")) line.erase(0, path.size() + 1);
-        lines.push_back(line);
-      }
-      EXPECT_TRUE(heading.starts_with(fmt::format("{} problem", lines.size()))) << heading;
-      return lines;
-    }
-    return {};
-  }
-
-  test::TempDirectory folder_;
-  std::string corpus_;
+    DType dtype = DType::float32;
+    WordOrInteger when;
+    std::optional<std::int64_t> maybe;
+  } one;
 };
 
-TEST_F(ConfigTest, LoadsWithDefaults) {
-  const TrainConfig config = load();
-  EXPECT_EQ(config.model.architecture, "llama");
-  EXPECT_EQ(config.model.head_dim, 32);
-  EXPECT_FALSE(config.model.vocab_size.has_value());
-  EXPECT_EQ(config.training.micro_batch_size, 1);
-  EXPECT_EQ(config.training.dtype, DType::float32);
-  EXPECT_EQ(config.parallelism.context_parallel_layout, "zigzag");
-  EXPECT_EQ(config.checkpoint.resume, Resume{});
-  EXPECT_EQ(batch_plan(config).sequences_per_step, 2);
-  EXPECT_EQ(batch_plan(config).accumulation_steps, 2);
-  EXPECT_EQ(checkpoint_folder(config), folder_.file("out/checkpoints"));
-}
+#define KEY(section_, name_)                                                              \
+  .section = #section_, .name = #name_, .slot = [](Configuration& config) -> ConfigSlot { \
+    return &static_cast<Settings&>(config).section_.name_;                                \
+  }
 
-TEST_F(ConfigTest, KeyValueHeadsDefaultToQueryHeads) {
-  EXPECT_EQ(load({{8, ""}}).model.num_key_value_heads, 8);
+const ConfigSchema& test_schema() {
+  static const ConfigSchema keys(
+      {{KEY(lists, kinds), .explanation = "Kinds.", .default_value = "[]",
+        .choices = {"full_attention", "sliding_attention"}},
+       {KEY(lists, names), .explanation = "Names.", .default_value = "[\"a\", \"b\"]"},
+       {KEY(lists, sizes), .explanation = "Sizes.", .derived_default = "none", .minimum = 1,
+        .maximum = 9},
+       {KEY(one, count), .explanation = "Count.", .minimum = 1, .maximum = 1 << 20},
+       {KEY(one, rate), .explanation = "Rate.", .default_value = "0.5"},
+       {KEY(one, flag), .explanation = "Flag.", .default_value = "false"},
+       {KEY(one, text), .explanation = "Text.", .default_value = "\"t\""},
+       {KEY(one, dtype), .explanation = "Dtype.", .default_value = "\"float32\"",
+        .choices = {"float32", "bfloat16"}},
+       {KEY(one, when), .explanation = "When.", .default_value = "\"never\"",
+        .choices = {"auto", "never"}, .minimum = 0},
+       {KEY(one, maybe), .explanation = "Maybe.", .derived_default = "none"}},
+      {"one.gone", "lists.past"});
+  return keys;
 }
+#undef KEY
 
-struct WrongConfig {
-  const char* name;
-  std::map<int, std::string> replaced;
-  std::vector<std::vector<std::string>>
-      expected;  // per problem: how it starts, then parts it contains
-  std::optional<std::int64_t> world = std::nullopt;
+class Draft final : public ConfigDraft {
+ public:
+  Draft() : ConfigDraft(test_schema(), "file.toml") {}
+  Settings settings;
+  Configuration& configuration() override { return settings; }
 };
 
-const std::vector<WrongConfig> kWrong = {
-    {"unknown key",
-     {{12, "sequence_len = 4096"}},
-     {{"12:1: unknown key 'sequence_len' in [training]", "'seq_len'"}}},
-    {"typo",
-     {{14, "  stepps = 100"}},
-     {{"14:3: unknown key 'stepps' in [training]; did you mean 'steps'?"}}},
-    {"swapped letters", {{12, "seq_lne = 4096"}}, {{"12:1: unknown key 'seq_lne'", "'seq_len'"}}},
-    {"far from any key",
-     {{19, "[metrics]"}, {20, "zzz = 1"}},
-     {{"20:1: unknown key 'zzz' in [metrics]", "nearest known key is 'log_freq'"}}},
-    {"key of another section",
-     {{16, "lr = 0.1"}},
-     {{"16:1: unknown key 'lr' in [lr_scheduler]; it belongs in [optimizer]"}}},
-    {"typo of another section's key",
-     {{16, "weight_decy = 0.1"}},
-     {{"16:1: unknown key 'weight_decy'", "'weight_decay' in [optimizer]"}}},
-    {"unknown section",
-     {{15, "[lr_shceduler]"}},
-     {{"15:2: unknown section [lr_shceduler]; did you mean [lr_scheduler]?"}}},
-    {"unknown section hides required keys",
-     {{11, "[trainig]"}},
-     {{"11:2: unknown section [trainig]", "[training]"}}},
-    {"unknown nested section",
-     {{15, "[training.scheduler]"}},
-     {{"15:11: unknown key 'scheduler' in [training]"}}},
-    {"key outside a section",
-     {{1, "seed = 3"}, {2, "[job]\noutput_dir = \"OUT\""}},
-     {{"1:1: key 'seed' outside of a section; it belongs in [debug]"}}},
-    {"section as a value",
-     {{15, ""}, {16, ""}, {1, "metrics = 3\n[job]"}},
-     {{"1:1: 'metrics' is a section", "an integer"}}},
-    {"section as an array",
-     {{15, "[[lr_scheduler]]"}},
-     {{"15:3: 'lr_scheduler' is a section", "an array"}}},
-    {"string for an integer",
-     {{14, "steps = \"ten\""}},
-     {{"14:9: training.steps = \"ten\": expected an integer of at least 1, got a string"}}},
-    {"float for an integer",
-     {{14, "steps = 1e3"}},
-     {{"14:9: training.steps = 1000.0: expected an integer", "got a float"}}},
-    {"integer for a string",
-     {{2, "output_dir = 7"}},
-     {{"2:14: job.output_dir = 7: expected a non-empty string, got an integer"}}},
-    {"integer for a boolean",
-     {{19, "[debug]"}, {20, "deterministic = 1"}},
-     {{"20:17: debug.deterministic = 1: expected true or false, got an integer"}}},
-    {"string for a float",
-     {{19, "[optimizer]"}, {20, "lr = \"1e-3\""}},
-     {{"20:6: optimizer.lr = \"1e-3\": expected a number", "got a string"}}},
-    {"array",
-     {{12, "seq_len = [4096]"}},
-     {{"12:11: training.seq_len = an array: expected an integer"}}},
-    {"date",
-     {{12, "seq_len = 2026-01-01"}},
-     {{"12:11: training.seq_len = a date", "expected an integer"}}},
-    {"zero steps",
-     {{14, "steps = 0"}, {16, ""}},
-     {{"14:9: training.steps = 0: expected an integer of at least 1"}}},
-    {"negative",
-     {{6, "num_hidden_layers = -4"}},
-     {{"6:21: model.num_hidden_layers = -4: expected an integer of at least 1"}}},
-    {"too large",
-     {{4, "hidden_size = 99999999999"}},
-     {{"4:15: model.hidden_size = 99999999999: expected at most 16777216"}}},
-    {"not a number",
-     {{19, "[optimizer]"}, {20, "lr = nan"}},
-     {{"20:6: optimizer.lr = nan: expected a number"}}},
-    {"infinite",
-     {{19, "[training.x]"}, {20, "max_norm = inf"}},
-     {{"19:11: unknown key 'x' in [training]"}}},
-    {"infinite norm",
-     {{14, "steps = 100\nmax_norm = inf"}},
-     {{"15:12: training.max_norm = inf: expected a number of at least 0"}}},
-    {"beta of one",
-     {{19, "[optimizer]"}, {20, "beta2 = 1.0"}},
-     {{"20:9: optimizer.beta2 = 1.0: expected a number of at least 0 and below 1"}}},
-    {"zero epsilon",
-     {{19, "[optimizer]"}, {20, "eps = 0"}},
-     {{"20:7: optimizer.eps = 0: expected a number above 0"}}},
-    {"unknown choice",
-     {{10, "corpus = \"CORPUS\"\nmask = \"document\""}},
-     {{"11:8: data.mask = \"document\": expected one of \"full\", \"causal\", ",
-       "; did you mean \"documents\"?"}}},
-    {"mask of replay only",
-     {{10, "corpus = \"CORPUS\"\nmask = \"block_sparse\""}},
-     {{"11:8: data.mask = \"block_sparse\": ", "`longhaul attention`", "expected one of"}}},
-    {"window missing",
-     {{10, "corpus = \"CORPUS\"\nmask = \"causal_window\""}},
-     {{"11:8: data.mask = \"causal_window\": this mask needs data.window"}}},
-    {"window of zero",
-     {{10, "corpus = \"CORPUS\"\nmask = \"causal_window\"\nwindow = 0"}},
-     {{"12:10: data.window = 0: expected an integer of at least 1"}}},
-    {"number not used",
-     {{10, "corpus = \"CORPUS\"\nwindow = 8"}},
-     {{"11:10: data.window = 8: data.mask = \"documents\" does not use it; leave it out"}}},
-    {"prefix too long",
-     {{10, "corpus = \"CORPUS\"\nmask = \"prefix_causal\"\nprefix = 99999999"}},
-     {{"12:10: data.prefix = 99999999: expected at most training.seq_len = "}}},
-    {"two numbers missing",
-     {{10, "corpus = \"CORPUS\"\nmask = \"global_window\""}},
-     {{"11:8: data.mask = \"global_window\": this mask needs data.window"},
-      {"11:8: data.mask = \"global_window\": this mask needs data.global"}}},
-    {"unknown layout",
-     {{18, "context_parallel_layout = \"zig-zag\""}},
-     {{"18:27: parallelism.context_parallel_layout = \"zig-zag\"", "\"zigzag\"?"}}},
-    {"unknown dtype",
-     {{14, "steps = 100\ndtype = \"fp32\""}},
-     {{"15:9: training.dtype = \"fp32\": expected one of \"float32\", \"bfloat16\""}}},
-    {"unsupported optimizer",
-     {{19, "[optimizer]"}, {20, "name = \"sgd\""}},
-     {{"20:8: optimizer.name = \"sgd\": expected \"adamw\""}}},
-    {"resume word",
-     {{19, "[checkpoint]"}, {20, "resume = \"latest\""}},
-     {{"20:10: checkpoint.resume = \"latest\": expected one of \"auto\", \"never\", or a step"}}},
-    {"negative resume step",
-     {{19, "[checkpoint]"}, {20, "resume = -1"}},
-     {{"20:10: checkpoint.resume = -1"}}},
-    {"resume past the end",
-     {{19, "[checkpoint]"}, {20, "resume = 101"}},
-     {{"20:10: checkpoint.resume = 101: expected at most training.steps = 100"}}},
-    {"empty output folder",
-     {{2, "output_dir = \"\""}},
-     {{"2:14: job.output_dir = \"\": expected a non-empty string"}}},
-    {"missing key",
-     {{14, ""}, {16, ""}},
-     {{"11:2: missing key 'steps' in [training]: expected an integer of at least 1"}}},
-    {"missing section", {{9, ""}, {10, ""}}, {{"1:1: missing key 'corpus' in [data]"}}},
-    {"corpus missing",
-     {{10, "corpus = \"/nonexistent/c.h5\""}},
-     {{"10:10: data.corpus = \"/nonexistent/c.h5\": no such file", "longhaul tokenize"}}},
-    {"corpus is a folder",
-     {{10, "corpus = \"/\""}},
-     {{"10:10: data.corpus = \"/\": expected an HDF5 file"}}},
-    {"output is a file",
-     {{2, "output_dir = \"CORPUS\""}, {10, "corpus = \"/dev/null/x\""}},
-     {{"2:14: job.output_dir = ", "expected a folder"}, {"10:10: data.corpus"}}},
-    {"heads",
-     {{8, "num_key_value_heads = 3"}},
-     {{"8:23: model.num_key_value_heads = 3: expected a divisor of num_attention_heads = 8"}}},
-    {"odd head", {{8, "head_dim = 33"}}, {{"8:12: model.head_dim = 33: expected an even number"}}},
-    {"hidden size",
-     {{4, "hidden_size = 250"}},
-     {{"4:15: model.hidden_size = 250: expected a multiple of num_attention_heads = 8"}}},
-    {"hidden size gives an odd head",
-     {{4, "hidden_size = 8"}},
-     {{"4:15: model.hidden_size = 8: hidden_size / num_attention_heads = 1"}}},
-    {"tokens per step",
-     {{13, "tokens_per_step = 10000"}},
-     {{"13:19: training.tokens_per_step = 10000: expected a multiple of", "= 4096 * 1 * 1",
-       "legal nearby: 8192, 12288"}}},
-    {"too few tokens per step",
-     {{18, "data_parallel_replicate_degree = 4"}},
-     {{"13:19: training.tokens_per_step = 8192", "= 4096 * 1 * 4", "legal nearby: 16384, 32768"}}},
-    {"product beyond 64 bits",
-     {{12, "seq_len = 1000000000000\nmicro_batch_size = 1000000"},
-      {18, "data_parallel_replicate_degree = 1000000"}},
-     {{"14:19: training.tokens_per_step = 8192", "no run can hold"}}},
-    {"warm-up",
-     {{16, "warmup_steps = 101"}},
-     {{"16:16: lr_scheduler.warmup_steps = 101: expected at most training.steps = 100"}}},
-    {"degree zero",
-     {{18, "context_parallel_degree = 0"}},
-     {{"18:27: parallelism.context_parallel_degree = 0: expected an integer of at least 1, or "
-       "-1"}}},
-    {"degree below -1",
-     {{18, "context_parallel_degree = -2"}},
-     {{"18:27: parallelism.context_parallel_degree = -2"}}},
-    {"tensor axis",
-     {{18, "tensor_parallel_degree = 2"}},
-     {{"18:26: parallelism.tensor_parallel_degree = 2: this axis is not built yet"}}},
-    {"pipeline axis",
-     {{18, "pipeline_parallel_degree = 2"}},
-     {{"18:28: parallelism.pipeline_parallel_degree = 2: this axis is not built yet"}}},
-    {"grid of six on four",
-     {{13, "tokens_per_step = 12288"},
-      {18, "context_parallel_degree = 2\ndata_parallel_replicate_degree = 3"}},
-     {{"18:27: parallelism.context_parallel_degree = 2: data 3 * context 2 = 6 ranks, but there "
-       "are 4; start 6"}},
-     4},
-    {"grid of three on four",
-     {{18, "context_parallel_degree = 3"}},
-     {{"18:27: parallelism.context_parallel_degree = 3",
-       "start 3, or set parallelism.context_parallel_degree to 4 or -1"}},
-     4},
-    {"nothing left",
-     {{13, "tokens_per_step = 12288"}, {18, "data_parallel_replicate_degree = 3"}},
-     {{"18:34: parallelism.data_parallel_replicate_degree = 3: 4 ranks do not divide into 3 "
-       "replicas"}},
-     4},
-    {"loopback of unknown size",
-     {{18, "context_parallel_degree = -1"}, {19, "[comm]"}, {20, "backend = \"loopback\""}},
-     {{"18:27: parallelism.context_parallel_degree = -1: comm.backend = \"loopback\""}}},
-    {"duplicate key", {{13, "seq_len = 8192"}}, {{"13:", "seq_len"}}},
-    {"duplicate section", {{15, "[training]"}}, {{"15:", "training"}}},
-    {"no value", {{14, "steps ="}}, {{"14:"}}},
-    {"unclosed string", {{10, "corpus = \"c.h5"}}, {{"10:"}}},
-    {"unclosed section", {{11, "[training"}}, {{"11:10: "}}},
-    {"not UTF-8", {{2, "output_dir = \"\xff\""}}, {{"2:"}}},
-};
-
-TEST_F(ConfigTest, WrongConfigsAreReportedWhereTheyAreWrong) {
-  EXPECT_GE(kWrong.size(), 40u);
-  for (const WrongConfig& wrong : kWrong) {
-    SCOPED_TRACE(wrong.name);
-    const std::vector<std::string> found = problems(wrong.replaced, {}, wrong.world);
-    std::string all;
-    for (const std::string& line : found) all += line + "\n";
-    EXPECT_EQ(found.size(), wrong.expected.size()) << all;
-    for (std::size_t i = 0; i < std::min(found.size(), wrong.expected.size()); ++i) {
-      EXPECT_TRUE(found[i].starts_with(wrong.expected[i][0]))
-          << found[i] << "\nexpected " << wrong.expected[i][0];
-      for (const std::string& part : wrong.expected[i]) {
-        EXPECT_NE(found[i].find(part), std::string::npos) << found[i] << "\nlacks " << part;
-      }
-    }
-  }
+Settings load(const std::string& text, const std::vector<std::string>& overrides = {}) {
+  Draft draft;
+  read_config_text(draft, text, overrides);
+  draft.check();
+  return draft.settings;
 }
 
-TEST_F(ConfigTest, AllProblemsComeTogetherInFileOrder) {
-  const auto found = problems({{4, "hidden_sise = 256"},
-                               {6, "num_hidden_layers = 0"},
-                               {14, "steps = true"},
-                               {16, "warmup_steps = \"x\""}},
-                              {"optimizer.lr=fast", "training.seqlen=3"}, 3);
-  ASSERT_EQ(found.size(), 7u);
-  EXPECT_TRUE(found[0].starts_with("4:1: unknown key 'hidden_sise'"));
-  EXPECT_TRUE(found[1].starts_with("6:21: model.num_hidden_layers = 0"));
-  EXPECT_TRUE(found[2].starts_with(
-      "14:9: training.steps = true: expected an integer of at least 1, got a boolean"));
-  EXPECT_TRUE(found[3].starts_with("16:16: lr_scheduler.warmup_steps = \"x\""));
-  EXPECT_TRUE(found[4].starts_with(
-      "18:27: parallelism.context_parallel_degree = 4: data 1 * context 4 = 4 ranks"));
-  EXPECT_EQ(found[5],
-            "--set optimizer.lr=fast: optimizer.lr = \"fast\": expected a number of at least 0, "
-            "got a string");
-  EXPECT_TRUE(found[6].starts_with(
-      "--set training.seqlen=3: unknown key 'seqlen' in [training]; did you mean 'seq_len'?"));
-}
-
-TEST_F(ConfigTest, OverridesWin) {
-  const TrainConfig config =
-      load({{14, "steps = -1"}},
-           {"training.steps=5", "lr_scheduler.warmup_steps=1", "job.output_dir=runs/2026",
-            "optimizer.lr=1", "debug.deterministic=true", "training.dtype=bfloat16",
-            "checkpoint.resume=3", "model.vocab_size=300", "checkpoint.folder=2026",
-            "training.steps=7"});
-  EXPECT_EQ(config.training.steps, 7);
-  EXPECT_EQ(config.job.output_dir, "runs/2026");
-  EXPECT_EQ(config.checkpoint.folder, "2026");
-  EXPECT_EQ(config.optimizer.lr, 1.0);
-  EXPECT_TRUE(config.debug.deterministic);
-  EXPECT_EQ(config.training.dtype, DType::bfloat16);
-  EXPECT_EQ(config.checkpoint.resume, (Resume{Resume::Kind::step, 3}));
-  EXPECT_EQ(config.model.vocab_size, 300);
-  EXPECT_EQ(load({}, {"job.output_dir=\"a \\\"b\\\"\""}).job.output_dir, "a \"b\"");
-}
-
-TEST_F(ConfigTest, WrongOverridesNameThemselves) {
-  const std::vector<std::pair<std::string, std::string>> cases = {
-      {"training.steps", "expected section.key=value"},
-      {"steps=3", "expected section.key=value"},
-      {"=", "expected section.key=value"},
-      {"training.steps=", "no value"},
-      {"training.steps=1\nseq_len=2", "got a string"},
-      {"training.steps=[1", "got a string"},
-      {"training.steps=1 # a comment\n", "got a string"},
-      {"trainin.steps=1", "unknown section [trainin]; did you mean [training]?"},
-      {"data.mask=ful", "did you mean \"full\"?"},
-      {"data.mask=slices", "`longhaul attention`"},
-      {"data.block=8", "does not use it"},
-  };
-  for (const auto& [text, part] : cases) {
-    const auto found = problems({}, {text});
-    ASSERT_FALSE(found.empty()) << text;
-    EXPECT_TRUE(found[0].starts_with("--set " + text.substr(0, text.find('\n')))) << found[0];
-    std::string all;
-    for (const std::string& line : found) all += line + "\n";
-    EXPECT_NE(all.find(part), std::string::npos) << all;
-  }
-}
-
-TEST_F(ConfigTest, UnreadableFileIsAConfigError) {
-  for (const std::string& path : {folder_.file("absent.toml"), folder_.path().string()}) {
-    try {
-      load_config(path, {});
-      ADD_FAILURE() << path;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::config);
-      EXPECT_NE(std::string(error.what()).find(path), std::string::npos);
-    }
-  }
-}
-
-TEST_F(ConfigTest, ResolvedTextRoundTrips) {
-  const TrainConfig config =
-      load({}, {"optimizer.lr=0.1234567890123456", "model.rope_theta=500000", "checkpoint.resume=7",
-                "model.vocab_size=257", "checkpoint.folder=\"a\\t\\\"q\\\"\\\\ \\u00e9\"",
-                "comm.timeout_seconds=1e-5"});
-  const std::string text = to_toml(config);
-  const TrainConfig again = load_config(folder_.write("again.toml", text), {});
-  EXPECT_EQ(to_toml(again), text);
-  EXPECT_EQ(digest(again), digest(config));
-  EXPECT_EQ(again.optimizer.lr, 0.1234567890123456);
-  EXPECT_EQ(again.checkpoint.folder, config.checkpoint.folder);
-  EXPECT_EQ(again.model.vocab_size, 257);
-  for (const char* other :
-       {"debug.seed=2", "training.dtype=bfloat16", "optimizer.lr=0.1234567890123457"}) {
-    EXPECT_NE(digest(load({}, {other})), digest(load())) << other;
-  }
-}
-
-TEST_F(ConfigTest, JsonHoldsEveryKey) {
-  const auto json = nlohmann::json::parse(to_json(load()));
-  for (const ConfigKey& key : config_schema()) {
-    EXPECT_TRUE(json.at(key.section).contains(key.name)) << key.path();
-  }
-  EXPECT_EQ(json["training"]["seq_len"], 4096);
-  EXPECT_EQ(json["checkpoint"]["resume"], "auto");
-}
-
-TEST_F(ConfigTest, GridTakesWhatIsLeft) {
-  ParallelismConfig parallelism = load({}, {"parallelism.context_parallel_degree=-1"}).parallelism;
-  EXPECT_EQ(resolve_grid(parallelism, 7), (GridShape{1, 7, 1, 1}));
-  parallelism.data_parallel_replicate_degree = 3;
-  EXPECT_EQ(resolve_grid(parallelism, 6), (GridShape{3, 2, 1, 1}));
+/// What is wrong, a line each, without the heading.
+std::vector<std::string> problems(const std::string& text,
+                                  const std::vector<std::string>& overrides = {}) {
+  std::vector<std::string> lines;
   try {
-    resolve_grid(parallelism, 7);
+    load(text, overrides);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::config);
+    std::istringstream all(error.what());
+    std::string line;
+    std::getline(all, line);
+    while (std::getline(all, line)) lines.push_back(line);
+  }
+  return lines;
+}
+
+using Lines = std::vector<std::string>;
+constexpr const char* kCount = "[one]\ncount = 3\n";
+
+TEST(ConfigEngine, ListsOfStringsAndIntegersLoad) {
+  const Settings settings = load(std::string(kCount) +
+                                 "[lists]\nkinds = [\"full_attention\",\n"
+                                 "  \"sliding_attention\", \"full_attention\"]\nsizes = [9, 1, 7]");
+  EXPECT_EQ(settings.lists.kinds, (Lines{"full_attention", "sliding_attention", "full_attention"}));
+  EXPECT_EQ(settings.lists.names, (Lines{"a", "b"}));
+  EXPECT_EQ(settings.lists.sizes, (std::vector<std::int64_t>{9, 1, 7}));
+  EXPECT_EQ(load(std::string(kCount) + "[lists]\nnames = []").lists.names, Lines{});
+}
+
+TEST(ConfigEngine, OverridesGiveListsAsToml) {
+  const Settings settings =
+      load(kCount, {"lists.names=[\"x\",\"y, z\"]", "lists.sizes=[2]", "lists.sizes=[3, 4]"});
+  EXPECT_EQ(settings.lists.names, (Lines{"x", "y, z"}));
+  EXPECT_EQ(settings.lists.sizes, (std::vector<std::int64_t>{3, 4}));
+}
+
+TEST(ConfigEngine, AWrongElementIsToldAtItsOwnPlace) {
+  EXPECT_EQ(problems("[one]\ncount = 3\n[lists]\nkinds = [\"full_attention\",\n"
+                     "         \"sliding_atention\", 7]\nnames = [\"\", [1, 2]]\n"
+                     "sizes = [3, 0, \"four\", 10, 5]"),
+            (Lines{"file.toml:5:10: lists.kinds[1] = \"sliding_atention\": expected one of "
+                   "\"full_attention\", \"sliding_attention\"; did you mean "
+                   "\"sliding_attention\"?",
+                   "file.toml:5:30: lists.kinds[2] = 7: expected one of \"full_attention\", "
+                   "\"sliding_attention\", got an integer",
+                   "file.toml:6:10: lists.names[0] = \"\": expected a non-empty string",
+                   "file.toml:6:14: lists.names[1] = [1, 2]: expected a non-empty string, got an "
+                   "array",
+                   "file.toml:7:13: lists.sizes[1] = 0: expected an integer of at least 1 and at "
+                   "most 9",
+                   "file.toml:7:16: lists.sizes[2] = \"four\": expected an integer of at least 1 "
+                   "and at most 9, got a string",
+                   "file.toml:7:24: lists.sizes[3] = 10: expected at most 9"}));
+}
+
+TEST(ConfigEngine, AListIsNoScalarAndAScalarNoList) {
+  EXPECT_EQ(
+      problems("[one]\ncount = [3]\n[lists]\nsizes = 3\nkinds = \"full_attention\""),
+      (Lines{"file.toml:2:9: one.count = [3]: expected an integer of at least 1, got an array",
+             "file.toml:4:9: lists.sizes = 3: expected a list, each element an integer of at "
+             "least 1 and at most 9, got an integer",
+             "file.toml:5:9: lists.kinds = \"full_attention\": expected a list, each element "
+             "one of \"full_attention\", \"sliding_attention\", got a string"}));
+  EXPECT_EQ(problems(kCount, {"lists.sizes=[1, 22]", "lists.names=[a, b]"}),
+            (Lines{"--set lists.sizes=[1, 22]: lists.sizes[1] = 22: expected at most 9",
+                   "--set lists.names=[a, b]: lists.names = \"[a, b]\": expected a list, "
+                   "each element a non-empty string, got a string"}));
+}
+
+TEST(ConfigEngine, WrittenTextIsCanonicalAndLoadsAgain) {
+  Settings settings = load(kCount, {"lists.names=[ \"q\\\"uote\" ,\"tab\\t\"]", "lists.sizes=[1,2]",
+                                    "one.when=12", "one.maybe=-4", "one.rate=1"});
+  const std::string text = to_toml(test_schema(), settings);
+  EXPECT_EQ(text,
+            "[lists]\nkinds = []\nnames = [\"q\\\"uote\", \"tab\\u0009\"]\nsizes = [1, 2]\n\n"
+            "[one]\ncount = 3\nrate = 1.0\nflag = false\ntext = \"t\"\ndtype = \"float32\"\n"
+            "when = 12\nmaybe = -4\n");
+  Settings again = load(text);
+  EXPECT_EQ(to_toml(test_schema(), again), text);
+  const auto json = nlohmann::json::parse(to_json(test_schema(), settings));
+  EXPECT_EQ(json["lists"]["names"], (Lines{"q\"uote", "tab\t"}));
+  EXPECT_EQ(json["lists"]["sizes"], (std::vector<int>{1, 2}));
+  EXPECT_EQ(json["one"]["when"], 12);
+}
+
+TEST(ConfigEngine, TheReferenceNamesTypes) {
+  Settings any;
+  const std::string reference = config_reference(test_schema(), any);
+  for (const char* row :
+       {"| `kinds` | list of `\"full_attention\"`, `\"sliding_attention\"` | `[]` "
+        "| Kinds. |",
+        "| `names` | list of strings | `[\"a\", \"b\"]` | Names. |",
+        "| `sizes` | list of integers | none | Sizes. |",
+        "| `when` | `\"auto\"`, `\"never\"` or integer | `\"never\"` | When. |",
+        "| `count` | integer | required | Count. |"}) {
+    EXPECT_NE(reference.find(row), std::string::npos) << row << "\n" << reference;
+  }
+}
+
+TEST(ConfigEngine, RetiredKeysAreKeptForTheProgramToAnswer) {
+  Draft draft;
+  read_config_text(draft, "[one]\ncount = 3\ngone = \"old\"", {"lists.past=[1]"});
+  draft.check();
+  ASSERT_NE(draft.given("one.gone"), nullptr);
+  EXPECT_EQ(describe_value(*draft.given("one.gone")), "\"old\"");
+  EXPECT_EQ(describe_value(*draft.given("lists.past")), "[1]");
+  EXPECT_EQ(draft.given("one.when"), nullptr);
+  draft.key_problem("lists.past", "[1]", "gone");
+  draft.key_problem("one.gone", "\"old\"", "use another");
+  try {
+    draft.check();
     ADD_FAILURE();
   } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::launch);
-    EXPECT_NE(std::string(error.what()).find("multiple of 3"), std::string::npos) << error.what();
-  }
-  EXPECT_EQ(load({{18, "context_parallel_degree = -1"}}, {}, 5).parallelism.context_parallel_degree,
-            5);
-  EXPECT_EQ(load({{18, "context_parallel_degree = -1"}}).parallelism.context_parallel_degree, -1);
-}
-
-TEST(ConfigSchema, EveryKeyIsExplainedOnce) {
-  std::set<std::string> seen;
-  const std::string reference = config_reference();
-  for (const ConfigKey& key : config_schema()) {
-    EXPECT_TRUE(seen.insert(key.path()).second) << key.path();
-    EXPECT_TRUE(std::string(key.explanation).ends_with(".")) << key.path();
-    EXPECT_NE(reference.find("`" + std::string(key.name) + "`"), std::string::npos);
-    EXPECT_NE(reference.find(key.explanation), std::string::npos);
+    EXPECT_NE(std::string(error.what())
+                  .find("\nfile.toml:3:8: one.gone = \"old\": use another\n--set lists.past=[1]: "
+                        "lists.past = [1]: gone"),
+              std::string::npos)
+        << error.what();
   }
 }
 

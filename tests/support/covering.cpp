@@ -13,9 +13,9 @@
 
 namespace longhaul::test {
 
+using parallel::Expression;
 using parallel::Layout;
 using parallel::LayoutKind;
-using parallel::SchemeOptions;
 
 std::vector<ProblemSizes> head_counts(int ranks, std::int64_t dim, bool bf16) {
   const int some = std::max(2, ranks);
@@ -51,7 +51,7 @@ std::vector<SpreadJob> every_job(const Problems& problems, int ranks) {
     const auto shapes = problem->shapes();
     const bool causal = parallel::is_causal(problem->masks);
     for (const Layout& layout : all_layouts(problem->masks, 1, ranks)) {
-      for (const SchemeOptions& scheme : all_schemes(ranks, shapes.heads, shapes.kv_heads)) {
+      for (const Expression& scheme : all_schemes(ranks, shapes.heads, shapes.kv_heads)) {
         if (!parallel::refuse(
                 {scheme, ranks, shapes.heads, shapes.kv_heads, layout.kind(), causal}))
           jobs.push_back({problem.get(), layout, scheme});
@@ -139,12 +139,13 @@ LegalPairs legal_pairs(const Problems& problems, int ranks) {
   }
   for (int inner = 1; inner <= ranks; ++inner) {
     if (ranks % inner != 0) continue;
-    const std::string degrees = runtime::concat(" outer=", ranks / inner, ",inner=", inner);
-    for (const char* backward : {"ring", "burst"})
-      pairs.others.insert("options double_ring" + degrees + " backward " + backward);
-    for (const char* nesting : {" heads_inside", " ring_inside"}) {
-      for (const char* around : {"ring", "burst", "double_ring"})
-        pairs.others.insert("options usp" + degrees + nesting + " around " + around);
+    for (const char* backward : {"ring", "burst"}) {
+      pairs.others.insert(runtime::concat("options double_ring(outer=", ranks / inner,
+                                          ", inner=", inner, ", backward=", backward, ")"));
+    }
+    for (const char* nesting : {"", ", nesting=ring_inside"}) {
+      for (const char* around : {"", ", around=burst", ", around=double_ring"})
+        pairs.others.insert(runtime::concat("options usp(heads=", inner, nesting, around, ")"));
     }
   }
   for (const std::string& scheme : parallel::scheme_names()) {

@@ -8,64 +8,60 @@ namespace longhaul::test {
 
 using attention::kUnbounded;
 using attention::Mask;
-using parallel::BackwardRing;
-using parallel::Nesting;
-using parallel::SchemeOption;
-using parallel::SchemeOptions;
+using parallel::Argument;
+using parallel::ArgumentType;
+using parallel::Expression;
 
-std::string show(const SchemeOptions& options) {
-  std::string text = options.name;
-  if (options.outer > 0)
-    text += runtime::concat(" outer=", options.outer, ",inner=", options.inner);
-  if (options.name == "usp") {
-    text += options.nesting == Nesting::heads_inside ? " heads_inside" : " ring_inside";
-    text += " around " + options.around;
+std::string show(const Expression& scheme) { return scheme.text(); }
+
+namespace {
+
+/// Values to try of an argument; a policy, `auto`, is none of its own.
+std::vector<Expression::Value> values_of(const Argument& argument, int ranks) {
+  std::vector<Expression::Value> values;
+  switch (argument.type) {
+    case ArgumentType::integer:
+      for (std::int64_t divisor = 1; divisor <= ranks; ++divisor) {
+        if (ranks % divisor == 0) values.push_back(divisor);
+      }
+      return values;
+    case ArgumentType::decimal:
+      return {argument.minimum};
+    case ArgumentType::boolean:
+      return {true, false};
+    case ArgumentType::word:
+      for (const std::string& choice : argument.choices) {
+        if (choice != "auto") values.push_back(Expression(choice));
+      }
+      return values;
+    case ArgumentType::ring:
+      for (const std::string& name : parallel::scheme_names()) {
+        if (parallel::scheme_from_name(name).ring) values.push_back(Expression(name));
+      }
+      return values;
   }
-  if (options.backward == BackwardRing::ring) text += " backward ring";
-  if (options.backward == BackwardRing::burst) text += " backward burst";
-  return text;
+  return values;
 }
 
-std::vector<SchemeOptions> all_schemes(int ranks, int heads, int kv_heads) {
-  std::vector<SchemeOptions> all;
-  const auto add = [&](const SchemeOptions& options) {
-    // Layout and mask are the caller's to suit to the scheme.
-    if (!parallel::refuse({options, ranks, heads, kv_heads})) all.push_back(options);
-  };
+}  // namespace
+
+std::vector<Expression> all_schemes(int ranks, int heads, int kv_heads) {
+  std::vector<Expression> all;
   for (const std::string& name : parallel::scheme_names()) {
-    // What the scheme itself reads is varied, what one inside it reads is not.
-    const auto& read = parallel::scheme_from_name(name).reads;
-    const auto varied = [&](SchemeOption option) {
-      return std::ranges::find(read, option) != read.end();
-    };
-    std::vector<SchemeOptions> some(1);
-    some[0].name = name;
-    const auto vary = [&](bool applies, auto values, auto set) {
-      if (!applies) return;
-      std::vector<SchemeOptions> more;
-      for (const SchemeOptions& options : some) {
-        for (const auto& value : values) {
-          more.push_back(options);
-          set(more.back(), value);
-        }
+    std::vector<Expression> some{name};
+    for (const Argument& argument : parallel::scheme_from_name(name).arguments) {
+      std::vector<Expression> more;
+      for (const Expression& scheme : some) {
+        for (const Expression::Value& value : values_of(argument, ranks))
+          more.push_back(scheme.with(argument.name, value));
       }
       some = more;
-    };
-    std::vector<int> divisors;
-    for (int inner = 1; inner <= ranks; ++inner) {
-      if (ranks % inner == 0) divisors.push_back(inner);
     }
-    vary(varied(SchemeOption::degrees), divisors, [&](SchemeOptions& options, int inner) {
-      options.outer = ranks / inner;
-      options.inner = inner;
-    });
-    vary(varied(SchemeOption::nesting), std::vector{Nesting::heads_inside, Nesting::ring_inside},
-         [](SchemeOptions& options, Nesting nesting) { options.nesting = nesting; });
-    vary(varied(SchemeOption::around), std::vector{"ring", "burst", "double_ring"},
-         [](SchemeOptions& options, const char* around) { options.around = around; });
-    vary(varied(SchemeOption::backward), std::vector{BackwardRing::ring, BackwardRing::burst},
-         [](SchemeOptions& options, BackwardRing backward) { options.backward = backward; });
-    for (const SchemeOptions& options : some) add(options);
+    for (const Expression& scheme : some) {
+      // Layout and mask are the caller's to suit to the scheme.
+      if (!parallel::refuse({scheme, ranks, heads, kv_heads}))
+        all.push_back(parallel::canonical(scheme));
+    }
   }
   return all;
 }

@@ -9,12 +9,13 @@
 
 namespace longhaul::test {
 
-/// "usp outer=2,inner=4 ring_inside around burst".
-std::string show(const parallel::SchemeOptions& options);
+/// "usp(heads=2, nesting=ring_inside, around=burst)".
+std::string show(const parallel::Expression& options);
 
 /// Every scheme; two-level ones with every pair of degrees of `ranks`, both nestings, every inner
-/// ring and both backwards. Only those that `heads` and `kv_heads` allow.
-std::vector<parallel::SchemeOptions> all_schemes(int ranks, int heads, int kv_heads);
+/// ring and both backwards. Only those that `heads` and `kv_heads` allow. A scheme's arguments are
+/// varied as it declares them: numbers over the divisors of `ranks`.
+std::vector<parallel::Expression> all_schemes(int ranks, int heads, int kv_heads);
 
 struct NamedMask {
   std::string name;

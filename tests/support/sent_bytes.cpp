@@ -4,12 +4,6 @@ namespace longhaul::test {
 
 using namespace parallel;
 
-SchemeOptions scheme(const std::string& name) {
-  SchemeOptions options;
-  options.name = name;
-  return options;
-}
-
 std::int64_t Sent::of(int rank) const {
   std::int64_t bytes = 0;
   for (const auto& [peer, sent] : to[static_cast<std::size_t>(rank)]) bytes += sent;
@@ -22,11 +16,11 @@ std::int64_t Sent::total() const {
   return bytes;
 }
 
-Sent sent(const SchemeOptions& options, const attention::HeadMasks& masks, const Layout& layout,
+Sent sent(const Expression& options, const attention::HeadMasks& masks, const Layout& layout,
           const Shapes& shapes, Direction direction, runtime::DType wire_dtype) {
   SchemeInputs inputs{masks, layout, shapes, direction};
   if (wire_dtype != runtime::DType::float32) inputs.wire_dtype = wire_dtype;
-  inputs.options = options;
+  inputs.scheme = options;
   Sent all;
   const ProgramGenerator generate = prepare(inputs);
   for (int rank = 0; rank < layout.ranks(); ++rank) {

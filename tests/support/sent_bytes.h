@@ -9,8 +9,6 @@
 
 namespace longhaul::test {
 
-parallel::SchemeOptions scheme(const std::string& name);
-
 struct Sent {
   std::vector<std::map<int, std::int64_t>> to;  ///< bytes by rank, by peer; no zeros
   std::int64_t messages = 0;
@@ -18,7 +16,7 @@ struct Sent {
   std::int64_t total() const;
 };
 
-Sent sent(const parallel::SchemeOptions& options, const attention::HeadMasks& masks,
+Sent sent(const parallel::Expression& options, const attention::HeadMasks& masks,
           const parallel::Layout& layout, const parallel::Shapes& shapes,
           parallel::Direction direction, runtime::DType wire_dtype = runtime::DType::float32);
 

@@ -359,7 +359,7 @@ parallel::SchemeInputs scheme_inputs(const SpreadJob& job, Direction direction,
                                      const SpreadOptions& options) {
   parallel::SchemeInputs inputs{job.problem->masks, job.layout, job.problem->shapes(), direction};
   if (options.wire_dtype != DType::float32) inputs.wire_dtype = options.wire_dtype;
-  inputs.options = job.scheme;
+  inputs.scheme = job.scheme;
   return inputs;
 }
 

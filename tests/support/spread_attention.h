@@ -72,7 +72,7 @@ class Problem {
 struct SpreadJob {
   const Problem* problem = nullptr;
   parallel::Layout layout;
-  parallel::SchemeOptions scheme = {};
+  parallel::Expression scheme = {};
 };
 /// "ring over zigzag P=3, causal n=61, heads 4/2".
 std::string show(const SpreadJob& job);

@@ -8,8 +8,8 @@
 
 namespace longhaul::test {
 
-runtime::TrainConfig small_training(std::int64_t seq_len) {
-  runtime::TrainConfig config;
+launch::TrainConfig small_training(std::int64_t seq_len) {
+  launch::TrainConfig config;
   config.model.architecture = "llama";
   config.model.hidden_size = 24;
   config.model.intermediate_size = 40;
@@ -29,10 +29,6 @@ runtime::TrainConfig small_training(std::int64_t seq_len) {
   config.lr_scheduler = {2, "cosine", 0.1};
   config.parallelism.context_parallel_degree = 1;
   config.parallelism.context_parallel_scheme = "ring";
-  config.parallelism.context_parallel_degrees = "auto";
-  config.parallelism.context_parallel_nesting = "heads_inside";
-  config.parallelism.context_parallel_around = "ring";
-  config.parallelism.context_parallel_backward = "auto";
   config.parallelism.context_parallel_switch = "none";
   config.parallelism.context_parallel_layout = "zigzag";
   config.parallelism.data_parallel_replicate_degree = 1;
@@ -75,7 +71,7 @@ runtime::Sequence random_sequence(std::int64_t vocabulary, std::int64_t seq_len,
   return sequence;
 }
 
-std::vector<launch::StepResult> run_training(const runtime::TrainConfig& config,
+std::vector<launch::StepResult> run_training(const launch::TrainConfig& config,
                                              std::int64_t vocabulary,
                                              const launch::SequenceSource& sequences,
                                              const RunSteps& options) {

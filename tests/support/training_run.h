@@ -9,7 +9,7 @@
 namespace longhaul::test {
 
 /// A model of a few thousand weights; 4 sequences a step.
-runtime::TrainConfig small_training(std::int64_t seq_len);
+launch::TrainConfig small_training(std::int64_t seq_len);
 
 /// Random tokens in random documents (some of one token, some as long as the sequence), labels
 /// shifted inside them; a pure function of (vocabulary, seq_len, cursor).
@@ -26,7 +26,7 @@ struct RunSteps {
 
 /// Trains data x context loopback ranks and returns rank 0's results, after checking that every
 /// rank has the same.
-std::vector<launch::StepResult> run_training(const runtime::TrainConfig& config,
+std::vector<launch::StepResult> run_training(const launch::TrainConfig& config,
                                              std::int64_t vocabulary,
                                              const launch::SequenceSource& sequences,
                                              const RunSteps& options = {});

@@ -2,20 +2,27 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 
-#include "runtime/config/draft.h"
+#include "attention/named_masks.h"
+#include "launch/config.h"
 #include "runtime/error.h"
 
-namespace longhaul::runtime {
+namespace longhaul::launch {
 namespace {
+
+using runtime::ExitCode;
+using runtime::fail;
+using runtime::GridShape;
+using runtime::quote_toml;
 
 namespace fs = std::filesystem;
 
 std::string text_of(std::int64_t value) { return fmt::format("{}", value); }
 
-void check_model(ConfigDraft& draft) {
+void check_model(TrainDraft& draft) {
   ModelConfig& model = draft.config.model;
   if (!draft.is_set("model.num_key_value_heads"))
     model.num_key_value_heads = model.num_attention_heads;
@@ -50,50 +57,36 @@ void check_model(ConfigDraft& draft) {
   }
 }
 
-enum class Use : std::uint8_t { refused, optional, required };
-
-/// Which numbers a mask of [data] takes; other masks take none. A test holds this against the table
-/// of masks, which lives in a room to the right of this one.
-struct MaskUses {
-  std::string_view mask;
-  Use window = Use::refused, prefix = Use::refused, global = Use::refused, block = Use::refused;
-};
-constexpr MaskUses kMaskUses[] = {
-    {.mask = "full_window", .window = Use::required},
-    {.mask = "causal_window", .window = Use::required},
-    {.mask = "shared_question", .prefix = Use::required, .block = Use::required},
-    {.mask = "global_window", .window = Use::required, .global = Use::required},
-    {.mask = "causal_blockwise", .block = Use::optional},
-    {.mask = "prefix_causal", .prefix = Use::required},
-    {.mask = "prefix_document", .prefix = Use::required},
-    {.mask = "block_causal_document", .block = Use::required},
-};
-
-void check_mask(ConfigDraft& draft) {
+/// Numbers that the mask takes are there, where the documents of a corpus do not stand for them,
+/// and no others.
+void check_mask(TrainDraft& draft) {
   if (!draft.good({"data.mask"})) return;
   const DataConfig& data = draft.config.data;
-  MaskUses uses;
-  for (const MaskUses& known : kMaskUses) {
-    if (known.mask == data.mask) uses = known;
-  }
+  using enum attention::MaskInput;
+  const attention::MaskRule& rule = attention::mask_rule(data.mask);
+  const auto needs = [&](attention::MaskInput number) {
+    return std::ranges::any_of(rule.needs, [&](const std::vector<attention::MaskInput>& choice) {
+      return std::ranges::count(choice, number) != 0 && std::ranges::count(choice, documents) == 0;
+    });
+  };
   struct Number {
     const char* path;
-    Use use;
+    attention::MaskInput input;
     const std::optional<std::int64_t>& value;
     bool at_most_seq_len;
   };
-  const Number numbers[] = {{"data.window", uses.window, data.window, false},
-                            {"data.prefix", uses.prefix, data.prefix, true},
-                            {"data.global", uses.global, data.global, true},
-                            {"data.block", uses.block, data.block, false}};
-  for (const auto& [path, use, value, at_most_seq_len] : numbers) {
+  const Number numbers[] = {{"data.window", window, data.window, false},
+                            {"data.prefix", prefix, data.prefix, true},
+                            {"data.global", global, data.global, true},
+                            {"data.block", block, data.block, false}};
+  for (const auto& [path, input, value, at_most_seq_len] : numbers) {
     if (!draft.good({path})) continue;
     if (!value) {
-      if (use == Use::required) {
+      if (needs(input)) {
         draft.key_problem("data.mask", quote_toml(data.mask),
                           fmt::format("this mask needs {} (tokens)", path));
       }
-    } else if (use == Use::refused) {
+    } else if (!rule.takes(input)) {
       draft.key_problem(
           path, text_of(*value),
           fmt::format("data.mask = {} does not use it; leave it out", quote_toml(data.mask)));
@@ -106,7 +99,7 @@ void check_mask(ConfigDraft& draft) {
   }
 }
 
-void check_batch(ConfigDraft& draft) {
+void check_batch(TrainDraft& draft) {
   if (!draft.good({"training.seq_len", "training.micro_batch_size", "training.tokens_per_step",
                    "parallelism.data_parallel_replicate_degree"})) {
     return;
@@ -133,22 +126,22 @@ void check_batch(ConfigDraft& draft) {
       fmt::format("expected a multiple of {} = {}; legal nearby: {}", product, pass, legal));
 }
 
-void check_steps(ConfigDraft& draft) {
+void check_steps(TrainDraft& draft) {
   const TrainConfig& config = draft.config;
   if (draft.good({"training.steps", "lr_scheduler.warmup_steps"}) &&
       config.lr_scheduler.warmup_steps > config.training.steps) {
     draft.key_problem("lr_scheduler.warmup_steps", text_of(config.lr_scheduler.warmup_steps),
                       fmt::format("expected at most training.steps = {}", config.training.steps));
   }
-  const Resume& resume = config.checkpoint.resume;
-  if (draft.good({"training.steps", "checkpoint.resume"}) && resume.kind == Resume::Kind::step &&
-      resume.step > config.training.steps) {
-    draft.key_problem("checkpoint.resume", text_of(resume.step),
+  const runtime::WordOrInteger& resume = config.checkpoint.resume;
+  if (draft.good({"training.steps", "checkpoint.resume"}) &&
+      resume.integer > config.training.steps) {
+    draft.key_problem("checkpoint.resume", text_of(resume.integer),
                       fmt::format("expected at most training.steps = {}", config.training.steps));
   }
 }
 
-void check_files(ConfigDraft& draft) {
+void check_files(TrainDraft& draft) {
   std::error_code error;
   if (draft.good({"data.corpus"})) {
     const std::string& corpus = draft.config.data.corpus;
@@ -202,7 +195,7 @@ GridProblem find_grid(const ParallelismConfig& parallelism, std::int64_t world, 
   return {context_key, message};
 }
 
-void check_grid(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
+void check_grid(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   ParallelismConfig& parallelism = draft.config.parallelism;
   for (const auto& [path, degree] :
        {std::pair("parallelism.tensor_parallel_degree", parallelism.tensor_parallel_degree),
@@ -241,7 +234,14 @@ void check_grid(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
   parallelism.context_parallel_degree = grid.context;
 }
 
-void check_backend(ConfigDraft& draft) {
+void check_device(TrainDraft& draft) {
+  if (!draft.good({"device.kind"}) || draft.config.device.kind != "cuda") return;
+  draft.key_problem("device.kind", "\"cuda\"",
+                    "training on CUDA devices does not exist yet, only its attention does "
+                    "(longhaul attention --device cuda); use \"cpu\"");
+}
+
+void check_backend(TrainDraft& draft) {
   if (!draft.good({"comm.backend"}) || draft.config.comm.backend != "nccl") return;
   draft.key_problem(
       "comm.backend", "\"nccl\"",
@@ -251,13 +251,14 @@ void check_backend(ConfigDraft& draft) {
 
 }  // namespace
 
-void check_rules(ConfigDraft& draft, std::optional<std::int64_t> world_size) {
+void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   check_model(draft);
   check_mask(draft);
   check_batch(draft);
   check_steps(draft);
   check_files(draft);
   check_grid(draft, world_size);
+  check_device(draft);
   check_backend(draft);
 }
 
@@ -281,4 +282,4 @@ std::string checkpoint_folder(const TrainConfig& config) {
   return (fs::path(config.job.output_dir) / config.checkpoint.folder).string();
 }
 
-}  // namespace longhaul::runtime
+}  // namespace longhaul::launch

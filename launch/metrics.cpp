@@ -1,4 +1,4 @@
-#include "runtime/metrics.h"
+#include "launch/metrics.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -17,8 +17,11 @@
 #include "runtime/build_info.h"
 #include "runtime/error.h"
 
-namespace longhaul::runtime {
+namespace longhaul::launch {
 namespace {
+
+using runtime::ExitCode;
+using runtime::fail;
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
@@ -48,19 +51,22 @@ void read_field(const Json& value, double& field) {  // JSON has no NaN: it is w
 }
 
 Json header_json(const RunHeader& header) {
-  const BuildInfo& build = build_info();
+  const runtime::BuildInfo& build = runtime::build_info();
   Json json;
   json["record"] = "header";
   json["config"] = Json::parse(to_json(header.config));
   json["config_digest"] = fmt::format("{:016x}", digest(header.config));
   json["build"] = {{"version", build.version},   {"commit", build.commit},
                    {"compiler", build.compiler}, {"build_type", build.build_type},
-                   {"cuda", build.cuda},         {"digest", build_digest()}};
+                   {"cuda", build.cuda},         {"digest", runtime::build_digest()}};
   json["grid"] = {{"ranks", header.grid.ranks()},
                   {"data", header.grid.data},
                   {"context", header.grid.context},
                   {"tensor", header.grid.tensor},
                   {"pipeline", header.grid.pipeline}};
+  json["schemes"] = Json::array();
+  for (const auto& [step, scheme] : header.schemes)
+    json["schemes"].push_back({{"step", step}, {"scheme", scheme}});
   json["hosts"] = header.hosts;
   json["communicator"] = header.communicator;
   json["parameters"] = header.parameters;
@@ -269,4 +275,4 @@ void MetricsWriter::write_line(std::string line) {
 
 MetricsLog read_metrics(const std::string& path) { return parse(path).log; }
 
-}  // namespace longhaul::runtime
+}  // namespace longhaul::launch

@@ -1,4 +1,4 @@
-#include "runtime/metrics.h"
+#include "launch/metrics.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -14,8 +14,11 @@
 #include "runtime/error.h"
 #include "tests/support/process.h"
 
-namespace longhaul::runtime {
+namespace longhaul::launch {
 namespace {
+
+using runtime::Error;
+using runtime::ExitCode;
 
 using nlohmann::json;
 
@@ -119,7 +122,7 @@ TEST_F(MetricsTest, HeaderThenOneRecordAStep) {
   const json header = json::parse(lines[0]);
   EXPECT_EQ(header["record"], "header");
   EXPECT_EQ(header["config"]["training"]["steps"], 100);
-  EXPECT_EQ(header["build"]["digest"], build_digest());
+  EXPECT_EQ(header["build"]["digest"], runtime::build_digest());
   EXPECT_EQ(header["grid"]["context"], 4);
   EXPECT_EQ(header["hosts"], json({"a", "b"}));
   EXPECT_EQ(header["communicator"], "Open MPI v4.1.4, package: test");
@@ -246,13 +249,5 @@ TEST_F(MetricsTest, FailuresOfTheFileSystemAreIoErrors) {
   EXPECT_EQ(read_metrics(path_).steps.size(), 1u);  // what was torn is left out
 }
 
-TEST(BuildInfo, NamesTheBuild) {
-  EXPECT_EQ(build_digest().size(), 16u);
-  EXPECT_EQ(build_digest(), build_digest());
-  EXPECT_FALSE(build_info().version.empty());
-  EXPECT_NE(version_line().find(build_info().version), std::string::npos);
-  EXPECT_NE(version_line().find(build_digest()), std::string::npos);
-}
-
 }  // namespace
-}  // namespace longhaul::runtime
+}  // namespace longhaul::launch

@@ -1,16 +1,17 @@
 #pragma once
 // The configuration of a run: one struct a section of the TOML file, filled and checked from one
-// schema (schema.cpp), where every key is declared and explained; draft.h reads it.
+// schema (config_schema.cpp), where every key is declared and explained; config.h loads it.
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "runtime/config/schema.h"
 #include "runtime/dtype.h"
 #include "runtime/grid_shape.h"
 
-namespace longhaul::runtime {
+namespace longhaul::launch {
 
 struct JobConfig {
   std::string output_dir;
@@ -43,7 +44,7 @@ struct TrainingConfig {
   std::int64_t tokens_per_step = 0;
   std::int64_t steps = 0;
   double max_norm = 0;
-  DType dtype = DType::float32;
+  runtime::DType dtype = runtime::DType::float32;
 };
 
 struct OptimizerConfig {
@@ -63,14 +64,10 @@ struct LrSchedulerConfig {
 
 struct ParallelismConfig {
   std::int64_t context_parallel_degree = 0;  ///< -1 until the number of ranks is known
-  std::string context_parallel_scheme;
-  std::string context_parallel_degrees;
-  std::string context_parallel_nesting;
-  std::string context_parallel_around;
-  std::string context_parallel_backward;
+  std::string context_parallel_scheme;       ///< an expression, or a policy
   std::string context_parallel_switch;
   std::string context_parallel_layout;
-  DType context_parallel_wire_dtype = DType::float32;
+  runtime::DType context_parallel_wire_dtype = runtime::DType::float32;
   std::int64_t data_parallel_replicate_degree = 0;
   std::int64_t tensor_parallel_degree = 0;
   std::int64_t pipeline_parallel_degree = 0;
@@ -80,20 +77,12 @@ struct ActivationCheckpointConfig {
   std::string mode;  ///< "none" or "full"
 };
 
-/// What `checkpoint.resume` asks for.
-struct Resume {
-  enum class Kind : std::uint8_t { automatic, never, step };
-  Kind kind = Kind::automatic;
-  std::int64_t step = 0;  ///< of Kind::step
-  bool operator==(const Resume&) const = default;
-};
-
 struct CheckpointConfig {
   bool enable = false;
   std::string folder;  ///< inside job.output_dir unless absolute
   std::int64_t interval = 0;
   std::int64_t keep_latest_k = 0;  ///< 0 keeps all
-  Resume resume;
+  runtime::WordOrInteger resume;   ///< "auto", "never" or a step
 };
 
 struct MetricsConfig {
@@ -105,13 +94,17 @@ struct CommConfig {
   double timeout_seconds = 0;
 };
 
+struct DeviceConfig {
+  std::string kind;  ///< "cpu"; "cuda" is refused
+};
+
 struct DebugConfig {
   std::int64_t seed = 0;
   bool deterministic = false;
   std::int64_t threads = 0;  ///< OpenMP threads a rank; 0: cores / local ranks
 };
 
-struct TrainConfig {
+struct TrainConfig : runtime::Configuration {
   JobConfig job;
   ModelConfig model;
   DataConfig data;
@@ -123,12 +116,13 @@ struct TrainConfig {
   CheckpointConfig checkpoint;
   MetricsConfig metrics;
   CommConfig comm;
+  DeviceConfig device;
   DebugConfig debug;
 };
 
 /// The grid of `world_size` ranks: -1 becomes whatever is left. Throws Error(launch) when the
 /// degrees do not multiply to world_size, saying which counts would do.
-GridShape resolve_grid(const ParallelismConfig& parallelism, std::int64_t world_size);
+runtime::GridShape resolve_grid(const ParallelismConfig& parallelism, std::int64_t world_size);
 
 /// Sequences that one step takes on every data rank, in passes of micro_batch_size.
 struct BatchPlan {
@@ -141,10 +135,11 @@ BatchPlan batch_plan(const TrainConfig& config);
 /// The folder that checkpoints go to: checkpoint.folder, inside job.output_dir unless absolute.
 std::string checkpoint_folder(const TrainConfig& config);
 
-/// Every key with its value, as TOML that loads to the same configuration. Canonical: equal
-/// configurations give equal text.
+/// Every key: its name, type, default, bounds and explanation.
+const runtime::ConfigSchema& config_schema();
+
+/// runtime::to_toml() and to_json() of a configuration.
 std::string to_toml(const TrainConfig& config);
-/// The same as one JSON object, {"section": {"key": value}}.
 std::string to_json(const TrainConfig& config);
 /// XXH3-64 of to_toml(config).
 std::uint64_t digest(const TrainConfig& config);
@@ -152,4 +147,4 @@ std::uint64_t digest(const TrainConfig& config);
 /// Markdown table of all keys: name, type, default and explanation, from the schema.
 std::string config_reference();
 
-}  // namespace longhaul::runtime
+}  // namespace longhaul::launch

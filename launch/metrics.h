@@ -8,16 +8,19 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "runtime/config/config.h"
+#include "launch/train_config.h"
 
-namespace longhaul::runtime {
+namespace longhaul::launch {
 
 /// What holds for a whole run.
 struct RunHeader {
   TrainConfig config;  ///< resolved
-  GridShape grid;
+  runtime::GridShape grid;
+  /// From which step on attention is spread how, resolved.
+  std::vector<std::pair<std::int64_t, std::string>> schemes;
   std::vector<std::string> hosts;  ///< one a rank
   std::string communicator;        ///< what moves messages: MPI's own version line, or "loopback"
   std::int64_t parameters = 0;
@@ -100,4 +103,4 @@ struct MetricsLog {
 /// Error(data) naming the line that is no record.
 MetricsLog read_metrics(const std::string& path);
 
-}  // namespace longhaul::runtime
+}  // namespace longhaul::launch

@@ -1,0 +1,279 @@
+// Every key of the configuration of a run, declared and explained once.
+
+#include "attention/named_masks.h"
+#include "launch/train_config.h"
+#include "parallel/layout.h"
+#include "parallel/schemes/scheme.h"
+#include "runtime/io/hash.h"
+
+namespace longhaul::launch {
+namespace {
+
+// Large enough for any real run, small enough that products of a few sizes stay far from overflow.
+constexpr double kMaxWidth = 1 << 24;
+constexpr double kMaxDegree = 1 << 20;
+constexpr double kMaxTokens = static_cast<double>(std::int64_t{1} << 40);
+
+constexpr const char* kReplayOnly =
+    "this mask needs datasets made for one sequence, which `longhaul attention` reads and a corpus "
+    "does not have";
+
+// The key's names and the place of its value, from one mention of the member.
+#define LONGHAUL_KEY(section_, name_)                                 \
+  .section = #section_, .name = #name_,                               \
+  .slot = [](runtime::Configuration& config) -> runtime::ConfigSlot { \
+    return &static_cast<TrainConfig&>(config).section_.name_;         \
+  }
+
+std::vector<std::string> trainable_masks() {
+  std::vector<std::string> names;
+  for (const std::string& name : attention::mask_names()) {
+    if (attention::mask_rule(name).trainable()) names.push_back(name);
+  }
+  return names;
+}
+
+std::vector<std::pair<std::string, std::string>> other_masks() {
+  std::vector<std::pair<std::string, std::string>> reasons;
+  for (const std::string& name : attention::mask_names()) {
+    if (!attention::mask_rule(name).trainable()) reasons.emplace_back(name, kReplayOnly);
+  }
+  return reasons;
+}
+
+std::vector<std::string> layout_names() {
+  std::vector<std::string> names;
+  for (const parallel::LayoutKind kind : parallel::layout_kinds())
+    names.emplace_back(parallel::name(kind));
+  return names;
+}
+
+/// "`ring`, `double_ring(outer=, inner=, backward=auto|ring|burst)`, ..., or `auto`, ...".
+std::string schemes_reference() {
+  std::string text;
+  for (const std::string& name : parallel::scheme_names())
+    text += "`" + parallel::signature(parallel::scheme_from_name(name)) + "`, ";
+  return text + "or `auto`, which takes ring or burst, whichever sends fewer bytes";
+}
+
+std::vector<runtime::ConfigKey> declare() {
+  return {
+      {LONGHAUL_KEY(job, output_dir),
+       .explanation = "Folder of the run: metrics, checkpoints, the resolved configuration."},
+
+      {LONGHAUL_KEY(model, architecture), .explanation = "Model family.",
+       .default_value = "\"llama\"", .choices = {"llama"}},
+      {LONGHAUL_KEY(model, hidden_size), .explanation = "Width of the residual stream.",
+       .minimum = 1, .maximum = kMaxWidth},
+      {LONGHAUL_KEY(model, intermediate_size), .explanation = "Width of the SwiGLU layer.",
+       .minimum = 1, .maximum = kMaxWidth},
+      {LONGHAUL_KEY(model, num_hidden_layers), .explanation = "Number of transformer layers.",
+       .minimum = 1, .maximum = 1 << 16},
+      {LONGHAUL_KEY(model, num_attention_heads), .explanation = "Query heads of a layer.",
+       .minimum = 1, .maximum = 1 << 16},
+      {LONGHAUL_KEY(model, num_key_value_heads),
+       .explanation = "Key and value heads of a layer; must divide num_attention_heads.",
+       .derived_default = "num_attention_heads", .minimum = 1, .maximum = 1 << 16},
+      {LONGHAUL_KEY(model, head_dim),
+       .explanation = "Width of a head; even, since rotary embedding turns pairs.",
+       .derived_default = "hidden_size / num_attention_heads", .minimum = 2, .maximum = 1 << 16},
+      {LONGHAUL_KEY(model, rms_norm_eps), .explanation = "Added to the mean square in RMSNorm.",
+       .default_value = "1e-5", .minimum = 0, .maximum = 1},
+      {LONGHAUL_KEY(model, rope_theta),
+       .explanation = "Base of the rotary embedding's wavelengths.", .default_value = "10000.0",
+       .minimum = 0, .above_minimum = true},
+      {LONGHAUL_KEY(model, tie_word_embeddings),
+       .explanation = "The output head shares the embedding's weights.", .default_value = "false"},
+      {LONGHAUL_KEY(model, vocab_size),
+       .explanation = "Rows of the embedding; at least the corpus's vocabulary size.",
+       .derived_default = "the corpus's vocabulary size", .minimum = 1, .maximum = 1 << 30},
+
+      {LONGHAUL_KEY(data, corpus),
+       .explanation =
+           "HDF5 corpus that `longhaul tokenize` wrote; its documents are packed end to end."},
+      {LONGHAUL_KEY(data, mask),
+       .explanation =
+           "What a token attends to; [attention/README.md](attention/README.md#masks) says it of "
+           "each. `documents` is `causal_document`: earlier tokens of its document.",
+       .default_value = "\"documents\"", .choices = trainable_masks(),
+       .not_choices = other_masks()},
+      {LONGHAUL_KEY(data, window),
+       .explanation = "Tokens that a query sees on a side, itself included; of `full_window`, "
+                      "`causal_window`, `global_window`.",
+       .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(data, prefix),
+       .explanation = "Tokens of the prefix, of `prefix_causal` (of the sequence) and "
+                      "`prefix_document` (of each document), or of each document's question, of "
+                      "`shared_question`; at most seq_len.",
+       .derived_default = "none", .minimum = 0, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(data, global),
+       .explanation = "First tokens of a sequence that see everything and that everything sees, of "
+                      "`global_window`; at most seq_len.",
+       .derived_default = "none", .minimum = 0, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(data, block),
+       .explanation = "Tokens of a block, of `block_causal_document`; of an answer, of "
+                      "`shared_question`; of a block of `causal_blockwise`, whose blocks are the "
+                      "documents without it.",
+       .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
+
+      {LONGHAUL_KEY(training, seq_len),
+       .explanation = "Tokens in a sequence, over all ranks of the context axis.", .minimum = 1,
+       .maximum = kMaxTokens},
+      {LONGHAUL_KEY(training, micro_batch_size), .explanation = "Sequences per data rank and pass.",
+       .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
+      {LONGHAUL_KEY(training, tokens_per_step),
+       .explanation =
+           "Tokens of an optimizer step over the whole grid; a multiple of seq_len * "
+           "micro_batch_size * data_parallel_replicate_degree. What one pass does not hold is "
+           "accumulated.",
+       .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(training, steps),
+       .explanation = "Optimizer steps of the whole run, resumed parts included.", .minimum = 1,
+       .maximum = kMaxTokens},
+      {LONGHAUL_KEY(training, max_norm),
+       .explanation = "Gradients are scaled down to this global norm; 0 switches clipping off.",
+       .default_value = "1.0", .minimum = 0},
+      {LONGHAUL_KEY(training, dtype),
+       .explanation = "Dtype of activations; parameters, gradients and moments stay float32.",
+       .default_value = "\"float32\"", .choices = {"float32", "bfloat16"}},
+
+      {LONGHAUL_KEY(optimizer, name), .explanation = "Optimizer.", .default_value = "\"adamw\"",
+       .choices = {"adamw"}},
+      {LONGHAUL_KEY(optimizer, lr), .explanation = "Learning rate after warm-up.",
+       .default_value = "3e-4", .minimum = 0},
+      {LONGHAUL_KEY(optimizer, beta1), .explanation = "Decay of the first moment.",
+       .default_value = "0.9", .minimum = 0, .maximum = 1, .below_maximum = true},
+      {LONGHAUL_KEY(optimizer, beta2), .explanation = "Decay of the second moment.",
+       .default_value = "0.95", .minimum = 0, .maximum = 1, .below_maximum = true},
+      {LONGHAUL_KEY(optimizer, eps), .explanation = "Added to the root of the second moment.",
+       .default_value = "1e-8", .minimum = 0, .above_minimum = true},
+      {LONGHAUL_KEY(optimizer, weight_decay),
+       .explanation = "Decoupled weight decay of matrices; norms and the embedding (with it a tied "
+                      "head) are exempt.",
+       .default_value = "0.1", .minimum = 0},
+
+      {LONGHAUL_KEY(lr_scheduler, warmup_steps),
+       .explanation = "Steps over which the learning rate rises linearly from 0.",
+       .default_value = "0", .minimum = 0, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(lr_scheduler, decay_type),
+       .explanation = "Shape of the decay from warm-up to the last step.",
+       .default_value = "\"cosine\"", .choices = {"cosine"}},
+      {LONGHAUL_KEY(lr_scheduler, min_lr_factor),
+       .explanation = "The decay ends at this fraction of lr.", .default_value = "0.1",
+       .minimum = 0, .maximum = 1},
+
+      {LONGHAUL_KEY(parallelism, context_parallel_degree),
+       .explanation = "Ranks that share a sequence; -1 takes whatever ranks are left.",
+       .default_value = "-1", .minimum = 1, .maximum = kMaxDegree, .also = -1},
+      {LONGHAUL_KEY(parallelism, context_parallel_scheme),
+       .explanation =
+           "How attention is spread over those ranks: " + schemes_reference() +
+           ". parallel/README.md compares them, and `longhaul validate --legality` says which "
+           "suits what.",
+       .default_value = "\"ring\""},
+      {LONGHAUL_KEY(parallelism, context_parallel_switch),
+       .explanation =
+           "Changes of scheme between steps, as `5:burst,10:usp(heads=2)`: from step 5 on burst, "
+           "from step 10 on usp. For comparing schemes within one run.",
+       .default_value = "\"none\""},
+      {LONGHAUL_KEY(parallelism, context_parallel_layout),
+       .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask, "
+                      "`document_zigzag` and `balanced` packed documents.",
+       .default_value = "\"zigzag\"", .choices = layout_names()},
+      {LONGHAUL_KEY(parallelism, context_parallel_wire_dtype),
+       .explanation = "Dtype in which circulating gradient accumulators travel.",
+       .default_value = "\"float32\"", .choices = {"float32", "bfloat16"}},
+      {LONGHAUL_KEY(parallelism, data_parallel_replicate_degree),
+       .explanation = "Replicas of the model that take different sequences.", .default_value = "1",
+       .minimum = 1, .maximum = kMaxDegree},
+      {LONGHAUL_KEY(parallelism, tensor_parallel_degree),
+       .explanation = "Ranks that share a matrix; not built yet, so only 1.", .default_value = "1",
+       .minimum = 1, .maximum = kMaxDegree},
+      {LONGHAUL_KEY(parallelism, pipeline_parallel_degree),
+       .explanation = "Ranks that share the stack of layers; not built yet, so only 1.",
+       .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
+
+      {LONGHAUL_KEY(activation_checkpoint, mode),
+       .explanation = "`full` keeps only each layer's input and recomputes the rest in backward.",
+       .default_value = "\"none\"", .choices = {"none", "full"}},
+
+      {LONGHAUL_KEY(checkpoint, enable),
+       .explanation =
+           "Write checkpoints: every `interval` steps, at the end, and when told to stop.",
+       .default_value = "true"},
+      {LONGHAUL_KEY(checkpoint, folder),
+       .explanation = "Where they go, inside output_dir unless absolute.",
+       .default_value = "\"checkpoints\""},
+      {LONGHAUL_KEY(checkpoint, interval), .explanation = "Steps between checkpoints.",
+       .default_value = "500", .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(checkpoint, keep_latest_k),
+       .explanation = "Older checkpoints are removed after a newer one is complete; 0 keeps all.",
+       .default_value = "2", .minimum = 0, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(checkpoint, resume),
+       .explanation = "`auto`: from the newest checkpoint, if there is one (a damaged one is "
+                      "refused, exit 65); `never`; or a step.",
+       .default_value = "\"auto\"", .choices = {"auto", "never"}, .minimum = 0,
+       .maximum = kMaxTokens},
+
+      {LONGHAUL_KEY(metrics, log_freq),
+       .explanation = "Steps between console lines; metrics.jsonl records every step.",
+       .default_value = "1", .minimum = 1, .maximum = kMaxTokens},
+
+      {LONGHAUL_KEY(comm, backend),
+       .explanation = "`mpi`: processes of mpirun or srun; `loopback`: ranks as threads of one "
+                      "process; `nccl`: "
+                      "device memory between GPUs, refused by train until it runs on GPUs.",
+       .default_value = "\"mpi\"", .choices = {"mpi", "loopback", "nccl"}},
+      {LONGHAUL_KEY(comm, timeout_seconds),
+       .explanation = "A wait for another rank that lasts longer ends the job with exit code 76.",
+       .default_value = "300.0", .minimum = 0, .maximum = 1e6, .above_minimum = true},
+
+      {LONGHAUL_KEY(device, kind),
+       .explanation = "What trains: `cpu`; `cuda` is refused by train until it runs on GPUs.",
+       .default_value = "\"cpu\"", .choices = {"cpu", "cuda"}},
+
+      {LONGHAUL_KEY(debug, seed),
+       .explanation = "Seed of initial weights and of the order of documents.",
+       .default_value = "1", .minimum = 0, .maximum = static_cast<double>(std::int64_t{1} << 53)},
+      {LONGHAUL_KEY(debug, deterministic),
+       .explanation = "Promise bitwise reruns. Changes nothing yet: everything that trains repeats "
+                      "bit for bit.",
+       .default_value = "false"},
+      {LONGHAUL_KEY(debug, threads),
+       .explanation = "OpenMP threads of a rank; 0: $OMP_NUM_THREADS if set, else the node's cores "
+                      "shared among its ranks.",
+       .default_value = "0", .minimum = 0, .maximum = 4096},
+  };
+}
+#undef LONGHAUL_KEY
+
+}  // namespace
+
+const runtime::ConfigSchema& config_schema() {
+  static const runtime::ConfigSchema schema(
+      declare(), {"parallelism.context_parallel_degrees", "parallelism.context_parallel_nesting",
+                  "parallelism.context_parallel_around", "parallelism.context_parallel_backward"});
+  return schema;
+}
+
+std::string to_toml(const TrainConfig& config) {
+  TrainConfig copy = config;
+  return runtime::to_toml(config_schema(), copy);
+}
+
+std::string to_json(const TrainConfig& config) {
+  TrainConfig copy = config;
+  return runtime::to_json(config_schema(), copy);
+}
+
+std::uint64_t digest(const TrainConfig& config) {
+  const std::string text = to_toml(config);
+  return runtime::xxh3_64(std::as_bytes(std::span(text)));
+}
+
+std::string config_reference() {
+  TrainConfig any;
+  return runtime::config_reference(config_schema(), any);
+}
+
+}  // namespace longhaul::launch
