@@ -1,5 +1,6 @@
 #include "launch/train.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -89,6 +90,7 @@ runtime::RunHeader run_header(const TrainConfig& config, const runtime::Corpus& 
   header.corpus_digest = corpus.digest();
   header.corpus_tokens = corpus.info().tokens;
   header.vocabulary_size = corpus.info().vocabulary_size;
+  header.unigram_entropy = corpus.info().unigram_entropy;
   header.flop_convention =
       "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
       "pair; "
@@ -101,9 +103,14 @@ void print_start(const runtime::RunHeader& header, const TrainConfig& config,
   std::printf("%s\n", runtime::version_line().c_str());
   std::printf("model    llama, %s parameters, %s\n", runtime::grouped(header.parameters).c_str(),
               runtime::name(config.training.dtype));
-  std::printf("corpus   %s, %s tokens, vocabulary %s, unigram entropy %.4f nats\n",
-              config.data.corpus.c_str(), runtime::grouped(header.corpus_tokens).c_str(),
-              runtime::grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
+  const std::string entropy =
+      header.unigram_entropy
+          ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)
+          : fmt::format("unigram entropy not stored (longhaul inspect --add-entropy {} stores it)",
+                        config.data.corpus);
+  std::printf("corpus   %s, %s tokens, vocabulary %s, %s\n", config.data.corpus.c_str(),
+              runtime::grouped(header.corpus_tokens).c_str(),
+              runtime::grouped(header.vocabulary_size).c_str(), entropy.c_str());
   std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
               header.grid.data, header.grid.context,
               config.parallelism.context_parallel_scheme.c_str(),
@@ -221,7 +228,6 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   const std::int64_t resumed_step = resume(trainer, config, world, stream);
 
   runtime::RunHeader header = run_header(config, data.corpus, trainer);
-  if (world.rank() == 0) header.unigram_entropy = data.corpus.unigram_entropy();
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
