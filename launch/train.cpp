@@ -337,7 +337,7 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   } catch (const Error& error) {
     if (error.code() != ExitCode::hang) throw;
     throw Error(ExitCode::hang,
-                "a wait outlived comm.timeout_seconds; what the ranks were doing:\n" +
+                "a wait for another rank was not over in time; what the ranks were doing:\n" +
                     runtime::hang_report(flight_folder(config), ranks) +
                     "the wait: " + error.what());
   }

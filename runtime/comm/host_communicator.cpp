@@ -6,6 +6,7 @@
 #include <cstring>
 #include <future>
 #include <numeric>
+#include <utility>
 
 #include "runtime/comm/ordered_sum.h"
 #include "runtime/comm/staging.h"
@@ -47,7 +48,7 @@ struct HostCommunicator::Core {
   int rank = 0;
   int context = 0;
   std::string name;
-  double timeout_seconds = 0;
+  double timeout_seconds = 0;  // of operations issued from now on
   FlightRecorder* recorder = nullptr;
   std::atomic<std::int64_t> sent_bytes{0};
   std::vector<std::int64_t> exchanged_bytes;  // by peer; written by the thread that enqueues
@@ -232,6 +233,9 @@ int HostCommunicator::rank() const { return core_->rank; }
 int HostCommunicator::size() const { return core_->size(); }
 const std::string& HostCommunicator::name() const { return core_->name; }
 std::int64_t HostCommunicator::sent_bytes() const { return core_->sent_bytes; }
+double HostCommunicator::set_timeout(double seconds) {
+  return std::exchange(core_->timeout_seconds, seconds);
+}
 void HostCommunicator::reset_sent_bytes() {
   core_->sent_bytes = 0;
   core_->exchanged_bytes.assign(core_->members.size(), 0);
@@ -368,72 +372,6 @@ void HostCommunicator::all_reduce(TensorView values, const Stream& stream) {
   // In place: a sum overwrites its own segment, which is never sent.
   reduce_scatter(flat, own, counts, stream);
   all_gather(own, flat, counts, stream);
-}
-
-void HostCommunicator::all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
-                                  TensorView output, std::span<const std::int64_t> receive_counts,
-                                  const Stream& stream) {
-  core_->check_counts(send_counts, "all_to_all");
-  core_->check_counts(receive_counts, "all_to_all");
-  check_same_dtype(input, output, "all_to_all");
-  const std::vector<std::int64_t> from_offsets = offsets_of(send_counts);
-  const std::vector<std::int64_t> to_offsets = offsets_of(receive_counts);
-  check_contiguous(input, from_offsets.back(), "all_to_all", "input", stream);
-  check_contiguous(output, to_offsets.back(), "all_to_all", "output", stream);
-  const auto self = static_cast<std::size_t>(core_->rank);
-  LONGHAUL_CHECK(send_counts[self] == receive_counts[self], "all_to_all sends ", send_counts[self],
-                 " elements to itself and receives ", receive_counts[self]);
-  const std::int64_t width = size_bytes(input.dtype());
-  const detail::WireMessage from = detail::host_copy(detail::whole(input), stream);
-  const detail::WireMessage place = detail::whole(output);
-  const detail::WireMessage to = detail::host_place(place, stream);
-  Group group(*core_);
-  for_each_peer(*core_, [&](int peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    group.send(peer, from.data + from_offsets[p] * width, send_counts[p] * width);
-  });
-  for_each_peer(*core_, [&](int peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    group.receive(peer, to.data + to_offsets[p] * width, receive_counts[p] * width);
-  });
-  core_->sent_bytes += group.send_bytes();
-  stream.host_task(
-      [core = core_, info = core_->next("all_to_all"), own_to = to.data + to_offsets[self] * width,
-       own_from = from.data + from_offsets[self] * width, bytes = send_counts[self] * width,
-       sends = std::move(group.sends), receives = std::move(group.receives)] {
-        copy_bytes(own_to, own_from, bytes);
-        core->run(info, sends, receives);
-      });
-  detail::arrive(to, place, stream);
-}
-
-void HostCommunicator::broadcast(TensorView values, int root, const Stream& stream) {
-  core_->check_peer(root, "broadcast");
-  check_contiguous(values, values.elements(), "broadcast", "tensor", stream);
-  // A binomial tree over ranks counted from the root: the parent of r is r without its lowest set
-  // bit.
-  const int size = core_->size();
-  const int relative = (core_->rank - root + size) % size;
-  const int low_bit = relative == 0 ? size : relative & -relative;
-  const detail::WireMessage place = detail::whole(values);
-  const detail::WireMessage host = relative == 0 ? detail::host_copy(detail::whole(values), stream)
-                                                 : detail::host_place(place, stream);
-  Group from_parent(*core_);
-  if (relative != 0) {
-    from_parent.receive((relative - low_bit + root) % size, host.data, host.bytes);
-  }
-  Group to_children(*core_);
-  for (int bit = 1; bit < low_bit && relative + bit < size; bit *= 2) {
-    to_children.send((relative + bit + root) % size, host.data, host.bytes);
-  }
-  core_->sent_bytes += to_children.send_bytes();
-  stream.host_task([core = core_, info = core_->next("broadcast"),
-                    receives = std::move(from_parent.receives),
-                    sends = std::move(to_children.sends)] {
-    core->run(info, {}, receives);
-    core->run(info, sends, {});
-  });
-  if (relative != 0) detail::arrive(host, place, stream);
 }
 
 void HostCommunicator::barrier(const Stream& stream) {
