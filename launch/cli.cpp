@@ -73,6 +73,9 @@ void add_inspect(CLI::App& app, Action& action) {
       add_verb(app, action, "inspect", "Say what is in a corpus or checkpoint, and verify it",
                options, run_inspect);
   verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint")->required();
+  verb->add_flag(
+      "--add-entropy", options->add_entropy,
+      "Store the unigram entropy in a corpus of format version 1, which becomes version 2");
 }
 
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 40;  // as in a configuration

@@ -83,13 +83,18 @@ std::string inspect_corpus(const fs::path& path) {
   corpus.verify();
   const runtime::CorpusInfo& info = corpus.info();
   Report report;
-  report.text() << path.string() << ": corpus, format version " << runtime::kCorpusFormatVersion
+  report.text() << path.string() << ": corpus, format version " << info.format_version
                 << ", intact\n";
   report.line("documents", info.documents);
   report.line("tokens", info.tokens, " (", runtime::hdf5::name(info.token_element), ")");
   report.line("vocabulary", info.vocabulary_size);
   report.line("tokenizer", info.tokenizer);
-  report.line("unigram entropy", fixed(corpus.unigram_entropy(), 4), " nats");
+  if (info.unigram_entropy) {
+    report.line("unigram entropy", fixed(*info.unigram_entropy, 4), " nats");
+  } else {
+    report.line("unigram entropy", "not stored; longhaul inspect --add-entropy ", path.string(),
+                " stores it");
+  }
   report.line("digest", corpus.digest());
   std::vector<std::int64_t> lengths;
   const auto offsets = corpus.documents();
@@ -145,7 +150,14 @@ std::string inspect_checkpoint(const fs::path& folder, std::int64_t step) {
 
 std::string inspect(const InspectOptions& options) {
   std::error_code code;
-  if (!fs::is_directory(options.path, code)) return inspect_corpus(options.path);
+  if (!fs::is_directory(options.path, code)) {
+    if (options.add_entropy) runtime::add_unigram_entropy(options.path);
+    return inspect_corpus(options.path);
+  }
+  if (options.add_entropy) {
+    fail(ExitCode::usage, "inspect --add-entropy: ", options.path.string(),
+         " is a folder; name a corpus file");
+  }
   fs::path path = fs::absolute(options.path).lexically_normal();
   if (path.filename().empty()) path = path.parent_path();  // "step-00000010/"
   for (const std::int64_t step : runtime::list_checkpoints(path.parent_path())) {

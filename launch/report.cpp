@@ -173,8 +173,11 @@ int run_report(const ReportOptions& options) {
   std::optional<MetricsLog> baseline;
   if (!options.baseline_path.empty()) baseline = read_metrics(options.baseline_path);
   std::optional<double> entropy = run.unigram_entropy;
-  if (!options.corpus_path.empty())
-    entropy = runtime::Corpus::open(options.corpus_path).unigram_entropy();
+  if (!options.corpus_path.empty()) {
+    const runtime::Corpus corpus = runtime::Corpus::open(options.corpus_path);
+    entropy = corpus.info().unigram_entropy;
+    if (!entropy) entropy = corpus.measure_unigram_entropy();
+  }
   const MetricsLog* other = baseline ? &*baseline : nullptr;
   if (!options.plot_path.empty()) {
     std::ofstream file(options.plot_path, std::ios::binary | std::ios::trunc);

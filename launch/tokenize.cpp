@@ -85,7 +85,7 @@ TokenizeSummary tokenize(const TokenizeOptions& options) {
     }
   }
   writer.finish();
-  summary.unigram_entropy = runtime::Corpus::open(options.output).unigram_entropy();
+  summary.unigram_entropy = *runtime::Corpus::open(options.output).info().unigram_entropy;
   return summary;
 }
 

@@ -1,5 +1,6 @@
 #include "launch/train.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -90,6 +91,7 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
   header.vocabulary_size = corpus.info().vocabulary_size;
   for (const SchemeChange& change : resolved_schemes(config))
     header.schemes.push_back({change.step, change.scheme.text()});
+  header.unigram_entropy = corpus.info().unigram_entropy;
   header.flop_convention =
       "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
       "pair; "
@@ -101,9 +103,14 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
   std::printf("%s\n", runtime::version_line().c_str());
   std::printf("model    llama, %s parameters, %s\n", grouped(header.parameters).c_str(),
               runtime::name(config.training.dtype));
-  std::printf("corpus   %s, %s tokens, vocabulary %s, unigram entropy %.4f nats\n",
-              config.data.corpus.c_str(), grouped(header.corpus_tokens).c_str(),
-              grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
+  const std::string entropy =
+      header.unigram_entropy
+          ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)
+          : fmt::format("unigram entropy not stored (longhaul inspect --add-entropy {} stores it)",
+                        config.data.corpus);
+  std::printf("corpus   %s, %s tokens, vocabulary %s, %s\n", config.data.corpus.c_str(),
+              grouped(header.corpus_tokens).c_str(),
+              grouped(header.vocabulary_size).c_str(), entropy.c_str());
   std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
               header.grid.data, header.grid.context, schemes_text(config).c_str(),
               config.parallelism.context_parallel_layout.c_str(), mask_text(config.data).c_str());
@@ -219,7 +226,6 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   const std::int64_t resumed_step = resume(trainer, config, world, stream);
 
   RunHeader header = run_header(config, data.corpus, trainer);
-  if (world.rank() == 0) header.unigram_entropy = data.corpus.unigram_entropy();
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
@@ -329,7 +335,7 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   } catch (const Error& error) {
     if (error.code() != ExitCode::hang) throw;
     throw Error(ExitCode::hang,
-                "a wait outlived comm.timeout_seconds; what the ranks were doing:\n" +
+                "a wait for another rank was not over in time; what the ranks were doing:\n" +
                     runtime::hang_report(flight_folder(config), ranks) +
                     "the wait: " + error.what());
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
@@ -94,7 +95,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
-      *store_);
+      *store_, compute_);
 }
 
 Trainer::~Trainer() = default;
@@ -124,7 +125,7 @@ models::Batch Trainer::upload(const LocalBatch& batch) {
 }
 
 /// Sums a finished range of gradients over data and context ranks while backward goes on.
-void Trainer::reduce(models::ElementRange range) {
+void Trainer::reduce(parallel::ElementRange range) {
   gradient_stream_.wait(compute_.record());
   gradient_comm_->all_reduce(store_->gradients().slice(0, range.begin, range.end),
                              gradient_stream_);
@@ -181,7 +182,7 @@ StepResult Trainer::step(bool stop) {
     models::Pass options;
     options.loss_scale = 1.0 / labels;
     if (pass + 1 == batches.size())
-      options.on_gradients = [this](models::ElementRange range) { reduce(range); };
+      options.on_gradients = [this](parallel::ElementRange range) { reduce(range); };
     const Tensor loss = model_->forward_backward(upload(batches[pass]), options);
     losses.push_back(runtime::ops::download<double>(loss, compute_));
   }
@@ -227,10 +228,16 @@ models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& seque
   return evaluation;
 }
 
+std::vector<models::NamedTensor> Trainer::named_tensors() const {
+  std::vector<models::NamedTensor> tensors = store_->named_tensors();
+  std::ranges::move(optimizer_->named_tensors(), std::back_inserter(tensors));
+  return tensors;
+}
+
 /// Every rank holds every tensor; rank r writes the r-th part of each along its first dim.
 std::vector<runtime::TensorSlice> Trainer::owned_slices() const {
   std::vector<runtime::TensorSlice> slices;
-  for (const models::NamedTensor& tensor : store_->named_tensors()) {
+  for (const models::NamedTensor& tensor : named_tensors()) {
     const auto sizes = tensor.view.sizes();
     const std::int64_t begin = sizes[0] * world_.rank() / world_.size();
     const std::int64_t end = sizes[0] * (world_.rank() + 1) / world_.size();
@@ -279,7 +286,7 @@ void Trainer::load(const runtime::Checkpoint& checkpoint) {
     refuse("training.seq_len", saved_seq_len, inputs_.config.training.seq_len);
   }
   compute_.synchronize(host_deadline());
-  const std::vector<models::NamedTensor> tensors = store_->named_tensors();
+  const std::vector<models::NamedTensor> tensors = named_tensors();
   if (tensors.size() != checkpoint.tensors().size()) {
     fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
          " tensors, the model of this run ", tensors.size());

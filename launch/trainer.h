@@ -77,8 +77,10 @@ class Trainer {
  private:
   LocalBatch local_batch(const std::vector<runtime::Sequence>& sequences) const;
   models::Batch upload(const LocalBatch& batch);
-  void reduce(models::ElementRange range);
+  void reduce(parallel::ElementRange range);
   void set_scheme(std::int64_t step);
+  /// Everything a checkpoint holds: the model's values and the optimizer's state.
+  std::vector<models::NamedTensor> named_tensors() const;
   std::vector<runtime::TensorSlice> owned_slices() const;
 
   const TrainerInputs inputs_;

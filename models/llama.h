@@ -35,12 +35,12 @@ struct LlamaOptions {
 };
 
 struct Pass {
-  double loss_scale =
-      1;  ///< 1 / the global number of labels of the step, all micro-batches together
+  /// 1 / the global number of labels of the step, all micro-batches together.
+  double loss_scale = 1;
   /// Called on the host, in reverse order of the table, as soon as the work that completes a
   /// group's gradients is enqueued on the compute stream. Given for the last micro-batch of a step,
   /// else empty.
-  std::function<void(ElementRange)> on_gradients;
+  std::function<void(parallel::ElementRange)> on_gradients;
   /// When it has data: T[n,h] <- the gradient at the embedding's output.
   runtime::TensorView embedding_gradient;
 };

@@ -51,18 +51,19 @@ std::string layer_name(std::int64_t layer, const std::string& suffix) {
   return "model.layers." + std::to_string(layer) + "." + suffix;
 }
 
-ParameterTable parameter_table(const LlamaConfig& config) {
+parallel::ParameterTable parameter_table(const LlamaConfig& config) {
   check(config);
   const std::int64_t h = config.hidden_size, f = config.intermediate_size;
   const double residual = kStddev / std::sqrt(2.0 * static_cast<double>(config.num_hidden_layers));
-  ParameterTable table;
+  parallel::ParameterTable table;
   int group = 0;
   const auto matrix = [&](const std::string& name, std::int64_t out, std::int64_t in, double stddev,
                           int tensor_dim, bool decay = true) {
-    table.add({name, {out, in}, Initialisation::normal, stddev, decay, tensor_dim, group, {}});
+    table.add(
+        {name, {out, in}, parallel::Initialisation::normal, stddev, decay, tensor_dim, group, {}});
   };
   const auto norm = [&](const std::string& name) {
-    table.add({name, {h}, Initialisation::ones, 0, false, -1, group, {}});
+    table.add({name, {h}, parallel::Initialisation::ones, 0, false, -1, group, {}});
   };
 
   matrix("model.embed_tokens.weight", config.vocab_size, h, kStddev, 0, false);

@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <string>
 
-#include "models/parameters.h"
+#include "parallel/parameters.h"
+#include "runtime/dtype.h"
 
 namespace longhaul::models {
 
@@ -34,7 +35,7 @@ void check(const LlamaConfig& config);
 /// (o_proj, down_proj) scaled by 1/sqrt(2 layers) (Radford et al. 2019, GPT-2); norms start at one.
 /// Weight decay applies to matrices except the embedding, as is common practice; norms are free of
 /// it.
-ParameterTable parameter_table(const LlamaConfig& config);
+parallel::ParameterTable parameter_table(const LlamaConfig& config);
 
 /// "model.layers.L." + suffix.
 std::string layer_name(std::int64_t layer, const std::string& suffix);

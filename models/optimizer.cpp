@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numbers>
 
 #include "runtime/ops/adamw.h"
@@ -15,13 +16,18 @@ using runtime::DType;
 using runtime::Stream;
 using runtime::Tensor;
 
-AdamW::AdamW(const AdamWOptions& options, ParameterStore& store)
-    : options_(options), store_(store) {
-  for (const Parameter& parameter : store.table().parameters()) {
-    if (!runs_.empty() && runs_.back().weight_decay == parameter.weight_decay) {
-      runs_.back().range.end = parameter.range.end;
+AdamW::AdamW(const AdamWOptions& options, ParameterStore& store, const Stream& compute)
+    : options_(options),
+      store_(store),
+      first_moments_({store.table().elements()}, DType::float32, compute),
+      second_moments_({store.table().elements()}, DType::float32, compute) {
+  fill(first_moments_, 0, compute);
+  fill(second_moments_, 0, compute);
+  for (const parallel::Parameter& parameter : store.table().parameters()) {
+    if (!stretches_.empty() && stretches_.back().weight_decay == parameter.weight_decay) {
+      stretches_.back().range.end = parameter.range.end;
     } else {
-      runs_.push_back({parameter.range, parameter.weight_decay});
+      stretches_.push_back({parameter.range, parameter.weight_decay});
     }
   }
 }
@@ -38,16 +44,24 @@ Tensor AdamW::gradient_norm(const Stream& stream) const {
 void AdamW::step(double lr, std::int64_t step, ConstTensorView norm, const Stream& stream) {
   const Tensor factor({1}, DType::float64, stream);
   ops::clip_factor(norm, options_.max_norm, step, factor, stream);
-  for (const auto& [range, decays] : runs_) {
+  for (const auto& [range, decays] : stretches_) {
     const auto part = [&range = range](const runtime::TensorView& flat) {
       return flat.slice(0, range.begin, range.end);
     };
     ops::adamw({lr, options_.beta1, options_.beta2, options_.eps,
                 decays ? options_.weight_decay : 0, step},
-               part(store_.gradients()), factor, part(store_.values()),
-               part(store_.first_moments()), part(store_.second_moments()), stream);
+               part(store_.gradients()), factor, part(store_.values()), part(first_moments_),
+               part(second_moments_), stream);
   }
   store_.values_changed();
+}
+
+std::vector<NamedTensor> AdamW::named_tensors() const {
+  std::vector<NamedTensor> tensors =
+      named_parts(store_.table(), first_moments_, "optimizer.exp_avg.");
+  std::ranges::move(named_parts(store_.table(), second_moments_, "optimizer.exp_avg_sq."),
+                    std::back_inserter(tensors));
+  return tensors;
 }
 
 double learning_rate(const LearningRateSchedule& schedule, std::int64_t step) {

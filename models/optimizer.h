@@ -16,10 +16,11 @@ struct AdamWOptions {
   double max_norm = 1;  ///< of the global gradient; larger ones are scaled down to it; 0: never
 };
 
-/// Borrows the store. Gradients are complete (all micro-batches, all ranks) when it runs.
+/// Owns the moments (fp32, flat, in table order; 8 bytes a parameter), which are zero at first, and
+/// borrows the store. Gradients are complete (all micro-batches, all ranks) when it runs.
 class AdamW {
  public:
-  AdamW(const AdamWOptions& options, ParameterStore& store);
+  AdamW(const AdamWOptions& options, ParameterStore& store, const runtime::Stream& compute);
 
   /// Euclidean norm of all gradients, float64[1]: double sums in a fixed order.
   [[nodiscard]] runtime::Tensor gradient_norm(const runtime::Stream& stream) const;
@@ -30,16 +31,20 @@ class AdamW {
   void step(double lr, std::int64_t step, runtime::ConstTensorView norm,
             const runtime::Stream& stream);
 
+  /// Its state as checkpoints hold it: "optimizer.exp_avg.NAME", then "optimizer.exp_avg_sq.NAME".
+  std::vector<NamedTensor> named_tensors() const;
+
  private:
   /// Neighbouring parameters with the same decay, updated together.
-  struct Run {
-    ElementRange range;
+  struct Stretch {
+    parallel::ElementRange range;
     bool weight_decay = false;
   };
 
   const AdamWOptions options_;
   ParameterStore& store_;
-  std::vector<Run> runs_;
+  const runtime::Tensor first_moments_, second_moments_;
+  std::vector<Stretch> stretches_;
 };
 
 struct LearningRateSchedule {

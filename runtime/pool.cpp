@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <iterator>
 
 #include "runtime/error.h"
 #include "runtime/stream_impl.h"
@@ -11,7 +12,11 @@ namespace longhaul::runtime {
 namespace detail {
 namespace {
 
-constexpr std::int64_t kSegmentBytes = std::int64_t{2} << 20;  // CUDA's granularity; a huge page
+constexpr std::int64_t kSegmentBytes = std::int64_t{2} << 20;     // CUDA's granularity; a huge page
+constexpr std::int64_t kMostGrowthBytes = std::int64_t{1} << 30;  // beyond what is asked for
+// Before memory is refused, streams get this long to pass what may still use what nobody holds.
+// Those of other ranks in this process may be waiting for us.
+constexpr double kDrainSeconds = 30;
 // Under AddressSanitizer every buffer is a segment of its own, so that an overrun is seen.
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool kSplits = false;
@@ -25,28 +30,65 @@ std::int64_t rounded_up(std::int64_t bytes, std::int64_t multiple) {
   return (bytes + multiple - 1) / multiple * multiple;
 }
 
+/// Every pool of the process.
+struct Registry {
+  std::mutex mutex;
+  std::vector<std::weak_ptr<Pool>> pools;
+  std::multimap<std::int64_t, std::byte*> pinned;  // segments that ended pools have left, by size
+};
+Registry& registry() {
+  static auto* const all = new Registry;  // never destroyed: pools may outlive static objects
+  return *all;
+}
+
+std::byte* left_pinned_segment(std::int64_t bytes) {
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  const auto found = all.pinned.find(bytes);
+  return found == all.pinned.end() ? nullptr : all.pinned.extract(found).mapped();
+}
+
 }  // namespace
 
+std::shared_ptr<Pool> Pool::make(Device device, bool pinned) {
+  const std::shared_ptr<Pool> pool(new Pool(device, pinned));
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  std::erase_if(all.pools, [](const std::weak_ptr<Pool>& other) { return other.expired(); });
+  all.pools.push_back(pool);
+  return pool;
+}
+
+Pool::~Pool() {
+  // A buffer keeps its pool, so every part is free, and every segment one part.
+  for (const auto& [data, part] : parts_) deallocate({data, part.bytes});
+}
+
+void Pool::serve(std::weak_ptr<StreamImpl> stream) {
+  std::lock_guard lock(mutex_);
+  stream_ = std::move(stream);
+  serves_ = true;
+}
+
 std::byte* Pool::allocate(std::int64_t bytes) const {
+  if (pinned_) {
+    if (std::byte* const left = left_pinned_segment(bytes)) return left;
+  }
   ++allocated_segments;
   if (pinned_) return pinned_allocate(bytes);
   if (device_.kind == DeviceKind::cuda) return cuda_allocate(device_, bytes);
   return static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes)));
 }
 
-void Pool::deallocate(std::byte* data) const {
+void Pool::deallocate(Segment segment) const {
   if (pinned_) {
-    pinned_free(data);
+    Registry& all = registry();
+    std::lock_guard lock(all.mutex);
+    all.pinned.emplace(segment.bytes, segment.data);
   } else if (device_.kind == DeviceKind::cuda) {
-    cuda_free(device_, data);
+    cuda_free(device_, segment.data);
   } else {
-    std::free(data);
-  }
-}
-
-Pool::~Pool() {
-  for (const auto& [data, part] : parts_) {
-    if (part.segment == data) deallocate(data);
+    std::free(segment.data);
   }
 }
 
@@ -68,43 +110,101 @@ Pool::Parts::iterator Pool::try_segment(std::int64_t bytes) {
 Pool::Parts::iterator Pool::add_segment(std::int64_t wanted) {
   if (!kSplits) return try_segment(wanted);
   const std::int64_t least = rounded_up(wanted, kSegmentBytes),
-                     grown = rounded_up(use_.held_bytes / 8, kSegmentBytes);
+                     grown =
+                         rounded_up(std::min(use_.held_bytes / 8, kMostGrowthBytes), kSegmentBytes);
   auto part = try_segment(std::max(least, grown));
   if (part == parts_.end() && grown > least) part = try_segment(least);
-  // cudaFree waits for the work that may still use a part that was given back; std::free and
-  // cudaFreeHost do not.
-  if (part == parts_.end() && device_.kind == DeviceKind::cuda && !pinned_) {
-    release_free_segments();
-    part = try_segment(least);
-  }
   return part;
 }
 
-void Pool::release_free_segments() {
+std::vector<Pool::Segment> Pool::detach_free_segments() {
+  std::lock_guard lock(mutex_);
+  std::vector<Segment> segments;
   for (auto part = parts_.begin(); part != parts_.end();) {
     const auto next = std::next(part);
     const bool whole = part->second.free && part->second.segment == part->first &&
                        (next == parts_.end() || next->second.segment != part->first);
     if (whole) {
+      segments.push_back({part->first, part->second.bytes});
       free_.erase({part->second.bytes, part->first});
       use_.held_bytes -= part->second.bytes;
-      deallocate(part->first);
       parts_.erase(part);
     }
     part = next;
   }
+  return segments;
 }
 
-std::byte* Pool::take(std::int64_t bytes) {
-  const std::int64_t wanted = rounded_up(std::max<std::int64_t>(bytes, 1), kAlignment);
+void Pool::attach(const std::vector<Segment>& segments) {
+  std::lock_guard lock(mutex_);
+  for (const auto& [data, bytes] : segments) {
+    use_.held_bytes += bytes;
+    free_.emplace(bytes, data);
+    parts_.emplace(data, Part{bytes, data, true});
+  }
+}
+
+bool Pool::drain(Deadline deadline) const {
+  std::shared_ptr<StreamImpl> stream;
+  {
+    std::lock_guard lock(mutex_);
+    if (!serves_) return false;
+    stream = stream_.lock();
+  }
+  if (!stream) return true;  // it finished its work before it ended
+  const std::shared_ptr<EventImpl> passed = stream->record();
+  try {
+    passed->synchronize(deadline);
+  } catch (const Error&) {
+    // The deadline's, or the stream's own: one that has failed passes what is left without running
+    // it.
+  }
+  return passed->complete();
+}
+
+/// Those that take from the system what this one takes, and may give it back.
+std::vector<std::shared_ptr<Pool>> Pool::pools_of_this_memory() const {
+  const Device memory = pinned_ ? Device{} : device_;
+  std::vector<std::shared_ptr<Pool>> pools;
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  for (const std::weak_ptr<Pool>& weak : all.pools) {
+    std::shared_ptr<Pool> pool = weak.lock();
+    if (pool && !pool->pinned_ && pool->device_ == memory) pools.push_back(std::move(pool));
+  }
+  return pools;
+}
+
+void Pool::release_unused_memory() const {
+  struct Unused {
+    std::shared_ptr<Pool> pool;
+    std::vector<Segment> segments;
+    bool passed = false;
+  };
+  std::vector<Unused> unused;
+  for (std::shared_ptr<Pool>& pool : pools_of_this_memory()) {
+    std::vector<Segment> segments = pool->detach_free_segments();
+    unused.push_back({std::move(pool), std::move(segments)});
+  }
+  const Deadline deadline = deadline_in(kDrainSeconds);
+  bool all_passed = true;
+  for (Unused& of : unused) all_passed &= of.passed = of.pool->drain(deadline);
+  // Freeing a CUDA device's memory waits for all of its work: not while a stream may wait for us.
+  const bool waits = !pinned_ && device_.kind == DeviceKind::cuda;
+  for (const Unused& of : unused) {
+    if (!of.passed || (waits && !all_passed)) {
+      of.pool->attach(of.segments);
+    } else {
+      for (const Segment& segment : of.segments) of.pool->deallocate(segment);
+    }
+  }
+}
+
+std::byte* Pool::try_take(std::int64_t wanted, std::int64_t bytes) {
   std::lock_guard lock(mutex_);
   auto part = find_free(wanted);
   if (part == parts_.end()) part = add_segment(wanted);
-  if (part == parts_.end()) {
-    fail(ExitCode::memory, "out of ", pinned_ ? "pinned host " : "", "memory on ",
-         to_string(device_), ": ", bytes, " bytes asked for, ", use_.current_bytes,
-         " in use; reduce seq_len or micro_batch_size, or add ranks");
-  }
+  if (part == parts_.end()) return nullptr;
   auto& [data, taken] = *part;
   free_.erase({taken.bytes, data});
   taken.free = false;
@@ -116,6 +216,19 @@ std::byte* Pool::take(std::int64_t bytes) {
   use_.current_bytes += bytes;
   use_.peak_bytes = std::max(use_.peak_bytes, use_.current_bytes);
   return data;
+}
+
+std::byte* Pool::take(std::int64_t bytes) {
+  const std::int64_t wanted = rounded_up(std::max<std::int64_t>(bytes, 1), kAlignment);
+  if (std::byte* const data = try_take(wanted, bytes)) return data;
+  // A task that allocates must not wait for streams: its own would have to pass it first.
+  if (!on_stream_thread()) {
+    release_unused_memory();
+    if (std::byte* const data = try_take(wanted, bytes)) return data;
+  }
+  fail(ExitCode::memory, "out of ", pinned_ ? "pinned host " : "", "memory on ", to_string(device_),
+       ": ", bytes, " bytes asked for, ", use().current_bytes,
+       " in use; reduce seq_len or micro_batch_size, or add ranks");
 }
 
 void Pool::give_back(std::byte* data, std::int64_t bytes) {

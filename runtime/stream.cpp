@@ -8,6 +8,13 @@
 #include "runtime/stream_impl.h"
 
 namespace longhaul::runtime {
+namespace detail {
+namespace {
+thread_local bool runs_tasks = false;
+}  // namespace
+bool on_stream_thread() { return runs_tasks; }
+void enter_stream_thread() { runs_tasks = true; }
+}  // namespace detail
 
 Deadline deadline_in(double seconds) {
   constexpr double kFar = 1e9;  // 32 years: more than that overflows a time point
@@ -40,6 +47,9 @@ void Event::synchronize(Deadline deadline) const {
   if (impl_) impl_->synchronize(deadline);
 }
 
+Stream::Stream(std::shared_ptr<detail::StreamImpl> impl) : impl_(std::move(impl)) {
+  impl_->pool->serve(impl_);
+}
 Stream Stream::cpu(const std::string& name, int threads) {
   LONGHAUL_CHECK(threads >= 1, "stream '", name, "' needs at least one thread, got ", threads);
   return Stream(detail::make_cpu_stream(name, threads));

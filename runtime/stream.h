@@ -130,7 +130,7 @@ class Stream {
   const std::shared_ptr<detail::StreamImpl>& impl() const;
 
  private:
-  explicit Stream(std::shared_ptr<detail::StreamImpl> impl) : impl_(std::move(impl)) {}
+  explicit Stream(std::shared_ptr<detail::StreamImpl> impl);
   std::shared_ptr<detail::StreamImpl> impl_;
 };
 

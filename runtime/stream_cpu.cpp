@@ -110,6 +110,7 @@ class CpuStream final : public StreamImpl {
   }
 
   void run(const std::string& rank) {
+    enter_stream_thread();
     set_thread_rank(rank);
     omp_set_num_threads(threads_);
     std::exception_ptr error;

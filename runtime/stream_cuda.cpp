@@ -190,6 +190,7 @@ class HostTasks {
 
  private:
   void run(const std::string& rank) {
+    enter_stream_thread();
     set_thread_rank(rank);
     omp_set_num_threads(1);
     for (;;) {
@@ -347,8 +348,8 @@ std::byte* cuda_allocate(Device device, std::int64_t bytes) {
   void* data = nullptr;
   const cudaError_t code = cudaMalloc(&data, static_cast<std::size_t>(bytes));
   if (code == cudaErrorMemoryAllocation) {
-    in_destructor(
-        cudaGetLastError());  // the pool reports it, after it has given back what it holds
+    // The pool reports it, after all pools have given back what nobody uses.
+    in_destructor(cudaGetLastError());
     return nullptr;
   }
   LONGHAUL_CUDA_CHECK(code);

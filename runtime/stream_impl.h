@@ -23,8 +23,8 @@ class StreamImpl {
   StreamImpl(Device device, std::string name)
       : device(device),
         name(std::move(name)),
-        pool(std::make_shared<Pool>(device)),
-        host_pool(device.kind == DeviceKind::cpu ? pool : std::make_shared<Pool>(device, true)) {}
+        pool(Pool::make(device)),
+        host_pool(device.kind == DeviceKind::cpu ? pool : Pool::make(device, true)) {}
   virtual ~StreamImpl() = default;
   virtual void host_task(std::function<void()> task) = 0;
   virtual std::shared_ptr<EventImpl> record() = 0;
@@ -42,6 +42,10 @@ class StreamImpl {
   bool poisons_new_memory = false;
   const std::shared_ptr<Pool> host_pool;  // pinned memory on CUDA, the pool itself on the CPU
 };
+
+/// Whether this thread runs tasks of a stream; such threads say so before their first.
+bool on_stream_thread();
+void enter_stream_thread();
 
 // stream_cpu.cpp
 std::shared_ptr<StreamImpl> make_cpu_stream(const std::string& name, int threads);

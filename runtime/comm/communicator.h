@@ -60,18 +60,14 @@ class Communicator {
   /// Adjoint: all_gather.
   virtual void reduce_scatter(ConstTensorView input, TensorView output,
                               std::span<const std::int64_t> counts, const Stream& stream) = 0;
-  /// Segment r of input goes to rank r; segment r of output comes from rank r. Adjoint: all_to_all
-  /// with the counts exchanged.
-  virtual void all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
-                          TensorView output, std::span<const std::int64_t> receive_counts,
-                          const Stream& stream) = 0;
-  /// Everybody's values <- root's. Adjoint: the sum at root.
-  virtual void broadcast(TensorView values, int root, const Stream& stream) = 0;
   /// Completes when every rank has reached it.
   virtual void barrier(const Stream& stream) = 0;
 
   /// Ranks of one colour form a communicator, ordered by (key, rank). Collective; blocks the host.
   virtual std::unique_ptr<Communicator> split(int color, int key, const std::string& name) = 0;
+
+  /// From now on operations wait this long for a peer; returns what held before. All ranks alike.
+  virtual double set_timeout(double seconds) = 0;
 
   /// Payload bytes that this rank has sent to others since the last reset, on the wire dtype.
   virtual std::int64_t sent_bytes() const = 0;

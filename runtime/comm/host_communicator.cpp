@@ -1,8 +1,12 @@
 #include "runtime/comm/host_communicator.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstring>
+#include <future>
 #include <numeric>
+#include <utility>
 
 #include "runtime/comm/ordered_sum.h"
 #include "runtime/comm/staging.h"
@@ -29,8 +33,11 @@ void copy_bytes(std::byte* to, const std::byte* from, std::int64_t bytes) {
   if (bytes > 0 && to != from) std::memmove(to, from, static_cast<std::size_t>(bytes));
 }
 
-/// Bytes that a reduction stages at a time, so that its memory does not grow with its input.
-constexpr std::int64_t kReduceStagingBytes = std::int64_t{4} << 20;
+// Staging of a reduction, whatever its size: two buffers of one chunk a peer. A chunk is what makes
+// a message worth its latency, and more where the peers are few; beyond 512 peers it shrinks again.
+constexpr std::int64_t kChunkBytes = std::int64_t{256} << 10;
+constexpr std::int64_t kLeastBufferBytes = std::int64_t{4} << 20;
+constexpr std::int64_t kMostBufferBytes = std::int64_t{128} << 20;
 
 }  // namespace
 
@@ -41,7 +48,7 @@ struct HostCommunicator::Core {
   int rank = 0;
   int context = 0;
   std::string name;
-  double timeout_seconds = 0;
+  double timeout_seconds = 0;  // of operations issued from now on
   FlightRecorder* recorder = nullptr;
   std::atomic<std::int64_t> sent_bytes{0};
   std::vector<std::int64_t> exchanged_bytes;  // by peer; written by the thread that enqueues
@@ -109,8 +116,9 @@ void check_same_dtype(const ConstTensorView& input, const TensorView& output, co
                  ", output ", name(output.dtype()));
 }
 
-/// output[own segment] <- sum over ranks of input's segment, in rank order, a staging buffer at a
-/// time. `staged` holds size()-1 chunks of `chunk` elements. Runs on a stream's thread.
+/// output[own segment] <- sum over ranks of input's segment, in rank order, a chunk of each peer at
+/// a time. `staged` holds two buffers of size()-1 chunks of `chunk` elements: while one is added
+/// up, the next chunks arrive in the other. Runs on a stream's thread.
 struct OrderedReduce {
   std::shared_ptr<Core> core;
   ExchangeInfo info;
@@ -121,43 +129,66 @@ struct OrderedReduce {
   std::byte* staged;
   std::int64_t chunk;
 
-  void operator()() const {
+  std::int64_t count_of(int rank) const {
+    return offsets[static_cast<std::size_t>(rank) + 1] - offsets[static_cast<std::size_t>(rank)];
+  }
+
+  /// Exchanges the chunks that begin at element `begin` of each segment; the terms of this rank's
+  /// sum, in rank order.
+  std::vector<const std::byte*> exchange(std::int64_t begin, std::byte* buffer) const {
     const std::int64_t width = size_bytes(dtype);
-    const auto count_of = [&](int rank) {
-      return offsets[static_cast<std::size_t>(rank) + 1] - offsets[static_cast<std::size_t>(rank)];
+    const auto part = [&](int rank) {
+      return std::clamp<std::int64_t>(count_of(rank) - begin, 0, chunk);
     };
+    const auto segment = [&](int rank) {
+      return input + (offsets[static_cast<std::size_t>(rank)] + begin) * width;
+    };
+    Group group(*core);
+    std::vector<const std::byte*> terms(static_cast<std::size_t>(core->size()));
+    terms[static_cast<std::size_t>(core->rank)] = segment(core->rank);
+    for_each_peer(*core, [&](int peer) {
+      group.send(peer, segment(peer), part(peer) * width);
+      group.receive(peer, buffer, part(core->rank) * width);
+      terms[static_cast<std::size_t>(peer)] = buffer;
+      buffer += chunk * width;
+    });
+    core->run(info, group.sends, group.receives);
+    return terms;
+  }
+
+  void operator()() const {
+    const std::int64_t width = size_bytes(dtype), own = count_of(core->rank);
+    const std::int64_t buffer_bytes = chunk * width * (core->size() - 1);
+    const int threads = omp_get_max_threads();  // of this stream
     std::int64_t longest = 0;
     for (int rank = 0; rank < core->size(); ++rank) longest = std::max(longest, count_of(rank));
+    std::future<void> adding;  // of the chunks before; its destructor waits
     for (std::int64_t begin = 0; begin < longest; begin += chunk) {
-      const auto part = [&](int rank) {
-        return std::clamp<std::int64_t>(count_of(rank) - begin, 0, chunk);
+      std::byte* const buffer = own == 0 ? nullptr : staged + begin / chunk % 2 * buffer_bytes;
+      auto terms = exchange(begin, buffer);
+      if (adding.valid()) adding.get();
+      const std::int64_t elements = std::clamp<std::int64_t>(own - begin, 0, chunk);
+      const auto add = [terms = std::move(terms), to = output + begin * width, elements, threads,
+                        dtype = dtype] {
+        omp_set_num_threads(threads);
+        detail::ordered_sum(terms, to, elements, dtype);
       };
-      const std::int64_t own = part(core->rank);
-      const auto segment = [&](int rank) {
-        return input + (offsets[static_cast<std::size_t>(rank)] + begin) * width;
-      };
-      Group group(*core);
-      std::vector<const std::byte*> terms(static_cast<std::size_t>(core->size()));
-      terms[static_cast<std::size_t>(core->rank)] = segment(core->rank);
-      std::byte* place = staged;
-      for_each_peer(*core, [&](int peer) {
-        group.send(peer, segment(peer), part(peer) * width);
-        group.receive(peer, place, own * width);
-        terms[static_cast<std::size_t>(peer)] = place;
-        place += chunk * width;
-      });
-      core->run(info, group.sends, group.receives);
-      detail::ordered_sum(terms, output + begin * width, own, dtype);
+      if (begin + chunk < longest && elements > 0) {
+        adding = std::async(std::launch::async, add);
+      } else {
+        add();
+      }
     }
+    if (adding.valid()) adding.get();
   }
 };
 
 /// Elements of one chunk of a reduction; the same on every rank.
 std::int64_t reduce_chunk(std::span<const std::int64_t> counts, DType dtype) {
   const std::int64_t longest = *std::ranges::max_element(counts);
-  const auto peers = std::max<std::int64_t>(1, static_cast<std::int64_t>(counts.size()) - 1);
-  const std::int64_t fitting =
-      std::max<std::int64_t>(1, kReduceStagingBytes / (peers * size_bytes(dtype)));
+  const auto peers = std::max<std::int64_t>(1, std::ssize(counts) - 1);
+  const std::int64_t buffer = std::clamp(peers * kChunkBytes, kLeastBufferBytes, kMostBufferBytes);
+  const std::int64_t fitting = std::max<std::int64_t>(1, buffer / (peers * size_bytes(dtype)));
   return std::max<std::int64_t>(1, std::min(longest, fitting));
 }
 
@@ -202,6 +233,9 @@ int HostCommunicator::rank() const { return core_->rank; }
 int HostCommunicator::size() const { return core_->size(); }
 const std::string& HostCommunicator::name() const { return core_->name; }
 std::int64_t HostCommunicator::sent_bytes() const { return core_->sent_bytes; }
+double HostCommunicator::set_timeout(double seconds) {
+  return std::exchange(core_->timeout_seconds, seconds);
+}
 void HostCommunicator::reset_sent_bytes() {
   core_->sent_bytes = 0;
   core_->exchanged_bytes.assign(core_->members.size(), 0);
@@ -259,7 +293,7 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
                  " messages to itself and receives ", self_matched);
   core_->sent_bytes += group.send_bytes();
   stream.host_task([core = core_, info = core_->next(what), self_copies,
-                  sends = std::move(group.sends), receives = std::move(group.receives)] {
+                    sends = std::move(group.sends), receives = std::move(group.receives)] {
     for (const SelfCopy& copy : self_copies) copy_bytes(copy.to, copy.from, copy.bytes);
     core->run(info, sends, receives);
   });
@@ -280,14 +314,15 @@ void HostCommunicator::reduce_scatter(ConstTensorView input, TensorView output,
   check_contiguous(output, own, "reduce_scatter", "output", stream);
   const std::int64_t chunk = reduce_chunk(counts, input.dtype());
   const std::int64_t width = size_bytes(input.dtype());
+  const std::int64_t buffers = *std::ranges::max_element(counts) > chunk ? 2 : 1;
   const Buffer staging =
-      stream.allocate_host(std::min(chunk, own) == 0 ? 0 : chunk * width * (core_->size() - 1));
+      stream.allocate_host(own == 0 ? 0 : buffers * chunk * width * (core_->size() - 1));
   const detail::WireMessage from = detail::host_copy(detail::whole(input), stream);
   const detail::WireMessage place = detail::whole(output);
   const detail::WireMessage to = detail::host_place(place, stream);
   core_->sent_bytes += (offsets.back() - own) * width;
   stream.host_task(OrderedReduce{core_, core_->next("reduce_scatter"), input.dtype(), offsets,
-                               from.data, to.data, staging.data(), chunk});
+                                 from.data, to.data, staging.data(), chunk});
   detail::arrive(to, place, stream);
 }
 
@@ -313,8 +348,8 @@ void HostCommunicator::all_gather(ConstTensorView input, TensorView output,
   });
   core_->sent_bytes += group.send_bytes();
   stream.host_task([core = core_, info = core_->next("all_gather"), own = segment(core_->rank),
-                  own_from = from.data, bytes = from.bytes, sends = std::move(group.sends),
-                  receives = std::move(group.receives)] {
+                    own_from = from.data, bytes = from.bytes, sends = std::move(group.sends),
+                    receives = std::move(group.receives)] {
     copy_bytes(own, own_from, bytes);
     core->run(info, sends, receives);
   });
@@ -334,75 +369,9 @@ void HostCommunicator::all_reduce(TensorView values, const Stream& stream) {
   const TensorView flat = values.reshape({elements});
   const TensorView own =
       flat.slice(0, begin, begin + counts[static_cast<std::size_t>(core_->rank)]);
-  // In place: a chunk is summed after its exchange has sent what it overwrites.
+  // In place: a sum overwrites its own segment, which is never sent.
   reduce_scatter(flat, own, counts, stream);
   all_gather(own, flat, counts, stream);
-}
-
-void HostCommunicator::all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
-                                  TensorView output, std::span<const std::int64_t> receive_counts,
-                                  const Stream& stream) {
-  core_->check_counts(send_counts, "all_to_all");
-  core_->check_counts(receive_counts, "all_to_all");
-  check_same_dtype(input, output, "all_to_all");
-  const std::vector<std::int64_t> from_offsets = offsets_of(send_counts);
-  const std::vector<std::int64_t> to_offsets = offsets_of(receive_counts);
-  check_contiguous(input, from_offsets.back(), "all_to_all", "input", stream);
-  check_contiguous(output, to_offsets.back(), "all_to_all", "output", stream);
-  const auto self = static_cast<std::size_t>(core_->rank);
-  LONGHAUL_CHECK(send_counts[self] == receive_counts[self], "all_to_all sends ", send_counts[self],
-                 " elements to itself and receives ", receive_counts[self]);
-  const std::int64_t width = size_bytes(input.dtype());
-  const detail::WireMessage from = detail::host_copy(detail::whole(input), stream);
-  const detail::WireMessage place = detail::whole(output);
-  const detail::WireMessage to = detail::host_place(place, stream);
-  Group group(*core_);
-  for_each_peer(*core_, [&](int peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    group.send(peer, from.data + from_offsets[p] * width, send_counts[p] * width);
-  });
-  for_each_peer(*core_, [&](int peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    group.receive(peer, to.data + to_offsets[p] * width, receive_counts[p] * width);
-  });
-  core_->sent_bytes += group.send_bytes();
-  stream.host_task(
-      [core = core_, info = core_->next("all_to_all"), own_to = to.data + to_offsets[self] * width,
-       own_from = from.data + from_offsets[self] * width, bytes = send_counts[self] * width,
-       sends = std::move(group.sends), receives = std::move(group.receives)] {
-        copy_bytes(own_to, own_from, bytes);
-        core->run(info, sends, receives);
-      });
-  detail::arrive(to, place, stream);
-}
-
-void HostCommunicator::broadcast(TensorView values, int root, const Stream& stream) {
-  core_->check_peer(root, "broadcast");
-  check_contiguous(values, values.elements(), "broadcast", "tensor", stream);
-  // A binomial tree over ranks counted from the root: the parent of r is r without its lowest set
-  // bit.
-  const int size = core_->size();
-  const int relative = (core_->rank - root + size) % size;
-  const int low_bit = relative == 0 ? size : relative & -relative;
-  const detail::WireMessage place = detail::whole(values);
-  const detail::WireMessage host = relative == 0 ? detail::host_copy(detail::whole(values), stream)
-                                                 : detail::host_place(place, stream);
-  Group from_parent(*core_);
-  if (relative != 0) {
-    from_parent.receive((relative - low_bit + root) % size, host.data, host.bytes);
-  }
-  Group to_children(*core_);
-  for (int bit = 1; bit < low_bit && relative + bit < size; bit *= 2) {
-    to_children.send((relative + bit + root) % size, host.data, host.bytes);
-  }
-  core_->sent_bytes += to_children.send_bytes();
-  stream.host_task([core = core_, info = core_->next("broadcast"),
-                  receives = std::move(from_parent.receives),
-                  sends = std::move(to_children.sends)] {
-    core->run(info, {}, receives);
-    core->run(info, sends, {});
-  });
-  if (relative != 0) detail::arrive(host, place, stream);
 }
 
 void HostCommunicator::barrier(const Stream& stream) {

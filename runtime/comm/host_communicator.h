@@ -30,14 +30,11 @@ class HostCommunicator final : public Communicator {
                   const Stream& stream) override;
   void reduce_scatter(ConstTensorView input, TensorView output,
                       std::span<const std::int64_t> counts, const Stream& stream) override;
-  void all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
-                  TensorView output, std::span<const std::int64_t> receive_counts,
-                  const Stream& stream) override;
-  void broadcast(TensorView values, int root, const Stream& stream) override;
   void barrier(const Stream& stream) override;
   /// One rank issues its splits, of any communicator, in the same order as the ranks it shares them
   /// with.
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
+  double set_timeout(double seconds) override;
   std::int64_t sent_bytes() const override;
   void reset_sent_bytes() override;
   std::span<const std::int64_t> exchanged_bytes() const override;

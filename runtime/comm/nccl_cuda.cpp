@@ -56,12 +56,9 @@ class NcclCommunicator final : public Communicator {
                   const Stream& stream) override;
   void reduce_scatter(ConstTensorView input, TensorView output,
                       std::span<const std::int64_t> counts, const Stream& stream) override;
-  void all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
-                  TensorView output, std::span<const std::int64_t> receive_counts,
-                  const Stream& stream) override;
-  void broadcast(TensorView values, int root, const Stream& stream) override;
   void barrier(const Stream& stream) override;
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
+  double set_timeout(double seconds) override { return handle_->set_timeout(seconds); }
   std::int64_t sent_bytes() const override { return sent_bytes_; }
   void reset_sent_bytes() override {
     sent_bytes_ = 0;
@@ -241,45 +238,6 @@ void NcclCommunicator::reduce_scatter(ConstTensorView input, TensorView output,
       });
 }
 
-void NcclCommunicator::all_to_all(ConstTensorView input, std::span<const std::int64_t> send_counts,
-                                  TensorView output, std::span<const std::int64_t> receive_counts,
-                                  const Stream& stream) {
-  check_counts(send_counts, "all_to_all");
-  check_counts(receive_counts, "all_to_all");
-  LONGHAUL_CHECK(input.dtype() == output.dtype(), "all_to_all: input is ",
-                 runtime::name(input.dtype()), ", output ", runtime::name(output.dtype()));
-  const std::vector<std::int64_t> from = offsets_of(send_counts), to = offsets_of(receive_counts);
-  check_tensor(input, from.back(), "all_to_all", "input", stream);
-  check_tensor(output, to.back(), "all_to_all", "output", stream);
-  const auto segment = [](auto view, const std::vector<std::int64_t>& offsets, int peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    return view.reshape({view.elements()}).slice(0, offsets[p], offsets[p + 1]);
-  };
-  std::vector<SendMessage> sends;
-  std::vector<ReceiveMessage> receives;
-  for (int peer = 0; peer < size(); ++peer) {
-    sends.push_back({peer, {segment(input, from, peer)}});
-    receives.push_back({peer, {segment(output, to, peer)}});
-  }
-  exchange(std::move(sends), std::move(receives), "all_to_all", stream);
-}
-
-void NcclCommunicator::broadcast(TensorView values, int root, const Stream& stream) {
-  check_peer(root, "broadcast");
-  check_tensor(values, values.elements(), "broadcast", "tensor", stream);
-  if (size() == 1 || values.elements() == 0) return;
-  // Counted as the host backends' binomial tree: a rank's children are at the powers of two below
-  // its lowest set bit.
-  const int relative = (rank() - root + size()) % size();
-  const int low_bit = relative == 0 ? size() : relative & -relative;
-  for (int bit = 1; bit < low_bit && relative + bit < size(); bit *= 2)
-    sent_bytes_ += values.bytes();
-  handle_->group("broadcast", stream, [&](const auto& call, ncclComm_t comm, cudaStream_t cuda) {
-    call(ncclBroadcast(values.data(), values.data(), static_cast<std::size_t>(values.elements()),
-                       nccl_type(values.dtype()), root, comm, cuda));
-  });
-}
-
 void NcclCommunicator::barrier(const Stream& stream) {
   if (size() == 1) return;
   const Tensor token({1}, DType::int32, stream);
@@ -384,7 +342,10 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& bootstrap,
   }
   const Tensor bytes({static_cast<std::int64_t>(sizeof(id))}, DType::uint8, host);
   std::memcpy(bytes.view().data(), &id, sizeof(id));
-  bootstrap.broadcast(bytes, 0, host);
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(bootstrap.size()), 0);
+  counts[0] = bytes.elements();  // rank 0's to everybody
+  bootstrap.all_gather(bytes.view().slice(0, 0, bootstrap.rank() == 0 ? bytes.elements() : 0),
+                       bytes, counts, host);
   host.synchronize(deadline);
   std::memcpy(&id, bytes.view().data(), sizeof(id));
   auto handle = std::make_shared<NcclHandle>(bootstrap.name(), device, options.timeout_seconds);

@@ -31,7 +31,7 @@ void NcclHandle::check(ncclResult_t code, const std::string& what, Lock& lock) {
 /// not until it is over.
 void NcclHandle::settle(ncclResult_t code, const std::string& what, Lock& lock) {
   check(code, what, lock);
-  const Deadline deadline = deadline_in(timeout_seconds_);
+  const Deadline deadline = deadline_in(timeout_seconds());
   while (comm_ != nullptr) {
     ncclResult_t state = ncclSuccess;
     check(ncclCommGetAsyncError(comm_, &state), what, lock);
@@ -39,7 +39,7 @@ void NcclHandle::settle(ncclResult_t code, const std::string& what, Lock& lock) 
     if (state == ncclSuccess) return;
     if (Clock::now() >= deadline) {
       give_up(ExitCode::hang,
-              concat(where(what), " has not been set up after ", timeout_seconds_,
+              concat(where(what), " has not been set up after ", timeout_seconds(),
                      " s: another rank does not take part, or cannot be reached"),
               lock);
       std::rethrow_exception(error_);
@@ -68,9 +68,9 @@ void NcclHandle::give_up(ExitCode code, std::string message, Lock&) {
     aborted->set_value(current == cudaSuccess ? ncclCommAbort(comm) : ncclUnhandledCudaError);
   }).detach();
   comm_ = nullptr;
-  if (result.wait_for(std::chrono::duration<double>(timeout_seconds_)) !=
+  if (result.wait_for(std::chrono::duration<double>(timeout_seconds())) !=
       std::future_status::ready) {
-    message += concat("; and its abort did not return within ", timeout_seconds_,
+    message += concat("; and its abort did not return within ", timeout_seconds(),
                       " s: exit at once, the device may not become idle");
   } else if (const ncclResult_t abort_code = result.get(); abort_code != ncclSuccess) {
     message += concat("; and its abort failed: ", ncclGetErrorString(abort_code));
@@ -89,7 +89,7 @@ void NcclHandle::watch(const std::string& rank) {
       if (!under_way_.empty() && comm_ != nullptr) {
         Operation& oldest = under_way_.front();
         if (!oldest.deadline && oldest.ready.complete())
-          oldest.deadline = deadline_in(timeout_seconds_);
+          oldest.deadline = deadline_in(timeout_seconds());
         ncclResult_t state = ncclSuccess;
         const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
         const ncclResult_t worst = asked != ncclSuccess ? asked : state;
@@ -98,7 +98,7 @@ void NcclHandle::watch(const std::string& rank) {
                   lock);
         } else if (oldest.deadline && Clock::now() >= *oldest.deadline) {
           give_up(ExitCode::hang,
-                  concat(where(oldest.what), " is not over after ", timeout_seconds_,
+                  concat(where(oldest.what), " is not over after ", timeout_seconds(),
                          " s: a peer does not take part"),
                   lock);
         }
@@ -114,7 +114,7 @@ void NcclHandle::watch(const std::string& rank) {
 NcclHandle::~NcclHandle() {
   {
     Lock lock(mutex_);
-    const Deadline deadline = deadline_in(timeout_seconds_);
+    const Deadline deadline = deadline_in(timeout_seconds());
     while (!error_ && !under_way_.empty() && Clock::now() < deadline)
       changed_.wait_for(lock, kWatch);
     closing_ = true;
@@ -126,7 +126,7 @@ NcclHandle::~NcclHandle() {
   // What fails from here on cannot be reported; an abort frees the communicator all the same.
   in_destructor(cudaSetDevice(device_.index));
   ncclResult_t state = ncclCommFinalize(comm_);
-  const Deadline deadline = deadline_in(timeout_seconds_);
+  const Deadline deadline = deadline_in(timeout_seconds());
   while (state == ncclInProgress || state == ncclSuccess) {
     if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess || state != ncclInProgress) break;
     if (Clock::now() >= deadline) break;

@@ -3,6 +3,7 @@
 
 #include <nccl.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -74,6 +75,8 @@ class NcclHandle {
   int size() const { return size_; }
   Device device() const { return device_; }
   double timeout_seconds() const { return timeout_seconds_; }
+  /// For operations that become ready from now on.
+  double set_timeout(double seconds) { return timeout_seconds_.exchange(seconds); }
 
  private:
   struct Operation {
@@ -91,7 +94,7 @@ class NcclHandle {
 
   const std::string name_;
   const Device device_;
-  const double timeout_seconds_;
+  std::atomic<double> timeout_seconds_;
   std::mutex mutex_;
   std::condition_variable changed_;
   ncclComm_t comm_ = nullptr;

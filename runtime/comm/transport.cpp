@@ -39,8 +39,8 @@ void fail_hang(const ExchangeInfo& info, double waited_seconds,
     if (bytes.send_bytes > 0) text << bytes.send_bytes << " bytes to send";
     text << ")";
   }
-  text << "; that rank is slow, stopped, dead or in another operation (comm.timeout_seconds is "
-       << info.timeout_seconds << ")";
+  text << "; that rank is slow, stopped, dead or in another operation (the wait's timeout is "
+       << info.timeout_seconds << " s)";
   fail(ExitCode::hang, text.str());
 }
 

@@ -43,8 +43,9 @@ struct TensorSlice {
 struct SaveOptions {
   std::filesystem::path folder;
   std::int64_t keep_latest_k = 0;  ///< 0 keeps all
-  double timeout_seconds =
-      3600;  ///< for the whole save; the communicator's own timeout applies too
+  /// For the whole save. Ranks wait for slower ones until then, whatever the communicator's
+  /// timeout.
+  double timeout_seconds = 3600;
 };
 
 /// Writes a checkpoint and returns when it is committed and read back; then removes checkpoints of
@@ -52,7 +53,8 @@ struct SaveOptions {
 /// the exchange. All ranks give equal metadata. An existing checkpoint of the same step is
 /// replaced. Throws: on every rank alike, Error(io) when a rank could not write (the attempt is
 /// removed, older checkpoints are as they were), Error(internal) when slices overlap or leave
-/// holes. A process that may hit a file size limit must ignore SIGXFSZ, or the signal ends it.
+/// holes, Error(hang) naming the ranks that have not come to the end of a phase in time. A process
+/// that may hit a file size limit must ignore SIGXFSZ, or the signal ends it.
 void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metadata,
                      std::span<const TensorSlice> slices, Communicator& comm, const Stream& stream);
 

@@ -1,4 +1,6 @@
 // Names in a checkpoint folder, and agreement of ranks on how a phase went.
+#include <algorithm>
+#include <chrono>
 #include <new>
 #include <nlohmann/json.hpp>
 
@@ -80,12 +82,22 @@ Report failed(std::exception_ptr error) {
   }
 }
 
+namespace {
+constexpr double kLeastWaitSeconds = 0.1;
+constexpr std::chrono::seconds kErrorTime{10};
+}  // namespace
+
 std::vector<std::string> agree(const Report& report, Communicator& comm, const Stream& stream,
                                Deadline deadline) {
   // One byte of exit code, then the payload or the error.
   const bool good = report.code == ExitCode::done;
   const std::string mine = static_cast<char>(report.code) + (good ? report.payload : report.error);
-  std::vector<std::string> texts = gather_texts(comm, mine, stream, deadline);
+  const double left = std::chrono::duration<double>(deadline - Clock::now()).count();
+  const double before = comm.set_timeout(std::max(left, kLeastWaitSeconds));
+  const Cleanup restore([&] { comm.set_timeout(before); });
+  // The communicator's error names the missing ranks, so the host gives it the time to throw.
+  std::vector<std::string> texts =
+      gather_texts(comm, mine, stream, std::max(deadline, Clock::now()) + kErrorTime);
   for (std::size_t rank = 0; rank < texts.size(); ++rank) {
     const auto code = static_cast<ExitCode>(static_cast<unsigned char>(texts[rank].front()));
     texts[rank].erase(0, 1);

@@ -8,7 +8,23 @@
 #include "runtime/error.h"
 #include "runtime/io/hash.h"
 
+// How the manifest's parts look in JSON: objects of their fields.
+namespace longhaul::runtime {
+
+static void to_json(nlohmann::json& out, DType dtype) { out = name(dtype); }
+static void from_json(const nlohmann::json& in, DType& dtype) {
+  dtype = dtype_from_name(in.get<std::string>());
+}
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CheckpointMetadata, step, tokens, cursor, optimizer_step, seed,
+                                   config, corpus_digest, extra)
+
+}  // namespace longhaul::runtime
+
 namespace longhaul::runtime::checkpoint {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SliceEntry, file, dataset, start, count)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TensorEntry, name, dtype, sizes, slices)
+
 namespace {
 
 using nlohmann::json;
@@ -18,30 +34,6 @@ constexpr std::string_view kDigestBegin = ",\n\"xxh3_128\": \"";
 constexpr std::string_view kDigestEnd = "\"}\n";
 constexpr std::size_t kDigestDigits = 32;
 constexpr std::int64_t kMaxManifestBytes = std::int64_t{1} << 28;
-
-json to_json(const CheckpointMetadata& metadata) {
-  return {{"step", metadata.step},
-          {"tokens", metadata.tokens},
-          {"cursor", metadata.cursor},
-          {"optimizer_step", metadata.optimizer_step},
-          {"seed", metadata.seed},
-          {"config", metadata.config},
-          {"corpus_digest", metadata.corpus_digest},
-          {"extra", metadata.extra}};
-}
-
-CheckpointMetadata metadata_from(const json& body) {
-  CheckpointMetadata metadata;
-  body.at("step").get_to(metadata.step);
-  body.at("tokens").get_to(metadata.tokens);
-  body.at("cursor").get_to(metadata.cursor);
-  body.at("optimizer_step").get_to(metadata.optimizer_step);
-  body.at("seed").get_to(metadata.seed);
-  body.at("config").get_to(metadata.config);
-  body.at("corpus_digest").get_to(metadata.corpus_digest);
-  body.at("extra").get_to(metadata.extra);
-  return metadata;
-}
 
 /// The text before the digest, or Error(data).
 std::string_view signed_text(const std::filesystem::path& path, std::string_view text) {
@@ -132,39 +124,9 @@ bool valid_file_name(const std::string& name, std::size_t rank, std::size_t rank
 
 }  // namespace
 
-void tensors_to_json(const std::vector<TensorEntry>& tensors, json& out) {
-  out = json::array();
-  for (const TensorEntry& tensor : tensors) {
-    json slices = json::array();
-    for (const SliceEntry& slice : tensor.slices) {
-      slices.push_back({{"file", slice.file},
-                        {"dataset", slice.dataset},
-                        {"start", slice.start},
-                        {"count", slice.count}});
-    }
-    out.push_back({{"name", tensor.name},
-                   {"dtype", name(tensor.dtype)},
-                   {"sizes", tensor.sizes},
-                   {"slices", std::move(slices)}});
-  }
-}
-
+void tensors_to_json(const std::vector<TensorEntry>& tensors, json& out) { out = tensors; }
 std::vector<TensorEntry> tensors_from_json(const json& list) {
-  std::vector<TensorEntry> tensors;
-  for (const json& item : list) {
-    TensorEntry& tensor = tensors.emplace_back();
-    item.at("name").get_to(tensor.name);
-    tensor.dtype = dtype_from_name(item.at("dtype").get<std::string>());
-    item.at("sizes").get_to(tensor.sizes);
-    for (const json& part : item.at("slices")) {
-      SliceEntry& slice = tensor.slices.emplace_back();
-      part.at("file").get_to(slice.file);
-      part.at("dataset").get_to(slice.dataset);
-      part.at("start").get_to(slice.start);
-      part.at("count").get_to(slice.count);
-    }
-  }
-  return tensors;
+  return list.get<std::vector<TensorEntry>>();
 }
 
 void check(const Manifest& manifest, ExitCode code, const std::string& where) {
@@ -205,7 +167,7 @@ std::string to_text(const Manifest& manifest) {
         {{"name", file.name}, {"bytes", file.digest.bytes}, {"xxh3_128", file.digest.xxh3_128}});
   }
   json body{{"format_version", kCheckpointFormatVersion},
-            {"metadata", to_json(manifest.metadata)},
+            {"metadata", manifest.metadata},
             {"files", std::move(files)}};
   tensors_to_json(manifest.tensors, body["tensors"]);
   try {
@@ -228,7 +190,7 @@ Manifest from_text(const std::filesystem::path& path, const std::string& text) {
            "; this build reads version ", kCheckpointFormatVersion);
     }
     Manifest manifest;
-    manifest.metadata = metadata_from(body.at("metadata"));
+    body.at("metadata").get_to(manifest.metadata);
     for (const json& item : body.at("files")) {
       FileEntry& file = manifest.files.emplace_back();
       item.at("name").get_to(file.name);
@@ -280,7 +242,7 @@ Manifest read_manifest(const std::filesystem::path& folder) {
   return from_text(path, read_file(path, kMaxManifestBytes, false));
 }
 
-void verify_file(const std::filesystem::path& folder, const FileEntry& entry) {
+void check_file_size(const std::filesystem::path& folder, const FileEntry& entry) {
   const std::filesystem::path path = folder / entry.name;
   const auto status = std::filesystem::symlink_status(path);
   if (!std::filesystem::exists(status)) fail(ExitCode::data, path.string(), ": is missing");
@@ -292,6 +254,11 @@ void verify_file(const std::filesystem::path& folder, const FileEntry& entry) {
     fail(ExitCode::data, path.string(), ": holds ", bytes, " bytes; the manifest says ",
          entry.digest.bytes);
   }
+}
+
+void verify_file(const std::filesystem::path& folder, const FileEntry& entry) {
+  check_file_size(folder, entry);
+  const std::filesystem::path path = folder / entry.name;
   if (const FileDigest digest = digest_file(path); digest != entry.digest) {
     fail(ExitCode::data, path.string(), ": is damaged: its XXH3-128 is ", digest.xxh3_128,
          ", the manifest says ", entry.digest.xxh3_128);

@@ -68,6 +68,8 @@ std::vector<Entry> list_entries(const std::filesystem::path& folder);
 std::optional<std::filesystem::path> find_step(const std::filesystem::path& folder,
                                                std::int64_t step);
 
+/// Throws Error(data) unless the file is there, regular, and of the manifest's size; names it.
+void check_file_size(const std::filesystem::path& folder, const FileEntry& entry);
 /// Throws Error(data) unless size and digest are the manifest's; names the file.
 void verify_file(const std::filesystem::path& folder, const FileEntry& entry);
 /// Reads and checks a checkpoint folder's manifest.
@@ -84,7 +86,8 @@ template <class Work>
 Report attempt(const Work& work);
 Report failed(std::exception_ptr error);
 /// Everybody's payloads, by rank. If a rank failed, throws its error on every rank (the first
-/// rank's).
+/// rank's). Waits for slower ranks until `deadline`, whatever the communicator's timeout: a phase
+/// takes as long as the slowest disk.
 std::vector<std::string> agree(const Report& report, Communicator& comm, const Stream& stream,
                                Deadline deadline);
 

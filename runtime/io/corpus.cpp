@@ -8,20 +8,20 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <sstream>
 #include <system_error>
-#include <unordered_map>
 #include <utility>
 
 #include "runtime/error.h"
 #include "runtime/io/file.h"
 #include "runtime/io/hash.h"
+#include "runtime/io/unigram_impl.h"
 
 namespace longhaul::runtime {
 namespace {
 
 constexpr std::int64_t kPieceTokens = std::int64_t{1} << 16;
-// Below this, a histogram is an array; above, the ids are sparse.
-constexpr std::int64_t kDenseVocabulary = std::int64_t{1} << 24;
+constexpr double kEntropyError = 1e-9;  // nats; sums and logarithms differ by less anywhere
 
 /// A whole file, read-only, in memory by mapping.
 class Mapping {
@@ -92,17 +92,40 @@ std::int64_t positive_attribute(const hdf5::File& file, const std::string& name,
   return value;
 }
 
+/// What a reader has to know is listed by name, so that a later format can say what this build
+/// would misread. It knows nothing beyond the format itself.
+void check_requirements(const hdf5::File& file) {
+  std::istringstream names(file.string_attribute("requires"));
+  for (std::string name; std::getline(names, name, ',');) {
+    fail(ExitCode::data, file.path().string(), ": attribute 'requires' names '", name,
+         "', which this build does not know: use a build that does, or tokenize the corpus again");
+  }
+}
+
+double stored_entropy(const hdf5::File& file, std::int64_t vocabulary_size) {
+  const double entropy = file.float64_attribute("unigram_entropy");
+  const double most = std::log(static_cast<double>(vocabulary_size)) + kEntropyError;
+  if (!(entropy >= 0 && entropy <= most)) {
+    fail(ExitCode::data, file.path().string(), ": attribute 'unigram_entropy' is ", entropy,
+         " nats; a vocabulary of ", vocabulary_size, " allows 0 to ", most);
+  }
+  return entropy;
+}
+
 CorpusInfo read_info(const hdf5::File& file) {
   CorpusInfo info;
   info.path = file.path();
-  const std::int64_t version = file.int64_attribute("format_version");
-  if (version != kCorpusFormatVersion) {
-    fail(ExitCode::data, info.path.string(), ": attribute 'format_version' is ", version,
-         "; this build reads version ", kCorpusFormatVersion, ": tokenize the corpus again");
+  info.format_version = file.int64_attribute("format_version");
+  if (info.format_version < 1 || info.format_version > kCorpusFormatVersion) {
+    fail(ExitCode::data, info.path.string(), ": attribute 'format_version' is ",
+         info.format_version, "; this build reads versions 1 to ", kCorpusFormatVersion,
+         ": tokenize the corpus again");
   }
+  if (info.format_version >= 2) check_requirements(file);
   info.vocabulary_size = positive_attribute(file, "vocabulary_size", kMaxVocabulary);
   info.tokenizer = file.string_attribute("tokenizer");
   info.block_tokens = positive_attribute(file, "block_tokens", std::int64_t{1} << 40);
+  if (info.format_version >= 2) info.unigram_entropy = stored_entropy(file, info.vocabulary_size);
   const hdf5::Dataset tokens = file.dataset("tokens");
   info.token_element = tokens.info().element;
   if (info.token_element != hdf5::Element::uint8 && info.token_element != hdf5::Element::uint16 &&
@@ -133,16 +156,6 @@ void check_offsets(const CorpusInfo& info, std::span<const std::int64_t> offsets
   if (offsets.back() != info.tokens) {
     bad(offsets.size() - 1, "expected the token count, ", info.tokens);
   }
-}
-
-double entropy_of(const std::vector<std::int64_t>& counts, std::int64_t total) {
-  double sum = 0;
-  for (const std::int64_t count : counts) {
-    if (count == 0) continue;
-    const double share = static_cast<double>(count) / static_cast<double>(total);
-    sum -= share * std::log(share);
-  }
-  return sum;
 }
 
 }  // namespace
@@ -255,34 +268,36 @@ void Corpus::verify() const {
   for (std::int64_t block = 0; block < std::ssize(state_->block_hashes); ++block) {
     state_->check_block(block);
   }
+  if (!info().unigram_entropy) return;
+  if (const double measured = measure_unigram_entropy();
+      !(std::abs(measured - *info().unigram_entropy) <= kEntropyError)) {
+    fail(ExitCode::data, info().path.string(), ": attribute 'unigram_entropy' is ",
+         *info().unigram_entropy, " nats; the tokens have ", measured,
+         ": tokenize the corpus again");
+  }
 }
 
 std::string Corpus::digest() const {
   Digest digest;
   const CorpusInfo& info = state_->info;
-  digest.update(concat("longhaul corpus ", kCorpusFormatVersion, '\n', info.tokens, '\n',
-                       info.documents, '\n', info.vocabulary_size, '\n', info.block_tokens, '\n',
+  digest.update(concat("longhaul corpus 1\n", info.tokens, '\n', info.documents, '\n',
+                       info.vocabulary_size, '\n', info.block_tokens, '\n',
                        hdf5::name(info.token_element), '\n', info.tokenizer, '\n',
                        state_->documents_hash, '\n'));
   digest.update(std::as_bytes(std::span(state_->block_hashes)));
   return digest.hex();
 }
 
-double Corpus::unigram_entropy() const {
+double Corpus::measure_unigram_entropy() const {
   const CorpusInfo& info = state_->info;
-  std::vector<std::int64_t> counts;
-  std::unordered_map<std::int32_t, std::int64_t> sparse;
-  const bool dense = info.vocabulary_size <= kDenseVocabulary;
-  if (dense) counts.resize(static_cast<std::size_t>(info.vocabulary_size));
+  UnigramCounts counts(info.vocabulary_size);
   std::vector<std::int32_t> ids;
   for (std::int64_t at = 0; at < info.tokens; at += kPieceTokens) {
     ids.resize(static_cast<std::size_t>(std::min(kPieceTokens, info.tokens - at)));
     read(at, ids);
-    for (const std::int32_t id : ids) ++(dense ? counts[static_cast<std::size_t>(id)] : sparse[id]);
+    counts.add(ids);
   }
-  for (const auto& [id, count] : sparse) counts.push_back(count);
-  std::ranges::sort(counts);  // one order of summation, whatever the map's
-  return entropy_of(counts, info.tokens);
+  return counts.entropy();
 }
 
 }  // namespace longhaul::runtime

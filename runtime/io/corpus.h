@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,18 +15,22 @@
 
 namespace longhaul::runtime {
 
-constexpr std::int64_t kCorpusFormatVersion = 1;
+constexpr std::int64_t kCorpusFormatVersion = 2;  ///< what is written; 1 is read too
 /// Token ids are int32 in memory.
 constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 31;
 
 struct CorpusInfo {
   std::filesystem::path path;
+  std::int64_t format_version = kCorpusFormatVersion;
   std::int64_t tokens = 0;
   std::int64_t documents = 0;
   std::int64_t vocabulary_size = 0;
   std::string tokenizer;  ///< "bytes", or as runtime/io/tokenizer.h names it
   hdf5::Element token_element = hdf5::Element::uint8;
   std::int64_t block_tokens = 0;  ///< tokens under one hash
+  /// Entropy of single tokens over the whole corpus, in nats: the loss of a model that knows
+  /// frequencies only. 0 for an empty corpus; absent in version 1.
+  std::optional<double> unigram_entropy;
 };
 
 /// Writes a corpus document by document. Nothing appears under `path` before finish(); an
@@ -35,6 +40,8 @@ struct CorpusInfo {
 class CorpusWriter {
  public:
   CorpusWriter(std::filesystem::path path, std::int64_t vocabulary_size, std::string tokenizer);
+  /// A corpus of the vocabulary, tokenizer, token type and block size of another one.
+  CorpusWriter(std::filesystem::path path, const CorpusInfo& like);
   ~CorpusWriter();
   CorpusWriter(const CorpusWriter&) = delete;
   CorpusWriter& operator=(const CorpusWriter&) = delete;
@@ -52,7 +59,8 @@ class CorpusWriter {
 };
 
 /// An open corpus, memory-mapped. Opening checks everything but the tokens: format, types, sizes,
-/// offsets and their hash. Tokens are checked block by block when first read: ids against the
+/// offsets and their hash; so it costs what reading 8 bytes a document costs, and nothing for
+/// tokens. Tokens are checked block by block when first read: ids against the
 /// vocabulary, then the block's hash. The file must not be changed while it is open. Thread-safe.
 /// Throws: Error(data) naming file, dataset and index; Error(io) when the file cannot be opened.
 class Corpus {
@@ -67,19 +75,25 @@ class Corpus {
   std::span<const std::int64_t> documents() const;
   /// Copies tokens [begin, begin + out.size()).
   void read(std::int64_t begin, std::span<std::int32_t> out) const;
-  /// Checks every token, reading the whole file.
+  /// Checks every token and the stored entropy, reading the whole file.
   void verify() const;
   /// 32 hex digits over everything that a reader sees; the tokens enter through their block hashes,
-  /// so this is cheap. Equal on all ranks when they read equal corpora.
+  /// so this is cheap. Equal on all ranks when they read equal corpora. The entropy, which follows
+  /// from the tokens, is not in it: a corpus keeps its digest when it is added.
   std::string digest() const;
-  /// Entropy of single tokens over the whole corpus, in nats: the loss of a model that knows
-  /// frequencies only. 0 for an empty corpus.
-  double unigram_entropy() const;
+  /// CorpusInfo::unigram_entropy made anew from all tokens, reading the whole file.
+  double measure_unigram_entropy() const;
 
  private:
   struct State;
   explicit Corpus(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
+
+/// Brings a corpus of version 1 to version 2, which stores its entropy. The new file is written
+/// beside the old one, read back and renamed over it: whoever has the old one open keeps it, and
+/// whatever fails leaves it as it was. Needs room for the tokens twice. The digest stays. Does
+/// nothing to a corpus that stores its entropy. Throws: as Corpus and CorpusWriter.
+void add_unigram_entropy(const std::filesystem::path& path);
 
 }  // namespace longhaul::runtime

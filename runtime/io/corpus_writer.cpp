@@ -6,11 +6,13 @@
 #include "runtime/io/corpus.h"
 #include "runtime/io/file.h"
 #include "runtime/io/hash.h"
+#include "runtime/io/unigram_impl.h"
 
 namespace longhaul::runtime {
 namespace {
 
 constexpr std::int64_t kBlockTokens = std::int64_t{1} << 20;
+constexpr std::int64_t kCopyTokens = std::int64_t{1} << 20;  // from the spool at a time
 
 hdf5::Element element_for(std::int64_t vocabulary_size) {
   if (vocabulary_size <= std::int64_t{1} << 8) return hdf5::Element::uint8;
@@ -25,14 +27,16 @@ std::filesystem::path beside(const std::filesystem::path& path, const char* what
 }  // namespace
 
 struct CorpusWriter::State {
-  State(std::filesystem::path path, std::int64_t vocabulary, std::string tokenizer_name)
+  State(std::filesystem::path path, const CorpusInfo& like)
       : output(std::move(path)),
         spool_path(beside(output, "tokens")),
         partial_path(beside(output, "tmp")),
-        vocabulary_size(vocabulary),
-        tokenizer(std::move(tokenizer_name)),
-        element(element_for(vocabulary)),
-        spool(FileHandle::create(spool_path)) {}
+        vocabulary_size(like.vocabulary_size),
+        tokenizer(like.tokenizer),
+        element(like.token_element),
+        block_tokens(like.block_tokens),
+        spool(FileHandle::create(spool_path)),
+        counts(like.vocabulary_size) {}
   ~State() {
     std::error_code ignored;  // nothing is left to tell
     std::filesystem::remove(spool_path, ignored);
@@ -43,7 +47,9 @@ struct CorpusWriter::State {
   std::int64_t vocabulary_size = 0;
   std::string tokenizer;
   hdf5::Element element;
+  std::int64_t block_tokens;
   FileHandle spool;
+  UnigramCounts counts;
   std::vector<std::int64_t> documents{0};
   std::vector<std::uint64_t> block_hashes;
   std::vector<std::byte> block;  // packed tokens of the block at hand
@@ -63,8 +69,15 @@ CorpusWriter::CorpusWriter(std::filesystem::path path, std::int64_t vocabulary_s
                            std::string tokenizer) {
   LONGHAUL_CHECK(vocabulary_size >= 1 && vocabulary_size <= kMaxVocabulary, "vocabulary of ",
                  vocabulary_size, " tokens");
-  state_ = std::make_unique<State>(std::move(path), vocabulary_size, std::move(tokenizer));
+  CorpusInfo info;
+  info.vocabulary_size = vocabulary_size;
+  info.tokenizer = std::move(tokenizer);
+  info.token_element = element_for(vocabulary_size);
+  info.block_tokens = kBlockTokens;
+  state_ = std::make_unique<State>(std::move(path), info);
 }
+CorpusWriter::CorpusWriter(std::filesystem::path path, const CorpusInfo& like)
+    : state_(std::make_unique<State>(std::move(path), like)) {}
 CorpusWriter::~CorpusWriter() = default;
 
 void CorpusWriter::append(std::span<const std::int32_t> tokens) {
@@ -79,8 +92,9 @@ void CorpusWriter::append(std::span<const std::int32_t> tokens) {
       state.block.push_back(static_cast<std::byte>(token >> (8 * byte) & 0xff));
     }
     ++state.tokens;
-    if (state.tokens % kBlockTokens == 0) state.flush_block();
+    if (state.tokens % state.block_tokens == 0) state.flush_block();
   }
+  state.counts.add(tokens);
 }
 
 void CorpusWriter::end_document() { state_->documents.push_back(state_->tokens); }
@@ -90,8 +104,8 @@ void CorpusWriter::State::copy_tokens(hdf5::File& file) {
   const FileHandle source = FileHandle::read(spool_path);
   const std::int64_t width = size_bytes(element);
   std::vector<std::byte> buffer;
-  for (std::int64_t at = 0; at < tokens; at += kBlockTokens) {
-    const std::int64_t count = std::min(kBlockTokens, tokens - at);
+  for (std::int64_t at = 0; at < tokens; at += kCopyTokens) {
+    const std::int64_t count = std::min(kCopyTokens, tokens - at);
     buffer.resize(static_cast<std::size_t>(count * width));
     for (std::size_t have = 0; have < buffer.size();) {
       const std::size_t got = source.read_some(std::span(buffer).subspan(have));
@@ -107,7 +121,9 @@ void CorpusWriter::State::write_file() {
   file.set_attribute("format_version", kCorpusFormatVersion);
   file.set_attribute("vocabulary_size", vocabulary_size);
   file.set_attribute("tokenizer", tokenizer);
-  file.set_attribute("block_tokens", kBlockTokens);
+  file.set_attribute("block_tokens", block_tokens);
+  file.set_attribute("unigram_entropy", counts.entropy());
+  file.set_attribute("requires", "");
   file.set_attribute("documents_hash", hex64(xxh3_64(std::as_bytes(std::span(documents)))));
   file.write<std::int64_t>("documents", {std::ssize(documents)}, documents);
   file.write<std::uint64_t>("block_hashes", {std::ssize(block_hashes)}, block_hashes);
@@ -132,6 +148,26 @@ void CorpusWriter::finish() {
     fail(ExitCode::io, state.output.string(), ": cannot rename into place: ", code.message());
   const auto folder = state.output.parent_path();
   sync_folder(folder.empty() ? "." : folder);
+}
+
+void add_unigram_entropy(const std::filesystem::path& path) {
+  const Corpus old = Corpus::open(path);
+  if (old.info().unigram_entropy) return;
+  CorpusWriter writer(path, old.info());
+  std::vector<std::int32_t> ids;
+  const auto offsets = old.documents();
+  for (std::size_t document = 1; document < offsets.size(); ++document) {
+    for (std::int64_t at = offsets[document - 1]; at < offsets[document]; at += std::ssize(ids)) {
+      ids.resize(static_cast<std::size_t>(std::min(kCopyTokens, offsets[document] - at)));
+      old.read(at, ids);
+      writer.append(ids);
+    }
+    writer.end_document();
+  }
+  writer.finish();
+  const std::string digest = Corpus::open(path).digest();
+  LONGHAUL_CHECK(digest == old.digest(), path.string(), ": the digest became ", digest, "; it was ",
+                 old.digest());
 }
 
 }  // namespace longhaul::runtime

@@ -7,12 +7,11 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <limits>
 #include <system_error>
 #include <utility>
-#include <vector>
 
 #include "runtime/error.h"
-#include "runtime/io/hash.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -130,18 +129,24 @@ void sync_folder(const std::filesystem::path& folder) {
   if (result != 0 && code != EINVAL) fail_errno(folder, "cannot sync", code);
 }
 
-FileDigest digest_file(const std::filesystem::path& path) {
-  const FileHandle file = FileHandle::read(path, false);
-  std::vector<std::byte> buffer(kPieceBytes);
-  Digest digest;
-  FileDigest result;
-  while (const std::size_t got = file.read_some(buffer)) {
-    digest.update(std::span(buffer).first(got));
-    result.bytes += static_cast<std::int64_t>(got);
+FileDigester::FileDigester(const std::filesystem::path& path)
+    : file_(FileHandle::read(path, false)), buffer_(kPieceBytes) {}
+
+void FileDigester::advance_to(std::int64_t bytes) {
+  while (bytes_ < bytes) {
+    const std::size_t got = file_.read_some(buffer_);
+    if (got == 0) return;
+    digest_.update(std::span(buffer_).first(got));
+    bytes_ += static_cast<std::int64_t>(got);
   }
-  result.xxh3_128 = digest.hex();
-  return result;
 }
+
+FileDigest FileDigester::finish() {
+  advance_to(std::numeric_limits<std::int64_t>::max());
+  return {bytes_, digest_.hex()};
+}
+
+FileDigest digest_file(const std::filesystem::path& path) { return FileDigester(path).finish(); }
 
 void sync_and_drop_cache(const std::filesystem::path& path) {
   const FileHandle file = FileHandle::read(path, false);

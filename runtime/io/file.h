@@ -9,6 +9,9 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "runtime/io/hash.h"
 
 namespace longhaul::runtime {
 
@@ -55,6 +58,22 @@ struct FileDigest {
 };
 /// Size and XXH3-128 of a file; never follows a symbolic link at its end.
 FileDigest digest_file(const std::filesystem::path& path);
+
+/// digest_file() in steps, for whoever reads the same file in another way and wants its pages once.
+class FileDigester {
+ public:
+  explicit FileDigester(const std::filesystem::path& path);
+  /// Reads on until `bytes` of the file have been read, or a little more, or all of it.
+  void advance_to(std::int64_t bytes);
+  /// Reads the rest.
+  FileDigest finish();
+
+ private:
+  FileHandle file_;
+  Digest digest_;
+  std::vector<std::byte> buffer_;
+  std::int64_t bytes_ = 0;
+};
 /// Forces a written file to the device, and asks the kernel to forget its pages, so that the next
 /// read comes from the device where it can.
 void sync_and_drop_cache(const std::filesystem::path& path);

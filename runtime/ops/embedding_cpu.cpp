@@ -6,8 +6,8 @@
 namespace longhaul::runtime::ops::detail {
 namespace {
 
-constexpr std::int64_t kColumns =
-    64;  // of the gradient, added to by one thread: no two threads share one
+// Columns of the gradient that one thread adds to: no two threads share one.
+constexpr std::int64_t kColumns = 64;
 
 void check_tokens(const std::int32_t* tokens, std::int64_t rows, std::int64_t vocabulary) {
   for (std::int64_t row = 0; row < rows; ++row) {

@@ -8,8 +8,8 @@ namespace longhaul::runtime::ops {
 
 struct RandomKey {
   std::uint64_t seed = 0;
-  std::uint64_t stream_id =
-      0;  ///< one per independent sequence, e.g. a digest of the parameter's name
+  /// One per independent sequence, e.g. a digest of the parameter's name.
+  std::uint64_t stream_id = 0;
 };
 
 /// values[i] = mean + stddev * n(first_element + i), n standard normal. values fp32 or bfloat16,

@@ -32,7 +32,7 @@ TEST(Inspect, DescribesACorpus) {
   }
   tokenize({{folder / "in"}, folder / "c.h5", "bytes"});
   const std::string text = inspect({folder / "c.h5"});
-  EXPECT_NE(text.find("corpus, format version 1, intact"), std::string::npos) << text;
+  EXPECT_NE(text.find("corpus, format version 2, intact"), std::string::npos) << text;
   expect_line(text, "documents", "10");
   expect_line(text, "tokens", "45 (uint8)");
   expect_line(text, "vocabulary", "256");
@@ -54,6 +54,7 @@ TEST(Inspect, FindsDamageInACorpus) {
                [&] { inspect({folder / "c.h5"}); });
   expect_error(ExitCode::io, "missing.h5", [&] { inspect({folder / "missing.h5"}); });
   expect_error(ExitCode::data, "neither a checkpoint", [&] { inspect({folder.path()}); });
+  expect_error(ExitCode::usage, "name a corpus file", [&] { inspect({folder.path(), true}); });
 }
 
 void save(const fs::path& folder, std::int64_t step) {

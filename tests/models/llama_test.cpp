@@ -179,9 +179,9 @@ TEST(Llama, GradientGroupsCompleteInReverseAndCoverEverything) {
   const LlamaConfig config = small_config();
   const OracleBatch batch = document_batch(config, {12}, 11);
   with_rigs(1, config, {}, [&](Rig& rig) {
-    std::vector<ElementRange> ranges;
+    std::vector<parallel::ElementRange> ranges;
     std::vector<Tensor> seen;
-    const auto on_gradients = [&](ElementRange range) {
+    const auto on_gradients = [&](parallel::ElementRange range) {
       ranges.push_back(range);
       // What the stream holds at this point must be final.
       seen.emplace_back(std::initializer_list<std::int64_t>{range.elements()}, DType::float32,

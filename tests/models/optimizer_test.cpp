@@ -27,7 +27,7 @@ TEST(Optimizer, ClipsDecaysAndUpdatesAsDefined) {
     store.initialise(1, stream);
     const auto elements = store.table().elements();
     const auto start = read(store.values(), stream);
-    AdamW optimizer({0.9, 0.99, 1e-8, 0.1, max_norm}, store);
+    AdamW optimizer({0.9, 0.99, 1e-8, 0.1, max_norm}, store, stream);
     std::vector<double> expected = start, first(start.size()), second(start.size());
     for (const int step : {1, 2}) {
       const auto gradient = random_values(elements, static_cast<unsigned>(step));
@@ -38,7 +38,7 @@ TEST(Optimizer, ClipsDecaysAndUpdatesAsDefined) {
       for (const double g : gradient) square += g * g;
       EXPECT_NEAR(read(norm, stream)[0], std::sqrt(square), 1e-12 * std::sqrt(square));
       const double factor = max_norm > 0 ? std::min(1.0, max_norm / std::sqrt(square)) : 1;
-      for (const Parameter& parameter : store.table().parameters()) {
+      for (const parallel::Parameter& parameter : store.table().parameters()) {
         const bool decays =
             parameter.sizes.size() == 2 && parameter.name.find("embed") == std::string::npos;
         for (auto i = static_cast<std::size_t>(parameter.range.begin);
@@ -63,7 +63,7 @@ TEST(Optimizer, RefusesANormThatIsNotFinite) {
   store.initialise(1, stream);
   const auto before = read(store.values(), stream);
   fill(store.gradient("model.norm.weight"), std::nan(""), stream);
-  AdamW optimizer({}, store);
+  AdamW optimizer({}, store, stream);
   const Tensor norm = optimizer.gradient_norm(stream);
   optimizer.step(1e-2, 3, norm, stream);
   try {
@@ -96,7 +96,7 @@ TEST(Optimizer, AModelLearnsARepeatedSequence) {
   const auto batch = test::document_batch(config, {30}, 3);
   test::with_rigs(1, config, {.recompute = Recompute::full}, [&](test::Rig& rig) {
     rig.store.initialise(1, rig.stream);
-    AdamW optimizer({}, rig.store);
+    AdamW optimizer({}, rig.store, rig.stream);
     const Batch mine = rig.use(batch);
     double first = 0, last = 0;
     for (int step = 1; step <= 150; ++step) {

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "models/flops.h"
+#include "models/optimizer.h"
 #include "tests/support/host_tensors.h"
 #include "tests/support/model_rig.h"
 
@@ -21,10 +22,10 @@ using test::read_bytes;
 using test::small_config;
 
 TEST(ParameterTable, RangesAreContiguousAndGroupsOrdered) {
-  const ParameterTable table = parameter_table(small_config());
+  const parallel::ParameterTable table = parameter_table(small_config());
   std::int64_t end = 0;
   std::set<std::string> names;
-  for (const Parameter& parameter : table.parameters()) {
+  for (const parallel::Parameter& parameter : table.parameters()) {
     EXPECT_EQ(parameter.range.begin, end);
     std::int64_t elements = 1;
     for (const std::int64_t size : parameter.sizes) elements *= size;
@@ -50,20 +51,13 @@ TEST(ParameterTable, TiedModelsHaveNoHead) {
   EXPECT_NO_THROW(parameter_table(small_config(false)).find("lm_head.weight"));
 }
 
-TEST(ParameterTable, RefusesRepeatedNamesAndGroupsOutOfOrder) {
-  ParameterTable table;
-  table.add({"a", {2}, Initialisation::ones, 0, false, -1, 0, {}});
-  EXPECT_THROW(table.add({"a", {2}, Initialisation::ones, 0, false, -1, 0, {}}), Error);
-  EXPECT_THROW(table.add({"b", {2}, Initialisation::ones, 0, false, -1, 2, {}}), Error);
-}
-
 TEST(ParameterStore, InitialisationDependsOnSeedAndNameOnly) {
   const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
   ParameterStore tied(parameter_table(small_config(true)), DType::float32, one);
   ParameterStore untied(parameter_table(small_config(false)), DType::float32, two);
   tied.initialise(5, one);
   untied.initialise(5, two);
-  for (const Parameter& parameter : tied.table().parameters()) {
+  for (const parallel::Parameter& parameter : tied.table().parameters()) {
     EXPECT_EQ(read_bytes(tied.value(parameter.name), one),
               read_bytes(untied.value(parameter.name), two))
         << parameter.name;
@@ -88,15 +82,19 @@ TEST(ParameterStore, WorkingCopyFollowsValues) {
 
 TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {
   const Stream stream = Stream::cpu("one");
-  const ParameterStore store(parameter_table(small_config()), DType::float32, stream);
+  ParameterStore store(parameter_table(small_config()), DType::float32, stream);
+  const AdamW optimizer({}, store, stream);
   std::set<std::string> names;
   std::int64_t elements = 0;
-  for (const NamedTensor& tensor : store.named_tensors()) {
-    EXPECT_TRUE(names.insert(tensor.name).second) << tensor.name;
-    elements += tensor.view.elements();
+  for (const auto& tensors : {store.named_tensors(), optimizer.named_tensors()}) {
+    for (const NamedTensor& tensor : tensors) {
+      EXPECT_TRUE(names.insert(tensor.name).second) << tensor.name;
+      elements += tensor.view.elements();
+    }
   }
   EXPECT_EQ(elements, 3 * store.table().elements());
-  EXPECT_TRUE(names.contains("optimizer.exp_avg_sq.model.norm.weight"));
+  for (const char* prefix : {"", "optimizer.exp_avg.", "optimizer.exp_avg_sq."})
+    EXPECT_TRUE(names.contains(std::string(prefix) + "model.norm.weight")) << prefix;
 }
 
 TEST(LlamaConfigCheck, NamesTheField) {

@@ -56,18 +56,11 @@ class Gated final : public Communicator {
                       std::span<const std::int64_t> counts, const Stream& stream) override {
     inner_->reduce_scatter(input, output, counts, stream);
   }
-  void all_to_all(runtime::ConstTensorView input, std::span<const std::int64_t> send_counts,
-                  runtime::TensorView output, std::span<const std::int64_t> receive_counts,
-                  const Stream& stream) override {
-    inner_->all_to_all(input, send_counts, output, receive_counts, stream);
-  }
-  void broadcast(runtime::TensorView values, int root, const Stream& stream) override {
-    inner_->broadcast(values, root, stream);
-  }
   void barrier(const Stream& stream) override { inner_->barrier(stream); }
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override {
     return inner_->split(color, key, name);
   }
+  double set_timeout(double seconds) override { return inner_->set_timeout(seconds); }
   std::int64_t sent_bytes() const override { return inner_->sent_bytes(); }
   void reset_sent_bytes() override { inner_->reset_sent_bytes(); }
   std::span<const std::int64_t> exchanged_bytes() const override {

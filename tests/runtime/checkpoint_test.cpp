@@ -343,6 +343,34 @@ TEST(Checkpoint, ReadRefusesWhatTheTensorIsNot) {
                [&] { Checkpoint::open(folder / "none", 2); });
 }
 
+TEST(Checkpoint, WaitsForASlowRankAsLongAsItSaysAndNoLonger) {
+  TempDirectory folder;
+  const auto save = [&](double timeout_seconds) {
+    run_loopback(3, {.timeout_seconds = 0.2, .recorders = {}},
+                 [&](std::unique_ptr<Communicator> comm) {
+                   const Stream stream = Stream::cpu("save");
+                   const Tensor tensor({4, 7}, DType::float32, stream);
+                   fill(tensor, comm->rank(), stream);
+                   stream.synchronize(deadline_in(10));
+                   // A disk that takes longer than the communicator would wait.
+                   if (comm->rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(1));
+                   const std::vector<TensorSlice> slices{
+                       {"t", {12, 7}, {4 * comm->rank(), 0}, tensor.view()}};
+                   CheckpointMetadata metadata;
+                   metadata.step = 5;
+                   SaveOptions options;
+                   options.folder = folder.path();
+                   options.timeout_seconds = timeout_seconds;
+                   save_checkpoint(options, metadata, slices, *comm, stream);
+                   EXPECT_EQ(comm->set_timeout(1), 0.2);  // is as before
+                 });
+  };
+  save(30);
+  EXPECT_EQ(Checkpoint::open(folder.path(), 5).tensor("t").sizes,
+            (std::vector<std::int64_t>{12, 7}));
+  expect_error(ExitCode::hang, "for rank 1", [&] { save(0.4); });
+}
+
 TEST(Checkpoint, PrunesOldestFirstAndNeverTheNewOne) {
   TempDirectory folder;
   for (const std::int64_t step : {10, 20, 30, 40}) save(folder.path(), step, 2, 0, 3);

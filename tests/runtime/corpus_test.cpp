@@ -101,16 +101,19 @@ TEST(Corpus, EmptyCorpora) {
   EXPECT_EQ(Corpus::open(folder / "none.h5").info().documents, 0);
   EXPECT_EQ(Corpus::open(folder / "empty.h5").info().documents, 2);
   EXPECT_EQ(Corpus::open(folder / "empty.h5").info().tokens, 0);
-  EXPECT_EQ(Corpus::open(folder / "empty.h5").unigram_entropy(), 0);
+  EXPECT_EQ(Corpus::open(folder / "empty.h5").info().unigram_entropy, 0);
+  EXPECT_EQ(Corpus::open(folder / "empty.h5").measure_unigram_entropy(), 0);
 }
 
 TEST(Corpus, UnigramEntropyInNats) {
   TempDirectory folder;
   write_corpus(folder / "c.h5", {{0, 0, 1}, {2, 2, 2, 2, 255}}, 256);  // 2, 1, 4, 1 of 8
   const double expected = 0.25 * std::log(4) + 2 * 0.125 * std::log(8) + 0.5 * std::log(2);
-  EXPECT_NEAR(Corpus::open(folder / "c.h5").unigram_entropy(), expected, 1e-14);
+  EXPECT_NEAR(*Corpus::open(folder / "c.h5").info().unigram_entropy, expected, 1e-14);
+  EXPECT_NEAR(Corpus::open(folder / "c.h5").measure_unigram_entropy(), expected, 1e-14);
   write_corpus(folder / "s.h5", {{0, 0, 1}, {2, 2, 2, 2, 90000000}}, 100000000);  // sparse counts
-  EXPECT_NEAR(Corpus::open(folder / "s.h5").unigram_entropy(), expected, 1e-14);
+  EXPECT_NEAR(*Corpus::open(folder / "s.h5").info().unigram_entropy, expected, 1e-14);
+  EXPECT_NEAR(Corpus::open(folder / "s.h5").measure_unigram_entropy(), expected, 1e-14);
 }
 
 TEST(Corpus, DigestTellsCorporaApart) {
@@ -156,7 +159,9 @@ TEST(CorpusWriter, LeavesNothingWithoutFinish) {
 struct Parts {
   std::vector<std::uint8_t> tokens = std::vector<std::uint8_t>(100, 7);
   std::vector<std::int64_t> documents{0, 10, 10, 60, 100};
-  std::int64_t version = 1, vocabulary = 256, block_tokens = 30;
+  std::int64_t version = 2, vocabulary = 256, block_tokens = 30;
+  double entropy = 0;  // all tokens are one
+  std::string required;
   std::function<void(hdf5::File&)> write_tokens, write_documents;
   std::vector<std::uint64_t> hashes;
   std::string documents_hash;
@@ -182,6 +187,10 @@ struct Parts {
     attribute("tokenizer", std::string("bytes"));
     attribute("block_tokens", block_tokens);
     attribute("documents_hash", documents_hash);
+    if (version >= 2) {
+      attribute("unigram_entropy", entropy);
+      attribute("requires", required);
+    }
     if (write_tokens) {
       write_tokens(file);
     } else {
@@ -243,9 +252,15 @@ TEST(Corpus, RefusesBadCorporaNamingTheIndex) {
   refused("'vocabulary_size' is -5", [](Parts& p) { p.vocabulary = -5; });
   refused("'vocabulary_size' is 2147483649",
           [](Parts& p) { p.vocabulary = (std::int64_t{1} << 31) + 1; });
-  refused("'format_version' is 2", [](Parts& p) { p.version = 2; });
-  for (const char* name :
-       {"format_version", "vocabulary_size", "tokenizer", "block_tokens", "documents_hash"}) {
+  refused("'format_version' is 3", [](Parts& p) { p.version = 3; });
+  refused("'format_version' is 0", [](Parts& p) { p.version = 0; });
+  refused("'requires' names 'packed_bits'", [](Parts& p) { p.required = "packed_bits,more"; });
+  refused("'unigram_entropy' is -0.5", [](Parts& p) { p.entropy = -0.5; });
+  refused("'unigram_entropy' is 5.6", [](Parts& p) { p.entropy = 5.6; });  // above ln 256
+  refused("'unigram_entropy' is nan", [](Parts& p) { p.entropy = std::nan(""); });
+  refused("'unigram_entropy' is 0.25 nats; the tokens have 0", [](Parts& p) { p.entropy = 0.25; });
+  for (const char* name : {"format_version", "vocabulary_size", "tokenizer", "block_tokens",
+                           "documents_hash", "unigram_entropy", "requires"}) {
     refused(std::string("no attribute '") + name + "'", [&](Parts& p) { p.skip_attribute = name; });
   }
   refused("no dataset 'tokens'", [](Parts& p) { p.write_tokens = [](hdf5::File&) {}; });
@@ -281,6 +296,48 @@ TEST(Corpus, RefusesBadCorporaNamingTheIndex) {
                        hdf5::Storage::chunked_with_checksums);
     };
   });
+}
+
+TEST(Corpus, OfVersionOneGetsItsEntropyOnRequestAndKeepsItsDigest) {
+  TempDirectory folder;
+  const fs::path path = folder / "old.h5";
+  Parts parts;
+  parts.version = 1;
+  for (std::size_t i = 0; i < 50; ++i) parts.tokens[i] = 200;
+  parts.rehash();
+  parts.write(path);
+  const Corpus old = Corpus::open(path);  // stays open, as a run that reads it would have it
+  EXPECT_EQ(old.info().format_version, 1);
+  EXPECT_FALSE(old.info().unigram_entropy);
+  old.verify();
+  add_unigram_entropy(path);
+  const Corpus now = Corpus::open(path);
+  now.verify();
+  EXPECT_EQ(now.info().format_version, 2);
+  EXPECT_NEAR(now.info().unigram_entropy.value_or(-1), std::log(2), 1e-14);
+  EXPECT_EQ(now.digest(), old.digest());
+  EXPECT_EQ(now.info().block_tokens, 30);  // not the writer's own
+  EXPECT_TRUE(std::ranges::equal(now.documents(), old.documents()));
+  std::vector<std::int32_t> before(100), after(100);
+  old.read(0, before);
+  now.read(0, after);
+  EXPECT_EQ(before, after);
+  const auto written = fs::last_write_time(path);
+  add_unigram_entropy(path);  // has it
+  EXPECT_EQ(fs::last_write_time(path), written);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1) << "something was left";
+}
+
+TEST(Corpus, ThatIsDamagedStaysAsItWasWhenItsEntropyIsAsked) {
+  TempDirectory folder;
+  Parts parts;
+  parts.version = 1;
+  parts.tokens[95] = 9;  // against its hash
+  parts.write(folder / "old.h5");
+  const std::string bytes = test::read_text(folder / "old.h5");
+  expect_error(ExitCode::data, "indices 90 to 99", [&] { add_unigram_entropy(folder / "old.h5"); });
+  EXPECT_EQ(test::read_text(folder / "old.h5"), bytes);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1) << "something was left";
 }
 
 TEST(Corpus, TokensAreCheckedWhenTheirBlockIsFirstRead) {

@@ -130,8 +130,8 @@ TEST(Cuda, HostTasksRunInTheStreamsOrder) {
   const TensorView host(staging.data(), DType::float32, kHost, {1});
   const Tensor device({1}, DType::float32, stream);
   fill(device, 0, stream);
-  for (int round = 1; round <= 20;
-       ++round) {  // device -> host task -> device, each needs the one before
+  // Device -> host task -> device, each needs the one before.
+  for (int round = 1; round <= 20; ++round) {
     runtime::copy(device, host, stream);
     stream.host_task([host, round] {
       if (round % 5 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -314,16 +314,6 @@ TEST_P(CudaLoopback, ExchangesAndCollectives) {
       EXPECT_EQ(value, static_cast<float>(rank * size));
     world->all_reduce(all, stream);
     EXPECT_EQ(to_host<float>(all, stream)[0], 0.0f);
-    const Tensor root = to_device(std::vector<float>(5, static_cast<float>(rank)), stream);
-    world->broadcast(root, size - 1, stream);
-    EXPECT_EQ(to_host<float>(root, stream), std::vector<float>(5, static_cast<float>(size - 1)));
-    const std::vector<std::int64_t> ones(static_cast<std::size_t>(size), 1);
-    const Tensor mine = to_device(numbers(size, static_cast<float>(10 * rank)), stream),
-                 theirs({size}, DType::float32, stream);
-    world->all_to_all(mine, ones, theirs, ones, stream);
-    const std::vector<float> swapped = to_host<float>(theirs, stream);
-    for (int r = 0; r < size; ++r)
-      EXPECT_EQ(swapped[static_cast<std::size_t>(r)], static_cast<float>(10 * r + rank));
     world->barrier(stream);
     stream.synchronize(deadline_in(kSeconds));
   });

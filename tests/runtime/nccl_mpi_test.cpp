@@ -14,8 +14,8 @@ namespace {
 
 using namespace longhaul::runtime;
 
-constexpr double kSeconds =
-    120;  // sockets and time slices: each operation may take tens of milliseconds
+// Sockets and time slices: each operation may take tens of milliseconds.
+constexpr double kSeconds = 120;
 
 std::vector<float> read(const Tensor& tensor, const Stream& stream) {
   const auto values = ops::download<float>(tensor, stream);
@@ -129,12 +129,15 @@ TEST(Nccl, CollectivesWithEvenAndUnevenCounts) {
     EXPECT_EQ(sum[i],
               static_cast<float>(1000 * size * (size - 1) / 2 + size * static_cast<int>(i)));
   }
-  const Tensor root = ramp(9, rank, stream);
-  world->broadcast(root, size - 1, stream);
-  EXPECT_EQ(read(root, stream)[8], static_cast<float>(1000 * (size - 1) + 8));
-  const std::vector<std::int64_t> ones(static_cast<std::size_t>(size), 1);
+  // One element to each rank, one from each.
   const Tensor mine = ramp(size, rank, stream), theirs({size}, DType::float32, stream);
-  world->all_to_all(mine, ones, theirs, ones, stream);
+  std::vector<SendMessage> sends;
+  std::vector<ReceiveMessage> receives;
+  for (int r = 0; r < size; ++r) {
+    sends.push_back({r, {mine.view().slice(0, r, r + 1)}});
+    receives.push_back({r, {theirs.view().slice(0, r, r + 1)}});
+  }
+  world->exchange(std::move(sends), std::move(receives), "between all", stream);
   const std::vector<float> swapped = read(theirs, stream);
   for (int r = 0; r < size; ++r)
     EXPECT_EQ(swapped[static_cast<std::size_t>(r)], static_cast<float>(1000 * r + rank));
@@ -149,8 +152,10 @@ TEST(Nccl, SplitsByColourAndKey) {
   EXPECT_EQ(reversed->rank(), world->size() - 1 - world->rank());
   EXPECT_EQ(reversed->name(), "reversed");
   const Tensor values = ramp(3, world->rank(), stream);
-  reversed->broadcast(values, 0, stream);
-  EXPECT_EQ(read(values, stream)[0], static_cast<float>(1000 * (world->size() - 1)));
+  const Tensor all({3 * world->size()}, DType::float32, stream);
+  reversed->all_gather(
+      values, all, std::vector<std::int64_t>(static_cast<std::size_t>(world->size()), 3), stream);
+  EXPECT_EQ(read(all, stream)[0], static_cast<float>(1000 * (world->size() - 1)));
   const auto alone = world->split(world->rank(), 0, "alone");
   EXPECT_EQ(alone->size(), 1);
 }

@@ -23,8 +23,8 @@ using test::relative_error;
 using Values = std::vector<double>;
 
 constexpr double kFloatBound = 3e-6;  // the design's bound for fp32
-constexpr double kBFloat16Bound =
-    0x1p-8;  // one rounding to 8 bits; its relative error is at most this
+// One rounding to 8 bits: its relative error is at most this.
+constexpr double kBFloat16Bound = 0x1p-8;
 constexpr double kEps = 1e-5;
 
 double bound(DType dtype) { return dtype == DType::bfloat16 ? kBFloat16Bound : kFloatBound; }

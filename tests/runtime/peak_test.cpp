@@ -7,7 +7,7 @@
 namespace longhaul::runtime {
 namespace {
 
-TEST(Peak, RateIsThatOfAVectorUnit) {
+TEST(Peak, SpeedIsThatOfAVectorUnit) {
   const double one = measure_fma_flops(1, 0.1);
   // 1 GHz x one 8-wide FMA is 16 GF/s; 6 GHz x two 16-wide ones 384.
   EXPECT_GT(one, 16e9);

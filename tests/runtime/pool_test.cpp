@@ -1,9 +1,17 @@
 // Stream-ordered memory: no two live buffers share a byte, and sizes that change settle.
 #include <gtest/gtest.h>
+#include <malloc.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "runtime/error.h"
@@ -141,6 +149,89 @@ TEST(Pool, SizesThatChangeSettle) {
   const MemoryUse use = stream.memory();
   EXPECT_LT(use.held_bytes, use.peak_bytes + use.peak_bytes / 2)
       << use.held_bytes << " held for " << use.peak_bytes;
+}
+
+/// Runs `body` in a process of its own that may have `bytes` more than it has now; its exit code.
+template <class Body>
+int with_address_space(std::int64_t bytes, const Body& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    std::ifstream statm("/proc/self/statm");
+    std::int64_t pages = 0;
+    statm >> pages;
+    const auto limit = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE) + bytes);
+    const rlimit limits{limit, limit};
+    // Threads share one arena: the address space that each would reserve is not the test's.
+    if (mallopt(M_ARENA_MAX, 1) != 1 || setrlimit(RLIMIT_AS, &limits) != 0) _exit(100);
+    int code = 101;
+    try {
+      code = body();
+    } catch (const Error& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+      code = static_cast<int>(error.code());
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+    }
+    _exit(code);
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST(Pool, WhatOtherStreamsDoNotUseIsGivenBackBeforeAnythingIsRefused) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "AddressSanitizer has taken the address space";
+#endif
+  // 512 MiB for everything, of which stacks and the allocator's own arenas want some.
+  EXPECT_EQ(with_address_space(
+                512 * kMiB,
+                [] {
+                  const Stream first = Stream::cpu("first"), second = Stream::cpu("second"),
+                               asking = Stream::cpu("asking");
+                  const Buffer kept = first.allocate(20 * kMiB);
+                  std::atomic<bool> wrong{false};
+                  for (const Stream& stream : {first, second}) {
+                    const Buffer used = stream.allocate(120 * kMiB);
+                    // Enqueued before the buffer is given back: the memory must outlive this.
+                    stream.cpu_task([data = used.data(), &wrong] {
+                      std::memset(data, 7, 120 * kMiB);
+                      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+                      for (std::int64_t i = 0; i < 120 * kMiB; i += 4099)
+                        wrong = wrong || data[i] != std::byte{7};
+                    });
+                  }
+                  const Buffer large = asking.allocate(400 * kMiB);
+                  std::memset(large.data(), 1, 400 * kMiB);
+                  if (wrong) return 1;
+                  if (first.memory().held_bytes > 30 * kMiB || second.memory().held_bytes > 0)
+                    return 2;
+                  return kept.bytes() == 20 * kMiB ? 0 : 3;
+                }),
+            0);
+}
+
+TEST(Pool, ATaskThatAllocatesIsRefusedAtOnce) {
+  const Stream stream = Stream::cpu("small");
+  stream.cpu_task([&stream] { static_cast<void>(stream.allocate(std::int64_t{1} << 60)); });
+  try {
+    stream.synchronize(deadline_in(10));
+    FAIL() << "a buffer of 2^60 bytes";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::memory) << error.what();
+  }
+}
+
+TEST(Pool, GrowthIsCapped) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "buffers are segments of their own under AddressSanitizer";
+#endif
+  const Stream stream = Stream::cpu("large");
+  std::vector<Buffer> large;  // 10 GiB that nobody touches
+  for (int i = 0; i < 5; ++i) large.push_back(stream.allocate(2048 * kMiB));
+  const std::int64_t before = stream.memory().held_bytes;
+  const Buffer small = stream.allocate(1);
+  EXPECT_EQ(stream.memory().held_bytes - before, std::int64_t{1} << 30);
 }
 
 TEST(Pool, MoreThanTheSystemHasIsAnErrorAndLosesNothing) {

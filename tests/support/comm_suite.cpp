@@ -293,42 +293,6 @@ void all_reduce_in_chunks(Communicator& world) {
   all_reduce_case<float>(world, 3'000'017, 42);
 }
 
-void all_to_all(Communicator& world) {
-  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
-    const Stream stream = Stream::cpu("all_to_all");
-    Counts out, in;
-    for (int peer = 0; peer < world.size(); ++peer) {
-      out.push_back(nasty_size(seed, world.rank(), peer));
-      in.push_back(nasty_size(seed, peer, world.rank()));
-    }
-    const Tensor input = tensor_of<float>(sum(out), seed, world.rank(), stream);
-    const Tensor output({sum(in)}, DType::float32, stream);
-    world.reset_sent_bytes();
-    world.all_to_all(input, out, output, in, stream);
-    std::vector<float> expected;
-    for (int peer = 0; peer < world.size(); ++peer) {
-      std::int64_t begin = 0;
-      for (int before = 0; before < world.rank(); ++before) begin += nasty_size(seed, peer, before);
-      for (std::int64_t i = 0; i < in[at(peer)]; ++i)
-        expected.push_back(static_cast<float>(value(seed, peer, begin + i)));
-    }
-    expect_same(read<float>(output, stream), expected, concat("all_to_all, seed ", seed));
-    EXPECT_EQ(world.sent_bytes(), (sum(out) - out[at(world.rank())]) * 4);
-  }
-}
-
-void broadcast(Communicator& world) {
-  const Stream stream = Stream::cpu("broadcast");
-  for (int root = 0; root < world.size(); ++root) {
-    for (const std::int64_t elements : {0, 1, 1000}) {
-      const Tensor values = tensor_of<float>(elements, 50, world.rank(), stream);
-      world.broadcast(values, root, stream);
-      expect_same(read<float>(values, stream), expected_of<float>(elements, 50, root),
-                  concat("root ", root));
-    }
-  }
-}
-
 double dot(const std::vector<double>& a, const std::vector<double>& b) {
   return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
 }
@@ -341,7 +305,8 @@ double total(Communicator& world, double part, const Stream& stream) {
   return read<double>(value, stream)[0];
 }
 
-/// <A x, y> = <x, A' y> of every collective with the adjoint that communicator.h declares.
+/// <A x, y> = <x, A' y> of every collective with the adjoint that communicator.h declares, and of
+/// an exchange with the exchange back.
 void adjoints(Communicator& world) {
   const Stream stream = Stream::cpu("adjoint");
   const Counts counts = uneven_counts(60, world.size());
@@ -382,22 +347,20 @@ void adjoints(Communicator& world) {
     out.push_back(nasty_size(63, world.rank(), peer));
     in.push_back(nasty_size(63, peer, world.rank()));
   }
-  run(
-      "all_to_all", sum(out), sum(in),
-      [&](const Tensor& x, const Tensor& y) { world.all_to_all(x, out, y, in, stream); },
-      [&](const Tensor& x, const Tensor& y) { world.all_to_all(x, in, y, out, stream); });
-  const int root = world.size() - 1;
-  run(
-      "broadcast", 10, 10,
-      [&](const Tensor& x, const Tensor& y) {
-        copy(x, y, stream);
-        world.broadcast(y, root, stream);
-      },
-      [&](const Tensor& x, const Tensor& y) {
-        copy(x, y, stream);
-        world.all_reduce(y, stream);
-        if (world.rank() != root) fill(y, 0, stream);
-      });
+  // Messages between all, and the same back.
+  const auto between_all = [&](const Counts& sent, const Counts& received) {
+    return [&](const Tensor& x, const Tensor& y) {
+      std::vector<runtime::SendMessage> sends;
+      std::vector<runtime::ReceiveMessage> receives;
+      for (int peer = 0; peer < world.size(); ++peer) {
+        const std::int64_t from = offset(sent, peer), to = offset(received, peer);
+        sends.push_back({peer, {x.view().slice(0, from, from + sent[at(peer)])}});
+        receives.push_back({peer, {y.view().slice(0, to, to + received[at(peer)])}});
+      }
+      world.exchange(std::move(sends), std::move(receives), "between all", stream);
+    };
+  };
+  run("exchange", sum(out), sum(in), between_all(out, in), between_all(in, out));
 }
 
 /// Odd and empty-handed groups, reversed order, groups of groups, and duplicates; all usable at
@@ -509,7 +472,6 @@ void wrong_arguments(Communicator& world) {
   const Counts counts(at(world.size()), 4);
   EXPECT_THROW(world.all_gather(five, four, counts, stream), Error);
   EXPECT_THROW(world.all_gather(four, four, Counts(at(world.size() + 1), 4), stream), Error);
-  EXPECT_THROW(world.broadcast(four, world.size(), stream), Error);
   EXPECT_THROW(world.exchange({{world.size(), {four}}}, {}, "wrong peer", stream), Error);
   EXPECT_THROW(world.exchange({{world.rank(), {four}}}, {{world.rank(), {five.view()}}},
                               "wrong size", stream),
@@ -557,8 +519,6 @@ const std::vector<CommCase>& comm_cases() {
       {"reduce_scatter", reduce_scatter},
       {"all_reduce", all_reduce},
       {"all_reduce_in_chunks", all_reduce_in_chunks},
-      {"all_to_all", all_to_all},
-      {"broadcast", broadcast},
       {"adjoints", adjoints},
       {"split", split},
       {"long_messages", long_messages},

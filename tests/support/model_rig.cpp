@@ -58,7 +58,7 @@ Rig::Rig(const LlamaConfig& config, const models::LlamaOptions& options,
 
 void Rig::set_parameters() {
   unsigned seed = 1;
-  for (const models::Parameter& parameter : store.table().parameters()) {
+  for (const parallel::Parameter& parameter : store.table().parameters()) {
     std::vector<double> values = random_values(parameter.range.elements(), seed++, true);
     const bool norm = parameter.sizes.size() == 1;
     for (double& value : values) value = norm ? 1 + value / 2 : value / 2;
@@ -70,7 +70,7 @@ void Rig::set_parameters() {
 
 NamedValues Rig::parameters() const {
   NamedValues values;
-  for (const models::Parameter& parameter : store.table().parameters()) {
+  for (const parallel::Parameter& parameter : store.table().parameters()) {
     values[parameter.name] = read(store.value(parameter.name), stream);
   }
   return values;
@@ -78,7 +78,7 @@ NamedValues Rig::parameters() const {
 
 NamedValues Rig::gradients() const {
   NamedValues values;
-  for (const models::Parameter& parameter : store.table().parameters()) {
+  for (const parallel::Parameter& parameter : store.table().parameters()) {
     values[parameter.name] = read(store.gradient(parameter.name), stream);
   }
   return values;
