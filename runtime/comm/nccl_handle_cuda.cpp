@@ -31,7 +31,7 @@ void NcclHandle::check(ncclResult_t code, const std::string& what, Lock& lock) {
 /// not until it is over.
 void NcclHandle::settle(ncclResult_t code, const std::string& what, Lock& lock) {
   check(code, what, lock);
-  const Deadline deadline = deadline_in(timeout_seconds());
+  const Deadline deadline = deadline_in(timeout_seconds_);
   while (comm_ != nullptr) {
     ncclResult_t state = ncclSuccess;
     check(ncclCommGetAsyncError(comm_, &state), what, lock);
@@ -39,7 +39,7 @@ void NcclHandle::settle(ncclResult_t code, const std::string& what, Lock& lock) 
     if (state == ncclSuccess) return;
     if (Clock::now() >= deadline) {
       give_up(ExitCode::hang,
-              concat(where(what), " has not been set up after ", timeout_seconds(),
+              concat(where(what), " has not been set up after ", timeout_seconds_,
                      " s: another rank does not take part, or cannot be reached"),
               lock);
       std::rethrow_exception(error_);
@@ -62,9 +62,9 @@ void NcclHandle::give_up(ExitCode code, std::string message, Lock&) {
       aborted->set_value(current == cudaSuccess ? ncclCommAbort(comm) : ncclUnhandledCudaError);
     }).detach();
     comm_ = nullptr;
-    if (result.wait_for(std::chrono::duration<double>(timeout_seconds())) !=
+    if (result.wait_for(std::chrono::duration<double>(timeout_seconds_)) !=
         std::future_status::ready) {
-      message += concat("; and its abort did not return within ", timeout_seconds(),
+      message += concat("; and its abort did not return within ", timeout_seconds_,
                         " s: exit at once, the device may not become idle");
     } else if (const ncclResult_t abort_code = result.get(); abort_code != ncclSuccess) {
       message += concat("; and its abort failed: ", ncclGetErrorString(abort_code));
@@ -88,7 +88,7 @@ void NcclHandle::watch(const std::string& rank) {
       if (!under_way_.empty() && comm_ != nullptr) {
         Operation& oldest = under_way_.front();
         if (!oldest.deadline && oldest.ready.complete())
-          oldest.deadline = deadline_in(timeout_seconds());
+          oldest.deadline = deadline_in(timeout_seconds_);
         ncclResult_t state = ncclSuccess;
         const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
         const ncclResult_t worst = asked != ncclSuccess ? asked : state;
@@ -97,7 +97,7 @@ void NcclHandle::watch(const std::string& rank) {
                   lock);
         } else if (oldest.deadline && Clock::now() >= *oldest.deadline) {
           give_up(ExitCode::hang,
-                  concat(where(oldest.what), " is not over after ", timeout_seconds(),
+                  concat(where(oldest.what), " is not over after ", timeout_seconds_,
                          " s: a peer does not take part"),
                   lock);
         }
@@ -113,7 +113,7 @@ void NcclHandle::watch(const std::string& rank) {
 NcclHandle::~NcclHandle() {
   {
     Lock lock(mutex_);
-    const Deadline deadline = deadline_in(timeout_seconds());
+    const Deadline deadline = deadline_in(timeout_seconds_);
     while (!error_ && !under_way_.empty() && Clock::now() < deadline)
       changed_.wait_for(lock, kWatch);
     closing_ = true;
@@ -125,7 +125,7 @@ NcclHandle::~NcclHandle() {
   // What fails from here on cannot be reported; an abort frees the communicator all the same.
   in_destructor(cudaSetDevice(device_.index));
   ncclResult_t state = ncclCommFinalize(comm_);
-  const Deadline deadline = deadline_in(timeout_seconds());
+  const Deadline deadline = deadline_in(timeout_seconds_);
   while (state == ncclInProgress || state == ncclSuccess) {
     if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess || state != ncclInProgress) break;
     if (Clock::now() >= deadline) break;
