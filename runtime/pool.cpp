@@ -152,14 +152,20 @@ bool Pool::drain(Deadline deadline) const {
     stream = stream_.lock();
   }
   if (!stream) return true;  // it finished its work before it ended
-  const std::shared_ptr<EventImpl> passed = stream->record();
+  std::shared_ptr<EventImpl> passed;
   try {
+    passed = stream->record();
     passed->synchronize(deadline);
+    return true;
   } catch (const Error&) {
-    // The deadline's, or the stream's own: one that has failed passes what is left without running
-    // it.
+    // The deadline's, the device's, or the stream's own: one that has failed passes what is left
+    // without running it.
   }
-  return passed->complete();
+  try {
+    return passed != nullptr && passed->complete();
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 /// Those that take from the system what this one takes, and may give it back.

@@ -143,14 +143,15 @@ struct OrderedReduce {
     const auto segment = [&](int rank) {
       return input + (offsets[static_cast<std::size_t>(rank)] + begin) * width;
     };
+    const std::int64_t own = part(core->rank);
     Group group(*core);
     std::vector<const std::byte*> terms(static_cast<std::size_t>(core->size()));
     terms[static_cast<std::size_t>(core->rank)] = segment(core->rank);
     for_each_peer(*core, [&](int peer) {
       group.send(peer, segment(peer), part(peer) * width);
-      group.receive(peer, buffer, part(core->rank) * width);
+      group.receive(peer, buffer, own * width);
       terms[static_cast<std::size_t>(peer)] = buffer;
-      buffer += chunk * width;
+      if (own > 0) buffer += chunk * width;
     });
     core->run(info, group.sends, group.receives);
     return terms;

@@ -2,6 +2,7 @@
 // one.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -157,6 +158,24 @@ TEST(Cuda, WorkOfTheCpuIsRefused) {
     EXPECT_NE(text.find("cuda:0"), std::string::npos) << text;
   }
   EXPECT_NO_THROW(stream.synchronize(deadline_in(kSeconds)));
+}
+
+TEST(Cuda, MemoryOfAnotherStreamIsGivenBackBeforeAnyIsRefused) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream first = cuda_stream("first"), second = cuda_stream("second");
+  constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+  std::vector<Buffer> all;
+  try {
+    for (int i = 0; i < 1000; ++i) all.push_back(first.allocate(kGiB));
+    FAIL() << "1000 GiB on a device";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::memory) << error.what();
+  }
+  const auto half = static_cast<std::int64_t>(all.size()) / 2 * kGiB;
+  all.clear();
+  EXPECT_GT(first.memory().held_bytes, half);
+  const Buffer large = second.allocate(std::max(half, kGiB));
+  EXPECT_EQ(first.memory().held_bytes, 0);
 }
 
 TEST(Cuda, UploadsAndDownloadsKeepTheStreamsOrder) {
