@@ -25,18 +25,15 @@ Combination inside(const Combination& c, const HeadGrid& grid) {
           c.layout,         c.causal};
 }
 
-/// Degrees whose one of `heads` is that which is asked for, suits the heads, and leaves the scheme
-/// inside a number of ranks that it suits.
-LegalDegrees suitable(const Combination& c, std::optional<std::int64_t> heads) {
-  return [&c, heads](const Degrees& degrees) {
-    const HeadGrid grid = grid_of(degrees, c.scheme);
+/// With as many `heads` as are asked for, such that they can be shared and leave the scheme inside
+/// a number of ranks that suits it.
+std::optional<HeadGrid> find_grid(const Combination& c) {
+  const auto heads = c.scheme.integer("heads");
+  const auto degrees = choose_degrees(c.ranks, [&](const Degrees& tried) {
+    const HeadGrid grid = grid_of(tried, c.scheme);
     return heads.value_or(grid.heads) == grid.heads &&
            heads_divide(c.heads, c.kv_heads, grid.heads) && !refuse(inside(c, grid));
-  };
-}
-
-std::optional<HeadGrid> find_grid(const Combination& c) {
-  const auto degrees = choose_degrees(c.ranks, suitable(c, c.scheme.integer("heads")));
+  });
   return degrees ? std::optional(grid_of(*degrees, c.scheme)) : std::nullopt;
 }
 
