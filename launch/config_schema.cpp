@@ -18,12 +18,7 @@ constexpr const char* kReplayOnly =
     "this mask needs datasets made for one sequence, which `longhaul attention` reads and a corpus "
     "does not have";
 
-// The key's names and the place of its value, from one mention of the member.
-#define LONGHAUL_KEY(section_, name_)                                 \
-  .section = #section_, .name = #name_,                               \
-  .slot = [](runtime::Configuration& config) -> runtime::ConfigSlot { \
-    return &static_cast<TrainConfig&>(config).section_.name_;         \
-  }
+#define LONGHAUL_KEY(section_, name_) LONGHAUL_CONFIG_KEY(TrainConfig, section_, name_)
 
 std::vector<std::string> trainable_masks() {
   std::vector<std::string> names;

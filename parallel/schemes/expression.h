@@ -22,6 +22,7 @@ struct Expression {
   std::vector<GivenArgument> arguments;
   std::size_t at = 0;  ///< where it stands in the text that it was read from
 
+  // Not inline: g++ 12 has a false positive (maybe-uninitialized) on moves of the variant below.
   Expression();
   Expression(const char* name);  // NOLINT: a name alone is an expression
   Expression(std::string name);  // NOLINT

@@ -25,18 +25,15 @@ Combination inside(const Combination& c, const HeadGrid& grid) {
           c.layout,         c.causal};
 }
 
-/// Degrees whose one of `heads` is that which is asked for, suits the heads, and leaves the scheme
-/// inside a number of ranks that it suits.
-LegalDegrees suitable(const Combination& c, std::optional<std::int64_t> heads) {
-  return [&c, heads](const Degrees& degrees) {
-    const HeadGrid grid = grid_of(degrees, c.scheme);
+/// With as many `heads` as are asked for, such that they can be shared and leave the scheme inside
+/// a number of ranks that suits it.
+std::optional<HeadGrid> find_grid(const Combination& c) {
+  const auto heads = c.scheme.integer("heads");
+  const auto degrees = choose_degrees(c.ranks, [&](const Degrees& tried) {
+    const HeadGrid grid = grid_of(tried, c.scheme);
     return heads.value_or(grid.heads) == grid.heads &&
            heads_divide(c.heads, c.kv_heads, grid.heads) && !refuse(inside(c, grid));
-  };
-}
-
-std::optional<HeadGrid> find_grid(const Combination& c) {
-  const auto degrees = choose_degrees(c.ranks, suitable(c, c.scheme.integer("heads")));
+  });
   return degrees ? std::optional(grid_of(*degrees, c.scheme)) : std::nullopt;
 }
 
@@ -46,45 +43,35 @@ HeadGrid grid_of(const Combination& c) {
   return *grid;
 }
 
-Combination with_heads(const Combination& c, int heads) {
-  return under_scheme(c, canonical(c.scheme.with("heads", heads)));
-}
-
-/// Why the grid will not do; empty for one that will.
-std::string fault_of(const Combination& c, const HeadGrid& grid) {
-  if (!heads_divide(c.heads, c.kv_heads, grid.heads)) {
-    return concat("heads=", grid.heads, ": so many ranks cannot share ", c.heads,
-                  " query heads and ", c.kv_heads, " key/value heads");
-  }
-  const Combination tried = inside(c, grid);
-  const auto refusal = refuse(tried);
-  return refusal ? concat("around ", tried.scheme.text(), ": ", refusal->reason) : "";
-}
-
 std::optional<Refusal> refuse_usp(const Combination& c) {
   if (find_grid(c)) return {};
   const auto heads = c.scheme.integer("heads");
   Refusal refusal;
   for (const Degrees& degrees : legal_degrees(c.ranks, [](const Degrees&) { return true; })) {
     const HeadGrid grid = grid_of(degrees, c.scheme);
-    if (refusal.reason.empty() && heads.value_or(grid.heads) == grid.heads)
-      refusal.reason = fault_of(c, grid);
-    if (suitable(c, {})(degrees)) refusal.nearest.push_back(with_heads(c, grid.heads));
+    const bool asked = heads.value_or(grid.heads) == grid.heads;
+    const auto blame = [&](const std::string& reason) {
+      if (asked && refusal.reason.empty()) refusal.reason = reason;
+    };
+    if (!heads_divide(c.heads, c.kv_heads, grid.heads)) {
+      blame(concat("heads=", grid.heads, ": so many ranks cannot share ", c.heads,
+                   " query heads and ", c.kv_heads, " key/value heads"));
+      continue;
+    }
+    const Combination ring = inside(c, grid);
+    std::vector<Combination> rings{ring};
+    if (const auto refused = refuse(ring)) {
+      blame(concat("around ", ring.scheme.text(), ": ", refused->reason));
+      rings = asked ? refused->nearest : std::vector<Combination>{};
+    }
+    for (const Combination& other : rings) {
+      if (other.ranks != ring.ranks || other.layout != ring.layout) continue;
+      refusal.nearest.push_back(under_scheme(
+          c, canonical(c.scheme.with("heads", grid.heads).with("around", other.scheme))));
+    }
   }
   if (refusal.reason.empty())
     refusal.reason = concat("heads=", *heads, " does not divide ", c.ranks, " ranks");
-  // Where the scheme inside is what suits no number of heads, or not the one asked for.
-  for (const Degrees& degrees : legal_degrees(c.ranks, [](const Degrees&) { return true; })) {
-    const HeadGrid grid = grid_of(degrees, c.scheme);
-    if (heads.value_or(grid.heads) != grid.heads || !heads_divide(c.heads, c.kv_heads, grid.heads))
-      continue;
-    const auto inner = refuse(inside(c, grid));
-    for (const Combination& other : inner ? inner->nearest : std::vector<Combination>{}) {
-      if (other.ranks != grid.rings || other.layout != c.layout) continue;
-      refusal.nearest.push_back(under_scheme(
-          c, canonical(with_heads(c, grid.heads).scheme.with("around", other.scheme))));
-    }
-  }
   return refusal;
 }
 

@@ -58,6 +58,13 @@ struct ConfigKey {
   std::string path() const;
 };
 
+/// Section, name and slot of a key, from one mention of the member of `config_`.
+#define LONGHAUL_CONFIG_KEY(config_, section_, name_)                                             \
+  .section = #section_, .name = #name_,                                                           \
+  .slot = [](::longhaul::runtime::Configuration& configuration) {                                 \
+    return ::longhaul::runtime::ConfigSlot(&static_cast<config_&>(configuration).section_.name_); \
+  }
+
 class ConfigSchema {
  public:
   /// Keys of a section stand together. `retired`: paths of keys that exist no more; what a

@@ -94,6 +94,17 @@ TEST(BenchLayouts, DocumentsThatFitTheRanksNeedNoBytes) {
   EXPECT_GT(of["document_zigzag"].needed, 0);
 }
 
+TEST(BenchLayouts, TakesSchemesAsExpressions) {
+  const test::ProcessResult result =
+      bench({"--mask", "causal", "--seq-len", "256", "--sequences", "1", "--ranks", "8", "--scheme",
+             "usp(around=double_ring(inner=2),heads=2)"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_NE(
+      result.out.find("8 ranks; usp(heads=2, around=double_ring(outer=2, inner=2)): 32 query"),
+      std::string::npos)
+      << result.out;
+}
+
 TEST(BenchLayouts, SaysWhatIsWrong) {
   const test::TempDirectory folder;
   const std::string good = folder.write("good.txt", "100\n100\n");
@@ -113,6 +124,7 @@ TEST(BenchLayouts, SaysWhatIsWrong) {
   expect({"--lengths", good, "--seq-len", "64", "--sequences", "4"}, 65, "they fill 3");
   expect({"--lengths", good, "--seq-len", "64", "--sequences", "1", "--scheme", "rign"}, 78,
          "rign");
+  expect({"--mask", "causal", "--scheme", "ring(outer=2)"}, 78, "character 6: ring takes no");
   expect({"--mask", "causal", "--scheme", "balanced_ring"}, 78, "contiguous");
   expect({"--mask", "causal", "--scheme", "ulysses", "--ranks", "7"}, 78, "7 ranks cannot share");
   expect({"--mask", "causal", "--heads", "6", "--kv-heads", "4"}, 64, "--kv-heads");

@@ -65,8 +65,11 @@ void save(const fs::path& folder, std::int64_t step) {
     const runtime::ConstTensorView view(reinterpret_cast<const std::byte*>(values.data()),
                                         runtime::DType::float32, runtime::Device{}, {3, 5});
     const runtime::TensorSlice slice{"layers.0.wq", {6, 5}, {rank * 3, 0}, view};
-    save_checkpoint({folder}, {step, 777, 3, step, 9, "[training]\nsteps = 5", "feed", {}},
-                    {&slice, 1}, *comm, stream);
+    const std::string config =
+        "[training]\nsteps = 5\n[parallelism]\ncontext_parallel_scheme = \"double_ring\"\n"
+        "context_parallel_backward = \"burst\"";
+    save_checkpoint({folder}, {step, 777, 3, step, 9, config, "feed", {}}, {&slice, 1}, *comm,
+                    stream);
   });
 }
 
@@ -86,7 +89,12 @@ TEST(Inspect, DescribesACheckpoint) {
     expect_line(text, "tensors", "1, 30 values, 120 bytes");
     EXPECT_NE(text.find("layers.0.wq float32 [6,5] in 2 slices"), std::string::npos) << text;
     EXPECT_NE(text.find("rank-00001-of-00002.h5"), std::string::npos) << text;
-    EXPECT_NE(text.find("config:\n[training]\nsteps = 5\n"), std::string::npos) << text;
+    // The stored configuration in today's words.
+    EXPECT_NE(text.find("config:\n[training]\nsteps = 5\n[parallelism]\ncontext_parallel_scheme = "
+                        "\"double_ring(backward=burst)\"\n"),
+              std::string::npos)
+        << text;
+    EXPECT_EQ(text.find("context_parallel_backward"), std::string::npos) << text;
   }
   expect_line(inspect({folder / "step-00000004"}), "step", "4");
   fs::remove(folder / "step-00000005/rank-00001-of-00002.h5");

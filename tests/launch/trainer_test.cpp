@@ -107,7 +107,10 @@ TEST_P(SameLosses, OverContextRanksLayoutsAndGrids) {
 
 TEST(Trainer, EverySchemeGivesTheSameLosses) {
   const auto single = run_training(on({1, 1}), kVocabulary, documents);
-  for (const std::string& scheme : parallel::scheme_names()) {
+  std::vector<std::string> schemes = parallel::scheme_names();
+  schemes.insert(schemes.end(), {"auto", "double_ring(outer=4, inner=1, backward=burst)",
+                                 "usp(heads=2, nesting=ring_inside, around=double_ring)"});
+  for (const std::string& scheme : schemes) {
     SCOPED_TRACE(scheme);
     TrainConfig config = on({1, 4}, scheme == "balanced_ring" ? "contiguous" : "zigzag");
     config.parallelism.context_parallel_scheme = scheme;
@@ -119,7 +122,8 @@ TEST(Trainer, ChangesOfSchemeBetweenStepsLeaveTheLossesAlone) {
   TrainConfig config = on({2, 4}, "contiguous");
   const auto one_scheme = run_training(config, kVocabulary, documents);
   config.parallelism.context_parallel_switch =
-      "3:burst,5:double_ring,8:balanced_ring,10:all_gather,12:ulysses,14:usp,16:group_cast,18:ring";
+      "3:burst,5:double_ring(outer=2,inner=2),8:balanced_ring,10:all_gather,12:ulysses,"
+      "14:usp(heads=2,around=burst),16:group_cast,18:auto";
   expect_equal_within(run_training(config, kVocabulary, documents), one_scheme, 1e-5);
 }
 

@@ -44,6 +44,28 @@ class ValidateTest : public testing::Test {
   std::string config_;
 };
 
+TEST_F(ValidateTest, NamesTheSchemesThatRun) {
+  const std::string key = "parallelism.context_parallel_";
+  const auto told = validate({"--ranks", "8", "--set", key + "layout=striped", "--set",
+                              key + "scheme=usp(around = double_ring(backward=burst), heads=2)",
+                              "--set", key + "switch=5:auto, 7:double_ring(inner=2),9:burst"});
+  ASSERT_EQ(told.exit_code, 0) << told.err;
+  EXPECT_TRUE(has(told.out,
+                  "# attention   usp(heads=2, around=double_ring(outer=2, inner=2, "
+                  "backward=burst)), from step 5 ring (chosen by auto), from step 7 "
+                  "double_ring(outer=4, inner=2), from step 9 burst over striped"))
+      << told.out;
+  // The configuration keeps what was asked for, in canonical form.
+  EXPECT_TRUE(has(told.out, "scheme = \"usp(heads=2, around=double_ring(backward=burst))\"\n"))
+      << told.out;
+  EXPECT_TRUE(has(told.out, "switch = \"5:auto,7:double_ring(inner=2),9:burst\"\n")) << told.out;
+  // As many key/value heads as query heads: burst sends fewer bytes.
+  const auto chosen = validate({"--set", key + "scheme=auto", "--set", "training.dtype=bfloat16",
+                                "--set", "model.num_key_value_heads=6"});
+  ASSERT_EQ(chosen.exit_code, 0) << chosen.err;
+  EXPECT_TRUE(has(chosen.out, "# attention   burst (chosen by auto) over zigzag")) << chosen.out;
+}
+
 TEST_F(ValidateTest, PrintsWhatItResolvesTo) {
   const auto result =
       validate({"--ranks", "4", "--set", "parallelism.data_parallel_replicate_degree=2"});

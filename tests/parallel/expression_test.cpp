@@ -163,9 +163,9 @@ TEST(Expression, ResolvedTextHasTheDegreesThatTheSchemeChooses) {
   EXPECT_EQ(text("usp(nesting=ring_inside)", 32, 24, 6), "usp(heads=2, nesting=ring_inside)");
   EXPECT_EQ(text("usp(around=double_ring)", 16, 8, 8),
             "usp(heads=4, around=double_ring(outer=2, inner=2))");
-  // What is inside may leave fewer heads to choose from: 12 ranks, 4 in the ring.
-  EXPECT_EQ(text("usp(around=double_ring(outer=2, inner=2))", 12, 6, 6),
-            "usp(heads=3, around=double_ring(outer=2, inner=2))");
+  // Alone it would be four heads; what is inside needs eight ranks, and so leaves two.
+  EXPECT_EQ(text("usp(around=double_ring(outer=2, inner=4))", 16, 8, 8),
+            "usp(heads=2, around=double_ring(outer=2, inner=4))");
 }
 
 TEST(Expression, SplitsAtCommasOutsideParentheses) {

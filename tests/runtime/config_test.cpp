@@ -28,10 +28,7 @@ struct Settings : Configuration {
   } one;
 };
 
-#define KEY(section_, name_)                                                              \
-  .section = #section_, .name = #name_, .slot = [](Configuration& config) -> ConfigSlot { \
-    return &static_cast<Settings&>(config).section_.name_;                                \
-  }
+#define KEY(section_, name_) LONGHAUL_CONFIG_KEY(Settings, section_, name_)
 
 const ConfigSchema& test_schema() {
   static const ConfigSchema keys(
