@@ -106,7 +106,7 @@ double largest_over_mean(const std::vector<std::int64_t>& values) {
 std::vector<std::int64_t> sent_bytes(const parallel::SchemeInputs& inputs) {
   std::vector<std::int64_t> sent;
   for (const parallel::Program& program : build_schedule(inputs).programs)
-    sent.push_back(count(program, inputs.shapes).sent_bytes);
+    sent.push_back(count(program).sent_bytes);
   return sent;
 }
 

@@ -8,37 +8,8 @@
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
-namespace {
-
 using runtime::ConstTensorView;
 using runtime::TensorView;
-
-class ProgramCall final : public AttentionCall {
- public:
-  explicit ProgramCall(Execution execution) : execution_(std::move(execution)) {}
-  void start() override { execution_.start(); }
-  void advance() override { execution_.advance(); }
-  void finish() override { execution_.finish(); }
-
- private:
-  Execution execution_;
-};
-
-/// A binding's views are mutable by type; the executor never writes to an input slot, and the
-/// verifier proves it.
-TensorView unconst(ConstTensorView view) {
-  TensorView mutable_view;
-  runtime::Sizes sizes{}, strides{};
-  for (int dim = 0; dim < view.dims(); ++dim) {
-    sizes[static_cast<std::size_t>(dim)] = view.size(dim);
-    strides[static_cast<std::size_t>(dim)] = view.stride(dim);
-  }
-  mutable_view.assign(const_cast<std::byte*>(view.data()), view.dtype(), view.device(), view.dims(),
-                      sizes, strides);
-  return mutable_view;
-}
-
-}  // namespace
 
 struct Attention::Impl {
   // Programs of the batches seen lately, by what they are a function of.
@@ -89,16 +60,16 @@ struct Attention::Impl {
     return found->second;
   }
 
-  std::unique_ptr<AttentionCall> call(Direction direction, const Shapes& shapes,
-                                      const attention::Scoring& scoring,
-                                      std::vector<Binding> bindings) {
-    // Schemes that send keys and values apart have a slot for each.
-    const Binding& kv = *std::ranges::find(bindings, "kv", &Binding::slot);
-    const auto k = kv.fields[0], v = kv.fields[1];
-    bindings.push_back({"k", {k}});
-    bindings.push_back({"v", {v}});
-    return std::make_unique<ProgramCall>(Execution(program(direction, shapes), shapes, scoring,
-                                                   std::move(bindings), compute, channels));
+  std::unique_ptr<Execution> call(Direction direction, const Shapes& shapes,
+                                  const attention::Scoring& scoring,
+                                  std::initializer_list<ConstTensorView> inputs,
+                                  std::initializer_list<TensorView> outputs) {
+    const Signature signature = direction == Direction::forward
+                                    ? forward_signature(shapes.weighting)
+                                    : backward_signature(shapes.weighting);
+    return std::make_unique<Execution>(
+        program(direction, shapes), signature, scoring, std::span(inputs.begin(), inputs.size()),
+        std::span(outputs.begin(), outputs.size()), compute, channels);
   }
 };
 
@@ -141,34 +112,24 @@ Shapes shapes_of(ConstTensorView q, ConstTensorView k, ConstTensorView v,
           scoring.weighting};
 }
 
-/// `rest` after the fields that every weighting has.
-std::vector<TensorView> with_softmax(std::vector<TensorView> common, std::vector<TensorView> rest,
-                                     const attention::Scoring& scoring) {
-  if (scoring.weighting == attention::Weighting::softmax)
-    common.insert(common.end(), rest.begin(), rest.end());
-  return common;
-}
 }  // namespace
 
-std::unique_ptr<AttentionCall> Attention::forward(ConstTensorView q, ConstTensorView k,
-                                                  ConstTensorView v,
-                                                  const attention::Scoring& scoring, TensorView out,
-                                                  TensorView lse) {
-  return impl_->call(Direction::forward, shapes_of(q, k, v, scoring), scoring,
-                     {{"q", {unconst(q)}},
-                      {"kv", {unconst(k), unconst(v)}},
-                      {"out", with_softmax({out}, {lse}, scoring)}});
+std::unique_ptr<Execution> Attention::forward(ConstTensorView q, ConstTensorView k,
+                                              ConstTensorView v, const attention::Scoring& scoring,
+                                              TensorView out, TensorView lse) {
+  return impl_->call(Direction::forward, shapes_of(q, k, v, scoring), scoring, {q, k, v},
+                     {out, lse});
 }
 
-std::unique_ptr<AttentionCall> Attention::backward(const BackwardInputs& in,
-                                                   const attention::Scoring& scoring, TensorView dq,
-                                                   TensorView dk, TensorView dv) {
-  return impl_->call(Direction::backward, shapes_of(in.q, in.k, in.v, scoring), scoring,
-                     {{"q_bundle", with_softmax({unconst(in.q), unconst(in.dout)},
-                                                {unconst(in.lse), unconst(in.delta)}, scoring)},
-                      {"kv", {unconst(in.k), unconst(in.v)}},
-                      {"dq", {dq}},
-                      {"dkv", {dk, dv}}});
+std::unique_ptr<Execution> Attention::backward(const BackwardInputs& in,
+                                               const attention::Scoring& scoring, TensorView dq,
+                                               TensorView dk, TensorView dv) {
+  const Shapes shapes = shapes_of(in.q, in.k, in.v, scoring);
+  if (scoring.weighting == attention::Weighting::sigmoid)
+    return impl_->call(Direction::backward, shapes, scoring, {in.q, in.dout, in.k, in.v},
+                       {dq, dk, dv});
+  return impl_->call(Direction::backward, shapes, scoring,
+                     {in.q, in.dout, in.lse, in.delta, in.k, in.v}, {dq, dk, dv});
 }
 
 std::int64_t Attention::sent_bytes() const {

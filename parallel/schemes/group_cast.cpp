@@ -85,7 +85,11 @@ std::vector<Slice> packed(std::vector<Slice> bands, const std::vector<Interval>&
 class CastingRank {
  public:
   CastingRank(const SchemeInputs& inputs, const Members& members, int rank)
-      : inputs_(inputs), members_(members), rank_(rank), builder_(rank, 1) {
+      : inputs_(inputs),
+        members_(members),
+        rank_(rank),
+        builder_(rank, 1),
+        records_(inputs.shapes) {
     for (int hop = 0; hop < members.size(); ++hop) {
       // From the rank `hop` behind this one, and to the one `hop` ahead.
       bands_.push_back(members.bands(rank, behind(hop)));
@@ -99,7 +103,7 @@ class CastingRank {
 
   Program forward() && {
     const ForwardViews own = add_forward_slots(builder_, inputs_, rank_);
-    Buffers received(builder_, "kv", SlotKind::kv, most_needed_, kv_heads());
+    Buffers received(builder_, "kv", records_.kv, most_needed_, kv_heads());
     for (int hop = 0; hop < members_.size(); ++hop) {
       cast(own.kv, received, hop + 1);
       builder_.set_phase(1);
@@ -117,9 +121,9 @@ class CastingRank {
 
   Program backward() && {
     const BackwardViews own = add_backward_slots(builder_, inputs_, rank_);
-    Buffers received(builder_, "kv", SlotKind::kv, most_needed_, kv_heads());
-    Buffers parts(builder_, "dkv_part", SlotKind::dkv, most_needed_, kv_heads());
-    Buffers arrived(builder_, "dkv_arrived", SlotKind::dkv, most_given_, kv_heads());
+    Buffers received(builder_, "kv", records_.kv, most_needed_, kv_heads());
+    Buffers parts(builder_, "dkv_part", records_.dkv, most_needed_, kv_heads());
+    Buffers arrived(builder_, "dkv_arrived", records_.dkv, most_given_, kv_heads());
     Arrivals arrivals;
     for (int hop = 0; hop < members_.size(); ++hop) {
       cast(own.kv, received, hop + 1);
@@ -215,6 +219,7 @@ class CastingRank {
   const Members& members_;
   const int rank_;
   Builder builder_;
+  const AttentionRecords records_;
   std::vector<Bands> bands_;                       // of the keys of the rank behind, by hop
   std::vector<std::vector<Cast>> needed_, given_;  // by hop
   std::int64_t most_needed_ = 0, most_given_ = 0;

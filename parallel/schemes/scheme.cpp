@@ -52,10 +52,10 @@ std::vector<std::string> names_inside_usp() {
   return names;
 }
 
-Slot bound_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank,
+Slot bound_slot(const std::string& name, const Record& record, const SchemeInputs& inputs, int rank,
                 Role role) {
-  const int heads = is_key_side(kind) ? inputs.shapes.kv_heads : inputs.shapes.heads;
-  return {name, kind, inputs.layout.rows(rank), heads, role, inputs.layout.runs(rank), 0};
+  const int heads = record.side == Side::key ? inputs.shapes.kv_heads : inputs.shapes.heads;
+  return {name, record, inputs.layout.rows(rank), heads, role, inputs.layout.runs(rank), 0};
 }
 
 /// The value of one of `choices` by name.
@@ -289,11 +289,13 @@ Schedule build_schedule(const SchemeInputs& inputs) {
   return schedule;
 }
 
-Slot input_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank) {
-  return bound_slot(name, kind, inputs, rank, Role::input);
+Slot input_slot(const std::string& name, const Record& record, const SchemeInputs& inputs,
+                int rank) {
+  return bound_slot(name, record, inputs, rank, Role::input);
 }
-Slot output_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank) {
-  return bound_slot(name, kind, inputs, rank, Role::output);
+Slot output_slot(const std::string& name, const Record& record, const SchemeInputs& inputs,
+                 int rank) {
+  return bound_slot(name, record, inputs, rank, Role::output);
 }
 
 }  // namespace longhaul::parallel

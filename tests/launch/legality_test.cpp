@@ -12,7 +12,7 @@
 #include "launch/schemes.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/degrees.h"
-#include "parallel/verifier.h"
+#include "parallel/verifier/verifier.h"
 #include "runtime/error.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/process.h"
@@ -213,7 +213,7 @@ TEST(Legality, AutomaticDegreesAreThoseOfTheSchedule) {
         const auto counts = [&] {
           std::vector<std::map<int, std::int64_t>> sent;
           for (const auto& program : parallel::build_schedule(inputs).programs)
-            sent.push_back(parallel::count(program, inputs.shapes).sent_to);
+            sent.push_back(parallel::count(program).sent_to);
           return sent;
         };
         const auto automatic = counts();

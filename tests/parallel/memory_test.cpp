@@ -32,27 +32,27 @@ struct Measured {
 /// Tensors for the slots that a caller binds, by slot.
 class Bound {
  public:
-  Bound(const Program& program, const Shapes& shapes, const Stream& stream) {
+  Bound(const Program& program, const Stream& stream) {
     for (const Slot& slot : program.slots) {
       if (slot.role == Role::scratch) continue;
-      Binding binding{slot.name, {}};
-      for (const Field& field : fields(slot.kind, shapes)) {
-        const DType dtype = field.activation ? shapes.activation : DType::float32;
-        if (field.width == FieldWidth::one) {
-          tensors_.emplace_back(std::initializer_list<std::int64_t>{slot.rows, slot.heads}, dtype,
-                                stream);
-        } else {
-          tensors_.emplace_back(std::initializer_list<std::int64_t>{slot.rows, slot.heads,
-                                                                    width(field.width, shapes)},
-                                dtype, stream);
-        }
+      for (const Field& field : slot.record.fields) {
+        std::vector<std::int64_t> sizes{slot.rows, slot.heads};
+        if (!field.number) sizes.push_back(field.width);
+        tensors_.emplace_back(sizes, field.dtype, stream);
         runtime::fill(tensors_.back(), 0, stream);
-        binding.fields.push_back(tensors_.back());
+        if (slot.role == Role::input) {
+          signature.inputs.push_back(field.name);
+          inputs.push_back(tensors_.back());
+        } else {
+          signature.outputs.push_back(field.name);
+          outputs.push_back(tensors_.back());
+        }
       }
-      bindings.push_back(std::move(binding));
     }
   }
-  std::vector<Binding> bindings;
+  Signature signature;
+  std::vector<runtime::ConstTensorView> inputs;
+  std::vector<TensorView> outputs;
 
  private:
   std::vector<Tensor> tensors_;
@@ -108,15 +108,16 @@ std::int64_t largest_kernel_scratch(const Program& program, const Shapes& shapes
   return largest;
 }
 
-Measured measure(const std::shared_ptr<const Program>& program, const Shapes& shapes,
-                 const Stream& compute, std::vector<Channel>& channels) {
-  const Bound bound(*program, shapes, compute);
+Measured measure(const std::shared_ptr<const Program>& program, const Stream& compute,
+                 const std::vector<Channel>& channels) {
+  const Bound bound(*program, compute);
   compute.synchronize(deadline());
   const std::int64_t before = compute.memory().current_bytes;
   compute.reset_peak();
   Measured measured;
   {
-    Execution execution(program, shapes, {}, bound.bindings, compute, channels);
+    Execution execution(program, bound.signature, {}, bound.inputs, bound.outputs, compute,
+                        channels);
     execution.start();
     measured.started = compute.memory().current_bytes - before;
     execution.finish();
@@ -159,11 +160,11 @@ TEST(Memory, MeasuredPeakIsTheCountedSlots) {
                 channels.push_back({compute.sibling(name), world->split(0, world->rank(), name)});
               }
               const auto rank = static_cast<std::size_t>(world->rank());
-              measured[rank] = measure(programs[rank], shapes, compute, channels);
+              measured[rank] = measure(programs[rank], compute, channels);
             });
             for (std::size_t rank = 0; rank < kRanks; ++rank) {
               const Program& program = *programs[rank];
-              const std::int64_t counted = count(program, shapes).scratch_bytes;
+              const std::int64_t counted = count(program).scratch_bytes;
               EXPECT_EQ(measured[rank].started, counted) << "rank " << rank;
               EXPECT_EQ(measured[rank].peak, counted + largest_kernel_scratch(program, shapes))
                   << "rank " << rank;

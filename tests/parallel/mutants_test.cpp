@@ -6,7 +6,7 @@
 #include <set>
 
 #include "parallel/executor.h"
-#include "parallel/verifier.h"
+#include "parallel/verifier/verifier.h"
 #include "runtime/error.h"
 #include "tests/support/scheme_cases.h"
 #include "tests/support/spread_attention.h"
@@ -209,9 +209,7 @@ const Mutation kMutations[] = {
            for (std::size_t i = 1; i < views.size(); ++i) {
              const View &a = *views[i - 1], &b = *views[i];
              const auto kind = [&](const View& v) {
-               return s.programs[static_cast<std::size_t>(rank)]
-                   .slots[static_cast<std::size_t>(v.slot)]
-                   .kind;
+               return s.programs[static_cast<std::size_t>(rank)].slot(v).record.kind;
              };
              if (kind(a) != kind(b) || a.rows() != b.rows() || a.heads() != b.heads()) continue;
              std::swap(*views[i - 1], *views[i]);
@@ -312,6 +310,85 @@ TEST(Mutants, UlyssesThatSwapsHeads) {
                 Transfer& home = as<Transfer>(steps_of<Transfer>(s, 0).back());
                 std::swap(home.receives[1].views[0], home.receives[2].views[0]);
               });
+}
+
+/// A schedule whose ranks hold equally many rows, so that its collectives are marked.
+Schedule marked(const std::string& name, Direction direction, const Layout& layout) {
+  const SchemeInputs inputs{Mask::full(40), layout, {8, 4, 8, 8, runtime::DType::float32},
+                            direction,      {},     scheme(name)};
+  return build_schedule(inputs);
+}
+
+TEST(Mutants, TransfersMarkedAsCollectivesThatAreNone) {
+  const Layout layout(LayoutKind::zigzag, 40, 1, kRanks);
+  const auto transfer = [](Schedule& s, int rank, std::size_t n) -> Transfer& {
+    return as<Transfer>(steps_of<Transfer>(s, rank).at(n));
+  };
+  const auto verdict = [&](const Schedule& s) { return verify(s, Mask::full(40), layout); };
+  struct Case {
+    const char* what;
+    const char* scheme;
+    TransferKind kind;
+    Fault fault;
+    std::function<void(Schedule&)> breaks;
+  };
+  const Case cases[] = {
+      {"one rank knows nothing of the mark", "all_gather", TransferKind::all_gather,
+       Fault::mismatch, [&](Schedule& s) { transfer(s, 2, 0).kind = TransferKind::none; }},
+      {"one rank takes it for another collective", "ulysses", TransferKind::all_to_all,
+       Fault::malformed, [&](Schedule& s) { transfer(s, 2, 0).kind = TransferKind::all_gather; }},
+      {"a member gets less than the others", "all_gather", TransferKind::all_gather,
+       Fault::malformed, [&](Schedule& s) { transfer(s, 0, 0).sends[1].views[0].row_end -= 1; }},
+      {"a member is left out by one", "all_gather", TransferKind::all_gather, Fault::malformed,
+       [&](Schedule& s) { transfer(s, 0, 0).sends.pop_back(); }},
+      {"two members leave each other out", "all_gather", TransferKind::all_gather, Fault::mismatch,
+       [&](Schedule& s) {
+         for (const auto& [rank, other] : {std::pair{0, 1}, {1, 0}}) {
+           Transfer& t = transfer(s, rank, 0);
+           const auto is_other = [&](const Message& m) { return m.peer == other; };
+           std::erase_if(t.sends, is_other);
+           std::erase_if(t.receives, is_other);
+         }
+       }},
+      {"another view to one member", "all_gather", TransferKind::all_gather, Fault::malformed,
+       [&](Schedule& s) {
+         View& view = transfer(s, 1, 0).sends[2].views[0];
+         ++view.head_begin, ++view.head_end;
+       }},
+  };
+  for (const Case& c : cases) {
+    Schedule s = marked(c.scheme, Direction::forward, layout);
+    ASSERT_TRUE(verdict(s).ok()) << verdict(s).message;
+    ASSERT_EQ(transfer(s, 0, 0).kind, c.kind);
+    c.breaks(s);
+    const Verdict found = verdict(s);
+    EXPECT_STREQ(name(found.fault), name(c.fault)) << c.what << ": " << found.message;
+  }
+}
+
+TEST(Mutants, CollectivesOfUnequalCountsAreNotMarked) {
+  const Layout ragged(LayoutKind::zigzag, 41, 1, kRanks), even(LayoutKind::zigzag, 40, 1, kRanks);
+  for (const char* scheme_name : {"all_gather", "ulysses", "usp"}) {
+    for (const Direction direction : {Direction::forward, Direction::backward}) {
+      for (const auto& [layout, n] : {std::pair{&ragged, 41}, {&even, 40}}) {
+        SchemeInputs inputs{
+            Mask::full(n), *layout, {8, 4, 8, 8, runtime::DType::float32}, direction};
+        inputs.options = scheme(scheme_name);
+        std::size_t some = 0;
+        for (const Program& program : build_schedule(inputs).programs) {
+          for (const Step& step : program.steps) {
+            const auto* transfer = std::get_if<Transfer>(&step.operation);
+            some += transfer && transfer->kind != TransferKind::none ? 1 : 0;
+          }
+        }
+        if (n == 40) {
+          EXPECT_GT(some, 0u) << scheme_name << " " << name(direction);
+        } else if (std::string(scheme_name) != "usp") {  // two of its ranks may be even
+          EXPECT_EQ(some, 0u) << scheme_name << " " << name(direction);
+        }
+      }
+    }
+  }
 }
 
 TEST(Mutants, GroupCastOfAWrongRange) {
