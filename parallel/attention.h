@@ -34,6 +34,11 @@ class Attention {
   /// The masks and layout of the calls that follow; masks.tokens() == layout.tokens(). Same on all
   /// ranks.
   void set_batch(const attention::HeadMasks& masks, const Layout& layout);
+  /// Prepares the calls of a batch, both ways, under the present scheme: what set_batch() with
+  /// equal masks and layout then finds done. On any thread, also while calls run; else a batch's
+  /// first call does it. Throws Error for what could not run.
+  void prepare(const attention::HeadMasks& masks, const Layout& layout, const Shapes& shapes,
+               const attention::Scoring& scoring) const;
   /// The scheme of the calls that follow. Collective: it may open another channel.
   void set_scheme(const SchemeOptions& scheme);
 

@@ -104,7 +104,10 @@ void Builder::attend_backward(const View& q_bundle, const View& kv, const Bands&
 }
 
 void Builder::accumulate(const View& src, const View& dst) {
-  append(Accumulate{src, dst}, kCompute);
+  accumulate(std::vector{src}, std::vector{dst});
+}
+void Builder::accumulate(std::vector<View> src, std::vector<View> dst) {
+  append(Accumulate{std::move(src), std::move(dst)}, kCompute);
 }
 void Builder::copy(const View& src, const View& dst) { append(Copy{src, dst}, kCompute); }
 

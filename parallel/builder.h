@@ -43,6 +43,8 @@ class Builder {
                        Mode dq_mode, const View& dkv, Mode dkv_mode,
                        const std::optional<View>& v = {});
   void accumulate(const View& src, const View& dst);
+  /// Pair by pair, in one step.
+  void accumulate(std::vector<View> src, std::vector<View> dst);
   void copy(const View& src, const View& dst);
 
   /// A grouped exchange on a channel. Zero-size messages are dropped, and with them an empty

@@ -1,6 +1,5 @@
 #include "parallel/executor.h"
 
-#include <algorithm>
 #include <limits>
 
 #include "runtime/error.h"
@@ -23,46 +22,60 @@ void check_tensor(const ConstTensorView& view, const Field& field, const Slot& s
                  slot.heads, " heads, dtype ", runtime::name(field.dtype));
 }
 
-/// The tensor given for a field.
-template <class Tensor>
-const Tensor& find(const Field& field, const std::vector<std::string_view>& names,
-                   std::span<const Tensor> tensors) {
-  const auto at = std::ranges::find(names, field.name) - names.begin();
-  LONGHAUL_CHECK(at < std::ssize(tensors), "no tensor bound to field '", field.name, "'");
-  return tensors[static_cast<std::size_t>(at)];
+/// A field of a scratch slot in the arena.
+TensorView scratch_view(std::byte* data, const Field& field, const Slot& slot,
+                        const Stream& compute) {
+  if (field.number) return {data, field.dtype, compute.device(), {slot.rows, slot.heads}};
+  return {data, field.dtype, compute.device(), {slot.rows, slot.heads, field.width}};
 }
 
 }  // namespace
 
-Execution::Execution(std::shared_ptr<const Program> program, const Signature& signature,
-                     const attention::Scoring& scoring, std::span<const ConstTensorView> inputs,
+Execution::Execution(std::shared_ptr<const Loaded> call, std::span<const ConstTensorView> inputs,
                      std::span<const TensorView> outputs, const Stream& compute,
                      const std::vector<Channel>& channels)
-    : program_(std::move(program)),
-      scoring_(scoring),
+    : call_(std::move(call)),
+      prepared_(*call_->prepared),
       compute_(compute),
       channels_(channels),
-      read_(program_->slots.size()),
-      written_(program_->slots.size()),
-      awaited_(program_->steps.size(), false),
-      events_(program_->steps.size()) {
-  for (const Step& step : program_->steps) {
-    for (const int wait : step.waits) awaited_[static_cast<std::size_t>(wait)] = true;
-    LONGHAUL_CHECK(step.stream <= static_cast<int>(channels.size()), "the program needs channel ",
-                   step.stream - 1, ", ", channels.size(), " given");
-  }
-  for (std::size_t index = 0; index < program_->slots.size(); ++index) {
-    const Slot& slot = program_->slots[index];
-    for (const Field& field : slot.record.fields) {
+      read_(prepared_.program().slots.size()),
+      written_(prepared_.program().slots.size()),
+      events_(prepared_.program().steps.size()) {
+  LONGHAUL_CHECK(prepared_.channels() <= static_cast<int>(channels.size()), "the program needs ",
+                 prepared_.channels(), " channels, ", channels.size(), " given");
+  LONGHAUL_CHECK(inputs.size() == prepared_.inputs() && outputs.size() == prepared_.outputs(),
+                 inputs.size(), " inputs and ", outputs.size(), " outputs bound; expected ",
+                 prepared_.inputs(), " and ", prepared_.outputs());
+  bind(inputs, outputs);
+}
+
+void Execution::bind(std::span<const ConstTensorView> inputs, std::span<const TensorView> outputs) {
+  for (std::size_t index = 0; index < read_.size(); ++index) {
+    const Slot& slot = prepared_.program().slots[index];
+    if (slot.role == Role::scratch) continue;
+    const auto& places = prepared_.places()[index];
+    for (std::size_t f = 0; f < places.size(); ++f) {
       if (slot.role == Role::input) {
-        read_[index].push_back(find(field, signature.inputs, inputs));
-      } else if (slot.role == Role::output) {
-        written_[index].push_back(find(field, signature.outputs, outputs));
-        read_[index].push_back(*(written_[index].end() - 1));
+        read_[index].push_back(inputs[places[f].tensor]);
       } else {
-        continue;
+        written_[index].push_back(outputs[places[f].tensor]);
+        read_[index].push_back(written_[index].back());
       }
-      check_tensor(*(read_[index].end() - 1), field, slot);
+      check_tensor(read_[index].back(), slot.record.fields[f], slot);
+    }
+  }
+}
+
+void Execution::place_scratch() {
+  arena_ = compute_.allocate(prepared_.arena_bytes());
+  for (std::size_t index = 0; index < read_.size(); ++index) {
+    const Slot& slot = prepared_.program().slots[index];
+    if (slot.role != Role::scratch) continue;
+    const auto& places = prepared_.places()[index];
+    for (std::size_t f = 0; f < places.size(); ++f) {
+      written_[index].push_back(scratch_view(arena_.data() + places[f].arena_begin,
+                                             slot.record.fields[f], slot, compute_));
+      read_[index].push_back(written_[index].back());
     }
   }
 }
@@ -70,18 +83,8 @@ Execution::Execution(std::shared_ptr<const Program> program, const Signature& si
 void Execution::start() {
   if (started_) return;
   started_ = true;
-  for (std::size_t index = 0; index < program_->slots.size(); ++index) {
-    const Slot& slot = program_->slots[index];
-    if (slot.role != Role::scratch) continue;
-    for (const Field& field : slot.record.fields) {
-      std::vector<std::int64_t> sizes{slot.rows, slot.heads};
-      if (!field.number) sizes.push_back(field.width);
-      scratch_.emplace_back(sizes, field.dtype, compute_);
-      written_[index].push_back(scratch_.back());
-      read_[index].push_back(scratch_.back());
-    }
-  }
-  // Inputs, and whoever used this scratch memory before, lie earlier on the compute stream.
+  place_scratch();
+  // Inputs, and whoever used this memory before, lie earlier on the compute stream.
   const runtime::Event before = compute_.record();
   for (const Channel& channel : channels_) channel.stream.wait(before);
   enqueue_until(0);
@@ -100,26 +103,20 @@ void Execution::finish() {
 }
 
 void Execution::enqueue_until(int phase) {
-  const auto& steps = program_->steps;
-  while (next_ < static_cast<int>(steps.size()) &&
-         steps[static_cast<std::size_t>(next_)].phase <= phase)
-    enqueue(next_++);
+  const auto& steps = prepared_.program().steps;
+  while (next_ < steps.size() && steps[next_].phase <= phase) enqueue(next_++);
 }
 
-const Stream& Execution::stream_of(int stream) const {
-  return stream == kCompute ? compute_ : channels_[static_cast<std::size_t>(stream - 1)].stream;
-}
-
-void Execution::enqueue(int index) {
-  const auto i = static_cast<std::size_t>(index);
-  const Step& step = program_->steps[i];
-  const Stream& stream = stream_of(step.stream);
-  for (const int wait : step.waits) stream.wait(events_[static_cast<std::size_t>(wait)]);
+void Execution::enqueue(std::size_t index) {
+  const Step& step = prepared_.program().steps[index];
   const Channel* channel =
       step.stream == kCompute ? nullptr : &channels_[static_cast<std::size_t>(step.stream - 1)];
-  const Frame frame({*program_, read_, written_, scoring_, compute_, channel});
-  std::visit([&](const auto& operation) { run(operation, frame); }, step.operation);
-  if (awaited_[i]) events_[i] = stream.record();
+  const Stream& stream = channel == nullptr ? compute_ : channel->stream;
+  for (const int wait : step.waits) stream.wait(events_[static_cast<std::size_t>(wait)]);
+  prepared_.step(index).run(
+      Frame({prepared_.program(), read_, written_, arena_.data() + prepared_.slots_bytes(),
+             call_->tables.data(), compute_, channel}));
+  if (prepared_.awaited(index)) events_[index] = stream.record();
 }
 
 }  // namespace longhaul::parallel

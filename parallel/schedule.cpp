@@ -24,8 +24,14 @@ Count count(const Program& program) {
     if (slot.role == Role::scratch) total.scratch_bytes += slot_bytes(slot);
   }
   for (const Step& step : program.steps)
-    std::visit([&](const auto& of) { add_cost(of, program, total); }, step.operation);
+    std::visit([&](const auto& of) { add_cost(of, program, step.stream, total); }, step.operation);
   return total;
+}
+
+std::int64_t Count::staging_bytes() const {
+  std::int64_t bytes = 0;
+  for (const auto& [channel, most] : staged) bytes += most;
+  return bytes;
 }
 
 LinkBytes link_bytes(const std::map<int, std::int64_t>& sent_to, int rank,

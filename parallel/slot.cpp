@@ -14,8 +14,14 @@ std::int64_t Record::cell_bytes(std::optional<DType> wire_dtype) const {
   return bytes;
 }
 
+std::int64_t field_bytes(const Slot& slot, const Field& field) {
+  return aligned(slot.rows * slot.heads * field.width * runtime::size_bytes(field.dtype));
+}
+
 std::int64_t slot_bytes(const Slot& slot) {
-  return slot.rows * slot.heads * slot.record.cell_bytes();
+  std::int64_t bytes = 0;
+  for (const Field& field : slot.record.fields) bytes += field_bytes(slot, field);
+  return bytes;
 }
 
 View rows_of(View view, std::int64_t begin, std::int64_t end) {

@@ -67,6 +67,13 @@ struct Slot {
   std::vector<Run> tokens = {};  ///< inputs and outputs: the global tokens of its rows
   int first_head = 0;            ///< inputs and outputs: the global number of its first head
 };
+/// In the memory of a call every field begins at a multiple of this many bytes.
+constexpr std::int64_t kFieldAlignment = 256;
+constexpr std::int64_t aligned(std::int64_t bytes) {
+  return (bytes + kFieldAlignment - 1) / kFieldAlignment * kFieldAlignment;
+}
+std::int64_t field_bytes(const Slot& slot, const Field& field);
+/// Of all its fields, each aligned.
 std::int64_t slot_bytes(const Slot& slot);
 
 /// What a call binds: the names of the fields of its inputs and outputs, in the order in which

@@ -42,14 +42,20 @@ class Buffers {
 /// transfer.
 class Arrivals {
  public:
-  void expect(const View& arrived, const View& into) { expected_.emplace_back(arrived, into); }
+  void expect(const View& arrived, const View& into) {
+    expect(std::vector{arrived}, std::vector{into});
+  }
+  /// Pair by pair.
+  void expect(std::vector<View> arrived, std::vector<View> into) {
+    expected_.emplace_back(std::move(arrived), std::move(into));
+  }
   void add_all(Builder& builder) {
-    for (const auto& [arrived, into] : std::exchange(expected_, {}))
-      builder.accumulate(arrived, into);
+    for (auto& [arrived, into] : std::exchange(expected_, {}))
+      builder.accumulate(std::move(arrived), std::move(into));
   }
 
  private:
-  std::vector<std::pair<View, View>> expected_;
+  std::vector<std::pair<std::vector<View>, std::vector<View>>> expected_;
 };
 
 }  // namespace longhaul::parallel

@@ -204,10 +204,9 @@ class CastingRank {
     for (const Cast& cast : needed(hop))
       std::ranges::copy(rows_in_packed(packed(parts, hop, cast), cast), append(send));
     for (const Cast& cast : given(hop)) {
-      const std::vector<View> from = rows_in_packed(packed(arrived, hop, cast), cast),
-                              into = rows_in(dkv, cast);
+      std::vector<View> from = rows_in_packed(packed(arrived, hop, cast), cast);
       std::ranges::copy(from, append(receive));
-      for (std::size_t i = 0; i < from.size(); ++i) arrivals.expect(from[i], into[i]);
+      arrivals.expect(std::move(from), rows_in(dkv, cast));
     }
     builder_.transfer(0, {std::move(send)}, {std::move(receive)});
   }

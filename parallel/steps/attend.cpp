@@ -4,6 +4,7 @@
 #include "parallel/schedule.h"
 #include "parallel/verifier/form.h"
 #include "parallel/verifier/shadow.h"
+#include "runtime/error.h"
 
 namespace longhaul::parallel {
 
@@ -205,45 +206,117 @@ void rehearse(const AttendBackward& step, Shadow& shadow) {
 
 namespace {
 
-struct Keys {
-  runtime::ConstTensorView k, v;
-};
-/// From one slot or from two.
-Keys keys_of(const View& kv, const std::optional<View>& v, const Frame& frame) {
-  const auto keys = frame.inputs(kv);
-  return {keys[0], v ? frame.inputs(*v)[0] : keys[1]};
+std::int64_t width_of(const View& view, std::size_t field, const Preparation& with) {
+  return with.record(view).fields[field].width;
 }
+
+attention::BlockShape shape_of(const View& q, const View& kv, const std::optional<View>& v,
+                               const Preparation& with) {
+  return {q.rows(),
+          kv.rows(),
+          q.heads(),
+          kv.heads(),
+          width_of(q, 0, with),
+          v ? width_of(*v, 0, with) : width_of(kv, 1, with),
+          with.record(q).fields[0].dtype};
+}
+
+/// The program's records and the scoring have the LSE, or neither does.
+void check_weighting(const View& view, std::size_t fields_of_softmax, const Preparation& with) {
+  const bool softmax = with.scoring().weighting == attention::Weighting::softmax;
+  LONGHAUL_CHECK((with.record(view).fields.size() == fields_of_softmax) == softmax,
+                 "the program was made for another weighting than the call's");
+}
+
+/// A block call of a program.
+class PreparedBlock : public PreparedStep {
+ public:
+  PreparedBlock(attention::Pass pass, const std::vector<Slice>& bands,
+                const attention::BlockShape& shape, Preparation& with)
+      : plan_(attention::plan_block(pass, bands, shape, with.scoring(), with.place())),
+        table_(with.add_table(plan_->table())) {}
+  std::int64_t scratch_bytes() const override { return plan_->scratch_bytes(); }
+
+ protected:
+  struct Keys {
+    runtime::ConstTensorView k, v;
+  };
+  /// From one slot or from two.
+  static Keys keys_of(const View& kv, const std::optional<View>& v, const Frame& frame) {
+    const auto keys = frame.inputs(kv);
+    return {keys[0], v ? frame.inputs(*v)[0] : keys[1]};
+  }
+  attention::BlockMemory memory(const Frame& frame) const {
+    return {frame.scratch(), frame.table(table_)};
+  }
+  const attention::BlockPlan& plan() const { return *plan_; }
+
+ private:
+  const std::shared_ptr<const attention::BlockPlan> plan_;
+  const std::int64_t table_;
+};
+
+class PreparedAttend final : public PreparedBlock {
+ public:
+  PreparedAttend(const Attend& step, Preparation& with)
+      : PreparedBlock(attention::Pass::forward, step.bands, shape_of(step.q, step.kv, step.v, with),
+                      with),
+        step_(step) {}
+  void run(const Frame& frame) const override {
+    const auto [k, v] = keys_of(step_.kv, step_.v, frame);
+    const auto partial = frame.outputs(step_.partial);
+    const runtime::TensorView lse = partial.size() > 1 ? partial[1] : runtime::TensorView();
+    plan().forward({frame.inputs(step_.q)[0], k, v, partial[0], lse, step_.mode}, memory(frame),
+                   frame.compute());
+  }
+
+ private:
+  const Attend& step_;
+};
+
+class PreparedAttendBackward final : public PreparedBlock {
+ public:
+  PreparedAttendBackward(const AttendBackward& step, Preparation& with)
+      : PreparedBlock(attention::Pass::backward, step.bands,
+                      shape_of(step.q_bundle, step.kv, step.v, with), with),
+        step_(step) {}
+  void run(const Frame& frame) const override {
+    const auto [k, v] = keys_of(step_.kv, step_.v, frame);
+    const auto q = frame.inputs(step_.q_bundle);
+    attention::BlockBackwardInputs inputs{q[0], k, v, q[1], {}, {}};
+    if (q.size() > 2) {
+      inputs.lse = q[2];
+      inputs.delta = q[3];
+    }
+    const auto dkv = frame.outputs(step_.dkv);
+    plan().backward(
+        {inputs, frame.outputs(step_.dq)[0], step_.dq_mode, dkv[0], dkv[1], step_.dkv_mode},
+        memory(frame), frame.compute());
+  }
+
+ private:
+  const AttendBackward& step_;
+};
 
 }  // namespace
 
-void run(const Attend& step, const Frame& frame) {
-  const auto [k, v] = keys_of(step.kv, step.v, frame);
-  const auto partial = frame.outputs(step.partial);
-  attention::block_forward(frame.inputs(step.q)[0], k, v, step.bands, frame.scoring(), partial[0],
-                           partial.size() > 1 ? partial[1] : runtime::TensorView(), step.mode,
-                           frame.compute());
+std::unique_ptr<const PreparedStep> prepare(const Attend& step, Preparation& with) {
+  check_weighting(step.partial, 2, with);
+  return std::make_unique<const PreparedAttend>(step, with);
 }
 
-void run(const AttendBackward& step, const Frame& frame) {
-  const auto [k, v] = keys_of(step.kv, step.v, frame);
-  const auto q = frame.inputs(step.q_bundle);
-  const auto dkv = frame.outputs(step.dkv);
-  attention::BlockBackwardInputs inputs{q[0], k, v, q[1], {}, {}};
-  if (q.size() > 2) {
-    inputs.lse = q[2];
-    inputs.delta = q[3];
-  }
-  attention::block_backward(inputs, step.bands, frame.scoring(), frame.outputs(step.dq)[0],
-                            step.dq_mode, dkv[0], dkv[1], step.dkv_mode, frame.compute());
+std::unique_ptr<const PreparedStep> prepare(const AttendBackward& step, Preparation& with) {
+  check_weighting(step.q_bundle, 4, with);
+  return std::make_unique<const PreparedAttendBackward>(step, with);
 }
 
 // ---- cost
 
-void add_cost(const Attend& step, const Program&, Count& count) {
+void add_cost(const Attend& step, const Program&, int, Count& count) {
   count.pairs += attention::area(step.bands) * step.q.heads();
 }
 
-void add_cost(const AttendBackward& step, const Program&, Count& count) {
+void add_cost(const AttendBackward& step, const Program&, int, Count& count) {
   count.pairs += attention::area(step.bands) * step.q_bundle.heads();
 }
 

@@ -2,6 +2,7 @@
 // Softmax (or sigmoid) attention of some query rows over some key rows, and its gradients: the
 // steps, what their slots are made of, and beside them all that is true of a step.
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -13,7 +14,8 @@ namespace longhaul::parallel {
 struct Count;
 struct Program;
 class Form;
-class Frame;
+class Preparation;
+class PreparedStep;
 class Shadow;
 
 using attention::Mode;
@@ -82,10 +84,11 @@ void check(const AttendBackward& step, const Form& form);
 void rehearse(const Attend& step, Shadow& shadow);
 void rehearse(const AttendBackward& step, Shadow& shadow);
 
-void run(const Attend& step, const Frame& frame);
-void run(const AttendBackward& step, const Frame& frame);
+/// Plans it; what could be refused is refused here.
+std::unique_ptr<const PreparedStep> prepare(const Attend& step, Preparation& with);
+std::unique_ptr<const PreparedStep> prepare(const AttendBackward& step, Preparation& with);
 
-void add_cost(const Attend& step, const Program& program, Count& count);
-void add_cost(const AttendBackward& step, const Program& program, Count& count);
+void add_cost(const Attend& step, const Program& program, int stream, Count& count);
+void add_cost(const AttendBackward& step, const Program& program, int stream, Count& count);
 
 }  // namespace longhaul::parallel

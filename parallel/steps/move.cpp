@@ -35,6 +35,11 @@ std::int64_t message_bytes(const Message& message, const Program& program) {
   return bytes;
 }
 
+bool same_run(const View& before, const View& view) {
+  return before.slot == view.slot && before.head_begin == view.head_begin &&
+         before.head_end == view.head_end;
+}
+
 std::vector<int> group_of(const Transfer& transfer, int rank) {
   std::vector<int> group{rank};
   for (const auto* side : {&transfer.sends, &transfer.receives}) {
@@ -49,7 +54,11 @@ std::vector<int> group_of(const Transfer& transfer, int rank) {
 // ---- accesses
 
 std::vector<Access> accesses(const Accumulate& step) {
-  return {{step.src, false}, {step.dst, true}};
+  std::vector<Access> all;
+  all.reserve(step.src.size() + step.dst.size());
+  for (const View& view : step.src) all.push_back({view, false});
+  for (const View& view : step.dst) all.push_back({view, true});
+  return all;
 }
 
 std::vector<Access> accesses(const Copy& step) { return {{step.src, false}, {step.dst, true}}; }
@@ -70,15 +79,14 @@ std::vector<Access> accesses(const Transfer& step) {
 
 namespace {
 
-void check_move(const View& src, const View& dst, const Form& form) {
+void check_pair(const View& src, const View& dst, const Form& form) {
   form.require_same_record(src, dst);
   form.require_same_extent(src, dst);
-  form.require(!overlaps(src, dst), "source and destination overlap");
 }
 
 /// Views of the same rows follow one another by their heads: of those it is enough to compare
 /// neighbours. Others overlap none that begins at their end or later.
-void check_disjoint(std::vector<View>& views, const Form& form) {
+void check_disjoint(std::vector<View> views, const char* overlapping, const Form& form) {
   std::erase_if(views, [](const View& v) { return v.empty(); });
   const auto rows = [](const View& v) { return std::tie(v.slot, v.row_begin, v.row_end); };
   std::ranges::sort(views, [&](const View& a, const View& b) {
@@ -90,13 +98,30 @@ void check_disjoint(std::vector<View>& views, const Form& form) {
     if (one == next)
       next = std::find_if(one, views.end(), [&](const View& v) { return rows(v) != rows(*one); });
     const auto apart = [&](const View& other) {
-      form.require(!overlaps(*one, other), "receives of a group overlap");
+      form.require(!overlaps(*one, other), overlapping);
     };
     if (one + 1 != next) apart(one[1]);
     for (auto other = next;
          other != views.end() && other->slot == one->slot && other->row_begin < one->row_end;
          ++other)
       apart(*other);
+  }
+}
+
+/// None of `read` overlaps one of `written`.
+void require_apart(std::vector<View> read, std::vector<View> written, const char* overlapping,
+                   const Form& form) {
+  const auto by_rows = [](const View& v) { return std::tie(v.slot, v.row_begin); };
+  std::erase_if(written, &View::empty);
+  std::ranges::sort(written, {}, by_rows);
+  std::int64_t longest = 0;
+  for (const View& view : written) longest = std::max(longest, view.rows());
+  for (const View& view : read) {
+    if (view.empty()) continue;
+    const std::int64_t from = view.row_begin - longest;
+    for (auto at = std::ranges::lower_bound(written, std::tie(view.slot, from), {}, by_rows);
+         at != written.end() && at->slot == view.slot && at->row_begin < view.row_end; ++at)
+      form.require(!overlaps(view, *at), overlapping);
   }
 }
 
@@ -136,12 +161,20 @@ void check_collective(const Transfer& transfer, const Form& form) {
 }  // namespace
 
 void check(const Accumulate& step, const Form& form) {
-  form.require(form.record(step.dst).accumulates(),
-               "accumulates into something that is no accumulator");
-  check_move(step.src, step.dst, form);
+  form.require(step.src.size() == step.dst.size(), "has different numbers of views on its sides");
+  for (std::size_t i = 0; i < step.dst.size(); ++i) {
+    form.require(form.record(step.dst[i]).accumulates(),
+                 "accumulates into something that is no accumulator");
+    check_pair(step.src[i], step.dst[i], form);
+  }
+  check_disjoint(step.dst, "destinations overlap", form);
+  require_apart(step.src, step.dst, "source and destination overlap", form);
 }
 
-void check(const Copy& step, const Form& form) { check_move(step.src, step.dst, form); }
+void check(const Copy& step, const Form& form) {
+  check_pair(step.src, step.dst, form);
+  form.require(!overlaps(step.src, step.dst), "source and destination overlap");
+}
 
 void check(const Transfer& step, const Form& form) {
   for (const auto* side : {&step.sends, &step.receives}) {
@@ -159,23 +192,21 @@ void check(const Transfer& step, const Form& form) {
     sent.insert(sent.end(), message.views.begin(), message.views.end());
   for (const Message& message : step.receives)
     received.insert(received.end(), message.views.begin(), message.views.end());
-  check_disjoint(received, form);
-  std::ranges::sort(sent, {}, &View::slot);
-  for (const View& into : received) {
-    for (const View& from : std::ranges::equal_range(sent, into.slot, {}, &View::slot))
-      form.require(!overlaps(from, into), "a group sends what it receives into");
-  }
+  check_disjoint(received, "receives of a group overlap", form);
+  require_apart(sent, received, "a group sends what it receives into", form);
   if (step.kind != TransferKind::none) check_collective(step, form);
 }
 
 // ---- rehearsal
 
 void rehearse(const Accumulate& step, Shadow& shadow) {
-  shadow.require_defined(step.src);
-  shadow.prepare_accumulator(step.dst, step.src, attention::Mode::add);
-  const ShadowCells from = shadow.cells(step.src), to = shadow.cells(step.dst);
-  for (std::int64_t row = 0; row < to.rows; ++row) {
-    for (int cell = 0; cell < to.per_view; ++cell) to.sum(row, cell) += from.sum(row, cell);
+  for (std::size_t i = 0; i < step.dst.size(); ++i) {
+    shadow.require_defined(step.src[i]);
+    shadow.prepare_accumulator(step.dst[i], step.src[i], attention::Mode::add);
+    const ShadowCells from = shadow.cells(step.src[i]), to = shadow.cells(step.dst[i]);
+    for (std::int64_t row = 0; row < to.rows; ++row) {
+      for (int cell = 0; cell < to.per_view; ++cell) to.sum(row, cell) += from.sum(row, cell);
+    }
   }
 }
 
@@ -185,57 +216,238 @@ void rehearse(const Transfer&, Shadow&) {}
 
 // ---- running
 
-void run(const Accumulate& step, const Frame& frame) {
-  const auto src = frame.inputs(step.src);
-  const auto dst = frame.outputs(step.dst);
-  if (frame.record(step.dst).combine == Combine::merge)
-    return attention::merge(src[0], src[1], dst[0], dst[1], frame.compute());
-  for (std::size_t f = 0; f < dst.size(); ++f) runtime::accumulate(src[f], dst[f], frame.compute());
+namespace {
+
+using runtime::RowMove;
+using runtime::RowMoves;
+
+/// All rows of a view's slot, at its heads.
+View all_rows(const View& view, const Program& program) {
+  return {view.slot, 0, program.slot(view).rows, view.head_begin, view.head_end};
 }
 
-void run(const Copy& step, const Frame& frame) {
-  const auto src = frame.inputs(step.src);
-  const auto dst = frame.outputs(step.dst);
-  for (std::size_t f = 0; f < dst.size(); ++f) runtime::copy(src[f], dst[f], frame.compute());
+/// Rows of a view: all of them, or those of a list.
+struct Rows {
+  View view;
+  std::shared_ptr<const RowMoves> moves = {};
+  std::int64_t table = 0;
+  runtime::RowList list(const Frame& frame) const { return {moves, frame.table(table)}; }
+};
+
+/// A run of a message: its rows are those of its views, one after another.
+struct MessageRun {
+  View first;                  ///< of its views
+  std::vector<RowMove> moves;  ///< from slot row to row of the run, neighbours joined
+  std::int64_t rows = 0;
+  /// Whether its rows and heads lie together in a slot.
+  bool contiguous(const Program& program) const {
+    return moves.size() == 1 && (first.heads() == program.slot(first).heads || rows == 1);
+  }
+};
+std::vector<MessageRun> runs_of(const Message& message) {
+  std::vector<MessageRun> runs;
+  for (std::size_t v = 0; v < message.views.size(); ++v) {
+    const View& view = message.views[v];
+    if (v == 0 || !same_run(message.views[v - 1], view)) runs.push_back({view, {}});
+    MessageRun& run = runs.back();
+    if (view.rows() == 0) continue;
+    if (!run.moves.empty() && run.moves.back().from + run.moves.back().count == view.row_begin) {
+      run.moves.back().count += view.rows();
+    } else {
+      run.moves.push_back({view.row_begin, run.rows, view.rows()});
+    }
+    run.rows += view.rows();
+  }
+  std::erase_if(runs,
+                [](const MessageRun& run) { return run.rows == 0 || run.first.heads() == 0; });
+  return runs;
 }
 
-void run(const Transfer& step, const Frame& frame) {
-  std::vector<runtime::SendMessage> sends;
-  std::vector<runtime::ReceiveMessage> receives;
-  std::string_view what;
-  for (const Message& message : step.sends) {
-    runtime::SendMessage send{message.peer, {}, message.wire_dtype};
-    for (const View& view : message.views) {
-      for (const auto& field : frame.inputs(view)) send.views.push_back(field);
-      what = frame.slot(view).name;
-    }
-    sends.push_back(std::move(send));
+/// Bytes that a message stages on one side.
+std::int64_t staged_bytes(const Message& message, const Program& program) {
+  std::int64_t bytes = 0;
+  for (const MessageRun& run : runs_of(message)) {
+    const Record& record = program.slot(run.first).record;
+    const std::int64_t sent = run.rows * run.first.heads() * record.cell_bytes(message.wire_dtype);
+    const std::int64_t held = run.rows * run.first.heads() * record.cell_bytes();
+    if (!run.contiguous(program) || sent != held) bytes += sent;
   }
-  for (const Message& message : step.receives) {
-    runtime::ReceiveMessage receive{message.peer, {}, message.wire_dtype};
-    for (const View& view : message.views) {
-      for (const auto& field : frame.outputs(view)) receive.views.push_back(field);
-      what = frame.slot(view).name;
+  return bytes;
+}
+
+class PreparedAccumulate final : public PreparedStep {
+ public:
+  PreparedAccumulate(const Accumulate& step, Preparation& with) {
+    std::vector<RowMove> moves;
+    for (std::size_t i = 0; i < step.dst.size(); ++i) {
+      const View &src = step.src[i], &dst = step.dst[i];
+      const bool merges = with.record(dst).combine == Combine::merge;
+      const bool first =
+          i == 0 || !same_run(step.src[i - 1], src) || !same_run(step.dst[i - 1], dst) || merges;
+      if (first) moves.clear();
+      moves.push_back({src.row_begin, dst.row_begin, dst.rows()});
+      const bool last = i + 1 == step.dst.size() || !same_run(src, step.src[i + 1]) ||
+                        !same_run(dst, step.dst[i + 1]) || merges;
+      if (last) sums_.push_back(sum(src, dst, moves, merges, with));
     }
-    receives.push_back(std::move(receive));
   }
-  frame.channel().communicator->exchange(std::move(sends), std::move(receives),
-                                         concat("attention ", what), frame.channel().stream);
+  void run(const Frame& frame) const override {
+    for (const Sum& sum : sums_) {
+      const auto src = frame.inputs(sum.src);
+      const auto dst = frame.outputs(sum.dst.view);
+      if (sum.merges) {
+        attention::merge(src[0], src[1], dst[0], dst[1], frame.compute());
+        continue;
+      }
+      for (std::size_t f = 0; f < dst.size(); ++f) {
+        if (sum.dst.moves == nullptr) {
+          runtime::accumulate(src[f], dst[f], frame.compute());
+        } else {
+          runtime::accumulate_rows(src[f], dst[f], sum.dst.list(frame), frame.compute());
+        }
+      }
+    }
+  }
+
+ private:
+  struct Sum {
+    View src;
+    Rows dst;
+    bool merges;
+  };
+  static Sum sum(const View& src, const View& dst, const std::vector<RowMove>& moves, bool merges,
+                 Preparation& with) {
+    auto list = std::make_shared<const RowMoves>(moves);
+    if (list->entries().size() <= 1) {
+      const RowMoves::Entry rows =
+          list->entries().empty() ? RowMoves::Entry{} : list->entries().front();
+      View from = src, to = dst;
+      from.row_begin = rows.from, from.row_end = rows.from + rows.count;
+      to.row_begin = rows.to, to.row_end = rows.to + rows.count;
+      return {from, {to}, merges};
+    }
+    const std::int64_t table = with.add_table(list->table());
+    return {all_rows(src, with.program()),
+            {all_rows(dst, with.program()), std::move(list), table},
+            merges};
+  }
+  std::vector<Sum> sums_;
+};
+
+class PreparedCopy final : public PreparedStep {
+ public:
+  explicit PreparedCopy(const Copy& step) : step_(step) {}
+  void run(const Frame& frame) const override {
+    const auto src = frame.inputs(step_.src);
+    const auto dst = frame.outputs(step_.dst);
+    for (std::size_t f = 0; f < dst.size(); ++f) runtime::copy(src[f], dst[f], frame.compute());
+  }
+
+ private:
+  const Copy& step_;
+};
+
+class PreparedTransfer final : public PreparedStep {
+ public:
+  PreparedTransfer(const Transfer& step, Preparation& with) : what_("attention ") {
+    for (const Message& message : step.sends) sends_.push_back(part(message, true, with));
+    for (const Message& message : step.receives) receives_.push_back(part(message, false, with));
+    const Message* last = !step.receives.empty() ? &step.receives.back()
+                          : !step.sends.empty()  ? &step.sends.back()
+                                                 : nullptr;
+    if (last != nullptr && !last->views.empty())
+      what_ += with.program().slot(last->views.back()).name;
+  }
+  void run(const Frame& frame) const override {
+    std::vector<runtime::SendMessage> sends;
+    std::vector<runtime::ReceiveMessage> receives;
+    sends.reserve(sends_.size());
+    receives.reserve(receives_.size());
+    for (const Parts& message : sends_) {
+      auto& parts =
+          sends.emplace_back(message.peer, std::vector<runtime::SendPart>(), message.wire_dtype)
+              .parts;
+      for (const Rows& rows : message.runs) {
+        for (const auto& field : frame.inputs(rows.view))
+          parts.emplace_back(field, rows.list(frame));
+      }
+    }
+    for (const Parts& message : receives_) {
+      auto& parts =
+          receives
+              .emplace_back(message.peer, std::vector<runtime::ReceivePart>(), message.wire_dtype)
+              .parts;
+      for (const Rows& rows : message.runs) {
+        for (const auto& field : frame.outputs(rows.view))
+          parts.emplace_back(field, rows.list(frame));
+      }
+    }
+    const Channel& channel = frame.channel();
+    channel.communicator->exchange(std::move(sends), std::move(receives), what_, channel.stream);
+  }
+
+ private:
+  struct Parts {
+    int peer;
+    std::optional<runtime::DType> wire_dtype;
+    std::vector<Rows> runs;
+  };
+  static Parts part(const Message& message, bool sent, Preparation& with) {
+    Parts parts{message.peer, message.wire_dtype, {}};
+    for (MessageRun& run : runs_of(message)) {
+      View view = run.first;
+      if (run.moves.size() == 1) {
+        view.row_begin = run.moves[0].from;
+        view.row_end = view.row_begin + run.rows;
+        parts.runs.push_back({view});
+        continue;
+      }
+      if (!sent) {  // from rows of the run to those of the slot
+        for (RowMove& move : run.moves) std::swap(move.from, move.to);
+      }
+      auto list = std::make_shared<const RowMoves>(run.moves);
+      const std::int64_t table = with.add_table(list->table());
+      parts.runs.push_back({all_rows(view, with.program()), std::move(list), table});
+    }
+    return parts;
+  }
+
+  std::string what_;
+  std::vector<Parts> sends_, receives_;
+};
+
+}  // namespace
+
+std::unique_ptr<const PreparedStep> prepare(const Accumulate& step, Preparation& with) {
+  return std::make_unique<const PreparedAccumulate>(step, with);
+}
+
+std::unique_ptr<const PreparedStep> prepare(const Copy& step, Preparation&) {
+  return std::make_unique<const PreparedCopy>(step);
+}
+
+std::unique_ptr<const PreparedStep> prepare(const Transfer& step, Preparation& with) {
+  return std::make_unique<const PreparedTransfer>(step, with);
 }
 
 // ---- cost
 
-void add_cost(const Accumulate&, const Program&, Count&) {}
-void add_cost(const Copy&, const Program&, Count&) {}
+void add_cost(const Accumulate&, const Program&, int, Count&) {}
+void add_cost(const Copy&, const Program&, int, Count&) {}
 
-void add_cost(const Transfer& step, const Program& program, Count& count) {
+void add_cost(const Transfer& step, const Program& program, int stream, Count& count) {
+  std::int64_t staged = 0;
+  for (const Message& message : step.receives) staged += staged_bytes(message, program);
   for (const Message& message : step.sends) {
+    staged += staged_bytes(message, program);
     if (message.peer == program.rank) continue;
     const std::int64_t bytes = message_bytes(message, program);
     count.sent_bytes += bytes;
     count.sent_to[message.peer] += bytes;
     count.sent_messages += bytes > 0 ? 1 : 0;
   }
+  std::int64_t& most = count.staged[stream - 1];
+  most = std::max(most, staged);
 }
 
 }  // namespace longhaul::parallel

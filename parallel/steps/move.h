@@ -2,6 +2,7 @@
 // What moves and sums rows: accumulations, copies, and transfers between ranks, with all that is
 // true of them.
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -12,14 +13,16 @@ namespace longhaul::parallel {
 struct Count;
 struct Program;
 class Form;
-class Frame;
+class Preparation;
+class PreparedStep;
 class Shadow;
 
-/// dst <- dst merged with src (partials of a softmax), or dst + src.
+/// dst <- dst merged with src (partials of a softmax), or dst + src, pair by pair of equal views.
+/// No two of dst overlap, so the order of the pairs does not matter.
 struct Accumulate {
   static constexpr const char* kName = "Accumulate";
   static constexpr bool kOnChannel = false;
-  View src, dst;
+  std::vector<View> src, dst;
 };
 struct Copy {
   static constexpr const char* kName = "Copy";
@@ -27,7 +30,9 @@ struct Copy {
   View src, dst;
 };
 
-/// Views are sent back to back; both sides list views of equal records, rows and heads.
+/// Both sides list views of equal records, rows and heads. Views of one slot and the same heads
+/// that follow one another are a run, the same runs on both sides, and a run travels field by
+/// field, each the rows of all its views.
 struct Message {
   int peer = -1;
   std::vector<View> views;
@@ -56,6 +61,8 @@ struct Transfer {
   TransferKind kind = TransferKind::none;
 };
 std::int64_t message_bytes(const Message& message, const Program& program);
+/// Whether a view belongs to the run of the one before it.
+bool same_run(const View& before, const View& view);
 /// The rank and the peers of its transfer, rising.
 std::vector<int> group_of(const Transfer& transfer, int rank);
 
@@ -74,12 +81,13 @@ void rehearse(const Accumulate& step, Shadow& shadow);
 void rehearse(const Copy& step, Shadow& shadow);
 void rehearse(const Transfer& step, Shadow& shadow);
 
-void run(const Accumulate& step, const Frame& frame);
-void run(const Copy& step, const Frame& frame);
-void run(const Transfer& step, const Frame& frame);
+/// Makes one list of rows a run.
+std::unique_ptr<const PreparedStep> prepare(const Accumulate& step, Preparation& with);
+std::unique_ptr<const PreparedStep> prepare(const Copy& step, Preparation& with);
+std::unique_ptr<const PreparedStep> prepare(const Transfer& step, Preparation& with);
 
-void add_cost(const Accumulate& step, const Program& program, Count& count);
-void add_cost(const Copy& step, const Program& program, Count& count);
-void add_cost(const Transfer& step, const Program& program, Count& count);
+void add_cost(const Accumulate& step, const Program& program, int stream, Count& count);
+void add_cost(const Copy& step, const Program& program, int stream, Count& count);
+void add_cost(const Transfer& step, const Program& program, int stream, Count& count);
 
 }  // namespace longhaul::parallel

@@ -172,6 +172,9 @@ class Rehearsal {
     for (std::size_t v = 0; v < send.message->views.size(); ++v) {
       const View& a = send.message->views[v];
       const View& b = receive.message->views[v];
+      if (v > 0 &&
+          same_run(send.message->views[v - 1], a) != same_run(receive.message->views[v - 1], b))
+        differ("their views form different runs");
       if (from.program.slot(a).record != to.program.slot(b).record || !same_extent(a, b))
         differ(concat(show(from.program, a), " does not fit ", show(to.program, b)));
       to.shadow.deliver(b, receive.step, from.shadow, a, send.step);
@@ -276,6 +279,8 @@ Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, cons
       check_bound_slots(program, schedule, layout);
       check_form(program, schedule);
       check_hazards(program, schedule.channels);
+      proven.peak_staging_bytes =
+          std::max(proven.peak_staging_bytes, count(program).staging_bytes());
       proven.peak_scratch_bytes = std::max(proven.peak_scratch_bytes, scratch_bytes(program));
     }
     Rehearsal run(schedule, masks);

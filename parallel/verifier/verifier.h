@@ -43,6 +43,8 @@ struct Verdict {
   /// Most bytes of scratch slots that any rank holds. Slots live for the whole call, so this is the
   /// peak; a slot that nothing uses is malformed.
   std::int64_t peak_scratch_bytes = 0;
+  /// Most bytes that the exchanges of any rank stage at once (Count::staging_bytes()).
+  std::int64_t peak_staging_bytes = 0;
   bool ok() const { return fault == Fault::none; }
 };
 

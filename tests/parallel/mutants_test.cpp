@@ -181,8 +181,8 @@ const Mutation kMutations[] = {
          auto sums = steps_of<Accumulate>(s, rank);
          if (sums.empty()) continue;
          Accumulate& sum = as<Accumulate>(sums.back());
-         sum.src.row_end = sum.src.row_begin;
-         sum.dst.row_end = sum.dst.row_begin;
+         sum.src.clear();
+         sum.dst.clear();
          return true;
        }
        return false;
@@ -297,8 +297,8 @@ TEST(Mutants, UlyssesThatForgetsAReplica) {
   auto sums = steps_of<Accumulate>(schedule, 2);
   ASSERT_EQ(sums.size(), 2u);  // each of two key/value heads was at two ranks
   Accumulate& sum = as<Accumulate>(sums[1]);
-  sum.src.row_end = sum.src.row_begin;
-  sum.dst.row_end = sum.dst.row_begin;
+  sum.src.clear();
+  sum.dst.clear();
   EXPECT_EQ(verify(schedule, subject.masks, subject.layout).fault, Fault::coverage);
 }
 
@@ -391,6 +391,56 @@ TEST(Mutants, CollectivesOfUnequalCountsAreNotMarked) {
   }
 }
 
+TEST(Mutants, GroupCastOfScatteredRows) {
+  // Documents over striped ranks: what a rank needs of another, and gives back, is many intervals.
+  std::vector<std::int64_t> offsets{0};
+  while (offsets.back() < 60) offsets.push_back(std::min<std::int64_t>(60, offsets.back() + 5));
+  const Subject subject{scheme("group_cast"), Mask::documents(offsets),
+                        Layout(LayoutKind::striped, 60, 1, kRanks)};
+  const auto scattered = [](Schedule& s, int rank) -> Accumulate& {
+    return as<Accumulate>(
+        steps_of<Accumulate>(s, rank, [](const Accumulate& a) { return a.dst.size() > 3; }).at(0));
+  };
+  const Direction backward = Direction::backward;
+  expect_dies(subject, backward, Fault::misplaced, "two intervals of a sum swap", [&](Schedule& s) {
+    Accumulate& sum = scattered(s, 1);
+    const auto equal = [&](const View& v) { return v.rows() == sum.dst[0].rows(); };
+    const auto other = std::find_if(sum.dst.begin() + 1, sum.dst.end(), equal);
+    ASSERT_NE(other, sum.dst.end());
+    std::swap(sum.dst[0], *other);
+  });
+  expect_dies(subject, backward, Fault::malformed, "an interval is summed into twice",
+              [&](Schedule& s) {
+                Accumulate& sum = scattered(s, 1);
+                sum.src.push_back(sum.src[0]);
+                sum.dst.push_back(sum.dst[0]);
+              });
+  expect_dies(subject, backward, Fault::malformed, "a source without its destination",
+              [&](Schedule& s) { scattered(s, 1).dst.pop_back(); });
+  expect_dies(subject, backward, Fault::coverage, "an interval is left out", [&](Schedule& s) {
+    scattered(s, 1).src.pop_back();
+    scattered(s, 1).dst.pop_back();
+  });
+  expect_dies(subject, backward, Fault::malformed, "a sum into what it reads", [&](Schedule& s) {
+    Accumulate& sum = scattered(s, 1);
+    sum.src[0] = sum.dst[1];
+    sum.src[0].row_end = sum.src[0].row_begin + sum.dst[0].rows();
+  });
+  expect_dies(subject, Direction::forward, Fault::mismatch, "one side of a message has two runs",
+              [](Schedule& s) {
+                for (Step* step : steps_of<Transfer>(s, 1)) {
+                  for (Message& m : as<Transfer>(step).receives) {
+                    if (m.views.size() < 2) continue;
+                    Slot other = s.programs[1].slot(m.views[1]);
+                    other.name += "_other";
+                    m.views[1].slot = static_cast<int>(s.programs[1].slots.size());
+                    s.programs[1].slots.push_back(std::move(other));
+                    return;
+                  }
+                }
+              });
+}
+
 TEST(Mutants, GroupCastOfAWrongRange) {
   const Subject subject{scheme("group_cast"), Mask::from_slices(40, {{0, 40, 0, 40, -13, 0}}),
                         Layout(LayoutKind::contiguous, 40, 1, kRanks)};
@@ -422,8 +472,8 @@ TEST(Mutants, BalancedRingThatLosesAHelpersResult) {
                 auto sums = steps_of<Accumulate>(s, kRanks - 1);
                 ASSERT_FALSE(sums.empty());
                 Accumulate& sum = as<Accumulate>(sums[0]);
-                sum.src.row_end = sum.src.row_begin;
-                sum.dst.row_end = sum.dst.row_begin;
+                sum.src.clear();
+                sum.dst.clear();
               });
 }
 

@@ -124,10 +124,12 @@ void expect_hop_runs_beside_compute(Direction direction) {
       inputs_bound = {q, dout, lse, delta, k, v};
       outputs_bound = {dq, dk, dv};
     }
-    Execution execution(
-        std::make_shared<const Program>(generate(static_cast<int>(rank))),
+    auto prepared = std::make_shared<const Prepared>(
+        generate(static_cast<int>(rank)),
         forward ? forward_signature(shapes.weighting) : backward_signature(shapes.weighting),
-        {.scale = 0.25f}, inputs_bound, outputs_bound, compute, channels);
+        attention::Scoring{.scale = 0.25f}, attention::place_of(compute));
+    Execution execution(std::make_shared<const Loaded>(std::move(prepared), compute), inputs_bound,
+                        outputs_bound, compute, channels);
     execution.finish();
     compute.synchronize(runtime::deadline_in(60));
   });

@@ -126,13 +126,14 @@ void strided_views(Communicator& world) {
   const int previous = (world.rank() + world.size() - 1) % world.size();
   Tensor source({5, 7, 3}, DType::float32, stream);
   copy(tensor_of<float>(105, 4, world.rank(), stream).view().reshape({5, 7, 3}), source, stream);
-  Tensor target({8, 9}, DType::float32, stream);
+  Tensor target({10, 9}, DType::float32, stream);
   fill(target, -1, stream);
-  // 5x2x3 + 0 + 1x7x3 = 51 elements into 6x8 = 48 and 3.
-  const std::vector<ConstTensorView> out{source.view().slice(1, 2, 4), source.view().slice(0, 2, 2),
-                                         source.view().slice(0, 4, 5)};
-  const std::vector<TensorView> in{target.view().slice(0, 1, 7).slice(1, 0, 8),
-                                   target.view().slice(0, 7, 8).slice(1, 3, 6)};
+  // Parts of 5x2x3, of nothing, and of 1x7x3 elements go into 6x5, nothing, and 3x7.
+  const std::vector<SendPart> out{source.view().slice(1, 2, 4), source.view().slice(0, 2, 2),
+                                  source.view().slice(0, 4, 5)};
+  const std::vector<ReceivePart> in{target.view().slice(0, 1, 7).slice(1, 0, 5),
+                                    target.view().slice(0, 2, 2),
+                                    target.view().slice(0, 7, 10).slice(1, 1, 8)};
   world.exchange({{next, out}}, {{previous, in}}, "strided_views", stream);
   std::vector<float> wire;
   const auto from = expected_of<float>(105, 4, previous);
@@ -142,9 +143,9 @@ void strided_views(Communicator& world) {
     }
   }
   wire.insert(wire.end(), from.begin() + 84, from.end());
-  std::vector<float> expected(72, -1.0f);
-  for (std::size_t i = 0; i < 48; ++i) expected[(1 + i / 8) * 9 + i % 8] = wire[i];
-  for (std::size_t i = 0; i < 3; ++i) expected[7 * 9 + 3 + i] = wire[48 + i];
+  std::vector<float> expected(90, -1.0f);
+  for (std::size_t i = 0; i < 30; ++i) expected[(1 + i / 5) * 9 + i % 5] = wire[i];
+  for (std::size_t i = 0; i < 21; ++i) expected[(7 + i / 7) * 9 + 1 + i % 7] = wire[30 + i];
   expect_same(read<float>(target, stream), expected, "target");
   expect_same(read<float>(source, stream), expected_of<float>(105, 4, world.rank()), "source");
 }
@@ -177,7 +178,10 @@ void wire_dtype(Communicator& world) {
     Tensor target({333}, DType::float32, stream);
     world.exchange(
         {{to, {source.view().slice(0, 0, 100), source.view().slice(0, 100, 333)}, DType::bfloat16}},
-        {{from, {target.view()}, DType::bfloat16}}, "wire_dtype", stream);
+        {{from,
+          {target.view().slice(0, 0, 100), target.view().slice(0, 100, 333)},
+          DType::bfloat16}},
+        "wire_dtype", stream);
     std::vector<float> expected = expected_of<float>(333, 5, from);
     for (float& element : expected) element = static_cast<float>(BFloat16(element));
     expect_same(read<float>(target, stream), expected, concat("hop ", hop));
