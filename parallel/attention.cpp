@@ -188,6 +188,16 @@ std::unique_ptr<Execution> Attention::backward(const BackwardInputs& in,
                      {in.q, in.dout, in.lse, in.delta, in.k, in.v}, {dq, dk, dv});
 }
 
+std::int64_t Attention::peak_staging_bytes() const {
+  std::int64_t bytes = 0;
+  for (const Channel& channel : impl_->channels) bytes += channel.stream.memory().peak_bytes;
+  return bytes;
+}
+
+void Attention::reset_peak() const {
+  for (const Channel& channel : impl_->channels) channel.stream.reset_peak();
+}
+
 std::int64_t Attention::sent_bytes() const {
   std::int64_t bytes = 0;
   for (const Channel& channel : impl_->channels) bytes += channel.communicator->sent_bytes();

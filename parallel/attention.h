@@ -58,6 +58,11 @@ class Attention {
                                       const attention::Scoring& scoring, runtime::TensorView dq,
                                       runtime::TensorView dk, runtime::TensorView dv);
 
+  /// Most bytes of messages in staging memory since the last reset, all channels together; none where
+  /// what is sent lies together and is not cast.
+  std::int64_t peak_staging_bytes() const;
+  void reset_peak() const;
+
   /// Payload bytes that this rank has sent since construction.
   std::int64_t sent_bytes() const;
   /// Those bytes by the rank that they went to.
