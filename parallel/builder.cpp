@@ -31,17 +31,17 @@ void Builder::set_phase(int phase) {
 namespace {
 
 /// Query heads [begin, end) of a view and the key/value heads that they read.
-struct HeadRun {
+struct HeadRange {
   int begin, end, kv_begin, kv_end;
   const std::vector<Slice>* bands;
 };
 
 /// Cuts the bands' runs of heads so that each is a multiple of, or within, one key/value head.
-std::vector<HeadRun> head_runs(const Bands& bands, const View& q, const View& kv) {
+std::vector<HeadRange> head_ranges(const Bands& bands, const View& q, const View& kv) {
   LONGHAUL_CHECK(kv.heads() > 0 && q.heads() % kv.heads() == 0, q.heads(), " query heads over ",
                  kv.heads(), " key/value heads");
   const int group = q.heads() / kv.heads();
-  std::vector<HeadRun> runs;
+  std::vector<HeadRange> runs;
   int covered = 0;
   for (const HeadBands& run : bands) {
     LONGHAUL_CHECK(run.head_begin == covered && run.head_end <= q.heads(), "bands of heads [",
@@ -77,7 +77,7 @@ Bands heads_of(const Bands& bands, int begin, int end) {
 
 void Builder::attend(const View& q, const View& kv, const Bands& bands, const View& partial,
                      Mode mode, const std::optional<View>& v) {
-  for (const HeadRun& run : head_runs(bands, q, kv)) {
+  for (const HeadRange& run : head_ranges(bands, q, kv)) {
     if (run.bands->empty() && mode == Mode::add) continue;
     append(
         Attend{heads_of(q, run.begin, run.end), heads_of(kv, run.kv_begin, run.kv_end), *run.bands,
@@ -90,7 +90,7 @@ void Builder::attend_backward(const View& q_bundle, const View& kv, const Bands&
                               const View& dq, Mode dq_mode, const View& dkv, Mode dkv_mode,
                               const std::optional<View>& v) {
   int written = 0;  // key/value heads before this one hold gradients already
-  for (const HeadRun& run : head_runs(bands, q_bundle, kv)) {
+  for (const HeadRange& run : head_ranges(bands, q_bundle, kv)) {
     const Mode mode = run.kv_begin < written ? Mode::add : dkv_mode;
     written = run.kv_end;
     if (run.bands->empty() && dq_mode == Mode::add && mode == Mode::add) continue;

@@ -7,6 +7,7 @@
 
 #include <memory>
 
+#include "parallel/schemes/arrivals.h"
 #include "parallel/schemes/buffers.h"
 #include "parallel/schemes/members.h"
 

@@ -1,5 +1,5 @@
 #pragma once
-// Small tools of the generators.
+// Scratch slots that generators use in turn.
 
 #include <optional>
 #include <string>
@@ -36,26 +36,6 @@ class Buffers {
   std::int64_t rows_;
   int heads_;
   std::vector<std::optional<View>> views_;
-};
-
-/// Sums whose terms are on their way: added once later compute has been appended, which hides the
-/// transfer.
-class Arrivals {
- public:
-  void expect(const View& arrived, const View& into) {
-    expect(std::vector{arrived}, std::vector{into});
-  }
-  /// Pair by pair.
-  void expect(std::vector<View> arrived, std::vector<View> into) {
-    expected_.emplace_back(std::move(arrived), std::move(into));
-  }
-  void add_all(Builder& builder) {
-    for (auto& [arrived, into] : std::exchange(expected_, {}))
-      builder.accumulate(std::move(arrived), std::move(into));
-  }
-
- private:
-  std::vector<std::pair<std::vector<View>, std::vector<View>>> expected_;
 };
 
 }  // namespace longhaul::parallel

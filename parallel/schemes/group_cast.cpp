@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "parallel/schemes/arrivals.h"
 #include "parallel/schemes/buffers.h"
 #include "parallel/schemes/members.h"
 

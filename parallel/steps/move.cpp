@@ -35,7 +35,7 @@ std::int64_t message_bytes(const Message& message, const Program& program) {
   return bytes;
 }
 
-bool same_run(const View& before, const View& view) {
+bool same_stretch(const View& before, const View& view) {
   return before.slot == view.slot && before.head_begin == view.head_begin &&
          before.head_end == view.head_end;
 }
@@ -234,43 +234,46 @@ struct Rows {
   runtime::RowList list(const Frame& frame) const { return {moves, frame.table(table)}; }
 };
 
-/// A run of a message: its rows are those of its views, one after another.
-struct MessageRun {
+/// A stretch of a message: its rows are those of its views, one after another.
+struct MessageStretch {
   View first;                  ///< of its views
-  std::vector<RowMove> moves;  ///< from slot row to row of the run, neighbours joined
+  std::vector<RowMove> moves;  ///< from slot row to row of the stretch, neighbours joined
   std::int64_t rows = 0;
   /// Whether its rows and heads lie together in a slot.
   bool contiguous(const Program& program) const {
     return moves.size() == 1 && (first.heads() == program.slot(first).heads || rows == 1);
   }
 };
-std::vector<MessageRun> runs_of(const Message& message) {
-  std::vector<MessageRun> runs;
+std::vector<MessageStretch> stretches_of(const Message& message) {
+  std::vector<MessageStretch> stretches;
   for (std::size_t v = 0; v < message.views.size(); ++v) {
     const View& view = message.views[v];
-    if (v == 0 || !same_run(message.views[v - 1], view)) runs.push_back({view, {}});
-    MessageRun& run = runs.back();
+    if (v == 0 || !same_stretch(message.views[v - 1], view)) stretches.push_back({view, {}});
+    MessageStretch& stretch = stretches.back();
     if (view.rows() == 0) continue;
-    if (!run.moves.empty() && run.moves.back().from + run.moves.back().count == view.row_begin) {
-      run.moves.back().count += view.rows();
+    if (!stretch.moves.empty() &&
+        stretch.moves.back().from + stretch.moves.back().count == view.row_begin) {
+      stretch.moves.back().count += view.rows();
     } else {
-      run.moves.push_back({view.row_begin, run.rows, view.rows()});
+      stretch.moves.push_back({view.row_begin, stretch.rows, view.rows()});
     }
-    run.rows += view.rows();
+    stretch.rows += view.rows();
   }
-  std::erase_if(runs,
-                [](const MessageRun& run) { return run.rows == 0 || run.first.heads() == 0; });
-  return runs;
+  std::erase_if(stretches, [](const MessageStretch& stretch) {
+    return stretch.rows == 0 || stretch.first.heads() == 0;
+  });
+  return stretches;
 }
 
 /// Bytes that a message stages on one side.
 std::int64_t staged_bytes(const Message& message, const Program& program) {
   std::int64_t bytes = 0;
-  for (const MessageRun& run : runs_of(message)) {
-    const Record& record = program.slot(run.first).record;
-    const std::int64_t sent = run.rows * run.first.heads() * record.cell_bytes(message.wire_dtype);
-    const std::int64_t held = run.rows * run.first.heads() * record.cell_bytes();
-    if (!run.contiguous(program) || sent != held) bytes += sent;
+  for (const MessageStretch& stretch : stretches_of(message)) {
+    const Record& record = program.slot(stretch.first).record;
+    const std::int64_t sent =
+        stretch.rows * stretch.first.heads() * record.cell_bytes(message.wire_dtype);
+    const std::int64_t held = stretch.rows * stretch.first.heads() * record.cell_bytes();
+    if (!stretch.contiguous(program) || sent != held) bytes += sent;
   }
   return bytes;
 }
@@ -282,12 +285,12 @@ class PreparedAccumulate final : public PreparedStep {
     for (std::size_t i = 0; i < step.dst.size(); ++i) {
       const View &src = step.src[i], &dst = step.dst[i];
       const bool merges = with.record(dst).combine == Combine::merge;
-      const bool first =
-          i == 0 || !same_run(step.src[i - 1], src) || !same_run(step.dst[i - 1], dst) || merges;
+      const bool first = i == 0 || !same_stretch(step.src[i - 1], src) ||
+                         !same_stretch(step.dst[i - 1], dst) || merges;
       if (first) moves.clear();
       moves.push_back({src.row_begin, dst.row_begin, dst.rows()});
-      const bool last = i + 1 == step.dst.size() || !same_run(src, step.src[i + 1]) ||
-                        !same_run(dst, step.dst[i + 1]) || merges;
+      const bool last = i + 1 == step.dst.size() || !same_stretch(src, step.src[i + 1]) ||
+                        !same_stretch(dst, step.dst[i + 1]) || merges;
       if (last) sums_.push_back(sum(src, dst, moves, merges, with));
     }
   }
@@ -367,7 +370,7 @@ class PreparedTransfer final : public PreparedStep {
       auto& parts =
           sends.emplace_back(message.peer, std::vector<runtime::SendPart>(), message.wire_dtype)
               .parts;
-      for (const Rows& rows : message.runs) {
+      for (const Rows& rows : message.stretches) {
         for (const auto& field : frame.inputs(rows.view))
           parts.emplace_back(field, rows.list(frame));
       }
@@ -377,7 +380,7 @@ class PreparedTransfer final : public PreparedStep {
           receives
               .emplace_back(message.peer, std::vector<runtime::ReceivePart>(), message.wire_dtype)
               .parts;
-      for (const Rows& rows : message.runs) {
+      for (const Rows& rows : message.stretches) {
         for (const auto& field : frame.outputs(rows.view))
           parts.emplace_back(field, rows.list(frame));
       }
@@ -390,24 +393,24 @@ class PreparedTransfer final : public PreparedStep {
   struct Parts {
     int peer;
     std::optional<runtime::DType> wire_dtype;
-    std::vector<Rows> runs;
+    std::vector<Rows> stretches;
   };
   static Parts part(const Message& message, bool sent, Preparation& with) {
     Parts parts{message.peer, message.wire_dtype, {}};
-    for (MessageRun& run : runs_of(message)) {
-      View view = run.first;
-      if (run.moves.size() == 1) {
-        view.row_begin = run.moves[0].from;
-        view.row_end = view.row_begin + run.rows;
-        parts.runs.push_back({view});
+    for (MessageStretch& stretch : stretches_of(message)) {
+      View view = stretch.first;
+      if (stretch.moves.size() == 1) {
+        view.row_begin = stretch.moves[0].from;
+        view.row_end = view.row_begin + stretch.rows;
+        parts.stretches.push_back({view});
         continue;
       }
-      if (!sent) {  // from rows of the run to those of the slot
-        for (RowMove& move : run.moves) std::swap(move.from, move.to);
+      if (!sent) {  // from rows of the stretch to those of the slot
+        for (RowMove& move : stretch.moves) std::swap(move.from, move.to);
       }
-      auto list = std::make_shared<const RowMoves>(run.moves);
+      auto list = std::make_shared<const RowMoves>(stretch.moves);
       const std::int64_t table = with.add_table(list->table());
-      parts.runs.push_back({all_rows(view, with.program()), std::move(list), table});
+      parts.stretches.push_back({all_rows(view, with.program()), std::move(list), table});
     }
     return parts;
   }

@@ -31,8 +31,8 @@ struct Copy {
 };
 
 /// Both sides list views of equal records, rows and heads. Views of one slot and the same heads
-/// that follow one another are a run, the same runs on both sides, and a run travels field by
-/// field, each the rows of all its views.
+/// that follow one another are a stretch, the same stretches on both sides, and a stretch travels
+/// field by field, each the rows of all its views.
 struct Message {
   int peer = -1;
   std::vector<View> views;
@@ -61,8 +61,8 @@ struct Transfer {
   TransferKind kind = TransferKind::none;
 };
 std::int64_t message_bytes(const Message& message, const Program& program);
-/// Whether a view belongs to the run of the one before it.
-bool same_run(const View& before, const View& view);
+/// Whether a view belongs to the stretch of the one before it.
+bool same_stretch(const View& before, const View& view);
 /// The rank and the peers of its transfer, rising.
 std::vector<int> group_of(const Transfer& transfer, int rank);
 
@@ -81,7 +81,7 @@ void rehearse(const Accumulate& step, Shadow& shadow);
 void rehearse(const Copy& step, Shadow& shadow);
 void rehearse(const Transfer& step, Shadow& shadow);
 
-/// Makes one list of rows a run.
+/// Makes one list of rows a stretch.
 std::unique_ptr<const PreparedStep> prepare(const Accumulate& step, Preparation& with);
 std::unique_ptr<const PreparedStep> prepare(const Copy& step, Preparation& with);
 std::unique_ptr<const PreparedStep> prepare(const Transfer& step, Preparation& with);

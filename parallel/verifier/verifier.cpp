@@ -172,9 +172,9 @@ class Rehearsal {
     for (std::size_t v = 0; v < send.message->views.size(); ++v) {
       const View& a = send.message->views[v];
       const View& b = receive.message->views[v];
-      if (v > 0 &&
-          same_run(send.message->views[v - 1], a) != same_run(receive.message->views[v - 1], b))
-        differ("their views form different runs");
+      if (v > 0 && same_stretch(send.message->views[v - 1], a) !=
+                       same_stretch(receive.message->views[v - 1], b))
+        differ("their views form different stretches");
       if (from.program.slot(a).record != to.program.slot(b).record || !same_extent(a, b))
         differ(concat(show(from.program, a), " does not fit ", show(to.program, b)));
       to.shadow.deliver(b, receive.step, from.shadow, a, send.step);

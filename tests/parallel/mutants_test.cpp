@@ -426,8 +426,8 @@ TEST(Mutants, GroupCastOfScatteredRows) {
     sum.src[0] = sum.dst[1];
     sum.src[0].row_end = sum.src[0].row_begin + sum.dst[0].rows();
   });
-  expect_dies(subject, Direction::forward, Fault::mismatch, "one side of a message has two runs",
-              [](Schedule& s) {
+  expect_dies(subject, Direction::forward, Fault::mismatch,
+              "one side of a message has two stretches", [](Schedule& s) {
                 for (Step* step : steps_of<Transfer>(s, 1)) {
                   for (Message& m : as<Transfer>(step).receives) {
                     if (m.views.size() < 2) continue;

@@ -127,9 +127,9 @@ Use steady_call(const std::string& scheme_name, std::int64_t document_count) {
       call();
       meet();
       if (rank == 0) counting = false;
-      meet();
-      if (rank != 0) continue;
       const Use use{allocations, allocated_bytes, largest, runtime::system_allocations() - system};
+      meet();  // the others go on only now
+      if (rank != 0) continue;
       least.from_system += use.from_system;
       if (batch == 0 || use.allocations < least.allocations) least.allocations = use.allocations;
       if (batch == 0 || use.bytes < least.bytes) least.bytes = use.bytes;
