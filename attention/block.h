@@ -1,6 +1,7 @@
 #pragma once
 // The block contract: local attention of some query rows over some key rows on one device.
 // Everything distributed is built from these calls and from merging their results.
+// block_plan.h is the same contract for calls that are prepared.
 //
 // Shapes: q[n_q, H, D], k[n_k, H_kv, D], v[n_k, H_kv, D_v], dout[n_q, H, D_v] in the activation
 // dtype (float32 or bfloat16); out[n_q, H, D_v], lse[n_q, H], delta[n_q, H], dq[n_q, H, D], dk[n_k,
@@ -10,7 +11,6 @@
 // LSE -inf. Any size may be zero. Inputs are not modified. Results do not depend on the number of
 // threads.
 
-#include <span>
 #include <vector>
 
 #include "attention/mask.h"
@@ -39,25 +39,32 @@ struct Scoring {
   /// Added to a sigmoid's score; 0 for softmax. FlashSigmoid (Ramapuram et al. 2024) takes
   /// -log(sequence length).
   float bias = 0;
+  bool operator==(const Scoring&) const = default;
 };
+
+// block_forward() and block_backward() plan, run and forget: for a call that is made once. What is
+// called again, layer by layer, plans with block_plan.h.
 
 /// Softmax: unrounded fp32 out and LSE of the visible pairs; `add` merges with the partial already
 /// there. Source: FlashAttention-2 (Dao 2023), online softmax.
 /// Sigmoid: out = the sum of weight times value, 0 for a row without a key; `add` adds. `lse` is an
 /// empty view. Source: FlashSigmoid.
 void block_forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                   runtime::ConstTensorView v, std::vector<Slice> bands, const Scoring& scoring,
-                   runtime::TensorView out, runtime::TensorView lse, Mode mode,
-                   const runtime::Stream& stream);
+                   runtime::ConstTensorView v, const std::vector<Slice>& bands,
+                   const Scoring& scoring, runtime::TensorView out, runtime::TensorView lse,
+                   Mode mode, const runtime::Stream& stream);
 
 struct BlockBackwardInputs {
   runtime::ConstTensorView q, k, v, dout;
   runtime::ConstTensorView lse;    ///< global LSE, from the finished forward; empty for sigmoid
   runtime::ConstTensorView delta;  ///< rowsum(dout * out) of it; empty for sigmoid
+  /// The out of the finished forward, [n_q, H, D_v] fp32, where it is at hand, else empty. Some
+  /// libraries want it beside delta; own kernels do not read it.
+  runtime::ConstTensorView out = {};
 };
 /// Gradients of the visible pairs. Softmax: P = exp(score - lse), dS = P (dout v - delta). Sigmoid:
 /// dS = P (1 - P) dout v. Through a softcap, dS goes on times 1 - tanh^2(score / c).
-void block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands,
+void block_backward(const BlockBackwardInputs& inputs, const std::vector<Slice>& bands,
                     const Scoring& scoring, runtime::TensorView dq, Mode dq_mode,
                     runtime::TensorView dk, runtime::TensorView dv, Mode dkv_mode,
                     const runtime::Stream& stream);

@@ -27,34 +27,43 @@ using runtime::TensorView;
 constexpr std::int64_t kQBlock = 48, kKBlock = 192;
 constexpr std::int64_t kScoreStride = kKBlock + 16;
 
+struct Geometry {
+  BlockShape s;
+  std::int64_t padded_dim() const { return round_up(s.dim, kTileColumns); }
+  std::int64_t padded_value_dim() const { return round_up(s.value_dim, kTileColumns); }
+};
+
 struct ThreadScratch {
   float *k_transposed, *v_transposed, *k_panels, *dk, *dv;  // of the key block
   float *q, *q_panels, *dout, *dout_panels, *dq;            // of the row block
   float *p, *ds;                                            // of the tile
+  TileRows tile;
   float lse[kQBlock], delta[kQBlock];
-  ThreadScratch(Scratch& s, std::int64_t dim, std::int64_t value_dim) {
-    const std::int64_t d = round_up(dim, kTileColumns), dv_dim = round_up(value_dim, kTileColumns);
-    k_transposed = s.floats(kKBlock * d);
-    v_transposed = s.floats(kKBlock * dv_dim);
-    k_panels = s.floats(kKBlock * d);
-    dk = s.floats(kKBlock * d);
-    dv = s.floats(kKBlock * dv_dim);
-    q = s.floats(kQBlock * d);
-    q_panels = s.floats(kQBlock * d);
-    dout = s.floats(kQBlock * dv_dim);
-    dout_panels = s.floats(kQBlock * dv_dim);
-    dq = s.floats(kQBlock * d);
-    p = s.floats(kQBlock * kScoreStride);
-    ds = s.floats(kQBlock * kScoreStride);
-  }
+  ThreadScratch(Scratch& s, const Geometry& g, const TilePlan& tiles)
+      : k_transposed(s.floats(kKBlock * g.padded_dim())),
+        v_transposed(s.floats(kKBlock * g.padded_value_dim())),
+        k_panels(s.floats(kKBlock * g.padded_dim())),
+        dk(s.floats(kKBlock * g.padded_dim())),
+        dv(s.floats(kKBlock * g.padded_value_dim())),
+        q(s.floats(kQBlock * g.padded_dim())),
+        q_panels(s.floats(kQBlock * g.padded_dim())),
+        dout(s.floats(kQBlock * g.padded_value_dim())),
+        dout_panels(s.floats(kQBlock * g.padded_value_dim())),
+        dq(s.floats(kQBlock * g.padded_dim())),
+        p(s.floats(kQBlock * kScoreStride)),
+        ds(s.floats(kQBlock * kScoreStride)),
+        tile(s.array<std::int32_t>(kQBlock), s.array<std::int32_t>(kQBlock),
+             s.array<Span>(tiles.most_spans())) {}
 };
 
 /// Hands the row blocks' dQ from key block to key block.
 class Turns {
  public:
-  explicit Turns(std::int64_t count) : turns_(static_cast<std::size_t>(count)) {}
+  using Turn = std::int64_t;
+  /// `turns` is memory for `count` of them.
+  Turns(Turn* turns, std::int64_t count) : turns_(turns) { std::fill_n(turns, count, 0); }
   void wait(std::int64_t which, std::int64_t turn) {
-    auto& now = turns_[static_cast<std::size_t>(which)];
+    const std::atomic_ref now(turns_[which]);
     for (int spins = 0; now.load(std::memory_order_acquire) != turn; ++spins) {
       if (spins < 64) {
         _mm_pause();
@@ -64,71 +73,99 @@ class Turns {
     }
   }
   void pass(std::int64_t which) {
-    turns_[static_cast<std::size_t>(which)].fetch_add(1, std::memory_order_release);
+    std::atomic_ref(turns_[which]).fetch_add(1, std::memory_order_release);
   }
 
  private:
-  std::vector<std::atomic<std::int64_t>> turns_;
+  Turn* turns_;
 };
 
+class BackwardPlan final : public BlockPlan {
+ public:
+  BackwardPlan(const std::vector<Slice>& bands, const BlockShape& shape, const Scoring& scoring,
+               const BlockPlace& place)
+      : BlockPlan(Pass::backward, shape, scoring, place),
+        geometry{shape},
+        tiles(bands, shape.q_rows, shape.k_rows, kQBlock, kKBlock) {
+    Scratch counting;
+    ThreadScratch(counting, geometry, tiles);
+    thread_bytes = counting.bytes();
+  }
+  std::int64_t scratch_bytes() const override {
+    Scratch counting;
+    carve(counting);
+    return counting.bytes();
+  }
+
+  struct Memory {
+    Turns::Turn* turns;
+    std::byte* threads;
+  };
+  Memory carve(Scratch& scratch) const {
+    return {scratch.array<Turns::Turn>(turns()),
+            scratch.array<std::byte>(place().threads * thread_bytes)};
+  }
+  std::int64_t turns() const { return shape().heads * tiles.q_blocks(); }
+
+  const Geometry geometry;
+  const TilePlan tiles;
+  std::int64_t thread_bytes = 0;
+
+ protected:
+  void run_backward(const BlockBackwardTensors& tensors, const BlockMemory& memory,
+                    const Stream& stream) const override;
+};
+
+/// One call.
 class Backward {
  public:
-  BlockBackwardInputs in;
-  std::vector<Slice> bands;
-  Scoring scoring;
-  TensorView dq, dk, dv;
-  Mode dq_mode, dkv_mode;
-  int threads;
-  std::byte* memory = nullptr;
-
-  bool sigmoid() const { return scoring.weighting == Weighting::sigmoid; }
-  std::int64_t heads() const { return in.q.size(1); }
-  std::int64_t kv_heads() const { return in.k.size(1); }
-  std::int64_t dim() const { return in.q.size(2); }
-  std::int64_t value_dim() const { return in.v.size(2); }
-  std::int64_t padded_dim() const { return round_up(dim(), kTileColumns); }
-  std::int64_t padded_value_dim() const { return round_up(value_dim(), kTileColumns); }
-  std::int64_t thread_bytes() const {
-    Scratch scratch;
-    ThreadScratch(scratch, dim(), value_dim());
-    return scratch.bytes();
+  Backward(const BackwardPlan& call_plan, const BlockBackwardTensors& tensors, std::byte* scratch)
+      : plan(call_plan),
+        tiles(call_plan.tiles),
+        in(tensors.inputs),
+        t(tensors),
+        g(call_plan.geometry),
+        scoring(call_plan.scoring()) {
+    Scratch carving(scratch);
+    memory = plan.carve(carving);
   }
 
   void run() const {
-    const TilePlan plan(bands, in.q.size(0), in.k.size(0), kQBlock, kKBlock);
-    if (dq_mode == Mode::write) clear_unseen_rows(plan);
-    Turns turns(heads() * plan.q_blocks());
+    if (t.dq_mode == Mode::write) clear_unseen_rows();
+    Turns turns(memory.turns, plan.turns());
     // Items start in this order, so the earliest unfinished one never waits.
     std::atomic<std::int64_t> next{0};
-    const std::int64_t items = kv_heads() * plan.k_blocks();
-#pragma omp parallel num_threads(threads)
+    const std::int64_t items = g.s.kv_heads * tiles.k_blocks();
+#pragma omp parallel num_threads(plan.place().threads)
     {
-      Scratch carve(memory + omp_get_thread_num() * thread_bytes());
-      ThreadScratch scratch(carve, dim(), value_dim());
-      TileRows tile;
-      for (std::int64_t item = next++; item < items; item = next++) {
-        key_block(plan, item / plan.k_blocks(), item % plan.k_blocks(), turns, scratch, tile);
-      }
+      Scratch carving(memory.threads + omp_get_thread_num() * plan.thread_bytes);
+      ThreadScratch scratch(carving, g, tiles);
+      for (std::int64_t item = next++; item < items; item = next++)
+        key_block(item / tiles.k_blocks(), item % tiles.k_blocks(), turns, scratch);
     }
   }
 
  private:
-  void clear_unseen_rows(const TilePlan& plan) const {
-#pragma omp parallel for num_threads(threads)
-    for (std::int64_t qb = 0; qb < plan.q_blocks(); ++qb) {
-      if (plan.work(qb) > 0) continue;
-      for (std::int64_t row = qb * kQBlock; row < qb * kQBlock + plan.q_count(qb); ++row) {
-        for (std::int64_t head = 0; head < heads(); ++head) {
-          std::fill_n(dq.as<float>() + row * dq.stride(0) + head * dq.stride(1), dim(), 0.0f);
+  bool sigmoid() const { return scoring.weighting == Weighting::sigmoid; }
+  std::int64_t padded_dim() const { return g.padded_dim(); }
+  std::int64_t padded_value_dim() const { return g.padded_value_dim(); }
+
+  void clear_unseen_rows() const {
+#pragma omp parallel for num_threads(plan.place().threads)
+    for (std::int64_t qb = 0; qb < tiles.q_blocks(); ++qb) {
+      if (tiles.work(qb) > 0) continue;
+      for (std::int64_t row = qb * kQBlock; row < qb * kQBlock + tiles.q_count(qb); ++row) {
+        for (std::int64_t head = 0; head < g.s.heads; ++head) {
+          std::fill_n(t.dq.as<float>() + row * t.dq.stride(0) + head * t.dq.stride(1), g.s.dim,
+                      0.0f);
         }
       }
     }
   }
 
-  void key_block(const TilePlan& plan, std::int64_t kv_head, std::int64_t kb, Turns& turns,
-                 ThreadScratch& s, TileRows& tile) const {
-    const std::int64_t keys = plan.k_count(kb), group = heads() / kv_heads();
-    if (plan.used(kb)) {
+  void key_block(std::int64_t kv_head, std::int64_t kb, Turns& turns, ThreadScratch& s) const {
+    const std::int64_t keys = tiles.k_count(kb), group = g.s.heads / g.s.kv_heads;
+    if (tiles.used(kb)) {
       const Rows k_rows = rows_of(in.k, kv_head, kb * kKBlock, keys);
       const bool k_finite = pack_transposed(k_rows, s.k_transposed);
       pack_panels(k_rows, scoring.scale, s.k_panels, kKBlock);
@@ -136,26 +173,26 @@ class Backward {
       std::fill_n(s.dk, keys * padded_dim(), 0.0f);
       std::fill_n(s.dv, keys * padded_value_dim(), 0.0f);
       for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        for (std::int64_t qb = 0; qb < plan.q_blocks(); ++qb) {
-          if (plan.kind(qb, kb) == TileKind::empty) continue;
-          plan.describe(qb, kb, tile);
-          const bool rows_finite = pack_row_block(head, qb, s, tile);
-          tile_gradients(k_finite && rows_finite, s, tile);
-          const std::int64_t turn = plan.tiles_before(qb, kb);
-          turns.wait(head * plan.q_blocks() + qb, turn);
-          put(s.dq, padded_dim(), dq, head, qb * kQBlock, tile.rows(),
-              turn == 0 ? dq_mode : Mode::add);
-          turns.pass(head * plan.q_blocks() + qb);
+        for (std::int64_t qb = 0; qb < tiles.q_blocks(); ++qb) {
+          if (tiles.kind(qb, kb) == TileKind::empty) continue;
+          tiles.describe(qb, kb, s.tile);
+          const bool rows_finite = pack_row_block(head, qb, s);
+          tile_gradients(k_finite && rows_finite, s);
+          const std::int64_t turn = tiles.tiles_before(qb, kb);
+          turns.wait(head * tiles.q_blocks() + qb, turn);
+          put(s.dq, padded_dim(), t.dq, head, qb * kQBlock, s.tile.rows(),
+              turn == 0 ? t.dq_mode : Mode::add);
+          turns.pass(head * tiles.q_blocks() + qb);
         }
       }
-    } else if (dkv_mode == Mode::write) {
+    } else if (t.dkv_mode == Mode::write) {
       std::fill_n(s.dk, keys * padded_dim(), 0.0f);
       std::fill_n(s.dv, keys * padded_value_dim(), 0.0f);
     } else {
       return;
     }
-    put(s.dk, padded_dim(), dk, kv_head, kb * kKBlock, keys, dkv_mode);
-    put(s.dv, padded_value_dim(), dv, kv_head, kb * kKBlock, keys, dkv_mode);
+    put(s.dk, padded_dim(), t.dk, kv_head, kb * kKBlock, keys, t.dkv_mode);
+    put(s.dv, padded_value_dim(), t.dv, kv_head, kb * kKBlock, keys, t.dkv_mode);
   }
 
   static void put(const float* from, std::int64_t ld, const TensorView& to, std::int64_t head,
@@ -179,7 +216,8 @@ class Backward {
 
   /// Returns whether q and dout are finite. Rows whose global LSE is -inf contribute nothing: they
   /// are hidden.
-  bool pack_row_block(std::int64_t head, std::int64_t qb, ThreadScratch& s, TileRows& tile) const {
+  bool pack_row_block(std::int64_t head, std::int64_t qb, ThreadScratch& s) const {
+    TileRows& tile = s.tile;
     const std::int64_t rows = tile.rows(), begin = qb * kQBlock;
     const Rows q_rows = rows_of(in.q, head, begin, rows),
                dout_rows = rows_of(in.dout, head, begin, rows);
@@ -201,14 +239,15 @@ class Backward {
   }
 
   /// dq <- the tile's share; dk, dv += theirs.
-  void tile_gradients(bool finite, ThreadScratch& s, const TileRows& tile) const {
+  void tile_gradients(bool finite, ThreadScratch& s) const {
+    const TileRows& tile = s.tile;
     const std::int64_t rows = tile.rows();
     Span hulls[kQBlock / kTileRows];
     for (std::int64_t row = 0; row < rows; row += kTileRows) {
       hulls[row / kTileRows] = tile.hull(row, std::min(kTileRows, rows - row));
     }
-    scores(s.q, padded_dim(), s.k_transposed, dim(), hulls, tile, s.p);
-    scores(s.dout, padded_value_dim(), s.v_transposed, value_dim(), hulls, tile, s.ds);
+    scores(s.q, padded_dim(), s.k_transposed, g.s.dim, hulls, tile, s.p);
+    scores(s.dout, padded_value_dim(), s.v_transposed, g.s.value_dim, hulls, tile, s.ds);
     for (std::int64_t row = 0; row < rows; ++row) {
       const Span hull = hulls[row / kTileRows];
       const Columns columns = hull.empty() ? Columns{} : columns_of(hull);
@@ -222,7 +261,7 @@ class Backward {
         }
       }
     }
-    if (!finite && !tile.full()) return visible_gradients(s, tile);
+    if (!finite && !tile.full()) return visible_gradients(s);
     for (std::int64_t d = 0; d < padded_dim(); d += kTileColumns) {
       for (std::int64_t row = 0; row < rows; row += kTileRows) {
         const Span hull = hulls[row / kTileRows];
@@ -232,7 +271,7 @@ class Backward {
             s.dq + row * padded_dim() + d, padded_dim());
       }
     }
-    key_gradients(s, hulls, tile);
+    key_gradients(s, hulls);
   }
 
   /// p: scores -> weights; ds: dout v -> gradients of the scaled products.
@@ -266,7 +305,8 @@ class Backward {
   }
 
   /// dv += P^T dout, dk += dS^T q, over the rows that see a group of keys.
-  void key_gradients(ThreadScratch& s, const Span* hulls, const TileRows& tile) const {
+  void key_gradients(ThreadScratch& s, const Span* hulls) const {
+    const TileRows& tile = s.tile;
     for (std::int64_t key = 0; key < tile.keys(); key += kTileRows) {
       const std::int64_t keys = std::min(kTileRows, tile.keys() - key);
       std::int64_t first = tile.rows(), last = 0;
@@ -293,7 +333,8 @@ class Backward {
 
   /// The same sums in the same order over visible pairs only: 0 * NaN would carry a masked row or
   /// key into another's gradient.
-  void visible_gradients(ThreadScratch& s, const TileRows& tile) const {
+  void visible_gradients(ThreadScratch& s) const {
+    const TileRows& tile = s.tile;
     std::fill_n(s.dq, tile.rows() * padded_dim(), 0.0f);
     std::vector<float> dk_tile(static_cast<std::size_t>(tile.keys() * padded_dim()));
     std::vector<float> dv_tile(static_cast<std::size_t>(tile.keys() * padded_value_dim()));
@@ -309,28 +350,39 @@ class Backward {
               span.end - span.begin, s.dq + row * padded_dim() + d, padded_dim());
         }
         for (std::int64_t key = span.begin; key < span.end; ++key) {
-          add_scaled(s.ds[row * kScoreStride + key], s.q + row * padded_dim(), dim(),
+          add_scaled(s.ds[row * kScoreStride + key], s.q + row * padded_dim(), g.s.dim,
                      dk_tile.data() + key * padded_dim());
-          add_scaled(s.p[row * kScoreStride + key], s.dout + row * padded_value_dim(), value_dim(),
-                     dv_tile.data() + key * padded_value_dim());
+          add_scaled(s.p[row * kScoreStride + key], s.dout + row * padded_value_dim(),
+                     g.s.value_dim, dv_tile.data() + key * padded_value_dim());
         }
       }
     }
     for (std::size_t i = 0; i < dk_tile.size(); ++i) s.dk[i] += dk_tile[i];
     for (std::size_t i = 0; i < dv_tile.size(); ++i) s.dv[i] += dv_tile[i];
   }
+
+  const BackwardPlan& plan;
+  const TilePlan& tiles;
+  const BlockBackwardInputs& in;
+  const BlockBackwardTensors& t;
+  const Geometry& g;
+  const Scoring& scoring;
+  BackwardPlan::Memory memory{};
 };
+
+void BackwardPlan::run_backward(const BlockBackwardTensors& tensors, const BlockMemory& memory,
+                                const Stream& stream) const {
+  stream.cpu_task([plan = shared_from_this(), this, tensors, scratch = memory.scratch] {
+    Backward(*this, tensors, scratch).run();
+  });
+}
 
 }  // namespace
 
-void cpu_block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands,
-                        const Scoring& scoring, TensorView dq, Mode dq_mode, TensorView dk,
-                        TensorView dv, Mode dkv_mode, const Stream& stream) {
-  Backward backward{inputs,  std::move(bands), scoring,         dq, dk, dv,
-                    dq_mode, dkv_mode,         stream.threads()};
-  const runtime::Buffer scratch = stream.allocate(backward.threads * backward.thread_bytes());
-  backward.memory = scratch.data();
-  stream.cpu_task([backward = std::move(backward)] { backward.run(); });
+std::shared_ptr<const BlockPlan> cpu_plan_backward(std::vector<Slice> bands,
+                                                   const BlockShape& shape, const Scoring& scoring,
+                                                   const BlockPlace& place) {
+  return std::make_shared<const BackwardPlan>(bands, shape, scoring, place);
 }
 
 }  // namespace longhaul::attention::detail

@@ -182,40 +182,52 @@ __global__ void __launch_bounds__(kThreads, 1)
   store_rows(dv_sum, 1.0f, mine, problem.value_dim, dv, kv_head, add);
 }
 
+class BackwardPlan final : public CudaPlan {
+ public:
+  BackwardPlan(const std::vector<Slice>& bands, const BlockShape& shape, const Scoring& scoring,
+               const BlockPlace& place)
+      : CudaPlan(Pass::backward, bands, shape, scoring, place) {}
+
+ protected:
+  void run_backward(const BlockBackwardTensors& t, const BlockMemory& memory,
+                    const runtime::Stream& stream) const override {
+    const BlockShape& s = shape();
+    const BlockBackwardInputs& in = t.inputs;
+    const bool some = !sees_nothing();
+    const bool write_dq = s.q_rows > 0 && s.heads > 0 && (some || t.dq_mode == Mode::write);
+    const bool write_dkv = s.k_rows > 0 && s.kv_heads > 0 && (some || t.dkv_mode == Mode::write);
+    with_columns(std::max(s.dim, s.value_dim), [&](auto columns) {
+      constexpr int kCols = decltype(columns)::value;
+      constexpr std::int64_t kSharedBytes =
+          std::int64_t{2 * kOwnRows + 2 * kOtherRows} * kTileStride<kCols> * 4;
+      with_activation(s.activation, [&](auto activation) {
+        using T = decltype(activation);
+        const BackwardOperands<T> operands{operand<T>(in.q),       operand<T>(in.k),
+                                           operand<T>(in.v),       operand<T>(in.dout),
+                                           operand<float>(in.lse), operand<float>(in.delta)};
+        if (write_dq) {
+          launch(dq_kernel<kCols, T>,
+                 dim3(tiles(s.q_rows, kOwnRows), static_cast<unsigned>(s.heads)), kThreads,
+                 kSharedBytes, stream, operands, output_operand(t.dq), problem(memory),
+                 t.dq_mode == Mode::add);
+        }
+        if (write_dkv) {
+          launch(dkv_kernel<kCols, T>,
+                 dim3(tiles(s.k_rows, kOwnRows), static_cast<unsigned>(s.kv_heads)), kThreads,
+                 kSharedBytes, stream, operands, output_operand(t.dk), output_operand(t.dv),
+                 problem(memory), t.dkv_mode == Mode::add);
+        }
+      });
+    });
+  }
+};
+
 }  // namespace
 
-void cuda_block_backward(const BlockBackwardInputs& in, std::vector<Slice> bands,
-                         const Scoring& scoring, runtime::TensorView dq, Mode dq_mode,
-                         runtime::TensorView dk, runtime::TensorView dv, Mode dkv_mode,
-                         const runtime::Stream& stream) {
-  const std::int64_t q_rows = in.q.size(0), k_rows = in.k.size(0);
-  const DeviceBands device_bands(bands, q_rows, k_rows, stream);
-  const Problem problem = make_problem(in.q, in.k, in.v, scoring, device_bands);
-  const bool some = !bands.empty();
-  const bool write_dq = q_rows > 0 && in.q.size(1) > 0 && (some || dq_mode == Mode::write);
-  const bool write_dkv = k_rows > 0 && in.k.size(1) > 0 && (some || dkv_mode == Mode::write);
-  with_columns(std::max(in.q.size(2), in.v.size(2)), [&](auto columns) {
-    constexpr int kCols = decltype(columns)::value;
-    constexpr std::int64_t kSharedBytes =
-        std::int64_t{2 * kOwnRows + 2 * kOtherRows} * kTileStride<kCols> * 4;
-    with_activation(in.q.dtype(), [&](auto activation) {
-      using T = decltype(activation);
-      const BackwardOperands<T> operands{operand<T>(in.q),       operand<T>(in.k),
-                                         operand<T>(in.v),       operand<T>(in.dout),
-                                         operand<float>(in.lse), operand<float>(in.delta)};
-      if (write_dq) {
-        launch(dq_kernel<kCols, T>,
-               dim3(tiles(q_rows, kOwnRows), static_cast<unsigned>(in.q.size(1))), kThreads,
-               kSharedBytes, stream, operands, output_operand(dq), problem, dq_mode == Mode::add);
-      }
-      if (write_dkv) {
-        launch(dkv_kernel<kCols, T>,
-               dim3(tiles(k_rows, kOwnRows), static_cast<unsigned>(in.k.size(1))), kThreads,
-               kSharedBytes, stream, operands, output_operand(dk), output_operand(dv), problem,
-               dkv_mode == Mode::add);
-      }
-    });
-  });
+std::shared_ptr<const BlockPlan> cuda_plan_backward(std::vector<Slice> bands,
+                                                    const BlockShape& shape, const Scoring& scoring,
+                                                    const BlockPlace& place) {
+  return std::make_shared<const BackwardPlan>(bands, shape, scoring, place);
 }
 
 }  // namespace longhaul::attention::detail

@@ -29,112 +29,140 @@ constexpr std::int64_t kScoreStride =
 constexpr std::int64_t kPackBytes =
     64 << 20;  // packed keys and values held at once, if more than one head
 
-struct ThreadScratch {
-  float *q, *scores, *out;
-  ThreadScratch(Scratch& scratch, std::int64_t dim, std::int64_t value_dim)
-      : q(scratch.floats(kQBlock * round_up(dim, 8))),
-        scores(scratch.floats(kQBlock * kScoreStride)),
-        out(scratch.floats(kQBlock * round_up(value_dim, kTileColumns))) {}
+/// Sizes of a call's parts, from its shape.
+struct Geometry {
+  BlockShape s;
+  std::int64_t padded_dim() const { return round_up(s.dim, 8); }
+  std::int64_t padded_value_dim() const { return round_up(s.value_dim, kTileColumns); }
+  std::int64_t k_blocks() const { return (s.k_rows + kKBlock - 1) / kKBlock; }
+  /// Packed floats of one block of keys and its values.
+  std::int64_t block_floats() const { return kKBlock * (s.dim + padded_value_dim()); }
+  /// Key/value heads whose packed keys and values are held at once.
+  std::int64_t heads_at_once() const {
+    const std::int64_t head_bytes = k_blocks() * block_floats() * 4;
+    return std::clamp<std::int64_t>(kPackBytes / std::max<std::int64_t>(1, head_bytes), 1,
+                                    std::max<std::int64_t>(1, s.kv_heads));
+  }
 };
 
+struct ThreadScratch {
+  float *q, *scores, *out;
+  TileRows tile;
+  ThreadScratch(Scratch& scratch, const Geometry& g, const TilePlan& tiles)
+      : q(scratch.floats(kQBlock * g.padded_dim())),
+        scores(scratch.floats(kQBlock * kScoreStride)),
+        out(scratch.floats(kQBlock * g.padded_value_dim())),
+        tile(scratch.array<std::int32_t>(kQBlock), scratch.array<std::int32_t>(kQBlock),
+             scratch.array<Span>(tiles.most_spans())) {}
+};
+
+class ForwardPlan final : public BlockPlan {
+ public:
+  ForwardPlan(const std::vector<Slice>& bands, const BlockShape& shape, const Scoring& scoring,
+              const BlockPlace& place)
+      : BlockPlan(Pass::forward, shape, scoring, place),
+        geometry{shape},
+        tiles(bands, shape.q_rows, shape.k_rows, kQBlock, kKBlock),
+        order(static_cast<std::size_t>(tiles.q_blocks())) {
+    std::iota(order.begin(), order.end(), std::int64_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::int64_t a, std::int64_t b) { return tiles.work(a) > tiles.work(b); });
+    Scratch counting;
+    ThreadScratch(counting, geometry, tiles);
+    thread_bytes = counting.bytes();
+  }
+  std::int64_t scratch_bytes() const override {
+    Scratch counting;
+    carve(counting);
+    return counting.bytes();
+  }
+
+  struct Memory {
+    float* packed;         // keys and values, [heads at once][key blocks]
+    std::uint8_t* finite;  // whether a block's values all are
+    std::byte* threads;
+  };
+  Memory carve(Scratch& scratch) const {
+    const std::int64_t blocks = geometry.heads_at_once() * geometry.k_blocks();
+    return {scratch.floats(blocks * geometry.block_floats()), scratch.array<std::uint8_t>(blocks),
+            scratch.array<std::byte>(place().threads * thread_bytes)};
+  }
+
+  const Geometry geometry;
+  const TilePlan tiles;
+  std::vector<std::int64_t> order;  // rows of tiles, longest first
+  std::int64_t thread_bytes = 0;
+
+ protected:
+  void run_forward(const BlockForwardTensors& tensors, const BlockMemory& memory,
+                   const Stream& stream) const override;
+};
+
+/// One call.
 class Forward {
  public:
-  ConstTensorView q, k, v;
-  std::vector<Slice> bands;
-  Scoring scoring;
-  TensorView out, lse;
-  Mode mode;
-  int threads;
-  std::byte *pack_memory = nullptr, *thread_memory = nullptr;
-
-  bool sigmoid() const { return scoring.weighting == Weighting::sigmoid; }
-  std::int64_t heads() const { return q.size(1); }
-  std::int64_t kv_heads() const { return k.size(1); }
-  std::int64_t dim() const { return q.size(2); }
-  std::int64_t value_dim() const { return v.size(2); }
-  std::int64_t padded_value_dim() const { return round_up(value_dim(), kTileColumns); }
-  std::int64_t k_blocks() const { return (k.size(0) + kKBlock - 1) / kKBlock; }
-
-  /// Packed bytes of one key/value head.
-  std::int64_t head_bytes() const {
-    return k_blocks() * kKBlock * (dim() + padded_value_dim()) * 4;
-  }
-  std::int64_t heads_at_once() const {
-    return std::clamp<std::int64_t>(kPackBytes / std::max<std::int64_t>(1, head_bytes()), 1,
-                                    std::max<std::int64_t>(1, kv_heads()));
-  }
-  std::int64_t thread_bytes() const {
-    Scratch scratch;
-    ThreadScratch(scratch, dim(), value_dim());
-    return scratch.bytes();
+  Forward(const ForwardPlan& call_plan, const BlockForwardTensors& tensors, std::byte* scratch)
+      : plan(call_plan), t(tensors), g(call_plan.geometry), scoring(call_plan.scoring()) {
+    Scratch carving(scratch);
+    memory = plan.carve(carving);
   }
 
   void run() const {
-    const TilePlan plan(bands, q.size(0), k.size(0), kQBlock, kKBlock);
-    std::vector<std::int64_t> order(static_cast<std::size_t>(plan.q_blocks()));  // longest first
-    std::iota(order.begin(), order.end(), std::int64_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::int64_t a, std::int64_t b) { return plan.work(a) > plan.work(b); });
-    std::vector<std::uint8_t> finite(static_cast<std::size_t>(heads_at_once() * k_blocks()));
-    const std::int64_t group = kv_heads() == 0 ? 0 : heads() / kv_heads();
-    for (std::int64_t first = 0; first < kv_heads(); first += heads_at_once()) {
-      const std::int64_t count = std::min(heads_at_once(), kv_heads() - first);
-      const std::int64_t items = plan.q_blocks() * count * group;
-#pragma omp parallel num_threads(threads)
+    const std::int64_t kv_heads = g.s.kv_heads, group = kv_heads == 0 ? 0 : g.s.heads / kv_heads,
+                       at_once = g.heads_at_once(), k_blocks = g.k_blocks();
+    for (std::int64_t first = 0; first < kv_heads; first += at_once) {
+      const std::int64_t count = std::min(at_once, kv_heads - first);
+      const std::int64_t items = plan.tiles.q_blocks() * count * group;
+#pragma omp parallel num_threads(plan.place().threads)
       {
 #pragma omp for schedule(dynamic)
-        for (std::int64_t block = 0; block < count * k_blocks(); ++block) {
-          if (plan.used(block % k_blocks()))
-            finite[static_cast<std::size_t>(block)] = pack(plan, first, block);
+        for (std::int64_t block = 0; block < count * k_blocks; ++block) {
+          if (plan.tiles.used(block % k_blocks)) memory.finite[block] = pack(first, block);
         }
-        Scratch memory(thread_memory + omp_get_thread_num() * thread_bytes());
-        const ThreadScratch scratch(memory, dim(), value_dim());
-        TileRows tile;
+        Scratch carving(memory.threads + omp_get_thread_num() * plan.thread_bytes);
+        ThreadScratch scratch(carving, g, plan.tiles);
 #pragma omp for schedule(dynamic)
         for (std::int64_t item = 0; item < items; ++item) {
           const std::int64_t head = first * group + item % (count * group);
           const std::int64_t packed_head = item % (count * group) / group;
-          attend(plan, order[static_cast<std::size_t>(item / (count * group))], head,
-                 packed_head * k_blocks(), finite, scratch, tile);
+          attend(plan.order[static_cast<std::size_t>(item / (count * group))], head,
+                 packed_head * k_blocks, scratch);
         }
       }
     }
   }
 
  private:
-  float* packed_k(std::int64_t block) const {
-    return reinterpret_cast<float*>(pack_memory) + block * kKBlock * (dim() + padded_value_dim());
-  }
-  float* packed_v(std::int64_t block) const { return packed_k(block) + kKBlock * dim(); }
+  bool sigmoid() const { return scoring.weighting == Weighting::sigmoid; }
+  float* packed_k(std::int64_t block) const { return memory.packed + block * g.block_floats(); }
+  float* packed_v(std::int64_t block) const { return packed_k(block) + kKBlock * g.s.dim; }
 
   /// Returns whether the values are all finite.
-  bool pack(const TilePlan& plan, std::int64_t first_head, std::int64_t block) const {
-    const std::int64_t head = first_head + block / k_blocks(), kb = block % k_blocks(),
-                       count = plan.k_count(kb);
-    pack_transposed(rows_of(k, head, kb * kKBlock, count), packed_k(block));
-    return pack_panels(rows_of(v, head, kb * kKBlock, count), 1, packed_v(block), kKBlock);
+  bool pack(std::int64_t first_head, std::int64_t block) const {
+    const std::int64_t head = first_head + block / g.k_blocks(), kb = block % g.k_blocks(),
+                       count = plan.tiles.k_count(kb);
+    pack_transposed(rows_of(t.k, head, kb * kKBlock, count), packed_k(block));
+    return pack_panels(rows_of(t.v, head, kb * kKBlock, count), 1, packed_v(block), kKBlock);
   }
 
-  void attend(const TilePlan& plan, std::int64_t qb, std::int64_t head, std::int64_t first_block,
-              const std::vector<std::uint8_t>& finite, const ThreadScratch& scratch,
-              TileRows& tile) const {
-    const std::int64_t rows = plan.q_count(qb);
+  void attend(std::int64_t qb, std::int64_t head, std::int64_t first_block,
+              ThreadScratch& scratch) const {
+    const std::int64_t rows = plan.tiles.q_count(qb);
     RowState state[kQBlock];
-    if (plan.work(qb) > 0) {
-      pack_rows(rows_of(q, head, qb * kQBlock, rows), scoring.scale, scratch.q, round_up(dim(), 8));
-      std::fill_n(scratch.out, rows * padded_value_dim(), 0.0f);
-    } else if (mode == Mode::add) {
+    if (plan.tiles.work(qb) > 0) {
+      pack_rows(rows_of(t.q, head, qb * kQBlock, rows), scoring.scale, scratch.q, g.padded_dim());
+      std::fill_n(scratch.out, rows * g.padded_value_dim(), 0.0f);
+    } else if (t.mode == Mode::add) {
       return;
     }
-    for (std::int64_t kb = 0; kb < k_blocks(); ++kb) {
-      if (plan.kind(qb, kb) == TileKind::empty) continue;
-      plan.describe(qb, kb, tile);
+    for (std::int64_t kb = 0; kb < g.k_blocks(); ++kb) {
+      if (plan.tiles.kind(qb, kb) == TileKind::empty) continue;
+      plan.tiles.describe(qb, kb, scratch.tile);
       const std::int64_t block = first_block + kb;
-      attend_tile(packed_k(block), packed_v(block), finite[static_cast<std::size_t>(block)] != 0,
-                  scratch, state, tile);
+      attend_tile(packed_k(block), packed_v(block), memory.finite[block] != 0, scratch, state);
     }
     for (std::int64_t row = 0; row < rows; ++row) {
-      const float* sums = scratch.out + row * padded_value_dim();
+      const float* sums = scratch.out + row * g.padded_value_dim();
       if (sigmoid()) {
         write_sum(qb * kQBlock + row, head, state[row].max != kMinusInfinity, sums);
       } else {
@@ -144,8 +172,9 @@ class Forward {
   }
 
   void attend_tile(const float* k_panels, const float* v_panels, bool finite,
-                   const ThreadScratch& scratch, RowState* state, const TileRows& tile) const {
-    const std::int64_t rows = tile.rows(), ldo = padded_value_dim();
+                   const ThreadScratch& scratch, RowState* state) const {
+    const TileRows& tile = scratch.tile;
+    const std::int64_t rows = tile.rows(), ldo = g.padded_value_dim();
     Span hulls[kQBlock / kTileRows];
     for (std::int64_t row = 0; row < rows; row += kTileRows) {
       hulls[row / kTileRows] = tile.hull(row, std::min(kTileRows, rows - row));
@@ -154,10 +183,9 @@ class Forward {
       for (std::int64_t row = 0; row < rows; row += kTileRows) {
         const Span hull = hulls[row / kTileRows];
         if (hull.end <= c || hull.begin >= c + kTileColumns) continue;
-        multiply<Operand::rows, Into::store>(std::min(kTileRows, rows - row),
-                                             scratch.q + row * round_up(dim(), 8),
-                                             round_up(dim(), 8), k_panels + c * dim(), dim(),
-                                             scratch.scores + row * kScoreStride + c, kScoreStride);
+        multiply<Operand::rows, Into::store>(
+            std::min(kTileRows, rows - row), scratch.q + row * g.padded_dim(), g.padded_dim(),
+            k_panels + c * g.s.dim, g.s.dim, scratch.scores + row * kScoreStride + c, kScoreStride);
       }
     }
     for (std::int64_t row = 0; row < rows; ++row) {
@@ -181,7 +209,7 @@ class Forward {
         }
       }
     }
-    if (!finite && !tile.full()) return add_values_row_by_row(v_panels, scratch, tile);
+    if (!finite && !tile.full()) return add_values_row_by_row(v_panels, scratch);
     for (std::int64_t d = 0; d < ldo; d += kTileColumns) {
       for (std::int64_t row = 0; row < rows; row += kTileRows) {
         const Span hull = hulls[row / kTileRows];
@@ -196,10 +224,10 @@ class Forward {
 
   /// The same sums in the same order over visible keys only: 0 * NaN would carry a masked value
   /// into the row.
-  void add_values_row_by_row(const float* v_panels, const ThreadScratch& scratch,
-                             const TileRows& tile) const {
+  void add_values_row_by_row(const float* v_panels, const ThreadScratch& scratch) const {
+    const TileRows& tile = scratch.tile;
     for (std::int64_t row = 0; row < tile.rows(); ++row) {
-      for (std::int64_t d = 0; d < padded_value_dim(); d += kTileColumns) {
+      for (std::int64_t d = 0; d < g.padded_value_dim(); d += kTileColumns) {
         float sum[kTileColumns] = {};
         for (const Span& span : tile.spans(row)) {
           multiply_tile<1, Operand::rows, Into::chain>(
@@ -207,7 +235,7 @@ class Forward {
               v_panels + d * kKBlock + span.begin * kTileColumns, span.end - span.begin, sum,
               kTileColumns);
         }
-        float* out_row = scratch.out + row * padded_value_dim() + d;
+        float* out_row = scratch.out + row * g.padded_value_dim() + d;
         for (std::int64_t i = 0; i < kTileColumns; ++i) out_row[i] += sum[i];
       }
     }
@@ -215,9 +243,9 @@ class Forward {
 
   /// A row of a sigmoid: partials add, and what it has seen nothing of stays as it is.
   void write_sum(std::int64_t row, std::int64_t head, bool seen, const float* sums) const {
-    float* to = out.as<float>() + row * out.stride(0) + head * out.stride(1);
-    for (std::int64_t d = 0; d < value_dim(); ++d) {
-      if (mode == Mode::write) {
+    float* to = t.out.as<float>() + row * t.out.stride(0) + head * t.out.stride(1);
+    for (std::int64_t d = 0; d < g.s.value_dim; ++d) {
+      if (t.mode == Mode::write) {
         to[d] = seen ? sums[d] : 0;
       } else if (seen) {
         to[d] += sums[d];
@@ -227,14 +255,14 @@ class Forward {
 
   void write_row(std::int64_t row, std::int64_t head, const RowState& state,
                  const float* sums) const {
-    float* to = out.as<float>() + row * out.stride(0) + head * out.stride(1);
-    float& row_lse = lse.as<float>()[row * lse.stride(0) + head * lse.stride(1)];
+    float* to = t.out.as<float>() + row * t.out.stride(0) + head * t.out.stride(1);
+    float& row_lse = t.lse.as<float>()[row * t.lse.stride(0) + head * t.lse.stride(1)];
     const bool seen = state.max != kMinusInfinity;
     const float own = seen ? state.max + std::log(state.sum) : kMinusInfinity;
     const float per_sum = seen ? 1 / state.sum : 0;
-    if (mode == Mode::write) {
+    if (t.mode == Mode::write) {
       row_lse = own;
-      for (std::int64_t d = 0; d < value_dim(); ++d) to[d] = seen ? sums[d] * per_sum : 0;
+      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = seen ? sums[d] * per_sum : 0;
       return;
     }
     const MergeWeights weights = merge_weights(row_lse, own);
@@ -242,24 +270,31 @@ class Forward {
     if (weights.b == 0) return;
     const float b = weights.b * per_sum;
     if (weights.a == 0) {
-      for (std::int64_t d = 0; d < value_dim(); ++d) to[d] = b * sums[d];
+      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = b * sums[d];
     } else {
-      for (std::int64_t d = 0; d < value_dim(); ++d) to[d] = weights.a * to[d] + b * sums[d];
+      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = weights.a * to[d] + b * sums[d];
     }
   }
+
+  const ForwardPlan& plan;
+  const BlockForwardTensors t;
+  const Geometry& g;
+  const Scoring& scoring;
+  ForwardPlan::Memory memory{};
 };
+
+void ForwardPlan::run_forward(const BlockForwardTensors& tensors, const BlockMemory& memory,
+                              const Stream& stream) const {
+  stream.cpu_task([plan = shared_from_this(), this, tensors, scratch = memory.scratch] {
+    Forward(*this, tensors, scratch).run();
+  });
+}
 
 }  // namespace
 
-void cpu_block_forward(ConstTensorView q, ConstTensorView k, ConstTensorView v,
-                       std::vector<Slice> bands, const Scoring& scoring, TensorView out,
-                       TensorView lse, Mode mode, const Stream& stream) {
-  Forward forward{q, k, v, std::move(bands), scoring, out, lse, mode, stream.threads()};
-  const runtime::Buffer packs = stream.allocate(forward.heads_at_once() * forward.head_bytes());
-  const runtime::Buffer scratch = stream.allocate(forward.threads * forward.thread_bytes());
-  forward.pack_memory = packs.data();
-  forward.thread_memory = scratch.data();
-  stream.cpu_task([forward = std::move(forward)] { forward.run(); });
+std::shared_ptr<const BlockPlan> cpu_plan_forward(std::vector<Slice> bands, const BlockShape& shape,
+                                                  const Scoring& scoring, const BlockPlace& place) {
+  return std::make_shared<const ForwardPlan>(bands, shape, scoring, place);
 }
 
 }  // namespace longhaul::attention::detail

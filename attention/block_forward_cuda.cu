@@ -140,27 +140,38 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+class ForwardPlan final : public CudaPlan {
+ public:
+  ForwardPlan(const std::vector<Slice>& bands, const BlockShape& shape, const Scoring& scoring,
+              const BlockPlace& place)
+      : CudaPlan(Pass::forward, bands, shape, scoring, place) {}
+
+ protected:
+  void run_forward(const BlockForwardTensors& t, const BlockMemory& memory,
+                   const runtime::Stream& stream) const override {
+    const BlockShape& s = shape();
+    const bool add = t.mode == Mode::add;
+    if (s.q_rows == 0 || s.heads == 0 || (add && sees_nothing())) return;
+    with_columns(std::max(s.dim, s.value_dim), [&](auto columns) {
+      constexpr int kCols = decltype(columns)::value;
+      with_activation(s.activation, [&](auto activation) {
+        using T = decltype(activation);
+        launch(forward_kernel<kCols, T>,
+               dim3(tiles(s.q_rows, kOwnRows), static_cast<unsigned>(s.heads)), kThreads,
+               std::int64_t{kOwnRows + 2 * kOtherRows} * kTileStride<kCols> * 4, stream,
+               operand<T>(t.q), operand<T>(t.k), operand<T>(t.v), output_operand(t.out),
+               output_operand(t.lse), problem(memory), add);
+      });
+    });
+  }
+};
+
 }  // namespace
 
-void cuda_block_forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                        runtime::ConstTensorView v, std::vector<Slice> bands,
-                        const Scoring& scoring, runtime::TensorView out, runtime::TensorView lse,
-                        Mode mode, const runtime::Stream& stream) {
-  const bool add = mode == Mode::add;
-  if (q.size(0) == 0 || q.size(1) == 0 || (add && bands.empty())) return;
-  const DeviceBands device_bands(bands, q.size(0), k.size(0), stream);
-  const Problem problem = make_problem(q, k, v, scoring, device_bands);
-  with_columns(std::max(q.size(2), v.size(2)), [&](auto columns) {
-    constexpr int kCols = decltype(columns)::value;
-    with_activation(q.dtype(), [&](auto activation) {
-      using T = decltype(activation);
-      launch(forward_kernel<kCols, T>,
-             dim3(tiles(q.size(0), kOwnRows), static_cast<unsigned>(q.size(1))), kThreads,
-             std::int64_t{kOwnRows + 2 * kOtherRows} * kTileStride<kCols> * 4, stream,
-             operand<T>(q), operand<T>(k), operand<T>(v), output_operand(out), output_operand(lse),
-             problem, add);
-    });
-  });
+std::shared_ptr<const BlockPlan> cuda_plan_forward(std::vector<Slice> bands,
+                                                   const BlockShape& shape, const Scoring& scoring,
+                                                   const BlockPlace& place) {
+  return std::make_shared<const ForwardPlan>(bands, shape, scoring, place);
 }
 
 }  // namespace longhaul::attention::detail

@@ -1,21 +1,20 @@
 #pragma once
-// What block.cpp calls after it has checked the arguments: one function of each kind a device.
-// Every function only enqueues. `bands` are tightened, not empty and sorted; all sizes may be zero.
+// What block.cpp and block_plan.cpp call after they have checked the arguments: one function of
+// each kind a device. Plans keep `bands`, which are tightened, not empty and sorted; the other
+// functions only enqueue. All sizes may be zero.
 
+#include <memory>
 #include <vector>
 
-#include "attention/block.h"
+#include "attention/block_plan.h"
 
 namespace longhaul::attention::detail {
 
-void cpu_block_forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                       runtime::ConstTensorView v, std::vector<Slice> bands, const Scoring& scoring,
-                       runtime::TensorView out, runtime::TensorView lse, Mode mode,
-                       const runtime::Stream& stream);
-void cpu_block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands,
-                        const Scoring& scoring, runtime::TensorView dq, Mode dq_mode,
-                        runtime::TensorView dk, runtime::TensorView dv, Mode dkv_mode,
-                        const runtime::Stream& stream);
+std::shared_ptr<const BlockPlan> cpu_plan_forward(std::vector<Slice> bands, const BlockShape& shape,
+                                                  const Scoring& scoring, const BlockPlace& place);
+std::shared_ptr<const BlockPlan> cpu_plan_backward(std::vector<Slice> bands,
+                                                   const BlockShape& shape, const Scoring& scoring,
+                                                   const BlockPlace& place);
 void cpu_block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dout,
                      runtime::TensorView delta, const runtime::Stream& stream);
 void cpu_merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_lse,
@@ -28,14 +27,12 @@ void cpu_sinks_backward(runtime::ConstTensorView lse, runtime::ConstTensorView d
                         const runtime::Stream& stream);
 
 // block_*_cuda.cu, or block_no_cuda.cpp (throws Error(launch)) in a CPU build.
-void cuda_block_forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                        runtime::ConstTensorView v, std::vector<Slice> bands,
-                        const Scoring& scoring, runtime::TensorView out, runtime::TensorView lse,
-                        Mode mode, const runtime::Stream& stream);
-void cuda_block_backward(const BlockBackwardInputs& inputs, std::vector<Slice> bands,
-                         const Scoring& scoring, runtime::TensorView dq, Mode dq_mode,
-                         runtime::TensorView dk, runtime::TensorView dv, Mode dkv_mode,
-                         const runtime::Stream& stream);
+std::shared_ptr<const BlockPlan> cuda_plan_forward(std::vector<Slice> bands,
+                                                   const BlockShape& shape, const Scoring& scoring,
+                                                   const BlockPlace& place);
+std::shared_ptr<const BlockPlan> cuda_plan_backward(std::vector<Slice> bands,
+                                                    const BlockShape& shape, const Scoring& scoring,
+                                                    const BlockPlace& place);
 void cuda_block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dout,
                       runtime::TensorView delta, const runtime::Stream& stream);
 void cuda_merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_lse,

@@ -1,4 +1,5 @@
-// The small kernels of the block contract: delta, merge, sinks, and the upload of a call's bands.
+// The small kernels of the block contract: delta, merge, sinks; and what all plans of the CUDA
+// kernels share.
 
 #include "attention/block_impl.h"
 #include "attention/block_tile.cuh"
@@ -96,62 +97,41 @@ __global__ void __launch_bounds__(kThreads)
   dsinks[head * dsink_stride] = -total;
 }
 
-constexpr int kUpload = 64;  // bands in one launch: 3 KiB of the 4 that kernel arguments may take
-struct UploadChunk {
-  Band bands[kUpload];
-};
-__global__ void upload_kernel(UploadChunk chunk, int count, Band* to) {
-  if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = chunk.bands[threadIdx.x];
-}
-
 dim3 warp_grid(std::int64_t rows, std::int64_t heads) {
   return dim3(tiles(rows, kWarps), static_cast<unsigned>(heads));
 }
 
 }  // namespace
 
-// As kernel arguments: a copy from pageable memory would make the host wait for the stream.
-DeviceBands::DeviceBands(const std::vector<Slice>& bands, std::int64_t q_rows, std::int64_t k_rows,
-                         const runtime::Stream& stream)
-    : count_(static_cast<int>(bands.size())) {
-  if (bands.empty()) return;
-  buffer_ = stream.allocate(static_cast<std::int64_t>(bands.size() * sizeof(Band)));
-  for (std::size_t base = 0; base < bands.size(); base += kUpload) {
-    UploadChunk chunk{};
-    const std::size_t count = std::min<std::size_t>(kUpload, bands.size() - base);
-    for (std::size_t i = 0; i < count; ++i) {
-      const Slice& band = bands[base + i];
-      LONGHAUL_CHECK(
-          0 <= band.q_begin && band.q_end <= q_rows && 0 <= band.k_begin && band.k_end <= k_rows,
-          "band ", base + i, " of queries [", band.q_begin, ", ", band.q_end, ") and keys [",
-          band.k_begin, ", ", band.k_end, ") leaves views of ", q_rows, " and ", k_rows, " rows");
-      chunk.bands[i] = to_band(band);
-    }
-    launch(upload_kernel, dim3(1), kUpload, 0, stream, chunk, static_cast<int>(count),
-           reinterpret_cast<Band*>(buffer_.data()) + base);
+CudaPlan::CudaPlan(Pass pass, const std::vector<Slice>& bands, const BlockShape& shape,
+                   const Scoring& scoring, const BlockPlace& place)
+    : BlockPlan(pass, shape, scoring, place) {
+  constexpr std::int64_t kMaxHeads = 65535;  // of a grid's second dim
+  if (shape.heads > kMaxHeads) {
+    runtime::fail(runtime::ExitCode::config, "the CUDA attention kernels take up to ", kMaxHeads,
+                  " heads, got ", shape.heads);
   }
+  // What the call would be refused for is refused here.
+  with_columns(std::max(shape.dim, shape.value_dim), [](auto) {});
+  with_activation(shape.activation, [](auto) {});
+  bands_.reserve(bands.size());
+  for (const Slice& band : bands) bands_.push_back(to_band(band));
 }
 
-Problem make_problem(const runtime::ConstTensorView& q, const runtime::ConstTensorView& k,
-                     const runtime::ConstTensorView& v, const Scoring& scoring,
-                     const DeviceBands& bands) {
-  constexpr std::int64_t kMaxHeads = 65535;  // of a grid's second dim
-  if (q.size(1) > kMaxHeads) {
-    runtime::fail(runtime::ExitCode::config, "the CUDA attention kernels take up to ", kMaxHeads,
-                  " heads, got ", q.size(1));
-  }
-  return {q.size(0),
-          k.size(0),
-          static_cast<int>(q.size(1)),
-          static_cast<int>(k.size(1)),
-          static_cast<int>(q.size(2)),
-          static_cast<int>(v.size(2)),
-          scoring.scale,
-          scoring.softcap,
-          scoring.bias,
-          scoring.weighting == Weighting::sigmoid,
-          bands.data(),
-          bands.count()};
+Problem CudaPlan::problem(const BlockMemory& memory) const {
+  const BlockShape& s = shape();
+  return {s.q_rows,
+          s.k_rows,
+          static_cast<int>(s.heads),
+          static_cast<int>(s.kv_heads),
+          static_cast<int>(s.dim),
+          static_cast<int>(s.value_dim),
+          scoring().scale,
+          scoring().softcap,
+          scoring().bias,
+          scoring().weighting == Weighting::sigmoid,
+          reinterpret_cast<const Band*>(memory.table),
+          static_cast<int>(bands_.size())};
 }
 
 void cuda_block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dout,

@@ -12,14 +12,12 @@ namespace {
 
 }  // namespace
 
-void cuda_block_forward(runtime::ConstTensorView, runtime::ConstTensorView,
-                        runtime::ConstTensorView, std::vector<Slice>, const Scoring&,
-                        runtime::TensorView, runtime::TensorView, Mode, const runtime::Stream&) {
+std::shared_ptr<const BlockPlan> cuda_plan_forward(std::vector<Slice>, const BlockShape&,
+                                                   const Scoring&, const BlockPlace&) {
   no_cuda();
 }
-void cuda_block_backward(const BlockBackwardInputs&, std::vector<Slice>, const Scoring&,
-                         runtime::TensorView, Mode, runtime::TensorView, runtime::TensorView, Mode,
-                         const runtime::Stream&) {
+std::shared_ptr<const BlockPlan> cuda_plan_backward(std::vector<Slice>, const BlockShape&,
+                                                    const Scoring&, const BlockPlace&) {
   no_cuda();
 }
 void cuda_block_delta(runtime::ConstTensorView, runtime::ConstTensorView, runtime::TensorView,

@@ -11,11 +11,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <type_traits>
 #include <vector>
 
 #include "attention/band_tiles.h"
-#include "attention/block.h"
+#include "attention/block_plan.h"
 #include "runtime/cuda_check_impl.h"
 #include "runtime/float_device.cuh"
 
@@ -219,22 +220,21 @@ __device__ inline bool overlap(Interval a, Interval b) {
   return a.begin < b.end && b.begin < a.end;
 }
 
-/// The bands on the device: a call's list, in memory of its stream.
-class DeviceBands {
+/// A plan of these kernels: its bands are the table.
+class CudaPlan : public BlockPlan {
  public:
-  DeviceBands(const std::vector<Slice>& bands, std::int64_t q_rows, std::int64_t k_rows,
-              const runtime::Stream& stream);
-  const Band* data() const { return reinterpret_cast<const Band*>(buffer_.data()); }
-  int count() const { return count_; }
+  CudaPlan(Pass pass, const std::vector<Slice>& bands, const BlockShape& shape,
+           const Scoring& scoring, const BlockPlace& place);
+  std::int64_t scratch_bytes() const override { return 0; }
+  std::span<const std::byte> table() const override { return std::as_bytes(std::span(bands_)); }
+
+ protected:
+  bool sees_nothing() const { return bands_.empty(); }
+  Problem problem(const BlockMemory& memory) const;
 
  private:
-  runtime::Buffer buffer_;
-  int count_;
+  std::vector<Band> bands_;
 };
-
-Problem make_problem(const runtime::ConstTensorView& q, const runtime::ConstTensorView& k,
-                     const runtime::ConstTensorView& v, const Scoring& scoring,
-                     const DeviceBands& bands);
 
 /// Calls body(std::integral_constant<int, columns of 32>) for the narrowest tile that holds the
 /// widest row.

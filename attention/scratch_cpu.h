@@ -1,6 +1,5 @@
 #pragma once
-// Carves 64-byte aligned arrays of floats out of one block of scratch. Without a block it only
-// counts.
+// Carves 64-byte aligned arrays out of one block of scratch. Without a block it only counts.
 
 #include <cstddef>
 #include <cstdint>
@@ -11,11 +10,14 @@ class Scratch {
  public:
   Scratch() = default;
   explicit Scratch(std::byte* data) : data_(data) {}
-  float* floats(std::int64_t count) {
+  /// Uninitialised; T needs no construction.
+  template <class T>
+  T* array(std::int64_t count) {
     const std::int64_t at = bytes_;
-    bytes_ += (count * static_cast<std::int64_t>(sizeof(float)) + 63) / 64 * 64;
-    return data_ == nullptr ? nullptr : reinterpret_cast<float*>(data_ + at);
+    bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return data_ == nullptr ? nullptr : reinterpret_cast<T*>(data_ + at);
   }
+  float* floats(std::int64_t count) { return array<float>(count); }
   std::int64_t bytes() const { return bytes_; }
 
  private:

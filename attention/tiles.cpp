@@ -6,8 +6,7 @@ namespace longhaul::attention {
 
 std::span<const Span> TileRows::spans(std::int64_t row) const {
   if (full_) return {&whole_, 1};
-  const auto r = static_cast<std::size_t>(row);
-  return {spans_.data() + first_[r], static_cast<std::size_t>(count_[r])};
+  return {spans_ + first_[row], static_cast<std::size_t>(count_[row])};
 }
 
 Span TileRows::hull(std::int64_t row, std::int64_t count) const {
@@ -23,13 +22,13 @@ Span TileRows::hull(std::int64_t row, std::int64_t count) const {
 void TileRows::hide(std::int64_t row) {
   if (full_) {
     full_ = false;
-    const auto rows = static_cast<std::size_t>(rows_);
-    spans_.assign(rows, whole_);
-    first_.resize(rows);
-    for (std::size_t r = 0; r < rows; ++r) first_[r] = static_cast<std::int32_t>(r);
-    count_.assign(rows, 1);
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      first_[r] = static_cast<std::int32_t>(r);
+      count_[r] = 1;
+      spans_[r] = whole_;
+    }
   }
-  count_[static_cast<std::size_t>(row)] = 0;
+  count_[row] = 0;
 }
 
 TilePlan::TilePlan(std::span<const Slice> bands, std::int64_t q_rows, std::int64_t k_rows,
@@ -43,7 +42,8 @@ TilePlan::TilePlan(std::span<const Slice> bands, std::int64_t q_rows, std::int64
       first_band_(static_cast<std::size_t>(q_blocks_) + 1),
       kinds_(static_cast<std::size_t>(q_blocks_ * k_blocks_), TileKind::empty),
       work_(static_cast<std::size_t>(q_blocks_)),
-      used_(static_cast<std::size_t>(k_blocks_)) {
+      used_(static_cast<std::size_t>(k_blocks_)),
+      most_spans_(q_block) {
   // Bands by row of tiles: count, place.
   for (const Slice& band : bands) {
     for (std::int64_t qb = band.q_begin / q_block_; qb * q_block_ < band.q_end; ++qb) {
@@ -64,12 +64,15 @@ TilePlan::TilePlan(std::span<const Slice> bands, std::int64_t q_rows, std::int64
   for (std::int64_t qb = 0; qb < q_blocks_; ++qb) {
     std::fill(visible.begin(), visible.end(), 0);
     const auto row = static_cast<std::size_t>(qb);
+    std::int64_t spans = 0;
     for (std::int64_t b = first_band_[row]; b < first_band_[row + 1]; ++b) {
       const Slice& band = bands_[static_cast<std::size_t>(b)];
+      spans += band.q_end - band.q_begin;
       for (std::int64_t kb = band.k_begin / k_block_; kb * k_block_ < band.k_end; ++kb) {
         visible[static_cast<std::size_t>(kb)] += area(intersect(band, box(qb, kb)));
       }
     }
+    most_spans_ = std::max(most_spans_, spans);
     for (std::int64_t kb = 0; kb < k_blocks_; ++kb) {
       const std::int64_t pairs = visible[static_cast<std::size_t>(kb)];
       if (pairs == 0) continue;
@@ -97,9 +100,7 @@ void TilePlan::describe(std::int64_t qb, std::int64_t kb, TileRows& tile) const 
   tile.whole_ = {0, static_cast<std::int32_t>(tile.keys_)};
   if (tile.full_) return;
 
-  const auto rows = static_cast<std::size_t>(tile.rows_);
-  tile.count_.assign(rows, 0);
-  tile.first_.assign(rows, 0);
+  std::fill_n(tile.count_, tile.rows_, 0);
   const Slice here = box(qb, kb);
   const auto first_band = static_cast<std::size_t>(first_band_[static_cast<std::size_t>(qb)]);
   const auto last_band = static_cast<std::size_t>(first_band_[static_cast<std::size_t>(qb) + 1]);
@@ -107,22 +108,20 @@ void TilePlan::describe(std::int64_t qb, std::int64_t kb, TileRows& tile) const 
     for (std::size_t b = first_band; b < last_band; ++b) {
       const Slice part = intersect(bands_[b], here);
       for (std::int64_t i = part.q_begin; i < part.q_end; ++i) {
-        visit(static_cast<std::size_t>(i - here.q_begin),
-              Span{static_cast<std::int32_t>(part.key_begin(i) - here.k_begin),
-                   static_cast<std::int32_t>(part.key_end(i) - here.k_begin)});
+        visit(i - here.q_begin, Span{static_cast<std::int32_t>(part.key_begin(i) - here.k_begin),
+                                     static_cast<std::int32_t>(part.key_end(i) - here.k_begin)});
       }
     }
   };
-  for_each_span([&](std::size_t row, Span) { ++tile.count_[row]; });
+  for_each_span([&](std::int64_t row, Span) { ++tile.count_[row]; });
   std::int32_t total = 0;
-  for (std::size_t row = 0; row < rows; ++row) {
+  for (std::int64_t row = 0; row < tile.rows_; ++row) {
     tile.first_[row] = total;
     total += tile.count_[row];
   }
-  tile.spans_.resize(static_cast<std::size_t>(total));
-  std::fill(tile.count_.begin(), tile.count_.end(), 0);
-  for_each_span([&](std::size_t row, Span span) {  // insertion keeps a row's few spans rising
-    Span* const at = tile.spans_.data() + tile.first_[row];
+  std::fill_n(tile.count_, tile.rows_, 0);
+  for_each_span([&](std::int64_t row, Span span) {  // insertion keeps a row's few spans rising
+    Span* const at = tile.spans_ + tile.first_[row];
     std::int32_t n = tile.count_[row]++;
     for (; n > 0 && at[n - 1].begin > span.begin; --n) at[n] = at[n - 1];
     at[n] = span;

@@ -20,9 +20,12 @@ struct Span {
   bool operator==(const Span&) const = default;
 };
 
-/// What the rows of one tile see.
+/// What the rows of one tile see. Its arrays are its owner's: `first` and `count` for the rows
+/// of a tile, `spans` for TilePlan::most_spans().
 class TileRows {
  public:
+  TileRows(std::int32_t* first, std::int32_t* count, Span* spans)
+      : first_(first), count_(count), spans_(spans) {}
   std::int64_t rows() const { return rows_; }
   std::int64_t keys() const { return keys_; }
   bool full() const { return full_; }
@@ -38,8 +41,8 @@ class TileRows {
   std::int64_t rows_ = 0, keys_ = 0;
   bool full_ = false;
   Span whole_;
-  std::vector<std::int32_t> first_, count_;  // spans of row r: [first_[r], first_[r] + count_[r])
-  std::vector<Span> spans_;
+  std::int32_t *first_, *count_;  // spans of row r: [first_[r], first_[r] + count_[r])
+  Span* spans_;
 };
 
 class TilePlan {
@@ -65,7 +68,9 @@ class TilePlan {
   std::int64_t tiles_before(std::int64_t qb, std::int64_t kb) const;
   /// Whether any query sees the block.
   bool used(std::int64_t kb) const { return used_[static_cast<std::size_t>(kb)] != 0; }
-  /// Fills `tile` for a tile that is not empty; reuses its memory.
+  /// Spans that the rows of a tile have at most, whichever it is: what a TileRows needs room for.
+  std::int64_t most_spans() const { return most_spans_; }
+  /// Fills `tile` for a tile that is not empty.
   void describe(std::int64_t qb, std::int64_t kb, TileRows& tile) const;
 
  private:
@@ -77,6 +82,7 @@ class TilePlan {
   std::vector<TileKind> kinds_;
   std::vector<std::int64_t> work_;
   std::vector<std::uint8_t> used_;
+  std::int64_t most_spans_;
 };
 
 }  // namespace longhaul::attention

@@ -13,7 +13,7 @@
 #include "parallel/attention.h"
 #include "parallel/policy.h"
 #include "parallel/schemes/scheme.h"
-#include "parallel/verifier.h"
+#include "parallel/verifier/verifier.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
@@ -284,7 +284,7 @@ AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communica
   auto forward = attention.forward(q, k, v, scoring, out, lse);
   forward->finish();
   if (with_sinks) attention::apply_sinks(out, lse, sinks, compute);
-  std::unique_ptr<parallel::AttentionCall> backward;
+  std::unique_ptr<parallel::Execution> backward;
   if (with_backward) {
     if (softmax) attention::block_delta(out, dout, delta, compute);
     backward = attention.backward({q, k, v, dout, lse, delta}, scoring, dq, dk, dv);

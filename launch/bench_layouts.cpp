@@ -11,6 +11,7 @@
 #include "attention/tiles.h"
 #include "launch/batches.h"
 #include "launch/bench.h"
+#include "parallel/executor.h"
 #include "parallel/layout.h"
 #include "parallel/policy.h"
 #include "parallel/schemes/scheme.h"
@@ -107,7 +108,7 @@ double largest_over_mean(const std::vector<std::int64_t>& values) {
 std::vector<std::int64_t> sent_bytes(const parallel::SchemeInputs& inputs) {
   std::vector<std::int64_t> sent;
   for (const parallel::Program& program : build_schedule(inputs).programs)
-    sent.push_back(count(program, inputs.shapes).sent_bytes);
+    sent.push_back(count(program).sent_bytes);
   return sent;
 }
 
@@ -138,7 +139,54 @@ struct Row {
   std::int64_t area = 0, tiles = 0;
   double tiles_worst = 0;  // slowest rank's over the mean
   double plan_ms = 0, schedule_ms = 0;
+  double prepare_ms = 0, bind_us = 0;  // a rank's call, forward and backward
 };
+
+/// Times of preparing a call of rank 0 from its masks, and of binding it to a layer's tensors.
+struct CallTimes {
+  double prepare_ms = 0, bind_us = 0;
+};
+CallTimes time_call(const parallel::SchemeInputs& inputs) {
+  const bool forward = inputs.direction == parallel::Direction::forward;
+  const parallel::Signature signature = forward
+                                            ? parallel::forward_signature(inputs.shapes.weighting)
+                                            : parallel::backward_signature(inputs.shapes.weighting);
+  const runtime::Stream compute = runtime::Stream::cpu("compute");
+  const attention::BlockPlace place = attention::place_of(compute);
+  std::shared_ptr<const parallel::Prepared> prepared;
+  CallTimes times;
+  times.prepare_ms = milliseconds([&] {
+    prepared = std::make_shared<const parallel::Prepared>(prepare(inputs)(0), signature,
+                                                          attention::Scoring{}, place);
+  });
+  // Tensors without memory: binding sets pointers and reads none.
+  std::vector<runtime::ConstTensorView> ins(signature.inputs.size());
+  std::vector<runtime::TensorView> outs(signature.outputs.size());
+  const parallel::Program& program = prepared->program();
+  for (std::size_t s = 0; s < program.slots.size(); ++s) {
+    const parallel::Slot& slot = program.slots[s];
+    if (slot.role == parallel::Role::scratch) continue;
+    for (std::size_t f = 0; f < slot.record.fields.size(); ++f) {
+      const parallel::Field& field = slot.record.fields[f];
+      std::vector<std::int64_t> sizes{slot.rows, slot.heads};
+      if (!field.number) sizes.push_back(field.width);
+      const runtime::TensorView view(nullptr, field.dtype, compute.device(), sizes);
+      const std::size_t tensor = prepared->places()[s][f].tensor;
+      if (slot.role == parallel::Role::input) {
+        ins[tensor] = view;
+      } else {
+        outs[tensor] = view;
+      }
+    }
+  }
+  std::vector<parallel::Channel> channels;
+  for (int channel = 0; channel < prepared->channels(); ++channel)
+    channels.push_back({compute, nullptr});
+  const auto loaded = std::make_shared<const parallel::Loaded>(prepared, compute);
+  times.bind_us =
+      1000 * milliseconds([&] { parallel::Execution(loaded, ins, outs, compute, channels); });
+  return times;
+}
 
 void measure(const BenchLayoutsOptions& options, const parallel::Expression& scheme,
              LayoutKind kind, const Mask& mask, Row& row) {
@@ -169,6 +217,7 @@ void measure(const BenchLayoutsOptions& options, const parallel::Expression& sch
   parallel::SchemeInputs cast{mask, layout, shapes};
   cast.scheme = "group_cast";
   row.needed_sum += mean(sent_bytes(cast));
+  CallTimes both;
   for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
     parallel::SchemeInputs inputs{mask, layout, shapes, direction};
     inputs.scheme = scheme;
@@ -180,7 +229,12 @@ void measure(const BenchLayoutsOptions& options, const parallel::Expression& sch
     if (forward) {
       row.schedule_ms = std::max(row.schedule_ms, milliseconds([&] { prepare(inputs)(0); }));
     }
+    const CallTimes times = time_call(inputs);
+    both.prepare_ms += times.prepare_ms;
+    both.bind_us += times.bind_us;
   }
+  row.prepare_ms = std::max(row.prepare_ms, both.prepare_ms);
+  row.bind_us = std::max(row.bind_us, both.bind_us);
 }
 
 void print_row(LayoutKind kind, const Row& row, int sequences) {
@@ -191,12 +245,12 @@ void print_row(LayoutKind kind, const Row& row, int sequences) {
                                 : fmt::format("{}-{}", row.chunk_least, row.chunk_most);
   fmt::print(
       "{:<16}{:>13}{:>9.4f}{:>8.4f}{:>6}{:>10.1f}{:>9.1f}{:>10.1f}{:>9.1f}{:>9.1f}{:>7.1f}%{:>9.3f}"
-      "{:>8.2f}{:>9.2f}\n",
+      "{:>8.2f}{:>9.2f}{:>9.2f}{:>6.1f}\n",
       parallel::name(kind), chunk, row.area_worst, row.area_sum / n, row.row_difference,
       mb(static_cast<double>(row.forward_most)), mb(row.forward_sum / n),
       mb(static_cast<double>(row.backward_most)), mb(row.backward_sum / n), mb(row.needed_sum / n),
       100.0 * static_cast<double>(row.area) / static_cast<double>(row.tiles * kTile * kTile),
-      row.tiles_worst, row.plan_ms, row.schedule_ms);
+      row.tiles_worst, row.plan_ms, row.schedule_ms, row.prepare_ms, row.bind_us);
 }
 
 }  // namespace
@@ -222,12 +276,13 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
       "key/value heads of {}, bfloat16\n",
       masks.size(), options.seq_len, documents, options.mask, options.ranks, scheme.text(),
       options.heads, options.kv_heads, options.head_dim);
-  fmt::print("{:<16}{:>13}{:>17}{:>6}{:>19}{:>19}{:>9}{:>8}{:>9}{:>8}{:>9}\n", "", "chunk",
-             "max/mean area", "rows", "MB forward", "MB backward", "needed", "tile", "max/mean",
-             "plan", "program");
-  fmt::print("{:<16}{:>13}{:>9}{:>8}{:>6}{:>10}{:>9}{:>10}{:>9}{:>9}{:>8}{:>9}{:>8}{:>9}\n",
-             "layout", "tokens", "worst", "mean", "diff", "max", "mean", "max", "mean", "MB", "use",
-             "tiles", "ms", "ms");
+  fmt::print("{:<16}{:>13}{:>17}{:>6}{:>19}{:>19}{:>9}{:>8}{:>9}{:>8}{:>9}{:>9}{:>6}\n", "",
+             "chunk", "max/mean area", "rows", "MB forward", "MB backward", "needed", "tile",
+             "max/mean", "plan", "program", "prepare", "bind");
+  fmt::print(
+      "{:<16}{:>13}{:>9}{:>8}{:>6}{:>10}{:>9}{:>10}{:>9}{:>9}{:>8}{:>9}{:>8}{:>9}{:>9}{:>6}\n",
+      "layout", "tokens", "worst", "mean", "diff", "max", "mean", "max", "mean", "MB", "use",
+      "tiles", "ms", "ms", "ms", "us");
   for (const LayoutKind kind : parallel::layout_kinds()) {
     Row row;
     for (const Mask& mask : masks) measure(options, scheme, kind, mask, row);

@@ -145,6 +145,8 @@ StepResult Trainer::step(bool stop) {
   const auto begin = runtime::Clock::now();
   const double waited_before = compute_.waited_seconds();
   compute_.reset_peak();
+  gradient_stream_.reset_peak();
+  attention_->reset_peak();
   const TrainConfig& config = inputs_.config;
   const std::int64_t step_number = completed_steps_ + 1;
   set_scheme(step_number);
@@ -202,7 +204,9 @@ StepResult Trainer::step(bool stop) {
   StepResult result;
   double loss_sum = 0;
   for (const auto& loss : losses) loss_sum += loss->front();
-  const auto memory = static_cast<double>(compute_.memory().peak_bytes);
+  const auto memory =
+      static_cast<double>(compute_.memory().peak_bytes + gradient_stream_.memory().peak_bytes +
+                          attention_->peak_staging_bytes());
   const double waited = compute_.waited_seconds() - waited_before;
   for (const auto& rank :
        runtime::gather_numbers(*control_comm_, {loss_sum, stop ? 1.0 : 0.0, memory, waited},

@@ -1,58 +1,69 @@
 #include "parallel/attention.h"
 
-#include <algorithm>
+#include <bit>
 #include <deque>
+#include <mutex>
 
 #include "parallel/executor.h"
 #include "parallel/schemes/scheme.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
-namespace {
-
 using runtime::ConstTensorView;
 using runtime::TensorView;
 
-class ProgramCall final : public AttentionCall {
- public:
-  explicit ProgramCall(Execution execution) : execution_(std::move(execution)) {}
-  void start() override { execution_.start(); }
-  void advance() override { execution_.advance(); }
-  void finish() override { execution_.finish(); }
-
- private:
-  Execution execution_;
-};
-
-/// A binding's views are mutable by type; the executor never writes to an input slot, and the
-/// verifier proves it.
-TensorView unconst(ConstTensorView view) {
-  TensorView mutable_view;
-  runtime::Sizes sizes{}, strides{};
-  for (int dim = 0; dim < view.dims(); ++dim) {
-    sizes[static_cast<std::size_t>(dim)] = view.size(dim);
-    strides[static_cast<std::size_t>(dim)] = view.stride(dim);
-  }
-  mutable_view.assign(const_cast<std::byte*>(view.data()), view.dtype(), view.device(), view.dims(),
-                      sizes, strides);
-  return mutable_view;
-}
-
-}  // namespace
-
 struct Attention::Impl {
-  // Programs of the batches seen lately, by what they are a function of.
-  static constexpr std::size_t kCached = 16;
+  /// Prepared calls of the batches seen lately, by what they are a function of; used by any thread.
+  class Cache {
+   public:
+    std::shared_ptr<const Prepared> find(const std::string& key) const {
+      std::lock_guard lock(mutex_);
+      const auto found = calls_.find(key);
+      return found == calls_.end() ? nullptr : found->second;
+    }
+    void add(const std::string& key, std::shared_ptr<const Prepared> call) {
+      std::lock_guard lock(mutex_);
+      if (!calls_.emplace(key, std::move(call)).second) return;
+      oldest_.push_back(key);
+      if (oldest_.size() <= kCached) return;
+      calls_.erase(oldest_.front());
+      oldest_.pop_front();
+    }
 
-  Expression scheme;
+   private:
+    static constexpr std::size_t kCached = 16;
+    mutable std::mutex mutex_;
+    std::map<std::string, std::shared_ptr<const Prepared>> calls_;
+    std::deque<std::string> oldest_;  // its keys, in the order in which they came
+  };
+  struct Batch {
+    attention::HeadMasks masks;
+    Layout layout;
+  };
+  /// A call of the present batch.
+  struct Current {
+    Direction direction;
+    Shapes shapes;
+    attention::Scoring scoring;
+    std::shared_ptr<const Loaded> call;
+  };
+
+  Impl(const AttentionOptions& options, std::unique_ptr<runtime::Communicator> ranks,
+       const runtime::Stream& stream)
+      : scheme(options.scheme), context(std::move(ranks)), compute(stream) {
+    if (options.wire_dtype != runtime::DType::float32) wire_dtype = options.wire_dtype;
+    open_channels();
+  }
+
+  Expression scheme;  // guarded by scheme_mutex: prepare() reads it on any thread
+  mutable std::mutex scheme_mutex;
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
   runtime::Stream compute;
-  std::vector<Channel> channels{};
-  std::optional<attention::HeadMasks> masks{};
-  std::optional<Layout> layout{};
-  std::map<std::string, std::shared_ptr<const Program>> cache{};
-  std::deque<std::string> oldest{};  // its keys, in the order in which they came
+  std::vector<Channel> channels;
+  std::optional<Batch> batch;
+  std::vector<Current> current;  // calls of the batch under the scheme
+  mutable Cache cache;
 
   void open_channels() {
     const auto wanted = static_cast<std::size_t>(scheme_from_name(scheme.name).channels);
@@ -62,52 +73,56 @@ struct Attention::Impl {
     }
   }
 
-  std::string key(Direction direction, const Shapes& shapes) const {
-    return runtime::concat(scheme.text(), " ", name(direction), " ", shapes.heads, " ",
-                           shapes.kv_heads, " ", shapes.dim, " ", shapes.value_dim, " ",
-                           name(shapes.activation), " ", static_cast<int>(shapes.weighting), " ",
-                           masks->digest(), " ", layout->digest());
-  }
-
-  std::shared_ptr<const Program> program(Direction direction, const Shapes& shapes) {
-    LONGHAUL_CHECK(masks && layout, "set_batch() comes before the first attention call");
-    const std::string wanted = key(direction, shapes);
-    auto found = cache.find(wanted);
-    if (found == cache.end()) {
-      if (cache.size() >= kCached) {
-        cache.erase(oldest.front());
-        oldest.pop_front();
-      }
-      oldest.push_back(wanted);
-      const SchemeInputs inputs{*masks, *layout, shapes, direction, wire_dtype, scheme};
-      found =
-          cache.emplace(wanted, std::make_shared<const Program>(prepare(inputs)(context->rank())))
-              .first;
+  std::shared_ptr<const Prepared> prepared(Direction direction, const attention::HeadMasks& masks,
+                                           const Layout& layout, const Shapes& shapes,
+                                           const attention::Scoring& scoring) const {
+    SchemeInputs inputs{masks, layout, shapes, direction, wire_dtype, {}};
+    {
+      std::lock_guard lock(scheme_mutex);
+      inputs.scheme = scheme;
     }
-    return found->second;
+    const std::string key = runtime::concat(
+        inputs.scheme.text(), " ", name(direction), " ", shapes.heads, " ", shapes.kv_heads, " ",
+        shapes.dim, " ", shapes.value_dim, " ", name(shapes.activation), " ",
+        static_cast<int>(shapes.weighting), " ", std::bit_cast<std::uint32_t>(scoring.scale), " ",
+        std::bit_cast<std::uint32_t>(scoring.softcap), " ",
+        std::bit_cast<std::uint32_t>(scoring.bias), " ", masks.digest(), " ", layout.digest());
+    if (auto found = cache.find(key)) return found;
+    const Signature signature = direction == Direction::forward
+                                    ? forward_signature(shapes.weighting)
+                                    : backward_signature(shapes.weighting);
+    auto made = std::make_shared<const Prepared>(parallel::prepare(inputs)(context->rank()),
+                                                 signature, scoring, attention::place_of(compute));
+    cache.add(key, made);
+    return made;
   }
 
-  std::unique_ptr<AttentionCall> call(Direction direction, const Shapes& shapes,
-                                      const attention::Scoring& scoring,
-                                      std::vector<Binding> bindings) {
-    // Schemes that send keys and values apart have a slot for each.
-    const Binding& kv = *std::ranges::find(bindings, "kv", &Binding::slot);
-    const auto k = kv.fields[0], v = kv.fields[1];
-    bindings.push_back({"k", {k}});
-    bindings.push_back({"v", {v}});
-    return std::make_unique<ProgramCall>(Execution(program(direction, shapes), shapes, scoring,
-                                                   std::move(bindings), compute, channels));
+  std::shared_ptr<const Loaded> loaded(Direction direction, const Shapes& shapes,
+                                       const attention::Scoring& scoring) {
+    for (const Current& one : current) {
+      if (one.direction == direction && one.shapes == shapes && one.scoring == scoring)
+        return one.call;
+    }
+    LONGHAUL_CHECK(batch, "set_batch() comes before the first attention call");
+    auto call = std::make_shared<const Loaded>(
+        prepared(direction, batch->masks, batch->layout, shapes, scoring), compute);
+    current.push_back({direction, shapes, scoring, call});
+    return call;
+  }
+
+  std::unique_ptr<Execution> call(Direction direction, const Shapes& shapes,
+                                  const attention::Scoring& scoring,
+                                  std::initializer_list<ConstTensorView> inputs,
+                                  std::initializer_list<TensorView> outputs) {
+    return std::make_unique<Execution>(
+        loaded(direction, shapes, scoring), std::span(inputs.begin(), inputs.size()),
+        std::span(outputs.begin(), outputs.size()), compute, channels);
   }
 };
 
 Attention::Attention(const AttentionOptions& options,
-                     std::unique_ptr<runtime::Communicator> context,
-                     const runtime::Stream& compute) {
-  std::optional<runtime::DType> wire;
-  if (options.wire_dtype != runtime::DType::float32) wire = options.wire_dtype;
-  impl_ = std::make_unique<Impl>(Impl{options.scheme, wire, std::move(context), compute});
-  impl_->open_channels();
-}
+                     std::unique_ptr<runtime::Communicator> context, const runtime::Stream& compute)
+    : impl_(std::make_unique<Impl>(options, std::move(context), compute)) {}
 
 Attention::~Attention() = default;
 
@@ -116,12 +131,22 @@ void Attention::set_batch(const attention::HeadMasks& masks, const Layout& layou
                  " tokens, layout of ", layout.tokens());
   LONGHAUL_CHECK(layout.ranks() == impl_->context->size(), "layout over ", layout.ranks(),
                  " ranks on ", impl_->context->size());
-  impl_->masks = masks;
-  impl_->layout = layout;
+  impl_->batch = Impl::Batch{masks, layout};
+  impl_->current.clear();
+}
+
+void Attention::prepare(const attention::HeadMasks& masks, const Layout& layout,
+                        const Shapes& shapes, const attention::Scoring& scoring) const {
+  for (const Direction direction : {Direction::forward, Direction::backward})
+    impl_->prepared(direction, masks, layout, shapes, scoring);
 }
 
 void Attention::set_scheme(const Expression& scheme) {
-  impl_->scheme = scheme;
+  {
+    std::lock_guard lock(impl_->scheme_mutex);
+    impl_->scheme = scheme;
+  }
+  impl_->current.clear();
   impl_->open_channels();
 }
 
@@ -139,34 +164,36 @@ Shapes shapes_of(ConstTensorView q, ConstTensorView k, ConstTensorView v,
           scoring.weighting};
 }
 
-/// `rest` after the fields that every weighting has.
-std::vector<TensorView> with_softmax(std::vector<TensorView> common, std::vector<TensorView> rest,
-                                     const attention::Scoring& scoring) {
-  if (scoring.weighting == attention::Weighting::softmax)
-    common.insert(common.end(), rest.begin(), rest.end());
-  return common;
-}
 }  // namespace
 
-std::unique_ptr<AttentionCall> Attention::forward(ConstTensorView q, ConstTensorView k,
-                                                  ConstTensorView v,
-                                                  const attention::Scoring& scoring, TensorView out,
-                                                  TensorView lse) {
-  return impl_->call(Direction::forward, shapes_of(q, k, v, scoring), scoring,
-                     {{"q", {unconst(q)}},
-                      {"kv", {unconst(k), unconst(v)}},
-                      {"out", with_softmax({out}, {lse}, scoring)}});
+std::unique_ptr<Execution> Attention::forward(ConstTensorView q, ConstTensorView k,
+                                              ConstTensorView v, const attention::Scoring& scoring,
+                                              TensorView out, TensorView lse) {
+  const Shapes shapes = shapes_of(q, k, v, scoring);
+  if (scoring.weighting == attention::Weighting::sigmoid)
+    return impl_->call(Direction::forward, shapes, scoring, {q, k, v}, {out});
+  return impl_->call(Direction::forward, shapes, scoring, {q, k, v}, {out, lse});
 }
 
-std::unique_ptr<AttentionCall> Attention::backward(const BackwardInputs& in,
-                                                   const attention::Scoring& scoring, TensorView dq,
-                                                   TensorView dk, TensorView dv) {
-  return impl_->call(Direction::backward, shapes_of(in.q, in.k, in.v, scoring), scoring,
-                     {{"q_bundle", with_softmax({unconst(in.q), unconst(in.dout)},
-                                                {unconst(in.lse), unconst(in.delta)}, scoring)},
-                      {"kv", {unconst(in.k), unconst(in.v)}},
-                      {"dq", {dq}},
-                      {"dkv", {dk, dv}}});
+std::unique_ptr<Execution> Attention::backward(const BackwardInputs& in,
+                                               const attention::Scoring& scoring, TensorView dq,
+                                               TensorView dk, TensorView dv) {
+  const Shapes shapes = shapes_of(in.q, in.k, in.v, scoring);
+  if (scoring.weighting == attention::Weighting::sigmoid)
+    return impl_->call(Direction::backward, shapes, scoring, {in.q, in.dout, in.k, in.v},
+                       {dq, dk, dv});
+  return impl_->call(Direction::backward, shapes, scoring,
+                     {in.q, in.dout, in.lse, in.delta, in.k, in.v}, {dq, dk, dv});
+}
+
+std::int64_t Attention::peak_staging_bytes() const {
+  std::int64_t bytes = 0;
+  for (const Channel& channel : impl_->channels) bytes += channel.stream.memory().peak_bytes;
+  return bytes;
+}
+
+void Attention::reset_peak() const {
+  for (const Channel& channel : impl_->channels) channel.stream.reset_peak();
 }
 
 std::int64_t Attention::sent_bytes() const {

@@ -8,6 +8,7 @@
 
 #include "attention/block.h"
 #include "attention/head_masks.h"
+#include "parallel/executor.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
 #include "runtime/comm/communicator.h"
@@ -19,19 +20,6 @@ struct AttentionOptions {
   Expression scheme = {};
   /// Dtype of gradient accumulators between ranks; LSE and delta always travel as fp32.
   runtime::DType wire_dtype = runtime::DType::float32;
-};
-
-/// One attention call in flight. Each phase only enqueues; all ranks call in the same order.
-class AttentionCall {
- public:
-  virtual ~AttentionCall() = default;
-  /// What comes before the first exchange, and the exchange.
-  virtual void start() = 0;
-  /// The attention itself. Calls start() if nobody did.
-  virtual void advance() = 0;
-  /// The compute stream waits for the outputs. Calls advance() if nobody did. The call may be
-  /// destroyed after it: its scratch is stream-ordered.
-  virtual void finish() = 0;
 };
 
 /// Attention of one model on one rank: the communicator and streams it uses, and the schedules of
@@ -46,15 +34,19 @@ class Attention {
   /// The masks and layout of the calls that follow; masks.tokens() == layout.tokens(). Same on all
   /// ranks.
   void set_batch(const attention::HeadMasks& masks, const Layout& layout);
+  /// Prepares the calls of a batch, both ways, under the present scheme: what set_batch() with
+  /// equal masks and layout then finds done. On any thread, also while calls run; else a batch's
+  /// first call does it. Throws Error for what could not run.
+  void prepare(const attention::HeadMasks& masks, const Layout& layout, const Shapes& shapes,
+               const attention::Scoring& scoring) const;
   /// The scheme of the calls that follow. Collective: it may open another channel.
   void set_scheme(const Expression& scheme);
 
   /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H]
   /// fp32 (natural log). A sigmoid has no LSE and no delta: their views are empty.
-  std::unique_ptr<AttentionCall> forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                                         runtime::ConstTensorView v,
-                                         const attention::Scoring& scoring, runtime::TensorView out,
-                                         runtime::TensorView lse);
+  std::unique_ptr<Execution> forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
+                                     runtime::ConstTensorView v, const attention::Scoring& scoring,
+                                     runtime::TensorView out, runtime::TensorView lse);
 
   struct BackwardInputs {
     runtime::ConstTensorView q, k, v, dout;  ///< activation dtype
@@ -62,9 +54,14 @@ class Attention {
     runtime::ConstTensorView delta;          ///< fp32 [n,H], block_delta(out, dout)
   };
   /// -> dq[n,H,D], dk[n,H_kv,D], dv[n,H_kv,D_v], all fp32, overwritten.
-  std::unique_ptr<AttentionCall> backward(const BackwardInputs& inputs,
-                                          const attention::Scoring& scoring, runtime::TensorView dq,
-                                          runtime::TensorView dk, runtime::TensorView dv);
+  std::unique_ptr<Execution> backward(const BackwardInputs& inputs,
+                                      const attention::Scoring& scoring, runtime::TensorView dq,
+                                      runtime::TensorView dk, runtime::TensorView dv);
+
+  /// Most bytes of messages in staging memory since the last reset, all channels together; none
+  /// where what is sent lies together and is not cast.
+  std::int64_t peak_staging_bytes() const;
+  void reset_peak() const;
 
   /// Payload bytes that this rank has sent since construction.
   std::int64_t sent_bytes() const;

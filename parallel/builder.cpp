@@ -6,17 +6,6 @@
 
 namespace longhaul::parallel {
 
-bool overlaps(const View& a, const View& b) {
-  return a.slot == b.slot && a.row_begin < b.row_end && b.row_begin < a.row_end &&
-         a.head_begin < b.head_end && b.head_begin < a.head_end;
-}
-
-bool covers(const View& outer, const View& inner) {
-  return outer.slot == inner.slot && outer.row_begin <= inner.row_begin &&
-         inner.row_end <= outer.row_end && outer.head_begin <= inner.head_begin &&
-         inner.head_end <= outer.head_end;
-}
-
 Builder::Builder(int rank, int channels)
     : streams_(channels + 1), last_(static_cast<std::size_t>(channels) + 1, -1) {
   program_.rank = rank;
@@ -29,8 +18,9 @@ View Builder::add_slot(Slot slot) {
   return view;
 }
 
-View Builder::scratch(const std::string& slot_name, SlotKind kind, std::int64_t rows, int heads) {
-  return add_slot({slot_name, kind, rows, heads, Role::scratch});
+View Builder::scratch(const std::string& slot_name, const Record& record, std::int64_t rows,
+                      int heads) {
+  return add_slot({slot_name, record, rows, heads, Role::scratch});
 }
 
 void Builder::set_phase(int phase) {
@@ -41,17 +31,17 @@ void Builder::set_phase(int phase) {
 namespace {
 
 /// Query heads [begin, end) of a view and the key/value heads that they read.
-struct HeadRun {
+struct HeadRange {
   int begin, end, kv_begin, kv_end;
   const std::vector<Slice>* bands;
 };
 
 /// Cuts the bands' runs of heads so that each is a multiple of, or within, one key/value head.
-std::vector<HeadRun> head_runs(const Bands& bands, const View& q, const View& kv) {
+std::vector<HeadRange> head_ranges(const Bands& bands, const View& q, const View& kv) {
   LONGHAUL_CHECK(kv.heads() > 0 && q.heads() % kv.heads() == 0, q.heads(), " query heads over ",
                  kv.heads(), " key/value heads");
   const int group = q.heads() / kv.heads();
-  std::vector<HeadRun> runs;
+  std::vector<HeadRange> runs;
   int covered = 0;
   for (const HeadBands& run : bands) {
     LONGHAUL_CHECK(run.head_begin == covered && run.head_end <= q.heads(), "bands of heads [",
@@ -68,10 +58,6 @@ std::vector<HeadRun> head_runs(const Bands& bands, const View& q, const View& kv
   }
   LONGHAUL_CHECK(covered == q.heads(), "bands cover ", covered, " of ", q.heads(), " heads");
   return runs;
-}
-
-std::optional<View> heads_of(const std::optional<View>& view, int begin, int end) {
-  return view ? std::optional(parallel::heads_of(*view, begin, end)) : std::nullopt;
 }
 
 }  // namespace
@@ -91,7 +77,7 @@ Bands heads_of(const Bands& bands, int begin, int end) {
 
 void Builder::attend(const View& q, const View& kv, const Bands& bands, const View& partial,
                      Mode mode, const std::optional<View>& v) {
-  for (const HeadRun& run : head_runs(bands, q, kv)) {
+  for (const HeadRange& run : head_ranges(bands, q, kv)) {
     if (run.bands->empty() && mode == Mode::add) continue;
     append(
         Attend{heads_of(q, run.begin, run.end), heads_of(kv, run.kv_begin, run.kv_end), *run.bands,
@@ -104,7 +90,7 @@ void Builder::attend_backward(const View& q_bundle, const View& kv, const Bands&
                               const View& dq, Mode dq_mode, const View& dkv, Mode dkv_mode,
                               const std::optional<View>& v) {
   int written = 0;  // key/value heads before this one hold gradients already
-  for (const HeadRun& run : head_runs(bands, q_bundle, kv)) {
+  for (const HeadRange& run : head_ranges(bands, q_bundle, kv)) {
     const Mode mode = run.kv_begin < written ? Mode::add : dkv_mode;
     written = run.kv_end;
     if (run.bands->empty() && dq_mode == Mode::add && mode == Mode::add) continue;
@@ -118,19 +104,22 @@ void Builder::attend_backward(const View& q_bundle, const View& kv, const Bands&
 }
 
 void Builder::accumulate(const View& src, const View& dst) {
-  append(Accumulate{src, dst}, kCompute);
+  accumulate(std::vector{src}, std::vector{dst});
+}
+void Builder::accumulate(std::vector<View> src, std::vector<View> dst) {
+  append(Accumulate{std::move(src), std::move(dst)}, kCompute);
 }
 void Builder::copy(const View& src, const View& dst) { append(Copy{src, dst}, kCompute); }
 
-void Builder::transfer(int channel, std::vector<Message> sends, std::vector<Message> receives) {
+void Builder::transfer(int channel, std::vector<Message> sends, std::vector<Message> receives,
+                       TransferKind kind) {
   const auto is_empty = [](const Message& message) {
-    return std::ranges::all_of(message.views,
-                               [](const View& v) { return v.rows() == 0 || v.heads() == 0; });
+    return std::ranges::all_of(message.views, &View::empty);
   };
   std::erase_if(sends, is_empty);
   std::erase_if(receives, is_empty);
   if (sends.empty() && receives.empty()) return;
-  append(Transfer{std::move(sends), std::move(receives)}, channel + 1);
+  append(Transfer{std::move(sends), std::move(receives), kind}, channel + 1);
 }
 
 Builder::Past::Segments::iterator Builder::Past::split(std::int64_t row) {
@@ -141,7 +130,7 @@ Builder::Past::Segments::iterator Builder::Past::split(std::int64_t row) {
 
 void Builder::Past::add(const Access& access, int step) {
   const View& v = access.view;
-  if (v.rows() == 0 || v.heads() == 0) return;
+  if (v.empty()) return;
   const Entry entry{v.head_begin, v.head_end, access.write, step};
   const auto last = split(v.row_end);
   auto first = split(v.row_begin);

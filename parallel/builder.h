@@ -29,7 +29,7 @@ class Builder {
 
   /// Slots.
   View add_slot(Slot slot);  ///< returns the view of all of it
-  View scratch(const std::string& name, SlotKind kind, std::int64_t rows, int heads);
+  View scratch(const std::string& name, const Record& record, std::int64_t rows, int heads);
 
   /// Later steps belong to this phase (it only grows).
   void set_phase(int phase);
@@ -43,11 +43,14 @@ class Builder {
                        Mode dq_mode, const View& dkv, Mode dkv_mode,
                        const std::optional<View>& v = {});
   void accumulate(const View& src, const View& dst);
+  /// Pair by pair, in one step.
+  void accumulate(std::vector<View> src, std::vector<View> dst);
   void copy(const View& src, const View& dst);
 
   /// A grouped exchange on a channel. Zero-size messages are dropped, and with them an empty
   /// transfer.
-  void transfer(int channel, std::vector<Message> sends, std::vector<Message> receives);
+  void transfer(int channel, std::vector<Message> sends, std::vector<Message> receives,
+                TransferKind kind = TransferKind::none);
 
   Program finish() &&;
 
@@ -82,14 +85,9 @@ class Builder {
   int streams_;
   int phase_ = 0;
   std::vector<Past> past_;  // per slot
-  std::vector<std::vector<int>>
-      clocks_;             // per step: the last step of each stream that is complete once it is
+  // Per step: the last step of each stream that is complete once it is.
+  std::vector<std::vector<int>> clocks_;
   std::vector<int> last_;  // per stream: its last step
 };
-
-/// True when the views share a row and a head of one slot.
-bool overlaps(const View& a, const View& b);
-/// True when `outer` covers all of `inner`.
-bool covers(const View& outer, const View& inner);
 
 }  // namespace longhaul::parallel

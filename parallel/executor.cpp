@@ -1,83 +1,90 @@
 #include "parallel/executor.h"
 
-#include <algorithm>
 #include <limits>
 
-#include "attention/block.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
 
 using runtime::ConstTensorView;
-using runtime::DType;
 using runtime::Stream;
 using runtime::TensorView;
 
-Execution::Execution(std::shared_ptr<const Program> program, const Shapes& shapes,
-                     const attention::Scoring& scoring, std::vector<Binding> bindings,
-                     const Stream& compute, std::vector<Channel>& channels)
-    : program_(std::move(program)),
-      shapes_(shapes),
-      scoring_(scoring),
-      compute_(compute),
-      channels_(channels),
-      slots_(program_->slots.size()),
-      awaited_(program_->steps.size(), false),
-      events_(program_->steps.size()) {
-  LONGHAUL_CHECK(scoring.weighting == shapes.weighting,
-                 "the program was made for another weighting");
-  for (const Step& step : program_->steps) {
-    for (const int wait : step.waits) awaited_[static_cast<std::size_t>(wait)] = true;
-    LONGHAUL_CHECK(step.stream <= static_cast<int>(channels.size()), "the program needs channel ",
-                   step.stream - 1, ", ", channels.size(), " given");
-  }
-  bind(bindings);
+namespace {
+
+void check_tensor(const ConstTensorView& view, const Field& field, const Slot& slot) {
+  LONGHAUL_CHECK(view.dims() == (field.number ? 2 : 3) && view.size(0) == slot.rows &&
+                     view.size(1) == slot.heads && (field.number || view.size(2) == field.width) &&
+                     view.dtype() == field.dtype,
+                 "tensor '", field.name, "' of slot '", slot.name, "' has ", view.dims(), " dims, ",
+                 view.dims() > 0 ? view.size(0) : 0, " rows, ", view.dims() > 1 ? view.size(1) : 0,
+                 " heads, dtype ", runtime::name(view.dtype()), "; expected ", slot.rows, " rows, ",
+                 slot.heads, " heads, dtype ", runtime::name(field.dtype));
 }
 
-void Execution::bind(const std::vector<Binding>& bindings) {
-  for (std::size_t index = 0; index < slots_.size(); ++index) {
-    const Slot& slot = program_->slots[index];
+/// A field of a scratch slot in the arena.
+TensorView scratch_view(std::byte* data, const Field& field, const Slot& slot,
+                        const Stream& compute) {
+  if (field.number) return {data, field.dtype, compute.device(), {slot.rows, slot.heads}};
+  return {data, field.dtype, compute.device(), {slot.rows, slot.heads, field.width}};
+}
+
+}  // namespace
+
+Execution::Execution(std::shared_ptr<const Loaded> call, std::span<const ConstTensorView> inputs,
+                     std::span<const TensorView> outputs, const Stream& compute,
+                     const std::vector<Channel>& channels)
+    : call_(std::move(call)),
+      prepared_(*call_->prepared),
+      compute_(compute),
+      channels_(channels),
+      read_(prepared_.program().slots.size()),
+      written_(prepared_.program().slots.size()),
+      events_(prepared_.program().steps.size()) {
+  LONGHAUL_CHECK(prepared_.channels() <= static_cast<int>(channels.size()), "the program needs ",
+                 prepared_.channels(), " channels, ", channels.size(), " given");
+  LONGHAUL_CHECK(inputs.size() == prepared_.inputs() && outputs.size() == prepared_.outputs(),
+                 inputs.size(), " inputs and ", outputs.size(), " outputs bound; expected ",
+                 prepared_.inputs(), " and ", prepared_.outputs());
+  bind(inputs, outputs);
+}
+
+void Execution::bind(std::span<const ConstTensorView> inputs, std::span<const TensorView> outputs) {
+  for (std::size_t index = 0; index < read_.size(); ++index) {
+    const Slot& slot = prepared_.program().slots[index];
     if (slot.role == Role::scratch) continue;
-    const auto found = std::ranges::find(bindings, slot.name, &Binding::slot);
-    LONGHAUL_CHECK(found != bindings.end(), "no tensors bound to slot '", slot.name, "'");
-    const auto expected = fields(slot.kind, shapes_);
-    LONGHAUL_CHECK(found->fields.size() == expected.size(), "slot '", slot.name, "' has ",
-                   expected.size(), " fields, ", found->fields.size(), " bound");
-    for (std::size_t f = 0; f < expected.size(); ++f) {
-      const TensorView& view = found->fields[f];
-      const bool one = expected[f].width == FieldWidth::one;
-      const DType dtype = expected[f].activation ? shapes_.activation : DType::float32;
-      LONGHAUL_CHECK(
-          view.dims() == (one ? 2 : 3) && view.size(0) == slot.rows && view.size(1) == slot.heads &&
-              (one || view.size(2) == width(expected[f].width, shapes_)) && view.dtype() == dtype,
-          "tensor '", expected[f].name, "' of slot '", slot.name, "' has ", view.dims(), " dims, ",
-          view.size(0), " rows, ", view.size(1), " heads, dtype ", runtime::name(view.dtype()),
-          "; expected ", slot.rows, " rows, ", slot.heads, " heads, dtype ", runtime::name(dtype));
+    const auto& places = prepared_.places()[index];
+    for (std::size_t f = 0; f < places.size(); ++f) {
+      if (slot.role == Role::input) {
+        read_[index].push_back(inputs[places[f].tensor]);
+      } else {
+        written_[index].push_back(outputs[places[f].tensor]);
+        read_[index].push_back(written_[index].back());
+      }
+      check_tensor(read_[index].back(), slot.record.fields[f], slot);
     }
-    slots_[index] = found->fields;
+  }
+}
+
+void Execution::place_scratch() {
+  arena_ = compute_.allocate(prepared_.arena_bytes());
+  for (std::size_t index = 0; index < read_.size(); ++index) {
+    const Slot& slot = prepared_.program().slots[index];
+    if (slot.role != Role::scratch) continue;
+    const auto& places = prepared_.places()[index];
+    for (std::size_t f = 0; f < places.size(); ++f) {
+      written_[index].push_back(scratch_view(arena_.data() + places[f].arena_begin,
+                                             slot.record.fields[f], slot, compute_));
+      read_[index].push_back(written_[index].back());
+    }
   }
 }
 
 void Execution::start() {
   if (started_) return;
   started_ = true;
-  for (std::size_t index = 0; index < slots_.size(); ++index) {
-    const Slot& slot = program_->slots[index];
-    if (slot.role != Role::scratch) continue;
-    for (const Field& field : fields(slot.kind, shapes_)) {
-      const DType dtype = field.activation ? shapes_.activation : DType::float32;
-      if (field.width == FieldWidth::one) {
-        scratch_.emplace_back(std::initializer_list<std::int64_t>{slot.rows, slot.heads}, dtype,
-                              compute_);
-      } else {
-        scratch_.emplace_back(
-            std::initializer_list<std::int64_t>{slot.rows, slot.heads, width(field.width, shapes_)},
-            dtype, compute_);
-      }
-      slots_[index].push_back(scratch_.back());
-    }
-  }
-  // Inputs, and whoever used this scratch memory before, lie earlier on the compute stream.
+  place_scratch();
+  // Inputs, and whoever used this memory before, lie earlier on the compute stream.
   const runtime::Event before = compute_.record();
   for (const Channel& channel : channels_) channel.stream.wait(before);
   enqueue_until(0);
@@ -96,104 +103,20 @@ void Execution::finish() {
 }
 
 void Execution::enqueue_until(int phase) {
-  const auto& steps = program_->steps;
-  while (next_ < static_cast<int>(steps.size()) &&
-         steps[static_cast<std::size_t>(next_)].phase <= phase)
-    enqueue(next_++);
+  const auto& steps = prepared_.program().steps;
+  while (next_ < steps.size() && steps[next_].phase <= phase) enqueue(next_++);
 }
 
-const Stream& Execution::stream_of(int stream) const {
-  return stream == kCompute ? compute_ : channels_[static_cast<std::size_t>(stream - 1)].stream;
-}
-
-void Execution::enqueue(int index) {
-  const Step& step = program_->steps[static_cast<std::size_t>(index)];
-  const Stream& stream = stream_of(step.stream);
+void Execution::enqueue(std::size_t index) {
+  const Step& step = prepared_.program().steps[index];
+  const Channel* channel =
+      step.stream == kCompute ? nullptr : &channels_[static_cast<std::size_t>(step.stream - 1)];
+  const Stream& stream = channel == nullptr ? compute_ : channel->stream;
   for (const int wait : step.waits) stream.wait(events_[static_cast<std::size_t>(wait)]);
-  std::visit(
-      [&](const auto& operation) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(operation)>, Transfer>) {
-          run(operation, step);
-        } else {
-          run(operation);
-        }
-      },
-      step.operation);
-  if (awaited_[static_cast<std::size_t>(index)])
-    events_[static_cast<std::size_t>(index)] = stream.record();
-}
-
-Execution::Fields Execution::resolve(const View& view) const {
-  Fields views = slots_[static_cast<std::size_t>(view.slot)];
-  for (TensorView& field : views) {
-    field = field.slice(0, view.row_begin, view.row_end).slice(1, view.head_begin, view.head_end);
-  }
-  return views;
-}
-
-/// k and v, from one slot or from two.
-Execution::Fields Execution::resolve_keys(const View& kv, const std::optional<View>& v) const {
-  Fields fields = resolve(kv);
-  if (v) fields.push_back(resolve(*v)[0]);
-  return fields;
-}
-
-void Execution::run(const Attend& a) {
-  const Fields q = resolve(a.q), kv = resolve_keys(a.kv, a.v), partial = resolve(a.partial);
-  attention::block_forward(q[0], kv[0], kv[1], a.bands, scoring_, partial[0],
-                           partial.size() > 1 ? partial[1] : TensorView(), a.mode, compute_);
-}
-
-void Execution::run(const AttendBackward& a) {
-  const Fields q = resolve(a.q_bundle), kv = resolve_keys(a.kv, a.v), dq = resolve(a.dq),
-               dkv = resolve(a.dkv);
-  attention::BlockBackwardInputs inputs{q[0], kv[0], kv[1], q[1], {}, {}};
-  if (q.size() > 2) {
-    inputs.lse = q[2];
-    inputs.delta = q[3];
-  }
-  attention::block_backward(inputs, a.bands, scoring_, dq[0], a.dq_mode, dkv[0], dkv[1], a.dkv_mode,
-                            compute_);
-}
-
-void Execution::run(const Accumulate& a) {
-  const Fields src = resolve(a.src), dst = resolve(a.dst);
-  const SlotKind kind = program_->slots[static_cast<std::size_t>(a.dst.slot)].kind;
-  if (kind == SlotKind::partial && shapes_.weighting == attention::Weighting::softmax) {
-    attention::merge(src[0], src[1], dst[0], dst[1], compute_);
-    return;
-  }
-  for (std::size_t f = 0; f < dst.size(); ++f) runtime::accumulate(src[f], dst[f], compute_);
-}
-
-void Execution::run(const Copy& c) {
-  const Fields src = resolve(c.src), dst = resolve(c.dst);
-  for (std::size_t f = 0; f < dst.size(); ++f) runtime::copy(src[f], dst[f], compute_);
-}
-
-void Execution::run(const Transfer& transfer, const Step& step) {
-  const Channel& channel = channels_[static_cast<std::size_t>(step.stream - 1)];
-  std::vector<runtime::SendMessage> sends;
-  std::vector<runtime::ReceiveMessage> receives;
-  std::string what;
-  for (const Message& message : transfer.sends) {
-    runtime::SendMessage send{message.peer, {}, message.wire_dtype};
-    for (const View& view : message.views) {
-      for (const TensorView& field : resolve(view)) send.views.emplace_back(field);
-      what = program_->slots[static_cast<std::size_t>(view.slot)].name;
-    }
-    sends.push_back(std::move(send));
-  }
-  for (const Message& message : transfer.receives) {
-    runtime::ReceiveMessage receive{message.peer, {}, message.wire_dtype};
-    for (const View& view : message.views) {
-      for (const TensorView& field : resolve(view)) receive.views.push_back(field);
-      what = program_->slots[static_cast<std::size_t>(view.slot)].name;
-    }
-    receives.push_back(std::move(receive));
-  }
-  channel.communicator->exchange(std::move(sends), std::move(receives), "attention " + what,
-                                 channel.stream);
+  prepared_.step(index).run(
+      Frame({prepared_.program(), read_, written_, arena_.data() + prepared_.slots_bytes(),
+             call_->tables.data(), compute_, channel}));
+  if (prepared_.awaited(index)) events_[index] = stream.record();
 }
 
 }  // namespace longhaul::parallel

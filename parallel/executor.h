@@ -1,70 +1,50 @@
 #pragma once
-// Runs one rank's program: local steps on the compute stream, transfers on the channels' streams.
-// It knows no masks, layouts or tokens: only slots, views, bands and messages. Every ordering
-// between streams is an event on a wait that the builder derived.
+// Runs one rank's prepared program: local steps on the compute stream, transfers on the channels'
+// streams. It knows no masks, layouts or tokens, nor what a step does: only slots, and steps that
+// run themselves. Every ordering between streams is an event on a wait that the builder derived.
 
 #include <memory>
-#include <string>
+#include <span>
 #include <vector>
 
-#include "parallel/schedule.h"
-#include "runtime/comm/communicator.h"
-#include "runtime/tensor.h"
+#include "parallel/prepared.h"
 
 namespace longhaul::parallel {
 
-/// A communication stream and the communicator that only it uses.
-struct Channel {
-  runtime::Stream stream;
-  std::unique_ptr<runtime::Communicator> communicator;
-};
-
-/// The caller's tensors for an input or output slot, by the slot's name; one view per field, in
-/// order: [rows, heads, width], or [rows, heads] for fields of width one. Inputs are never written.
-struct Binding {
-  std::string slot;
-  std::vector<runtime::TensorView> fields;
-};
-
-/// One call in flight. Scratch is allocated on the compute stream by start() and returned by the
-/// destructor; destroy it only after finish(), or after the streams have been abandoned.
+/// One call in flight: a prepared program bound to tensors. Each phase only enqueues; all ranks
+/// call in the same order. Its arena is allocated on the compute stream by start() and returned by
+/// the destructor; destroy it only after finish(), or after the streams have been abandoned.
 class Execution {
  public:
-  Execution(std::shared_ptr<const Program> program, const Shapes& shapes,
-            const attention::Scoring& scoring, std::vector<Binding> bindings,
-            const runtime::Stream& compute, std::vector<Channel>& channels);
+  /// The tensors are those of the signature's names, in its order; [rows, heads, width], or [rows,
+  /// heads] for a number. Inputs are never written. Throws Error where one does not fit its slot.
+  Execution(std::shared_ptr<const Loaded> call, std::span<const runtime::ConstTensorView> inputs,
+            std::span<const runtime::TensorView> outputs, const runtime::Stream& compute,
+            const std::vector<Channel>& channels);
 
-  /// Enqueues phase 0: what comes before the first exchange, and the exchange.
+  /// What comes before the first exchange, and the exchange.
   void start();
-  /// Enqueues the rest. Calls start() if nobody did.
+  /// The rest. Calls start() if nobody did.
   void advance();
   /// Makes the compute stream wait for everything. Calls advance() if nobody did.
   void finish();
 
  private:
-  using Fields = std::vector<runtime::TensorView>;
-  void bind(const std::vector<Binding>& bindings);
+  void bind(std::span<const runtime::ConstTensorView> inputs,
+            std::span<const runtime::TensorView> outputs);
+  void place_scratch();
   void enqueue_until(int phase);
-  void enqueue(int index);
-  Fields resolve(const View& view) const;
-  Fields resolve_keys(const View& kv, const std::optional<View>& v) const;
-  void run(const Attend& attend);
-  void run(const AttendBackward& attend);
-  void run(const Accumulate& accumulate);
-  void run(const Copy& copy);
-  void run(const Transfer& transfer, const Step& step);
-  const runtime::Stream& stream_of(int stream) const;
+  void enqueue(std::size_t index);
 
-  std::shared_ptr<const Program> program_;
-  Shapes shapes_;
-  attention::Scoring scoring_;
+  std::shared_ptr<const Loaded> call_;
+  const Prepared& prepared_;
   runtime::Stream compute_;
-  std::vector<Channel>& channels_;
-  std::vector<Fields> slots_;
-  std::vector<runtime::Tensor> scratch_;
-  std::vector<bool> awaited_;           // steps that another stream waits for
-  std::vector<runtime::Event> events_;  // theirs
-  int next_ = 0;
+  const std::vector<Channel>& channels_;
+  std::vector<FieldViews<runtime::ConstTensorView>> read_;  // by slot
+  std::vector<FieldViews<runtime::TensorView>> written_;
+  runtime::Buffer arena_;
+  std::vector<runtime::Event> events_;  // of awaited steps
+  std::size_t next_ = 0;
   bool started_ = false, finished_ = false;
 };
 

@@ -31,19 +31,20 @@ bool depends_on_mask(LayoutKind kind);
 /// every sequence alike.
 ///
 /// `document_zigzag`: a document is a part of attention::independent_parts(). It is cut in 2P
-/// chunks whose lengths differ by at most one, and rank r takes chunks r and 2P-1-r. The L mod 2P
-/// tokens that are over go to the ranks in turn, and the turn goes on at the next document: over
-/// the whole axis no rank holds more than one token more than another, however short the documents.
-/// A rank due one of them takes it in its late, dear chunk while its causal area so far is at most
-/// the mean, else in its early one, so areas stay close too. (Padding each document to a multiple
-/// of 2P would make both exact, and hold up to 2P-1 empty rows for each.) Many short documents make
-/// many short runs: tiles are then mostly empty, and every rank needs nearly every key.
+/// chunks whose lengths differ by at most one, and rank r takes chunks r and 2P-1-r. The remaining
+/// L mod 2P tokens go to the ranks in turn, and the next document continues where this one stopped:
+/// over the whole axis no rank holds more than one token more than another, however short the
+/// documents. A rank that is given one of them lengthens its late chunk, whose rows see more, while
+/// its causal area so far is at most the mean, else its early one, so areas stay close too.
+/// (Padding each document to a multiple of 2P would make both exact, and hold up to 2P-1 empty rows
+/// for each.) Many short documents make many short runs: tiles are then mostly empty, and every
+/// rank needs nearly every key.
 ///
 /// `balanced`: the axis is cut in k P equal chunks, of whole tiles where possible, and a rest that
 /// is cut in P nearly equal pieces; a rank takes k chunks and a piece, so ranks differ by at most
 /// one token. A chunk weighs the mask's area of its rows, all heads together. k is the smallest
 /// power of two with which the largest area of a rank is at most kBalanceTarget of the mean; where
-/// none is (one row may be too dear), the one with the least largest area. Among ranks nearly
+/// none is (one row may weigh too much), the one with the least largest area. Among ranks nearly
 /// equally loaded a chunk goes to one that holds a piece of its document.
 class Layout {
  public:

@@ -181,21 +181,23 @@ void accumulate(ConstTensorView src, TensorView dst, const Stream& stream) {
                  "accumulate needs float32 views of equal sizes; got ", name(src.dtype()), " of ",
                  src.elements(), " and ", name(dst.dtype()), " of ", dst.elements(), " elements");
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_accumulate(src, dst, stream);
-  stream.cpu_task([src, dst] {
-    const float* from = src.as<float>();
-    float* to = dst.as<float>();
-    const int last = dst.dims() - 1;
-    const std::int64_t from_stride = last < 0 ? 1 : src.stride(last);
-    const std::int64_t to_stride = last < 0 ? 1 : dst.stride(last);
-    for_each_row(src, dst, [&](std::int64_t src_at, std::int64_t dst_at, std::int64_t n) {
-      const float* a = from + src_at;
-      float* b = to + dst_at;
-      if (from_stride == 1 && to_stride == 1) {
-        for (std::int64_t i = 0; i < n; ++i) b[i] += a[i];
-      } else {
-        for (std::int64_t i = 0; i < n; ++i) b[i * to_stride] += a[i * from_stride];
-      }
-    });
+  stream.cpu_task([src, dst] { detail::accumulate_now(src, dst); });
+}
+
+void detail::accumulate_now(ConstTensorView src, TensorView dst) {
+  const float* from = src.as<float>();
+  float* to = dst.as<float>();
+  const int last = dst.dims() - 1;
+  const std::int64_t from_stride = last < 0 ? 1 : src.stride(last);
+  const std::int64_t to_stride = last < 0 ? 1 : dst.stride(last);
+  for_each_row(src, dst, [&](std::int64_t src_at, std::int64_t dst_at, std::int64_t n) {
+    const float* a = from + src_at;
+    float* b = to + dst_at;
+    if (from_stride == 1 && to_stride == 1) {
+      for (std::int64_t i = 0; i < n; ++i) b[i] += a[i];
+    } else {
+      for (std::int64_t i = 0; i < n; ++i) b[i * to_stride] += a[i * from_stride];
+    }
   });
 }
 

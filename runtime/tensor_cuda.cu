@@ -153,6 +153,95 @@ void copy_on_device(const ConstTensorView& src, const TensorView& dst, cudaStrea
   }
 }
 
+/// Rows of a list in lockstep: where rows lie in the two views, and the walk within a row.
+struct RowWalk {
+  const RowMoves::Entry* entries;
+  std::int64_t count, rows, src_stride, dst_stride;
+  Walk row;
+};
+
+RowWalk make_row_walk(const ConstTensorView& src, const TensorView& dst, const RowList& list) {
+  const auto any_row = [](const ConstTensorView& view) {
+    ConstTensorView one;  // of no rows, perhaps: only sizes and strides are used
+    Sizes sizes{}, strides{};
+    for (int dim = 0; dim < view.dims(); ++dim) {
+      sizes[static_cast<std::size_t>(dim)] = dim == 0 ? 1 : view.size(dim);
+      strides[static_cast<std::size_t>(dim)] = view.stride(dim);
+    }
+    one.assign(view.data(), view.dtype(), view.device(), view.dims(), sizes, strides);
+    return one;
+  };
+  return {reinterpret_cast<const RowMoves::Entry*>(list.table),
+          std::ssize(list.moves->entries()),
+          list.moves->rows(),
+          src.stride(0),
+          dst.stride(0),
+          make_walk(any_row(src), any_row(dst))};
+}
+
+/// One block a row at a time, found in the list by its number.
+template <class Body>
+__device__ void for_each_listed_element(const RowWalk& walk, const Body& body) {
+  for (std::int64_t row = blockIdx.x; row < walk.rows; row += gridDim.x) {
+    std::int64_t low = 0, high = walk.count;  // the last entry that begins at or before the row
+    while (high - low > 1) {
+      const std::int64_t middle = (low + high) / 2;
+      (walk.entries[middle].first <= row ? low : high) = middle;
+    }
+    const RowMoves::Entry entry = walk.entries[low];
+    const std::int64_t src_row = (entry.from + row - entry.first) * walk.src_stride,
+                       dst_row = (entry.to + row - entry.first) * walk.dst_stride;
+    for (std::int64_t i = threadIdx.x; i < walk.row.elements; i += kThreads) {
+      std::int64_t rest = i, src = src_row, dst = dst_row;
+      for (int dim = walk.row.dims - 1; dim > 0; --dim) {
+        const std::int64_t at = rest % walk.row.sizes[dim];
+        rest /= walk.row.sizes[dim];
+        src += at * walk.row.src[dim];
+        dst += at * walk.row.dst[dim];
+      }
+      if (walk.row.dims > 0) {
+        src += rest * walk.row.src[0];
+        dst += rest * walk.row.dst[0];
+      }
+      body(src, dst);
+    }
+  }
+}
+
+template <class Bits>
+__global__ void __launch_bounds__(kThreads)
+    move_rows_kernel(const Bits* src, Bits* dst, const RowWalk walk) {
+  for_each_listed_element(walk, [&](std::int64_t from, std::int64_t to) { dst[to] = src[from]; });
+}
+
+template <class From, class To>
+__global__ void __launch_bounds__(kThreads)
+    cast_rows_kernel(const From* src, To* dst, const RowWalk walk) {
+  for_each_listed_element(walk, [&](std::int64_t from, std::int64_t to) {
+    store_float(load_float(src[from]), dst[to]);
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    accumulate_rows_kernel(const float* src, float* dst, const RowWalk walk) {
+  for_each_listed_element(walk, [&](std::int64_t from, std::int64_t to) { dst[to] += src[from]; });
+}
+
+template <class Kernel, class From, class To>
+void launch_rows(Kernel kernel, const From* src, To* dst, const RowWalk& walk,
+                 const Stream& stream) {
+  const int blocks = static_cast<int>(std::min(kMaxBlocks, walk.rows));
+  kernel<<<blocks, kThreads, 0, cuda_stream(stream)>>>(src, dst, walk);
+  LONGHAUL_CUDA_CHECK(cudaGetLastError());
+}
+
+template <class Bits>
+void move_rows(const ConstTensorView& src, const TensorView& dst, const RowWalk& walk,
+               const Stream& stream) {
+  launch_rows(move_rows_kernel<Bits>, reinterpret_cast<const Bits*>(src.data()),
+              reinterpret_cast<Bits*>(dst.data()), walk, stream);
+}
+
 template <class Bits>
 void fill_bits(const TensorView& dst, Bits value, cudaStream_t stream) {
   const Walk walk = make_walk(dst, dst);
@@ -208,6 +297,38 @@ void cuda_accumulate(ConstTensorView src, TensorView dst, const Stream& stream) 
   accumulate_kernel<<<blocks_for(walk.elements), kThreads, 0, cuda_stream(stream)>>>(
       src.as<float>(), dst.as<float>(), walk);
   LONGHAUL_CUDA_CHECK(cudaGetLastError());
+}
+
+void cuda_copy_rows(ConstTensorView src, TensorView dst, const RowList& rows,
+                    const Stream& stream) {
+  const RowWalk walk = make_row_walk(src, dst, rows);
+  if (walk.rows == 0 || walk.row.elements == 0) return;
+  LONGHAUL_CHECK(rows.table != nullptr, "a list of rows without its device table");
+  if (src.dtype() == dst.dtype()) {
+    switch (size_bytes(src.dtype())) {
+      case 2:
+        return move_rows<std::uint16_t>(src, dst, walk, stream);
+      case 4:
+        return move_rows<std::uint32_t>(src, dst, walk, stream);
+      default:
+        break;
+    }
+  } else if (src.dtype() == DType::float32 && dst.dtype() == DType::bfloat16) {
+    return launch_rows(cast_rows_kernel<float, BFloat16>, src.as<float>(), dst.as<BFloat16>(), walk,
+                       stream);
+  } else if (src.dtype() == DType::bfloat16 && dst.dtype() == DType::float32) {
+    return launch_rows(cast_rows_kernel<BFloat16, float>, src.as<BFloat16>(), dst.as<float>(), walk,
+                       stream);
+  }
+  fail(ExitCode::internal, "no copy of rows from ", name(src.dtype()), " to ", name(dst.dtype()));
+}
+
+void cuda_accumulate_rows(ConstTensorView src, TensorView dst, const RowList& rows,
+                          const Stream& stream) {
+  const RowWalk walk = make_row_walk(src, dst, rows);
+  if (walk.rows == 0 || walk.row.elements == 0) return;
+  LONGHAUL_CHECK(rows.table != nullptr, "a list of rows without its device table");
+  launch_rows(accumulate_rows_kernel, src.as<float>(), dst.as<float>(), walk, stream);
 }
 
 void cuda_fill(TensorView dst, double value, const Stream& stream) {

@@ -11,4 +11,10 @@ void cuda_accumulate(ConstTensorView, TensorView, const Stream&) {
 void cuda_fill(TensorView, double, const Stream&) {
   fail(ExitCode::launch, "this build has no CUDA backend");
 }
+void cuda_copy_rows(ConstTensorView, TensorView, const RowList&, const Stream&) {
+  fail(ExitCode::launch, "this build has no CUDA backend");
+}
+void cuda_accumulate_rows(ConstTensorView, TensorView, const RowList&, const Stream&) {
+  fail(ExitCode::launch, "this build has no CUDA backend");
+}
 }  // namespace longhaul::runtime::detail

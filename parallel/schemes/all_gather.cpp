@@ -7,6 +7,7 @@
 
 #include <memory>
 
+#include "parallel/schemes/arrivals.h"
 #include "parallel/schemes/buffers.h"
 #include "parallel/schemes/members.h"
 
@@ -20,6 +21,7 @@ class GatheringRank {
         members_(members),
         rank_(rank),
         builder_(rank, 1),
+        records_(inputs.shapes),
         group_(inputs.shapes.heads / inputs.shapes.kv_heads) {
     for (int other = 0; other < members.size(); ++other) {
       first_row_.push_back(others_rows_);
@@ -33,7 +35,7 @@ class GatheringRank {
 
   Program forward() && {
     const ForwardViews own = add_forward_slots(builder_, inputs_, rank_);
-    Buffers gathered(builder_, "gathered", SlotKind::kv, others_rows_, 1);
+    Buffers gathered(builder_, "gathered", records_.kv, others_rows_, 1);
     gather(own.kv, gathered, 0);
     for (int head = 0; head < inputs_.shapes.kv_heads; ++head) {
       gather(own.kv, gathered, head + 1);
@@ -49,8 +51,8 @@ class GatheringRank {
 
   Program backward() && {
     const BackwardViews own = add_backward_slots(builder_, inputs_, rank_);
-    Buffers gathered(builder_, "gathered", SlotKind::kv, others_rows_, 1);
-    Buffers parts(builder_, "parts", SlotKind::dkv, others_rows_, 1);
+    Buffers gathered(builder_, "gathered", records_.kv, others_rows_, 1);
+    Buffers parts(builder_, "parts", records_.dkv, others_rows_, 1);
     Arrivals arrivals;
     gather(own.kv, gathered, 0);
     for (int head = 0; head < inputs_.shapes.kv_heads; ++head) {
@@ -91,7 +93,8 @@ class GatheringRank {
       sends.push_back({other, {keys(own_kv, head)}, head});
       receives.push_back({other, {rows_of_rank(gathered.at(head, others_rows_), other)}, head});
     }
-    builder_.transfer(0, std::move(sends), std::move(receives));
+    builder_.transfer(0, std::move(sends), std::move(receives),
+                      collective(TransferKind::all_gather));
   }
 
   /// Every rank's part of the gradient goes to it; the parts of this rank's arrive.
@@ -99,7 +102,7 @@ class GatheringRank {
     const std::int64_t rows = members_.rows(rank_);
     if (arrived_.empty()) {
       for (const int other : others_)
-        arrived_.emplace_back(builder_, runtime::concat("from_", other, "_"), SlotKind::dkv, rows,
+        arrived_.emplace_back(builder_, runtime::concat("from_", other, "_"), records_.dkv, rows,
                               1);
     }
     std::vector<Message> sends, receives;
@@ -110,13 +113,22 @@ class GatheringRank {
       receives.push_back({others_[i], {arrived}, tag, inputs_.wire_dtype});
       if (rows > 0) arrivals.expect(arrived, dkv);
     }
-    builder_.transfer(0, std::move(sends), std::move(receives));
+    builder_.transfer(0, std::move(sends), std::move(receives),
+                      collective(TransferKind::all_to_all));
+  }
+  /// Where all ranks have as many rows.
+  TransferKind collective(TransferKind kind) const {
+    for (int rank = 0; rank < members_.size(); ++rank) {
+      if (members_.rows(rank) != members_.rows(rank_)) return TransferKind::none;
+    }
+    return kind;
   }
 
   const SchemeInputs& inputs_;
   const Members& members_;
   const int rank_;
   Builder builder_;
+  const AttentionRecords records_;
   const int group_;  // query heads a key/value head
   std::vector<int> others_;
   std::vector<std::int64_t> first_row_;  // of a rank in a view of the others' rows

@@ -9,6 +9,7 @@
 
 #include <memory>
 
+#include "parallel/schemes/arrivals.h"
 #include "parallel/schemes/buffers.h"
 #include "parallel/schemes/members.h"
 #include "runtime/error.h"
@@ -26,14 +27,15 @@ class BalancedRank {
         rank_(rank),
         ranks_(members.size()),
         builder_(rank, 1),
+        records_(inputs.shapes),
         longest_(members.longest(rank)) {}
 
   Program forward() && {
     const ForwardViews own = add_forward_slots(builder_, inputs_, rank_);
-    Buffers kv(builder_, "kv", SlotKind::kv, longest_, inputs_.shapes.kv_heads);
-    Buffers q(builder_, "q_helped", SlotKind::q, longest_, inputs_.shapes.heads);
-    Buffers out(builder_, "out_helped", SlotKind::partial, longest_, inputs_.shapes.heads);
-    Buffers back(builder_, "out_arrived", SlotKind::partial, own.q.rows(), inputs_.shapes.heads);
+    Buffers kv(builder_, "kv", records_.kv, longest_, inputs_.shapes.kv_heads);
+    Buffers q(builder_, "q_helped", records_.q, longest_, inputs_.shapes.heads);
+    Buffers out(builder_, "out_helped", records_.partial, longest_, inputs_.shapes.heads);
+    Buffers back(builder_, "out_arrived", records_.partial, own.q.rows(), inputs_.shapes.heads);
     Arrivals arrivals;
     for (int step = 0; step <= ranks_ / 2; ++step) {
       fetch(own.q, own.kv, q, kv, step + 1);
@@ -73,12 +75,12 @@ class BalancedRank {
   Program backward() && {
     const BackwardViews own = add_backward_slots(builder_, inputs_, rank_);
     const auto [heads, kv_heads] = std::pair(inputs_.shapes.heads, inputs_.shapes.kv_heads);
-    Buffers kv(builder_, "kv", SlotKind::kv, longest_, kv_heads);
-    Buffers dkv(builder_, "dkv_part", SlotKind::dkv, longest_, kv_heads);
-    Buffers dkv_back(builder_, "dkv_arrived", SlotKind::dkv, own.kv.rows(), kv_heads);
-    Buffers q(builder_, "q_helped", SlotKind::q_bundle, longest_, heads);
-    Buffers dq(builder_, "dq_helped", SlotKind::dq, longest_, heads);
-    Buffers dq_back(builder_, "dq_arrived", SlotKind::dq, own.q_bundle.rows(), heads);
+    Buffers kv(builder_, "kv", records_.kv, longest_, kv_heads);
+    Buffers dkv(builder_, "dkv_part", records_.dkv, longest_, kv_heads);
+    Buffers dkv_back(builder_, "dkv_arrived", records_.dkv, own.kv.rows(), kv_heads);
+    Buffers q(builder_, "q_helped", records_.q_bundle, longest_, heads);
+    Buffers dq(builder_, "dq_helped", records_.dq, longest_, heads);
+    Buffers dq_back(builder_, "dq_arrived", records_.dq, own.q_bundle.rows(), heads);
     Arrivals arrivals;
     for (int step = 0; step <= ranks_ / 2; ++step) {
       fetch(own.q_bundle, own.kv, q, kv, step + 1);
@@ -158,6 +160,7 @@ class BalancedRank {
   const Members& members_;
   const int rank_, ranks_;
   Builder builder_;
+  const AttentionRecords records_;
   const std::int64_t longest_;
 };
 

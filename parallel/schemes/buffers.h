@@ -1,6 +1,7 @@
 #pragma once
-// Small tools of the generators.
+// Scratch slots that generators use in turn.
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,11 +13,11 @@ namespace longhaul::parallel {
 /// Scratch slots in turn: that of turn t is slot t % count, made when first used.
 class Buffers {
  public:
-  Buffers(Builder& builder, std::string name, SlotKind kind, std::int64_t rows, int heads,
+  Buffers(Builder& builder, std::string name, Record record, std::int64_t rows, int heads,
           int count = 2)
       : builder_(&builder),
         name_(std::move(name)),
-        kind_(kind),
+        record_(std::move(record)),
         rows_(rows),
         heads_(heads),
         views_(static_cast<std::size_t>(count)) {}
@@ -24,31 +25,17 @@ class Buffers {
   View at(int turn, std::int64_t rows) {
     const auto index = static_cast<std::size_t>(turn) % views_.size();
     auto& view = views_[index];
-    if (!view) view = builder_->scratch(name_ + std::to_string(index), kind_, rows_, heads_);
+    if (!view) view = builder_->scratch(name_ + std::to_string(index), record_, rows_, heads_);
     return rows_of(*view, 0, rows);
   }
 
  private:
   Builder* builder_;
   std::string name_;
-  SlotKind kind_;
+  Record record_;
   std::int64_t rows_;
   int heads_;
   std::vector<std::optional<View>> views_;
-};
-
-/// Sums whose terms are on their way: added once later compute has been appended, which hides the
-/// transfer.
-class Arrivals {
- public:
-  void expect(const View& arrived, const View& into) { expected_.emplace_back(arrived, into); }
-  void add_all(Builder& builder) {
-    for (const auto& [arrived, into] : std::exchange(expected_, {}))
-      builder.accumulate(arrived, into);
-  }
-
- private:
-  std::vector<std::pair<View, View>> expected_;
 };
 
 }  // namespace longhaul::parallel

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "parallel/schemes/arrivals.h"
 #include "parallel/schemes/buffers.h"
 #include "parallel/schemes/members.h"
 
@@ -85,7 +86,11 @@ std::vector<Slice> packed(std::vector<Slice> bands, const std::vector<Interval>&
 class CastingRank {
  public:
   CastingRank(const SchemeInputs& inputs, const Members& members, int rank)
-      : inputs_(inputs), members_(members), rank_(rank), builder_(rank, 1) {
+      : inputs_(inputs),
+        members_(members),
+        rank_(rank),
+        builder_(rank, 1),
+        records_(inputs.shapes) {
     for (int hop = 0; hop < members.size(); ++hop) {
       // From the rank `hop` behind this one, and to the one `hop` ahead.
       bands_.push_back(members.bands(rank, behind(hop)));
@@ -99,7 +104,7 @@ class CastingRank {
 
   Program forward() && {
     const ForwardViews own = add_forward_slots(builder_, inputs_, rank_);
-    Buffers received(builder_, "kv", SlotKind::kv, most_needed_, kv_heads());
+    Buffers received(builder_, "kv", records_.kv, most_needed_, kv_heads());
     for (int hop = 0; hop < members_.size(); ++hop) {
       cast(own.kv, received, hop + 1);
       builder_.set_phase(1);
@@ -117,9 +122,9 @@ class CastingRank {
 
   Program backward() && {
     const BackwardViews own = add_backward_slots(builder_, inputs_, rank_);
-    Buffers received(builder_, "kv", SlotKind::kv, most_needed_, kv_heads());
-    Buffers parts(builder_, "dkv_part", SlotKind::dkv, most_needed_, kv_heads());
-    Buffers arrived(builder_, "dkv_arrived", SlotKind::dkv, most_given_, kv_heads());
+    Buffers received(builder_, "kv", records_.kv, most_needed_, kv_heads());
+    Buffers parts(builder_, "dkv_part", records_.dkv, most_needed_, kv_heads());
+    Buffers arrived(builder_, "dkv_arrived", records_.dkv, most_given_, kv_heads());
     Arrivals arrivals;
     for (int hop = 0; hop < members_.size(); ++hop) {
       cast(own.kv, received, hop + 1);
@@ -200,10 +205,9 @@ class CastingRank {
     for (const Cast& cast : needed(hop))
       std::ranges::copy(rows_in_packed(packed(parts, hop, cast), cast), append(send));
     for (const Cast& cast : given(hop)) {
-      const std::vector<View> from = rows_in_packed(packed(arrived, hop, cast), cast),
-                              into = rows_in(dkv, cast);
+      std::vector<View> from = rows_in_packed(packed(arrived, hop, cast), cast);
       std::ranges::copy(from, append(receive));
-      for (std::size_t i = 0; i < from.size(); ++i) arrivals.expect(from[i], into[i]);
+      arrivals.expect(std::move(from), rows_in(dkv, cast));
     }
     builder_.transfer(0, {std::move(send)}, {std::move(receive)});
   }
@@ -215,6 +219,7 @@ class CastingRank {
   const Members& members_;
   const int rank_;
   Builder builder_;
+  const AttentionRecords records_;
   std::vector<Bands> bands_;                       // of the keys of the rank behind, by hop
   std::vector<std::vector<Cast>> needed_, given_;  // by hop
   std::int64_t most_needed_ = 0, most_given_ = 0;

@@ -15,15 +15,15 @@ namespace {
 /// where it did not come that way, as nobody from here on sees it.
 class Circulation {
  public:
-  using Held = std::optional<View>;
-  using Into = std::function<View()>;
+  using MaybeView = std::optional<View>;
+  using Destination = std::function<View()>;
   /// Attends, or takes note of, a block where it is. At home first.
   using Visit = std::function<void(const View& held, int block)>;
   /// Whether it wrote the block's gradient to into(); at home it always does.
-  using BackwardVisit = std::function<bool(const View& held, int block, const Into& into)>;
+  using BackwardVisit = std::function<bool(const View& held, int block, const Destination& into)>;
 
-  Circulation(const RingMember& ring, const View& own, SlotKind block_kind, SlotKind gradient_kind,
-              int block_buffers = 2)
+  Circulation(const RingMember& ring, const View& own, const Record& block_record,
+              const Record& gradient_record, int block_buffers = 2)
       : ring_(ring), plan_(ring.plan), own_(own) {
     const std::int64_t others = ring.members.longest(ring.self), mine = rows(ring.self),
                        any = std::max(others, mine);
@@ -31,18 +31,20 @@ class Circulation {
       // One level has plain names; of several, each has its number.
       const std::string number =
           plan_.depth() > 1 ? runtime::concat("level", level, ".") : std::string();
-      const auto lane = [&](const std::string& way) {
-        const auto buffers = [&](const char* what, SlotKind kind, std::int64_t rows, int count) {
-          return Buffers(ring.builder, runtime::concat(ring.prefix, number, way, name(kind), what),
-                         kind, rows, own.heads(), count);
+      const auto one_way = [&](const std::string& heading) {
+        const auto buffers = [&](const char* what, const Record& record, std::int64_t rows,
+                                 int count) {
+          return Buffers(ring.builder,
+                         runtime::concat(ring.prefix, number, heading, record.kind, what), record,
+                         rows, own.heads(), count);
         };
-        return Lane{buffers("", block_kind, others, block_buffers),
-                    buffers("_part", gradient_kind, any, 2),
-                    buffers("_arrived", gradient_kind, others, 2),
-                    buffers("_home", gradient_kind, level == 0 ? mine : any, 1),
-                    {}};
+        return RingBuffers{buffers("", block_record, others, block_buffers),
+                           buffers("_part", gradient_record, any, 2),
+                           buffers("_arrived", gradient_record, others, 2),
+                           buffers("_home", gradient_record, level == 0 ? mine : any, 1),
+                           {}};
       };
-      lanes_.push_back({lane(""), lane("back.")});
+      buffers_.push_back({one_way(""), one_way("back.")});
     }
   }
 
@@ -53,103 +55,104 @@ class Circulation {
   }
 
  private:
-  /// The buffers of one way round one level.
-  struct Lane {
+  /// The buffers of one heading round one level.
+  struct RingBuffers {
     Buffers block, part, arrived, home;
-    Held came_home;
+    MaybeView came_home;
   };
-  /// Where a block is: hop `hop` of a level on one way, after the path of the outer ones.
-  struct Place {
+  /// Where a block is: hop `hop` of a level on one heading, after the path of the outer ones.
+  struct Hop {
     Path path;
     int level;
-    Way way;
+    Heading heading;
     int hop;
-    Place after(int hops) const { return {path, level, way, hop + hops}; }
+    Hop after(int hops) const { return {path, level, heading, hop + hops}; }
   };
 
-  Lane& lane(const Place& at) {
-    return lanes_[static_cast<std::size_t>(at.level)][at.way == Way::onward ? 0 : 1];
+  RingBuffers& buffers_at(const Hop& at) {
+    return buffers_[static_cast<std::size_t>(at.level)][at.heading == Heading::onward ? 0 : 1];
   }
-  Path path_to(const Place& at) const { return plan_.after(at.path, at.level, at.way, at.hop); }
+  Path path_to(const Hop& at) const { return plan_.after(at.path, at.level, at.heading, at.hop); }
   /// The block that is here at the end of a path.
   int block(const Path& path) const { return plan_.block_at(ring_.self, path.tuple); }
-  int block(const Place& at) const { return block(path_to(at)); }
-  int last(int block, const Place& at) const {
-    return plan_.last(block, at.path, at.level, at.way);
+  int block(const Hop& at) const { return block(path_to(at)); }
+  int last(int block, const Hop& at) const {
+    return plan_.last(block, at.path, at.level, at.heading);
   }
-  bool accumulated(int block, const Place& at) const {
-    return plan_.accumulated(block, at.path, at.level, at.way, at.hop);
+  bool accumulated(int block, const Hop& at) const {
+    return plan_.accumulated(block, at.path, at.level, at.heading, at.hop);
   }
   std::int64_t rows(int member) const { return ring_.members.rows(member); }
-  int next_rank(const Place& at, int hops = 1) const {
-    return ring_.ranks[static_cast<std::size_t>(plan_.moved(ring_.self, at.level, at.way, hops))];
+  int next_rank(const Hop& at, int hops = 1) const {
+    return ring_
+        .ranks[static_cast<std::size_t>(plan_.moved(ring_.self, at.level, at.heading, hops))];
   }
-  int rank_before(const Place& at, int hops = 1) const {
-    const Way opposite = at.way == Way::onward ? Way::back : Way::onward;
+  int rank_before(const Hop& at, int hops = 1) const {
+    const Heading opposite = at.heading == Heading::onward ? Heading::back : Heading::onward;
     return next_rank({at.path, at.level, opposite, at.hop}, hops);
   }
-  Held held_at(const Place& at, const Held& home) {
+  MaybeView held_at(const Hop& at, const MaybeView& home) {
     if (at.hop == 0) return home;
     const int here = block(at);
     if (at.hop > last(here, at)) return {};
-    return lane(at).block.at(at.hop, rows(here));
+    return buffers_at(at).block.at(at.hop, rows(here));
   }
 
   /// Sends the block that is here on and receives the next one, before the compute that hides it.
-  void pass(const Place& at, const Held& home) {
-    const Place then = at.after(1);
-    if (then.hop > plan_.longest(at.level, at.way)) return;
+  void pass(const Hop& at, const MaybeView& home) {
+    const Hop then = at.after(1);
+    if (then.hop > plan_.longest(at.level, at.heading)) return;
     const int now = block(at), next = block(then);
     std::vector<Message> sends, receives;
     if (then.hop <= last(now, at)) sends.push_back({next_rank(at), {*held_at(at, home)}, now});
-    if (const Held arriving = held_at(then, home))
+    if (const MaybeView arriving = held_at(then, home))
       receives.push_back({rank_before(at), {*arriving}, next});
     ring_.builder.transfer(plan_.channel(at.level), std::move(sends), std::move(receives));
   }
 
   /// `here(place)` at home, then at every hop onward and every hop back of a level.
   template <class Here>
-  void go_round(const Path& path, int level, const Held& held, const Here& here) {
-    for (const Way way : kWays) pass({path, level, way, 0}, held);
-    here(Place{path, level, Way::onward, 0});
-    for (const Way way : kWays) {
-      for (int hop = 1; hop <= plan_.longest(level, way); ++hop) {
-        const Place at{path, level, way, hop};
+  void go_round(const Path& path, int level, const MaybeView& held, const Here& here) {
+    for (const Heading heading : kHeadings) pass({path, level, heading, 0}, held);
+    here(Hop{path, level, Heading::onward, 0});
+    for (const Heading heading : kHeadings) {
+      for (int hop = 1; hop <= plan_.longest(level, heading); ++hop) {
+        const Hop at{path, level, heading, hop};
         pass(at, held);
         here(at);
       }
     }
   }
 
-  void forward(const Visit& visit, int level, const Path& path, const Held& held) {
+  void forward(const Visit& visit, int level, const Path& path, const MaybeView& held) {
     if (level == plan_.depth()) {
       if (held) visit(*held, block(path));
       return;
     }
     go_round(path, level, held,
-             [&](const Place& at) { forward(visit, level + 1, path_to(at), held_at(at, held)); });
+             [&](const Hop& at) { forward(visit, level + 1, path_to(at), held_at(at, held)); });
   }
 
   /// The gradient of the held block by all members below this position of the outer levels.
-  Held backward(const BackwardVisit& visit, int level, const Path& path, const Held& held,
-                const Into& into) {
+  MaybeView backward(const BackwardVisit& visit, int level, const Path& path, const MaybeView& held,
+                     const Destination& into) {
     if (level == plan_.depth()) {
       const bool wrote = held && visit(*held, block(path), into);
-      return wrote ? Held(into()) : Held();
+      return wrote ? MaybeView(into()) : MaybeView();
     }
-    Held own;
-    go_round(path, level, held, [&](const Place& at) {
-      const Held here = held_at(at, held);
+    MaybeView own;
+    go_round(path, level, held, [&](const Hop& at) {
+      const MaybeView here = held_at(at, held);
       if (at.hop == 0) {
         own = backward(visit, level + 1, path_to(at), here, into);
       } else {
-        const Into part = [&] { return lane(at).part.at(at.hop, rows(block(at))); };
+        const Destination part = [&] { return buffers_at(at).part.at(at.hop, rows(block(at))); };
         hand_on(at, backward(visit, level + 1, path_to(at), here, part));
       }
     });
     // What came home joins what stayed there.
-    for (const Way way : kWays) {
-      const Held home = std::exchange(lane({path, level, way, 0}).came_home, {});
+    for (const Heading heading : kHeadings) {
+      const MaybeView home = std::exchange(buffers_at({path, level, heading, 0}).came_home, {});
       if (home && own) ring_.builder.accumulate(*home, *own);
       if (!own) own = home;
     }
@@ -158,10 +161,10 @@ class Circulation {
 
   /// Adds what arrived for the block that is here to this member's part, and sends the sum on, or
   /// home.
-  void hand_on(const Place& at, Held sum) {
+  void hand_on(const Hop& at, MaybeView sum) {
     const int visited = block(at), last_hop = last(visited, at);
     if (at.hop <= last_hop && accumulated(visited, at.after(-1))) {
-      const View arrived = lane(at).arrived.at(at.hop, rows(visited));
+      const View arrived = buffers_at(at).arrived.at(at.hop, rows(visited));
       if (sum) {
         ring_.builder.accumulate(arrived, *sum);
       } else {
@@ -173,19 +176,19 @@ class Circulation {
       sends.push_back(
           gradient(at.hop < last_hop ? next_rank(at) : rank_before(at, at.hop), *sum, visited));
     }
-    const Place then = at.after(1);
-    if (then.hop <= plan_.longest(at.level, at.way)) {  // what the member before passes on
+    const Hop then = at.after(1);
+    if (then.hop <= plan_.longest(at.level, at.heading)) {  // what the member before passes on
       const int next = block(then);
       if (then.hop <= last(next, then) && accumulated(next, at)) {
         receives.push_back(
-            gradient(rank_before(at), lane(at).arrived.at(then.hop, rows(next)), next));
+            gradient(rank_before(at), buffers_at(at).arrived.at(then.hop, rows(next)), next));
       }
     }
     const int own = block(at.path);
     if (at.hop == last(own, at)) {
       // After the ring's last hop a part buffer is free; a block that turns earlier needs another.
-      Lane& l = lane(at);
-      const bool ends = at.hop == plan_.longest(at.level, at.way);
+      RingBuffers& l = buffers_at(at);
+      const bool ends = at.hop == plan_.longest(at.level, at.heading);
       l.came_home = (ends ? l.part : l.home).at(then.hop, rows(own));
       receives.push_back(gradient(next_rank(at, at.hop), *l.came_home, own));
     }
@@ -199,7 +202,7 @@ class Circulation {
   const RingMember& ring_;
   const RingPlan& plan_;
   const View own_;
-  std::vector<std::array<Lane, 2>> lanes_;  // by level: onward, back
+  std::vector<std::array<RingBuffers, 2>> buffers_;  // by level: onward, back
 };
 
 bool values_alone(const RingMember& ring) { return ring.plan.circulating() == Circulating::values; }
@@ -209,7 +212,8 @@ bool values_alone(const RingMember& ring) { return ring.plan.circulating() == Ci
 void ring_forward(const RingMember& ring, const ForwardViews& views) {
   Builder& builder = ring.builder;
   const bool apart = values_alone(ring);
-  Circulation circulation(ring, views.kv, apart ? SlotKind::v : SlotKind::kv, SlotKind::dkv);
+  const AttentionRecords& records = ring.records;
+  Circulation circulation(ring, views.kv, apart ? records.v : records.kv, records.dkv);
   circulation.forward([&](const View& held, int block) {
     builder.set_phase(1);
     const Bands bands = ring.members.bands(ring.self, block);
@@ -225,10 +229,11 @@ void ring_forward(const RingMember& ring, const ForwardViews& views) {
 void ring_backward(const RingMember& ring, const BackwardViews& views) {
   Builder& builder = ring.builder;
   const bool queries = ring.plan.circulating() == Circulating::queries, apart = values_alone(ring);
-  const SlotKind kind = queries ? SlotKind::q_bundle : apart ? SlotKind::v : SlotKind::kv;
-  Circulation circulation(ring, queries ? views.q_bundle : views.kv, kind,
-                          queries ? SlotKind::dq : SlotKind::dkv);
-  const auto visit = [&](const View& held, int block, const Circulation::Into& into) {
+  const AttentionRecords& records = ring.records;
+  const Record& block_record = queries ? records.q_bundle : apart ? records.v : records.kv;
+  Circulation circulation(ring, queries ? views.q_bundle : views.kv, block_record,
+                          queries ? records.dq : records.dkv);
+  const auto visit = [&](const View& held, int block, const Circulation::Destination& into) {
     builder.set_phase(1);
     const bool at_home = block == ring.self;  // comes first, and defines what stays
     const Bands bands =
@@ -250,17 +255,18 @@ void ring_backward(const RingMember& ring, const BackwardViews& views) {
 
 std::function<View(int)> gather_keys(const RingMember& ring, const View& own) {
   std::vector<View> keys(static_cast<std::size_t>(ring.members.size()));
-  Circulation circulation(ring, own, SlotKind::k, SlotKind::dkv, ring.members.size());
+  Circulation circulation(ring, own, ring.records.k, ring.records.dkv, ring.members.size());
   circulation.forward(
       [&](const View& held, int block) { keys[static_cast<std::size_t>(block)] = held; });
   return [keys](int member) { return keys[static_cast<std::size_t>(member)]; };
 }
 
 Circulating cheaper_backward(const Shapes& shapes, std::optional<runtime::DType> wire_dtype) {
-  const std::int64_t keys = shapes.kv_heads * (cell_bytes(SlotKind::kv, shapes) +
-                                               cell_bytes(SlotKind::dkv, shapes, wire_dtype));
-  const std::int64_t queries = shapes.heads * (cell_bytes(SlotKind::q_bundle, shapes) +
-                                               cell_bytes(SlotKind::dq, shapes, wire_dtype));
+  const AttentionRecords records(shapes);
+  const std::int64_t keys =
+      shapes.kv_heads * (records.kv.cell_bytes() + records.dkv.cell_bytes(wire_dtype));
+  const std::int64_t queries =
+      shapes.heads * (records.q_bundle.cell_bytes() + records.dq.cell_bytes(wire_dtype));
   return queries < keys ? Circulating::queries : Circulating::keys;
 }
 

@@ -18,6 +18,7 @@ struct RingMember {
   Builder& builder;
   const Members& members;
   const RingPlan& plan;
+  const AttentionRecords& records;
   int self = 0;                   ///< member number
   const std::vector<int>& ranks;  ///< of the members, by number
   std::string prefix;             ///< of scratch slots' names

@@ -69,16 +69,18 @@ std::vector<Run> joined_runs(const Layout& layout, const std::vector<int>& ranks
 }
 
 ForwardViews add_forward_slots(Builder& builder, const SchemeInputs& inputs, int rank) {
-  return {builder.add_slot(input_slot("q", SlotKind::q, inputs, rank)),
-          builder.add_slot(input_slot("kv", SlotKind::kv, inputs, rank)),
-          builder.add_slot(output_slot("out", SlotKind::partial, inputs, rank))};
+  const AttentionRecords records(inputs.shapes);
+  return {builder.add_slot(input_slot("q", records.q, inputs, rank)),
+          builder.add_slot(input_slot("kv", records.kv, inputs, rank)),
+          builder.add_slot(output_slot("out", records.partial, inputs, rank))};
 }
 
 BackwardViews add_backward_slots(Builder& builder, const SchemeInputs& inputs, int rank) {
-  return {builder.add_slot(input_slot("q_bundle", SlotKind::q_bundle, inputs, rank)),
-          builder.add_slot(input_slot("kv", SlotKind::kv, inputs, rank)),
-          builder.add_slot(output_slot("dq", SlotKind::dq, inputs, rank)),
-          builder.add_slot(output_slot("dkv", SlotKind::dkv, inputs, rank))};
+  const AttentionRecords records(inputs.shapes);
+  return {builder.add_slot(input_slot("q_bundle", records.q_bundle, inputs, rank)),
+          builder.add_slot(input_slot("kv", records.kv, inputs, rank)),
+          builder.add_slot(output_slot("dq", records.dq, inputs, rank)),
+          builder.add_slot(output_slot("dkv", records.dkv, inputs, rank))};
 }
 
 }  // namespace longhaul::parallel

@@ -1,7 +1,24 @@
-// The ring family over all ranks of the axis, and its schemes of one level: ring and burst. Any
-// layout. A rank's own contribution to a gradient that circulates stays at home, so an
-// accumulator starts at the first visitor and is home after P - 1 hops; a block travels no further
-// than the last rank that sees any of it.
+// The ring family over all ranks of the axis, and its schemes of one level: ring and burst. Ring
+// Attention is this loop, on every rank:
+//
+//     kv = own k, v; out, lse = nothing
+//     for hop in 0 .. P-1:
+//         start: send kv to the next rank, receive kv' from the one before   (but after the last)
+//         out, lse = merge(out, lse, attention(q, kv, what of the block's tokens q sees))
+//         wait; kv = kv'
+//
+//     kv = own k, v                                                          backward
+//     for hop in 0 .. P-1:
+//         start: send kv on, receive kv'
+//         dq_part, dkv_part = gradients(q, dout, lse, delta, kv); dq += dq_part
+//         hop 0: dkv stays. Else dkv_part += what arrived for the block; send it on, at last home
+//         wait; kv = kv'
+//     dkv += what came home
+//
+// level_ring.cpp is the same loop for nested rings and both ways round. Any layout. A rank's own
+// contribution to a gradient that circulates stays at home, so an accumulator starts at the first
+// visitor and is home after P - 1 hops; a block travels no further than the last rank that sees any
+// of it.
 //
 // Bytes sent per rank, all blocks needed everywhere, for e bytes an activation and a bytes an
 // accumulator element on the wire, X = n H_kv, Y = n H: forward X (D + D_v) e (P - 1). Backward
@@ -18,6 +35,7 @@ ProgramGenerator prepare_ring(const SchemeInputs& inputs) {
     Members members;
     RingKind kind;
     RingPlan plan;
+    AttentionRecords records;
     std::vector<int> ranks;
   };
   const bool forward = inputs.direction == Direction::forward;
@@ -25,13 +43,13 @@ ProgramGenerator prepare_ring(const SchemeInputs& inputs) {
   RingKind kind = scheme_from_name(inputs.scheme.name)
                       .ring(inputs.scheme, members.size(), inputs.shapes, inputs.wire_dtype);
   RingPlan plan(members, kind.levels, forward ? Circulating::keys : kind.backward);
-  auto shared =
-      std::make_shared<Shared>(Shared{std::move(members), std::move(kind), std::move(plan), {}});
+  auto shared = std::make_shared<Shared>(Shared{
+      std::move(members), std::move(kind), std::move(plan), AttentionRecords(inputs.shapes), {}});
   for (int rank = 0; rank < shared->members.size(); ++rank) shared->ranks.push_back(rank);
   return [&inputs, shared, forward](int rank) {
     Builder builder(rank, static_cast<int>(shared->kind.levels.size()));
-    const RingMember ring{builder, shared->members,  shared->plan, rank, shared->ranks,
-                          "",      inputs.wire_dtype};
+    const RingMember ring{builder, shared->members, shared->plan, shared->records,
+                          rank,    shared->ranks,   "",           inputs.wire_dtype};
     if (forward) {
       ring_forward(ring, add_forward_slots(builder, inputs, rank));
     } else {

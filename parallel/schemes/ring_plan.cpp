@@ -53,7 +53,7 @@ RingPlan::RingPlan(const Members& members, std::vector<RingLevel> levels, Circul
 
 void RingPlan::plan_level(const Members& members, int level) {
   const int below = stride(level), whole = size(level) * below;
-  // Going both ways, and going one way: how far blocks go, and the rows that each member sends.
+  // Going both ways, and going one heading: how far blocks go, and the rows that each member sends.
   std::vector<Reach> both, one;
   std::vector<std::int64_t> sent_both(static_cast<std::size_t>(members_), 0), sent_one = sent_both;
   std::vector<int> hops;  // those after which somebody sees the block
@@ -65,9 +65,9 @@ void RingPlan::plan_level(const Members& members, int level) {
       }
       const auto choose = [&](const Reach& far, std::vector<Reach>& reaches,
                               std::vector<std::int64_t>& sent) {
-        for (const Way way : kWays) {
-          for (int hop = 0; hop < far.on(way); ++hop) {
-            const int sender = visitor(block, moved(prefix, level, way, hop));
+        for (const Heading heading : kHeadings) {
+          for (int hop = 0; hop < far.on(heading); ++hop) {
+            const int sender = visitor(block, moved(prefix, level, heading, hop));
             sent[static_cast<std::size_t>(sender)] += members.rows(block);
           }
         }
@@ -86,25 +86,26 @@ void RingPlan::plan_level(const Members& members, int level) {
     longest = {std::max(longest.onward, far.onward), std::max(longest.back, far.back)};
 }
 
-int RingPlan::moved(int member, int level, Way way, int hops) const {
+int RingPlan::moved(int member, int level, Heading heading, int hops) const {
   const int at = member / stride(level) % size(level);
-  const int to = (at + (way == Way::onward ? hops : size(level) - hops)) % size(level);
+  const int to = (at + (heading == Heading::onward ? hops : size(level) - hops)) % size(level);
   return member + (to - at) * stride(level);
 }
 
-Path RingPlan::after(const Path& path, int level, Way way, int hop) const {
-  return {moved(path.tuple, level, way, hop), path.back | (way == Way::back ? 1u << level : 0u)};
+Path RingPlan::after(const Path& path, int level, Heading heading, int hop) const {
+  return {moved(path.tuple, level, heading, hop),
+          path.back | (heading == Heading::back ? 1u << level : 0u)};
 }
 
 int RingPlan::block_at(int member, int tuple) const {
   for (int level = 0; level < depth(); ++level)
-    member = moved(member, level, Way::back, tuple / stride(level) % size(level));
+    member = moved(member, level, Heading::back, tuple / stride(level) % size(level));
   return member;
 }
 
 int RingPlan::visitor(int block, int tuple) const {
   for (int level = 0; level < depth(); ++level)
-    block = moved(block, level, Way::onward, tuple / stride(level) % size(level));
+    block = moved(block, level, Heading::onward, tuple / stride(level) % size(level));
   return block;
 }
 
@@ -131,19 +132,20 @@ bool RingPlan::took(int block, const Path& path, int level) const {
   return true;
 }
 
-int RingPlan::last(int block, const Path& path, int level, Way way) const {
-  return took(block, path, level) ? reach(block, path.tuple, level).on(way) : 0;
+int RingPlan::last(int block, const Path& path, int level, Heading heading) const {
+  return took(block, path, level) ? reach(block, path.tuple, level).on(heading) : 0;
 }
 
-int RingPlan::longest(int level, Way way) const {
-  return longest_[static_cast<std::size_t>(level)].on(way);
+int RingPlan::longest(int level, Heading heading) const {
+  return longest_[static_cast<std::size_t>(level)].on(heading);
 }
 
-bool RingPlan::accumulated(int block, const Path& path, int level, Way way, int hop) const {
+bool RingPlan::accumulated(int block, const Path& path, int level, Heading heading, int hop) const {
   const int below = stride(level), end = path.tuple + size(level) * below;
   return took(block, path, level) &&
-         (way == Way::onward ? seen(block, path.tuple + below, path.tuple + (hop + 1) * below)
-                             : seen(block, end - hop * below, end)) > 0;
+         (heading == Heading::onward
+              ? seen(block, path.tuple + below, path.tuple + (hop + 1) * below)
+              : seen(block, end - hop * below, end)) > 0;
 }
 
 }  // namespace longhaul::parallel

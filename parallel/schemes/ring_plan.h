@@ -19,8 +19,8 @@ enum class Circulating : unsigned char {
 };
 
 /// Which way round: to the next member, or to the one before.
-enum class Way : unsigned char { onward, back };
-constexpr Way kWays[] = {Way::onward, Way::back};
+enum class Heading : unsigned char { onward, back };
+constexpr Heading kHeadings[] = {Heading::onward, Heading::back};
 
 /// Hops at the outer levels: the tuple, with zeros from the next level on, and the ways taken.
 struct Path {
@@ -36,7 +36,7 @@ struct Path {
 /// than one way, as those who see it lie on both sides: under a two-sided window, for example.
 /// Where the busiest member would send more for it, all blocks of that level go one way. Either way
 /// a block travels no further than the last position below which somebody sees it, and its
-/// accumulator returns home from there. `hop` counts the hops of one level on one way.
+/// accumulator returns home from there. `hop` counts the hops of one level in one heading.
 class RingPlan {
  public:
   RingPlan(const Members& members, std::vector<RingLevel> levels, Circulating circulating);
@@ -46,23 +46,23 @@ class RingPlan {
   int channel(int level) const { return levels_[static_cast<std::size_t>(level)].channel; }
 
   /// `member` moved by `hops` round a level's ring.
-  int moved(int member, int level, Way way, int hops) const;
+  int moved(int member, int level, Heading heading, int hops) const;
   /// `path` and then `hop` hops of `level`.
-  Path after(const Path& path, int level, Way way, int hop) const;
+  Path after(const Path& path, int level, Heading heading, int hop) const;
   /// The home of the block that is at `member` after the hops of a tuple.
   int block_at(int member, int tuple) const;
 
   /// The last hop of a block that took `path`; 0 when it stays, or did not take that path.
-  int last(int block, const Path& path, int level, Way way) const;
+  int last(int block, const Path& path, int level, Heading heading) const;
   /// The largest of any block.
-  int longest(int level, Way way) const;
+  int longest(int level, Heading heading) const;
   /// Whether an accumulator exists once hop `hop` is done: somebody at hops 1..hop sees the block.
-  bool accumulated(int block, const Path& path, int level, Way way, int hop) const;
+  bool accumulated(int block, const Path& path, int level, Heading heading, int hop) const;
 
  private:
   struct Reach {
     int onward = 0, back = 0;
-    int on(Way way) const { return way == Way::onward ? onward : back; }
+    int on(Heading heading) const { return heading == Heading::onward ? onward : back; }
   };
   int size(int level) const { return levels_[static_cast<std::size_t>(level)].size; }
   /// Members below one position of the level.

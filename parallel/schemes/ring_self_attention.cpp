@@ -15,29 +15,32 @@ ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs) {
   struct Shared {
     Members members;
     RingPlan plan;
+    AttentionRecords records;
     std::vector<int> ranks;
   };
   Members members(inputs);
   RingPlan plan(members, {{members.size(), 0}}, Circulating::values);
-  auto shared = std::make_shared<Shared>(Shared{std::move(members), std::move(plan), {}});
+  auto shared = std::make_shared<Shared>(
+      Shared{std::move(members), std::move(plan), AttentionRecords(inputs.shapes), {}});
   for (int rank = 0; rank < shared->members.size(); ++rank) shared->ranks.push_back(rank);
   return [&inputs, shared](int rank) {
     Builder builder(rank, 1);
-    const auto input = [&](const char* name, SlotKind kind) {
-      return builder.add_slot(input_slot(name, kind, inputs, rank));
+    const auto input = [&](const char* name, const Record& record) {
+      return builder.add_slot(input_slot(name, record, inputs, rank));
     };
-    const auto output = [&](const char* name, SlotKind kind) {
-      return builder.add_slot(output_slot(name, kind, inputs, rank));
+    const auto output = [&](const char* name, const Record& record) {
+      return builder.add_slot(output_slot(name, record, inputs, rank));
     };
-    RingMember ring{builder, shared->members,  shared->plan, rank, shared->ranks,
-                    "",      inputs.wire_dtype};
-    const View k = input("k", SlotKind::k), v = input("v", SlotKind::v);
+    const AttentionRecords& records = shared->records;
+    RingMember ring{builder, shared->members, shared->plan, records,
+                    rank,    shared->ranks,   "",           inputs.wire_dtype};
+    const View k = input("k", records.k), v = input("v", records.v);
     ring.keys = gather_keys(ring, k);
     if (inputs.direction == Direction::forward) {
-      ring_forward(ring, {input("q", SlotKind::q), v, output("out", SlotKind::partial)});
+      ring_forward(ring, {input("q", records.q), v, output("out", records.partial)});
     } else {
-      ring_backward(ring, {input("q_bundle", SlotKind::q_bundle), v, output("dq", SlotKind::dq),
-                           output("dkv", SlotKind::dkv)});
+      ring_backward(ring, {input("q_bundle", records.q_bundle), v, output("dq", records.dq),
+                           output("dkv", records.dkv)});
     }
     return std::move(builder).finish();
   };

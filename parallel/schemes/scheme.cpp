@@ -33,10 +33,10 @@ std::string join(const std::vector<std::string>& words) {
   return text;
 }
 
-Slot bound_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank,
+Slot bound_slot(const std::string& name, const Record& record, const SchemeInputs& inputs, int rank,
                 Role role) {
-  const int heads = is_key_side(kind) ? inputs.shapes.kv_heads : inputs.shapes.heads;
-  return {name, kind, inputs.layout.rows(rank), heads, role, inputs.layout.runs(rank), 0};
+  const int heads = record.side == Side::key ? inputs.shapes.kv_heads : inputs.shapes.heads;
+  return {name, record, inputs.layout.rows(rank), heads, role, inputs.layout.runs(rank), 0};
 }
 
 [[noreturn]] void unknown(const Expression& given, const std::vector<std::string>& known,
@@ -171,11 +171,13 @@ Schedule build_schedule(const SchemeInputs& inputs) {
   return schedule;
 }
 
-Slot input_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank) {
-  return bound_slot(name, kind, inputs, rank, Role::input);
+Slot input_slot(const std::string& name, const Record& record, const SchemeInputs& inputs,
+                int rank) {
+  return bound_slot(name, record, inputs, rank, Role::input);
 }
-Slot output_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank) {
-  return bound_slot(name, kind, inputs, rank, Role::output);
+Slot output_slot(const std::string& name, const Record& record, const SchemeInputs& inputs,
+                 int rank) {
+  return bound_slot(name, record, inputs, rank, Role::output);
 }
 
 }  // namespace longhaul::parallel

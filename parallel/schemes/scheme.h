@@ -113,7 +113,9 @@ Schedule build_schedule(const SchemeInputs& inputs);
 // tensors by these names.
 //   forward:  q (input), kv or k and v (inputs) -> out (output, partial)
 //   backward: q_bundle (input), kv or k and v (inputs) -> dq (output), dkv (output)
-Slot input_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank);
-Slot output_slot(const std::string& name, SlotKind kind, const SchemeInputs& inputs, int rank);
+Slot input_slot(const std::string& name, const Record& record, const SchemeInputs& inputs,
+                int rank);
+Slot output_slot(const std::string& name, const Record& record, const SchemeInputs& inputs,
+                 int rank);
 
 }  // namespace longhaul::parallel

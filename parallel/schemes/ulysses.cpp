@@ -29,7 +29,8 @@ class HeadExchange {
         grid_(grid),
         channels_(static_cast<int>(kind.levels.size())),
         q_heads_(inputs.shapes.heads / grid.heads),
-        kv_heads_(std::max(1, inputs.shapes.kv_heads / grid.heads)) {
+        kv_heads_(std::max(1, inputs.shapes.kv_heads / grid.heads)),
+        records_(inputs.shapes) {
     std::vector<std::vector<Run>> runs;
     for (int ring = 0; ring < grid.rings; ++ring)
       runs.push_back(joined_runs(inputs.layout, peers(ring)));
@@ -75,8 +76,9 @@ class HeadExchange {
     const int first = key_side ? kv_head_of(head) : head * q_heads_;
     return heads_of(view, first, first + (key_side ? kv_heads_ : q_heads_));
   }
-  View exchanged(Builder& builder, const char* name, SlotKind kind, std::int64_t rows) const {
-    return builder.scratch(name, kind, rows, is_key_side(kind) ? kv_heads_ : q_heads_);
+  View exchanged(Builder& builder, const char* name, const Record& record,
+                 std::int64_t rows) const {
+    return builder.scratch(name, record, rows, record.side == Side::key ? kv_heads_ : q_heads_);
   }
   /// The rows of peer number `head` in a view that holds all peers'.
   View part(const View& view, int ring, int head) const {
@@ -96,14 +98,22 @@ class HeadExchange {
       sends.push_back({peer, {share(q, head, false), share(kv, head, true)}});
       receives.push_back({peer, {part(all_q, ring, head), part(all_kv, ring, head)}});
     }
-    builder.transfer(0, std::move(sends), std::move(receives));
+    builder.transfer(0, std::move(sends), std::move(receives), collective(rank));
+  }
+
+  /// Where all that exchange heads with the rank have as many rows.
+  TransferKind collective(int rank) const {
+    for (const int peer : peers(grid_.ring_of(rank))) {
+      if (inputs_.layout.rows(peer) != inputs_.layout.rows(rank)) return TransferKind::none;
+    }
+    return TransferKind::all_to_all;
   }
 
   RingMember ring_member(Builder& builder, int rank, std::vector<int>& ranks) const {
     const int head = grid_.head_of(rank);
     for (int ring = 0; ring < grid_.rings; ++ring) ranks.push_back(grid_.rank(ring, head));
     const Ring& ring = rings_[static_cast<std::size_t>(head)];
-    return {builder, *ring.members, *ring.plan,        grid_.ring_of(rank),
+    return {builder, *ring.members, *ring.plan,        records_, grid_.ring_of(rank),
             ranks,   "ring.",       inputs_.wire_dtype};
   }
 
@@ -112,9 +122,9 @@ class HeadExchange {
     std::vector<int> ranks;
     const RingMember ring = ring_member(builder, rank, ranks);
     const std::int64_t rows = ring.members.rows(ring.self);
-    const ForwardViews all{exchanged(builder, "all_q", SlotKind::q, rows),
-                           exchanged(builder, "all_kv", SlotKind::kv, rows),
-                           exchanged(builder, "all_out", SlotKind::partial, rows)};
+    const ForwardViews all{exchanged(builder, "all_q", records_.q, rows),
+                           exchanged(builder, "all_kv", records_.kv, rows),
+                           exchanged(builder, "all_out", records_.partial, rows)};
     scatter_heads(builder, rank, own.q, own.kv, all.q, all.kv);
     ring_forward(ring, all);
     std::vector<Message> sends, receives;
@@ -123,7 +133,7 @@ class HeadExchange {
       sends.push_back({peer, {part(all.out, ring.self, head)}});
       receives.push_back({peer, {share(own.out, head, false)}});
     }
-    builder.transfer(0, std::move(sends), std::move(receives));
+    builder.transfer(0, std::move(sends), std::move(receives), collective(rank));
   }
 
   void backward(Builder& builder, int rank) const {
@@ -131,10 +141,10 @@ class HeadExchange {
     std::vector<int> ranks;
     const RingMember ring = ring_member(builder, rank, ranks);
     const std::int64_t rows = ring.members.rows(ring.self);
-    const BackwardViews all{exchanged(builder, "all_q_bundle", SlotKind::q_bundle, rows),
-                            exchanged(builder, "all_kv", SlotKind::kv, rows),
-                            exchanged(builder, "all_dq", SlotKind::dq, rows),
-                            exchanged(builder, "all_dkv", SlotKind::dkv, rows)};
+    const BackwardViews all{exchanged(builder, "all_q_bundle", records_.q_bundle, rows),
+                            exchanged(builder, "all_kv", records_.kv, rows),
+                            exchanged(builder, "all_dq", records_.dq, rows),
+                            exchanged(builder, "all_dkv", records_.dkv, rows)};
     scatter_heads(builder, rank, own.q_bundle, own.kv, all.q_bundle, all.kv);
     ring_backward(ring, all);
     std::vector<Message> sends, receives;
@@ -146,7 +156,7 @@ class HeadExchange {
       View dkv = share(own.dkv, head, true);
       if (!first) {
         const View arrived =
-            builder.scratch(runtime::concat("dkv_of_", head), SlotKind::dkv, dkv.rows(), kv_heads_);
+            builder.scratch(runtime::concat("dkv_of_", head), records_.dkv, dkv.rows(), kv_heads_);
         replicas.emplace_back(arrived, dkv);
         dkv = arrived;
       }
@@ -156,13 +166,14 @@ class HeadExchange {
           {peer, {part(all.dq, ring.self, head), part(all.dkv, ring.self, head)}, 0, wire_dtype});
       receives.push_back({peer, {share(own.dq, head, false), dkv}, 0, wire_dtype});
     }
-    builder.transfer(0, std::move(sends), std::move(receives));
+    builder.transfer(0, std::move(sends), std::move(receives), collective(rank));
     for (const auto& [arrived, into] : replicas) builder.accumulate(arrived, into);
   }
 
   const SchemeInputs& inputs_;
   const HeadGrid grid_;
   const int channels_, q_heads_, kv_heads_;
+  const AttentionRecords records_;
   std::vector<Ring> rings_;  // by head position
 };
 

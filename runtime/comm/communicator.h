@@ -16,22 +16,45 @@
 #include <string>
 #include <vector>
 
+#include "runtime/rows.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::runtime {
 
-/// A message is a list of views, sent back to back; both sides list views with equal total
-/// elements. Zero-element messages are not sent at all: both sides drop them by the same rule.
+/// A view, or some of its rows one after another, in one piece: contiguous ones travel from where
+/// they lie, others by way of staging memory of the stream.
+struct SendPart {
+  SendPart(ConstTensorView whole) : view(whole) {}
+  SendPart(TensorView whole) : view(whole) {}
+  SendPart(const Tensor& whole) : view(whole.view()) {}
+  /// The moves go from rows of the view to rows of the piece, which they fill.
+  SendPart(ConstTensorView of, RowList some) : view(of), rows(std::move(some)) {}
+  std::int64_t elements() const;
+  ConstTensorView view;
+  RowList rows = {};  ///< without moves: all
+};
+struct ReceivePart {
+  ReceivePart(TensorView whole) : view(whole) {}
+  ReceivePart(const Tensor& whole) : view(whole.view()) {}
+  /// The moves go from rows of the piece, all of them, to rows of the view.
+  ReceivePart(TensorView of, RowList some) : view(of), rows(std::move(some)) {}
+  std::int64_t elements() const;
+  TensorView view;
+  RowList rows = {};
+};
+
+/// A message is a list of parts; the two sides' parts have equal elements one by one. Empty parts
+/// are not sent at all: both sides drop them by the same rule.
 struct SendMessage {
   int peer = 0;
-  std::vector<ConstTensorView> views;
+  std::vector<SendPart> parts;
   /// What travels when it differs from the views' dtype: float32 views as bfloat16, cast on both
-  /// sides. Applies to every view of the message; both sides must agree.
+  /// sides. Applies to every part of the message; both sides must agree.
   std::optional<DType> wire_dtype = std::nullopt;
 };
 struct ReceiveMessage {
   int peer = 0;
-  std::vector<TensorView> views;
+  std::vector<ReceivePart> parts;
   std::optional<DType> wire_dtype = std::nullopt;
 };
 

@@ -264,43 +264,51 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
   Group group(*core_);
   for (const SendMessage& message : sends) {
     core_->check_peer(message.peer, what);
-    if (detail::wire_bytes(message.views, message.wire_dtype) == 0) continue;
-    const detail::WireMessage& wire = packed.emplace_back(
-        detail::host_copy(detail::pack(message.views, message.wire_dtype, stream), stream));
-    if (message.peer == core_->rank) {
-      self_sends.push_back({wire.data, wire.bytes});
-    } else {
-      group.send(message.peer, wire.data, wire.bytes);
-      core_->exchanged_bytes[static_cast<std::size_t>(message.peer)] += wire.bytes;
+    for (const SendPart& part : message.parts) {
+      if (detail::wire_bytes(part, message.wire_dtype) == 0) continue;
+      const detail::WireMessage& wire = packed.emplace_back(
+          detail::host_copy(detail::pack(part, message.wire_dtype, stream), stream));
+      if (message.peer == core_->rank) {
+        self_sends.push_back({wire.data, wire.bytes});
+      } else {
+        group.send(message.peer, wire.data, wire.bytes);
+        core_->exchanged_bytes[static_cast<std::size_t>(message.peer)] += wire.bytes;
+      }
     }
   }
   std::size_t self_matched = 0;
   for (const ReceiveMessage& message : receives) {
     core_->check_peer(message.peer, what);
-    places.push_back(detail::receive_place(message.views, message.wire_dtype, stream));
-    const detail::WireMessage& place =
-        arrivals.emplace_back(detail::host_place(places.back(), stream));
-    if (message.peer != core_->rank) {
-      group.receive(message.peer, place.data, place.bytes);
-    } else if (place.bytes > 0) {
-      const std::int64_t offered =
-          self_matched < self_sends.size() ? self_sends[self_matched].bytes : 0;
-      LONGHAUL_CHECK(offered == place.bytes, what, " receives ", place.bytes,
-                     " bytes from itself, where ", offered, " are sent");
-      self_copies.push_back({place.data, self_sends[self_matched++].data, place.bytes});
+    for (const ReceivePart& part : message.parts) {
+      places.push_back(detail::receive_place(part, message.wire_dtype, stream));
+      const detail::WireMessage& place =
+          arrivals.emplace_back(detail::host_place(places.back(), stream));
+      if (message.peer != core_->rank) {
+        group.receive(message.peer, place.data, place.bytes);
+      } else if (place.bytes > 0) {
+        const std::int64_t offered =
+            self_matched < self_sends.size() ? self_sends[self_matched].bytes : 0;
+        LONGHAUL_CHECK(offered == place.bytes, what, " receives ", place.bytes,
+                       " bytes from itself, where ", offered, " are sent");
+        self_copies.push_back({place.data, self_sends[self_matched++].data, place.bytes});
+      }
     }
   }
   LONGHAUL_CHECK(self_matched == self_sends.size(), what, " sends ", self_sends.size(),
-                 " messages to itself and receives ", self_matched);
+                 " parts to itself and receives ", self_matched);
   core_->sent_bytes += group.send_bytes();
   stream.host_task([core = core_, info = core_->next(what), self_copies,
                     sends = std::move(group.sends), receives = std::move(group.receives)] {
     for (const SelfCopy& copy : self_copies) copy_bytes(copy.to, copy.from, copy.bytes);
     core->run(info, sends, receives);
   });
-  for (std::size_t i = 0; i < receives.size(); ++i) {
-    detail::arrive(arrivals[i], places[i], stream);
-    detail::unpack(places[i], receives[i].views, receives[i].wire_dtype, stream);
+  std::size_t i = 0;
+  for (const ReceiveMessage& message : receives) {
+    for (const ReceivePart& part : message.parts) {
+      detail::arrive(arrivals[i], places[i], stream);
+      detail::unpack(places[i], part, message.wire_dtype, stream);
+      ++i;
+    }
   }
 }
 

@@ -88,7 +88,10 @@ void Hub::post(const ExchangeInfo& info, std::span<const Outgoing> sends, Party&
   for (std::size_t i = 0; i < sends.size(); ++i) {
     double delay = options_.latency_seconds;
     if (options_.bandwidth_bytes_per_second > 0) {
-      delay += static_cast<double>(sends[i].bytes) / options_.bandwidth_bytes_per_second;
+      std::int64_t bytes = sends[i].bytes;  // and what goes before it on the same link
+      for (std::size_t before = 0; before < i; ++before)
+        bytes += sends[before].peer == sends[i].peer ? sends[before].bytes : 0;
+      delay += static_cast<double>(bytes) / options_.bandwidth_bytes_per_second;
     }
     delay +=
         options_.jitter_seconds *

@@ -121,25 +121,29 @@ void NcclCommunicator::exchange(std::vector<SendMessage> sends,
   std::vector<std::size_t> to_self;
   for (const SendMessage& message : sends) {
     check_peer(message.peer, what);
-    if (detail::wire_bytes(message.views, message.wire_dtype) == 0) continue;
-    if (message.peer == rank()) to_self.push_back(out.size());
-    out.push_back({message.peer, detail::pack(message.views, message.wire_dtype, stream)});
+    for (const SendPart& part : message.parts) {
+      if (detail::wire_bytes(part, message.wire_dtype) == 0) continue;
+      if (message.peer == rank()) to_self.push_back(out.size());
+      out.push_back({message.peer, detail::pack(part, message.wire_dtype, stream)});
+    }
   }
   std::size_t matched = 0;
   for (const ReceiveMessage& message : receives) {
     check_peer(message.peer, what);
-    in.push_back({message.peer, detail::receive_place(message.views, message.wire_dtype, stream)});
-    const detail::WireMessage& place = in.back().wire;
-    if (message.peer != rank() || place.bytes == 0) continue;
-    const std::int64_t offered = matched < to_self.size() ? out[to_self[matched]].wire.bytes : 0;
-    LONGHAUL_CHECK(offered == place.bytes, what, " receives ", place.bytes,
-                   " bytes from itself, where ", offered, " are sent");
-    LONGHAUL_CUDA_CHECK(cudaMemcpyAsync(place.data, out[to_self[matched++]].wire.data,
-                                        static_cast<std::size_t>(place.bytes),
-                                        cudaMemcpyDeviceToDevice, detail::cuda_stream(stream)));
+    for (const ReceivePart& part : message.parts) {
+      in.push_back({message.peer, detail::receive_place(part, message.wire_dtype, stream)});
+      const detail::WireMessage& place = in.back().wire;
+      if (message.peer != rank() || place.bytes == 0) continue;
+      const std::int64_t offered = matched < to_self.size() ? out[to_self[matched]].wire.bytes : 0;
+      LONGHAUL_CHECK(offered == place.bytes, what, " receives ", place.bytes,
+                     " bytes from itself, where ", offered, " are sent");
+      LONGHAUL_CUDA_CHECK(cudaMemcpyAsync(place.data, out[to_self[matched++]].wire.data,
+                                          static_cast<std::size_t>(place.bytes),
+                                          cudaMemcpyDeviceToDevice, detail::cuda_stream(stream)));
+    }
   }
   LONGHAUL_CHECK(matched == to_self.size(), what, " sends ", to_self.size(),
-                 " messages to itself and receives ", matched);
+                 " parts to itself and receives ", matched);
   const auto travels = [&](const Message& message) {
     return message.peer != rank() && message.wire.bytes > 0;
   };
@@ -159,8 +163,10 @@ void NcclCommunicator::exchange(std::vector<SendMessage> sends,
       }
     });
   }
-  for (std::size_t i = 0; i < receives.size(); ++i) {
-    detail::unpack(in[i].wire, receives[i].views, receives[i].wire_dtype, stream);
+  std::size_t i = 0;
+  for (const ReceiveMessage& message : receives) {
+    for (const ReceivePart& part : message.parts)
+      detail::unpack(in[i++].wire, part, message.wire_dtype, stream);
   }
 }
 

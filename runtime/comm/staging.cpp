@@ -1,8 +1,10 @@
 #include "runtime/comm/staging.h"
 
+#include <algorithm>
 #include <cstdint>
 
-namespace longhaul::runtime::detail {
+namespace longhaul::runtime {
+namespace detail {
 namespace {
 
 DType wire_of(const ConstTensorView& view, std::optional<DType> wire_dtype) {
@@ -13,52 +15,47 @@ DType wire_of(const ConstTensorView& view, std::optional<DType> wire_dtype) {
   return *wire_dtype;
 }
 
-/// The only view with elements, when it already is what travels.
-template <class Byte>
-std::optional<BasicTensorView<Byte>> in_place(const std::vector<BasicTensorView<Byte>>& views,
-                                              std::optional<DType> wire_dtype) {
-  std::optional<BasicTensorView<Byte>> only;
-  for (const auto& view : views) {
-    if (view.elements() == 0) continue;
-    if (only || !view.contiguous() || wire_of(view, wire_dtype) != view.dtype())
-      return std::nullopt;
-    only = view;
-  }
-  return only;
-}
-
 template <class Byte>
 BasicTensorView<Byte> bytes_at(Byte* data, std::int64_t bytes, Device device) {
   return {data, DType::uint8, device, {bytes}};
 }
 
-bool aligned(const std::byte* data, DType dtype) {
-  return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size_bytes(dtype)) ==
-         0;
+/// Whether the part travels from where it lies.
+template <class Part>
+bool in_place(const Part& part, DType wire) {
+  return part.rows.moves == nullptr && part.view.contiguous() && wire == part.view.dtype();
 }
 
-/// Views of different dtypes lie back to back on the wire, so one may begin off its alignment:
-/// bytes may be copied there, elements may not.
-void put_on_wire(const ConstTensorView& view, const TensorView& wire, const Stream& stream) {
-  if (aligned(wire.data(), wire.dtype())) return copy(view, wire, stream);
-  const Tensor elements(view.sizes(), wire.dtype(), stream);
-  copy(view, elements, stream);
-  copy(bytes_at<const std::byte>(elements.view().data(), wire.bytes(), wire.device()),
-       bytes_at(wire.data(), wire.bytes(), wire.device()), stream);
+/// The sizes of a part: its rows, by the dims of its view.
+template <class Part>
+Sizes sizes_of(const Part& part) {
+  Sizes sizes{};
+  std::ranges::copy(part.view.sizes(), sizes.begin());
+  if (part.rows.moves != nullptr) sizes[0] = part.rows.moves->rows();
+  return sizes;
 }
-void take_off_wire(const ConstTensorView& wire, const TensorView& view, const Stream& stream) {
-  if (aligned(wire.data(), wire.dtype())) return copy(wire, view, stream);
-  const Tensor elements(view.sizes(), wire.dtype(), stream);
-  copy(bytes_at(wire.data(), wire.bytes(), wire.device()),
-       bytes_at(elements.view().data(), wire.bytes(), wire.device()), stream);
-  copy(elements, view, stream);
+template <class Part>
+std::int64_t elements_of(const Part& part) {
+  std::int64_t elements = 1;
+  const Sizes sizes = sizes_of(part);
+  for (int dim = 0; dim < part.view.dims(); ++dim) elements *= sizes[static_cast<std::size_t>(dim)];
+  return elements;
 }
-
-std::vector<ConstTensorView> as_const(const std::vector<TensorView>& views) {
-  return {views.begin(), views.end()};
+/// The part as a contiguous view of wire bytes.
+template <class Part, class Byte>
+BasicTensorView<Byte> wire_view(const Part& part, DType wire, Byte* data) {
+  const Sizes sizes = sizes_of(part);
+  return {data, wire, part.view.device(),
+          std::span<const std::int64_t>(sizes.data(), static_cast<std::size_t>(part.view.dims()))};
 }
 
 }  // namespace
+}  // namespace detail
+
+std::int64_t SendPart::elements() const { return detail::elements_of(*this); }
+std::int64_t ReceivePart::elements() const { return detail::elements_of(*this); }
+
+namespace detail {
 
 void require_same_device(const ConstTensorView& view, const Stream& stream) {
   if (view.device() == stream.device()) return;
@@ -66,51 +63,48 @@ void require_same_device(const ConstTensorView& view, const Stream& stream) {
        " on stream '", stream.name(), "' of ", to_string(stream.device()));
 }
 
-std::int64_t wire_bytes(const std::vector<ConstTensorView>& views,
-                        std::optional<DType> wire_dtype) {
-  std::int64_t bytes = 0;
-  for (const ConstTensorView& view : views) {
-    bytes += view.elements() * size_bytes(wire_of(view, wire_dtype));
-  }
-  return bytes;
+std::int64_t wire_bytes(const SendPart& part, std::optional<DType> wire_dtype) {
+  return elements_of(part) * size_bytes(wire_of(part.view, wire_dtype));
+}
+std::int64_t wire_bytes(const ReceivePart& part, std::optional<DType> wire_dtype) {
+  return elements_of(part) * size_bytes(wire_of(part.view, wire_dtype));
 }
 
-WireMessage pack(const std::vector<ConstTensorView>& views, std::optional<DType> wire_dtype,
-                 const Stream& stream) {
-  for (const ConstTensorView& view : views) require_same_device(view, stream);
-  const std::int64_t bytes = wire_bytes(views, wire_dtype);
-  if (const auto view = in_place(views, wire_dtype)) {
-    return whole(*view);
-  }
+WireMessage pack(const SendPart& part, std::optional<DType> wire_dtype, const Stream& stream) {
+  require_same_device(part.view, stream);
+  const DType wire = wire_of(part.view, wire_dtype);
+  if (in_place(part, wire)) return whole(part.view);
+  const std::int64_t bytes = wire_bytes(part, wire_dtype);
   WireMessage message{nullptr, bytes, stream.allocate(bytes)};
   message.data = message.staging.data();
-  std::byte* to = message.data;
-  for (const ConstTensorView& view : views) {
-    const TensorView wire(to, wire_of(view, wire_dtype), view.device(), view.sizes());
-    put_on_wire(view, wire, stream);
-    to += wire.bytes();
+  const TensorView packed = wire_view(part, wire, message.data);
+  if (part.rows.moves != nullptr) {
+    copy_rows(part.view, packed, part.rows, stream);
+  } else {
+    copy(part.view, packed, stream);
   }
   return message;
 }
 
-WireMessage receive_place(const std::vector<TensorView>& views, std::optional<DType> wire_dtype,
+WireMessage receive_place(const ReceivePart& part, std::optional<DType> wire_dtype,
                           const Stream& stream) {
-  for (const TensorView& view : views) require_same_device(view, stream);
-  const std::int64_t bytes = wire_bytes(as_const(views), wire_dtype);
-  if (const auto view = in_place(views, wire_dtype)) return {view->data(), bytes, {}};
+  require_same_device(part.view, stream);
+  const std::int64_t bytes = wire_bytes(part, wire_dtype);
+  if (in_place(part, wire_of(part.view, wire_dtype))) return {part.view.data(), bytes, {}};
   WireMessage message{nullptr, bytes, stream.allocate(bytes)};
   message.data = message.staging.data();
   return message;
 }
 
-void unpack(const WireMessage& message, const std::vector<TensorView>& views,
-            std::optional<DType> wire_dtype, const Stream& stream) {
+void unpack(const WireMessage& message, const ReceivePart& part, std::optional<DType> wire_dtype,
+            const Stream& stream) {
   if (message.staging.data() == nullptr) return;
-  const std::byte* from = message.data;
-  for (const TensorView& view : views) {
-    const ConstTensorView wire(from, wire_of(view, wire_dtype), view.device(), view.sizes());
-    take_off_wire(wire, view, stream);
-    from += wire.bytes();
+  const auto packed =
+      wire_view(part, wire_of(part.view, wire_dtype), static_cast<const std::byte*>(message.data));
+  if (part.rows.moves != nullptr) {
+    copy_rows(packed, part.view, part.rows, stream);
+  } else {
+    copy(packed, part.view, stream);
   }
 }
 
@@ -139,4 +133,5 @@ void arrive(const WireMessage& host, const WireMessage& place, const Stream& str
        bytes_at(place.data, place.bytes, stream.device()), stream);
 }
 
-}  // namespace longhaul::runtime::detail
+}  // namespace detail
+}  // namespace longhaul::runtime

@@ -1,16 +1,15 @@
 #pragma once
-// A message as the bytes that travel. The one place where communicators care about layout and wire
-// dtype, and where host communicators care about the device: everything behind it sees host
-// pointers.
+// A part of a message as the bytes that travel. The one place where communicators care about layout
+// and wire dtype, and where host communicators care about the device: everything behind it sees
+// host pointers.
 
 #include <optional>
-#include <vector>
 
-#include "runtime/tensor.h"
+#include "runtime/comm/communicator.h"
 
 namespace longhaul::runtime::detail {
 
-/// Memory that holds, or will hold, a message on the wire; `staging` when it is not the view
+/// Memory that holds, or will hold, a part on the wire; `staging` when it is not the view
 /// itself.
 struct WireMessage {
   std::byte* data = nullptr;
@@ -18,20 +17,19 @@ struct WireMessage {
   Buffer staging;
 };
 
-/// Bytes of a message on the wire. Throws Error(internal) for a wire dtype that does not fit a
-/// view.
-std::int64_t wire_bytes(const std::vector<ConstTensorView>& views, std::optional<DType> wire_dtype);
+/// Bytes of a part on the wire. Throws Error(internal) for a wire dtype that does not fit its view.
+std::int64_t wire_bytes(const SendPart& part, std::optional<DType> wire_dtype);
+std::int64_t wire_bytes(const ReceivePart& part, std::optional<DType> wire_dtype);
 
-/// Enqueues what turns the views into wire bytes; nothing for a single contiguous view in its wire
-/// dtype. The bytes may be read by later work on `stream`.
-WireMessage pack(const std::vector<ConstTensorView>& views, std::optional<DType> wire_dtype,
-                 const Stream& stream);
+/// Enqueues what turns the part into wire bytes; nothing for all rows of a contiguous view in its
+/// wire dtype. The bytes may be read by later work on `stream`.
+WireMessage pack(const SendPart& part, std::optional<DType> wire_dtype, const Stream& stream);
 
-/// Where the wire bytes of a message are to arrive; unpack() then puts them into the views.
-WireMessage receive_place(const std::vector<TensorView>& views, std::optional<DType> wire_dtype,
+/// Where the wire bytes of a part are to arrive; unpack() then puts them into the view.
+WireMessage receive_place(const ReceivePart& part, std::optional<DType> wire_dtype,
                           const Stream& stream);
-void unpack(const WireMessage& message, const std::vector<TensorView>& views,
-            std::optional<DType> wire_dtype, const Stream& stream);
+void unpack(const WireMessage& message, const ReceivePart& part, std::optional<DType> wire_dtype,
+            const Stream& stream);
 
 /// The bytes of a contiguous view. Sends only read; one struct for both directions saves a const
 /// twin.

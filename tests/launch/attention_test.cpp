@@ -146,7 +146,7 @@ void expect_counts(const hdf5::File& file, const test::AttentionCase& c, const s
         mask, tokens, {kHeads, kKvHeads, kDim, kValueDim, runtime::DType::float32}, direction};
     const auto schedule = parallel::build_schedule(inputs);
     for (std::size_t rank = 0; rank < sent.size(); ++rank) {
-      const parallel::Count count = parallel::count(schedule.programs[rank], schedule.shapes);
+      const parallel::Count count = parallel::count(schedule.programs[rank]);
       sent[rank] += count.sent_bytes;
       area[rank] = count.pairs / kHeads;
     }

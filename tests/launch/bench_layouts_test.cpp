@@ -19,7 +19,7 @@ struct Row {
   double forward_most = 0, forward_mean = 0, backward_most = 0, backward_mean = 0;  // MB
   double needed = 0;                                                                // MB
   double tile_use = 0;                                                              // per cent
-  double tiles_worst = 0, plan_ms = 0, program_ms = 0;
+  double tiles_worst = 0, plan_ms = 0, program_ms = 0, prepare_ms = 0, bind_us = 0;
 };
 
 test::ProcessResult bench(std::vector<std::string> options) {
@@ -40,7 +40,8 @@ std::map<std::string, Row> rows(const std::vector<std::string>& options) {
         row.forward_most >> row.forward_mean >> row.backward_most >> row.backward_mean >>
         row.needed >> row.tile_use >> percent;
     if (percent != "%") continue;  // a heading
-    fields >> row.tiles_worst >> row.plan_ms >> row.program_ms;
+    fields >> row.tiles_worst >> row.plan_ms >> row.program_ms >> row.prepare_ms >> row.bind_us;
+    EXPECT_GT(row.prepare_ms, 0) << line;  // of two calls, plans included
     EXPECT_TRUE(fields) << line;
     rows[name] = row;
   }
@@ -131,13 +132,13 @@ TEST(BenchLayouts, SaysWhatIsWrong) {
   expect({"--mask", "causal", "--ranks", "0"}, 64, "--ranks");
 }
 
-/// Lines of a table without the two columns of milliseconds.
+/// Lines of a table without the four columns of times.
 std::string without_times(const std::string& table) {
   std::istringstream lines(table);
   std::string text;
   for (std::string line; std::getline(lines, line);) {
     const bool of_a_layout = line.find('%') != std::string::npos;
-    for (int column = 0; of_a_layout && column < 2; ++column)
+    for (int column = 0; of_a_layout && column < 4; ++column)
       line.resize(line.find_last_not_of(' ', line.find_last_of(' ')) + 1);
     text += line + "\n";
   }

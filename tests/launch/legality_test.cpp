@@ -11,7 +11,7 @@
 #include "launch/legality.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
-#include "parallel/verifier.h"
+#include "parallel/verifier/verifier.h"
 #include "runtime/error.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/process.h"
@@ -237,7 +237,7 @@ TEST(Legality, ResolvedDegreesAreThoseOfTheSchedule) {
           const parallel::Schedule schedule = parallel::build_schedule(inputs);
           called = schedule.scheme;
           for (const auto& program : schedule.programs)
-            sent.push_back(parallel::count(program, inputs.shapes).sent_to);
+            sent.push_back(parallel::count(program).sent_to);
           return sent;
         };
         const auto automatic = counts();

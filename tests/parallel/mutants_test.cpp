@@ -6,7 +6,7 @@
 #include <set>
 
 #include "parallel/executor.h"
-#include "parallel/verifier.h"
+#include "parallel/verifier/verifier.h"
 #include "runtime/error.h"
 #include "tests/support/scheme_cases.h"
 #include "tests/support/spread_attention.h"
@@ -175,8 +175,8 @@ const Mutation kMutations[] = {
          auto sums = steps_of<Accumulate>(s, rank);
          if (sums.empty()) continue;
          Accumulate& sum = as<Accumulate>(sums.back());
-         sum.src.row_end = sum.src.row_begin;
-         sum.dst.row_end = sum.dst.row_begin;
+         sum.src.clear();
+         sum.dst.clear();
          return true;
        }
        return false;
@@ -203,9 +203,7 @@ const Mutation kMutations[] = {
            for (std::size_t i = 1; i < views.size(); ++i) {
              const View &a = *views[i - 1], &b = *views[i];
              const auto kind = [&](const View& v) {
-               return s.programs[static_cast<std::size_t>(rank)]
-                   .slots[static_cast<std::size_t>(v.slot)]
-                   .kind;
+               return s.programs[static_cast<std::size_t>(rank)].slot(v).record.kind;
              };
              if (kind(a) != kind(b) || a.rows() != b.rows() || a.heads() != b.heads()) continue;
              std::swap(*views[i - 1], *views[i]);
@@ -293,8 +291,8 @@ TEST(Mutants, UlyssesThatForgetsAReplica) {
   auto sums = steps_of<Accumulate>(schedule, 2);
   ASSERT_EQ(sums.size(), 2u);  // each of two key/value heads was at two ranks
   Accumulate& sum = as<Accumulate>(sums[1]);
-  sum.src.row_end = sum.src.row_begin;
-  sum.dst.row_end = sum.dst.row_begin;
+  sum.src.clear();
+  sum.dst.clear();
   EXPECT_EQ(verify(schedule, subject.masks, subject.layout).fault, Fault::coverage);
 }
 
@@ -305,6 +303,135 @@ TEST(Mutants, UlyssesThatSwapsHeads) {
               [](Schedule& s) {
                 Transfer& home = as<Transfer>(steps_of<Transfer>(s, 0).back());
                 std::swap(home.receives[1].views[0], home.receives[2].views[0]);
+              });
+}
+
+/// A schedule whose ranks hold equally many rows, so that its collectives are marked.
+Schedule marked(const std::string& name, Direction direction, const Layout& layout) {
+  const SchemeInputs inputs{Mask::full(40), layout, {8, 4, 8, 8, runtime::DType::float32},
+                            direction,      {},     Expression(name)};
+  return build_schedule(inputs);
+}
+
+TEST(Mutants, TransfersMarkedAsCollectivesThatAreNone) {
+  const Layout layout(LayoutKind::zigzag, 40, 1, kRanks);
+  const auto transfer = [](Schedule& s, int rank, std::size_t n) -> Transfer& {
+    return as<Transfer>(steps_of<Transfer>(s, rank).at(n));
+  };
+  const auto verdict = [&](const Schedule& s) { return verify(s, Mask::full(40), layout); };
+  struct Case {
+    const char* what;
+    const char* scheme;
+    TransferKind kind;
+    Fault fault;
+    std::function<void(Schedule&)> breaks;
+  };
+  const Case cases[] = {
+      {"one rank knows nothing of the mark", "all_gather", TransferKind::all_gather,
+       Fault::mismatch, [&](Schedule& s) { transfer(s, 2, 0).kind = TransferKind::none; }},
+      {"one rank takes it for another collective", "ulysses", TransferKind::all_to_all,
+       Fault::malformed, [&](Schedule& s) { transfer(s, 2, 0).kind = TransferKind::all_gather; }},
+      {"a member gets less than the others", "all_gather", TransferKind::all_gather,
+       Fault::malformed, [&](Schedule& s) { transfer(s, 0, 0).sends[1].views[0].row_end -= 1; }},
+      {"a member is left out by one", "all_gather", TransferKind::all_gather, Fault::malformed,
+       [&](Schedule& s) { transfer(s, 0, 0).sends.pop_back(); }},
+      {"two members leave each other out", "all_gather", TransferKind::all_gather, Fault::mismatch,
+       [&](Schedule& s) {
+         for (const auto& [rank, other] : {std::pair{0, 1}, {1, 0}}) {
+           Transfer& t = transfer(s, rank, 0);
+           const auto is_other = [&](const Message& m) { return m.peer == other; };
+           std::erase_if(t.sends, is_other);
+           std::erase_if(t.receives, is_other);
+         }
+       }},
+      {"another view to one member", "all_gather", TransferKind::all_gather, Fault::malformed,
+       [&](Schedule& s) {
+         View& view = transfer(s, 1, 0).sends[2].views[0];
+         ++view.head_begin, ++view.head_end;
+       }},
+  };
+  for (const Case& c : cases) {
+    Schedule s = marked(c.scheme, Direction::forward, layout);
+    ASSERT_TRUE(verdict(s).ok()) << verdict(s).message;
+    ASSERT_EQ(transfer(s, 0, 0).kind, c.kind);
+    c.breaks(s);
+    const Verdict found = verdict(s);
+    EXPECT_STREQ(name(found.fault), name(c.fault)) << c.what << ": " << found.message;
+  }
+}
+
+TEST(Mutants, CollectivesOfUnequalCountsAreNotMarked) {
+  const Layout ragged(LayoutKind::zigzag, 41, 1, kRanks), even(LayoutKind::zigzag, 40, 1, kRanks);
+  for (const char* scheme_name : {"all_gather", "ulysses", "usp"}) {
+    for (const Direction direction : {Direction::forward, Direction::backward}) {
+      for (const auto& [layout, n] : {std::pair{&ragged, 41}, {&even, 40}}) {
+        SchemeInputs inputs{
+            Mask::full(n), *layout, {8, 4, 8, 8, runtime::DType::float32}, direction};
+        inputs.scheme = scheme_name;
+        std::size_t some = 0;
+        for (const Program& program : build_schedule(inputs).programs) {
+          for (const Step& step : program.steps) {
+            const auto* transfer = std::get_if<Transfer>(&step.operation);
+            some += transfer && transfer->kind != TransferKind::none ? 1 : 0;
+          }
+        }
+        if (n == 40) {
+          EXPECT_GT(some, 0u) << scheme_name << " " << name(direction);
+        } else if (std::string(scheme_name) != "usp") {  // two of its ranks may be even
+          EXPECT_EQ(some, 0u) << scheme_name << " " << name(direction);
+        }
+      }
+    }
+  }
+}
+
+TEST(Mutants, GroupCastOfScatteredRows) {
+  // Documents over striped ranks: what a rank needs of another, and gives back, is many intervals.
+  std::vector<std::int64_t> offsets{0};
+  while (offsets.back() < 60) offsets.push_back(std::min<std::int64_t>(60, offsets.back() + 5));
+  const Subject subject{Expression("group_cast"), Mask::documents(offsets),
+                        Layout(LayoutKind::striped, 60, 1, kRanks)};
+  const auto scattered = [](Schedule& s, int rank) -> Accumulate& {
+    return as<Accumulate>(
+        steps_of<Accumulate>(s, rank, [](const Accumulate& a) { return a.dst.size() > 3; }).at(0));
+  };
+  const Direction backward = Direction::backward;
+  expect_dies(subject, backward, Fault::misplaced, "two intervals of a sum swap", [&](Schedule& s) {
+    Accumulate& sum = scattered(s, 1);
+    const auto equal = [&](const View& v) { return v.rows() == sum.dst[0].rows(); };
+    const auto other = std::find_if(sum.dst.begin() + 1, sum.dst.end(), equal);
+    ASSERT_NE(other, sum.dst.end());
+    std::swap(sum.dst[0], *other);
+  });
+  expect_dies(subject, backward, Fault::malformed, "an interval is summed into twice",
+              [&](Schedule& s) {
+                Accumulate& sum = scattered(s, 1);
+                sum.src.push_back(sum.src[0]);
+                sum.dst.push_back(sum.dst[0]);
+              });
+  expect_dies(subject, backward, Fault::malformed, "a source without its destination",
+              [&](Schedule& s) { scattered(s, 1).dst.pop_back(); });
+  expect_dies(subject, backward, Fault::coverage, "an interval is left out", [&](Schedule& s) {
+    scattered(s, 1).src.pop_back();
+    scattered(s, 1).dst.pop_back();
+  });
+  expect_dies(subject, backward, Fault::malformed, "a sum into what it reads", [&](Schedule& s) {
+    Accumulate& sum = scattered(s, 1);
+    sum.src[0] = sum.dst[1];
+    sum.src[0].row_end = sum.src[0].row_begin + sum.dst[0].rows();
+  });
+  expect_dies(subject, Direction::forward, Fault::mismatch,
+              "one side of a message has two stretches", [](Schedule& s) {
+                for (Step* step : steps_of<Transfer>(s, 1)) {
+                  for (Message& m : as<Transfer>(step).receives) {
+                    if (m.views.size() < 2) continue;
+                    Slot other = s.programs[1].slot(m.views[1]);
+                    other.name += "_other";
+                    m.views[1].slot = static_cast<int>(s.programs[1].slots.size());
+                    s.programs[1].slots.push_back(std::move(other));
+                    return;
+                  }
+                }
               });
 }
 
@@ -339,8 +466,8 @@ TEST(Mutants, BalancedRingThatLosesAHelpersResult) {
                 auto sums = steps_of<Accumulate>(s, kRanks - 1);
                 ASSERT_FALSE(sums.empty());
                 Accumulate& sum = as<Accumulate>(sums[0]);
-                sum.src.row_end = sum.src.row_begin;
-                sum.dst.row_end = sum.dst.row_begin;
+                sum.src.clear();
+                sum.dst.clear();
               });
 }
 

@@ -111,17 +111,18 @@ void expect_hop_runs_beside_compute(Direction direction) {
     channels.push_back({Stream::cpu("channel"),
                         std::make_unique<Gated>(std::move(world), 0, is_written(forward ? out : dq),
                                                 passed[rank])});
-    std::vector<Binding> bindings{{"kv", {k, v}}};
-    if (forward) {
-      bindings.push_back({"q", {q}});
-      bindings.push_back({"out", {out, out_lse}});
-    } else {
-      bindings.push_back({"q_bundle", {q, dout, lse, delta}});
-      bindings.push_back({"dq", {dq}});
-      bindings.push_back({"dkv", {dk, dv}});
+    std::vector<runtime::ConstTensorView> inputs_bound{q, k, v};
+    std::vector<runtime::TensorView> outputs_bound{out, out_lse};
+    if (!forward) {
+      inputs_bound = {q, dout, lse, delta, k, v};
+      outputs_bound = {dq, dk, dv};
     }
-    Execution execution(std::make_shared<const Program>(generate(static_cast<int>(rank))), shapes,
-                        {.scale = 0.25f}, bindings, compute, channels);
+    auto prepared = std::make_shared<const Prepared>(
+        generate(static_cast<int>(rank)),
+        forward ? forward_signature(shapes.weighting) : backward_signature(shapes.weighting),
+        attention::Scoring{.scale = 0.25f}, attention::place_of(compute));
+    Execution execution(std::make_shared<const Loaded>(std::move(prepared), compute), inputs_bound,
+                        outputs_bound, compute, channels);
     execution.finish();
     compute.synchronize(runtime::deadline_in(60));
   });

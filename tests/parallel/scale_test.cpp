@@ -8,7 +8,7 @@
 #include <ostream>
 #include <random>
 
-#include "parallel/verifier.h"
+#include "parallel/verifier/verifier.h"
 #include "runtime/error.h"
 #include "tests/support/scheme_cases.h"
 

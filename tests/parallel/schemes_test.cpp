@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "parallel/verifier.h"
+#include "parallel/verifier/verifier.h"
 #include "runtime/error.h"
 #include "tests/support/scheme_cases.h"
 

@@ -1,5 +1,5 @@
 // The verifier accepts every ring and rejects broken ones, each for the right reason.
-#include "parallel/verifier.h"
+#include "parallel/verifier/verifier.h"
 
 #include <gtest/gtest.h>
 
@@ -156,7 +156,7 @@ const Mutant kMutants[] = {
      [](Schedule& s) {
        Step& last = s.programs[1].steps.back();
        const Accumulate home = std::get<Accumulate>(last.operation);
-       last.operation = Copy{home.src, home.dst};
+       last.operation = Copy{home.src.at(0), home.dst.at(0)};
      }},
     {"an accumulator that never comes home", Direction::backward, Fault::coverage,
      [](Schedule& s) { s.programs[1].steps.pop_back(); }},
@@ -211,7 +211,7 @@ const Mutant kMutants[] = {
      }},
     {"scratch that nothing uses", Direction::forward, Fault::malformed,
      [](Schedule& s) {
-       s.programs[2].slots.push_back({"more", SlotKind::kv, 3, 1});
+       s.programs[2].slots.push_back({"more", AttentionRecords(s.shapes).kv, 3, 1});
      }},
     {"an output declared as other tokens", Direction::forward, Fault::misplaced,
      [](Schedule& s) { s.programs[0].slots[2].tokens = s.programs[1].slots[2].tokens; }},
@@ -244,7 +244,7 @@ TEST(Verifier, ProvesThePeakOfScratch) {
   const Schedule schedule = ring(Mask::full(41), layout, Direction::backward);
   std::int64_t most = 0;
   for (const Program& program : schedule.programs)
-    most = std::max(most, count(program, schedule.shapes).scratch_bytes);
+    most = std::max(most, count(program).scratch_bytes);
   const Verdict verdict = verify(schedule, Mask::full(41), layout);
   ASSERT_TRUE(verdict.ok()) << verdict.message;
   EXPECT_EQ(verdict.peak_scratch_bytes, most);
@@ -302,8 +302,8 @@ TEST(Count, RingBytesAreTheClosedFormula) {
           const std::int64_t e = runtime::size_bytes(activation),
                              a = direction == Direction::backward ? 4 : 0;
           for (const Program& program : schedule.programs) {
-            EXPECT_EQ(count(program, shapes).sent_bytes, n * 3 * (8 + 4) * (e + a) * (ranks - 1));
-            EXPECT_EQ(count(program, shapes).pairs, 6 * n * n * ranks);
+            EXPECT_EQ(count(program).sent_bytes, n * 3 * (8 + 4) * (e + a) * (ranks - 1));
+            EXPECT_EQ(count(program).pairs, 6 * n * n * ranks);
           }
         }
       }
@@ -321,7 +321,7 @@ TEST(Count, BlocksTravelNoFurtherThanTheyAreSeen) {
     const SchemeInputs inputs{mask, layout, shapes, direction};
     std::int64_t bytes = 0;
     for (const Program& program : build_schedule(inputs).programs) {
-      bytes += count(program, shapes).sent_bytes;
+      bytes += count(program).sent_bytes;
     }
     return bytes;
   };

@@ -126,13 +126,14 @@ void strided_views(Communicator& world) {
   const int previous = (world.rank() + world.size() - 1) % world.size();
   Tensor source({5, 7, 3}, DType::float32, stream);
   copy(tensor_of<float>(105, 4, world.rank(), stream).view().reshape({5, 7, 3}), source, stream);
-  Tensor target({8, 9}, DType::float32, stream);
+  Tensor target({10, 9}, DType::float32, stream);
   fill(target, -1, stream);
-  // 5x2x3 + 0 + 1x7x3 = 51 elements into 6x8 = 48 and 3.
-  const std::vector<ConstTensorView> out{source.view().slice(1, 2, 4), source.view().slice(0, 2, 2),
-                                         source.view().slice(0, 4, 5)};
-  const std::vector<TensorView> in{target.view().slice(0, 1, 7).slice(1, 0, 8),
-                                   target.view().slice(0, 7, 8).slice(1, 3, 6)};
+  // Parts of 5x2x3, of nothing, and of 1x7x3 elements go into 6x5, nothing, and 3x7.
+  const std::vector<SendPart> out{source.view().slice(1, 2, 4), source.view().slice(0, 2, 2),
+                                  source.view().slice(0, 4, 5)};
+  const std::vector<ReceivePart> in{target.view().slice(0, 1, 7).slice(1, 0, 5),
+                                    target.view().slice(0, 2, 2),
+                                    target.view().slice(0, 7, 10).slice(1, 1, 8)};
   world.exchange({{next, out}}, {{previous, in}}, "strided_views", stream);
   std::vector<float> wire;
   const auto from = expected_of<float>(105, 4, previous);
@@ -142,9 +143,9 @@ void strided_views(Communicator& world) {
     }
   }
   wire.insert(wire.end(), from.begin() + 84, from.end());
-  std::vector<float> expected(72, -1.0f);
-  for (std::size_t i = 0; i < 48; ++i) expected[(1 + i / 8) * 9 + i % 8] = wire[i];
-  for (std::size_t i = 0; i < 3; ++i) expected[7 * 9 + 3 + i] = wire[48 + i];
+  std::vector<float> expected(90, -1.0f);
+  for (std::size_t i = 0; i < 30; ++i) expected[(1 + i / 5) * 9 + i % 5] = wire[i];
+  for (std::size_t i = 0; i < 21; ++i) expected[(7 + i / 7) * 9 + 1 + i % 7] = wire[30 + i];
   expect_same(read<float>(target, stream), expected, "target");
   expect_same(read<float>(source, stream), expected_of<float>(105, 4, world.rank()), "source");
 }
@@ -166,6 +167,75 @@ void single_strided_view(Communicator& world) {
   expect_same(read<float>(target, stream), expected, "target");
 }
 
+/// Rows of a list on both sides, in a part between two whole ones; sent as they are and rounded.
+void listed_rows(Communicator& world) {
+  const Stream stream = Stream::cpu("listed");
+  const int next = (world.rank() + 1) % world.size();
+  const int previous = (world.rank() + world.size() - 1) % world.size();
+  const Tensor source = tensor_of<float>(9 * 4 * 3, 7, world.rank(), stream);
+  // Rows 1, 2, 5, 8 of heads 1 and 2 go to rows 6, 0, 1, 3 of heads 0 and 1.
+  const std::vector<RowMove> gather{{1, 0, 2}, {5, 2, 1}, {8, 3, 1}};
+  const std::vector<RowMove> scatter{{0, 6, 1}, {1, 0, 2}, {3, 3, 1}};
+  constexpr std::int64_t kFrom[] = {1, 2, 5, 8}, kTo[] = {6, 0, 1, 3};
+  const RowList sent{std::make_shared<const RowMoves>(gather)},
+      placed{std::make_shared<const RowMoves>(scatter)};
+  for (const bool rounded : {false, true}) {
+    const Tensor target({7, 2, 3}, DType::float32, stream), ends({2, 3}, DType::float32, stream);
+    fill(target, -1, stream);
+    const auto wire = rounded ? std::optional(DType::bfloat16) : std::nullopt;
+    const TensorView from = source.view().reshape({9, 4, 3});
+    const TensorView first = source.view().slice(0, 0, 3), last = source.view().slice(0, 105, 108);
+    std::vector<SendMessage> sends{
+        {next, {first, SendPart(from.slice(1, 1, 3), sent), last}, wire}};
+    std::vector<ReceiveMessage> receives{
+        {previous,
+         {ends.view().reshape({6}).slice(0, 0, 3), ReceivePart(target.view(), placed),
+          ends.view().reshape({6}).slice(0, 3, 6)},
+         wire}};
+    world.exchange(std::move(sends), std::move(receives), "listed_rows", stream);
+    const std::vector<float> theirs = expected_of<float>(108, 7, previous);
+    const auto on_wire = [&](std::size_t i) {
+      return rounded ? static_cast<float>(BFloat16(theirs[i])) : theirs[i];
+    };
+    std::vector<float> expected(42, -1.0f);
+    for (std::size_t row = 0; row < 4; ++row) {
+      for (std::size_t i = 0; i < 6; ++i)
+        expected[static_cast<std::size_t>(kTo[row]) * 6 + i] =
+            on_wire(static_cast<std::size_t>(kFrom[row]) * 12 + 3 + i);
+    }
+    expect_same(read<float>(target, stream), expected, "target");
+    expect_same(read<float>(ends, stream),
+                {on_wire(0), on_wire(1), on_wire(2), on_wire(105), on_wire(106), on_wire(107)},
+                "ends");
+  }
+}
+
+/// What lies together travels from where it lies; what does not is staged, byte for byte.
+void staging_is_what_does_not_lie_together(Communicator& world) {
+  const int next = (world.rank() + 1) % world.size();
+  const int previous = (world.rank() + world.size() - 1) % world.size();
+  const Stream stream = Stream::cpu("staged"), memory = Stream::cpu("memory");
+  const Tensor out = tensor_of<float>(120, 8, world.rank(), memory);
+  const Tensor in({120}, DType::float32, memory);
+  memory.synchronize(deadline_in(60));
+  const auto exchange = [&](std::vector<SendPart> sent, std::vector<ReceivePart> received,
+                            std::optional<DType> wire) {
+    stream.reset_peak();
+    world.exchange({{next, std::move(sent), wire}}, {{previous, std::move(received), wire}},
+                   "staging", stream);
+    stream.synchronize(deadline_in(60));
+    return stream.memory().peak_bytes;
+  };
+  const TensorView from = out.view().reshape({6, 4, 5}), to = in.view().reshape({6, 4, 5});
+  EXPECT_EQ(exchange({from.slice(0, 0, 3), from.slice(0, 3, 6)},
+                     {to.slice(0, 0, 3), to.slice(0, 3, 6)}, std::nullopt),
+            0);
+  expect_same(read<float>(in, stream), expected_of<float>(120, 8, previous), "whole");
+  EXPECT_EQ(exchange({from.slice(1, 0, 2)}, {to.slice(0, 0, 3)}, std::nullopt), 60 * 4);
+  EXPECT_EQ(exchange({from.slice(1, 0, 2)}, {to.slice(1, 1, 3)}, std::nullopt), 2 * 60 * 4);
+  EXPECT_EQ(exchange({from}, {to}, DType::bfloat16), 2 * 120 * 2);
+}
+
 /// float32 as bfloat16: rounded once, oneself included, half the bytes.
 void wire_dtype(Communicator& world) {
   const Stream stream = Stream::cpu("wire");
@@ -177,7 +247,10 @@ void wire_dtype(Communicator& world) {
     Tensor target({333}, DType::float32, stream);
     world.exchange(
         {{to, {source.view().slice(0, 0, 100), source.view().slice(0, 100, 333)}, DType::bfloat16}},
-        {{from, {target.view()}, DType::bfloat16}}, "wire_dtype", stream);
+        {{from,
+          {target.view().slice(0, 0, 100), target.view().slice(0, 100, 333)},
+          DType::bfloat16}},
+        "wire_dtype", stream);
     std::vector<float> expected = expected_of<float>(333, 5, from);
     for (float& element : expected) element = static_cast<float>(BFloat16(element));
     expect_same(read<float>(target, stream), expected, concat("hop ", hop));
@@ -514,6 +587,8 @@ const std::vector<CommCase>& comm_cases() {
       {"exchange_between_all", exchange_between_all},
       {"strided_views", strided_views},
       {"single_strided_view", single_strided_view},
+      {"listed_rows", listed_rows},
+      {"staging_is_what_does_not_lie_together", staging_is_what_does_not_lie_together},
       {"wire_dtype", wire_dtype},
       {"all_gather", all_gather},
       {"reduce_scatter", reduce_scatter},

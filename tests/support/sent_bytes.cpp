@@ -24,7 +24,7 @@ Sent sent(const Expression& options, const attention::HeadMasks& masks, const La
   Sent all;
   const ProgramGenerator generate = prepare(inputs);
   for (int rank = 0; rank < layout.ranks(); ++rank) {
-    Count counted = count(generate(rank), shapes);
+    Count counted = count(generate(rank));
     std::erase_if(counted.sent_to, [](const auto& entry) { return entry.second == 0; });
     all.to.push_back(std::move(counted.sent_to));
     all.messages += counted.sent_messages;

@@ -383,9 +383,8 @@ void expect_bytes_as_counted(const SpreadJob& job, const SpreadReport& report,
              backward = scheme_inputs(job, Direction::backward, options);
   const auto generate = prepare(forward), generate_backward = prepare(backward);
   for (int rank = 0; rank < job.layout.ranks(); ++rank) {
-    std::map<int, std::int64_t> counted = count(generate(rank), forward.shapes).sent_to;
-    for (const auto& [peer, bytes] : count(generate_backward(rank), backward.shapes).sent_to)
-      counted[peer] += bytes;
+    std::map<int, std::int64_t> counted = count(generate(rank)).sent_to;
+    for (const auto& [peer, bytes] : count(generate_backward(rank)).sent_to) counted[peer] += bytes;
     std::erase_if(counted, [](const auto& entry) { return entry.second == 0; });
     EXPECT_EQ(report.ranks[static_cast<std::size_t>(rank)].sent_to, counted)
         << show(job) << ": bytes of rank " << rank << " by peer";

@@ -1,13 +1,14 @@
-// The run of all ranks; checks of a single program are in program_checks.cpp, the shadow values of
-// a rank in shadow.cpp.
-#include "parallel/verifier.h"
+// The run of all ranks. Checks of a single program are in form.cpp and program_checks.cpp, the
+// shadow values of a rank in shadow.cpp.
+#include "parallel/verifier/verifier.h"
 
 #include <algorithm>
 #include <deque>
 #include <utility>
 
-#include "parallel/program_checks.h"
-#include "parallel/shadow.h"
+#include "parallel/verifier/form.h"
+#include "parallel/verifier/program_checks.h"
+#include "parallel/verifier/shadow.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
@@ -171,13 +172,14 @@ class Rehearsal {
     for (std::size_t v = 0; v < send.message->views.size(); ++v) {
       const View& a = send.message->views[v];
       const View& b = receive.message->views[v];
-      const Slot& source = from.program.slots[static_cast<std::size_t>(a.slot)];
-      const Slot& target = to.program.slots[static_cast<std::size_t>(b.slot)];
-      if (source.kind != target.kind || a.rows() != b.rows() || a.heads() != b.heads()) {
+      if (v > 0 && same_stretch(send.message->views[v - 1], a) !=
+                       same_stretch(receive.message->views[v - 1], b))
+        differ("their views form different stretches");
+      if (from.program.slot(a).record != to.program.slot(b).record || !same_extent(a, b))
         differ(concat(show(from.program, a), " does not fit ", show(to.program, b)));
-      }
-      to.shadow.receive(b, from.shadow, a, receive.step);
+      to.shadow.deliver(b, receive.step, from.shadow, a, send.step);
     }
+    require_one_collective(send, receive);
     for (const Posted& side : {send, receive}) {
       Rank& r = ranks_[static_cast<std::size_t>(side.rank)];
       const auto i = static_cast<std::size_t>(side.step);
@@ -186,6 +188,29 @@ class Rehearsal {
         wake(side.rank);
       }
     }
+  }
+
+  /// What several ranks' programs show of the rule at TransferKind: both sides are marked alike
+  /// over the same group, and a step meets one step of each peer.
+  void require_one_collective(const Posted& one, const Posted& other) {
+    Rank& r = ranks_[static_cast<std::size_t>(one.rank)];
+    const Transfer& mine = transfer_of(one);
+    const Transfer& theirs = transfer_of(other);
+    if (mine.kind == TransferKind::none && theirs.kind == TransferKind::none) return;
+    const auto differ = [&](const char* what) {
+      throw Verdict{
+          Fault::mismatch,
+          concat(place(r.program, one.step), " is marked ", name(mine.kind), " and meets ",
+                 place(ranks_[static_cast<std::size_t>(other.rank)].program, other.step),
+                 ", marked ", name(theirs.kind), ": ", what)};
+    };
+    if (mine.kind != theirs.kind) differ("one collective has one kind");
+    if (group_of(mine, one.rank) != group_of(theirs, other.rank))
+      differ("one collective has one group");
+  }
+  const Transfer& transfer_of(const Posted& posted) const {
+    const Program& program = ranks_[static_cast<std::size_t>(posted.rank)].program;
+    return std::get<Transfer>(program.steps[static_cast<std::size_t>(posted.step)].operation);
   }
 
   void finished(const Rank& rank) const {
@@ -254,8 +279,9 @@ Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, cons
       check_bound_slots(program, schedule, layout);
       check_form(program, schedule);
       check_hazards(program, schedule.channels);
-      proven.peak_scratch_bytes =
-          std::max(proven.peak_scratch_bytes, scratch_bytes(program, schedule.shapes));
+      proven.peak_staging_bytes =
+          std::max(proven.peak_staging_bytes, count(program).staging_bytes());
+      proven.peak_scratch_bytes = std::max(proven.peak_scratch_bytes, scratch_bytes(program));
     }
     Rehearsal run(schedule, masks);
     run.all();

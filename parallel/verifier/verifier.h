@@ -1,19 +1,17 @@
 #pragma once
 // Proves a schedule: for every rank count and mask, without tensors, on one core.
 //
-// 0. Form: views, kinds and sizes fit; every rank has just the call's inputs and outputs, as the
-// layout has them.
+// 0. Form: views, records and sizes fit, and every rank has just the call's inputs and outputs, as
+//    the layout has them.
 // 1. Hazards: overlapping accesses of a rank, one of them a write, are ordered by its streams and
-// waits alone.
+//    waits alone.
 // 2. Run: in-order queues, rendezvous transfers, messages matched in order per (channel, sender,
-// receiver). Every
-//    queue runs empty; else the stuck step is named. One order proves all: a ready step stays
-//    ready.
-// 3. Shadow values in that run: a row and head of a raw slot carries its global token and head, one
-// of an
-//    accumulator also the sum mod 2^64 of random weights of what contributed. At the end every
-//    output must hold the mask's row (or column) sum: each visible pair exactly once, up to a hash
-//    collision.
+//    receiver). Every queue runs empty, or the stuck step is named. One order proves all, since a
+//    ready step stays ready. Transfers that are marked as collectives are what they say.
+// 3. Shadow values in that run: a row and head of a slot of inputs carries its global token and
+//    head, one of an accumulator also the sum mod 2^64 of random weights of what contributed. At
+//    the end every output must hold the mask's row (or column) sum: each visible pair exactly once,
+//    up to a hash collision.
 //
 // Not proved: kernels, casts, the mask itself, and that the LSE given to backward is the global
 // one.
@@ -28,7 +26,7 @@ namespace longhaul::parallel {
 
 enum class Fault : unsigned char {
   none,
-  malformed,  ///< a view outside its slot, kinds or sizes that do not fit, a write to an input,
+  malformed,  ///< a view outside its slot, records or sizes that do not fit, a write to an input,
               ///< inputs or outputs other than the call's, scratch that nothing uses
   hazard,     ///< conflicting accesses that nothing orders
   deadlock,   ///< a step that can never run
@@ -45,6 +43,8 @@ struct Verdict {
   /// Most bytes of scratch slots that any rank holds. Slots live for the whole call, so this is the
   /// peak; a slot that nothing uses is malformed.
   std::int64_t peak_scratch_bytes = 0;
+  /// Most bytes that the exchanges of any rank stage at once (Count::staging_bytes()).
+  std::int64_t peak_staging_bytes = 0;
   bool ok() const { return fault == Fault::none; }
 };
 

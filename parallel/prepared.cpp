@@ -1,0 +1,75 @@
+#include "parallel/prepared.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "runtime/error.h"
+
+namespace longhaul::parallel {
+
+std::int64_t Preparation::add_table(std::span<const std::byte> table) {
+  if (place_.device.kind == runtime::DeviceKind::cpu) return 0;
+  const std::int64_t begin = aligned(std::ssize(tables_));
+  tables_.resize(static_cast<std::size_t>(begin));
+  tables_.insert(tables_.end(), table.begin(), table.end());
+  return begin;
+}
+
+Prepared::Prepared(Program program, const Signature& signature, const attention::Scoring& scoring,
+                   const attention::BlockPlace& place)
+    : program_(std::move(program)),
+      awaited_(program_.steps.size(), false),
+      inputs_(signature.inputs.size()),
+      outputs_(signature.outputs.size()) {
+  Preparation with(program_, scoring, place);
+  for (const Step& step : program_.steps) {
+    steps_.push_back(std::visit([&](const auto& of) { return prepare(of, with); }, step.operation));
+    kernel_bytes_ = std::max(kernel_bytes_, steps_.back()->scratch_bytes());
+    channels_ = std::max(channels_, step.stream);
+    for (const int wait : step.waits) awaited_[static_cast<std::size_t>(wait)] = true;
+  }
+  tables_ = std::move(with).take_tables();
+  place_slots(signature);
+}
+
+void Prepared::place_slots(const Signature& signature) {
+  const auto number = [](const Field& field, const std::vector<std::string_view>& names) {
+    const auto found = std::ranges::find(names, field.name);
+    LONGHAUL_CHECK(found != names.end(), "the call binds no tensor to the field '", field.name,
+                   "'");
+    return static_cast<std::size_t>(found - names.begin());
+  };
+  for (const Slot& slot : program_.slots) {
+    auto& fields = places_.emplace_back();
+    for (const Field& field : slot.record.fields) {
+      Place place{slot.role};
+      if (slot.role == Role::input) {
+        place.tensor = number(field, signature.inputs);
+      } else if (slot.role == Role::output) {
+        place.tensor = number(field, signature.outputs);
+      } else {
+        LONGHAUL_CHECK(slot.role == Role::scratch, "slot '", slot.name,
+                       "' is saved from forward to backward: not supported");
+        place.arena_begin = slots_bytes_;
+        slots_bytes_ += field_bytes(slot, field);
+      }
+      fields.push_back(place);
+    }
+  }
+}
+
+Loaded::Loaded(std::shared_ptr<const Prepared> of, const runtime::Stream& compute)
+    : prepared(std::move(of)) {
+  const std::span<const std::byte> from = prepared->tables();
+  if (from.empty()) return;
+  using runtime::DType;
+  const auto bytes = std::ssize(from);
+  tables = compute.allocate(bytes);
+  const runtime::Buffer pinned = compute.allocate_host(bytes);
+  std::memcpy(pinned.data(), from.data(), from.size());
+  runtime::copy(runtime::ConstTensorView(pinned.data(), DType::uint8, {}, {bytes}),
+                runtime::TensorView(tables.data(), DType::uint8, compute.device(), {bytes}),
+                compute);
+}
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,68 @@
+#pragma once
+// A program prepared: compiled once a batch, bound once a layer.
+
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "parallel/frame.h"
+
+namespace longhaul::parallel {
+
+/// Everything of a call that depends on masks, layout, shapes, scoring and device, and not on a
+/// layer's tensors: plans, lists of rows, and where its memory lies in one arena. Immutable; made
+/// on any thread, without a stream, and shared by as many calls as there are.
+class Prepared {
+ public:
+  /// Throws Error for what could not run.
+  Prepared(Program program, const Signature& signature, const attention::Scoring& scoring,
+           const attention::BlockPlace& place);
+  Prepared(const Prepared&) = delete;
+  Prepared& operator=(const Prepared&) = delete;
+
+  const Program& program() const { return program_; }
+  int channels() const { return channels_; }
+  const PreparedStep& step(std::size_t index) const { return *steps_[index]; }
+  /// Whether a step of another stream waits for it.
+  bool awaited(std::size_t index) const { return awaited_[index]; }
+
+  /// The arena of a call: its scratch slots, then what kernels overwrite.
+  std::int64_t arena_bytes() const { return slots_bytes_ + kernel_bytes_; }
+  std::int64_t slots_bytes() const { return slots_bytes_; }
+  std::int64_t kernel_bytes() const { return kernel_bytes_; }
+
+  /// Where a field of a slot is.
+  struct Place {
+    Role role = Role::scratch;
+    std::size_t tensor = 0;        ///< inputs and outputs: its number among those of the signature
+    std::int64_t arena_begin = 0;  ///< scratch
+  };
+  /// By slot, then field.
+  const std::vector<std::vector<Place>>& places() const { return places_; }
+  std::size_t inputs() const { return inputs_; }
+  std::size_t outputs() const { return outputs_; }
+
+  /// What the device gets a copy of; empty on the CPU.
+  std::span<const std::byte> tables() const { return tables_; }
+
+ private:
+  void place_slots(const Signature& signature);
+
+  const Program program_;
+  std::vector<std::unique_ptr<const PreparedStep>> steps_;
+  std::vector<bool> awaited_;
+  std::vector<std::vector<Place>> places_;
+  std::size_t inputs_, outputs_;
+  std::int64_t slots_bytes_ = 0, kernel_bytes_ = 0;
+  std::vector<std::byte> tables_;
+  int channels_ = 0;
+};
+
+/// A prepared program whose tables are where a compute stream's work reads them: uploaded once.
+struct Loaded {
+  Loaded(std::shared_ptr<const Prepared> of, const runtime::Stream& compute);
+  std::shared_ptr<const Prepared> prepared;
+  runtime::Buffer tables;  ///< of the compute stream, on a device
+};
+
+}  // namespace longhaul::parallel
