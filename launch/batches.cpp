@@ -48,26 +48,25 @@ std::string mask_text(const DataConfig& data) {
 }
 
 LocalBatch make_local_batch(const runtime::SequenceSource& source,
-                            std::span<const std::int64_t> numbers, const DataConfig& data,
-                            parallel::LayoutKind layout_kind, int ranks, int rank) {
+                            std::span<const std::int64_t> numbers, const BatchShape& shape) {
   LONGHAUL_CHECK(!numbers.empty(), "a batch of no sequences");
   std::vector<attention::Mask> masks;
   for (const std::int64_t number : numbers) {
-    masks.push_back(sequence_mask(data, source.documents(number)));
+    masks.push_back(sequence_mask(shape.data, source.documents(number)));
     LONGHAUL_CHECK(masks.back().tokens() == masks[0].tokens(), "a sequence of ",
                    masks.back().tokens(), " tokens beside one of ", masks[0].tokens());
   }
   attention::Mask mask = attention::Mask::concatenated(masks);
-  auto layout = parallel::Layout::make(layout_kind, mask, std::ssize(numbers), ranks);
+  auto layout = parallel::Layout::make(shape.layout, mask, std::ssize(numbers), shape.ranks);
 
   // A rank's tokens rise, so its rows come sequence by sequence.
   runtime::Rows rows;
   for (auto* values : {&rows.tokens, &rows.labels, &rows.positions})
-    values->reserve(static_cast<std::size_t>(layout.rows(rank)));
-  const auto parts = by_sequence(layout.runs(rank), layout.seq_len(), numbers.size());
+    values->reserve(static_cast<std::size_t>(layout.rows(shape.rank)));
+  const auto parts = by_sequence(layout.runs(shape.rank), layout.seq_len(), numbers.size());
   for (std::size_t i = 0; i < numbers.size(); ++i) source.read(numbers[i], parts[i], rows);
-  LONGHAUL_CHECK(std::ssize(rows.tokens) == layout.rows(rank), rows.tokens.size(), " rows read of ",
-                 layout.rows(rank));
+  LONGHAUL_CHECK(std::ssize(rows.tokens) == layout.rows(shape.rank), rows.tokens.size(),
+                 " rows read of ", layout.rows(shape.rank));
   const auto labels = std::ranges::count_if(rows.labels, [](auto label) { return label >= 0; });
   return {std::move(mask), std::move(layout), std::move(rows), labels};
 }

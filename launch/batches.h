@@ -17,6 +17,13 @@ attention::Mask sequence_mask(const DataConfig& data, std::span<const std::int64
 /// "causal_window (window 1024)": how console lines name it.
 std::string mask_text(const DataConfig& data);
 
+/// What a run's batches have in common on a rank.
+struct BatchShape {
+  DataConfig data;
+  parallel::LayoutKind layout = parallel::LayoutKind::contiguous;
+  int ranks = 1, rank = 0;  ///< of the context axis
+};
+
 /// A micro-batch on this rank: B whole sequences' mask and layout, and the rows of them that this
 /// rank holds.
 struct LocalBatch {
@@ -27,9 +34,8 @@ struct LocalBatch {
 };
 
 /// The sequences `numbers`, all equally long, become one token axis. Mask and layout follow from
-/// their documents and are the same on all ranks; of their tokens only the rows of `rank` are read.
+/// their documents and are the same on all ranks; of their tokens only shape.rank's rows are read.
 LocalBatch make_local_batch(const runtime::SequenceSource& source,
-                            std::span<const std::int64_t> numbers, const DataConfig& data,
-                            parallel::LayoutKind layout, int ranks, int rank);
+                            std::span<const std::int64_t> numbers, const BatchShape& shape);
 
 }  // namespace longhaul::launch

@@ -10,15 +10,6 @@ namespace longhaul::launch {
 Loader::Loader(LoaderInputs inputs)
     : inputs_(std::move(inputs)), plan_(batch_plan(inputs_.config)) {}
 
-LocalBatch Loader::make_batch(const runtime::SequenceSource& source,
-                              std::span<const std::int64_t> numbers) const {
-  const ParallelismConfig& parallelism = inputs_.config.parallelism;
-  return make_local_batch(source, numbers, inputs_.config.data,
-                          parallel::layout_from_name(parallelism.context_parallel_layout),
-                          static_cast<int>(parallelism.context_parallel_degree),
-                          inputs_.context_rank);
-}
-
 /// This rank's share of the step's sequences: over all data ranks the same, whatever the grid.
 std::vector<LocalBatch> Loader::make(const StepStart& step) const {
   const TrainConfig& config = inputs_.config;
@@ -29,7 +20,7 @@ std::vector<LocalBatch> Loader::make(const StepStart& step) const {
     std::vector<std::int64_t> numbers(static_cast<std::size_t>(micro));
     std::iota(numbers.begin(), numbers.end(),
               step.cursor + (pass * data_ranks + inputs_.data_rank) * micro);
-    batches.push_back(make_batch(*inputs_.sequences, numbers));
+    batches.push_back(make_local_batch(*inputs_.sequences, numbers, inputs_.shape));
     if (inputs_.prepare) inputs_.prepare(batches.back(), step.step);
   }
   return batches;

@@ -6,7 +6,6 @@
 #include <future>
 #include <memory>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "launch/batches.h"
@@ -23,7 +22,8 @@ struct StepStart {
 struct LoaderInputs {
   std::shared_ptr<const runtime::SequenceSource> sequences;
   TrainConfig config;  ///< resolved: all degrees of the grid are known
-  int data_rank = 0, context_rank = 0;
+  int data_rank = 0;
+  BatchShape shape;
   /// Called with every batch of a step, on a thread of the loader's: makes what the batch's calls
   /// need. May be empty.
   std::function<void(const LocalBatch& batch, std::int64_t step)> prepare = {};
@@ -37,10 +37,6 @@ class Loader {
   explicit Loader(LoaderInputs inputs);
   Loader(const Loader&) = delete;  // its thread knows where it is
   Loader& operator=(const Loader&) = delete;
-
-  /// One batch of any source, made on the calling thread.
-  LocalBatch make_batch(const runtime::SequenceSource& source,
-                        std::span<const std::int64_t> numbers) const;
 
   /// Begins to make a step's batches and returns. What another start() made is forgotten.
   void start(const StepStart& step);

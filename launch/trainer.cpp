@@ -72,7 +72,10 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       compute_(compute_stream(inputs_.config, inputs_.threads)),
       gradient_stream_(compute_.sibling("gradients", 1)),
       control_stream_(runtime::Stream::cpu("control")),
-      loader_({inputs_.sequences, inputs_.config, data_rank_, context_rank_}) {
+      batch_shape_{inputs_.config.data,
+                   parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
+                   static_cast<int>(grid_.size(runtime::Axis::context)), context_rank_},
+      loader_({inputs_.sequences, inputs_.config, data_rank_, batch_shape_}) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
@@ -211,7 +214,7 @@ StepResult Trainer::step(bool stop) {
 
 models::Evaluation Trainer::evaluate(const runtime::SequenceSource& source,
                                      std::span<const std::int64_t> numbers) {
-  LocalBatch batch = loader_.make_batch(source, numbers);
+  LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
   attention_->set_batch(batch.mask, batch.layout);
   models::Evaluation evaluation = model_->evaluate(upload(std::move(batch.rows)));
   compute_.synchronize(host_deadline());

@@ -90,6 +90,7 @@ class Trainer {
   const runtime::Stream compute_, gradient_stream_;
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
+  const BatchShape batch_shape_;
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now

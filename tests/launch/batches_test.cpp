@@ -20,10 +20,13 @@ using parallel::LayoutKind;
 using test::RawSequence;
 using test::RawSequences;
 
-DataConfig documents_mask() {
-  DataConfig data;
-  data.mask = "documents";
-  return data;
+BatchShape shape(LayoutKind layout, int ranks, int rank) {
+  BatchShape shape;
+  shape.data.mask = "documents";
+  shape.layout = layout;
+  shape.ranks = ranks;
+  shape.rank = rank;
+  return shape;
 }
 
 /// Row by row: token t of the axis is token t % S of its sequence t / S.
@@ -83,8 +86,8 @@ TEST(Batches, OfACorpusHoldTheRowsThatTheLayoutNames) {
               test::packed_sequence(tokens, lengths, source.first_token(number), seq_len));
         }
         over_layouts_and_ranks([&](LayoutKind layout, int ranks, int rank) {
-          expect_rows(make_local_batch(source, numbers, documents_mask(), layout, ranks, rank),
-                      sequences, rank);
+          expect_rows(make_local_batch(source, numbers, shape(layout, ranks, rank)), sequences,
+                      rank);
         });
       }
     }
@@ -120,7 +123,7 @@ TEST(Batches, ARankReadsItsShareOfTheTokensAndTogetherTheyReadEachOnce) {
       const Counted counted(source);
       std::int64_t before = 0;
       for (int rank = 0; rank < ranks; ++rank) {
-        make_local_batch(counted, numbers, documents_mask(), layout, ranks, rank);
+        make_local_batch(counted, numbers, shape(layout, ranks, rank));
         std::int64_t after = 0;
         for (const auto& [number, rows] : counted.rows_read) after += rows;
         // Zigzag's two pieces of a sequence may each be a token longer.
@@ -136,9 +139,8 @@ TEST(Batches, OfSequencesOfDifferentLengthsAreRefused) {
   const RawSequences source(
       [](std::int64_t number) { return test::random_sequence(31, 20 + number, number); });
   const std::vector<std::int64_t> numbers{0, 1};
-  test::expect_error(runtime::ExitCode::internal, "a sequence of 21 tokens beside one of 20", [&] {
-    make_local_batch(source, numbers, documents_mask(), LayoutKind::zigzag, 2, 0);
-  });
+  test::expect_error(runtime::ExitCode::internal, "a sequence of 21 tokens beside one of 20",
+                     [&] { make_local_batch(source, numbers, shape(LayoutKind::zigzag, 2, 0)); });
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ LoaderInputs inputs(const test::RawSequences::Generator& generator) {
   inputs.config = test::small_training(kSeqLen);
   inputs.config.parallelism.data_parallel_replicate_degree = 2;
   inputs.data_rank = 1;
+  inputs.shape.data.mask = "documents";
   return inputs;
 }
 
