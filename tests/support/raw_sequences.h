@@ -18,8 +18,8 @@ struct RawSequence {
 /// shifted inside them; a pure function of (vocabulary, seq_len, number).
 RawSequence random_sequence(std::int64_t vocabulary, std::int64_t seq_len, std::int64_t number);
 
-/// Sequence number n of a corpus of documents of these lengths whose tokens are `tokens`, when its
-/// first token is `begin`: token by token, wrapping round.
+/// The `seq_len` tokens from `begin`, wrapping round, of a corpus that packs documents of these
+/// lengths end to end: labels and documents token by token.
 RawSequence packed_sequence(std::span<const std::int32_t> tokens,
                             std::span<const std::int64_t> lengths, std::int64_t begin,
                             std::int64_t seq_len);
