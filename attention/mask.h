@@ -8,6 +8,8 @@
 #include <span>
 #include <vector>
 
+#include "runtime/run.h"
+
 namespace longhaul::attention {
 
 constexpr std::int64_t kUnbounded = std::numeric_limits<std::int64_t>::max() / 4;
@@ -36,11 +38,8 @@ Slice tightened(const Slice& slice);
 /// Pairs in both.
 Slice intersect(const Slice& a, const Slice& b);
 
-/// `count` tokens first, first + stride, ...: how a view's rows lie in the sequence.
-struct Run {
-  std::int64_t first = 0, count = 0, stride = 1;
-  bool operator==(const Run&) const = default;
-};
+/// Of tokens: how a view's rows lie in the sequence.
+using runtime::Run;
 
 /// A mask over `tokens` queries and as many keys. The slices are disjoint, tightened and not empty.
 class Mask {

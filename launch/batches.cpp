@@ -1,16 +1,40 @@
 #include "launch/batches.h"
 
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 #include "attention/named_masks.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
 
-attention::Mask sequence_mask(const DataConfig& data, const runtime::Sequence& sequence) {
+namespace {
+
+/// The part of a token axis's runs that lies in each of its sequences, by index there.
+std::vector<std::vector<runtime::Run>> by_sequence(std::span<const runtime::Run> runs,
+                                                   std::int64_t seq_len, std::size_t sequences) {
+  std::vector<std::vector<runtime::Run>> parts(sequences);
+  for (const runtime::Run& run : runs) {
+    for (std::int64_t done = 0; done < run.count;) {
+      const std::int64_t sequence = run[done] / seq_len, first = run[done] % seq_len;
+      const std::int64_t inside = (seq_len - 1 - first) / run.stride + 1;
+      const std::int64_t count = std::min(run.count - done, inside);
+      parts[static_cast<std::size_t>(sequence)].push_back({first, count, run.stride});
+      done += count;
+    }
+  }
+  return parts;
+}
+
+}  // namespace
+
+attention::Mask sequence_mask(const DataConfig& data, std::span<const std::int64_t> documents) {
   attention::MaskParameters parameters;
   parameters.numbers = {data.window, data.prefix, data.global, data.block, "data."};
-  parameters.documents = sequence.documents;
-  const auto tokens = static_cast<std::int64_t>(sequence.tokens.size());
-  return attention::make_mask(data.mask, parameters, tokens).of(0);  // one mask for all heads
+  parameters.documents.emplace(documents.begin(), documents.end());
+  return attention::make_mask(data.mask, parameters, documents.back())
+      .of(0);  // one mask for all heads
 }
 
 std::string mask_text(const DataConfig& data) {
@@ -23,29 +47,28 @@ std::string mask_text(const DataConfig& data) {
   return numbers.empty() ? data.mask : data.mask + " (" + numbers + ")";
 }
 
-LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, const DataConfig& data,
-                            parallel::LayoutKind layout_kind, int ranks, int rank) {
-  LONGHAUL_CHECK(!sequences.empty(), "a batch of no sequences");
-  const std::size_t seq_len = sequences[0].tokens.size();
+LocalBatch make_local_batch(const runtime::SequenceSource& source,
+                            std::span<const std::int64_t> numbers, const BatchShape& shape) {
+  LONGHAUL_CHECK(!numbers.empty(), "a batch of no sequences");
   std::vector<attention::Mask> masks;
-  for (const runtime::Sequence& sequence : sequences) {
-    LONGHAUL_CHECK(sequence.tokens.size() == seq_len, "a sequence of ", sequence.tokens.size(),
-                   " tokens beside one of ", seq_len);
-    masks.push_back(sequence_mask(data, sequence));
+  for (const std::int64_t number : numbers) {
+    masks.push_back(sequence_mask(shape.data, source.documents(number)));
+    LONGHAUL_CHECK(masks.back().tokens() == masks[0].tokens(), "a sequence of ",
+                   masks.back().tokens(), " tokens beside one of ", masks[0].tokens());
   }
   attention::Mask mask = attention::Mask::concatenated(masks);
-  auto layout =
-      parallel::Layout::make(layout_kind, mask, static_cast<std::int64_t>(sequences.size()), ranks);
-  LocalBatch batch{std::move(mask), std::move(layout), {}, {}, {}};
-  for (const std::int64_t token : batch.layout.tokens_of(rank)) {
-    const runtime::Sequence& sequence = sequences[static_cast<std::size_t>(token) / seq_len];
-    const std::size_t at = static_cast<std::size_t>(token) % seq_len;
-    batch.tokens.push_back(sequence.tokens[at]);
-    batch.labels.push_back(sequence.labels[at]);
-    batch.positions.push_back(sequence.positions[at]);
-    batch.local_labels += sequence.labels[at] >= 0 ? 1 : 0;
-  }
-  return batch;
+  auto layout = parallel::Layout::make(shape.layout, mask, std::ssize(numbers), shape.ranks);
+
+  // A rank's tokens rise, so its rows come sequence by sequence.
+  runtime::Rows rows;
+  for (auto* values : {&rows.tokens, &rows.labels, &rows.positions})
+    values->reserve(static_cast<std::size_t>(layout.rows(shape.rank)));
+  const auto parts = by_sequence(layout.runs(shape.rank), layout.seq_len(), numbers.size());
+  for (std::size_t i = 0; i < numbers.size(); ++i) source.read(numbers[i], parts[i], rows);
+  LONGHAUL_CHECK(std::ssize(rows.tokens) == layout.rows(shape.rank), rows.tokens.size(),
+                 " rows read of ", layout.rows(shape.rank));
+  const auto labels = std::ranges::count_if(rows.labels, [](auto label) { return label >= 0; });
+  return {std::move(mask), std::move(layout), std::move(rows), labels};
 }
 
 }  // namespace longhaul::launch

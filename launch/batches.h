@@ -1,40 +1,41 @@
 #pragma once
 // From global sequences to this rank's rows: the only place where training data meets the layout.
-// Labels are shifted, and positions and documents numbered, before anything is sharded.
 
 #include <cstdint>
-#include <functional>
+#include <span>
 #include <string>
-#include <vector>
 
 #include "attention/mask.h"
 #include "launch/train_config.h"
-#include "models/llama.h"
 #include "parallel/layout.h"
 #include "runtime/io/sequences.h"
 
 namespace longhaul::launch {
 
-/// The mask that [data] names, of one sequence with these documents.
-attention::Mask sequence_mask(const DataConfig& data, const runtime::Sequence& sequence);
+/// The mask that [data] names, of one sequence with these document offsets, from 0 to its length.
+attention::Mask sequence_mask(const DataConfig& data, std::span<const std::int64_t> documents);
 /// "causal_window (window 1024)": how console lines name it.
 std::string mask_text(const DataConfig& data);
 
-/// Sequence number n of the run, the same on every rank: runtime::Sequences, or a test's generator.
-using SequenceSource = std::function<runtime::Sequence(std::int64_t)>;
+/// What a run's batches have in common on a rank.
+struct BatchShape {
+  DataConfig data;
+  parallel::LayoutKind layout = parallel::LayoutKind::contiguous;
+  int ranks = 1, rank = 0;  ///< of the context axis
+};
 
 /// A micro-batch on this rank: B whole sequences' mask and layout, and the rows of them that this
 /// rank holds.
 struct LocalBatch {
   attention::Mask mask;
   parallel::Layout layout;
-  std::vector<std::int32_t> tokens, labels, positions;  ///< in the layout's local row order
-  std::int64_t local_labels = 0;                        ///< rows here that have a label
+  runtime::Rows rows;             ///< in the layout's local row order
+  std::int64_t local_labels = 0;  ///< rows here that have a label
 };
 
-/// `sequences`, all equally long, become one token axis; rows are those of `rank`. Mask and layout
-/// are the same on all ranks.
-LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, const DataConfig& data,
-                            parallel::LayoutKind layout, int ranks, int rank);
+/// The sequences `numbers`, all equally long, become one token axis. Mask and layout follow from
+/// their documents and are the same on all ranks; of their tokens only shape.rank's rows are read.
+LocalBatch make_local_batch(const runtime::SequenceSource& source,
+                            std::span<const std::int64_t> numbers, const BatchShape& shape);
 
 }  // namespace longhaul::launch

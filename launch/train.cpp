@@ -282,19 +282,19 @@ void check_common_ground(const TrainConfig& config, const TrainingData& data, Co
 }
 
 /// Checks that all ranks started with the same, and makes this one's trainer.
-int start_rank(const TrainConfig& config, const TrainingData& data, Communicator& world,
-               const Place& place, runtime::FlightRecorder* recorder,
+int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data,
+               Communicator& world, const Place& place, runtime::FlightRecorder* recorder,
                std::unique_ptr<Trainer>& trainer) {
-  check_common_ground(config, data, world);
+  check_common_ground(config, *data, world);
   TrainerInputs inputs;
   inputs.config = config;
-  inputs.vocab_size = data.vocab_size;
-  inputs.sequences = [&data](std::int64_t cursor) { return data.sequences.read(cursor); };
-  inputs.corpus_digest = data.corpus.digest();
+  inputs.vocab_size = data->vocab_size;
+  inputs.sequences = {data, &data->sequences};  // a trainer that is left behind goes on reading
+  inputs.corpus_digest = data->corpus.digest();
   inputs.threads = threads_of(config, place);
   inputs.recorder = recorder;
   trainer = std::make_unique<Trainer>(std::move(inputs), world);
-  return train_rank(config, world, place, *trainer, data, recorder);
+  return train_rank(config, world, place, *trainer, *data, recorder);
 }
 
 std::string host_name() {
@@ -302,7 +302,7 @@ std::string host_name() {
   return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
 }
 
-int train_loopback(const TrainConfig& config, const TrainingData& data) {
+int train_loopback(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data) {
   const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
                                       config.parallelism.data_parallel_replicate_degree);
   const int started = runtime::claimed_place(runtime::process_environment()).size;
@@ -341,7 +341,7 @@ int train_loopback(const TrainConfig& config, const TrainingData& data) {
   }
 }
 
-int train_mpi(TrainDraft& draft, const TrainingData& data) {
+int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data) {
   TrainConfig& config = draft.config;
   runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
   runtime::check_launcher(
@@ -354,7 +354,7 @@ int train_mpi(TrainDraft& draft, const TrainingData& data) {
     draft.check();
   } catch (const Error&) {
     // Should this rank's configuration be the odd one out, that is what to tell.
-    check_common_ground(config, data, *session.world());
+    check_common_ground(config, *data, *session.world());
     throw;
   }
   auto recorder = std::make_unique<runtime::FlightRecorder>(flight_folder(config), session.rank());
@@ -383,7 +383,7 @@ int train_mpi(TrainDraft& draft, const TrainingData& data) {
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
   TrainDraft draft = load_config(options.config_path, options.overrides);
-  const TrainingData data(draft);
+  const auto data = std::make_shared<const TrainingData>(draft);
   if (draft.config.comm.backend == "mpi") return train_mpi(draft, data);
   return train_loopback(draft.config, data);
 }

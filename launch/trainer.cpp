@@ -70,10 +70,13 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(batch_plan(inputs_.config)),
-      layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout)),
       compute_(compute_stream(inputs_.config, inputs_.threads)),
       gradient_stream_(compute_.sibling("gradients", 1)),
-      control_stream_(runtime::Stream::cpu("control")) {
+      control_stream_(runtime::Stream::cpu("control")),
+      batch_shape_{inputs_.config.data,
+                   parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
+                   static_cast<int>(grid_.size(runtime::Axis::context)), context_rank_},
+      loader_({inputs_.sequences, inputs_.config, data_rank_, batch_shape_}) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
@@ -105,23 +108,19 @@ void Trainer::initialise() {
   compute_.synchronize(host_deadline());
 }
 
-LocalBatch Trainer::local_batch(const std::vector<runtime::Sequence>& sequences) const {
-  return make_local_batch(sequences, inputs_.config.data, layout_,
-                          grid_.size(runtime::Axis::context), context_rank_);
-}
-
-/// Copies a batch into the row tensors, behind whatever still reads the last one. A batch may have
-/// more or fewer rows than the last.
-models::Batch Trainer::upload(const LocalBatch& batch) {
-  const auto put = [&](const std::vector<std::int32_t>& values, Tensor& rows) {
+/// Moves a batch's rows into the row tensors, behind whatever still reads the last one's. A batch
+/// may have more or fewer rows than the last.
+models::Batch Trainer::upload(runtime::Rows rows) {
+  const auto put = [&](std::vector<std::int32_t>& values, Tensor& tensor) {
     const auto count = static_cast<std::int64_t>(values.size());
-    if (rows.empty() || rows.elements() < count) rows = Tensor({count}, DType::int32, compute_);
-    const runtime::TensorView part = rows.view().slice(0, 0, count);
-    runtime::ops::upload(values, part, compute_);
+    if (tensor.empty() || tensor.elements() < count)
+      tensor = Tensor({count}, DType::int32, compute_);
+    const runtime::TensorView part = tensor.view().slice(0, 0, count);
+    runtime::ops::upload(std::move(values), part, compute_);
     return part;
   };
-  return {put(batch.tokens, token_rows_), put(batch.labels, label_rows_),
-          put(batch.positions, position_rows_)};
+  return {put(rows.tokens, token_rows_), put(rows.labels, label_rows_),
+          put(rows.positions, position_rows_)};
 }
 
 /// Sums a finished range of gradients over data and context ranks while backward goes on.
@@ -149,24 +148,18 @@ StepResult Trainer::step(bool stop) {
   attention_->reset_peak();
   const TrainConfig& config = inputs_.config;
   const std::int64_t step_number = completed_steps_ + 1;
-  set_scheme(step_number);
   if (inputs_.recorder != nullptr) inputs_.recorder->set_step(step_number);
 
-  // This rank's share of the step's sequences: the same sequences in all, whatever the grid.
-  const std::int64_t micro = config.training.micro_batch_size;
-  const std::int64_t data_ranks = grid_.size(runtime::Axis::data);
-  std::vector<LocalBatch> batches;
+  // This rank's share of the step's sequences, made while the last step ran; then the next one's.
+  std::vector<LocalBatch> batches = loader_.take({step_number, cursor_});
+  set_scheme(step_number);  // while nothing is prepared
+  if (step_number < config.training.steps)
+    loader_.start({step_number + 1, cursor_ + plan_.sequences_per_step});
   std::vector<double> counts(
       2, 0.0);  // labels, and the mask's area from one rank of each context group
-  for (std::int64_t pass = 0; pass < plan_.accumulation_steps; ++pass) {
-    std::vector<runtime::Sequence> sequences;
-    for (std::int64_t b = 0; b < micro; ++b) {
-      sequences.push_back(
-          inputs_.sequences(cursor_ + (pass * data_ranks + data_rank_) * micro + b));
-    }
-    batches.push_back(local_batch(sequences));
-    counts[0] += static_cast<double>(batches.back().local_labels);
-    if (context_rank_ == 0) counts[1] += static_cast<double>(batches.back().mask.area());
+  for (const LocalBatch& batch : batches) {
+    counts[0] += static_cast<double>(batch.local_labels);
+    if (context_rank_ == 0) counts[1] += static_cast<double>(batch.mask.area());
   }
   counts = sum(runtime::gather_numbers(*control_comm_, counts, control_stream_, host_deadline()));
   const double labels = counts[0];
@@ -185,7 +178,7 @@ StepResult Trainer::step(bool stop) {
     options.loss_scale = 1.0 / labels;
     if (pass + 1 == batches.size())
       options.on_gradients = [this](parallel::ElementRange range) { reduce(range); };
-    const Tensor loss = model_->forward_backward(upload(batches[pass]), options);
+    const Tensor loss = model_->forward_backward(upload(std::move(batches[pass].rows)), options);
     losses.push_back(runtime::ops::download<double>(loss, compute_));
   }
   compute_.wait(gradient_stream_.record());
@@ -224,10 +217,11 @@ StepResult Trainer::step(bool stop) {
   return result;
 }
 
-models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& sequences) {
-  const LocalBatch batch = local_batch(sequences);
+models::Evaluation Trainer::evaluate(const runtime::SequenceSource& source,
+                                     std::span<const std::int64_t> numbers) {
+  LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
   attention_->set_batch(batch.mask, batch.layout);
-  models::Evaluation evaluation = model_->evaluate(upload(batch));
+  models::Evaluation evaluation = model_->evaluate(upload(std::move(batch.rows)));
   compute_.synchronize(host_deadline());
   return evaluation;
 }

@@ -4,11 +4,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
-#include "launch/batches.h"
+#include "launch/loader.h"
 #include "launch/schemes.h"
 #include "launch/train_config.h"
 #include "models/llama.h"
@@ -25,7 +25,7 @@ namespace longhaul::launch {
 struct TrainerInputs {
   TrainConfig config;  ///< resolved: context_parallel_degree fits the world
   std::int64_t vocab_size = 0;
-  SequenceSource sequences;
+  std::shared_ptr<const runtime::SequenceSource> sequences;
   std::string corpus_digest;
   int threads = 1;                              ///< OpenMP threads of this rank's compute
   runtime::FlightRecorder* recorder = nullptr;  ///< may be null
@@ -69,14 +69,15 @@ class Trainer {
   std::int64_t parameters() const { return store_->table().elements(); }
   const models::LlamaConfig& model_config() const { return model_->config(); }
 
-  /// Forward only over one micro-batch of given sequences; rows come in the local order of their
-  /// layout (make_local_batch). Collective over the context axis. Returned tensors are complete.
-  models::Evaluation evaluate(const std::vector<runtime::Sequence>& sequences);
+  /// Forward only over one micro-batch, the sequences `numbers` of any source; rows come in the
+  /// local order of their layout (make_local_batch). Collective over the context axis. Returned
+  /// tensors are complete.
+  models::Evaluation evaluate(const runtime::SequenceSource& source,
+                              std::span<const std::int64_t> numbers);
   models::ParameterStore& store() { return *store_; }
 
  private:
-  LocalBatch local_batch(const std::vector<runtime::Sequence>& sequences) const;
-  models::Batch upload(const LocalBatch& batch);
+  models::Batch upload(runtime::Rows rows);
   void reduce(parallel::ElementRange range);
   void set_scheme(std::int64_t step);
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
@@ -88,10 +89,10 @@ class Trainer {
   runtime::Communicator& world_;
   const int data_rank_, context_rank_;
   const BatchPlan plan_;
-  const parallel::LayoutKind layout_;
   const runtime::Stream compute_, gradient_stream_;
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
+  const BatchShape batch_shape_;
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now
@@ -99,6 +100,7 @@ class Trainer {
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<models::Llama> model_;
   std::unique_ptr<models::AdamW> optimizer_;
+  Loader loader_;
   runtime::Tensor token_rows_, label_rows_, position_rows_;  // as long as the longest batch so far
   std::int64_t completed_steps_ = 0;
   std::int64_t cursor_ = 0;

@@ -52,24 +52,26 @@ class Mapping {
   std::size_t bytes_ = 0;
 };
 
-/// Widens packed ids; memcpy, because other writers may not align their datasets.
+/// Widens every stride-th of packed ids; memcpy, because other writers may not align their
+/// datasets.
 template <class T>
-void widen(const std::byte* from, std::span<std::int32_t> to) {
+void widen(const std::byte* from, std::size_t stride, std::span<std::int32_t> to) {
   for (std::size_t i = 0; i < to.size(); ++i) {
     T value;
-    std::memcpy(&value, from + i * sizeof(T), sizeof(T));
+    std::memcpy(&value, from + i * stride * sizeof(T), sizeof(T));
     to[i] = static_cast<std::int32_t>(value);
   }
 }
 
-void widen(hdf5::Element element, const std::byte* from, std::span<std::int32_t> to) {
+void widen(hdf5::Element element, const std::byte* from, std::size_t stride,
+           std::span<std::int32_t> to) {
   switch (element) {
     case hdf5::Element::uint8:
-      return widen<std::uint8_t>(from, to);
+      return widen<std::uint8_t>(from, stride, to);
     case hdf5::Element::uint16:
-      return widen<std::uint16_t>(from, to);
+      return widen<std::uint16_t>(from, stride, to);
     default:
-      return widen<std::uint32_t>(from, to);
+      return widen<std::uint32_t>(from, stride, to);
   }
 }
 
@@ -197,7 +199,7 @@ void Corpus::State::check_block(std::int64_t block) const {
   std::vector<std::int32_t> ids;
   for (std::int64_t at = 0; at < count; at += kPieceTokens) {
     ids.resize(static_cast<std::size_t>(std::min(kPieceTokens, count - at)));
-    widen(info.token_element, bytes.data() + at * width, ids);
+    widen(info.token_element, bytes.data() + at * width, 1, ids);
     for (std::size_t i = 0; i < ids.size(); ++i) {
       const std::int64_t id = static_cast<std::uint32_t>(ids[i]);
       if (id >= info.vocabulary_size) {
@@ -251,17 +253,21 @@ Corpus Corpus::open(const std::filesystem::path& path) {
 const CorpusInfo& Corpus::info() const { return state_->info; }
 std::span<const std::int64_t> Corpus::documents() const { return state_->documents; }
 
-void Corpus::read(std::int64_t begin, std::span<std::int32_t> out) const {
+void Corpus::read(std::int64_t begin, std::span<std::int32_t> out, std::int64_t stride) const {
   const CorpusInfo& info = state_->info;
-  LONGHAUL_CHECK(begin >= 0 && begin <= info.tokens && std::ssize(out) <= info.tokens - begin,
-                 info.path.string(), ": tokens ", begin, " to ", begin + std::ssize(out), " of ",
+  const std::int64_t count = std::ssize(out);
+  LONGHAUL_CHECK(stride >= 1 && begin >= 0 && begin <= info.tokens &&
+                     (count == 0 || count - 1 <= (info.tokens - 1 - begin) / stride),
+                 info.path.string(), ": tokens ", begin, " to ", begin + count * stride, " of ",
                  info.tokens);
   if (out.empty()) return;
-  const std::int64_t last = (begin + std::ssize(out) - 1) / info.block_tokens;
-  for (std::int64_t block = begin / info.block_tokens; block <= last; ++block) {
+  for (std::int64_t i = 0; i < count;) {  // the first token of each block that holds one
+    const std::int64_t block = (begin + i * stride) / info.block_tokens;
     if (!state_->checked[static_cast<std::size_t>(block)]) state_->check_block(block);
+    i = ((block + 1) * info.block_tokens - begin + stride - 1) / stride;
   }
-  widen(info.token_element, state_->tokens.data() + begin * size_bytes(info.token_element), out);
+  widen(info.token_element, state_->tokens.data() + begin * size_bytes(info.token_element),
+        static_cast<std::size_t>(stride), out);
 }
 
 void Corpus::verify() const {

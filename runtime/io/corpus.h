@@ -73,8 +73,9 @@ class Corpus {
   const CorpusInfo& info() const;
   /// documents + 1 token offsets, from 0 to the token count.
   std::span<const std::int64_t> documents() const;
-  /// Copies tokens [begin, begin + out.size()).
-  void read(std::int64_t begin, std::span<std::int32_t> out) const;
+  /// Copies tokens begin, begin + stride, ...: out.size() of them. Only blocks that hold one are
+  /// checked.
+  void read(std::int64_t begin, std::span<std::int32_t> out, std::int64_t stride = 1) const;
   /// Checks every token and the stored entropy, reading the whole file.
   void verify() const;
   /// 32 hex digits over everything that a reader sees; the tokens enter through their block hashes,

@@ -29,6 +29,30 @@ void append_documents(std::span<const std::int64_t> offsets, std::int64_t begin,
   }
 }
 
+/// Offsets in its sequence.
+struct Document {
+  std::int64_t begin, end;
+};
+
+/// What a row is, given its document: appends those of `piece`, which lies in the document. The
+/// sequence begins at corpus token `sequence_begin` and may wrap; documents do not.
+void append_rows(const Corpus& corpus, std::int64_t sequence_begin, const Run& piece,
+                 const Document& document, Rows& rows) {
+  const std::int64_t token = (sequence_begin + piece.first) % corpus.info().tokens;
+  const std::size_t before = rows.tokens.size(),
+                    after = before + static_cast<std::size_t>(piece.count);
+  rows.tokens.resize(after);
+  corpus.read(token, std::span(rows.tokens).subspan(before), piece.stride);
+
+  const bool has_last = piece[piece.count - 1] + 1 == document.end;
+  rows.labels.resize(after, -1);
+  corpus.read(token + 1, std::span(rows.labels).subspan(before, after - before - has_last),
+              piece.stride);
+
+  for (std::int64_t i = 0; i < piece.count; ++i)
+    rows.positions.push_back(static_cast<std::int32_t>(piece[i] - document.begin));
+}
+
 }  // namespace
 
 KeyedPermutation::KeyedPermutation(std::int64_t size, std::uint64_t seed, std::uint64_t epoch)
@@ -70,39 +94,42 @@ Sequences::Sequences(const Corpus& corpus, std::int64_t seq_len, std::uint64_t s
   per_epoch_ = (tokens - 1) / seq_len + 1;
 }
 
-std::int64_t Sequences::first_token(std::int64_t cursor) const {
-  LONGHAUL_CHECK(cursor >= 0, "cursor ", cursor);
-  const KeyedPermutation order(per_epoch_, seed_, static_cast<std::uint64_t>(cursor / per_epoch_));
-  return order(cursor % per_epoch_) * seq_len_;
+std::int64_t Sequences::first_token(std::int64_t number) const {
+  LONGHAUL_CHECK(number >= 0, "sequence number ", number);
+  const KeyedPermutation order(per_epoch_, seed_, static_cast<std::uint64_t>(number / per_epoch_));
+  return order(number % per_epoch_) * seq_len_;
 }
 
-Sequence Sequences::read(std::int64_t cursor) const {
-  const std::int64_t begin = first_token(cursor);
+std::vector<std::int64_t> Sequences::documents(std::int64_t number) const {
+  const std::int64_t begin = first_token(number);
   const std::int64_t end = std::min(begin + seq_len_, corpus_->info().tokens);
   const std::int64_t wrapped = begin + seq_len_ - end;
-  const auto length = static_cast<std::size_t>(seq_len_);
-  Sequence sequence;
-  sequence.tokens.resize(length);
-  const std::span<std::int32_t> tokens(sequence.tokens);
-  corpus_->read(begin, tokens.first(static_cast<std::size_t>(end - begin)));
-  corpus_->read(0, tokens.last(static_cast<std::size_t>(wrapped)));
-  append_documents(corpus_->documents(), begin, end, 0, sequence.documents);
-  if (wrapped > 0) {
-    append_documents(corpus_->documents(), 0, wrapped, end - begin, sequence.documents);
-  }
-  sequence.documents.push_back(seq_len_);
+  std::vector<std::int64_t> offsets;
+  append_documents(corpus_->documents(), begin, end, 0, offsets);
+  if (wrapped > 0) append_documents(corpus_->documents(), 0, wrapped, end - begin, offsets);
+  offsets.push_back(seq_len_);
+  return offsets;
+}
 
-  sequence.labels.assign(length, -1);
-  sequence.positions.resize(length);
-  for (std::size_t document = 0; document + 1 < sequence.documents.size(); ++document) {
-    const auto first = static_cast<std::size_t>(sequence.documents[document]);
-    const auto last = static_cast<std::size_t>(sequence.documents[document + 1]);
-    for (std::size_t at = first; at < last; ++at) {
-      sequence.positions[at] = static_cast<std::int32_t>(at - first);
-      if (at + 1 < last) sequence.labels[at] = sequence.tokens[at + 1];
+void Sequences::read(std::int64_t number, std::span<const Run> runs, Rows& rows) const {
+  const std::vector<std::int64_t> offsets = documents(number);
+  const std::int64_t begin = first_token(number);
+  for (const Run& run : runs) {
+    LONGHAUL_CHECK(
+        run.stride >= 1 && run.first >= 0 && (run.count <= 0 || run[run.count - 1] < seq_len_),
+        "rows ", run.first, ", ", run.first + run.stride, ", ... (", run.count,
+        ") of a sequence of ", seq_len_, " tokens");
+    // Piece by piece, each the run's part of one document.
+    auto end = std::ranges::upper_bound(offsets, run.first);
+    for (std::int64_t done = 0; done < run.count;) {
+      const std::int64_t first = run[done];
+      while (*end <= first) ++end;
+      const std::int64_t inside = (*end - 1 - first) / run.stride + 1;
+      const Run piece{first, std::min(run.count - done, inside), run.stride};
+      append_rows(*corpus_, begin, piece, {end[-1], *end}, rows);
+      done += piece.count;
     }
   }
-  return sequence;
 }
 
 }  // namespace longhaul::runtime

@@ -7,9 +7,11 @@
 // numbers.
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "runtime/io/corpus.h"
+#include "runtime/run.h"
 
 namespace longhaul::runtime {
 
@@ -26,31 +28,44 @@ class KeyedPermutation {
   int half_bits_;
 };
 
-/// One training sequence. All vectors but `documents` hold seq_len values.
-struct Sequence {
+/// Rows of sequences as a model takes them: a value each, in the order in which they were asked
+/// for.
+struct Rows {
   std::vector<std::int32_t> tokens;
   /// The next token of the same document, or -1: at a document's last token, and where the
   /// sequence's end cuts a document.
   std::vector<std::int32_t> labels;
   /// Distance from the document's first token in this sequence.
   std::vector<std::int32_t> positions;
-  /// Document offsets from 0 to seq_len, strictly increasing. A document that a sequence's border
-  /// cuts goes on in the next sequence as a document of its own.
-  std::vector<std::int64_t> documents;
 };
 
-/// Sequence number `cursor` of an endless run over a corpus: epoch cursor / per_epoch(), position
-/// cursor % per_epoch() of the permuted order. A pure function of (corpus, seq_len, seed, cursor).
-class Sequences {
+/// The sequences of a run by their numbers, from 0: pure functions of the number, the same on every
+/// rank. Which documents a sequence packs is cheap to know of any sequence; tokens are read only
+/// where they are rows. Thread-safe.
+class SequenceSource {
+ public:
+  virtual ~SequenceSource() = default;
+  /// Document offsets from 0 to the sequence's length, strictly increasing. Reads no token.
+  virtual std::vector<std::int64_t> documents(std::int64_t number) const = 0;
+  /// Appends the rows that `runs` name by their index in the sequence. Throws what reading throws.
+  virtual void read(std::int64_t number, std::span<const Run> runs, Rows& rows) const = 0;
+};
+
+/// An endless run over a corpus: sequence number n is in epoch n / per_epoch(), at position
+/// n % per_epoch() of its permuted order. A document that a sequence's border cuts goes on in the
+/// next sequence as a document of its own. A pure function of (corpus, seq_len, seed, number).
+class Sequences final : public SequenceSource {
  public:
   /// The corpus must outlive this. Throws Error(config) if it holds fewer than seq_len tokens.
   Sequences(const Corpus& corpus, std::int64_t seq_len, std::uint64_t seed);
 
   std::int64_t per_epoch() const { return per_epoch_; }
   /// First corpus token of the sequence.
-  std::int64_t first_token(std::int64_t cursor) const;
-  /// Throws Error(data) for damaged tokens, as Corpus::read.
-  Sequence read(std::int64_t cursor) const;
+  std::int64_t first_token(std::int64_t number) const;
+  std::vector<std::int64_t> documents(std::int64_t number) const override;
+  /// Reads the tokens of the rows, and of each row with a label the next one. Throws Error(data)
+  /// for damaged tokens, as Corpus::read.
+  void read(std::int64_t number, std::span<const Run> runs, Rows& rows) const override;
 
  private:
   const Corpus* corpus_;

@@ -56,9 +56,7 @@ TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
                        "num_hidden_layers = 1\nnum_attention_heads = 2\n[data]\ncorpus = \"" +
                        folder.file("corpus.h5") +
                        "\"\n[training]\nseq_len = 12\ntokens_per_step = 12\nsteps = 1\n");
-  runtime::Sequence sequence;
-  sequence.tokens.resize(kSeqLen);
-  sequence.documents = {0, 5, kSeqLen};
+  const std::vector<std::int64_t> documents{0, 5, kSeqLen};
   const char* const names[] = {"window", "prefix", "global", "block"};
   int accepted = 0;
   // Each number absent, 0, small, beyond the sequence.
@@ -82,7 +80,7 @@ TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
         config_error = error.what();
       }
       try {
-        sequence_mask(data, sequence);
+        sequence_mask(data, documents);
         ++accepted;
       } catch (const runtime::Error& error) {
         mask_error = error.what();

@@ -6,23 +6,28 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <future>
 #include <mutex>
 #include <numeric>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "attention/named_masks.h"
 #include "runtime/error.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/mask_words.h"
+#include "tests/support/small_blocks.h"
 #include "tests/support/temp_directory.h"
 #include "tests/support/training_run.h"
 
 namespace longhaul::launch {
 namespace {
 
-using runtime::Sequence;
 using test::random_sequence;
+using test::RawSequence;
+using test::RawSequences;
 using test::run_training;
 using test::RunSteps;
 using test::small_training;
@@ -30,11 +35,11 @@ using test::small_training;
 constexpr std::int64_t kVocabulary = 31;
 constexpr std::int64_t kSeqLen = 97;  // a prime: ragged over every number of ranks
 
-Sequence documents(std::int64_t cursor) { return random_sequence(kVocabulary, kSeqLen, cursor); }
+RawSequence documents(std::int64_t cursor) { return random_sequence(kVocabulary, kSeqLen, cursor); }
 
 /// Labels only in the first ninth of every sequence, and none at all in every third sequence.
-Sequence skewed(std::int64_t cursor) {
-  Sequence sequence = documents(cursor);
+RawSequence skewed(std::int64_t cursor) {
+  RawSequence sequence = documents(cursor);
   for (std::size_t i = 0; i < sequence.labels.size(); ++i) {
     if (i >= sequence.labels.size() / 9 || cursor % 3 == 0) sequence.labels[i] = -1;
   }
@@ -75,7 +80,7 @@ INSTANTIATE_TEST_SUITE_P(Trainer, SameLosses, ::testing::Values("documents", "sk
                          [](const auto& which) { return std::string(which.param); });
 
 TEST_P(SameLosses, OverContextRanksLayoutsAndGrids) {
-  const SequenceSource source = std::string(GetParam()) == "skewed" ? skewed : documents;
+  const RawSequences::Generator source = std::string(GetParam()) == "skewed" ? skewed : documents;
   const auto single = run_training(on({1, 1}), kVocabulary, source);
   EXPECT_LT(single.back().loss, single.front().loss);
   for (const std::int64_t context : {2, 3, 4, 8}) {
@@ -243,13 +248,83 @@ TEST(Trainer, AfterItsFirstStepsARunAsksTheSystemForNoMemory) {
 
 TEST(Trainer, AStepWithoutAnyLabelIsRefused) {
   const auto none = [](std::int64_t cursor) {
-    Sequence sequence = documents(cursor);
+    RawSequence sequence = documents(cursor);
     std::ranges::fill(sequence.labels, -1);
     return sequence;
   };
   test::expect_error(runtime::ExitCode::data, "step 1", [&] {
     run_training(on({1, 2}), kVocabulary, none, {.steps = 1});
   });
+}
+
+// ---- one step ahead
+// ------------------------------------------------------------------------------------------
+
+TEST(Ahead, AStepIsLoadedWhileTheOneBeforeItRuns) {
+  // Two data ranks take sequences 0, 2 | 1, 3 of the first step and 4, 6 | 5, 7 of the second. The
+  // first step cannot end, on either rank, before the second has its batch.
+  std::promise<void> second_step;
+  std::once_flag once;
+  const auto gated = [&, begun = second_step.get_future().share()](std::int64_t number) {
+    if (number == 4) std::call_once(once, [&] { second_step.set_value(); });
+    if (number == 1 && begun.wait_for(std::chrono::seconds(60)) != std::future_status::ready)
+      runtime::fail(runtime::ExitCode::hang, "step 2 is not loaded before step 1 ends");
+    return documents(number);
+  };
+  TrainConfig config = on({2, 1});
+  config.comm.timeout_seconds = 120;
+  expect_equal_within(
+      run_training(config, kVocabulary, gated, {.steps = 3, .loopback = {.timeout_seconds = 120}}),
+      run_training(config, kVocabulary, documents, {.steps = 3}), 0);
+}
+
+TEST(Ahead, SlowPlanningAddsNoTimeToStepsThatAreLonger) {
+  // Whoever is slowed by other load may try again: without overlap it is a second each time.
+  const auto ten_steps = [](const RawSequences::Generator& source) {
+    const auto results = run_training(on({1, 2}), kVocabulary, source,
+                                      {.steps = 11, .loopback = {.latency_seconds = 0.011}});
+    double seconds = 0;  // but for the first, which nothing runs before
+    for (std::size_t step = 1; step < results.size(); ++step) {
+      EXPECT_GE(results[step].seconds, 0.3);
+      seconds += results[step].seconds;
+    }
+    return seconds;
+  };
+  const auto slow = [](std::int64_t number) {  // each sequence is asked for documents and for rows
+    std::this_thread::sleep_for(std::chrono::milliseconds(100) / 8);
+    return documents(number);
+  };
+  double longer = 0;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    longer = ten_steps(slow) - ten_steps(documents);
+    std::printf("ten steps took %.3f s longer\n", longer);
+    if (longer <= 0.5) return;
+  }
+  FAIL() << "ten steps took " << longer << " s longer";
+}
+
+TEST(Ahead, ADamagedBlockFailsTheStepThatNeedsIt) {
+  // Each sequence is a block. The third step takes sequences 8 to 11.
+  std::vector<std::int32_t> tokens;
+  for (std::int64_t sequence = 0; sequence < 40; ++sequence) {
+    const std::vector<std::int32_t> more = documents(sequence).tokens;
+    tokens.insert(tokens.end(), more.begin(), more.end());
+  }
+  const std::vector<std::int64_t> lengths(tokens.size() / 10, 10);
+  const test::TempDirectory folder;
+  const auto corpus = [&](const std::set<std::int64_t>& damaged) {
+    test::write_small_blocks(folder / "c.h5", tokens, lengths, kSeqLen, damaged);
+    return runtime::Corpus::open(folder / "c.h5");
+  };
+  const runtime::Corpus good = corpus({});
+  const auto whole = std::make_shared<const runtime::Sequences>(good, kSeqLen, 7);
+  const runtime::Corpus bad = corpus({whole->first_token(9) / kSeqLen});
+  const auto damaged = std::make_shared<const runtime::Sequences>(bad, kSeqLen, 7);
+  const TrainConfig config = on({2, 2});
+  expect_equal_within(run_training(config, kVocabulary, damaged, {.steps = 2}),
+                      run_training(config, kVocabulary, whole, {.steps = 2}), 0);
+  test::expect_error(runtime::ExitCode::data, "'block_hashes'",
+                     [&] { run_training(config, kVocabulary, damaged, {.steps = 3}); });
 }
 
 // ---- stop and resume
@@ -290,6 +365,26 @@ TEST(Resume, OnOtherGridsTheNextLossesAndSamplesAreTheSame) {
   }
 }
 
+TEST(Resume, GoingBackForgetsWhatWasLoadedAhead) {
+  const test::TempDirectory folder;
+  const std::string checkpoints = (folder / "checkpoints").string();
+  const TrainConfig config = on({1, 3});
+  const auto straight = run_training(config, kVocabulary, documents, {.steps = 8});
+  run_training(config, kVocabulary, documents, {.steps = 4, .save_to = checkpoints});
+  std::mutex mutex;
+  const auto go_back = [&](Trainer& trainer, runtime::Communicator& world) {
+    const runtime::Stream stream = runtime::Stream::cpu("host");
+    trainer.load(runtime::Checkpoint::open(checkpoints, 4, world, stream));
+    EXPECT_EQ(trainer.cursor(), 16);
+    for (std::size_t step = 4; step < 8; ++step) {
+      const StepResult again = trainer.step();
+      const std::lock_guard lock(mutex);
+      expect_equal_within({again}, {straight[step]}, 0);
+    }
+  };
+  run_training(config, kVocabulary, documents, {.steps = 7, .after = go_back});
+}
+
 TEST(Resume, RefusesWhatWouldNotBeTheSameRun) {
   const test::TempDirectory folder;
   const std::string checkpoints = (folder / "checkpoints").string();
@@ -323,12 +418,12 @@ constexpr std::int64_t kKeys = 8, kValues = 8, kRecallLen = 64;
 constexpr std::int64_t kQuery = kKeys * kValues, kNoise = kQuery + kKeys, kAnswer = kNoise + 8;
 constexpr std::int64_t kRecallVocabulary = kAnswer + kValues;
 
-Sequence recall(std::int64_t cursor) {
+RawSequence recall(std::int64_t cursor) {
   std::mt19937_64 random(static_cast<std::uint64_t>(cursor) + 99);
   const auto draw = [&](std::int64_t n) {
     return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
   };
-  Sequence sequence;
+  RawSequence sequence;
   sequence.documents = {0, kRecallLen};
   sequence.labels.assign(kRecallLen, -1);
   for (std::int64_t i = 0; i < kRecallLen; ++i) {
@@ -353,13 +448,13 @@ Sequence recall(std::int64_t cursor) {
 }
 
 /// The same sequence for a model that sees only its own shard: every shard is a document.
-Sequence recall_in_shards(std::int64_t cursor) {
-  Sequence sequence = recall(cursor);
+RawSequence recall_in_shards(std::int64_t cursor) {
+  RawSequence sequence = recall(cursor);
   sequence.documents = {0, kRecallLen / 4, kRecallLen / 2, kRecallLen * 3 / 4, kRecallLen};
   return sequence;
 }
 
-double recall_accuracy(const SequenceSource& source, std::int64_t steps) {
+double recall_accuracy(const RawSequences::Generator& source, std::int64_t steps) {
   TrainConfig config = small_training(kRecallLen);
   config.model.hidden_size = 64;
   config.model.intermediate_size = 96;
@@ -379,9 +474,9 @@ double recall_accuracy(const SequenceSource& source, std::int64_t steps) {
   options.steps = steps;
   options.after = [&](Trainer& trainer, runtime::Communicator&) {
     for (std::int64_t batch = 0; batch < 8; ++batch) {
-      std::vector<Sequence> unseen;
-      for (std::int64_t i = 0; i < 16; ++i) unseen.push_back(source(1'000'000 + batch * 16 + i));
-      const models::Evaluation evaluation = trainer.evaluate(unseen);
+      std::vector<std::int64_t> unseen(16);
+      std::iota(unseen.begin(), unseen.end(), 1'000'000 + batch * 16);
+      const models::Evaluation evaluation = trainer.evaluate(RawSequences(source), unseen);
       const std::lock_guard lock(mutex);
       for (std::int64_t row = 0; row < evaluation.row_loss.elements(); ++row) {
         asked += evaluation.row_loss.as<float>()[row] > 0 ? 1 : 0;

@@ -77,6 +77,9 @@ TEST(Corpus, RoundTripsEveryTokenType) {
     corpus.read(6, part);
     EXPECT_EQ(part, std::vector(all.begin() + 6, all.begin() + 9));
     corpus.read(1135, {});
+    corpus.read(130, part, 502);  // strided, up to the last token
+    EXPECT_EQ(part, (std::vector{all[130], all[632], all[1134]}));
+    expect_error(ExitCode::internal, "tokens 130", [&] { corpus.read(130, part, 503); });
     expect_error(ExitCode::internal, "tokens 1133", [&] { corpus.read(1133, part); });
     corpus.verify();
     EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1) << "something was left";

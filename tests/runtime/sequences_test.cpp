@@ -8,6 +8,8 @@
 #include <set>
 
 #include "tests/support/expect_error.h"
+#include "tests/support/raw_sequences.h"
+#include "tests/support/small_blocks.h"
 #include "tests/support/temp_directory.h"
 
 namespace longhaul::runtime {
@@ -87,31 +89,41 @@ TEST(KeyedPermutation, SpreadsEveryPosition) {
   }
 }
 
-/// The sequence starting at corpus token `begin`, token by token, from the document lengths alone.
-Sequence expected_sequence(const std::vector<std::int64_t>& lengths, std::int64_t begin,
-                           std::int64_t seq_len) {
-  std::vector<int> document_of;
-  for (std::size_t document = 0; document < lengths.size(); ++document) {
-    document_of.insert(document_of.end(), static_cast<std::size_t>(lengths[document]),
-                       static_cast<int>(document));
+Rows read(const SequenceSource& source, std::int64_t number, const std::vector<Run>& runs) {
+  Rows rows;
+  source.read(number, runs, rows);
+  return rows;
+}
+
+/// Row by row, what the runs name of a whole sequence.
+void expect_rows(const Rows& rows, const std::vector<Run>& runs,
+                 const test::RawSequence& sequence) {
+  Rows expected;
+  for (const Run& run : runs) {
+    std::int64_t index = run.first;
+    for (std::int64_t row = 0; row < run.count; ++row, index += run.stride) {
+      const auto at = static_cast<std::size_t>(index);
+      expected.tokens.push_back(sequence.tokens.at(at));
+      expected.labels.push_back(sequence.labels.at(at));
+      expected.positions.push_back(sequence.positions.at(at));
+    }
   }
-  const auto total = std::ssize(document_of);
-  Sequence sequence;
-  for (std::int64_t i = 0; i < seq_len; ++i) {
-    const std::int64_t at = (begin + i) % total;
-    const bool starts =
-        i == 0 || at == 0 ||
-        document_of[static_cast<std::size_t>(at)] != document_of[static_cast<std::size_t>(at - 1)];
-    if (starts) sequence.documents.push_back(i);
-    sequence.tokens.push_back(static_cast<std::int32_t>(at));
-    sequence.positions.push_back(starts ? 0 : sequence.positions.back() + 1);
-    const bool ends =
-        i + 1 == seq_len || at + 1 == total ||
-        document_of[static_cast<std::size_t>(at)] != document_of[static_cast<std::size_t>(at + 1)];
-    sequence.labels.push_back(ends ? -1 : static_cast<std::int32_t>(at + 1));
+  EXPECT_EQ(rows.tokens, expected.tokens);
+  EXPECT_EQ(rows.labels, expected.labels);
+  EXPECT_EQ(rows.positions, expected.positions);
+}
+
+/// Up to six runs in any order, some empty, some overlapping.
+std::vector<Run> random_runs(std::int64_t seq_len, std::mt19937_64& random) {
+  const auto draw = [&](std::int64_t below) {
+    return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(below));
+  };
+  std::vector<Run> runs;
+  for (std::int64_t left = draw(7); left > 0; --left) {
+    const std::int64_t first = draw(seq_len), stride = 1 + draw(left % 2 == 0 ? 1 : 11);
+    runs.push_back({first, draw((seq_len - 1 - first) / stride + 2), stride});
   }
-  sequence.documents.push_back(seq_len);
-  return sequence;
+  return runs;
 }
 
 TEST(Sequences, MatchTheDefinitionAndCoverEveryTokenOnceAnEpoch) {
@@ -126,6 +138,8 @@ TEST(Sequences, MatchTheDefinitionAndCoverEveryTokenOnceAnEpoch) {
     const std::int64_t total = std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0});
     const test::TempDirectory folder;
     const Corpus corpus = numbered_corpus(folder, lengths);
+    std::vector<std::int32_t> numbers(static_cast<std::size_t>(total));
+    std::iota(numbers.begin(), numbers.end(), 0);
     for (const std::int64_t seq_len : {1, 2, 3, 7, 13, 64, 100, 127}) {
       if (seq_len > total) continue;
       const Sequences sequences(corpus, seq_len, 99);
@@ -134,15 +148,16 @@ TEST(Sequences, MatchTheDefinitionAndCoverEveryTokenOnceAnEpoch) {
         std::vector<int> seen(static_cast<std::size_t>(total));
         for (std::int64_t n = 0; n < sequences.per_epoch(); ++n) {
           const std::int64_t cursor = epoch * sequences.per_epoch() + n;
-          const Sequence sequence = sequences.read(cursor);
           const std::int64_t begin = sequences.first_token(cursor);
           EXPECT_EQ(begin % seq_len, 0);
-          const Sequence expected = expected_sequence(lengths, begin, seq_len);
-          EXPECT_EQ(sequence.tokens, expected.tokens);
-          EXPECT_EQ(sequence.labels, expected.labels);
-          EXPECT_EQ(sequence.positions, expected.positions);
-          EXPECT_EQ(sequence.documents, expected.documents);
-          for (const std::int32_t token : sequence.tokens) ++seen[static_cast<std::size_t>(token)];
+          const test::RawSequence expected =
+              test::packed_sequence(numbers, lengths, begin, seq_len);
+          EXPECT_EQ(sequences.documents(cursor), expected.documents);
+          const Rows whole = read(sequences, cursor, {{0, seq_len, 1}});
+          expect_rows(whole, {{0, seq_len, 1}}, expected);
+          for (const std::int32_t token : whole.tokens) ++seen[static_cast<std::size_t>(token)];
+          const std::vector<runtime::Run> runs = random_runs(seq_len, random);
+          expect_rows(read(sequences, cursor, runs), runs, expected);
         }
         const std::int64_t twice = sequences.per_epoch() * seq_len - total;  // the wrapped ones
         for (std::int64_t token = 0; token < total; ++token) {
@@ -159,13 +174,81 @@ TEST(Sequences, ArePureFunctionsOfTheCursor) {
   const Sequences forward(corpus, 17, 5), again(corpus, 17, 5), other(corpus, 17, 6);
   std::vector<std::vector<std::int32_t>> in_order;
   for (std::int64_t cursor = 0; cursor < 150; ++cursor)
-    in_order.push_back(forward.read(cursor).tokens);
+    in_order.push_back(read(forward, cursor, {{0, 17, 1}}).tokens);
   int same = 0;
   for (std::int64_t cursor = 149; cursor >= 0; --cursor) {
-    EXPECT_EQ(again.read(cursor).tokens, in_order[static_cast<std::size_t>(cursor)]);
-    same += other.read(cursor).tokens == in_order[static_cast<std::size_t>(cursor)];
+    const auto& expected = in_order[static_cast<std::size_t>(cursor)];
+    EXPECT_EQ(read(again, cursor, {{0, 17, 1}}).tokens, expected);
+    same += read(other, cursor, {{0, 17, 1}}).tokens == expected;
   }
   EXPECT_LT(same, 15);
+}
+
+/// Blocks of one token, all but the allowed ones damaged: what is read without an error touched no
+/// other token of the file.
+TEST(Sequences, ReadTheTokensOfTheirRowsAndTheNextOfTheirLabels) {
+  const std::vector<std::int64_t> lengths{3, 0, 41, 1, 1, 90, 13, 7};
+  constexpr std::int64_t kTotal = 156;
+  std::vector<std::int32_t> tokens(kTotal);
+  std::iota(tokens.begin(), tokens.end(), 1000);
+  const test::TempDirectory folder;
+  const auto corpus = [&](const std::set<std::int64_t>& damaged) {
+    test::write_small_blocks(folder / "c.h5", tokens, lengths, 1, damaged);
+    return Corpus::open(folder / "c.h5");
+  };
+  std::set<std::int64_t> all;
+  for (std::int64_t token = 0; token < kTotal; ++token) all.insert(token);
+  for (const std::int64_t seq_len : {1, 7, 127}) {
+    for (const std::int64_t ranks : {1, 3, 5, 7}) {
+      for (std::int64_t rank = 0; rank < ranks; ++rank) {
+        const std::int64_t share = seq_len / ranks;
+        for (const runtime::Run& run :
+             {runtime::Run{rank * share, share, 1},
+              runtime::Run{rank, (seq_len - 1 - rank + ranks) / ranks, ranks}}) {
+          // One of the epoch's sequences, the wrapped one included, in turn.
+          const std::int64_t number = (rank + run.stride) % ((kTotal - 1) / seq_len + 1);
+          SCOPED_TRACE(concat("sequence ", number, " of ", seq_len, " tokens, rows ", run.first,
+                              " + ", run.stride, " i, ", run.count));
+          const Corpus whole = corpus({});
+          const std::int64_t begin = Sequences(whole, seq_len, 3).first_token(number);
+          const auto expected = test::packed_sequence(tokens, lengths, begin, seq_len);
+          std::set<std::int64_t> needed;
+          for (std::int64_t i = 0; i < run.count; ++i) {
+            const std::int64_t index = run.first + i * run.stride;
+            needed.insert((begin + index) % kTotal);
+            if (expected.labels.at(static_cast<std::size_t>(index)) >= 0)
+              needed.insert((begin + index + 1) % kTotal);
+          }
+          EXPECT_LE(std::ssize(needed), run.stride == 1 ? run.count + 1 : 2 * run.count);
+
+          std::set<std::int64_t> others;
+          std::ranges::set_difference(all, needed, std::inserter(others, others.end()));
+          const Corpus only = corpus(others);
+          expect_rows(read(Sequences(only, seq_len, 3), number, {run}), {run}, expected);
+
+          const Corpus none = corpus(all);  // and documents need no token
+          EXPECT_EQ(Sequences(none, seq_len, 3).documents(number), expected.documents);
+          if (needed.empty()) continue;
+          const Corpus lacking = corpus({*std::next(needed.begin(), std::ssize(needed) / 2)});
+          test::expect_error(ExitCode::data, "'block_hashes'",
+                             [&] { read(Sequences(lacking, seq_len, 3), number, {run}); });
+        }
+      }
+    }
+  }
+}
+
+TEST(Sequences, RefuseRowsBeyondTheirEnd) {
+  const test::TempDirectory folder;
+  const Corpus corpus = numbered_corpus(folder, {20});
+  const Sequences sequences(corpus, 10, 1);
+  EXPECT_TRUE(read(sequences, 0, {{10, 0, 1}, {0, 0, 3}}).tokens.empty());
+  for (const runtime::Run& run :
+       {runtime::Run{10, 1, 1}, runtime::Run{0, 11, 1}, runtime::Run{1, 4, 3},
+        runtime::Run{-1, 2, 1}, runtime::Run{0, 2, 0}}) {
+    test::expect_error(ExitCode::internal, "of a sequence of 10 tokens",
+                       [&] { read(sequences, 0, {run}); });
+  }
 }
 
 TEST(Sequences, RefusesACorpusShorterThanASequence) {

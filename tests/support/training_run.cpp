@@ -2,9 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <random>
-
-#include "runtime/comm/loopback.h"
+#include <utility>
 
 namespace longhaul::test {
 
@@ -39,46 +37,20 @@ launch::TrainConfig small_training(std::int64_t seq_len) {
   return config;
 }
 
-runtime::Sequence random_sequence(std::int64_t vocabulary, std::int64_t seq_len,
-                                  std::int64_t cursor) {
-  std::mt19937_64 random(static_cast<std::uint64_t>(cursor) * 7919 + 17);
-  runtime::Sequence sequence;
-  sequence.documents = {0};
-  while (sequence.documents.back() < seq_len) {
-    const auto kind = random() % 4;
-    const std::int64_t length =
-        kind == 0 ? 1
-                  : static_cast<std::int64_t>(
-                        1 + random() % static_cast<std::uint64_t>(kind == 1 ? seq_len : 20));
-    sequence.documents.push_back(std::min(seq_len, sequence.documents.back() + length));
-  }
-  for (std::int64_t i = 0; i < seq_len; ++i) {
-    // Half of the tokens follow from the one before: there is something to learn.
-    const bool drawn = i == 0 || random() % 2 == 0;
-    const std::int64_t token =
-        drawn ? static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(vocabulary))
-              : (sequence.tokens.back() * 3 + 1) % vocabulary;
-    sequence.tokens.push_back(static_cast<std::int32_t>(token));
-  }
-  for (std::size_t d = 0; d + 1 < sequence.documents.size(); ++d) {
-    const std::int64_t begin = sequence.documents[d], end = sequence.documents[d + 1];
-    for (std::int64_t i = begin; i < end; ++i) {
-      sequence.labels.push_back(i + 1 < end ? sequence.tokens[static_cast<std::size_t>(i + 1)]
-                                            : -1);
-      sequence.positions.push_back(static_cast<std::int32_t>(i - begin));
-    }
-  }
-  return sequence;
-}
-
 std::vector<launch::StepResult> run_training(const launch::TrainConfig& config,
                                              std::int64_t vocabulary,
-                                             const launch::SequenceSource& sequences,
+                                             const RawSequences::Generator& sequences,
                                              const RunSteps& options) {
+  return run_training(config, vocabulary, std::make_shared<const RawSequences>(sequences), options);
+}
+
+std::vector<launch::StepResult> run_training(
+    const launch::TrainConfig& config, std::int64_t vocabulary,
+    const std::shared_ptr<const runtime::SequenceSource>& sequences, const RunSteps& options) {
   const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
                                       config.parallelism.data_parallel_replicate_degree);
   std::vector<std::vector<launch::StepResult>> results(static_cast<std::size_t>(ranks));
-  runtime::run_loopback(ranks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
+  runtime::run_loopback(ranks, options.loopback, [&](std::unique_ptr<runtime::Communicator> world) {
     launch::TrainerInputs inputs;
     inputs.config = config;
     inputs.vocab_size = vocabulary;

@@ -1,0 +1,44 @@
+#include "launch/loader.h"
+
+#include <numeric>
+#include <utility>
+
+#include "runtime/error.h"
+
+namespace longhaul::launch {
+
+Loader::Loader(LoaderInputs inputs)
+    : inputs_(std::move(inputs)), plan_(batch_plan(inputs_.config)) {}
+
+/// This rank's share of the step's sequences: over all data ranks the same, whatever the grid.
+std::vector<LocalBatch> Loader::make(const StepStart& step) const {
+  const TrainConfig& config = inputs_.config;
+  const std::int64_t micro = config.training.micro_batch_size;
+  const std::int64_t data_ranks = config.parallelism.data_parallel_replicate_degree;
+  std::vector<LocalBatch> batches;
+  for (std::int64_t pass = 0; pass < plan_.accumulation_steps; ++pass) {
+    std::vector<std::int64_t> numbers(static_cast<std::size_t>(micro));
+    std::iota(numbers.begin(), numbers.end(),
+              step.cursor + (pass * data_ranks + inputs_.data_rank) * micro);
+    batches.push_back(make_local_batch(*inputs_.sequences, numbers, inputs_.shape));
+    if (inputs_.prepare) inputs_.prepare(batches.back(), step.step);
+  }
+  return batches;
+}
+
+void Loader::start(const StepStart& step) {
+  ahead_.reset();  // waits for what it was making
+  // An error belongs to whoever takes the step: the future carries it.
+  auto work = [this, step, rank = runtime::thread_rank()] {
+    runtime::set_thread_rank(rank);
+    return make(step);
+  };
+  ahead_ = Ahead{step, std::async(std::launch::async, std::move(work))};
+}
+
+std::vector<LocalBatch> Loader::take(const StepStart& step) {
+  if (!ahead_ || ahead_->step != step) start(step);
+  return std::exchange(ahead_, std::nullopt)->batches.get();
+}
+
+}  // namespace longhaul::launch
