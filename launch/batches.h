@@ -9,7 +9,6 @@
 
 #include "attention/mask.h"
 #include "launch/train_config.h"
-#include "models/llama.h"
 #include "parallel/layout.h"
 #include "runtime/io/sequences.h"
 

@@ -12,7 +12,6 @@
 #include "launch/metrics.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
-#include "models/flops.h"
 #include "runtime/build_info.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/launcher.h"
@@ -99,8 +98,8 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
 
 void print_start(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step) {
   std::printf("%s\n", runtime::version_line().c_str());
-  std::printf("model    llama, %s parameters, %s\n", grouped(header.parameters).c_str(),
-              runtime::name(config.training.dtype));
+  std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
+              grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
   std::printf("corpus   %s, %s tokens, vocabulary %s, unigram entropy %.4f nats\n",
               config.data.corpus.c_str(), grouped(header.corpus_tokens).c_str(),
               grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
@@ -145,8 +144,7 @@ class Reporter {
     metrics.labels = result.labels;
     metrics.seconds = result.seconds;
     metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
-    metrics.mfu = models::step_flops(trainer.model_config(), tokens, result.area) / result.seconds /
-                  peak_flops_;
+    metrics.mfu = trainer.model().flops(tokens, {&result.area, 1}) / result.seconds / peak_flops_;
     metrics.memory_bytes = result.memory_bytes;
     metrics.comm_seconds = result.comm_seconds;
     metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "launch/model.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
 #include "runtime/ops/host_copy.h"
@@ -45,23 +46,6 @@ runtime::Stream compute_stream(const TrainConfig&, int threads) {
 
 }  // namespace
 
-models::LlamaConfig llama_config(const TrainConfig& config, std::int64_t vocab_size) {
-  const ModelConfig& m = config.model;
-  models::LlamaConfig llama;
-  llama.hidden_size = m.hidden_size;
-  llama.intermediate_size = m.intermediate_size;
-  llama.num_hidden_layers = m.num_hidden_layers;
-  llama.num_attention_heads = m.num_attention_heads;
-  llama.num_key_value_heads = m.num_key_value_heads;
-  llama.head_dim = m.head_dim;
-  llama.rms_norm_eps = m.rms_norm_eps;
-  llama.rope_theta = m.rope_theta;
-  llama.tie_word_embeddings = m.tie_word_embeddings;
-  llama.vocab_size = vocab_size;
-  llama.dtype = config.training.dtype;
-  return llama;
-}
-
 Trainer::Trainer(TrainerInputs inputs, Communicator& world)
     : inputs_(std::move(inputs)),
       grid_(grid_shape(inputs_.config)),
@@ -72,7 +56,8 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout)),
       compute_(compute_stream(inputs_.config, inputs_.threads)),
       gradient_stream_(compute_.sibling("gradients", 1)),
-      control_stream_(runtime::Stream::cpu("control")) {
+      control_stream_(runtime::Stream::cpu("control")),
+      model_(make_model(inputs_.config, inputs_.vocab_size)) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
@@ -84,13 +69,8 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   attention_ = std::make_unique<parallel::Attention>(
       attention, grid_.split(world, {context}, "context"), compute_);
 
-  const models::LlamaConfig model = llama_config(config, inputs_.vocab_size);
-  store_ = std::make_unique<models::ParameterStore>(models::parameter_table(model), model.dtype,
-                                                    compute_);
-  models::LlamaOptions options;
-  options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
-                                                                  : models::Recompute::none;
-  model_ = std::make_unique<models::Llama>(model, options, *store_, *attention_, compute_);
+  store_ =
+      std::make_unique<models::ParameterStore>(model_.table(), config.training.dtype, compute_);
   const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
@@ -119,8 +99,10 @@ models::Batch Trainer::upload(const LocalBatch& batch) {
     runtime::ops::upload(values, part, compute_);
     return part;
   };
-  return {put(batch.tokens, token_rows_), put(batch.labels, label_rows_),
-          put(batch.positions, position_rows_)};
+  return {put(batch.tokens, token_rows_),
+          put(batch.labels, label_rows_),
+          put(batch.positions, position_rows_),
+          {attention_->batch(batch.mask, batch.layout)}};
 }
 
 /// Sums a finished range of gradients over data and context ranks while backward goes on.
@@ -177,13 +159,13 @@ StepResult Trainer::step(bool stop) {
   std::vector<std::shared_ptr<const std::vector<double>>>
       losses;  // of each pass, once synchronised
   for (std::size_t pass = 0; pass < batches.size(); ++pass) {
-    attention_->set_batch(batches[pass].mask, batches[pass].layout);
-    models::Pass options;
+    models::PassOptions options;
     options.loss_scale = 1.0 / labels;
     if (pass + 1 == batches.size())
       options.on_gradients = [this](models::ElementRange range) { reduce(range); };
-    const Tensor loss = model_->forward_backward(upload(batches[pass]), options);
-    losses.push_back(runtime::ops::download<double>(loss, compute_));
+    const models::Batch batch = upload(batches[pass]);
+    for (const Tensor& loss : model_.forward_backward(resources(), {&batch, 1}, options))
+      losses.push_back(runtime::ops::download<double>(loss, compute_));
   }
   compute_.wait(gradient_stream_.record());
 
@@ -221,8 +203,7 @@ StepResult Trainer::step(bool stop) {
 
 models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& sequences) {
   const LocalBatch batch = local_batch(sequences);
-  attention_->set_batch(batch.mask, batch.layout);
-  models::Evaluation evaluation = model_->evaluate(upload(batch));
+  models::Evaluation evaluation = model_.evaluate(resources(), upload(batch));
   compute_.synchronize(host_deadline());
   return evaluation;
 }

@@ -11,7 +11,7 @@
 #include "launch/batches.h"
 #include "launch/schemes.h"
 #include "launch/train_config.h"
-#include "models/llama.h"
+#include "models/model.h"
 #include "models/optimizer.h"
 #include "parallel/attention.h"
 #include "runtime/comm/communicator.h"
@@ -67,7 +67,7 @@ class Trainer {
   /// Sequences taken so far, over all data ranks.
   std::int64_t cursor() const { return cursor_; }
   std::int64_t parameters() const { return store_->table().elements(); }
-  const models::LlamaConfig& model_config() const { return model_->config(); }
+  const models::Model& model() const { return model_; }
 
   /// Forward only over one micro-batch of given sequences; rows come in the local order of their
   /// layout (make_local_batch). Collective over the context axis. Returned tensors are complete.
@@ -77,6 +77,7 @@ class Trainer {
  private:
   LocalBatch local_batch(const std::vector<runtime::Sequence>& sequences) const;
   models::Batch upload(const LocalBatch& batch);
+  models::Resources resources() { return {*store_, *attention_, compute_}; }
   void reduce(models::ElementRange range);
   void set_scheme(std::int64_t step);
   std::vector<runtime::TensorSlice> owned_slices() const;
@@ -94,15 +95,12 @@ class Trainer {
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
+  const models::Model model_;
   std::unique_ptr<models::ParameterStore> store_;
-  std::unique_ptr<models::Llama> model_;
   std::unique_ptr<models::AdamW> optimizer_;
   runtime::Tensor token_rows_, label_rows_, position_rows_;  // as long as the longest batch so far
   std::int64_t completed_steps_ = 0;
   std::int64_t cursor_ = 0;
 };
-
-/// The model of a configuration, with the vocabulary filled in.
-models::LlamaConfig llama_config(const TrainConfig& config, std::int64_t vocab_size);
 
 }  // namespace longhaul::launch

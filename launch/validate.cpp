@@ -4,11 +4,12 @@
 
 #include <cstdio>
 
+#include "launch/batches.h"
 #include "launch/config.h"
 #include "launch/legality.h"
 #include "launch/metrics.h"
+#include "launch/model.h"
 #include "launch/schemes.h"
-#include "launch/trainer.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/sequences.h"
@@ -40,8 +41,8 @@ std::string batch_text(const TrainConfig& config) {
 }
 
 std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) {
-  const models::LlamaConfig model = llama_config(config, vocabulary);
-  return fmt::format("{} (vocabulary {})", grouped(models::parameter_table(model).elements()),
+  return fmt::format("{} (vocabulary {})",
+                     grouped(make_model(config, vocabulary).table().elements()),
                      grouped(vocabulary));
 }
 

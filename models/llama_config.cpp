@@ -1,7 +1,5 @@
 #include "models/llama_config.h"
 
-#include <cmath>
-
 #include "runtime/error.h"
 
 namespace longhaul::models {
@@ -9,8 +7,6 @@ namespace {
 
 using runtime::ExitCode;
 using runtime::fail;
-
-constexpr double kStddev = 0.02;
 
 void require_positive(const char* field, std::int64_t value) {
   if (value < 1) fail(ExitCode::config, "[model] ", field, " is ", value, "; expected at least 1");
@@ -45,43 +41,6 @@ void check(const LlamaConfig& config) {
     fail(ExitCode::config, "[training] dtype is ", name(config.dtype),
          "; expected float32 or bfloat16");
   }
-}
-
-std::string layer_name(std::int64_t layer, const std::string& suffix) {
-  return "model.layers." + std::to_string(layer) + "." + suffix;
-}
-
-ParameterTable parameter_table(const LlamaConfig& config) {
-  check(config);
-  const std::int64_t h = config.hidden_size, f = config.intermediate_size;
-  const double residual = kStddev / std::sqrt(2.0 * static_cast<double>(config.num_hidden_layers));
-  ParameterTable table;
-  int group = 0;
-  const auto matrix = [&](const std::string& name, std::int64_t out, std::int64_t in, double stddev,
-                          int tensor_dim, bool decay = true) {
-    table.add({name, {out, in}, Initialisation::normal, stddev, decay, tensor_dim, group, {}});
-  };
-  const auto norm = [&](const std::string& name) {
-    table.add({name, {h}, Initialisation::ones, 0, false, -1, group, {}});
-  };
-
-  matrix("model.embed_tokens.weight", config.vocab_size, h, kStddev, 0, false);
-  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    ++group;
-    norm(layer_name(layer, "input_layernorm.weight"));
-    matrix(layer_name(layer, "self_attn.q_proj.weight"), config.query_size(), h, kStddev, 0);
-    matrix(layer_name(layer, "self_attn.k_proj.weight"), config.key_value_size(), h, kStddev, 0);
-    matrix(layer_name(layer, "self_attn.v_proj.weight"), config.key_value_size(), h, kStddev, 0);
-    matrix(layer_name(layer, "self_attn.o_proj.weight"), h, config.query_size(), residual, 1);
-    norm(layer_name(layer, "post_attention_layernorm.weight"));
-    matrix(layer_name(layer, "mlp.gate_proj.weight"), f, h, kStddev, 0);
-    matrix(layer_name(layer, "mlp.up_proj.weight"), f, h, kStddev, 0);
-    matrix(layer_name(layer, "mlp.down_proj.weight"), h, f, residual, 1);
-  }
-  ++group;
-  norm("model.norm.weight");
-  if (!config.tie_word_embeddings) matrix("lm_head.weight", config.vocab_size, h, kStddev, 0);
-  return table;
 }
 
 }  // namespace longhaul::models

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <mutex>
 
 #include "parallel/executor.h"
 #include "parallel/schemes/scheme.h"
@@ -40,19 +41,57 @@ TensorView unconst(ConstTensorView view) {
 
 }  // namespace
 
+struct AttentionBatch::Impl {
+  attention::HeadMasks masks;
+  Layout layout;
+  std::string digests = runtime::concat(masks.digest(), " ", layout.digest());
+  std::mutex mutex{};
+  std::map<std::string, std::shared_ptr<const Program>> programs{};  // by scheme, direction, shapes
+};
+
+AttentionBatch::AttentionBatch(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+AttentionBatch::~AttentionBatch() = default;
+const attention::HeadMasks& AttentionBatch::masks() const { return impl_->masks; }
+const Layout& AttentionBatch::layout() const { return impl_->layout; }
+
 struct Attention::Impl {
-  // Programs of the batches seen lately, by what they are a function of.
-  static constexpr std::size_t kCached = 16;
+  /// Programs of the batches seen lately, by what they are a function of; used by any thread.
+  class Cache {
+   public:
+    std::shared_ptr<const Program> find(const std::string& key) const {
+      std::lock_guard lock(mutex_);
+      const auto found = programs_.find(key);
+      return found == programs_.end() ? nullptr : found->second;
+    }
+    void add(const std::string& key, std::shared_ptr<const Program> program) {
+      std::lock_guard lock(mutex_);
+      if (!programs_.emplace(key, std::move(program)).second) return;
+      oldest_.push_back(key);
+      if (oldest_.size() <= kCached) return;
+      programs_.erase(oldest_.front());
+      oldest_.pop_front();
+    }
+
+   private:
+    static constexpr std::size_t kCached = 16;
+    mutable std::mutex mutex_;
+    std::map<std::string, std::shared_ptr<const Program>> programs_;
+    std::deque<std::string> oldest_;  // its keys, in the order in which they came
+  };
+
+  Impl(const AttentionOptions& options, std::unique_ptr<runtime::Communicator> ranks,
+       const runtime::Stream& stream)
+      : scheme(options.scheme), context(std::move(ranks)), compute(stream) {
+    if (options.wire_dtype != runtime::DType::float32) wire_dtype = options.wire_dtype;
+    open_channels();
+  }
 
   Expression scheme;
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
   runtime::Stream compute;
-  std::vector<Channel> channels{};
-  std::optional<attention::HeadMasks> masks{};
-  std::optional<Layout> layout{};
-  std::map<std::string, std::shared_ptr<const Program>> cache{};
-  std::deque<std::string> oldest{};  // its keys, in the order in which they came
+  std::vector<Channel> channels;
+  Cache cache;
 
   void open_channels() {
     const auto wanted = static_cast<std::size_t>(scheme_from_name(scheme.name).channels);
@@ -62,62 +101,52 @@ struct Attention::Impl {
     }
   }
 
-  std::string key(Direction direction, const Shapes& shapes) const {
-    return runtime::concat(scheme.text(), " ", name(direction), " ", shapes.heads, " ",
-                           shapes.kv_heads, " ", shapes.dim, " ", shapes.value_dim, " ",
-                           name(shapes.activation), " ", static_cast<int>(shapes.weighting), " ",
-                           masks->digest(), " ", layout->digest());
+  std::shared_ptr<const Program> program(AttentionBatch::Impl& batch, Direction direction,
+                                         const Shapes& shapes) {
+    const std::string kind =
+        runtime::concat(scheme.text(), " ", name(direction), " ", shapes.heads, " ",
+                        shapes.kv_heads, " ", shapes.dim, " ", shapes.value_dim, " ",
+                        name(shapes.activation), " ", static_cast<int>(shapes.weighting));
+    std::lock_guard lock(batch.mutex);  // whoever comes second finds the program made
+    std::shared_ptr<const Program>& program = batch.programs[kind];
+    if (program) return program;
+    const std::string key = kind + " " + batch.digests;
+    program = cache.find(key);
+    if (program) return program;
+    const SchemeInputs inputs{batch.masks, batch.layout, shapes, direction, wire_dtype, scheme};
+    program = std::make_shared<const Program>(prepare(inputs)(context->rank()));
+    cache.add(key, program);
+    return program;
   }
 
-  std::shared_ptr<const Program> program(Direction direction, const Shapes& shapes) {
-    LONGHAUL_CHECK(masks && layout, "set_batch() comes before the first attention call");
-    const std::string wanted = key(direction, shapes);
-    auto found = cache.find(wanted);
-    if (found == cache.end()) {
-      if (cache.size() >= kCached) {
-        cache.erase(oldest.front());
-        oldest.pop_front();
-      }
-      oldest.push_back(wanted);
-      const SchemeInputs inputs{*masks, *layout, shapes, direction, wire_dtype, scheme};
-      found =
-          cache.emplace(wanted, std::make_shared<const Program>(prepare(inputs)(context->rank())))
-              .first;
-    }
-    return found->second;
-  }
-
-  std::unique_ptr<AttentionCall> call(Direction direction, const Shapes& shapes,
-                                      const attention::Scoring& scoring,
+  std::unique_ptr<AttentionCall> call(const AttentionBatch& batch, Direction direction,
+                                      const Shapes& shapes, const attention::Scoring& scoring,
                                       std::vector<Binding> bindings) {
     // Schemes that send keys and values apart have a slot for each.
     const Binding& kv = *std::ranges::find(bindings, "kv", &Binding::slot);
     const auto k = kv.fields[0], v = kv.fields[1];
     bindings.push_back({"k", {k}});
     bindings.push_back({"v", {v}});
-    return std::make_unique<ProgramCall>(Execution(program(direction, shapes), shapes, scoring,
-                                                   std::move(bindings), compute, channels));
+    return std::make_unique<ProgramCall>(Execution(program(*batch.impl_, direction, shapes), shapes,
+                                                   scoring, std::move(bindings), compute,
+                                                   channels));
   }
 };
 
 Attention::Attention(const AttentionOptions& options,
-                     std::unique_ptr<runtime::Communicator> context,
-                     const runtime::Stream& compute) {
-  std::optional<runtime::DType> wire;
-  if (options.wire_dtype != runtime::DType::float32) wire = options.wire_dtype;
-  impl_ = std::make_unique<Impl>(Impl{options.scheme, wire, std::move(context), compute});
-  impl_->open_channels();
-}
+                     std::unique_ptr<runtime::Communicator> context, const runtime::Stream& compute)
+    : impl_(std::make_unique<Impl>(options, std::move(context), compute)) {}
 
 Attention::~Attention() = default;
 
-void Attention::set_batch(const attention::HeadMasks& masks, const Layout& layout) {
+std::shared_ptr<const AttentionBatch> Attention::batch(attention::HeadMasks masks,
+                                                       Layout layout) const {
   LONGHAUL_CHECK(masks.tokens() == layout.tokens(), "mask of ", masks.tokens(),
                  " tokens, layout of ", layout.tokens());
   LONGHAUL_CHECK(layout.ranks() == impl_->context->size(), "layout over ", layout.ranks(),
                  " ranks on ", impl_->context->size());
-  impl_->masks = masks;
-  impl_->layout = layout;
+  return std::shared_ptr<const AttentionBatch>(new AttentionBatch(
+      std::make_unique<AttentionBatch::Impl>(std::move(masks), std::move(layout))));
 }
 
 void Attention::set_scheme(const Expression& scheme) {
@@ -148,20 +177,21 @@ std::vector<TensorView> with_softmax(std::vector<TensorView> common, std::vector
 }
 }  // namespace
 
-std::unique_ptr<AttentionCall> Attention::forward(ConstTensorView q, ConstTensorView k,
-                                                  ConstTensorView v,
+std::unique_ptr<AttentionCall> Attention::forward(const AttentionBatch& batch, ConstTensorView q,
+                                                  ConstTensorView k, ConstTensorView v,
                                                   const attention::Scoring& scoring, TensorView out,
                                                   TensorView lse) {
-  return impl_->call(Direction::forward, shapes_of(q, k, v, scoring), scoring,
+  return impl_->call(batch, Direction::forward, shapes_of(q, k, v, scoring), scoring,
                      {{"q", {unconst(q)}},
                       {"kv", {unconst(k), unconst(v)}},
                       {"out", with_softmax({out}, {lse}, scoring)}});
 }
 
-std::unique_ptr<AttentionCall> Attention::backward(const BackwardInputs& in,
+std::unique_ptr<AttentionCall> Attention::backward(const AttentionBatch& batch,
+                                                   const BackwardInputs& in,
                                                    const attention::Scoring& scoring, TensorView dq,
                                                    TensorView dk, TensorView dv) {
-  return impl_->call(Direction::backward, shapes_of(in.q, in.k, in.v, scoring), scoring,
+  return impl_->call(batch, Direction::backward, shapes_of(in.q, in.k, in.v, scoring), scoring,
                      {{"q_bundle", with_softmax({unconst(in.q), unconst(in.dout)},
                                                 {unconst(in.lse), unconst(in.delta)}, scoring)},
                       {"kv", {unconst(in.k), unconst(in.v)}},

@@ -23,13 +23,19 @@ Execution::Execution(std::shared_ptr<const Program> program, const Shapes& shape
       channels_(channels),
       slots_(program_->slots.size()),
       awaited_(program_->steps.size(), false),
-      events_(program_->steps.size()) {
+      events_(program_->steps.size()),
+      last_(channels.size()) {
   LONGHAUL_CHECK(scoring.weighting == shapes.weighting,
                  "the program was made for another weighting");
-  for (const Step& step : program_->steps) {
+  for (std::size_t index = 0; index < awaited_.size(); ++index) {
+    const Step& step = program_->steps[index];
     for (const int wait : step.waits) awaited_[static_cast<std::size_t>(wait)] = true;
     LONGHAUL_CHECK(step.stream <= static_cast<int>(channels.size()), "the program needs channel ",
                    step.stream - 1, ", ", channels.size(), " given");
+    if (step.stream != kCompute) last_[static_cast<std::size_t>(step.stream - 1)] = index;
+  }
+  for (const auto& last : last_) {
+    if (last) awaited_[*last] = true;
   }
   bind(bindings);
 }
@@ -92,7 +98,10 @@ void Execution::finish() {
   advance();
   if (finished_) return;
   finished_ = true;
-  for (const Channel& channel : channels_) compute_.wait(channel.stream.record());
+  // Of the channels' work only this call's: another call may have been enqueued behind it.
+  for (const auto& last : last_) {
+    if (last) compute_.wait(events_[*last]);
+  }
 }
 
 void Execution::enqueue_until(int phase) {

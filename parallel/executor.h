@@ -4,6 +4,7 @@
 // between streams is an event on a wait that the builder derived.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,8 +27,9 @@ struct Binding {
   std::vector<runtime::TensorView> fields;
 };
 
-/// One call in flight. Scratch is allocated on the compute stream by start() and returned by the
-/// destructor; destroy it only after finish(), or after the streams have been abandoned.
+/// One call in flight; others may be at the same time, on the same streams. Scratch is allocated on
+/// the compute stream by start() and returned by the destructor; destroy it only after finish(), or
+/// after the streams have been abandoned.
 class Execution {
  public:
   Execution(std::shared_ptr<const Program> program, const Shapes& shapes,
@@ -38,7 +40,7 @@ class Execution {
   void start();
   /// Enqueues the rest. Calls start() if nobody did.
   void advance();
-  /// Makes the compute stream wait for everything. Calls advance() if nobody did.
+  /// Makes the compute stream wait for all of this call. Calls advance() if nobody did.
   void finish();
 
  private:
@@ -62,8 +64,9 @@ class Execution {
   std::vector<Channel>& channels_;
   std::vector<Fields> slots_;
   std::vector<runtime::Tensor> scratch_;
-  std::vector<bool> awaited_;           // steps that another stream waits for
-  std::vector<runtime::Event> events_;  // theirs
+  std::vector<bool> awaited_;                     // steps that another stream waits for
+  std::vector<runtime::Event> events_;            // theirs
+  std::vector<std::optional<std::size_t>> last_;  // step of each channel
   int next_ = 0;
   bool started_ = false, finished_ = false;
 };
