@@ -23,21 +23,23 @@ std::string mask_text(const DataConfig& data) {
   return numbers.empty() ? data.mask : data.mask + " (" + numbers + ")";
 }
 
-LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, const DataConfig& data,
-                            parallel::LayoutKind layout_kind, int ranks, int rank) {
+LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences,
+                            const BatchShape& shape) {
   LONGHAUL_CHECK(!sequences.empty(), "a batch of no sequences");
   const std::size_t seq_len = sequences[0].tokens.size();
   std::vector<attention::Mask> masks;
   for (const runtime::Sequence& sequence : sequences) {
     LONGHAUL_CHECK(sequence.tokens.size() == seq_len, "a sequence of ", sequence.tokens.size(),
                    " tokens beside one of ", seq_len);
-    masks.push_back(sequence_mask(data, sequence));
+    masks.push_back(sequence_mask(shape.data, sequence));
   }
-  attention::Mask mask = attention::Mask::concatenated(masks);
-  auto layout =
-      parallel::Layout::make(layout_kind, mask, static_cast<std::int64_t>(sequences.size()), ranks);
-  LocalBatch batch{std::move(mask), std::move(layout), {}, {}, {}};
-  for (const std::int64_t token : batch.layout.tokens_of(rank)) {
+  const attention::Mask mask = attention::Mask::concatenated(masks);
+  masks.clear();
+  for (const models::MaskKind& kind : shape.kinds) masks.push_back(kind.of(mask));
+  auto layout = parallel::Layout::make(shape.layout, masks_of_layers(masks, shape.kinds),
+                                       std::ssize(sequences), shape.ranks);
+  LocalBatch batch{std::move(masks), std::move(layout), {}, {}, {}};
+  for (const std::int64_t token : batch.layout.tokens_of(shape.rank)) {
     const runtime::Sequence& sequence = sequences[static_cast<std::size_t>(token) / seq_len];
     const std::size_t at = static_cast<std::size_t>(token) % seq_len;
     batch.tokens.push_back(sequence.tokens[at]);

@@ -9,6 +9,7 @@
 
 #include "attention/mask.h"
 #include "launch/train_config.h"
+#include "models/layer_types.h"
 #include "parallel/layout.h"
 #include "runtime/io/sequences.h"
 
@@ -22,18 +23,27 @@ std::string mask_text(const DataConfig& data);
 /// Sequence number n of the run, the same on every rank: runtime::Sequences, or a test's generator.
 using SequenceSource = std::function<runtime::Sequence(std::int64_t)>;
 
-/// A micro-batch on this rank: B whole sequences' mask and layout, and the rows of them that this
+/// What a run's batches have in common on a rank.
+struct BatchShape {
+  DataConfig data;
+  std::vector<models::MaskKind> kinds;  ///< of the model's layers
+  parallel::LayoutKind layout = parallel::LayoutKind::contiguous;
+  int ranks = 1, rank = 0;  ///< of the context axis
+};
+
+/// A micro-batch on this rank: B whole sequences' masks and layout, and the rows of them that this
 /// rank holds.
 struct LocalBatch {
-  attention::Mask mask;
+  std::vector<attention::Mask> masks;  ///< one for each kind of layer
   parallel::Layout layout;
   std::vector<std::int32_t> tokens, labels, positions;  ///< in the layout's local row order
   std::int64_t local_labels = 0;                        ///< rows here that have a label
 };
 
-/// `sequences`, all equally long, become one token axis; rows are those of `rank`. Mask and layout
-/// are the same on all ranks.
-LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences, const DataConfig& data,
-                            parallel::LayoutKind layout, int ranks, int rank);
+/// `sequences`, all equally long, become one token axis; rows are those of shape.rank. Masks and
+/// layout are the same on all ranks; a layout that depends on the mask is made for all layers
+/// together.
+LocalBatch make_local_batch(const std::vector<runtime::Sequence>& sequences,
+                            const BatchShape& shape);
 
 }  // namespace longhaul::launch

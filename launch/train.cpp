@@ -10,6 +10,7 @@
 
 #include "launch/config.h"
 #include "launch/metrics.h"
+#include "launch/model.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "runtime/build_info.h"
@@ -100,6 +101,8 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
   std::printf("%s\n", runtime::version_line().c_str());
   std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
               grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
+  if (!config.model.layer_types.empty())
+    std::printf("layers   %s\n", layers_text(layer_masks(config.model).kinds).c_str());
   std::printf("corpus   %s, %s tokens, vocabulary %s, unigram entropy %.4f nats\n",
               config.data.corpus.c_str(), grouped(header.corpus_tokens).c_str(),
               grouped(header.vocabulary_size).c_str(), header.unigram_entropy.value_or(0));
@@ -144,7 +147,7 @@ class Reporter {
     metrics.labels = result.labels;
     metrics.seconds = result.seconds;
     metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
-    metrics.mfu = trainer.model().flops(tokens, {&result.area, 1}) / result.seconds / peak_flops_;
+    metrics.mfu = trainer.model().flops(tokens, result.areas) / result.seconds / peak_flops_;
     metrics.memory_bytes = result.memory_bytes;
     metrics.comm_seconds = result.comm_seconds;
     metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;

@@ -29,6 +29,8 @@ struct ModelConfig {
   double rope_theta = 0;
   bool tie_word_embeddings = false;
   std::optional<std::int64_t> vocab_size;  ///< empty: the corpus says
+  std::vector<std::string> layer_types;    ///< empty: full_attention in all layers
+  std::optional<std::int64_t> sliding_window;
 };
 
 struct DataConfig {

@@ -53,11 +53,13 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(batch_plan(inputs_.config)),
-      layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout)),
       compute_(compute_stream(inputs_.config, inputs_.threads)),
       gradient_stream_(compute_.sibling("gradients", 1)),
       control_stream_(runtime::Stream::cpu("control")),
-      model_(make_model(inputs_.config, inputs_.vocab_size)) {
+      model_(make_model(inputs_.config, inputs_.vocab_size)),
+      batch_shape_{inputs_.config.data, model_.masks(),
+                   parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
+                   static_cast<int>(grid_.size(runtime::Axis::context)), context_rank_} {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
@@ -84,11 +86,6 @@ void Trainer::initialise() {
   compute_.synchronize(host_deadline());
 }
 
-LocalBatch Trainer::local_batch(const std::vector<runtime::Sequence>& sequences) const {
-  return make_local_batch(sequences, inputs_.config.data, layout_,
-                          grid_.size(runtime::Axis::context), context_rank_);
-}
-
 /// Copies a batch into the row tensors, behind whatever still reads the last one. A batch may have
 /// more or fewer rows than the last.
 models::Batch Trainer::upload(const LocalBatch& batch) {
@@ -99,10 +96,13 @@ models::Batch Trainer::upload(const LocalBatch& batch) {
     runtime::ops::upload(values, part, compute_);
     return part;
   };
-  return {put(batch.tokens, token_rows_),
-          put(batch.labels, label_rows_),
-          put(batch.positions, position_rows_),
-          {attention_->batch(batch.mask, batch.layout)}};
+  models::Batch uploaded{put(batch.tokens, token_rows_),
+                         put(batch.labels, label_rows_),
+                         put(batch.positions, position_rows_),
+                         {}};
+  for (const attention::Mask& mask : batch.masks)
+    uploaded.attention.push_back(attention_->batch(mask, batch.layout));
+  return uploaded;
 }
 
 /// Sums a finished range of gradients over data and context ranks while backward goes on.
@@ -135,17 +135,18 @@ StepResult Trainer::step(bool stop) {
   const std::int64_t micro = config.training.micro_batch_size;
   const std::int64_t data_ranks = grid_.size(runtime::Axis::data);
   std::vector<LocalBatch> batches;
-  std::vector<double> counts(
-      2, 0.0);  // labels, and the mask's area from one rank of each context group
+  // Labels, and each mask's area from one rank of each context group.
+  std::vector<double> counts(1 + model_.masks().size(), 0.0);
   for (std::int64_t pass = 0; pass < plan_.accumulation_steps; ++pass) {
     std::vector<runtime::Sequence> sequences;
     for (std::int64_t b = 0; b < micro; ++b) {
       sequences.push_back(
           inputs_.sequences(cursor_ + (pass * data_ranks + data_rank_) * micro + b));
     }
-    batches.push_back(local_batch(sequences));
+    batches.push_back(make_local_batch(sequences, batch_shape_));
     counts[0] += static_cast<double>(batches.back().local_labels);
-    if (context_rank_ == 0) counts[1] += static_cast<double>(batches.back().mask.area());
+    for (std::size_t kind = 0; context_rank_ == 0 && kind < model_.masks().size(); ++kind)
+      counts[1 + kind] += static_cast<double>(batches.back().masks[kind].area());
   }
   counts = sum(runtime::gather_numbers(*control_comm_, counts, control_stream_, host_deadline()));
   const double labels = counts[0];
@@ -196,13 +197,16 @@ StepResult Trainer::step(bool stop) {
   result.grad_norm = host_norm->front();
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
-  result.area = static_cast<std::int64_t>(counts[1]);
+  for (std::size_t kind = 0; kind < model_.masks().size(); ++kind) {
+    result.areas.push_back(static_cast<std::int64_t>(counts[1 + kind]));
+    result.area += model_.masks()[kind].layers * result.areas.back();
+  }
   result.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
   return result;
 }
 
 models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& sequences) {
-  const LocalBatch batch = local_batch(sequences);
+  const LocalBatch batch = make_local_batch(sequences, batch_shape_);
   models::Evaluation evaluation = model_.evaluate(resources(), upload(batch));
   compute_.synchronize(host_deadline());
   return evaluation;

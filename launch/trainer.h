@@ -37,7 +37,8 @@ struct StepResult {
   double grad_norm = 0;
   double learning_rate = 0;
   std::int64_t labels = 0;
-  std::int64_t area = 0;  ///< (query, key) pairs of all masks of the step
+  std::vector<std::int64_t> areas;  ///< (query, key) pairs of each of the model's masks
+  std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
   double comm_seconds = 0;        ///< compute waited for communication, largest over ranks
   std::int64_t memory_bytes = 0;  ///< peak of the compute stream's live tensors, largest over ranks
@@ -75,7 +76,6 @@ class Trainer {
   models::ParameterStore& store() { return *store_; }
 
  private:
-  LocalBatch local_batch(const std::vector<runtime::Sequence>& sequences) const;
   models::Batch upload(const LocalBatch& batch);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
   void reduce(models::ElementRange range);
@@ -87,7 +87,6 @@ class Trainer {
   runtime::Communicator& world_;
   const int data_rank_, context_rank_;
   const BatchPlan plan_;
-  const parallel::LayoutKind layout_;
   const runtime::Stream compute_, gradient_stream_;
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
@@ -96,6 +95,7 @@ class Trainer {
   parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
   const models::Model model_;
+  const BatchShape batch_shape_;
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<models::AdamW> optimizer_;
   runtime::Tensor token_rows_, label_rows_, position_rows_;  // as long as the longest batch so far

@@ -82,6 +82,7 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# grid        {}\n", grid_text(config));
   fmt::print("# batch       {}\n", batch_text(config));
   fmt::print("# parameters  {}\n", parameters_text(config, vocabulary));
+  fmt::print("# layers      {}\n", layers_text(layer_masks(config.model).kinds));
   fmt::print("# attention   {}\n", attention_text(config));
   fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch\n",
              grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),

@@ -28,7 +28,8 @@ Model llama(const LlamaConfig& c, const ModelOptions& options) {
   parts.dtype = c.dtype;
   parts.rope_dim = c.head_dim;
   parts.rope_theta = c.rope_theta;
-  parts.masks = {{.layers = layers}};
+  const LayerMasks masks(c.layer_types, c.sliding_window, layers);
+  parts.masks = masks.kinds;
 
   int group = 0;
   parts.embedding = kEmbedding;
@@ -36,8 +37,9 @@ Model llama(const LlamaConfig& c, const ModelOptions& options) {
   for (std::int64_t layer = 0; layer < layers; ++layer) {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
     ++group;
-    parts.blocks.push_back(std::make_unique<AttentionBlock>(attention, 0, prefix, group, kStddev,
-                                                            residual, parts.table));
+    parts.blocks.push_back(
+        std::make_unique<AttentionBlock>(attention, masks.of_layer[static_cast<std::size_t>(layer)],
+                                         prefix, group, kStddev, residual, parts.table));
     parts.blocks.push_back(
         std::make_unique<MlpBlock>(mlp, prefix, group, kStddev, residual, parts.table));
   }

@@ -1,5 +1,6 @@
 #include "models/llama_config.h"
 
+#include "models/layer_types.h"
 #include "runtime/error.h"
 
 namespace longhaul::models {
@@ -30,6 +31,7 @@ void check(const LlamaConfig& config) {
     fail(ExitCode::config, "[model] num_attention_heads is ", config.num_attention_heads,
          "; expected a multiple of num_key_value_heads, ", config.num_key_value_heads);
   }
+  LayerMasks(config.layer_types, config.sliding_window, config.num_hidden_layers);
   if (!(config.rms_norm_eps > 0)) {
     fail(ExitCode::config, "[model] rms_norm_eps is ", config.rms_norm_eps,
          "; expected more than 0");

@@ -2,6 +2,8 @@
 // The shape of a Llama model.
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "runtime/dtype.h"
 
@@ -19,6 +21,8 @@ struct LlamaConfig {
   double rope_theta = 10000;
   bool tie_word_embeddings = false;
   std::int64_t vocab_size = 0;
+  std::vector<std::string> layer_types = {};  ///< of each layer (layer_types.h); none: all full
+  std::int64_t sliding_window = 0;            ///< tokens; of sliding_attention
   runtime::DType dtype = runtime::DType::float32;  ///< of activations: float32 or bfloat16
 };
 

@@ -3,12 +3,12 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "models/block.h"
 #include "models/head.h"
+#include "models/layer_types.h"
 #include "models/parameters.h"
 #include "runtime/tensor.h"
 
@@ -22,11 +22,6 @@ enum class Recompute : unsigned char {
 struct ModelOptions {
   Recompute recompute = Recompute::none;
   std::int64_t head_chunk_rows = 512;  ///< rows of logits that exist at a time
-};
-
-/// What some of the layers see.
-struct MaskKind {
-  std::int64_t layers = 0;  ///< how many
 };
 
 /// What a family's file turns a configuration into. Parameters of group 0 are the embedding's, of

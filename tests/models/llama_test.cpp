@@ -20,6 +20,7 @@ using test::read;
 using test::read_bytes;
 using test::relative_error;
 using test::Rig;
+using test::sliding_config;
 using test::small_config;
 using test::with_rigs;
 
@@ -201,9 +202,8 @@ TEST(Llama, GradientGroupsCompleteInReverseAndCoverEverything) {
   });
 }
 
-TEST(Llama, RanksGiveTheSameLossAndGradients) {
-  const LlamaConfig config = small_config();
-  const OracleBatch batch = document_batch(config, {3, 1, 20, 9}, 13);
+/// Losses and gradients of any number of ranks, on any layout, as on one.
+void expect_same_over_ranks(const LlamaConfig& config, const OracleBatch& batch) {
   NamedValues expected;
   double expected_loss = 0;
   with_rigs(1, config, {}, [&](Rig& rig) {
@@ -211,8 +211,7 @@ TEST(Llama, RanksGiveTheSameLossAndGradients) {
     expected = rig.gradients();
   });
   for (const int ranks : {2, 3, 7, 40}) {  // at 40 some hold nothing
-    for (const auto kind : {parallel::LayoutKind::contiguous, parallel::LayoutKind::zigzag,
-                            parallel::LayoutKind::striped}) {
+    for (const auto kind : parallel::layout_kinds()) {
       // A striped cut of packed documents is checked by the attention itself; here it must give the
       // same answer.
       SCOPED_TRACE(runtime::concat(ranks, " ranks, ", parallel::name(kind)));
@@ -234,6 +233,52 @@ TEST(Llama, RanksGiveTheSameLossAndGradients) {
       expect_gradients(sum, expected, kGradientBound);
     }
   }
+}
+
+TEST(Llama, RanksGiveTheSameLossAndGradients) {
+  const LlamaConfig config = small_config();
+  expect_same_over_ranks(config, document_batch(config, {3, 1, 20, 9}, 13));
+}
+
+// ---- layers that see different masks
+// ------------------------------------------------------------------------------------
+
+TEST(Llama, SlidingLayersMatchDifferencesOfTheOracle) {
+  for (const std::int64_t window : {1, 3}) {
+    const LlamaConfig config = sliding_config(window);
+    const OracleBatch batch = document_batch(config, {5, 1, 6}, 3);
+    with_rigs(1, config, {}, [&](Rig& rig) {
+      const Tensor loss = rig.forward_backward(rig.use(batch), {1, {}});
+      const NamedValues parameters = rig.parameters();
+      const double expected = test::oracle_loss(config, parameters, batch);
+      EXPECT_NEAR(read(loss, rig.stream)[0], expected, kLossBound * expected);
+      expect_gradients(rig.gradients(), test::oracle_gradients(config, parameters, batch),
+                       kGradientBound);
+    });
+  }
+}
+
+TEST(Llama, RanksGiveTheSameLossAndGradientsWithSlidingLayers) {
+  const LlamaConfig config = sliding_config(4);
+  expect_same_over_ranks(config, document_batch(config, {3, 1, 20, 9}, 13));
+}
+
+TEST(Llama, ALayerSendsWhatItsOwnMaskNeeds) {
+  // 10 rows a rank. A full layer's ranks get all rows before theirs, a sliding layer's the
+  // window - 1 rows before their first.
+  constexpr std::int64_t kWindow = 4;
+  const LlamaConfig config = sliding_config(kWindow);
+  const std::int64_t row_bytes = 2 * config.num_key_value_heads * config.head_dim * 4;
+  const OracleBatch batch = document_batch(config, {40}, 5);
+  with_rigs(4, config, {}, [&](Rig& rig) {
+    rig.attention.set_scheme("group_cast");
+    const Batch mine = rig.use(batch, parallel::LayoutKind::contiguous);
+    const Evaluation evaluation = rig.evaluate(mine);
+    rig.stream.synchronize(runtime::deadline_in(60));
+    const std::int64_t later = 3 - rig.rank;
+    const std::int64_t full = 10 * later, sliding = later > 0 ? kWindow - 1 : 0;
+    EXPECT_EQ(rig.attention.sent_bytes(), (full + 2 * sliding) * row_bytes) << rig.rank;
+  });
 }
 
 TEST(Llama, DocumentsDoNotSeeEachOther) {

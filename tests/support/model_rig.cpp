@@ -24,6 +24,14 @@ LlamaConfig small_config(bool tied, DType dtype) {
   return config;
 }
 
+LlamaConfig sliding_config(std::int64_t window) {
+  LlamaConfig config = small_config();
+  config.num_hidden_layers = 3;
+  config.layer_types = {"sliding_attention", "full_attention", "sliding_attention"};
+  config.sliding_window = window;
+  return config;
+}
+
 OracleBatch document_batch(const LlamaConfig& config, const std::vector<std::int64_t>& lengths,
                            unsigned seed) {
   OracleBatch batch;
@@ -104,7 +112,10 @@ models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
     const auto r = static_cast<std::size_t>(row);
     if (row == tokens || batch.documents[r] != batch.documents[r - 1]) offsets.push_back(row);
   }
-  const parallel::Layout layout(kind, tokens, 1, ranks);
+  std::vector<attention::Mask> masks;
+  for (const models::MaskKind& layers : model.masks())
+    masks.push_back(layers.of(attention::Mask::documents(offsets)));
+  const auto layout = parallel::Layout::make(kind, masks_of_layers(masks, model.masks()), 1, ranks);
   const auto local = [&](const std::vector<std::int64_t>& values) {
     std::vector<double> mine;
     for (const std::int64_t token : layout.tokens_of(rank)) {
@@ -115,10 +126,9 @@ models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
     return runtime::ConstTensorView(batch_tensors_.back());
   };
   const runtime::ConstTensorView ids = local(batch.tokens), labels = local(batch.labels);
-  return {ids,
-          labels,
-          local(batch.positions),
-          {attention.batch(attention::Mask::documents(offsets), layout)}};
+  models::Batch mine{ids, labels, local(batch.positions), {}};
+  for (const attention::Mask& mask : masks) mine.attention.push_back(attention.batch(mask, layout));
+  return mine;
 }
 
 void with_rigs(int ranks, const LlamaConfig& config, const models::ModelOptions& options,

@@ -14,6 +14,9 @@ namespace longhaul::test {
 /// Odd sizes, grouped heads, H * D different from the hidden size.
 models::LlamaConfig small_config(bool tied = false, runtime::DType dtype = runtime::DType::float32);
 
+/// The same with three layers, of which the outer ones slide.
+models::LlamaConfig sliding_config(std::int64_t window);
+
 /// `tokens` tokens in documents of these lengths; labels are the next tokens, none at a document's
 /// end.
 OracleBatch document_batch(const models::LlamaConfig& config,
