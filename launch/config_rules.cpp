@@ -153,7 +153,18 @@ void check_batch(TrainDraft& draft) {
     return;
   }
   const auto pass = static_cast<std::int64_t>(wide);
-  if (training.tokens_per_step % pass == 0) return;
+  if (training.tokens_per_step % pass == 0) {
+    if (draft.good({"training.interleave"}) && training.interleave > 1 &&
+        training.tokens_per_step == pass) {
+      draft.key_problem(
+          "training.interleave", text_of(training.interleave),
+          fmt::format("a step has one pass, {} = {} tokens, and nothing to interleave it with; "
+                      "expected tokens_per_step of at least {}{}",
+                      product, pass, 2 * pass,
+                      training.micro_batch_size > 1 ? ", or a smaller micro_batch_size" : ""));
+    }
+    return;
+  }
   const std::int64_t below = training.tokens_per_step / pass * pass;
   const std::string legal = below == 0 ? fmt::format("{}, {}", pass, 2 * pass)
                                        : fmt::format("{}, {}", below, below + pass);

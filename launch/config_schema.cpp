@@ -136,6 +136,12 @@ std::vector<runtime::ConfigKey> declare() {
            "micro_batch_size * data_parallel_replicate_degree. What one pass does not hold is "
            "accumulated.",
        .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(training, interleave),
+       .explanation =
+           "Passes that go through the model together, stage by stage: with 2 the exchanges of one "
+           "hide behind the work of the other, and both keep their activations. Needs two passes a "
+           "step; an odd last one goes alone.",
+       .default_value = "1", .minimum = 1, .maximum = 2},
       {LONGHAUL_KEY(training, steps),
        .explanation = "Optimizer steps of the whole run, resumed parts included.", .minimum = 1,
        .maximum = kMaxTokens},

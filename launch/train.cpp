@@ -113,10 +113,11 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
   std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
               hosts.size() == 1 ? "host" : "hosts",
               header.communicator.substr(0, header.communicator.find(',')).c_str());
-  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank\n",
+  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank%s\n",
               grouped(config.training.tokens_per_step).c_str(),
               grouped(config.training.seq_len).c_str(), header.accumulation_steps,
-              config.training.micro_batch_size);
+              config.training.micro_batch_size,
+              config.training.interleave > 1 ? ", two together" : "");
   if (resumed_step >= config.training.steps) {
     std::printf(
         "done     all %ld steps of this run are in its checkpoint of step %ld; nothing to do\n",

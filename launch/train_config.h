@@ -44,6 +44,7 @@ struct TrainingConfig {
   std::int64_t seq_len = 0;
   std::int64_t micro_batch_size = 0;
   std::int64_t tokens_per_step = 0;
+  std::int64_t interleave = 1;  ///< passes that go through the model together
   std::int64_t steps = 0;
   double max_norm = 0;
   runtime::DType dtype = runtime::DType::float32;

@@ -73,6 +73,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
 
   store_ =
       std::make_unique<models::ParameterStore>(model_.table(), config.training.dtype, compute_);
+  rows_.resize(static_cast<std::size_t>(config.training.interleave));
   const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
@@ -88,17 +89,17 @@ void Trainer::initialise() {
 
 /// Copies a batch into the row tensors, behind whatever still reads the last one. A batch may have
 /// more or fewer rows than the last.
-models::Batch Trainer::upload(const LocalBatch& batch) {
-  const auto put = [&](const std::vector<std::int32_t>& values, Tensor& rows) {
+models::Batch Trainer::upload(const LocalBatch& batch, Rows& rows) {
+  const auto put = [&](const std::vector<std::int32_t>& values, Tensor& into) {
     const auto count = static_cast<std::int64_t>(values.size());
-    if (rows.empty() || rows.elements() < count) rows = Tensor({count}, DType::int32, compute_);
-    const runtime::TensorView part = rows.view().slice(0, 0, count);
+    if (into.empty() || into.elements() < count) into = Tensor({count}, DType::int32, compute_);
+    const runtime::TensorView part = into.view().slice(0, 0, count);
     runtime::ops::upload(values, part, compute_);
     return part;
   };
-  models::Batch uploaded{put(batch.tokens, token_rows_),
-                         put(batch.labels, label_rows_),
-                         put(batch.positions, position_rows_),
+  models::Batch uploaded{put(batch.tokens, rows.tokens),
+                         put(batch.labels, rows.labels),
+                         put(batch.positions, rows.positions),
                          {}};
   for (const attention::Mask& mask : batch.masks)
     uploaded.attention.push_back(attention_->batch(mask, batch.layout));
@@ -159,13 +160,16 @@ StepResult Trainer::step(bool stop) {
   store_->zero_gradients(compute_);
   std::vector<std::shared_ptr<const std::vector<double>>>
       losses;  // of each pass, once synchronised
-  for (std::size_t pass = 0; pass < batches.size(); ++pass) {
+  for (std::size_t done = 0; done < batches.size();) {
+    std::vector<models::Batch> together;
+    for (Rows& rows : rows_) {
+      if (done < batches.size()) together.push_back(upload(batches[done++], rows));
+    }
     models::PassOptions options;
     options.loss_scale = 1.0 / labels;
-    if (pass + 1 == batches.size())
+    if (done == batches.size())
       options.on_gradients = [this](models::ElementRange range) { reduce(range); };
-    const models::Batch batch = upload(batches[pass]);
-    for (const Tensor& loss : model_.forward_backward(resources(), {&batch, 1}, options))
+    for (const Tensor& loss : model_.forward_backward(resources(), together, options))
       losses.push_back(runtime::ops::download<double>(loss, compute_));
   }
   compute_.wait(gradient_stream_.record());
@@ -207,7 +211,7 @@ StepResult Trainer::step(bool stop) {
 
 models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& sequences) {
   const LocalBatch batch = make_local_batch(sequences, batch_shape_);
-  models::Evaluation evaluation = model_.evaluate(resources(), upload(batch));
+  models::Evaluation evaluation = model_.evaluate(resources(), upload(batch, rows_.front()));
   compute_.synchronize(host_deadline());
   return evaluation;
 }

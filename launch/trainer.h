@@ -76,7 +76,11 @@ class Trainer {
   models::ParameterStore& store() { return *store_; }
 
  private:
-  models::Batch upload(const LocalBatch& batch);
+  /// Row tensors in device memory, as long as the longest batch so far.
+  struct Rows {
+    runtime::Tensor tokens, labels, positions;
+  };
+  models::Batch upload(const LocalBatch& batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
   void reduce(models::ElementRange range);
   void set_scheme(std::int64_t step);
@@ -98,7 +102,7 @@ class Trainer {
   const BatchShape batch_shape_;
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<models::AdamW> optimizer_;
-  runtime::Tensor token_rows_, label_rows_, position_rows_;  // as long as the longest batch so far
+  std::vector<Rows> rows_;  // of each pass that goes through the model together
   std::int64_t completed_steps_ = 0;
   std::int64_t cursor_ = 0;
 };

@@ -195,6 +195,13 @@ std::unique_ptr<BlockPass> AttentionBlock::begin(const PassContext& context) con
   return std::make_unique<Pass>(*this, context);
 }
 
+/// Input, q, k, v and the attention's out in T; in fp32 the LSE and a number a row.
+std::int64_t AttentionBlock::kept_bytes(std::int64_t rows) const {
+  const std::int64_t heads = 2 * shape_.heads + 2 * shape_.kv_heads;
+  return rows * ((shape_.hidden + heads * shape_.head_dim) * size_bytes(shape_.dtype) +
+                 (shape_.heads + 1) * size_bytes(DType::float32));
+}
+
 /// Matrices: 6 per weight and token. Attention: Q K^T and P V forward (2 * 2), their four products
 /// backward (4 * 2), D each per head and pair.
 double AttentionBlock::flops(std::int64_t tokens, std::span<const std::int64_t> areas) const {

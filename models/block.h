@@ -79,6 +79,9 @@ class Block {
   /// (query, key) pairs of mask m over all sequences.
   virtual double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const = 0;
 
+  /// What a pass over n rows holds from activate() to its end, its input included.
+  virtual std::int64_t kept_bytes(std::int64_t rows) const = 0;
+
   /// Of its parameters. Neighbours that share one are a layer: recomputed together, their gradients
   /// complete together.
   int group() const { return group_; }

@@ -116,6 +116,12 @@ std::unique_ptr<BlockPass> MlpBlock::begin(const PassContext& context) const {
   return std::make_unique<Pass>(*this, context);
 }
 
+/// Input, gate and up in T; in fp32 a number a row.
+std::int64_t MlpBlock::kept_bytes(std::int64_t rows) const {
+  return rows * ((shape_.hidden + 2 * shape_.intermediate) * size_bytes(shape_.dtype) +
+                 size_bytes(DType::float32));
+}
+
 double MlpBlock::flops(std::int64_t tokens, std::span<const std::int64_t>) const {
   return 6 * static_cast<double>(tokens) *
          (3 * static_cast<double>(shape_.hidden) * static_cast<double>(shape_.intermediate));

@@ -30,6 +30,19 @@ double Model::flops(std::int64_t tokens, std::span<const std::int64_t> areas) co
   return sum;
 }
 
+std::int64_t Model::activation_bytes(std::int64_t rows) const {
+  std::int64_t all = 0, largest = 0;
+  for (const Layer& layer : layers_) {
+    std::int64_t kept = 0;
+    for (std::size_t block = layer.begin; block < layer.end; ++block)
+      kept += parts_.blocks[block]->kept_bytes(rows);
+    all += kept;
+    largest = std::max(largest, kept);
+  }
+  if (recompute_ == Recompute::none) return all;
+  return (std::ssize(layers_) - 1) * rows * parts_.hidden * size_bytes(parts_.dtype) + largest;
+}
+
 void Model::check(const Resources& resources, const Batch& batch) const {
   LONGHAUL_CHECK(resources.store.working_dtype() == parts_.dtype, "the parameter store works in ",
                  name(resources.store.working_dtype()), ", the model in ", name(parts_.dtype));

@@ -71,12 +71,16 @@ class Model {
   /// and the scores that a blocked backward computes again).
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const;
 
+  /// What one pass over n rows keeps at most of its layers, for their backward. With full
+  /// recomputation: each layer's input, and all of one layer.
+  std::int64_t activation_bytes(std::int64_t rows) const;
+
   /// Adds the gradients of loss_scale * sum of token losses of every batch to the store's; returns
   /// each batch's unscaled sum over this rank's rows, float64[1]. The passes go through the model
   /// together, stage by stage, the first before the second at each: an exchange of one hides behind
   /// the work of the other. Each adds to a gradient as if they came one after the other, but to the
   /// weights of a tied embedding, which both add to as a head before either does as an embedding.
-  /// Memory: the activations of all passes.
+  /// Memory: activation_bytes() of each of the passes.
   [[nodiscard]] std::vector<runtime::Tensor> forward_backward(const Resources& resources,
                                                               std::span<const Batch> batches,
                                                               const PassOptions& options) const;

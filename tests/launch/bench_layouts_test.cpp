@@ -136,6 +136,9 @@ TEST(BenchLayouts, SaysWhatIsWrong) {
   expect({"--mask", "causal", "--scheme", "ulysses", "--ranks", "7"}, 78, "7 ranks cannot share");
   expect({"--mask", "causal", "--heads", "6", "--kv-heads", "4"}, 64, "--kv-heads");
   expect({"--mask", "causal", "--ranks", "0"}, 64, "--ranks");
+  expect({"--mask", "causal", "--layer-types", "sliding"}, 64, "sliding");
+  expect({"--mask", "causal", "--layer-types", "sliding_attention"}, 64, "--sliding-window");
+  expect({"--mask", "causal", "--sliding-window", "8"}, 64, "--layer-types");
 }
 
 /// Lines of a table without the two columns of milliseconds.

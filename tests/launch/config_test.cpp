@@ -245,6 +245,13 @@ const std::vector<WrongConfig> kWrong = {
       {10, "corpus = \"CORPUS\"\nmask = \"prefix_causal\"\nprefix = 5"}},
      {{"7:15: model.layer_types = \"sliding_attention\": needs a causal mask, and with data.mask = "
        "\"prefix_causal\" queries see later keys; use full_attention, or one of causal, "}}},
+    {"interleaving one pass",
+     {{13, "tokens_per_step = 4096\ninterleave = 2"}},
+     {{"14:14: training.interleave = 2: a step has one pass", "tokens_per_step", "4096",
+       "micro_batch_size"}}},
+    {"interleaving three",
+     {{13, "tokens_per_step = 8192\ninterleave = 3"}},
+     {{"14:14: training.interleave = 3: expected at most 2"}}},
     {"unknown layout",
      {{18, "context_parallel_layout = \"zig-zag\""}},
      {{"18:27: parallelism.context_parallel_layout = \"zig-zag\"", "\"zigzag\"?"}}},

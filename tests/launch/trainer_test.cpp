@@ -204,6 +204,30 @@ TEST(Trainer, SlidingLayersGiveTheSameLossesForEverySchemeAndLayout) {
   EXPECT_GT(runs, 70) << "schemes and layouts that suit";
 }
 
+TEST(Trainer, InterleavedPassesAreBitForBitOneAfterTheOther) {
+  int runs = 0;
+  for (const std::string& scheme : parallel::scheme_names()) {
+    for (const parallel::LayoutKind layout : parallel::layout_kinds()) {
+      if (parallel::refuse({scheme, 4, 4, 2, layout, true})) continue;
+      SCOPED_TRACE(runtime::concat(scheme, " over ", name(layout)));
+      TrainConfig config = on({1, 4}, name(layout));
+      config.parallelism.context_parallel_scheme = scheme;
+      if (runs % 2 == 1) config.activation_checkpoint.mode = "full";
+      if (runs % 3 == 0) config.training.tokens_per_step = 3 * kSeqLen;  // the last pass goes alone
+      const auto apart = run_training(config, kVocabulary, documents, {.steps = 2});
+      config.training.interleave = 2;
+      expect_equal_within(run_training(config, kVocabulary, documents, {.steps = 2}), apart, 0);
+      ++runs;
+    }
+  }
+  EXPECT_GT(runs, 35) << "schemes and layouts that suit";
+  TrainConfig tied = on({2, 2});
+  tied.model.tie_word_embeddings = true;
+  const auto apart = run_training(tied, kVocabulary, documents, {.steps = 1});
+  tied.training.interleave = 2;
+  expect_equal_within(run_training(tied, kVocabulary, documents, {.steps = 1}), apart, 1e-6);
+}
+
 TEST(Trainer, PrefixMaskLearnsAndGoesOnBitForBit) {
   const test::TempDirectory folder;
   const std::string checkpoints = (folder / "checkpoints").string();
