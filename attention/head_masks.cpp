@@ -13,20 +13,28 @@ HeadMasks::HeadMasks(Mask mask) : tokens_(mask.tokens()) {
 }
 
 HeadMasks HeadMasks::per_head(std::vector<Mask> masks) {
+  const std::vector<int> one(masks.size(), 1);
+  return in_groups(std::move(masks), one);
+}
+
+HeadMasks HeadMasks::in_groups(std::vector<Mask> masks, std::span<const int> heads) {
+  LONGHAUL_CHECK(masks.size() == heads.size(), masks.size(), " masks of ", heads.size(), " groups");
   if (masks.empty()) runtime::fail(runtime::ExitCode::data, "no masks given; expected one a head");
   HeadMasks all;
   all.tokens_ = masks[0].tokens();
-  for (std::size_t head = 0; head < masks.size(); ++head) {
-    if (masks[head].tokens() != all.tokens_) {
+  int head = 0;
+  for (std::size_t group = 0; group < masks.size(); ++group) {
+    if (masks[group].tokens() != all.tokens_) {
       runtime::fail(runtime::ExitCode::data, "the mask of head ", head, " is over ",
-                    masks[head].tokens(), " tokens, that of head 0 over ", all.tokens_);
+                    masks[group].tokens(), " tokens, that of head 0 over ", all.tokens_);
     }
-    const int at = static_cast<int>(head);
-    if (!all.groups_.empty() && all.groups_.back().mask == masks[head]) {
-      all.groups_.back().head_end = at + 1;
+    const int end = head + heads[group];
+    if (!all.groups_.empty() && all.groups_.back().mask == masks[group]) {
+      all.groups_.back().head_end = end;
     } else {
-      all.groups_.push_back({at, at + 1, std::move(masks[head])});
+      all.groups_.push_back({head, end, std::move(masks[group])});
     }
+    head = end;
   }
   return all;
 }

@@ -3,6 +3,7 @@
 // head-wise block sparsity give them several.
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "attention/mask.h"
@@ -24,6 +25,8 @@ class HeadMasks {
   HeadMasks(Mask mask);  // NOLINT(google-explicit-constructor): a mask is the common case
   /// masks[h] is query head h's. Throws Error(data) when they differ in tokens or there are none.
   static HeadMasks per_head(std::vector<Mask> masks);
+  /// masks[g] is that of the next heads[g] query heads. Throws Error(data) likewise.
+  static HeadMasks in_groups(std::vector<Mask> masks, std::span<const int> heads);
 
   std::int64_t tokens() const { return tokens_; }
   bool shared() const { return groups_.size() == 1 && groups_[0].head_end == kAllHeads; }

@@ -254,6 +254,19 @@ Mask Mask::concatenated(std::span<const Mask> masks) {
   return {tokens, std::move(slices)};
 }
 
+Mask Mask::within(std::int64_t lo, std::int64_t hi) const {
+  std::vector<Slice> slices;
+  slices.reserve(slices_.size());
+  for (Slice slice : slices_) {
+    slice.lo = std::max(slice.lo, lo);
+    slice.hi = std::min(slice.hi, hi);
+    slice = tightened(slice);
+    if (slice.q_begin < slice.q_end) slices.push_back(slice);
+  }
+  std::ranges::sort(slices, before);
+  return {tokens_, std::move(slices)};
+}
+
 std::int64_t Mask::area() const { return attention::area(slices_); }
 
 bool Mask::is_causal() const {  // the slices are tightened, so hi is attained

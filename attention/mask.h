@@ -59,6 +59,9 @@ class Mask {
   /// Masks of different sequences along the diagonal.
   static Mask concatenated(std::span<const Mask> masks);
 
+  /// This mask's pairs with lo <= key - query <= hi.
+  Mask within(std::int64_t lo, std::int64_t hi) const;
+
   std::int64_t tokens() const { return tokens_; }
   const std::vector<Slice>& slices() const { return slices_; }
   std::int64_t area() const;

@@ -274,20 +274,20 @@ AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communica
     dv = tensors.make({n, in.kv_heads, in.value_dim});
   }
   parallel::Attention attention({replay.scheme, replay.wire_dtype}, std::move(context), compute);
-  attention.set_batch(in.mask, replay.layout);
+  const auto batch = attention.batch(in.mask, replay.layout);
 
   const Stream host = Stream::cpu("results");
   compute.synchronize(runtime::deadline_in(3600));  // the inputs are in place before the clock runs
   world.barrier(host);
   host.synchronize(runtime::deadline_in(3600));
   const auto begin = runtime::Clock::now();
-  auto forward = attention.forward(q, k, v, scoring, out, lse);
+  auto forward = attention.forward(*batch, q, k, v, scoring, out, lse);
   forward->finish();
   if (with_sinks) attention::apply_sinks(out, lse, sinks, compute);
   std::unique_ptr<parallel::Execution> backward;
   if (with_backward) {
     if (softmax) attention::block_delta(out, dout, delta, compute);
-    backward = attention.backward({q, k, v, dout, lse, delta}, scoring, dq, dk, dv);
+    backward = attention.backward(*batch, {q, k, v, dout, lse, delta}, scoring, dq, dk, dv);
     backward->finish();
     if (with_sinks) attention::sinks_backward(lse, delta, sinks, dsinks, compute);
   }

@@ -56,8 +56,11 @@ LocalBatch make_local_batch(const runtime::SequenceSource& source,
     LONGHAUL_CHECK(masks.back().tokens() == masks[0].tokens(), "a sequence of ",
                    masks.back().tokens(), " tokens beside one of ", masks[0].tokens());
   }
-  attention::Mask mask = attention::Mask::concatenated(masks);
-  auto layout = parallel::Layout::make(shape.layout, mask, std::ssize(numbers), shape.ranks);
+  const attention::Mask mask = attention::Mask::concatenated(masks);
+  masks.clear();
+  for (const models::MaskKind& kind : shape.kinds) masks.push_back(kind.of(mask));
+  auto layout = parallel::Layout::make(shape.layout, masks_of_layers(masks, shape.kinds),
+                                       std::ssize(numbers), shape.ranks);
 
   // A rank's tokens rise, so its rows come sequence by sequence.
   runtime::Rows rows;
@@ -68,7 +71,7 @@ LocalBatch make_local_batch(const runtime::SequenceSource& source,
   LONGHAUL_CHECK(std::ssize(rows.tokens) == layout.rows(shape.rank), rows.tokens.size(),
                  " rows read of ", layout.rows(shape.rank));
   const auto labels = std::ranges::count_if(rows.labels, [](auto label) { return label >= 0; });
-  return {std::move(mask), std::move(layout), std::move(rows), labels};
+  return {std::move(masks), std::move(layout), std::move(rows), labels, {}};
 }
 
 }  // namespace longhaul::launch

@@ -2,11 +2,14 @@
 // From global sequences to this rank's rows: the only place where training data meets the layout.
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
 #include "attention/mask.h"
 #include "launch/train_config.h"
+#include "models/layer_types.h"
+#include "parallel/attention.h"
 #include "parallel/layout.h"
 #include "runtime/io/sequences.h"
 
@@ -20,21 +23,25 @@ std::string mask_text(const DataConfig& data);
 /// What a run's batches have in common on a rank.
 struct BatchShape {
   DataConfig data;
+  std::vector<models::MaskKind> kinds;  ///< of the model's layers
   parallel::LayoutKind layout = parallel::LayoutKind::contiguous;
   int ranks = 1, rank = 0;  ///< of the context axis
 };
 
-/// A micro-batch on this rank: B whole sequences' mask and layout, and the rows of them that this
+/// A micro-batch on this rank: B whole sequences' masks and layout, and the rows of them that this
 /// rank holds.
 struct LocalBatch {
-  attention::Mask mask;
+  std::vector<attention::Mask> masks;  ///< one for each kind of layer
   parallel::Layout layout;
   runtime::Rows rows;             ///< in the layout's local row order
   std::int64_t local_labels = 0;  ///< rows here that have a label
+  /// Of each mask, its calls prepared: what `LoaderInputs::prepare` makes.
+  std::vector<std::shared_ptr<const parallel::AttentionBatch>> attention = {};
 };
 
-/// The sequences `numbers`, all equally long, become one token axis. Mask and layout follow from
-/// their documents and are the same on all ranks; of their tokens only shape.rank's rows are read.
+/// The sequences `numbers`, all equally long, become one token axis. Masks and layout follow
+/// from their documents and are the same on all ranks; a layout that depends on the mask is made
+/// for all layers together. Of the tokens only shape.rank's rows are read.
 LocalBatch make_local_batch(const runtime::SequenceSource& source,
                             std::span<const std::int64_t> numbers, const BatchShape& shape);
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace longhaul::launch {
 
@@ -23,11 +24,13 @@ struct BenchLayoutsOptions {
   std::string scheme = "ring";
   int heads = 32, kv_heads = 8;
   std::int64_t head_dim = 128;
+  std::vector<std::string> layer_types;  ///< of all layers together; none: one full_attention
+  std::int64_t sliding_window = 0;       ///< tokens; 0: not given
 };
 
 /// `bench layouts`: prints what each token layout makes of packed documents, a row each: balance,
-/// bytes, tiles and the time that planning takes. Nothing is sent. Throws Error(data) for a bad
-/// list of lengths or one too short.
+/// bytes and tiles of all layers together, and the time that planning takes. Nothing is sent.
+/// Throws Error(data) for a bad list of lengths or one too short.
 int run_bench_layouts(const BenchLayoutsOptions& options);
 
 }  // namespace longhaul::launch

@@ -11,6 +11,7 @@
 #include "attention/tiles.h"
 #include "launch/batches.h"
 #include "launch/bench.h"
+#include "launch/model.h"
 #include "parallel/executor.h"
 #include "parallel/layout.h"
 #include "parallel/policy.h"
@@ -104,11 +105,24 @@ double largest_over_mean(const std::vector<std::int64_t>& values) {
   return largest(values) == 0 ? 1 : static_cast<double>(largest(values)) / mean(values);
 }
 
-/// Bytes that each rank sends under a scheme.
-std::vector<std::int64_t> sent_bytes(const parallel::SchemeInputs& inputs) {
-  std::vector<std::int64_t> sent;
-  for (const parallel::Program& program : build_schedule(inputs).programs)
-    sent.push_back(count(program).sent_bytes);
+/// A mask and how many layers have it.
+struct LayerMask {
+  Mask mask;
+  std::int64_t layers = 1;
+};
+
+/// Bytes that each rank sends under a scheme, in all layers.
+std::vector<std::int64_t> sent_bytes(const std::vector<LayerMask>& masks,
+                                     const parallel::Expression& scheme, const Layout& layout,
+                                     const parallel::Shapes& shapes,
+                                     parallel::Direction direction) {
+  std::vector<std::int64_t> sent(static_cast<std::size_t>(layout.ranks()), 0);
+  for (const auto& [mask, layers] : masks) {
+    parallel::SchemeInputs inputs{mask, layout, shapes, direction};
+    inputs.scheme = scheme;
+    for (const parallel::Program& program : build_schedule(inputs).programs)
+      sent[static_cast<std::size_t>(program.rank)] += layers * count(program).sent_bytes;
+  }
   return sent;
 }
 
@@ -189,15 +203,20 @@ CallTimes time_call(const parallel::SchemeInputs& inputs) {
 }
 
 void measure(const BenchLayoutsOptions& options, const parallel::Expression& scheme,
-             LayoutKind kind, const Mask& mask, Row& row) {
-  const attention::HeadMasks masks(mask);
-  const Layout layout = Layout::make(kind, masks, 1, options.ranks);
+             std::span<const models::MaskKind> kinds, LayoutKind kind, const Mask& data, Row& row) {
+  std::vector<Mask> of_kinds;
+  std::vector<LayerMask> masks;
+  for (const models::MaskKind& layers : kinds) {
+    of_kinds.push_back(layers.of(data));
+    masks.push_back({of_kinds.back(), layers.layers});
+  }
+  const attention::HeadMasks together = masks_of_layers(std::move(of_kinds), kinds);
+  const Layout layout = Layout::make(kind, together, 1, options.ranks);
   row.plan_ms =
-      std::max(row.plan_ms, milliseconds([&] { Layout::make(kind, masks, 1, options.ranks); }));
-  const std::vector<std::int64_t> areas = parallel::query_areas(masks, layout);
+      std::max(row.plan_ms, milliseconds([&] { Layout::make(kind, together, 1, options.ranks); }));
+  const std::vector<std::int64_t> areas = parallel::query_areas(together, layout);
   row.area_worst = std::max(row.area_worst, largest_over_mean(areas));
   row.area_sum += largest_over_mean(areas);
-  row.area += mask.area();
   const std::int64_t chunk = layout.chunk_tokens();
   row.chunk_least = row.chunk_most == 0 ? chunk : std::min(row.chunk_least, chunk);
   row.chunk_most = std::max(row.chunk_most, chunk);
@@ -206,32 +225,41 @@ void measure(const BenchLayoutsOptions& options, const parallel::Expression& sch
   std::vector<std::int64_t> rows, tile_counts;
   for (int rank = 0; rank < options.ranks; ++rank) {
     rows.push_back(layout.rows(rank));
-    tile_counts.push_back(tiles(mask, layout, rank));
+    tile_counts.push_back(0);
+    for (const auto& [mask, layers] : masks)
+      tile_counts.back() += layers * tiles(mask, layout, rank);
   }
+  for (const auto& [mask, layers] : masks) row.area += layers * mask.area();
   row.row_difference =
       std::max(row.row_difference, largest(rows) - *std::ranges::min_element(rows));
   row.tiles += std::accumulate(tile_counts.begin(), tile_counts.end(), std::int64_t{0});
   row.tiles_worst = std::max(row.tiles_worst, largest_over_mean(tile_counts));
 
   // Group-cast sends each rank the keys and values that its queries see, and nothing else.
-  parallel::SchemeInputs cast{mask, layout, shapes};
-  cast.scheme = "group_cast";
-  row.needed_sum += mean(sent_bytes(cast));
   CallTimes both;
+  row.needed_sum +=
+      mean(sent_bytes(masks, "group_cast", layout, shapes, parallel::Direction::forward));
   for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
-    parallel::SchemeInputs inputs{mask, layout, shapes, direction};
-    inputs.scheme = scheme;
-    const std::vector<std::int64_t> sent = sent_bytes(inputs);
+    const std::vector<std::int64_t> sent = sent_bytes(masks, scheme, layout, shapes, direction);
     const bool forward = direction == parallel::Direction::forward;
     std::int64_t& most = forward ? row.forward_most : row.backward_most;
     most = std::max(most, largest(sent));
     (forward ? row.forward_sum : row.backward_sum) += mean(sent);
-    if (forward) {
-      row.schedule_ms = std::max(row.schedule_ms, milliseconds([&] { prepare(inputs)(0); }));
+    for (const LayerMask& layer : masks) {
+      parallel::SchemeInputs inputs{layer.mask, layout, shapes, direction};
+      inputs.scheme = scheme;
+      const CallTimes times = time_call(inputs);
+      both.prepare_ms += times.prepare_ms;
+      both.bind_us += times.bind_us;
     }
-    const CallTimes times = time_call(inputs);
-    both.prepare_ms += times.prepare_ms;
-    both.bind_us += times.bind_us;
+    if (!forward) continue;
+    row.schedule_ms = std::max(row.schedule_ms, milliseconds([&] {
+                                 for (const LayerMask& layer : masks) {
+                                   parallel::SchemeInputs inputs{layer.mask, layout, shapes};
+                                   inputs.scheme = scheme;
+                                   prepare(inputs)(0);
+                                 }
+                               }));
   }
   row.prepare_ms = std::max(row.prepare_ms, both.prepare_ms);
   row.bind_us = std::max(row.bind_us, both.bind_us);
@@ -268,6 +296,16 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
     parallel::check_legal(asked);
   }
   const parallel::Expression scheme = parallel::resolved(asked);
+  const auto slides = std::ranges::find_if(options.layer_types, models::is_sliding);
+  if (slides == options.layer_types.end() && options.sliding_window > 0) {
+    fail(
+        ExitCode::usage,
+        "--sliding-window has no meaning without sliding_attention in --layer-types; leave it out");
+  }
+  if (slides != options.layer_types.end() && options.sliding_window == 0)
+    fail(ExitCode::usage, "--layer-types ", *slides, " needs --sliding-window (tokens)");
+  const auto layers = std::max<std::int64_t>(1, std::ssize(options.layer_types));
+  const models::LayerMasks layer_masks(options.layer_types, options.sliding_window, layers);
   const std::vector<Mask> masks = packed_masks(options);
   std::size_t documents = 0;
   for (const Mask& mask : masks) documents += mask.slices().size();
@@ -276,6 +314,7 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
       "key/value heads of {}, bfloat16\n",
       masks.size(), options.seq_len, documents, options.mask, options.ranks, scheme.text(),
       options.heads, options.kv_heads, options.head_dim);
+  if (!options.layer_types.empty()) fmt::print("{}\n", layers_text(layer_masks.kinds));
   fmt::print("{:<16}{:>13}{:>17}{:>6}{:>19}{:>19}{:>9}{:>8}{:>9}{:>8}{:>9}{:>9}{:>6}\n", "",
              "chunk", "max/mean area", "rows", "MB forward", "MB backward", "needed", "tile",
              "max/mean", "plan", "program", "prepare", "bind");
@@ -285,7 +324,7 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
       "tiles", "ms", "ms", "ms", "us");
   for (const LayoutKind kind : parallel::layout_kinds()) {
     Row row;
-    for (const Mask& mask : masks) measure(options, scheme, kind, mask, row);
+    for (const Mask& mask : masks) measure(options, scheme, layer_masks.kinds, kind, mask, row);
     print_row(kind, row, options.sequences);
   }
   return 0;

@@ -14,6 +14,7 @@
 #include "launch/tokenize.h"
 #include "launch/train.h"
 #include "launch/validate.h"
+#include "models/layer_types.h"
 #include "runtime/build_info.h"
 #include "runtime/error.h"
 
@@ -185,6 +186,13 @@ void add_bench_layouts(CLI::App& bench, Action& action) {
   verb->add_option("--head-dim", options->head_dim, "Elements of a head")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
+  verb->add_option("--layer-types", options->layer_types,
+                   "Layers to count together: full_attention or sliding_attention of each, with "
+                   "commas between them")
+      ->delimiter(',')
+      ->check(CLI::IsMember(models::layer_type_names()));
+  verb->add_option("--sliding-window", options->sliding_window, "Tokens, of sliding_attention")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32));
 }
 
 void add_bench(CLI::App& app, Action& action) {

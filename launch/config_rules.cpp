@@ -8,6 +8,7 @@
 
 #include "attention/named_masks.h"
 #include "launch/config.h"
+#include "models/layer_types.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
@@ -54,6 +55,41 @@ void check_model(TrainDraft& draft) {
         fmt::format("hidden_size / num_attention_heads = {}: expected an even head_dim (rotary "
                     "embedding turns pairs)",
                     model.head_dim));
+  }
+}
+
+void check_layer_types(TrainDraft& draft) {
+  const ModelConfig& model = draft.config.model;
+  if (!draft.good({"model.layer_types"})) return;
+  const auto sliding = std::ranges::find_if(model.layer_types, models::is_sliding);
+  const bool slides = sliding != model.layer_types.end();
+  const auto wrong = [&](const std::string& value, const std::string& what) {
+    draft.key_problem("model.layer_types", value, what);
+  };
+  if (!model.layer_types.empty() && draft.good({"model.num_hidden_layers"}) &&
+      std::ssize(model.layer_types) != model.num_hidden_layers) {
+    wrong(fmt::format("{} entries", model.layer_types.size()),
+          fmt::format("expected one for each of the num_hidden_layers = {}",
+                      model.num_hidden_layers));
+  }
+  if (draft.good({"model.sliding_window"})) {
+    if (slides && !model.sliding_window) {
+      wrong(quote_toml(*sliding), "this type needs model.sliding_window (tokens)");
+    } else if (!slides && model.sliding_window) {
+      draft.key_problem("model.sliding_window", text_of(*model.sliding_window),
+                        "no layer of model.layer_types is sliding_attention; leave it out");
+    }
+  }
+  if (slides && draft.good({"data.mask"}) && !attention::mask_rule(draft.config.data.mask).causal) {
+    std::string causal;
+    for (const attention::MaskRule& rule : attention::mask_rules()) {
+      if (rule.causal && rule.trainable())
+        causal += fmt::format("{}{}", causal.empty() ? "" : ", ", rule.name);
+    }
+    wrong(quote_toml(*sliding),
+          fmt::format("needs a causal mask, and with data.mask = {} queries see later keys; use "
+                      "full_attention, or one of {}",
+                      quote_toml(draft.config.data.mask), causal));
   }
 }
 
@@ -117,7 +153,18 @@ void check_batch(TrainDraft& draft) {
     return;
   }
   const auto pass = static_cast<std::int64_t>(wide);
-  if (training.tokens_per_step % pass == 0) return;
+  if (training.tokens_per_step % pass == 0) {
+    if (draft.good({"training.interleave"}) && training.interleave > 1 &&
+        training.tokens_per_step == pass) {
+      draft.key_problem(
+          "training.interleave", text_of(training.interleave),
+          fmt::format("a step has one pass, {} = {} tokens, and nothing to interleave it with; "
+                      "expected tokens_per_step of at least {}{}",
+                      product, pass, 2 * pass,
+                      training.micro_batch_size > 1 ? ", or a smaller micro_batch_size" : ""));
+    }
+    return;
+  }
   const std::int64_t below = training.tokens_per_step / pass * pass;
   const std::string legal = below == 0 ? fmt::format("{}, {}", pass, 2 * pass)
                                        : fmt::format("{}, {}", below, below + pass);
@@ -253,6 +300,7 @@ void check_backend(TrainDraft& draft) {
 
 void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   check_model(draft);
+  check_layer_types(draft);
   check_mask(draft);
   check_batch(draft);
   check_steps(draft);

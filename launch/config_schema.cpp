@@ -2,6 +2,7 @@
 
 #include "attention/named_masks.h"
 #include "launch/train_config.h"
+#include "models/layer_types.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
 #include "runtime/io/hash.h"
@@ -82,6 +83,14 @@ std::vector<runtime::ConfigKey> declare() {
       {LONGHAUL_KEY(model, vocab_size),
        .explanation = "Rows of the embedding; at least the corpus's vocabulary size.",
        .derived_default = "the corpus's vocabulary size", .minimum = 1, .maximum = 1 << 30},
+      {LONGHAUL_KEY(model, layer_types),
+       .explanation =
+           "What each layer's attention sees: `full_attention`, what `data.mask` says; "
+           "`sliding_attention`, of that the last sliding_window tokens, the query's own "
+           "included; for causal masks.",
+       .derived_default = "full_attention in all", .choices = models::layer_type_names()},
+      {LONGHAUL_KEY(model, sliding_window), .explanation = "Tokens; of `sliding_attention`.",
+       .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
 
       {LONGHAUL_KEY(data, corpus),
        .explanation =
@@ -122,6 +131,12 @@ std::vector<runtime::ConfigKey> declare() {
            "micro_batch_size * data_parallel_replicate_degree. What one pass does not hold is "
            "accumulated.",
        .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(training, interleave),
+       .explanation =
+           "Passes that go through the model together, stage by stage: with 2 the exchanges of one "
+           "hide behind the work of the other, and both keep their activations. Needs two passes a "
+           "step; an odd last one goes alone.",
+       .default_value = "1", .minimum = 1, .maximum = 2},
       {LONGHAUL_KEY(training, steps),
        .explanation = "Optimizer steps of the whole run, resumed parts included.", .minimum = 1,
        .maximum = kMaxTokens},

@@ -26,7 +26,7 @@ struct LoaderInputs {
   BatchShape shape;
   /// Called with every batch of a step, on a thread of the loader's: makes what the batch's calls
   /// need. May be empty.
-  std::function<void(const LocalBatch& batch, std::int64_t step)> prepare = {};
+  std::function<void(LocalBatch& batch, std::int64_t step)> prepare = {};
 };
 
 /// Makes the batches of one rank, beside the calling thread: documents -> mask -> layout -> rows ->

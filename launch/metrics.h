@@ -49,7 +49,7 @@ struct StepMetrics {
   double comm_seconds = 0;  ///< compute waited for communication
   std::int64_t epoch = 0;
   std::int64_t cursor = 0;  ///< global sequence cursor after the step: sequences taken so far
-  std::int64_t attention_area = 0;  ///< (query, key) pairs of the masks
+  std::int64_t attention_area = 0;  ///< (query, key) pairs of the masks, all layers together
   bool operator==(const StepMetrics&) const = default;
 };
 

@@ -170,6 +170,7 @@ Combination known_combination(const TrainDraft& draft, const Expression& scheme)
   }
   if (draft.good({"parallelism.context_parallel_layout"}))
     known.layout = parallel::layout_from_name(config.parallelism.context_parallel_layout);
+  // Of every layer: sliding ones see part of a mask that is causal.
   if (draft.good({"data.mask"})) known.causal = attention::mask_rule(config.data.mask).causal;
   return known;
 }

@@ -11,9 +11,9 @@
 
 #include "launch/config.h"
 #include "launch/metrics.h"
+#include "launch/model.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
-#include "models/flops.h"
 #include "runtime/build_info.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/launcher.h"
@@ -101,16 +101,18 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
 
 void print_start(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step) {
   std::printf("%s\n", runtime::version_line().c_str());
-  std::printf("model    llama, %s parameters, %s\n", grouped(header.parameters).c_str(),
-              runtime::name(config.training.dtype));
+  std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
+              grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
+  if (!config.model.layer_types.empty())
+    std::printf("layers   %s\n", layers_text(layer_masks(config.model).kinds).c_str());
   const std::string entropy =
       header.unigram_entropy
           ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)
           : fmt::format("unigram entropy not stored (longhaul inspect --add-entropy {} stores it)",
                         config.data.corpus);
   std::printf("corpus   %s, %s tokens, vocabulary %s, %s\n", config.data.corpus.c_str(),
-              grouped(header.corpus_tokens).c_str(),
-              grouped(header.vocabulary_size).c_str(), entropy.c_str());
+              grouped(header.corpus_tokens).c_str(), grouped(header.vocabulary_size).c_str(),
+              entropy.c_str());
   std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
               header.grid.data, header.grid.context, schemes_text(config).c_str(),
               config.parallelism.context_parallel_layout.c_str(), mask_text(config.data).c_str());
@@ -118,10 +120,11 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
   std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
               hosts.size() == 1 ? "host" : "hosts",
               header.communicator.substr(0, header.communicator.find(',')).c_str());
-  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank\n",
+  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank%s\n",
               grouped(config.training.tokens_per_step).c_str(),
               grouped(config.training.seq_len).c_str(), header.accumulation_steps,
-              config.training.micro_batch_size);
+              config.training.micro_batch_size,
+              config.training.interleave > 1 ? ", two together" : "");
   if (resumed_step >= config.training.steps) {
     std::printf(
         "done     all %ld steps of this run are in its checkpoint of step %ld; nothing to do\n",
@@ -152,8 +155,7 @@ class Reporter {
     metrics.labels = result.labels;
     metrics.seconds = result.seconds;
     metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
-    metrics.mfu = models::step_flops(trainer.model_config(), tokens, result.area) / result.seconds /
-                  peak_flops_;
+    metrics.mfu = trainer.model().flops(tokens, result.areas) / result.seconds / peak_flops_;
     metrics.memory_bytes = result.memory_bytes;
     metrics.comm_seconds = result.comm_seconds;
     metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;

@@ -29,6 +29,8 @@ struct ModelConfig {
   double rope_theta = 0;
   bool tie_word_embeddings = false;
   std::optional<std::int64_t> vocab_size;  ///< empty: the corpus says
+  std::vector<std::string> layer_types;    ///< empty: full_attention in all layers
+  std::optional<std::int64_t> sliding_window;
 };
 
 struct DataConfig {
@@ -42,6 +44,7 @@ struct TrainingConfig {
   std::int64_t seq_len = 0;
   std::int64_t micro_batch_size = 0;
   std::int64_t tokens_per_step = 0;
+  std::int64_t interleave = 1;  ///< passes that go through the model together
   std::int64_t steps = 0;
   double max_norm = 0;
   runtime::DType dtype = runtime::DType::float32;

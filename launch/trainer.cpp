@@ -4,6 +4,7 @@
 #include <cmath>
 #include <iterator>
 
+#include "launch/model.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
 #include "runtime/ops/host_copy.h"
@@ -46,23 +47,6 @@ runtime::Stream compute_stream(const TrainConfig&, int threads) {
 
 }  // namespace
 
-models::LlamaConfig llama_config(const TrainConfig& config, std::int64_t vocab_size) {
-  const ModelConfig& m = config.model;
-  models::LlamaConfig llama;
-  llama.hidden_size = m.hidden_size;
-  llama.intermediate_size = m.intermediate_size;
-  llama.num_hidden_layers = m.num_hidden_layers;
-  llama.num_attention_heads = m.num_attention_heads;
-  llama.num_key_value_heads = m.num_key_value_heads;
-  llama.head_dim = m.head_dim;
-  llama.rms_norm_eps = m.rms_norm_eps;
-  llama.rope_theta = m.rope_theta;
-  llama.tie_word_embeddings = m.tie_word_embeddings;
-  llama.vocab_size = vocab_size;
-  llama.dtype = config.training.dtype;
-  return llama;
-}
-
 Trainer::Trainer(TrainerInputs inputs, Communicator& world)
     : inputs_(std::move(inputs)),
       grid_(grid_shape(inputs_.config)),
@@ -73,10 +57,12 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       compute_(compute_stream(inputs_.config, inputs_.threads)),
       gradient_stream_(compute_.sibling("gradients", 1)),
       control_stream_(runtime::Stream::cpu("control")),
-      batch_shape_{inputs_.config.data,
+      model_(make_model(inputs_.config, inputs_.vocab_size)),
+      batch_shape_{inputs_.config.data, model_.masks(),
                    parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
                    static_cast<int>(grid_.size(runtime::Axis::context)), context_rank_},
-      loader_({inputs_.sequences, inputs_.config, data_rank_, batch_shape_}) {
+      loader_({inputs_.sequences, inputs_.config, data_rank_, batch_shape_,
+               [this](LocalBatch& batch, std::int64_t) { prepare(batch); }}) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   gradient_comm_ = grid_.split(world, {data, context}, "gradients");
@@ -88,13 +74,9 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   attention_ = std::make_unique<parallel::Attention>(
       attention, grid_.split(world, {context}, "context"), compute_);
 
-  const models::LlamaConfig model = llama_config(config, inputs_.vocab_size);
-  store_ = std::make_unique<models::ParameterStore>(models::parameter_table(model), model.dtype,
-                                                    compute_);
-  models::LlamaOptions options;
-  options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
-                                                                  : models::Recompute::none;
-  model_ = std::make_unique<models::Llama>(model, options, *store_, *attention_, compute_);
+  store_ =
+      std::make_unique<models::ParameterStore>(model_.table(), config.training.dtype, compute_);
+  rows_.resize(static_cast<std::size_t>(config.training.interleave));
   const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
@@ -108,9 +90,16 @@ void Trainer::initialise() {
   compute_.synchronize(host_deadline());
 }
 
+/// Makes what a batch's attention calls need; on any thread.
+void Trainer::prepare(LocalBatch& batch) const {
+  for (const attention::Mask& mask : batch.masks)
+    batch.attention.push_back(attention_->batch(mask, batch.layout));
+  model_.prepare(*attention_, batch.attention);
+}
+
 /// Moves a batch's rows into the row tensors, behind whatever still reads the last one's. A batch
 /// may have more or fewer rows than the last.
-models::Batch Trainer::upload(runtime::Rows rows) {
+models::Batch Trainer::upload(LocalBatch batch, Rows& rows) {
   const auto put = [&](std::vector<std::int32_t>& values, Tensor& tensor) {
     const auto count = static_cast<std::int64_t>(values.size());
     if (tensor.empty() || tensor.elements() < count)
@@ -119,8 +108,8 @@ models::Batch Trainer::upload(runtime::Rows rows) {
     runtime::ops::upload(std::move(values), part, compute_);
     return part;
   };
-  return {put(rows.tokens, token_rows_), put(rows.labels, label_rows_),
-          put(rows.positions, position_rows_)};
+  return {put(batch.rows.tokens, rows.tokens), put(batch.rows.labels, rows.labels),
+          put(batch.rows.positions, rows.positions), std::move(batch.attention)};
 }
 
 /// Sums a finished range of gradients over data and context ranks while backward goes on.
@@ -155,11 +144,12 @@ StepResult Trainer::step(bool stop) {
   set_scheme(step_number);  // while nothing is prepared
   if (step_number < config.training.steps)
     loader_.start({step_number + 1, cursor_ + plan_.sequences_per_step});
-  std::vector<double> counts(
-      2, 0.0);  // labels, and the mask's area from one rank of each context group
+  // Labels, and each mask's area from one rank of each context group.
+  std::vector<double> counts(1 + model_.masks().size(), 0.0);
   for (const LocalBatch& batch : batches) {
     counts[0] += static_cast<double>(batch.local_labels);
-    if (context_rank_ == 0) counts[1] += static_cast<double>(batch.mask.area());
+    for (std::size_t kind = 0; context_rank_ == 0 && kind < batch.masks.size(); ++kind)
+      counts[1 + kind] += static_cast<double>(batch.masks[kind].area());
   }
   counts = sum(runtime::gather_numbers(*control_comm_, counts, control_stream_, host_deadline()));
   const double labels = counts[0];
@@ -172,14 +162,17 @@ StepResult Trainer::step(bool stop) {
   store_->zero_gradients(compute_);
   std::vector<std::shared_ptr<const std::vector<double>>>
       losses;  // of each pass, once synchronised
-  for (std::size_t pass = 0; pass < batches.size(); ++pass) {
-    attention_->set_batch(batches[pass].mask, batches[pass].layout);
-    models::Pass options;
+  for (std::size_t done = 0; done < batches.size();) {
+    std::vector<models::Batch> together;
+    for (Rows& rows : rows_) {
+      if (done < batches.size()) together.push_back(upload(std::move(batches[done++]), rows));
+    }
+    models::PassOptions options;
     options.loss_scale = 1.0 / labels;
-    if (pass + 1 == batches.size())
+    if (done == batches.size())
       options.on_gradients = [this](parallel::ElementRange range) { reduce(range); };
-    const Tensor loss = model_->forward_backward(upload(std::move(batches[pass].rows)), options);
-    losses.push_back(runtime::ops::download<double>(loss, compute_));
+    for (const Tensor& loss : model_.forward_backward(resources(), together, options))
+      losses.push_back(runtime::ops::download<double>(loss, compute_));
   }
   compute_.wait(gradient_stream_.record());
 
@@ -212,7 +205,10 @@ StepResult Trainer::step(bool stop) {
   result.grad_norm = host_norm->front();
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
-  result.area = static_cast<std::int64_t>(counts[1]);
+  for (std::size_t kind = 0; kind < model_.masks().size(); ++kind) {
+    result.areas.push_back(static_cast<std::int64_t>(counts[1 + kind]));
+    result.area += model_.masks()[kind].layers * result.areas.back();
+  }
   result.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
   return result;
 }
@@ -220,8 +216,9 @@ StepResult Trainer::step(bool stop) {
 models::Evaluation Trainer::evaluate(const runtime::SequenceSource& source,
                                      std::span<const std::int64_t> numbers) {
   LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
-  attention_->set_batch(batch.mask, batch.layout);
-  models::Evaluation evaluation = model_->evaluate(upload(std::move(batch.rows)));
+  prepare(batch);
+  models::Evaluation evaluation =
+      model_.evaluate(resources(), upload(std::move(batch), rows_.front()));
   compute_.synchronize(host_deadline());
   return evaluation;
 }

@@ -11,7 +11,7 @@
 #include "launch/loader.h"
 #include "launch/schemes.h"
 #include "launch/train_config.h"
-#include "models/llama.h"
+#include "models/model.h"
 #include "models/optimizer.h"
 #include "parallel/attention.h"
 #include "runtime/comm/communicator.h"
@@ -37,7 +37,8 @@ struct StepResult {
   double grad_norm = 0;
   double learning_rate = 0;
   std::int64_t labels = 0;
-  std::int64_t area = 0;  ///< (query, key) pairs of all masks of the step
+  std::vector<std::int64_t> areas;  ///< (query, key) pairs of each of the model's masks
+  std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
   double comm_seconds = 0;        ///< compute waited for communication, largest over ranks
   std::int64_t memory_bytes = 0;  ///< peak of the compute stream's live tensors, largest over ranks
@@ -67,7 +68,7 @@ class Trainer {
   /// Sequences taken so far, over all data ranks.
   std::int64_t cursor() const { return cursor_; }
   std::int64_t parameters() const { return store_->table().elements(); }
-  const models::LlamaConfig& model_config() const { return model_->config(); }
+  const models::Model& model() const { return model_; }
 
   /// Forward only over one micro-batch, the sequences `numbers` of any source; rows come in the
   /// local order of their layout (make_local_batch). Collective over the context axis. Returned
@@ -77,7 +78,13 @@ class Trainer {
   models::ParameterStore& store() { return *store_; }
 
  private:
-  models::Batch upload(runtime::Rows rows);
+  /// Row tensors in device memory, as long as the longest batch so far.
+  struct Rows {
+    runtime::Tensor tokens, labels, positions;
+  };
+  void prepare(LocalBatch& batch) const;
+  models::Batch upload(LocalBatch batch, Rows& rows);
+  models::Resources resources() { return {*store_, *attention_, compute_}; }
   void reduce(parallel::ElementRange range);
   void set_scheme(std::int64_t step);
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
@@ -92,21 +99,18 @@ class Trainer {
   const runtime::Stream compute_, gradient_stream_;
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
-  const BatchShape batch_shape_;
   std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
+  const models::Model model_;
+  const BatchShape batch_shape_;
   std::unique_ptr<models::ParameterStore> store_;
-  std::unique_ptr<models::Llama> model_;
   std::unique_ptr<models::AdamW> optimizer_;
   Loader loader_;
-  runtime::Tensor token_rows_, label_rows_, position_rows_;  // as long as the longest batch so far
+  std::vector<Rows> rows_;  // of each pass that goes through the model together
   std::int64_t completed_steps_ = 0;
   std::int64_t cursor_ = 0;
 };
-
-/// The model of a configuration, with the vocabulary filled in.
-models::LlamaConfig llama_config(const TrainConfig& config, std::int64_t vocab_size);
 
 }  // namespace longhaul::launch

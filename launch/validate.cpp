@@ -2,13 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 
+#include "launch/batches.h"
 #include "launch/config.h"
 #include "launch/legality.h"
 #include "launch/metrics.h"
+#include "launch/model.h"
 #include "launch/schemes.h"
-#include "launch/trainer.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/sequences.h"
@@ -33,16 +35,26 @@ std::string grid_text(const TrainConfig& config) {
 std::string batch_text(const TrainConfig& config) {
   const BatchPlan plan = batch_plan(config);
   return fmt::format(
-      "{} tokens a step = {} sequences of {}: {} per pass on each of {} data ranks, {} passes",
+      "{} tokens a step = {} sequences of {}: {} per pass on each of {} data ranks, {} passes{}",
       grouped(config.training.tokens_per_step), plan.sequences_per_step,
       grouped(config.training.seq_len), config.training.micro_batch_size,
-      config.parallelism.data_parallel_replicate_degree, plan.accumulation_steps);
+      config.parallelism.data_parallel_replicate_degree, plan.accumulation_steps,
+      config.training.interleave > 1 ? ", two together" : "");
 }
 
-std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) {
-  const models::LlamaConfig model = llama_config(config, vocabulary);
-  return fmt::format("{} (vocabulary {})", grouped(models::parameter_table(model).elements()),
-                     grouped(vocabulary));
+std::string parameters_text(const models::Model& model, std::int64_t vocabulary) {
+  return fmt::format("{} (vocabulary {})", grouped(model.table().elements()), grouped(vocabulary));
+}
+
+/// Of a rank that holds its share of a pass, rounded up.
+std::string activations_text(const TrainConfig& config, const models::Model& model) {
+  const std::int64_t tokens = config.training.seq_len * config.training.micro_batch_size;
+  const std::int64_t ranks = std::max<std::int64_t>(1, config.parallelism.context_parallel_degree);
+  const std::int64_t rows = (tokens + ranks - 1) / ranks, together = config.training.interleave;
+  return fmt::format("{:.1f} MiB a rank, kept for backward: {} of {} rows, recomputation {}",
+                     static_cast<double>(together * model.activation_bytes(rows)) / (1 << 20),
+                     together == 1 ? "one pass" : fmt::format("{} passes together", together),
+                     grouped(rows), config.activation_checkpoint.mode);
 }
 
 std::string attention_text(const TrainConfig& config) {
@@ -77,10 +89,14 @@ int run_validate(const ValidateOptions& options) {
   const runtime::Sequences sequences(opened, config.training.seq_len,
                                      static_cast<std::uint64_t>(config.debug.seed));
 
+  const models::Model model = make_model(config, vocabulary);
   fmt::print("# {}: no problems\n", options.config_path);
   fmt::print("# grid        {}\n", grid_text(config));
   fmt::print("# batch       {}\n", batch_text(config));
-  fmt::print("# parameters  {}\n", parameters_text(config, vocabulary));
+  fmt::print("# parameters  {}\n", parameters_text(model, vocabulary));
+  fmt::print("# layers      {}\n", layers_text(model.masks()));
+  if (config.parallelism.context_parallel_degree > 0)
+    fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));
   fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch\n",
              grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "models/weights.h"
 #include "runtime/ops/cross_entropy.h"
 #include "runtime/ops/elementwise.h"
 #include "runtime/ops/matmul.h"
@@ -16,84 +17,91 @@ using runtime::DType;
 using runtime::Tensor;
 using runtime::TensorView;
 
-namespace {
-
-std::string weight_name(const LlamaConfig& config) {
-  return config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-}
-
-}  // namespace
-
-Head::Head(const LlamaConfig& config, const ParameterStore& store, std::int64_t chunk_rows,
-           const runtime::Stream& compute)
-    : config_(config),
+Head::Head(const HeadOptions& options, const parallel::ParameterTable& table,
+           std::int64_t chunk_rows)
+    : options_(options),
       chunk_rows_(chunk_rows),
-      compute_(compute),
-      norm_(store.value("model.norm.weight")),
-      weight_(store.working(weight_name(config))),
-      norm_gradient_(store.gradient("model.norm.weight")),
-      weight_gradient_(store.gradient(weight_name(config))) {
+      norm_group_(table.find(options.norm).group),
+      weight_group_(table.find(options.weight).group) {
   LONGHAUL_CHECK(chunk_rows >= 1, "the head's chunk is ", chunk_rows, " rows; expected at least 1");
 }
 
-Tensor Head::normed(ConstTensorView hidden, TensorView inv_rms) const {
-  Tensor rows({hidden.size(0), config_.hidden_size}, config_.dtype, compute_);
-  ops::rms_norm(hidden, norm_, config_.rms_norm_eps, rows, inv_rms, compute_);
+double Head::flops(std::int64_t tokens) const {
+  return 6 * static_cast<double>(tokens) *
+         (static_cast<double>(options_.hidden) * static_cast<double>(options_.vocabulary));
+}
+
+Tensor Head::normed(const Resources& resources, ConstTensorView hidden, TensorView inv_rms) const {
+  const runtime::Stream& compute = resources.compute;
+  const Weights weights(resources.store, norm_group_);
+  Tensor rows({hidden.size(0), options_.hidden}, options_.dtype, compute);
+  ops::rms_norm(hidden, weights.value(options_.norm).value, options_.norm_eps, rows, inv_rms,
+                compute);
   return rows;
 }
 
-void Head::loss_and_backward(ConstTensorView hidden, ConstTensorView labels, double loss_scale,
-                             TensorView loss_sum, TensorView dhidden) const {
-  const std::int64_t n = hidden.size(0), h = config_.hidden_size, vocabulary = config_.vocab_size;
-  const Tensor inv_rms({n}, DType::float32, compute_);
-  const Tensor rows = normed(hidden, inv_rms);
-  const Tensor drows({n, h}, DType::float32, compute_);
+void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
+                             ConstTensorView labels, double loss_scale, TensorView loss_sum,
+                             TensorView dhidden) const {
+  const runtime::Stream& compute = resources.compute;
+  const Weights norms(resources.store, norm_group_), matrices(resources.store, weight_group_);
+  const Weight norm = norms.value(options_.norm), weight = matrices.working(options_.weight);
+  const std::int64_t n = hidden.size(0), h = options_.hidden, vocabulary = options_.vocabulary;
+  const Tensor inv_rms({n}, DType::float32, compute);
+  const Tensor rows = normed(resources, hidden, inv_rms);
+  const Tensor drows({n, h}, DType::float32, compute);
   const std::int64_t step = std::min(chunk_rows_, n);
-  const Tensor logits({step, vocabulary}, DType::float32, compute_);
-  const bool rounded = config_.dtype != DType::float32;
-  const Tensor dlogits_rounded({rounded ? step : 0, vocabulary}, config_.dtype, compute_);
+  const Tensor logits({step, vocabulary}, DType::float32, compute);
+  const bool rounded = options_.dtype != DType::float32;
+  const Tensor dlogits_rounded({rounded ? step : 0, vocabulary}, options_.dtype, compute);
   for (std::int64_t begin = 0; begin < n; begin += step) {
     const std::int64_t end = std::min(n, begin + step);
     const ConstTensorView chunk = rows.view().slice(0, begin, end);
     const TensorView scores = logits.view().slice(0, 0, end - begin);
-    ops::matmul(chunk, ops::transposed(weight_), scores, Write::overwrite, compute_);
-    ops::cross_entropy_backward(scores, labels.slice(0, begin, end), loss_scale, loss_sum,
-                                compute_);
+    ops::matmul(chunk, ops::transposed(weight.value), scores, Write::overwrite, compute);
+    ops::cross_entropy_backward(scores, labels.slice(0, begin, end), loss_scale, loss_sum, compute);
     ConstTensorView dlogits = scores;
     if (rounded) {
       const TensorView copy = dlogits_rounded.view().slice(0, 0, end - begin);
-      ops::cast(scores, copy, compute_);
+      ops::cast(scores, copy, compute);
       dlogits = copy;
     }
-    ops::matmul(ops::transposed(dlogits), chunk, weight_gradient_, Write::add, compute_);
-    ops::matmul(dlogits, weight_, drows.view().slice(0, begin, end), Write::overwrite, compute_);
+    ops::matmul(ops::transposed(dlogits), chunk, weight.gradient, Write::add, compute);
+    ops::matmul(dlogits, weight.value, drows.view().slice(0, begin, end), Write::overwrite,
+                compute);
   }
-  ops::rms_norm_backward({hidden, norm_, inv_rms, drows}, dhidden, Write::overwrite, norm_gradient_,
-                         compute_);
+  ops::rms_norm_backward({hidden, norm.value, inv_rms, drows}, dhidden, Write::overwrite,
+                         norm.gradient, compute);
 }
 
-void Head::evaluate(ConstTensorView hidden, ConstTensorView labels, TensorView loss_sum,
-                    TensorView row_loss, TensorView row_correct) const {
+void Head::evaluate(const Resources& resources, ConstTensorView hidden, ConstTensorView labels,
+                    TensorView loss_sum, TensorView row_loss, TensorView row_correct) const {
+  const runtime::Stream& compute = resources.compute;
+  const Weights matrices(resources.store, weight_group_);
+  const Weight weight = matrices.working(options_.weight);
   const std::int64_t n = hidden.size(0);
-  const Tensor inv_rms({n}, DType::float32, compute_);
-  const Tensor rows = normed(hidden, inv_rms);
+  const Tensor inv_rms({n}, DType::float32, compute);
+  const Tensor rows = normed(resources, hidden, inv_rms);
   const std::int64_t step = std::min(chunk_rows_, n);
-  const Tensor logits({step, config_.vocab_size}, DType::float32, compute_);
+  const Tensor logits({step, options_.vocabulary}, DType::float32, compute);
   for (std::int64_t begin = 0; begin < n; begin += step) {
     const std::int64_t end = std::min(n, begin + step);
     const TensorView scores = logits.view().slice(0, 0, end - begin);
-    ops::matmul(rows.view().slice(0, begin, end), ops::transposed(weight_), scores,
-                Write::overwrite, compute_);
+    ops::matmul(rows.view().slice(0, begin, end), ops::transposed(weight.value), scores,
+                Write::overwrite, compute);
     ops::cross_entropy(scores, labels.slice(0, begin, end), loss_sum, row_loss.slice(0, begin, end),
-                       row_correct.slice(0, begin, end), compute_);
+                       row_correct.slice(0, begin, end), compute);
   }
 }
 
-Tensor Head::logits(ConstTensorView hidden) const {
-  const Tensor inv_rms({hidden.size(0)}, DType::float32, compute_);
-  const Tensor rows = normed(hidden, inv_rms);
-  Tensor scores({hidden.size(0), config_.vocab_size}, DType::float32, compute_);
-  ops::matmul(rows, ops::transposed(weight_), scores, Write::overwrite, compute_);
+Tensor Head::logits(const Resources& resources, ConstTensorView hidden) const {
+  const runtime::Stream& compute = resources.compute;
+  const Weights matrices(resources.store, weight_group_);
+  const Weight weight = matrices.working(options_.weight);
+  const Tensor inv_rms({hidden.size(0)}, DType::float32, compute);
+  const Tensor rows = normed(resources, hidden, inv_rms);
+  Tensor scores({hidden.size(0), options_.vocabulary}, DType::float32, compute);
+  ops::matmul(rows, ops::transposed(weight.value), scores, Write::overwrite, compute);
   return scores;
 }
 

@@ -2,43 +2,54 @@
 // The final norm, the LM head and the loss, in chunks of rows: logits never exist for all rows at
 // once.
 
-#include "models/llama_config.h"
+#include <string>
+
+#include "models/block.h"
 #include "models/parameters.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::models {
 
+struct HeadOptions {
+  std::int64_t hidden = 0, vocabulary = 0;
+  double norm_eps = 1e-5;
+  runtime::DType dtype = runtime::DType::float32;  ///< of activations
+  std::string norm, weight;  ///< names of parameters; the weight [V,h] may be the embedding's
+};
+
 class Head {
  public:
-  /// `chunk_rows` rows of logits exist at a time: chunk_rows * V * 4 bytes (* 6 with bfloat16
-  /// activations).
-  Head(const LlamaConfig& config, const ParameterStore& store, std::int64_t chunk_rows,
-       const runtime::Stream& compute);
+  /// The parameters are in the table. `chunk_rows` rows of logits exist at a time: chunk_rows * V *
+  /// 4 bytes (* 6 with bfloat16 activations).
+  Head(const HeadOptions& options, const parallel::ParameterTable& table, std::int64_t chunk_rows);
+
+  /// Of the matrix, forward and backward: 6 a weight and token.
+  double flops(std::int64_t tokens) const;
 
   /// Loss and gradients in one pass over the chunks. hidden T[n,h], labels[n] int32 (-1: none) ->
   /// dhidden T[n,h], loss_sum[1] float64 += unscaled token losses. Gradients, of loss_scale * loss
   /// sum, are added to the store's.
-  void loss_and_backward(runtime::ConstTensorView hidden, runtime::ConstTensorView labels,
-                         double loss_scale, runtime::TensorView loss_sum,
-                         runtime::TensorView dhidden) const;
+  void loss_and_backward(const Resources& resources, runtime::ConstTensorView hidden,
+                         runtime::ConstTensorView labels, double loss_scale,
+                         runtime::TensorView loss_sum, runtime::TensorView dhidden) const;
 
   /// loss_sum[1] float64 += token losses; row_loss[n] float32; row_correct[n] uint8, 1 where the
   /// largest logit is the label's.
-  void evaluate(runtime::ConstTensorView hidden, runtime::ConstTensorView labels,
-                runtime::TensorView loss_sum, runtime::TensorView row_loss,
-                runtime::TensorView row_correct) const;
+  void evaluate(const Resources& resources, runtime::ConstTensorView hidden,
+                runtime::ConstTensorView labels, runtime::TensorView loss_sum,
+                runtime::TensorView row_loss, runtime::TensorView row_correct) const;
 
   /// hidden T[n,h] -> fp32[n,V], all rows at once: for a few rows.
-  runtime::Tensor logits(runtime::ConstTensorView hidden) const;
+  runtime::Tensor logits(const Resources& resources, runtime::ConstTensorView hidden) const;
 
  private:
-  runtime::Tensor normed(runtime::ConstTensorView hidden, runtime::TensorView inv_rms) const;
+  /// The final norm's rows, T[n,h].
+  runtime::Tensor normed(const Resources& resources, runtime::ConstTensorView hidden,
+                         runtime::TensorView inv_rms) const;
 
-  const LlamaConfig config_;
+  const HeadOptions options_;
   const std::int64_t chunk_rows_;
-  const runtime::Stream compute_;
-  const runtime::ConstTensorView norm_, weight_;
-  const runtime::TensorView norm_gradient_, weight_gradient_;
+  const int norm_group_, weight_group_;
 };
 
 }  // namespace longhaul::models

@@ -1,7 +1,6 @@
 #include "models/llama_config.h"
 
-#include <cmath>
-
+#include "models/layer_types.h"
 #include "runtime/error.h"
 
 namespace longhaul::models {
@@ -9,8 +8,6 @@ namespace {
 
 using runtime::ExitCode;
 using runtime::fail;
-
-constexpr double kStddev = 0.02;
 
 void require_positive(const char* field, std::int64_t value) {
   if (value < 1) fail(ExitCode::config, "[model] ", field, " is ", value, "; expected at least 1");
@@ -34,6 +31,7 @@ void check(const LlamaConfig& config) {
     fail(ExitCode::config, "[model] num_attention_heads is ", config.num_attention_heads,
          "; expected a multiple of num_key_value_heads, ", config.num_key_value_heads);
   }
+  LayerMasks(config.layer_types, config.sliding_window, config.num_hidden_layers);
   if (!(config.rms_norm_eps > 0)) {
     fail(ExitCode::config, "[model] rms_norm_eps is ", config.rms_norm_eps,
          "; expected more than 0");
@@ -45,44 +43,6 @@ void check(const LlamaConfig& config) {
     fail(ExitCode::config, "[training] dtype is ", name(config.dtype),
          "; expected float32 or bfloat16");
   }
-}
-
-std::string layer_name(std::int64_t layer, const std::string& suffix) {
-  return "model.layers." + std::to_string(layer) + "." + suffix;
-}
-
-parallel::ParameterTable parameter_table(const LlamaConfig& config) {
-  check(config);
-  const std::int64_t h = config.hidden_size, f = config.intermediate_size;
-  const double residual = kStddev / std::sqrt(2.0 * static_cast<double>(config.num_hidden_layers));
-  parallel::ParameterTable table;
-  int group = 0;
-  const auto matrix = [&](const std::string& name, std::int64_t out, std::int64_t in, double stddev,
-                          int tensor_dim, bool decay = true) {
-    table.add(
-        {name, {out, in}, parallel::Initialisation::normal, stddev, decay, tensor_dim, group, {}});
-  };
-  const auto norm = [&](const std::string& name) {
-    table.add({name, {h}, parallel::Initialisation::ones, 0, false, -1, group, {}});
-  };
-
-  matrix("model.embed_tokens.weight", config.vocab_size, h, kStddev, 0, false);
-  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    ++group;
-    norm(layer_name(layer, "input_layernorm.weight"));
-    matrix(layer_name(layer, "self_attn.q_proj.weight"), config.query_size(), h, kStddev, 0);
-    matrix(layer_name(layer, "self_attn.k_proj.weight"), config.key_value_size(), h, kStddev, 0);
-    matrix(layer_name(layer, "self_attn.v_proj.weight"), config.key_value_size(), h, kStddev, 0);
-    matrix(layer_name(layer, "self_attn.o_proj.weight"), h, config.query_size(), residual, 1);
-    norm(layer_name(layer, "post_attention_layernorm.weight"));
-    matrix(layer_name(layer, "mlp.gate_proj.weight"), f, h, kStddev, 0);
-    matrix(layer_name(layer, "mlp.up_proj.weight"), f, h, kStddev, 0);
-    matrix(layer_name(layer, "mlp.down_proj.weight"), h, f, residual, 1);
-  }
-  ++group;
-  norm("model.norm.weight");
-  if (!config.tie_word_embeddings) matrix("lm_head.weight", config.vocab_size, h, kStddev, 0);
-  return table;
 }
 
 }  // namespace longhaul::models

@@ -1,10 +1,10 @@
 #pragma once
-// The shape of a Llama model and the parameter table that follows from it.
+// The shape of a Llama model.
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
-#include "parallel/parameters.h"
 #include "runtime/dtype.h"
 
 namespace longhaul::models {
@@ -21,23 +21,12 @@ struct LlamaConfig {
   double rope_theta = 10000;
   bool tie_word_embeddings = false;
   std::int64_t vocab_size = 0;
+  std::vector<std::string> layer_types = {};  ///< of each layer (layer_types.h); none: all full
+  std::int64_t sliding_window = 0;            ///< tokens; of sliding_attention
   runtime::DType dtype = runtime::DType::float32;  ///< of activations: float32 or bfloat16
-
-  std::int64_t query_size() const { return num_attention_heads * head_dim; }
-  std::int64_t key_value_size() const { return num_key_value_heads * head_dim; }
 };
 
 /// Throws Error(config) naming the first field whose value cannot be, and what it must be.
 void check(const LlamaConfig& config);
-
-/// Group 0 is the embedding, group 1 + l layer l, the last group the final norm and, when it is not
-/// tied, the head. Matrices are drawn from N(0, 0.02^2), those that write into the residual stream
-/// (o_proj, down_proj) scaled by 1/sqrt(2 layers) (Radford et al. 2019, GPT-2); norms start at one.
-/// Weight decay applies to matrices except the embedding, as is common practice; norms are free of
-/// it.
-parallel::ParameterTable parameter_table(const LlamaConfig& config);
-
-/// "model.layers.L." + suffix.
-std::string layer_name(std::int64_t layer, const std::string& suffix);
 
 }  // namespace longhaul::models

@@ -60,10 +60,10 @@ void ParameterStore::initialise(std::uint64_t seed, const Stream& stream) {
   for (const Parameter& parameter : table_.parameters()) {
     const TensorView values = view_of(values_, parameter);
     switch (parameter.initialisation) {
-      case Initialisation::ones:
+      case parallel::Initialisation::ones:
         fill(values, 1, stream);
         break;
-      case Initialisation::normal:
+      case parallel::Initialisation::normal:
         runtime::ops::fill_normal(values, 0, parameter.stddev, {seed, name_digest(parameter.name)},
                                   0, stream);
         break;

@@ -12,6 +12,29 @@ namespace longhaul::parallel {
 using runtime::ConstTensorView;
 using runtime::TensorView;
 
+struct AttentionBatch::Impl {
+  /// A call of this batch.
+  struct Call {
+    std::string scheme;
+    Direction direction;
+    Shapes shapes;
+    attention::Scoring scoring;
+    std::shared_ptr<const Prepared> prepared;
+    std::shared_ptr<const Loaded> loaded = {};  // once it was called
+  };
+
+  attention::HeadMasks masks;
+  Layout layout;
+  std::string digests = runtime::concat(masks.digest(), " ", layout.digest());
+  std::mutex mutex{};
+  std::vector<Call> calls{};
+};
+
+AttentionBatch::AttentionBatch(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+AttentionBatch::~AttentionBatch() = default;
+const attention::HeadMasks& AttentionBatch::masks() const { return impl_->masks; }
+const Layout& AttentionBatch::layout() const { return impl_->layout; }
+
 struct Attention::Impl {
   /// Prepared calls of the batches seen lately, by what they are a function of; used by any thread.
   class Cache {
@@ -36,33 +59,23 @@ struct Attention::Impl {
     std::map<std::string, std::shared_ptr<const Prepared>> calls_;
     std::deque<std::string> oldest_;  // its keys, in the order in which they came
   };
-  struct Batch {
-    attention::HeadMasks masks;
-    Layout layout;
-  };
-  /// A call of the present batch.
-  struct Current {
-    Direction direction;
-    Shapes shapes;
-    attention::Scoring scoring;
-    std::shared_ptr<const Loaded> call;
-  };
-
   Impl(const AttentionOptions& options, std::unique_ptr<runtime::Communicator> ranks,
        const runtime::Stream& stream)
-      : scheme(options.scheme), context(std::move(ranks)), compute(stream) {
+      : scheme(options.scheme),
+        scheme_text(scheme.text()),
+        context(std::move(ranks)),
+        compute(stream) {
     if (options.wire_dtype != runtime::DType::float32) wire_dtype = options.wire_dtype;
     open_channels();
   }
 
-  Expression scheme;  // guarded by scheme_mutex: prepare() reads it on any thread
-  mutable std::mutex scheme_mutex;
+  mutable std::mutex scheme_mutex;  // prepare() reads the scheme on any thread
+  Expression scheme;
+  std::string scheme_text;
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
   runtime::Stream compute;
   std::vector<Channel> channels;
-  std::optional<Batch> batch;
-  std::vector<Current> current;  // calls of the batch under the scheme
   mutable Cache cache;
 
   void open_channels() {
@@ -73,21 +86,18 @@ struct Attention::Impl {
     }
   }
 
-  std::shared_ptr<const Prepared> prepared(Direction direction, const attention::HeadMasks& masks,
-                                           const Layout& layout, const Shapes& shapes,
-                                           const attention::Scoring& scoring) const {
-    SchemeInputs inputs{masks, layout, shapes, direction, wire_dtype, {}};
-    {
-      std::lock_guard lock(scheme_mutex);
-      inputs.scheme = scheme;
-    }
+  std::shared_ptr<const Prepared> prepare(const AttentionBatch::Impl& batch,
+                                          const Expression& under, Direction direction,
+                                          const Shapes& shapes,
+                                          const attention::Scoring& scoring) const {
     const std::string key = runtime::concat(
-        inputs.scheme.text(), " ", name(direction), " ", shapes.heads, " ", shapes.kv_heads, " ",
+        under.text(), " ", name(direction), " ", shapes.heads, " ", shapes.kv_heads, " ",
         shapes.dim, " ", shapes.value_dim, " ", name(shapes.activation), " ",
         static_cast<int>(shapes.weighting), " ", std::bit_cast<std::uint32_t>(scoring.scale), " ",
         std::bit_cast<std::uint32_t>(scoring.softcap), " ",
-        std::bit_cast<std::uint32_t>(scoring.bias), " ", masks.digest(), " ", layout.digest());
+        std::bit_cast<std::uint32_t>(scoring.bias), " ", batch.digests);
     if (auto found = cache.find(key)) return found;
+    const SchemeInputs inputs{batch.masks, batch.layout, shapes, direction, wire_dtype, under};
     const Signature signature = direction == Direction::forward
                                     ? forward_signature(shapes.weighting)
                                     : backward_signature(shapes.weighting);
@@ -97,26 +107,34 @@ struct Attention::Impl {
     return made;
   }
 
-  std::shared_ptr<const Loaded> loaded(Direction direction, const Shapes& shapes,
-                                       const attention::Scoring& scoring) {
-    for (const Current& one : current) {
-      if (one.direction == direction && one.shapes == shapes && one.scoring == scoring)
-        return one.call;
+  /// The batch's call under the present scheme, prepared. With `lock` held on the batch, so that
+  /// whoever comes second finds it made.
+  AttentionBatch::Impl::Call& find(AttentionBatch::Impl& batch, const std::unique_lock<std::mutex>&,
+                                   Direction direction, const Shapes& shapes,
+                                   const attention::Scoring& scoring) const {
+    std::unique_lock reading(scheme_mutex);
+    for (auto& call : batch.calls) {
+      if (call.direction == direction && call.shapes == shapes && call.scoring == scoring &&
+          call.scheme == scheme_text)
+        return call;
     }
-    LONGHAUL_CHECK(batch, "set_batch() comes before the first attention call");
-    auto call = std::make_shared<const Loaded>(
-        prepared(direction, batch->masks, batch->layout, shapes, scoring), compute);
-    current.push_back({direction, shapes, scoring, call});
-    return call;
+    const Expression under = scheme;
+    reading.unlock();  // preparing another batch holds up no call
+    return batch.calls.emplace_back(
+        AttentionBatch::Impl::Call{under.text(), direction, shapes, scoring,
+                                   prepare(batch, under, direction, shapes, scoring)});
   }
 
-  std::unique_ptr<Execution> call(Direction direction, const Shapes& shapes,
-                                  const attention::Scoring& scoring,
+  std::unique_ptr<Execution> call(const AttentionBatch& batch, Direction direction,
+                                  const Shapes& shapes, const attention::Scoring& scoring,
                                   std::initializer_list<ConstTensorView> inputs,
                                   std::initializer_list<TensorView> outputs) {
-    return std::make_unique<Execution>(
-        loaded(direction, shapes, scoring), std::span(inputs.begin(), inputs.size()),
-        std::span(outputs.begin(), outputs.size()), compute, channels);
+    std::unique_lock lock(batch.impl_->mutex);
+    auto& found = find(*batch.impl_, lock, direction, shapes, scoring);
+    if (!found.loaded) found.loaded = std::make_shared<const Loaded>(found.prepared, compute);
+    return std::make_unique<Execution>(found.loaded, std::span(inputs.begin(), inputs.size()),
+                                       std::span(outputs.begin(), outputs.size()), compute,
+                                       channels);
   }
 };
 
@@ -126,27 +144,29 @@ Attention::Attention(const AttentionOptions& options,
 
 Attention::~Attention() = default;
 
-void Attention::set_batch(const attention::HeadMasks& masks, const Layout& layout) {
+std::shared_ptr<const AttentionBatch> Attention::batch(attention::HeadMasks masks,
+                                                       Layout layout) const {
   LONGHAUL_CHECK(masks.tokens() == layout.tokens(), "mask of ", masks.tokens(),
                  " tokens, layout of ", layout.tokens());
   LONGHAUL_CHECK(layout.ranks() == impl_->context->size(), "layout over ", layout.ranks(),
                  " ranks on ", impl_->context->size());
-  impl_->batch = Impl::Batch{masks, layout};
-  impl_->current.clear();
+  return std::shared_ptr<const AttentionBatch>(new AttentionBatch(
+      std::make_unique<AttentionBatch::Impl>(std::move(masks), std::move(layout))));
 }
 
-void Attention::prepare(const attention::HeadMasks& masks, const Layout& layout,
-                        const Shapes& shapes, const attention::Scoring& scoring) const {
+void Attention::prepare(const AttentionBatch& batch, const Shapes& shapes,
+                        const attention::Scoring& scoring) const {
+  std::unique_lock lock(batch.impl_->mutex);
   for (const Direction direction : {Direction::forward, Direction::backward})
-    impl_->prepared(direction, masks, layout, shapes, scoring);
+    impl_->find(*batch.impl_, lock, direction, shapes, scoring);
 }
 
 void Attention::set_scheme(const Expression& scheme) {
   {
     std::lock_guard lock(impl_->scheme_mutex);
     impl_->scheme = scheme;
+    impl_->scheme_text = scheme.text();
   }
-  impl_->current.clear();
   impl_->open_channels();
 }
 
@@ -166,23 +186,25 @@ Shapes shapes_of(ConstTensorView q, ConstTensorView k, ConstTensorView v,
 
 }  // namespace
 
-std::unique_ptr<Execution> Attention::forward(ConstTensorView q, ConstTensorView k,
-                                              ConstTensorView v, const attention::Scoring& scoring,
-                                              TensorView out, TensorView lse) {
+std::unique_ptr<Execution> Attention::forward(const AttentionBatch& batch, ConstTensorView q,
+                                              ConstTensorView k, ConstTensorView v,
+                                              const attention::Scoring& scoring, TensorView out,
+                                              TensorView lse) {
   const Shapes shapes = shapes_of(q, k, v, scoring);
   if (scoring.weighting == attention::Weighting::sigmoid)
-    return impl_->call(Direction::forward, shapes, scoring, {q, k, v}, {out});
-  return impl_->call(Direction::forward, shapes, scoring, {q, k, v}, {out, lse});
+    return impl_->call(batch, Direction::forward, shapes, scoring, {q, k, v}, {out});
+  return impl_->call(batch, Direction::forward, shapes, scoring, {q, k, v}, {out, lse});
 }
 
-std::unique_ptr<Execution> Attention::backward(const BackwardInputs& in,
+std::unique_ptr<Execution> Attention::backward(const AttentionBatch& batch,
+                                               const BackwardInputs& in,
                                                const attention::Scoring& scoring, TensorView dq,
                                                TensorView dk, TensorView dv) {
   const Shapes shapes = shapes_of(in.q, in.k, in.v, scoring);
   if (scoring.weighting == attention::Weighting::sigmoid)
-    return impl_->call(Direction::backward, shapes, scoring, {in.q, in.dout, in.k, in.v},
+    return impl_->call(batch, Direction::backward, shapes, scoring, {in.q, in.dout, in.k, in.v},
                        {dq, dk, dv});
-  return impl_->call(Direction::backward, shapes, scoring,
+  return impl_->call(batch, Direction::backward, shapes, scoring,
                      {in.q, in.dout, in.lse, in.delta, in.k, in.v}, {dq, dk, dv});
 }
 

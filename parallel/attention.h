@@ -22,8 +22,24 @@ struct AttentionOptions {
   runtime::DType wire_dtype = runtime::DType::float32;
 };
 
-/// Attention of one model on one rank: the communicator and streams it uses, and the schedules of
-/// the current batch. Shapes use n = this rank's rows = layout.rows(rank): batch rows are rows.
+/// What the calls of a batch have in common: masks and layout, the same on all ranks, and the calls
+/// that were prepared for them. A value that any thread may use; made by Attention::batch().
+class AttentionBatch {
+ public:
+  ~AttentionBatch();
+  const attention::HeadMasks& masks() const;
+  const Layout& layout() const;
+
+ private:
+  friend class Attention;
+  struct Impl;
+  explicit AttentionBatch(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Attention of one model on one rank: the communicator and streams it uses. Calls of several
+/// batches may be in flight at once. Shapes use n = this rank's rows = layout.rows(rank): batch
+/// rows are rows.
 class Attention {
  public:
   /// `context` is taken over; its size is the number of ranks. Collective.
@@ -31,22 +47,21 @@ class Attention {
             const runtime::Stream& compute);
   ~Attention();
 
-  /// The masks and layout of the calls that follow; masks.tokens() == layout.tokens(). Same on all
-  /// ranks.
-  void set_batch(const attention::HeadMasks& masks, const Layout& layout);
-  /// Prepares the calls of a batch, both ways, under the present scheme: what set_batch() with
-  /// equal masks and layout then finds done. On any thread, also while calls run; else a batch's
-  /// first call does it. Throws Error for what could not run.
-  void prepare(const attention::HeadMasks& masks, const Layout& layout, const Shapes& shapes,
+  /// masks.tokens() == layout.tokens(). Prepares nothing yet.
+  std::shared_ptr<const AttentionBatch> batch(attention::HeadMasks masks, Layout layout) const;
+  /// Prepares the calls of a batch, both ways, under the present scheme. On any thread, also while
+  /// calls run; else a batch's first call does it. Throws Error for what could not run.
+  void prepare(const AttentionBatch& batch, const Shapes& shapes,
                const attention::Scoring& scoring) const;
   /// The scheme of the calls that follow. Collective: it may open another channel.
   void set_scheme(const Expression& scheme);
 
   /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H]
   /// fp32 (natural log). A sigmoid has no LSE and no delta: their views are empty.
-  std::unique_ptr<Execution> forward(runtime::ConstTensorView q, runtime::ConstTensorView k,
-                                     runtime::ConstTensorView v, const attention::Scoring& scoring,
-                                     runtime::TensorView out, runtime::TensorView lse);
+  std::unique_ptr<Execution> forward(const AttentionBatch& batch, runtime::ConstTensorView q,
+                                     runtime::ConstTensorView k, runtime::ConstTensorView v,
+                                     const attention::Scoring& scoring, runtime::TensorView out,
+                                     runtime::TensorView lse);
 
   struct BackwardInputs {
     runtime::ConstTensorView q, k, v, dout;  ///< activation dtype
@@ -54,7 +69,7 @@ class Attention {
     runtime::ConstTensorView delta;          ///< fp32 [n,H], block_delta(out, dout)
   };
   /// -> dq[n,H,D], dk[n,H_kv,D], dv[n,H_kv,D_v], all fp32, overwritten.
-  std::unique_ptr<Execution> backward(const BackwardInputs& inputs,
+  std::unique_ptr<Execution> backward(const AttentionBatch& batch, const BackwardInputs& inputs,
                                       const attention::Scoring& scoring, runtime::TensorView dq,
                                       runtime::TensorView dk, runtime::TensorView dv);
 

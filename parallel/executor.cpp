@@ -99,7 +99,8 @@ void Execution::finish() {
   advance();
   if (finished_) return;
   finished_ = true;
-  for (const Channel& channel : channels_) compute_.wait(channel.stream.record());
+  // Of the channels' work only this call's: another call may have been enqueued behind it.
+  for (const std::size_t last : prepared_.last_of_channels()) compute_.wait(events_[last]);
 }
 
 void Execution::enqueue_until(int phase) {

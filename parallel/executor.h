@@ -11,9 +11,10 @@
 
 namespace longhaul::parallel {
 
-/// One call in flight: a prepared program bound to tensors. Each phase only enqueues; all ranks
-/// call in the same order. Its arena is allocated on the compute stream by start() and returned by
-/// the destructor; destroy it only after finish(), or after the streams have been abandoned.
+/// One call in flight: a prepared program bound to tensors; others may be in flight at the same
+/// time, on the same streams. Each phase only enqueues; all ranks call in the same order. Its arena
+/// is allocated on the compute stream by start() and returned by the destructor; destroy it only
+/// after finish(), or after the streams have been abandoned.
 class Execution {
  public:
   /// The tensors are those of the signature's names, in its order; [rows, heads, width], or [rows,
@@ -26,7 +27,7 @@ class Execution {
   void start();
   /// The rest. Calls start() if nobody did.
   void advance();
-  /// Makes the compute stream wait for everything. Calls advance() if nobody did.
+  /// Makes the compute stream wait for all of this call. Calls advance() if nobody did.
   void finish();
 
  private:

@@ -50,8 +50,9 @@ class Layout {
  public:
   /// A layout that does not depend on the mask; Error(internal) for the other kinds.
   Layout(LayoutKind kind, std::int64_t seq_len, std::int64_t batch, int ranks);
-  /// Any kind. `masks` are over the batch's tokens, its sequences along the diagonal. A pure
-  /// function: all ranks get the same from the same masks.
+  /// Any kind. `masks` are over the batch's tokens, its sequences along the diagonal: of the heads
+  /// of one layer, or of all layers of a model in the heads' place. A pure function: all ranks get
+  /// the same from the same masks.
   static Layout make(LayoutKind kind, const attention::HeadMasks& masks, std::int64_t batch,
                      int ranks);
 

@@ -28,6 +28,13 @@ Prepared::Prepared(Program program, const Signature& signature, const attention:
     channels_ = std::max(channels_, step.stream);
     for (const int wait : step.waits) awaited_[static_cast<std::size_t>(wait)] = true;
   }
+  for (int stream = 1; stream <= channels_; ++stream) {
+    const auto last =
+        std::ranges::find(program_.steps.rbegin(), program_.steps.rend(), stream, &Step::stream);
+    if (last == program_.steps.rend()) continue;
+    last_.push_back(static_cast<std::size_t>(program_.steps.rend() - last) - 1);
+    awaited_[last_.back()] = true;
+  }
   tables_ = std::move(with).take_tables();
   place_slots(signature);
 }
@@ -66,7 +73,10 @@ Loaded::Loaded(std::shared_ptr<const Prepared> of, const runtime::Stream& comput
   const auto bytes = std::ssize(from);
   tables = compute.allocate(bytes);
   const runtime::Buffer pinned = compute.allocate_host(bytes);
-  std::memcpy(pinned.data(), from.data(), from.size());
+  // In the stream's order: the same pinned memory may still be read for the call before.
+  compute.host_task([of = prepared, to = pinned.data()] {
+    std::memcpy(to, of->tables().data(), of->tables().size());
+  });
   runtime::copy(runtime::ConstTensorView(pinned.data(), DType::uint8, {}, {bytes}),
                 runtime::TensorView(tables.data(), DType::uint8, compute.device(), {bytes}),
                 compute);

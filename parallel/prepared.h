@@ -23,8 +23,11 @@ class Prepared {
   const Program& program() const { return program_; }
   int channels() const { return channels_; }
   const PreparedStep& step(std::size_t index) const { return *steps_[index]; }
-  /// Whether a step of another stream waits for it.
+  /// Whether a step of another stream waits for it, or the call's end.
   bool awaited(std::size_t index) const { return awaited_[index]; }
+
+  /// The last step of each channel that has any.
+  const std::vector<std::size_t>& last_of_channels() const { return last_; }
 
   /// The arena of a call: its scratch slots, then what kernels overwrite.
   std::int64_t arena_bytes() const { return slots_bytes_ + kernel_bytes_; }
@@ -51,6 +54,7 @@ class Prepared {
   const Program program_;
   std::vector<std::unique_ptr<const PreparedStep>> steps_;
   std::vector<bool> awaited_;
+  std::vector<std::size_t> last_;
   std::vector<std::vector<Place>> places_;
   std::size_t inputs_, outputs_;
   std::int64_t slots_bytes_ = 0, kernel_bytes_ = 0;

@@ -352,6 +352,17 @@ TEST(SliceSets, AgreeWithTheBitmapOnOverlapAreaIntersectionCutAndCoverage) {
     ASSERT_EQ(both, expected);
     ASSERT_EQ(both_area, expected.sum());
 
+    const auto edge = [&] { return static_cast<std::int64_t>(random() % 25) - 12; };
+    const std::int64_t lo = edge(), hi = edge();
+    const Mask banded = mask.within(lo, hi);
+    Bitmap inside(tokens, tokens);
+    for (std::int64_t i = 0; i < tokens; ++i) {
+      for (std::int64_t j = 0; j < tokens; ++j)
+        inside.at(i, j) = lo <= j - i && j - i <= hi ? map.at(i, j) : std::uint8_t{0};
+    }
+    ASSERT_EQ(Bitmap(tokens, tokens, banded.slices()), inside);
+    ASSERT_EQ(banded, Mask::from_slices(tokens, banded.slices())) << "sorted and tightened";
+
     const auto parts = random_partition(tokens, 1 + random() % 5, random);
     Bitmap covered(tokens, tokens);
     for (const auto& q_runs : parts) {

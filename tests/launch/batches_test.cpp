@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <numeric>
 #include <random>
@@ -23,6 +24,7 @@ using test::RawSequences;
 BatchShape shape(LayoutKind layout, int ranks, int rank) {
   BatchShape shape;
   shape.data.mask = "documents";
+  shape.kinds = {{std::nullopt, 1}};
   shape.layout = layout;
   shape.ranks = ranks;
   shape.rank = rank;
@@ -141,6 +143,56 @@ TEST(Batches, OfSequencesOfDifferentLengthsAreRefused) {
   const std::vector<std::int64_t> numbers{0, 1};
   test::expect_error(runtime::ExitCode::internal, "a sequence of 21 tokens beside one of 20",
                      [&] { make_local_batch(source, numbers, shape(LayoutKind::zigzag, 2, 0)); });
+}
+
+// Of models whose layers see different masks.
+
+constexpr std::int64_t kWindow = 16, kLong = 1024;
+const std::vector<std::int64_t> kTwo{3, 4};
+
+RawSequence long_sequence(std::int64_t number) { return test::random_sequence(31, kLong, number); }
+LocalBatch long_batch(const BatchShape& shape) {
+  return make_local_batch(RawSequences(long_sequence), kTwo, shape);
+}
+
+/// Pairs of each rank's queries in one full and `sliding` sliding layers, counted by the
+/// definition.
+std::vector<std::int64_t> pairs_of_ranks(const parallel::Layout& layout, std::int64_t sliding) {
+  std::vector<std::int64_t> pairs;
+  for (int rank = 0; rank < layout.ranks(); ++rank) {
+    pairs.push_back(0);
+    for (const std::int64_t token : layout.tokens_of(rank)) {
+      const std::int64_t position = long_sequence(kTwo[static_cast<std::size_t>(token / kLong)])
+                                        .positions[static_cast<std::size_t>(token % kLong)];
+      pairs.back() += position + 1 + sliding * std::min(position + 1, kWindow);
+    }
+  }
+  return pairs;
+}
+
+TEST(Batches, LayoutsBalanceTheSumOverLayers) {
+  for (const int ranks : {3, 4, 7}) {
+    for (const std::int64_t sliding : {1, 40}) {
+      SCOPED_TRACE(runtime::concat(ranks, " ranks, ", sliding, " sliding layers"));
+      BatchShape mixed = shape(LayoutKind::balanced, ranks, 0);
+      mixed.kinds = {{std::nullopt, 1}, {kWindow, sliding}};
+      const LocalBatch batch = long_batch(mixed);
+      const auto pairs = pairs_of_ranks(batch.layout, sliding);
+      const std::int64_t sum = std::accumulate(pairs.begin(), pairs.end(), std::int64_t{0});
+      EXPECT_LE(static_cast<double>(*std::ranges::max_element(pairs) * ranks),
+                parallel::kBalanceTarget * static_cast<double>(sum));
+      ASSERT_EQ(batch.masks.size(), 2u);
+      EXPECT_EQ(batch.masks[0].area() + sliding * batch.masks[1].area(), sum);
+    }
+  }
+}
+
+TEST(Batches, DocumentsOfAllLayersArePartsOfADocumentZigzag) {
+  // A window cuts no document: the layout is that of the full mask.
+  BatchShape full = shape(LayoutKind::document_zigzag, 4, 0), mixed = full;
+  full.kinds = {{std::nullopt, 3}};
+  mixed.kinds = {{kWindow, 2}, {std::nullopt, 1}};
+  EXPECT_EQ(long_batch(mixed).layout.digest(), long_batch(full).layout.digest());
 }
 
 }  // namespace

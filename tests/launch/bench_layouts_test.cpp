@@ -106,6 +106,25 @@ TEST(BenchLayouts, TakesSchemesAsExpressions) {
       << result.out;
 }
 
+TEST(BenchLayouts, LayersAreCountedTogether) {
+  // One full layer and two of a window of 129: contiguous ranks get their halo, 128 rows, in those.
+  const std::vector<std::string> one{"--mask",  "causal", "--seq-len",   "1024",
+                                     "--ranks", "8",      "--sequences", "1"};
+  std::vector<std::string> three = one;
+  three.insert(three.end(), {"--layer-types", "sliding_attention,full_attention,sliding_attention",
+                             "--sliding-window", "129"});
+  auto alone = rows(one), together = rows(three);
+  const double halo = 128 * kKeyBytes / kMegabyte;
+  EXPECT_NEAR(together["contiguous"].needed, alone["contiguous"].needed + 2 * 7.0 / 8 * halo, 0.1);
+  // Of a rank's pairs: rank 0's windows are triangles, the others' full.
+  const auto triangle = [](double n) { return n * (n + 1) / 2; };
+  const double window = triangle(128) + 7 * 128 * 129;
+  const double sum = triangle(1024) + 2 * window;
+  const double last = triangle(1024) - triangle(896) + 2 * 128 * 129;
+  EXPECT_NEAR(together["contiguous"].area_worst, 8 * last / sum, 5e-5);
+  EXPECT_LE(together["balanced"].area_worst, parallel::kBalanceTarget);
+}
+
 TEST(BenchLayouts, SaysWhatIsWrong) {
   const test::TempDirectory folder;
   const std::string good = folder.write("good.txt", "100\n100\n");
@@ -130,6 +149,9 @@ TEST(BenchLayouts, SaysWhatIsWrong) {
   expect({"--mask", "causal", "--scheme", "ulysses", "--ranks", "7"}, 78, "7 ranks cannot share");
   expect({"--mask", "causal", "--heads", "6", "--kv-heads", "4"}, 64, "--kv-heads");
   expect({"--mask", "causal", "--ranks", "0"}, 64, "--ranks");
+  expect({"--mask", "causal", "--layer-types", "sliding"}, 64, "sliding");
+  expect({"--mask", "causal", "--layer-types", "sliding_attention"}, 64, "--sliding-window");
+  expect({"--mask", "causal", "--sliding-window", "8"}, 64, "--layer-types");
 }
 
 /// Lines of a table without the four columns of times.

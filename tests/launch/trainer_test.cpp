@@ -174,8 +174,67 @@ TEST(Trainer, EveryMaskOverRanksAndBatches) {
       p.documents = documents(cursor).documents;
       area += test::MaskWords(data.mask, p, kSeqLen).mask().area();
     }
-    EXPECT_EQ(single[0].area, area);
+    EXPECT_EQ(single[0].areas, std::vector{area});
+    EXPECT_EQ(single[0].area, 2 * area) << "of both layers";
   }
+}
+
+TEST(Trainer, SlidingLayersGiveTheSameLossesForEverySchemeAndLayout) {
+  constexpr std::int64_t kWindow = 7;
+  const auto sliding = [&](TrainConfig config) {
+    config.model.layer_types = {"sliding_attention", "full_attention"};
+    config.model.sliding_window = kWindow;
+    return config;
+  };
+  const auto single = run_training(sliding(on({1, 1})), kVocabulary, documents, {.steps = 2});
+  std::vector<std::int64_t> areas(2);  // of the four sequences of the first step
+  for (std::int64_t cursor = 0; cursor < 4; ++cursor) {
+    for (const std::int64_t position : documents(cursor).positions) {
+      areas[0] += std::min(position + 1, kWindow);
+      areas[1] += position + 1;
+    }
+  }
+  EXPECT_EQ(single[0].areas, areas);
+  EXPECT_EQ(single[0].area, areas[0] + areas[1]);
+  int runs = 0;
+  for (const std::int64_t ranks : {3, 4}) {
+    for (const std::string& scheme : parallel::scheme_names()) {
+      for (const parallel::LayoutKind layout : parallel::layout_kinds()) {
+        if (parallel::refuse({scheme, static_cast<int>(ranks), 4, 2, layout, true})) continue;
+        SCOPED_TRACE(runtime::concat(scheme, " over ", name(layout), ", ", ranks, " ranks"));
+        TrainConfig config = sliding(on({1, ranks}, name(layout)));
+        config.parallelism.context_parallel_scheme = scheme;
+        expect_equal_within(run_training(config, kVocabulary, documents, {.steps = 2}), single,
+                            1e-5);
+        ++runs;
+      }
+    }
+  }
+  EXPECT_GT(runs, 70) << "schemes and layouts that suit";
+}
+
+TEST(Trainer, InterleavedPassesAreBitForBitOneAfterTheOther) {
+  int runs = 0;
+  for (const std::string& scheme : parallel::scheme_names()) {
+    for (const parallel::LayoutKind layout : parallel::layout_kinds()) {
+      if (parallel::refuse({scheme, 4, 4, 2, layout, true})) continue;
+      SCOPED_TRACE(runtime::concat(scheme, " over ", name(layout)));
+      TrainConfig config = on({1, 4}, name(layout));
+      config.parallelism.context_parallel_scheme = scheme;
+      if (runs % 2 == 1) config.activation_checkpoint.mode = "full";
+      if (runs % 3 == 0) config.training.tokens_per_step = 3 * kSeqLen;  // the last pass goes alone
+      const auto apart = run_training(config, kVocabulary, documents, {.steps = 2});
+      config.training.interleave = 2;
+      expect_equal_within(run_training(config, kVocabulary, documents, {.steps = 2}), apart, 0);
+      ++runs;
+    }
+  }
+  EXPECT_GT(runs, 35) << "schemes and layouts that suit";
+  TrainConfig tied = on({2, 2});
+  tied.model.tie_word_embeddings = true;
+  const auto apart = run_training(tied, kVocabulary, documents, {.steps = 1});
+  tied.training.interleave = 2;
+  expect_equal_within(run_training(tied, kVocabulary, documents, {.steps = 1}), apart, 1e-6);
 }
 
 TEST(Trainer, PrefixMaskLearnsAndGoesOnBitForBit) {

@@ -1,5 +1,6 @@
 #include "launch/validate.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -64,6 +65,36 @@ TEST_F(ValidateTest, NamesTheSchemesThatRun) {
                                 "--set", "model.num_key_value_heads=6"});
   ASSERT_EQ(chosen.exit_code, 0) << chosen.err;
   EXPECT_TRUE(has(chosen.out, "# attention   burst (chosen by auto) over zigzag")) << chosen.out;
+}
+
+TEST_F(ValidateTest, CountsActivationsAndLayers) {
+  // By hand, a row and layer in float32: attention keeps 192 + (2 * 6 + 2 * 2) * 32 + 6 + 1
+  // numbers, the rest 192 + 2 * 512 + 1; 2,048 rows a rank, 4 layers.
+  const double layer = 2048.0 * 4 * (192 + 16 * 32 + 7 + 192 + 1024 + 1) / (1 << 20);
+  const double input = 2048.0 * 4 * 192 / (1 << 20);
+  const auto line = [&](double mebibytes, const std::string& what) {
+    return fmt::format("# activations {:.1f} MiB a rank, kept for backward: {}\n", mebibytes, what);
+  };
+  auto result = validate({"--ranks", "2"});
+  EXPECT_TRUE(has(result.out, line(4 * layer, "one pass of 2,048 rows, recomputation none")))
+      << result.out;
+  EXPECT_TRUE(has(result.out, "# layers      4 layers: 4 full_attention\n"));
+  result = validate({"--ranks", "2", "--set", "training.interleave=2"});
+  EXPECT_TRUE(
+      has(result.out, line(8 * layer, "2 passes together of 2,048 rows, recomputation none")))
+      << result.out;
+  result = validate({"--ranks", "2", "--set", "training.interleave=2", "--set",
+                     "activation_checkpoint.mode=full", "--set",
+                     "model.layer_types=[\"sliding_attention\", \"full_attention\", "
+                     "\"sliding_attention\", \"sliding_attention\"]",
+                     "--set", "model.sliding_window=512"});
+  EXPECT_TRUE(has(result.out, line(2 * (layer + 3 * input),
+                                   "2 passes together of 2,048 rows, recomputation full")))
+      << result.out;
+  EXPECT_TRUE(has(result.out,
+                  "# layers      4 layers: 3 sliding_attention (window 512), 1 full_attention\n"))
+      << result.out;
+  EXPECT_TRUE(has(result.out, "sliding_window = 512\n"));
 }
 
 TEST_F(ValidateTest, PrintsWhatItResolvesTo) {

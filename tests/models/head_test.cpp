@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "tests/support/host_tensors.h"
+#include "tests/support/model_rig.h"
 
 namespace longhaul::models {
 namespace {
@@ -16,6 +17,8 @@ using test::make_tensor;
 using test::random_values;
 using test::read;
 using test::relative_error;
+using test::Rig;
+using test::with_rigs;
 using Values = std::vector<double>;
 
 LlamaConfig head_config(std::int64_t hidden, std::int64_t vocabulary) {
@@ -27,6 +30,14 @@ LlamaConfig head_config(std::int64_t hidden, std::int64_t vocabulary) {
   config.head_dim = 2;
   config.vocab_size = vocabulary;
   return config;
+}
+
+Head make_head(const LlamaConfig& c, const parallel::ParameterTable& table,
+               std::int64_t chunk_rows) {
+  return {
+      {c.hidden_size, c.vocab_size, c.rms_norm_eps, c.dtype, "model.norm.weight", "lm_head.weight"},
+      table,
+      chunk_rows};
 }
 
 /// The dense computation with all logits at once, and its gradients in closed form, in T.
@@ -90,28 +101,31 @@ TEST(Head, ChunkedEqualsDense) {
     const Dense<float> plain(hidden, weight, norm, labels, 0.01, config.rms_norm_eps);
     for (const std::int64_t chunk : {1, 16, 1000}) {
       SCOPED_TRACE(runtime::concat("rows ", rows, " chunk ", chunk));
-      const Stream stream = Stream::cpu("head", 2);
-      const ParameterStore store(parameter_table(config), DType::float32, stream);
-      copy(make_tensor(weight, {vocabulary, h}, DType::float32, stream),
-           store.value("lm_head.weight"), stream);
-      copy(make_tensor(norm, {h}, DType::float32, stream), store.value("model.norm.weight"),
-           stream);
-      const Head head(config, store, chunk, stream);
-      const Tensor x = make_tensor(hidden, {rows, h}, DType::float32, stream);
-      const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream);
-      const Tensor loss = make_tensor({0}, {1}, DType::float64, stream),
-                   dx({rows, h}, DType::float32, stream);
-      head.loss_and_backward(x, ids, 0.01, loss, dx);
-      const auto bound = [](const Values& near, const Values& far) {
-        return std::max(3e-6, 2 * relative_error(near, far));
+      const auto body = [&](Rig& rig) {
+        const Stream stream = rig.stream;
+        const ParameterStore& store = rig.store;
+        copy(make_tensor(weight, {vocabulary, h}, DType::float32, stream),
+             store.value("lm_head.weight"), stream);
+        copy(make_tensor(norm, {h}, DType::float32, stream), store.value("model.norm.weight"),
+             stream);
+        const Head head = make_head(config, store.table(), chunk);
+        const Tensor x = make_tensor(hidden, {rows, h}, DType::float32, stream);
+        const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream);
+        const Tensor loss = make_tensor({0}, {1}, DType::float64, stream),
+                     dx({rows, h}, DType::float32, stream);
+        head.loss_and_backward(rig.resources, x, ids, 0.01, loss, dx);
+        const auto bound = [](const Values& near, const Values& far) {
+          return std::max(3e-6, 2 * relative_error(near, far));
+        };
+        EXPECT_NEAR(read(loss, stream)[0], exact.loss, 3e-6 * exact.loss);
+        EXPECT_LE(relative_error(read(dx, stream), exact.dhidden),
+                  bound(plain.dhidden, exact.dhidden));
+        EXPECT_LE(relative_error(read(store.gradient("lm_head.weight"), stream), exact.dweight),
+                  bound(plain.dweight, exact.dweight));
+        EXPECT_LE(relative_error(read(store.gradient("model.norm.weight"), stream), exact.dnorm),
+                  bound(plain.dnorm, exact.dnorm));
       };
-      EXPECT_NEAR(read(loss, stream)[0], exact.loss, 3e-6 * exact.loss);
-      EXPECT_LE(relative_error(read(dx, stream), exact.dhidden),
-                bound(plain.dhidden, exact.dhidden));
-      EXPECT_LE(relative_error(read(store.gradient("lm_head.weight"), stream), exact.dweight),
-                bound(plain.dweight, exact.dweight));
-      EXPECT_LE(relative_error(read(store.gradient("model.norm.weight"), stream), exact.dnorm),
-                bound(plain.dnorm, exact.dnorm));
+      with_rigs(1, config, {}, body, 2);
     }
   }
 }
@@ -122,29 +136,31 @@ TEST(Head, MemoryDoesNotGrowWithRowsTimesVocabulary) {
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
     LlamaConfig typed = config;
     typed.dtype = dtype;
-    const Stream stream = Stream::cpu("head");
-    ParameterStore store(parameter_table(typed), dtype, stream);
-    store.initialise(1, stream);
-    store.refresh_working_copy(stream);
-    const Head head(typed, store, chunk, stream);
-    const auto peak = [&](std::int64_t rows) {
-      const Tensor x = make_tensor(random_values(rows * h, 1), {rows, h}, dtype, stream);
-      const Tensor ids =
-          make_tensor(Values(static_cast<std::size_t>(rows), 1.0), {rows}, DType::int32, stream);
-      const Tensor loss = make_tensor({0}, {1}, DType::float64, stream),
-                   dx({rows, h}, dtype, stream);
-      const std::int64_t before = stream.memory().current_bytes;
-      stream.reset_peak();
-      head.loss_and_backward(x, ids, 1, loss, dx);
-      const std::int64_t training = stream.memory().peak_bytes - before;
-      stream.reset_peak();
-      const Tensor row_loss({rows}, DType::float32, stream), correct({rows}, DType::uint8, stream);
-      head.evaluate(x, ids, loss, row_loss, correct);
-      return std::max(training, stream.memory().peak_bytes - before);
-    };
-    const std::int64_t small = peak(64), large = peak(512);
-    EXPECT_LE(large - small, (512 - 64) * (h * 8 + 16)) << "more than rows of the hidden size";
-    EXPECT_LE(large, chunk * vocabulary * 6 + 512 * (h * 8 + 16) + (1 << 21));
+    with_rigs(1, typed, {}, [&](Rig& rig) {
+      const Stream stream = rig.stream;
+      rig.store.initialise(1, stream);
+      rig.store.refresh_working_copy(stream);
+      const Head head = make_head(typed, rig.store.table(), chunk);
+      const auto peak = [&](std::int64_t rows) {
+        const Tensor x = make_tensor(random_values(rows * h, 1), {rows, h}, dtype, stream);
+        const Tensor ids =
+            make_tensor(Values(static_cast<std::size_t>(rows), 1.0), {rows}, DType::int32, stream);
+        const Tensor loss = make_tensor({0}, {1}, DType::float64, stream),
+                     dx({rows, h}, dtype, stream);
+        const std::int64_t before = stream.memory().current_bytes;
+        stream.reset_peak();
+        head.loss_and_backward(rig.resources, x, ids, 1, loss, dx);
+        const std::int64_t training = stream.memory().peak_bytes - before;
+        stream.reset_peak();
+        const Tensor row_loss({rows}, DType::float32, stream),
+            correct({rows}, DType::uint8, stream);
+        head.evaluate(rig.resources, x, ids, loss, row_loss, correct);
+        return std::max(training, stream.memory().peak_bytes - before);
+      };
+      const std::int64_t small = peak(64), large = peak(512);
+      EXPECT_LE(large - small, (512 - 64) * (h * 8 + 16)) << "more than rows of the hidden size";
+      EXPECT_LE(large, chunk * vocabulary * 6 + 512 * (h * 8 + 16) + (1 << 21));
+    });
   }
 }
 

@@ -20,6 +20,7 @@ using test::read;
 using test::read_bytes;
 using test::relative_error;
 using test::Rig;
+using test::sliding_config;
 using test::small_config;
 using test::with_rigs;
 
@@ -41,7 +42,7 @@ TEST_P(Tying, LossAndEveryGradientMatchDifferencesOfTheOracle) {
   const OracleBatch batch = document_batch(config, {5, 1, 6}, 3);
   with_rigs(1, config, {}, [&](Rig& rig) {
     const double scale = 1.0 / 9;
-    const Tensor loss = rig.model.forward_backward(rig.use(batch), {scale, {}, {}});
+    const Tensor loss = rig.forward_backward(rig.use(batch), {scale, {}});
     const NamedValues parameters = rig.parameters();
     const double expected = test::oracle_loss(config, parameters, batch);
     EXPECT_NEAR(read(loss, rig.stream)[0], expected, kLossBound * expected);
@@ -59,7 +60,7 @@ TEST_P(Tying, BFloat16IsWithinItsRounding) {
   const LlamaConfig config = small_config(GetParam(), DType::bfloat16);
   const OracleBatch batch = document_batch(config, {5, 1, 6}, 3);
   with_rigs(1, config, {}, [&](Rig& rig) {
-    const Tensor loss = rig.model.forward_backward(rig.use(batch), {1, {}, {}});
+    const Tensor loss = rig.forward_backward(rig.use(batch), {1, {}});
     const NamedValues parameters = rig.parameters();
     const double roundings = 20.0 * static_cast<double>(config.num_hidden_layers) + 4;
     const double bound = 0x1p-8 * std::sqrt(roundings);
@@ -76,14 +77,14 @@ TEST_P(Tying, EvaluationAndLogits) {
     const Batch mine = rig.use(batch);
     const NamedValues parameters = rig.parameters();
     const auto expected = test::oracle_logits(config, parameters, batch);
-    const Tensor logits = rig.model.logits(mine, 0, 11);
+    const Tensor logits = rig.logits(mine, 0, 11);
     EXPECT_LE(relative_error(read(logits, rig.stream), expected), kLossBound);
-    const Tensor two = rig.model.logits(mine, 4, 6);
+    const Tensor two = rig.logits(mine, 4, 6);
     EXPECT_LE(relative_error(read(two, rig.stream),
                              {expected.begin() + 4 * 17, expected.begin() + 6 * 17}),
               kLossBound);
 
-    const Evaluation evaluation = rig.model.evaluate(mine);
+    const Evaluation evaluation = rig.evaluate(mine);
     const double loss = test::oracle_loss(config, parameters, batch);
     EXPECT_NEAR(read(evaluation.loss_sum, rig.stream)[0], loss, kLossBound * loss);
     const auto correct = read(evaluation.row_correct, rig.stream);
@@ -107,8 +108,7 @@ TEST(Llama, RecomputationIsBitwiseEqual) {
     for (const Recompute mode : {Recompute::none, Recompute::full}) {
       with_rigs(1, config, {.recompute = mode}, [&](Rig& rig) {
         const auto index = static_cast<std::size_t>(mode);
-        losses[index] =
-            read_bytes(rig.model.forward_backward(rig.use(batch), {0.1, {}, {}}), rig.stream);
+        losses[index] = read_bytes(rig.forward_backward(rig.use(batch), {0.1, {}}), rig.stream);
         gradients[index] = read_bytes(rig.store.gradients(), rig.stream);
       });
     }
@@ -125,7 +125,7 @@ TEST(Llama, RecomputationHoldsLessMemory) {
     with_rigs(1, config, {.recompute = mode, .head_chunk_rows = 8}, [&](Rig& rig) {
       const Batch mine = rig.use(batch);
       rig.stream.reset_peak();
-      const Tensor loss = rig.model.forward_backward(mine, {1, {}, {}});
+      const Tensor loss = rig.forward_backward(mine, {1, {}});
       peak[static_cast<std::size_t>(mode)] = rig.stream.memory().peak_bytes;
     });
   }
@@ -140,7 +140,7 @@ TEST(Llama, RerunsAndThreadsAreBitwiseEqual) {
     with_rigs(
         1, config, {},
         [&](Rig& rig) {
-          const Tensor loss = rig.model.forward_backward(rig.use(batch), {0.1, {}, {}});
+          const Tensor loss = rig.forward_backward(rig.use(batch), {0.1, {}});
           const auto gradients = read_bytes(rig.store.gradients(), rig.stream);
           if (first.empty()) first = gradients;
           EXPECT_EQ(gradients, first);
@@ -162,12 +162,12 @@ TEST(Llama, TwoMicroBatchesEqualOneBatchOfBoth) {
   NamedValues expected;
   double loss = 0;
   with_rigs(1, config, {}, [&](Rig& rig) {
-    loss = read(rig.model.forward_backward(rig.use(both), {1.0 / 19, {}, {}}), rig.stream)[0];
+    loss = read(rig.forward_backward(rig.use(both), {1.0 / 19, {}}), rig.stream)[0];
     expected = rig.gradients();
   });
   with_rigs(1, config, {}, [&](Rig& rig) {
-    const Tensor a = rig.model.forward_backward(rig.use(part(0, 8)), {1.0 / 19, {}, {}});
-    const Tensor b = rig.model.forward_backward(rig.use(part(8, 21)), {1.0 / 19, {}, {}});
+    const Tensor a = rig.forward_backward(rig.use(part(0, 8)), {1.0 / 19, {}});
+    const Tensor b = rig.forward_backward(rig.use(part(8, 21)), {1.0 / 19, {}});
     EXPECT_NEAR(read(a, rig.stream)[0] + read(b, rig.stream)[0], loss, kLossBound * loss);
     expect_gradients(rig.gradients(), expected, kLossBound);
     rig.store.zero_gradients(rig.stream);
@@ -188,7 +188,7 @@ TEST(Llama, GradientGroupsCompleteInReverseAndCoverEverything) {
                         rig.stream);
       copy(rig.store.gradients().slice(0, range.begin, range.end), seen.back(), rig.stream);
     };
-    const Tensor loss = rig.model.forward_backward(rig.use(batch), {1, on_gradients, {}});
+    const Tensor loss = rig.forward_backward(rig.use(batch), {1, on_gradients});
     ASSERT_EQ(ranges.size(), 4u);  // head, two layers, embedding
     std::int64_t end = rig.store.table().elements();
     for (std::size_t i = 0; i < ranges.size(); ++i) {
@@ -202,18 +202,16 @@ TEST(Llama, GradientGroupsCompleteInReverseAndCoverEverything) {
   });
 }
 
-TEST(Llama, RanksGiveTheSameLossAndGradients) {
-  const LlamaConfig config = small_config();
-  const OracleBatch batch = document_batch(config, {3, 1, 20, 9}, 13);
+/// Losses and gradients of any number of ranks, on any layout, as on one.
+void expect_same_over_ranks(const LlamaConfig& config, const OracleBatch& batch) {
   NamedValues expected;
   double expected_loss = 0;
   with_rigs(1, config, {}, [&](Rig& rig) {
-    expected_loss = read(rig.model.forward_backward(rig.use(batch), {0.05, {}, {}}), rig.stream)[0];
+    expected_loss = read(rig.forward_backward(rig.use(batch), {0.05, {}}), rig.stream)[0];
     expected = rig.gradients();
   });
   for (const int ranks : {2, 3, 7, 40}) {  // at 40 some hold nothing
-    for (const auto kind : {parallel::LayoutKind::contiguous, parallel::LayoutKind::zigzag,
-                            parallel::LayoutKind::striped}) {
+    for (const auto kind : parallel::layout_kinds()) {
       // A striped cut of packed documents is checked by the attention itself; here it must give the
       // same answer.
       SCOPED_TRACE(runtime::concat(ranks, " ranks, ", parallel::name(kind)));
@@ -222,7 +220,7 @@ TEST(Llama, RanksGiveTheSameLossAndGradients) {
       double loss = 0;
       with_rigs(ranks, config, {.recompute = Recompute::full}, [&](Rig& rig) {
         const double mine =
-            read(rig.model.forward_backward(rig.use(batch, kind), {0.05, {}, {}}), rig.stream)[0];
+            read(rig.forward_backward(rig.use(batch, kind), {0.05, {}}), rig.stream)[0];
         const NamedValues gradients = rig.gradients();
         std::lock_guard lock(mutex);
         loss += mine;
@@ -235,6 +233,52 @@ TEST(Llama, RanksGiveTheSameLossAndGradients) {
       expect_gradients(sum, expected, kGradientBound);
     }
   }
+}
+
+TEST(Llama, RanksGiveTheSameLossAndGradients) {
+  const LlamaConfig config = small_config();
+  expect_same_over_ranks(config, document_batch(config, {3, 1, 20, 9}, 13));
+}
+
+// ---- layers that see different masks
+// ------------------------------------------------------------------------------------
+
+TEST(Llama, SlidingLayersMatchDifferencesOfTheOracle) {
+  for (const std::int64_t window : {1, 3}) {
+    const LlamaConfig config = sliding_config(window);
+    const OracleBatch batch = document_batch(config, {5, 1, 6}, 3);
+    with_rigs(1, config, {}, [&](Rig& rig) {
+      const Tensor loss = rig.forward_backward(rig.use(batch), {1, {}});
+      const NamedValues parameters = rig.parameters();
+      const double expected = test::oracle_loss(config, parameters, batch);
+      EXPECT_NEAR(read(loss, rig.stream)[0], expected, kLossBound * expected);
+      expect_gradients(rig.gradients(), test::oracle_gradients(config, parameters, batch),
+                       kGradientBound);
+    });
+  }
+}
+
+TEST(Llama, RanksGiveTheSameLossAndGradientsWithSlidingLayers) {
+  const LlamaConfig config = sliding_config(4);
+  expect_same_over_ranks(config, document_batch(config, {3, 1, 20, 9}, 13));
+}
+
+TEST(Llama, ALayerSendsWhatItsOwnMaskNeeds) {
+  // 10 rows a rank. A full layer's ranks get all rows before theirs, a sliding layer's the
+  // window - 1 rows before their first.
+  constexpr std::int64_t kWindow = 4;
+  const LlamaConfig config = sliding_config(kWindow);
+  const std::int64_t row_bytes = 2 * config.num_key_value_heads * config.head_dim * 4;
+  const OracleBatch batch = document_batch(config, {40}, 5);
+  with_rigs(4, config, {}, [&](Rig& rig) {
+    rig.attention.set_scheme("group_cast");
+    const Batch mine = rig.use(batch, parallel::LayoutKind::contiguous);
+    const Evaluation evaluation = rig.evaluate(mine);
+    rig.stream.synchronize(runtime::deadline_in(60));
+    const std::int64_t later = 3 - rig.rank;
+    const std::int64_t full = 10 * later, sliding = later > 0 ? kWindow - 1 : 0;
+    EXPECT_EQ(rig.attention.sent_bytes(), (full + 2 * sliding) * row_bytes) << rig.rank;
+  });
 }
 
 TEST(Llama, DocumentsDoNotSeeEachOther) {
@@ -255,12 +299,13 @@ TEST(Llama, DocumentsDoNotSeeEachOther) {
       const auto run = [&](const OracleBatch& which) {
         std::vector<std::vector<std::byte>> rows(2 * 64);
         with_rigs(ranks, config, {}, [&](Rig& rig) {
-          const Batch mine = rig.use(which, kind);
+          Batch mine = rig.use(which, kind);
           const parallel::Layout layout(kind, 64, 1, ranks);
           const std::int64_t n = layout.rows(rig.rank);
-          const Tensor logits = rig.model.logits(mine, 0, n);
+          const Tensor logits = rig.logits(mine, 0, n);
           const Tensor dembedding({n, config.hidden_size}, DType::float32, rig.stream);
-          const Tensor loss = rig.model.forward_backward(mine, {0.1, {}, dembedding});
+          mine.embedding_gradient = dembedding;
+          const Tensor loss = rig.forward_backward(mine, {0.1, {}});
           const auto tokens = layout.tokens_of(rig.rank);
           for (std::int64_t i = 0; i < n; ++i) {
             const auto token = static_cast<std::size_t>(tokens[static_cast<std::size_t>(i)]);

@@ -23,7 +23,7 @@ using test::small_config;
 TEST(Optimizer, ClipsDecaysAndUpdatesAsDefined) {
   for (const double max_norm : {0.0, 0.5, 1e6}) {
     const Stream stream = Stream::cpu("one", 2);
-    ParameterStore store(parameter_table(small_config()), DType::float32, stream);
+    ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
     store.initialise(1, stream);
     const auto elements = store.table().elements();
     const auto start = read(store.values(), stream);
@@ -59,7 +59,7 @@ TEST(Optimizer, ClipsDecaysAndUpdatesAsDefined) {
 
 TEST(Optimizer, RefusesANormThatIsNotFinite) {
   const Stream stream = Stream::cpu("one");
-  ParameterStore store(parameter_table(small_config()), DType::float32, stream);
+  ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
   store.initialise(1, stream);
   const auto before = read(store.values(), stream);
   fill(store.gradient("model.norm.weight"), std::nan(""), stream);
@@ -101,7 +101,7 @@ TEST(Optimizer, AModelLearnsARepeatedSequence) {
     double first = 0, last = 0;
     for (int step = 1; step <= 150; ++step) {
       rig.store.zero_gradients(rig.stream);
-      const Tensor loss = rig.model.forward_backward(mine, {1.0 / 29, {}, {}});
+      const Tensor loss = rig.forward_backward(mine, {1.0 / 29, {}});
       const Tensor norm = optimizer.gradient_norm(rig.stream);
       optimizer.step(1e-2, step, norm, rig.stream);
       last = read(loss, rig.stream)[0] / 29;

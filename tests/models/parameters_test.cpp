@@ -5,7 +5,7 @@
 #include <cmath>
 #include <set>
 
-#include "models/flops.h"
+#include "models/llama.h"
 #include "models/optimizer.h"
 #include "tests/support/host_tensors.h"
 #include "tests/support/model_rig.h"
@@ -22,7 +22,7 @@ using test::read_bytes;
 using test::small_config;
 
 TEST(ParameterTable, RangesAreContiguousAndGroupsOrdered) {
-  const parallel::ParameterTable table = parameter_table(small_config());
+  const parallel::ParameterTable table = llama(small_config(), {}).table();
   std::int64_t end = 0;
   std::set<std::string> names;
   for (const parallel::Parameter& parameter : table.parameters()) {
@@ -47,14 +47,14 @@ TEST(ParameterTable, RangesAreContiguousAndGroupsOrdered) {
 }
 
 TEST(ParameterTable, TiedModelsHaveNoHead) {
-  EXPECT_THROW(parameter_table(small_config(true)).find("lm_head.weight"), Error);
-  EXPECT_NO_THROW(parameter_table(small_config(false)).find("lm_head.weight"));
+  EXPECT_THROW(llama(small_config(true), {}).table().find("lm_head.weight"), Error);
+  EXPECT_NO_THROW(llama(small_config(false), {}).table().find("lm_head.weight"));
 }
 
 TEST(ParameterStore, InitialisationDependsOnSeedAndNameOnly) {
   const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
-  ParameterStore tied(parameter_table(small_config(true)), DType::float32, one);
-  ParameterStore untied(parameter_table(small_config(false)), DType::float32, two);
+  ParameterStore tied(llama(small_config(true), {}).table(), DType::float32, one);
+  ParameterStore untied(llama(small_config(false), {}).table(), DType::float32, two);
   tied.initialise(5, one);
   untied.initialise(5, two);
   for (const parallel::Parameter& parameter : tied.table().parameters()) {
@@ -70,7 +70,7 @@ TEST(ParameterStore, InitialisationDependsOnSeedAndNameOnly) {
 
 TEST(ParameterStore, WorkingCopyFollowsValues) {
   const Stream stream = Stream::cpu("one");
-  ParameterStore store(parameter_table(small_config(false, DType::bfloat16)), DType::bfloat16,
+  ParameterStore store(llama(small_config(false, DType::bfloat16), {}).table(), DType::bfloat16,
                        stream);
   store.initialise(1, stream);
   store.refresh_working_copy(stream);
@@ -82,7 +82,7 @@ TEST(ParameterStore, WorkingCopyFollowsValues) {
 
 TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {
   const Stream stream = Stream::cpu("one");
-  ParameterStore store(parameter_table(small_config()), DType::float32, stream);
+  ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
   const AdamW optimizer({}, store, stream);
   std::set<std::string> names;
   std::int64_t elements = 0;
@@ -122,8 +122,10 @@ TEST(LlamaConfigCheck, NamesTheField) {
 TEST(Flops, CountsMatricesAndVisiblePairs) {
   // By hand: per layer q 10x16, k and v 10x8, o 16x10, three 10x13; head 10x17.
   const double weights = 2 * (160 + 80 + 80 + 160 + 3 * 130) + 170;
-  EXPECT_EQ(step_flops(small_config(), 100, 5050), 6 * 100 * weights + 2 * 12 * 5050.0 * 16);
-  EXPECT_EQ(step_flops(small_config(true), 100, 5050), step_flops(small_config(), 100, 5050));
+  const std::vector<std::int64_t> areas{5050};
+  EXPECT_EQ(llama(small_config(), {}).flops(100, areas), 6 * 100 * weights + 2 * 12 * 5050.0 * 16);
+  EXPECT_EQ(llama(small_config(true), {}).flops(100, areas),
+            llama(small_config(), {}).flops(100, areas));
 }
 
 }  // namespace

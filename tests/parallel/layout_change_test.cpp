@@ -30,8 +30,7 @@ TEST(Attention, FollowsALayoutThatChangesUnderOneMask) {
         compute.synchronize(runtime::deadline_in(60));
         for (std::int64_t i = 0; i < n * dim; ++i)
           v.as<float>()[i] = static_cast<float>(mine[static_cast<std::size_t>(i / dim)]);
-        attention.set_batch(mask, layout);
-        attention.forward(q, k, v, {}, out, lse)->finish();
+        attention.forward(*attention.batch(mask, layout), q, k, v, {}, out, lse)->finish();
         compute.synchronize(runtime::deadline_in(60));
         // Token t sees 0..t alike; their mean is t / 2.
         for (std::int64_t i = 0; i < n * dim; ++i) {

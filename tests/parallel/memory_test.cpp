@@ -220,10 +220,10 @@ void forward_and_backward(Attention& attention, const attention::HeadMasks& mask
   const Tensor q = tensor(8), k = tensor(4), v = tensor(4), dout = tensor(8), out = tensor(8),
                dq = tensor(8), dk = tensor(4), dv = tensor(4);
   const Tensor lse({rows, 8}, DType::float32, compute), delta({rows, 8}, DType::float32, compute);
-  attention.set_batch(masks, layout);
-  attention.forward(q, k, v, {}, out, lse)->finish();
+  const auto batch = attention.batch(masks, layout);
+  attention.forward(*batch, q, k, v, {}, out, lse)->finish();
   attention::block_delta(out, dout, delta, compute);
-  attention.backward({q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
+  attention.backward(*batch, {q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
   compute.synchronize(deadline());
 }
 

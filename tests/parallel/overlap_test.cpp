@@ -11,6 +11,7 @@
 #include "parallel/schemes/scheme.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/error.h"
+#include "tests/support/forwarding_communicator.h"
 
 namespace longhaul::parallel {
 namespace {
@@ -22,11 +23,14 @@ using runtime::Stream;
 using runtime::Tensor;
 
 /// A communicator whose n-th exchange, counted from 0, begins only once `opened` says so.
-class Gated final : public Communicator {
+class Gated final : public test::ForwardingCommunicator {
  public:
   Gated(std::unique_ptr<Communicator> inner, int gated, std::function<bool()> opened,
         std::atomic<bool>& passed)
-      : inner_(std::move(inner)), gated_(gated), opened_(std::move(opened)), passed_(passed) {}
+      : ForwardingCommunicator(std::move(inner)),
+        gated_(gated),
+        opened_(std::move(opened)),
+        passed_(passed) {}
 
   void exchange(std::vector<runtime::SendMessage> sends,
                 std::vector<runtime::ReceiveMessage> receives, const std::string& what,
@@ -39,36 +43,10 @@ class Gated final : public Communicator {
         passed = opened();
       });
     }
-    inner_->exchange(std::move(sends), std::move(receives), what, stream);
-  }
-
-  int rank() const override { return inner_->rank(); }
-  int size() const override { return inner_->size(); }
-  const std::string& name() const override { return inner_->name(); }
-  void all_reduce(runtime::TensorView values, const Stream& stream) override {
-    inner_->all_reduce(values, stream);
-  }
-  void all_gather(runtime::ConstTensorView input, runtime::TensorView output,
-                  std::span<const std::int64_t> counts, const Stream& stream) override {
-    inner_->all_gather(input, output, counts, stream);
-  }
-  void reduce_scatter(runtime::ConstTensorView input, runtime::TensorView output,
-                      std::span<const std::int64_t> counts, const Stream& stream) override {
-    inner_->reduce_scatter(input, output, counts, stream);
-  }
-  void barrier(const Stream& stream) override { inner_->barrier(stream); }
-  std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override {
-    return inner_->split(color, key, name);
-  }
-  double set_timeout(double seconds) override { return inner_->set_timeout(seconds); }
-  std::int64_t sent_bytes() const override { return inner_->sent_bytes(); }
-  void reset_sent_bytes() override { inner_->reset_sent_bytes(); }
-  std::span<const std::int64_t> exchanged_bytes() const override {
-    return inner_->exchanged_bytes();
+    ForwardingCommunicator::exchange(std::move(sends), std::move(receives), what, stream);
   }
 
  private:
-  std::unique_ptr<Communicator> inner_;
   const int gated_;
   const std::function<bool()> opened_;
   std::atomic<bool>& passed_;

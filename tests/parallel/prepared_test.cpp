@@ -106,32 +106,31 @@ Use steady_call(const std::string& scheme_name, std::int64_t document_count) {
       world->barrier(compute);
       compute.synchronize(deadline());
     };
-    const auto call = [&] {
-      attention.forward(q, k, v, {}, out, lse)->finish();
-      attention.backward({q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
+    const auto call = [&](const AttentionBatch& batch) {
+      attention.forward(batch, q, k, v, {}, out, lse)->finish();
+      attention.backward(batch, {q, k, v, dout, lse, delta}, {}, dq, dk, dv)->finish();
       compute.synchronize(deadline());
     };
-    for (int batch = 0; batch < 4; ++batch) {
-      const HeadMasks masks = documents(document_count, batch);
-      const Layout layout(LayoutKind::striped, kTokens, 1, kRanks);
-      attention.prepare(masks, layout, kShapes, {});
-      attention.set_batch(masks, layout);
-      call();  // the batch's first layer
+    for (int number = 0; number < 4; ++number) {
+      const auto batch = attention.batch(documents(document_count, number),
+                                         Layout(LayoutKind::striped, kTokens, 1, kRanks));
+      attention.prepare(*batch, kShapes, {});
+      call(*batch);  // the batch's first layer
       meet();
       const std::int64_t system = runtime::system_allocations();
       if (rank == 0) allocations = allocated_bytes = largest = 0;
       if (rank == 0) counting = true;
       meet();
-      call();
+      call(*batch);
       meet();
       if (rank == 0) counting = false;
       const Use use{allocations, allocated_bytes, largest, runtime::system_allocations() - system};
       meet();  // the others go on only now
       if (rank != 0) continue;
       least.from_system += use.from_system;
-      if (batch == 0 || use.allocations < least.allocations) least.allocations = use.allocations;
-      if (batch == 0 || use.bytes < least.bytes) least.bytes = use.bytes;
-      if (batch == 0 || use.largest < least.largest) least.largest = use.largest;
+      if (number == 0 || use.allocations < least.allocations) least.allocations = use.allocations;
+      if (number == 0 || use.bytes < least.bytes) least.bytes = use.bytes;
+      if (number == 0 || use.largest < least.largest) least.largest = use.largest;
     }
   });
   return least;
@@ -241,10 +240,9 @@ TEST(Prepared, ABatchIsPreparedWhileAnotherRuns) {
       const Stream compute = Stream::cpu("compute");
       const int rank = world->rank();
       Attention attention({"ring", DType::float32}, world->split(0, rank, "context"), compute);
-      const auto batch = [&](int number) {
-        return HeadMasks(number == 0 ? Mask::causal(n) : Mask::full(n));
-      };
       const Layout layout(LayoutKind::zigzag, n, 1, 2);
+      const std::array batches{attention.batch(Mask::causal(n), layout),
+                               attention.batch(Mask::full(n), layout)};
       const std::int64_t rows = layout.rows(rank);
       Tensor q({rows, 4, 8}, DType::float32, compute), k({rows, 2, 8}, DType::float32, compute),
           out({rows, 4, 8}, DType::float32, compute), lse({rows, 4}, DType::float32, compute);
@@ -254,10 +252,10 @@ TEST(Prepared, ABatchIsPreparedWhileAnotherRuns) {
       }
       std::thread loader;
       for (int number = 0; number < 2; ++number) {
-        attention.set_batch(batch(number), layout);
         if (ahead && number == 0)
-          loader = std::thread([&] { attention.prepare(batch(1), layout, kShapes, {}); });
-        attention.forward(q, k, k, {}, out, lse)->finish();
+          loader = std::thread([&] { attention.prepare(*batches[1], kShapes, {}); });
+        attention.forward(*batches[static_cast<std::size_t>(number)], q, k, k, {}, out, lse)
+            ->finish();
         if (loader.joinable()) loader.join();
       }
       compute.synchronize(deadline());

@@ -51,8 +51,10 @@ void rotate(Values& x, const OracleBatch& batch, std::int64_t heads, const Llama
   }
 }
 
+/// A sliding layer's row r sees s > r - sliding_window only.
 Values attend(const Values& q, const Values& k, const Values& v, const OracleBatch& batch,
-              const LlamaConfig& c) {
+              const LlamaConfig& c, std::int64_t layer) {
+  const bool slides = !c.layer_types.empty() && c.layer_types[at(layer)] == "sliding_attention";
   const std::size_t rows = batch.tokens.size(), heads = at(c.num_attention_heads),
                     d = at(c.head_dim);
   const std::size_t kv_heads = at(c.num_key_value_heads);
@@ -66,7 +68,8 @@ Values attend(const Values& q, const Values& k, const Values& v, const OracleBat
         double score = 0;
         for (std::size_t i = 0; i < d; ++i)
           score += q[(r * heads + head) * d + i] * k[(s * kv_heads + kv) * d + i];
-        const bool visible = batch.documents[s] == batch.documents[r];
+        const bool near = !slides || s + at(c.sliding_window) > r;
+        const bool visible = near && batch.documents[s] == batch.documents[r];
         weights.push_back(visible ? std::exp(score / std::sqrt(static_cast<double>(d))) : 0);
         total += weights.back();
       }
@@ -102,7 +105,7 @@ Values oracle_logits(const LlamaConfig& c, const NamedValues& p, const OracleBat
     const Values v = linear(in, w("self_attn.v_proj.weight"), c.hidden_size);
     rotate(q, batch, c.num_attention_heads, c);
     rotate(k, batch, c.num_key_value_heads, c);
-    add_to(x, linear(attend(q, k, v, batch, c), w("self_attn.o_proj.weight"),
+    add_to(x, linear(attend(q, k, v, batch, c, layer), w("self_attn.o_proj.weight"),
                      c.num_attention_heads * c.head_dim));
     const Values mid = rms(x, w("post_attention_layernorm.weight"), c.rms_norm_eps);
     Values gate = linear(mid, w("mlp.gate_proj.weight"), c.hidden_size);

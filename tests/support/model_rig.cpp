@@ -24,6 +24,14 @@ LlamaConfig small_config(bool tied, DType dtype) {
   return config;
 }
 
+LlamaConfig sliding_config(std::int64_t window) {
+  LlamaConfig config = small_config();
+  config.num_hidden_layers = 3;
+  config.layer_types = {"sliding_attention", "full_attention", "sliding_attention"};
+  config.sliding_window = window;
+  return config;
+}
+
 OracleBatch document_batch(const LlamaConfig& config, const std::vector<std::int64_t>& lengths,
                            unsigned seed) {
   OracleBatch batch;
@@ -45,14 +53,15 @@ OracleBatch document_batch(const LlamaConfig& config, const std::vector<std::int
   return batch;
 }
 
-Rig::Rig(const LlamaConfig& config, const models::LlamaOptions& options,
+Rig::Rig(const LlamaConfig& config, const models::ModelOptions& options,
          std::unique_ptr<runtime::Communicator> communicator, int threads)
     : rank(communicator->rank()),
       ranks(communicator->size()),
       stream(runtime::Stream::cpu("compute", threads)),
-      store(models::parameter_table(config), config.dtype, stream),
+      model(models::llama(config, options)),
+      store(model.table(), config.dtype, stream),
       attention({}, std::move(communicator), stream),
-      model(config, options, store, attention, stream) {
+      resources{store, attention, stream} {
   set_parameters();
 }
 
@@ -84,6 +93,18 @@ NamedValues Rig::gradients() const {
   return values;
 }
 
+Tensor Rig::forward_backward(const models::Batch& batch, const models::PassOptions& options) {
+  return std::move(model.forward_backward(resources, {&batch, 1}, options).front());
+}
+
+models::Evaluation Rig::evaluate(const models::Batch& batch) {
+  return model.evaluate(resources, batch);
+}
+
+Tensor Rig::logits(const models::Batch& batch, std::int64_t begin, std::int64_t end) {
+  return model.logits(resources, batch, begin, end);
+}
+
 models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
   const auto tokens = static_cast<std::int64_t>(batch.tokens.size());
   std::vector<std::int64_t> offsets{0};
@@ -91,8 +112,10 @@ models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
     const auto r = static_cast<std::size_t>(row);
     if (row == tokens || batch.documents[r] != batch.documents[r - 1]) offsets.push_back(row);
   }
-  const parallel::Layout layout(kind, tokens, 1, ranks);
-  attention.set_batch(attention::Mask::documents(offsets), layout);
+  std::vector<attention::Mask> masks;
+  for (const models::MaskKind& layers : model.masks())
+    masks.push_back(layers.of(attention::Mask::documents(offsets)));
+  const auto layout = parallel::Layout::make(kind, masks_of_layers(masks, model.masks()), 1, ranks);
   const auto local = [&](const std::vector<std::int64_t>& values) {
     std::vector<double> mine;
     for (const std::int64_t token : layout.tokens_of(rank)) {
@@ -103,10 +126,12 @@ models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
     return runtime::ConstTensorView(batch_tensors_.back());
   };
   const runtime::ConstTensorView ids = local(batch.tokens), labels = local(batch.labels);
-  return {ids, labels, local(batch.positions)};
+  models::Batch mine{ids, labels, local(batch.positions), {}};
+  for (const attention::Mask& mask : masks) mine.attention.push_back(attention.batch(mask, layout));
+  return mine;
 }
 
-void with_rigs(int ranks, const LlamaConfig& config, const models::LlamaOptions& options,
+void with_rigs(int ranks, const LlamaConfig& config, const models::ModelOptions& options,
                const std::function<void(Rig&)>& body, int threads) {
   runtime::run_loopback(ranks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
     Rig rig(config, options, std::move(world), threads);

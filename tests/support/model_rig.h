@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "models/llama.h"
+#include "models/model.h"
 #include "parallel/layout.h"
 #include "tests/support/llama_oracle.h"
 
@@ -13,6 +14,9 @@ namespace longhaul::test {
 /// Odd sizes, grouped heads, H * D different from the hidden size.
 models::LlamaConfig small_config(bool tied = false, runtime::DType dtype = runtime::DType::float32);
 
+/// The same with three layers, of which the outer ones slide.
+models::LlamaConfig sliding_config(std::int64_t window);
+
 /// `tokens` tokens in documents of these lengths; labels are the next tokens, none at a document's
 /// end.
 OracleBatch document_batch(const models::LlamaConfig& config,
@@ -20,7 +24,7 @@ OracleBatch document_batch(const models::LlamaConfig& config,
 
 /// What one rank owns.
 struct Rig {
-  Rig(const models::LlamaConfig& config, const models::LlamaOptions& options,
+  Rig(const models::LlamaConfig& config, const models::ModelOptions& options,
       std::unique_ptr<runtime::Communicator> communicator, int threads = 1);
 
   /// Values far enough from zero that every path of the model matters; the same on every rank. With
@@ -28,22 +32,30 @@ struct Rig {
   void set_parameters();
   NamedValues parameters() const;
   NamedValues gradients() const;
-  /// Makes this the batch of the calls that follow and returns this rank's rows of it.
+  /// This rank's rows of a batch; they live as long as the rig.
   models::Batch use(const OracleBatch& batch,
                     parallel::LayoutKind kind = parallel::LayoutKind::zigzag);
 
+  /// The model's, of one batch.
+  [[nodiscard]] runtime::Tensor forward_backward(const models::Batch& batch,
+                                                 const models::PassOptions& options);
+  [[nodiscard]] models::Evaluation evaluate(const models::Batch& batch);
+  [[nodiscard]] runtime::Tensor logits(const models::Batch& batch, std::int64_t begin,
+                                       std::int64_t end);
+
   int rank, ranks;
   runtime::Stream stream;
+  models::Model model;
   models::ParameterStore store;
   parallel::Attention attention;
-  models::Llama model;
+  models::Resources resources;
 
  private:
   std::vector<runtime::Tensor> batch_tensors_;
 };
 
 /// Runs body(rig) on every rank.
-void with_rigs(int ranks, const models::LlamaConfig& config, const models::LlamaOptions& options,
+void with_rigs(int ranks, const models::LlamaConfig& config, const models::ModelOptions& options,
                const std::function<void(Rig&)>& body, int threads = 1);
 
 }  // namespace longhaul::test

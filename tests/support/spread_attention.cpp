@@ -111,21 +111,22 @@ class RankTensors {
   bool inputs_untouched() const { return inputs() == inputs_before_; }
 
   /// Forward and backward, enqueued; outputs hold NaN before.
-  void run(parallel::Attention& attention, const SpreadOptions& options) const {
+  void run(parallel::Attention& attention, const parallel::AttentionBatch& batch,
+           const SpreadOptions& options) const {
     for (const Tensor& output : outputs_) runtime::fill(output, NAN, stream_);
     if (!problem_.inputs.sigmoid()) {
       runtime::fill(lse_, NAN, stream_);
       runtime::fill(delta_, NAN, stream_);
     }
     const attention::Scoring& scoring = problem_.inputs.scoring;
-    auto forward = attention.forward(q_, k_, v_, scoring, outputs_[0], lse_);
+    auto forward = attention.forward(batch, q_, k_, v_, scoring, outputs_[0], lse_);
     forward->start();
     forward->advance();
     forward->finish();
     if (!problem_.inputs.sigmoid()) attention::block_delta(outputs_[0], dout_, delta_, stream_);
     if (options.sabotage) options.sabotage({problem_, runs_, q_, k_, v_, lse_, delta_, stream_});
-    auto backward = attention.backward({q_, k_, v_, dout_, lse_, delta_}, scoring, outputs_[1],
-                                       outputs_[2], outputs_[3]);
+    auto backward = attention.backward(batch, {q_, k_, v_, dout_, lse_, delta_}, scoring,
+                                       outputs_[1], outputs_[2], outputs_[3]);
     backward->finish();
   }
 
@@ -298,13 +299,13 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
     }
     before = &job;
     attention.set_scheme(job.scheme);
-    attention.set_batch(job.problem->masks, job.layout);
+    const auto batch = attention.batch(job.problem->masks, job.layout);
     SpreadRank& rank = ranks[j];
     for (int repeat = 0; repeat < options.repeats; ++repeat) {
       const auto sent_before = attention.sent_to();
       const double waited_before = compute.waited_seconds();
       const auto begin = runtime::Clock::now();
-      tensors->run(attention, options);
+      tensors->run(attention, *batch, options);
       compute.synchronize(deadline());
       rank.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
       rank.waited_seconds = compute.waited_seconds() - waited_before;

@@ -1,0 +1,100 @@
+#pragma once
+// What a model is a list of: a block turns the residual stream T[n,h] into the next one, forward,
+// and backward by hand. T is the activation dtype, n this rank's rows. Ranks meet inside of blocks
+// only.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "models/parameters.h"
+#include "models/stages.h"
+#include "parallel/attention.h"
+#include "runtime/tensor.h"
+
+namespace longhaul::models {
+
+/// What a model computes with. Borrowed; every rank of the attention's communicator calls in the
+/// same order.
+struct Resources {
+  ParameterStore& store;
+  parallel::Attention& attention;
+  runtime::Stream compute;  ///< all work goes there, and from there to the attention's channels
+};
+
+/// One pass's rows on this rank, in the local order of its layout: int32 [n] each. The memory must
+/// stay valid until the compute stream has passed the call (tensors of the compute stream do).
+struct Batch {
+  runtime::ConstTensorView tokens;
+  runtime::ConstTensorView labels;     ///< -1: the row has none
+  runtime::ConstTensorView positions;  ///< inside the document
+  /// What layers see: one for each of Model::masks(), in its order, all of one layout.
+  std::vector<std::shared_ptr<const parallel::AttentionBatch>> attention;
+  /// When it has data: T[n,h] <- the gradient at the embedding's output.
+  runtime::TensorView embedding_gradient = {};
+};
+
+/// cos and sin of this batch's positions, shared by all layers: [n, D/2] fp32.
+struct RopeTables {
+  runtime::Tensor cosines, sines;
+};
+
+/// What the blocks of one pass share; it outlives their passes.
+struct PassContext {
+  const Resources& resources;
+  const Batch& batch;
+  RopeTables rope;
+};
+
+/// One pass through one block: owns what the block's backward needs. Calls in this order; each only
+/// enqueues.
+class BlockPass {
+ public:
+  virtual ~BlockPass() = default;
+
+  /// Takes the block's input T[n,h] and computes all that output() and backward() need.
+  virtual Stages activate(runtime::Tensor input) = 0;
+  /// T[n,h].
+  virtual runtime::Tensor output() const = 0;
+  /// dx T[n,h]: on entry the gradient of the output, on exit that of the input. Adds the block's
+  /// gradients to the store's.
+  virtual Stages backward(runtime::TensorView dx) = 0;
+
+  /// Gives the input back and ends the pass: what full recomputation keeps, to begin another from.
+  runtime::Tensor take_input() { return std::move(input_); }
+
+ protected:
+  runtime::Tensor input_;
+};
+
+class Block {
+ public:
+  explicit Block(int group) : group_(group) {}
+  virtual ~Block() = default;
+
+  virtual std::unique_ptr<BlockPass> begin(const PassContext& context) const = 0;
+  /// Prepares the block's calls of a batch, if it has any: masks as in Batch::attention. On any
+  /// thread; without it, the first call does.
+  virtual void prepare(
+      const parallel::Attention& attention,
+      std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
+    static_cast<void>(attention), static_cast<void>(masks);
+  }
+  /// Forward and backward of `tokens` tokens, a multiply-add counted as two. areas[m]: visible
+  /// (query, key) pairs of mask m over all sequences.
+  virtual double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const = 0;
+
+  /// What a pass over n rows holds from activate() to its end, its input included.
+  virtual std::int64_t kept_bytes(std::int64_t rows) const = 0;
+
+  /// Of its parameters. Neighbours that share one are a layer: recomputed together, their gradients
+  /// complete together.
+  int group() const { return group_; }
+
+ private:
+  int group_;
+};
+
+}  // namespace longhaul::models

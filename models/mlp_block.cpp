@@ -1,0 +1,130 @@
+#include "models/mlp_block.h"
+
+#include <utility>
+
+#include "models/weights.h"
+#include "runtime/ops/elementwise.h"
+#include "runtime/ops/matmul.h"
+#include "runtime/ops/rms_norm.h"
+#include "runtime/ops/swiglu.h"
+
+namespace longhaul::models {
+
+namespace ops = runtime::ops;
+using ops::Write;
+using runtime::DType;
+using runtime::Tensor;
+using runtime::TensorView;
+
+/// The normalised rows and the swiglu output are not kept: backward redoes those cheap operations,
+/// bit for bit.
+class MlpBlock::Pass final : public BlockPass {
+ public:
+  Pass(const MlpBlock& block, const PassContext& context)
+      : block_(block),
+        shape_(block.shape_),
+        store_(context.resources.store),
+        compute_(context.resources.compute) {}
+
+  Stages activate(Tensor input) override {
+    input_ = std::move(input);
+    const Weights weights(store_, block_.group());
+    const Tensor normed = activation(shape_.hidden);
+    inv_rms_ = Tensor({rows()}, DType::float32, compute_);
+    ops::rms_norm(input_, weights.value(block_.norm_).value, shape_.norm_eps, normed, inv_rms_,
+                  compute_);
+    gate_ = activation(shape_.intermediate);
+    up_ = activation(shape_.intermediate);
+    for (const auto& [values, name] :
+         {std::pair{&gate_, &block_.gate_}, std::pair{&up_, &block_.up_}}) {
+      ops::matmul(normed, ops::transposed(weights.working(*name).value), *values, Write::overwrite,
+                  compute_);
+    }
+    co_return;
+  }
+
+  Tensor output() const override {
+    const Weights weights(store_, block_.group());
+    const Tensor gated = activation(shape_.intermediate);
+    ops::swiglu(gate_, up_, gated, compute_);
+    Tensor out = activation(shape_.hidden);
+    ops::matmul(gated, ops::transposed(weights.working(block_.down_).value), out, Write::overwrite,
+                compute_);
+    ops::add(input_, out, out, compute_);
+    return out;
+  }
+
+  Stages backward(TensorView dx) override {
+    const Weights weights(store_, block_.group());
+    const Weight norm = weights.value(block_.norm_), gate = weights.working(block_.gate_),
+                 up = weights.working(block_.up_), down = weights.working(block_.down_);
+    Tensor dgated = activation(shape_.intermediate);
+    {
+      const Tensor gated = activation(shape_.intermediate);
+      ops::swiglu(gate_, up_, gated, compute_);
+      ops::matmul(ops::transposed(dx), gated, down.gradient, Write::add, compute_);
+      ops::matmul(dx, down.value, dgated, Write::overwrite, compute_);
+    }
+    const Tensor dgate = activation(shape_.intermediate), dup = activation(shape_.intermediate);
+    ops::swiglu_backward(gate_, up_, dgated, dgate, dup, compute_);
+    dgated = Tensor();
+
+    const Tensor normed = activation(shape_.hidden);
+    ops::rms_norm_apply(input_, norm.value, inv_rms_, normed, compute_);
+    ops::matmul(ops::transposed(dgate), normed, gate.gradient, Write::add, compute_);
+    ops::matmul(ops::transposed(dup), normed, up.gradient, Write::add, compute_);
+    const Tensor dnormed({rows(), shape_.hidden}, DType::float32, compute_);
+    ops::matmul(dgate, gate.value, dnormed, Write::overwrite, compute_);
+    ops::matmul(dup, up.value, dnormed, Write::add, compute_);
+    // The residual path's gradient is already in dx.
+    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add, norm.gradient,
+                           compute_);
+    co_return;
+  }
+
+ private:
+  std::int64_t rows() const { return input_.size(0); }
+  Tensor activation(std::int64_t columns) const {
+    return Tensor({rows(), columns}, shape_.dtype, compute_);
+  }
+
+  const MlpBlock& block_;
+  const MlpShape& shape_;
+  const ParameterStore& store_;
+  const runtime::Stream& compute_;
+  Tensor inv_rms_;    // fp32[n]
+  Tensor gate_, up_;  // T[n,f]
+};
+
+MlpBlock::MlpBlock(const MlpShape& shape, const std::string& prefix, int group, double stddev,
+                   double residual_stddev, parallel::ParameterTable& table)
+    : Block(group),
+      shape_(shape),
+      norm_(prefix + "post_attention_layernorm.weight"),
+      gate_(prefix + "mlp.gate_proj.weight"),
+      up_(prefix + "mlp.up_proj.weight"),
+      down_(prefix + "mlp.down_proj.weight") {
+  const std::int64_t h = shape.hidden, f = shape.intermediate;
+  using enum parallel::Initialisation;
+  table.add({norm_, {h}, ones, 0, false, -1, group, {}});
+  table.add({gate_, {f, h}, normal, stddev, true, 0, group, {}});
+  table.add({up_, {f, h}, normal, stddev, true, 0, group, {}});
+  table.add({down_, {h, f}, normal, residual_stddev, true, 1, group, {}});
+}
+
+std::unique_ptr<BlockPass> MlpBlock::begin(const PassContext& context) const {
+  return std::make_unique<Pass>(*this, context);
+}
+
+/// Input, gate and up in T; in fp32 a number a row.
+std::int64_t MlpBlock::kept_bytes(std::int64_t rows) const {
+  return rows * ((shape_.hidden + 2 * shape_.intermediate) * size_bytes(shape_.dtype) +
+                 size_bytes(DType::float32));
+}
+
+double MlpBlock::flops(std::int64_t tokens, std::span<const std::int64_t>) const {
+  return 6 * static_cast<double>(tokens) *
+         (3 * static_cast<double>(shape_.hidden) * static_cast<double>(shape_.intermediate));
+}
+
+}  // namespace longhaul::models

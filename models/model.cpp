@@ -1,0 +1,184 @@
+#include "models/model.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "models/weights.h"
+#include "runtime/ops/embedding.h"
+#include "runtime/ops/rope.h"
+
+namespace longhaul::models {
+
+namespace ops = runtime::ops;
+using runtime::DType;
+using runtime::Tensor;
+
+Model::Model(ModelParts parts, const ModelOptions& options)
+    : parts_(std::move(parts)),
+      recompute_(options.recompute),
+      head_(parts_.head, parts_.table, options.head_chunk_rows) {
+  for (std::size_t index = 0; index < parts_.blocks.size(); ++index) {
+    const int group = parts_.blocks[index]->group();
+    if (layers_.empty() || layers_.back().group != group) layers_.push_back({index, index, group});
+    layers_.back().end = index + 1;
+  }
+}
+
+void Model::prepare(const parallel::Attention& attention,
+                    std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
+  for (const auto& block : parts_.blocks) block->prepare(attention, masks);
+}
+
+double Model::flops(std::int64_t tokens, std::span<const std::int64_t> areas) const {
+  double sum = head_.flops(tokens);
+  for (const auto& block : parts_.blocks) sum += block->flops(tokens, areas);
+  return sum;
+}
+
+std::int64_t Model::activation_bytes(std::int64_t rows) const {
+  std::int64_t all = 0, largest = 0;
+  for (const Layer& layer : layers_) {
+    std::int64_t kept = 0;
+    for (std::size_t block = layer.begin; block < layer.end; ++block)
+      kept += parts_.blocks[block]->kept_bytes(rows);
+    all += kept;
+    largest = std::max(largest, kept);
+  }
+  if (recompute_ == Recompute::none) return all;
+  return (std::ssize(layers_) - 1) * rows * parts_.hidden * size_bytes(parts_.dtype) + largest;
+}
+
+void Model::check(const Resources& resources, const Batch& batch) const {
+  LONGHAUL_CHECK(resources.store.working_dtype() == parts_.dtype, "the parameter store works in ",
+                 name(resources.store.working_dtype()), ", the model in ", name(parts_.dtype));
+  LONGHAUL_CHECK(batch.attention.size() == parts_.masks.size(), "a batch with ",
+                 batch.attention.size(), " masks, for a model with ", parts_.masks.size());
+}
+
+PassContext Model::context(const Resources& resources, const Batch& batch) const {
+  check(resources, batch);
+  const std::int64_t n = batch.tokens.size(0), half = parts_.rope_dim / 2;
+  RopeTables tables{Tensor({n, half}, DType::float32, resources.compute),
+                    Tensor({n, half}, DType::float32, resources.compute)};
+  ops::rope_table(batch.positions, parts_.rope_theta, tables.cosines, tables.sines,
+                  resources.compute);
+  return {resources, batch, std::move(tables)};
+}
+
+Tensor Model::embed(const Resources& resources, const Batch& batch) const {
+  const Weights weights(resources.store, 0);
+  Tensor hidden({batch.tokens.size(0), parts_.hidden}, parts_.dtype, resources.compute);
+  ops::embedding(weights.value(parts_.embedding).value, batch.tokens, hidden, resources.compute);
+  return hidden;
+}
+
+/// All that the layer's blocks need for output and backward, from the input of the first.
+Stages Model::activate(const PassContext& context, const Layer& layer, Tensor input,
+                       BlockPasses& passes) const {
+  for (std::size_t index = layer.begin; index < layer.end; ++index) {
+    passes[index] = parts_.blocks[index]->begin(context);
+    Stages block = passes[index]->activate(std::move(input));
+    while (block.advance()) co_await in_flight;
+    if (index + 1 < layer.end) input = passes[index]->output();
+  }
+}
+
+/// One pass, in order. It completes groups of gradients when it is the `last` to add to them.
+Stages Model::forward_backward(const Resources& resources, const Batch& batch,
+                               const PassOptions& options, bool last, Tensor& loss_sum) const {
+  const runtime::Stream& compute = resources.compute;
+  const auto complete = [&](int group) {
+    if (last && options.on_gradients) options.on_gradients(table().group_range(group));
+  };
+
+  const PassContext pass = context(resources, batch);
+  Tensor hidden = embed(resources, batch);
+  BlockPasses passes(parts_.blocks.size());
+  std::vector<Tensor> inputs(layers_.size());  // of layers to compute again
+  for (std::size_t index = 0; index < layers_.size(); ++index) {
+    const Layer& layer = layers_[index];
+    Stages forward = activate(pass, layer, std::move(hidden), passes);
+    while (forward.advance()) co_await in_flight;
+    hidden = passes[layer.end - 1]->output();
+    if (recompute_ == Recompute::none) continue;
+    inputs[index] = passes[layer.begin]->take_input();
+    for (std::size_t block = layer.begin; block < layer.end; ++block) passes[block].reset();
+  }
+
+  loss_sum = Tensor({1}, DType::float64, compute);
+  fill(loss_sum, 0, compute);
+  const Tensor dhidden(hidden.view().sizes(), parts_.dtype, compute);
+  head_.loss_and_backward(resources, hidden, batch.labels, options.loss_scale, loss_sum, dhidden);
+  hidden = Tensor();
+  complete(table().groups() - 1);
+
+  for (std::size_t index = layers_.size(); index-- > 0;) {
+    const Layer& layer = layers_[index];
+    if (recompute_ == Recompute::full) {
+      Stages again = activate(pass, layer, std::move(inputs[index]), passes);
+      while (again.advance()) co_await in_flight;
+    }
+    for (std::size_t block = layer.end; block-- > layer.begin;) {
+      Stages backward = passes[block]->backward(dhidden);
+      while (backward.advance()) co_await in_flight;
+      passes[block].reset();
+    }
+    complete(layer.group);
+  }
+
+  if (batch.embedding_gradient.data() != nullptr) copy(dhidden, batch.embedding_gradient, compute);
+  const Weights weights(resources.store, 0);
+  ops::embedding_backward(dhidden, batch.tokens, weights.value(parts_.embedding).gradient, compute);
+  complete(0);
+}
+
+std::vector<Tensor> Model::forward_backward(const Resources& resources,
+                                            std::span<const Batch> batches,
+                                            const PassOptions& options) const {
+  resources.store.refresh_working_copy(resources.compute);
+  std::vector<Tensor> loss_sums(batches.size());
+  std::vector<Stages> passes;
+  for (std::size_t i = 0; i < batches.size(); ++i) {
+    const bool last = i + 1 == batches.size();
+    passes.push_back(forward_backward(resources, batches[i], options, last, loss_sums[i]));
+  }
+  // All passes have the same stages.
+  for (bool more = true; more;) {
+    more = false;
+    for (Stages& pass : passes) more |= pass.advance();
+  }
+  return loss_sums;
+}
+
+Tensor Model::forward(const Resources& resources, const Batch& batch) const {
+  resources.store.refresh_working_copy(resources.compute);
+  const PassContext pass = context(resources, batch);
+  Tensor hidden = embed(resources, batch);
+  BlockPasses passes(parts_.blocks.size());
+  for (const Layer& layer : layers_) {
+    Stages forward = activate(pass, layer, std::move(hidden), passes);
+    while (forward.advance()) continue;
+    hidden = passes[layer.end - 1]->output();
+    for (std::size_t block = layer.begin; block < layer.end; ++block) passes[block].reset();
+  }
+  return hidden;
+}
+
+Evaluation Model::evaluate(const Resources& resources, const Batch& batch) const {
+  const std::int64_t n = batch.tokens.size(0);
+  const runtime::Stream& compute = resources.compute;
+  const Tensor hidden = forward(resources, batch);
+  Evaluation result{Tensor({1}, DType::float64, compute), Tensor({n}, DType::float32, compute),
+                    Tensor({n}, DType::uint8, compute)};
+  fill(result.loss_sum, 0, compute);
+  head_.evaluate(resources, hidden, batch.labels, result.loss_sum, result.row_loss,
+                 result.row_correct);
+  return result;
+}
+
+Tensor Model::logits(const Resources& resources, const Batch& batch, std::int64_t begin,
+                     std::int64_t end) const {
+  return head_.logits(resources, forward(resources, batch).view().slice(0, begin, end));
+}
+
+}  // namespace longhaul::models
