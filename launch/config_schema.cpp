@@ -187,6 +187,12 @@ std::vector<runtime::ConfigKey> declare() {
       {LONGHAUL_KEY(parallelism, pipeline_parallel_degree),
        .explanation = "Ranks that share the stack of layers; not built yet, so only 1.",
        .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
+      {LONGHAUL_KEY(parallelism, shard),
+       .explanation =
+           "What the ranks of data x context divide among them instead of each holding all of it: "
+           "`none`, or `optimizer`, its state, of which a rank then holds and updates a part "
+           "(ZeRO-1). The same losses, bit for bit, and checkpoints that either resumes from.",
+       .default_value = "\"none\"", .choices = {"none", "optimizer"}},
 
       {LONGHAUL_KEY(activation_checkpoint, mode),
        .explanation = "`full` keeps only each layer's input and recomputes the rest in backward.",

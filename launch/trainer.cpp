@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
@@ -72,11 +71,10 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       plan_(batch_plan(inputs_.config)),
       layout_(parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout)),
       compute_(compute_stream(inputs_.config, inputs_.threads)),
-      gradient_stream_(compute_.sibling("gradients", 1)),
       control_stream_(runtime::Stream::cpu("control")) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
-  gradient_comm_ = grid_.split(world, {data, context}, "gradients");
+  auto gradient_comm = grid_.split(world, {data, context}, "gradients");
   control_comm_ = grid_.split(world, {data, context}, "control");
   parallel::AttentionOptions attention{.wire_dtype =
                                            config.parallelism.context_parallel_wire_dtype};
@@ -88,6 +86,8 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   const models::LlamaConfig model = llama_config(config, inputs_.vocab_size);
   store_ = std::make_unique<models::ParameterStore>(models::parameter_table(model), model.dtype,
                                                     compute_);
+  exchange_ = std::make_unique<parallel::ParameterExchange>(
+      store_->table(), config.parallelism.shard == "optimizer", std::move(gradient_comm), compute_);
   models::LlamaOptions options;
   options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
                                                                   : models::Recompute::none;
@@ -95,7 +95,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
-      *store_, compute_);
+      *store_, exchange_->updated(), compute_);
 }
 
 Trainer::~Trainer() = default;
@@ -122,13 +122,6 @@ models::Batch Trainer::upload(const LocalBatch& batch) {
   };
   return {put(batch.tokens, token_rows_), put(batch.labels, label_rows_),
           put(batch.positions, position_rows_)};
-}
-
-/// Sums a finished range of gradients over data and context ranks while backward goes on.
-void Trainer::reduce(parallel::ElementRange range) {
-  gradient_stream_.wait(compute_.record());
-  gradient_comm_->all_reduce(store_->gradients().slice(0, range.begin, range.end),
-                             gradient_stream_);
 }
 
 /// The scheme of a step; cheap when it is the last one's.
@@ -182,19 +175,21 @@ StepResult Trainer::step(bool stop) {
     models::Pass options;
     options.loss_scale = 1.0 / labels;
     if (pass + 1 == batches.size())
-      options.on_gradients = [this](parallel::ElementRange range) { reduce(range); };
+      options.on_gradients = [this](parallel::ElementRange finished) {
+        exchange_->reduce(store_->gradients(), finished);
+      };
     const Tensor loss = model_->forward_backward(upload(batches[pass]), options);
     losses.push_back(runtime::ops::download<double>(loss, compute_));
   }
-  compute_.wait(gradient_stream_.record());
 
   // Clip and update.
   models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps,
                                         config.training.steps, config.lr_scheduler.min_lr_factor};
   const double lr = models::learning_rate(schedule, step_number);
-  const Tensor norm = optimizer_->gradient_norm(compute_);
+  const Tensor norm = exchange_->gradient_norm(store_->gradients());
   const auto host_norm = runtime::ops::download<double>(norm, compute_);
   optimizer_->step(lr, step_number, norm, compute_);
+  exchange_->share(store_->values());
   compute_.synchronize(host_deadline());
   ++completed_steps_;
   cursor_ += plan_.sequences_per_step;
@@ -228,26 +223,10 @@ models::Evaluation Trainer::evaluate(const std::vector<runtime::Sequence>& seque
   return evaluation;
 }
 
-std::vector<models::NamedTensor> Trainer::named_tensors() const {
-  std::vector<models::NamedTensor> tensors = store_->named_tensors();
-  std::ranges::move(optimizer_->named_tensors(), std::back_inserter(tensors));
-  return tensors;
-}
-
-/// Every rank holds every tensor; rank r writes the r-th part of each along its first dim.
-std::vector<runtime::TensorSlice> Trainer::owned_slices() const {
-  std::vector<runtime::TensorSlice> slices;
-  for (const models::NamedTensor& tensor : named_tensors()) {
-    const auto sizes = tensor.view.sizes();
-    const std::int64_t begin = sizes[0] * world_.rank() / world_.size();
-    const std::int64_t end = sizes[0] * (world_.rank() + 1) / world_.size();
-    if (begin == end) continue;
-    std::vector<std::int64_t> start(sizes.size(), 0);
-    start[0] = begin;
-    slices.push_back(
-        {tensor.name, {sizes.begin(), sizes.end()}, start, tensor.view.slice(0, begin, end)});
-  }
-  return slices;
+std::vector<parallel::FlatState> Trainer::states() const {
+  std::vector<parallel::FlatState> states = optimizer_->states();
+  states.insert(states.begin(), store_->state());
+  return states;
 }
 
 void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k) {
@@ -265,7 +244,14 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   runtime::SaveOptions options;
   options.folder = folder;
   options.keep_latest_k = keep_latest_k;
-  runtime::save_checkpoint(options, metadata, owned_slices(), *control_comm_, control_stream_);
+  // What every rank holds is written by its owner, like what only the owner holds.
+  const auto owned = exchange_->sharding().owned(control_comm_->rank());
+  std::vector<runtime::TensorSlice> slices;
+  for (const parallel::FlatState& state : states()) {
+    for (auto& [name, sizes, start, view] : state_blocks(store_->table(), state, owned))
+      slices.push_back({std::move(name), std::move(sizes), std::move(start), view});
+  }
+  runtime::save_checkpoint(options, metadata, slices, *control_comm_, control_stream_);
 }
 
 void Trainer::load(const runtime::Checkpoint& checkpoint) {
@@ -286,19 +272,22 @@ void Trainer::load(const runtime::Checkpoint& checkpoint) {
     refuse("training.seq_len", saved_seq_len, inputs_.config.training.seq_len);
   }
   compute_.synchronize(host_deadline());
-  const std::vector<models::NamedTensor> tensors = named_tensors();
-  if (tensors.size() != checkpoint.tensors().size()) {
+  const std::vector<parallel::FlatState> all = states();
+  const auto& parameters = store_->table().parameters();
+  if (all.size() * parameters.size() != checkpoint.tensors().size()) {
     fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
-         " tensors, the model of this run ", tensors.size());
+         " tensors, the model of this run ", all.size() * parameters.size());
   }
-  for (const models::NamedTensor& tensor : tensors) {
-    if (!checkpoint.has(tensor.name) ||
-        !std::ranges::equal(checkpoint.tensor(tensor.name).sizes, tensor.view.sizes())) {
-      fail(ExitCode::data, checkpoint.path().string(), ": tensor '", tensor.name,
-           "' is missing or of another size than in the model of this run");
+  for (const parallel::FlatState& state : all) {
+    for (const parallel::Parameter& parameter : parameters) {
+      const std::string name = state.prefix + parameter.name;
+      if (!checkpoint.has(name) || checkpoint.tensor(name).sizes != parameter.sizes) {
+        fail(ExitCode::data, checkpoint.path().string(), ": tensor '", name,
+             "' is missing or of another size than in the model of this run");
+      }
     }
-    const std::vector<std::int64_t> start(tensor.view.sizes().size(), 0);
-    checkpoint.read(tensor.name, start, tensor.view);
+    for (const auto& block : state_blocks(store_->table(), state, state.ranges))
+      checkpoint.read(block.name, block.start, block.view);
   }
   store_->values_changed();
   completed_steps_ = metadata.step;

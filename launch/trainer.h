@@ -14,6 +14,7 @@
 #include "models/llama.h"
 #include "models/optimizer.h"
 #include "parallel/attention.h"
+#include "parallel/parameter_exchange.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/grid.h"
 #include "runtime/flight.h"
@@ -77,11 +78,9 @@ class Trainer {
  private:
   LocalBatch local_batch(const std::vector<runtime::Sequence>& sequences) const;
   models::Batch upload(const LocalBatch& batch);
-  void reduce(parallel::ElementRange range);
   void set_scheme(std::int64_t step);
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
-  std::vector<models::NamedTensor> named_tensors() const;
-  std::vector<runtime::TensorSlice> owned_slices() const;
+  std::vector<parallel::FlatState> states() const;
 
   const TrainerInputs inputs_;
   const runtime::ProcessGrid grid_;
@@ -89,14 +88,15 @@ class Trainer {
   const int data_rank_, context_rank_;
   const BatchPlan plan_;
   const parallel::LayoutKind layout_;
-  const runtime::Stream compute_, gradient_stream_;
+  const runtime::Stream compute_;
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
-  std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
+  std::unique_ptr<runtime::Communicator> control_comm_;
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
   std::unique_ptr<models::ParameterStore> store_;
+  std::unique_ptr<parallel::ParameterExchange> exchange_;
   std::unique_ptr<models::Llama> model_;
   std::unique_ptr<models::AdamW> optimizer_;
   runtime::Tensor token_rows_, label_rows_, position_rows_;  // as long as the longest batch so far
