@@ -189,9 +189,10 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
       {LONGHAUL_KEY(parallelism, shard),
        .explanation =
-           "What the ranks of data x context divide among them instead of each holding all of it: "
-           "`none`, or `optimizer`, its state, of which a rank then holds and updates a part "
-           "(ZeRO-1). The same losses, bit for bit, and checkpoints that either resumes from.",
+           "What the ranks of data x context divide among them, where each would else hold all of "
+           "it: `none`; `optimizer`: the optimizer's state, of which a rank then holds and updates "
+           "its part (ZeRO-1). Losses are the same bit for bit, and a checkpoint of one resumes "
+           "with the other.",
        .default_value = "\"none\"", .choices = {"none", "optimizer"}},
 
       {LONGHAUL_KEY(activation_checkpoint, mode),

@@ -45,6 +45,24 @@ std::string parameters_text(const TrainConfig& config, std::int64_t vocabulary) 
                      grouped(vocabulary));
 }
 
+std::string optimizer_text(const TrainConfig& config, std::int64_t vocabulary) {
+  const std::int64_t elements =
+      models::parameter_table(llama_config(config, vocabulary)).elements();
+  const std::int64_t context = config.parallelism.context_parallel_degree;
+  const std::int64_t ranks = context * config.parallelism.data_parallel_replicate_degree;
+  const auto mebibytes = [](std::int64_t owned) {
+    return fmt::format("{:.1f} MiB",
+                       static_cast<double>(owned * models::AdamW::kStateBytes) / (1 << 20));
+  };
+  std::string text = fmt::format("{}, {} bytes of state a parameter", config.optimizer.name,
+                                 models::AdamW::kStateBytes);
+  if (config.parallelism.shard == "none")
+    return text + ": " + mebibytes(elements) + " on every rank";
+  if (context == -1) return text + ", sharded over all ranks";
+  return fmt::format("{}, sharded over {} ranks: at most {} on each", text, ranks,
+                     mebibytes(parallel::Sharding::largest_share(elements, ranks)));
+}
+
 std::string attention_text(const TrainConfig& config) {
   return fmt::format("{} over {} x mask {} x {} (wire {}) x {}: {}", schemes_text(config),
                      config.parallelism.context_parallel_layout, mask_text(config.data),
@@ -81,6 +99,7 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# grid        {}\n", grid_text(config));
   fmt::print("# batch       {}\n", batch_text(config));
   fmt::print("# parameters  {}\n", parameters_text(config, vocabulary));
+  fmt::print("# optimizer   {}\n", optimizer_text(config, vocabulary));
   fmt::print("# attention   {}\n", attention_text(config));
   fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch\n",
              grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),

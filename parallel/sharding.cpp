@@ -73,6 +73,11 @@ Sharding::Sharding(const ParameterTable& table, int ranks) {
   }
 }
 
+std::int64_t Sharding::largest_share(std::int64_t elements, std::int64_t ranks) {
+  const std::int64_t chunks = norm_chunks(elements);
+  return std::min(elements, (chunks + ranks - 1) / ranks * kNormChunk);
+}
+
 std::vector<ElementRange> Sharding::owned(int rank) const {
   std::vector<ElementRange> ranges;
   for (const Bucket& bucket : buckets_) {

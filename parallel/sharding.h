@@ -28,6 +28,9 @@ class Sharding {
  public:
   Sharding(const ParameterTable& table, int ranks);
 
+  /// Elements that a rank owns at most: its even share, in whole chunks.
+  static std::int64_t largest_share(std::int64_t elements, std::int64_t ranks);
+
   /// Ascending, one a group; groups in which no chunk begins have none.
   const std::vector<Bucket>& buckets() const { return buckets_; }
   /// What a rank owns: ascending, neighbours joined. Over all ranks they are disjoint and cover the

@@ -125,6 +125,8 @@ TEST(Sharding, EveryChunkHasOneOwnerAndSharesAreEven) {
       EXPECT_EQ(std::ranges::count(owner, -1), 0);
       const auto [least, most] = std::ranges::minmax(share);
       EXPECT_LE(most - least, 1);
+      EXPECT_EQ(std::min(most * kNormChunk, table.elements()),
+                Sharding::largest_share(table.elements(), ranks));
       std::int64_t begin = 0;
       for (const Bucket& bucket : sharding.buckets()) {
         EXPECT_EQ(bucket.range.begin, begin);
