@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <mutex>
 #include <set>
+#include <thread>
 
 #include "runtime/comm/loopback.h"
 #include "runtime/error.h"
@@ -129,6 +131,36 @@ TEST(Exchange, SendsWhatItSays) {
     });
     EXPECT_EQ(reduced, 4 * n * (kRanks - 1) * (sharded ? 1 : 2));
     EXPECT_EQ(shared, sharded ? 4 * n * (kRanks - 1) : 0);
+  }
+}
+
+TEST(Exchange, ReducesWhatIsFinishedWhileComputeGoesOn) {
+  const ParameterTable parameters = table();
+  constexpr int kRanks = 3;
+  for (const bool sharded : {false, true}) {
+    std::atomic<int> overlapped = 0;
+    runtime::run_loopback(kRanks, {}, [&](std::unique_ptr<Communicator> world) {
+      const int rank = world->rank();
+      const Stream compute = Stream::cpu("compute");
+      ParameterExchange exchange(parameters, sharded, std::move(world), compute);
+      const Tensor flat({parameters.elements()}, DType::float32, compute);
+      fill(flat, 1, compute);
+      exchange.reduce(flat, parameters.group_range(4));
+      exchange.reduce(flat, parameters.group_range(3));
+      // Backward, which does not end before this rank's part of what is finished has been summed.
+      const ElementRange own = exchange.sharding().buckets().back().owned(rank);
+      compute.cpu_task([&, last = flat.as<float>() + own.end - 1] {
+        const auto deadline = runtime::deadline_in(20);
+        const std::atomic_ref<float> sum(*last);
+        while (sum != kRanks && runtime::Clock::now() < deadline)
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        overlapped += sum == kRanks ? 1 : 0;
+      });
+      exchange.reduce(flat, {0, parameters.group_range(3).begin});
+      EXPECT_GT(own.elements(), 0);
+      EXPECT_GT(test::read(exchange.gradient_norm(flat), compute)[0], 0);
+    });
+    EXPECT_EQ(overlapped, kRanks);
   }
 }
 
