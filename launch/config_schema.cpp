@@ -202,6 +202,13 @@ std::vector<runtime::ConfigKey> declare() {
       {LONGHAUL_KEY(parallelism, pipeline_parallel_degree),
        .explanation = "Ranks that share the stack of layers; not built yet, so only 1.",
        .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
+      {LONGHAUL_KEY(parallelism, shard),
+       .explanation =
+           "What the ranks of data x context divide among them, where each would else hold all of "
+           "it: `none`; `optimizer`: the optimizer's state, of which a rank then holds and updates "
+           "its part (ZeRO-1). Losses are the same bit for bit, and a checkpoint of one resumes "
+           "with the other.",
+       .default_value = "\"none\"", .choices = {"none", "optimizer"}},
 
       {LONGHAUL_KEY(activation_checkpoint, mode),
        .explanation = "`full` keeps only each layer's input and recomputes the rest in backward.",

@@ -113,9 +113,11 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
   std::printf("corpus   %s, %s tokens, vocabulary %s, %s\n", config.data.corpus.c_str(),
               grouped(header.corpus_tokens).c_str(), grouped(header.vocabulary_size).c_str(),
               entropy.c_str());
-  std::printf("grid     data %ld x context %ld, attention %s over %s layout, mask %s\n",
-              header.grid.data, header.grid.context, schemes_text(config).c_str(),
-              config.parallelism.context_parallel_layout.c_str(), mask_text(config.data).c_str());
+  std::printf("grid     data %ld x context %ld%s, attention %s over %s layout, mask %s\n",
+              header.grid.data, header.grid.context,
+              config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",
+              schemes_text(config).c_str(), config.parallelism.context_parallel_layout.c_str(),
+              mask_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
   std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
               hosts.size() == 1 ? "host" : "hosts",

@@ -74,6 +74,7 @@ struct ParallelismConfig {
   std::int64_t data_parallel_replicate_degree = 0;
   std::int64_t tensor_parallel_degree = 0;
   std::int64_t pipeline_parallel_degree = 0;
+  std::string shard;  ///< "none" or "optimizer"
 };
 
 struct ActivationCheckpointConfig {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 
 #include "launch/model.h"
 #include "runtime/comm/gather.h"
@@ -55,7 +54,6 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(batch_plan(inputs_.config)),
       compute_(compute_stream(inputs_.config, inputs_.threads)),
-      gradient_stream_(compute_.sibling("gradients", 1)),
       control_stream_(runtime::Stream::cpu("control")),
       model_(make_model(inputs_.config, inputs_.vocab_size)),
       batch_shape_{inputs_.config.data, model_.masks(),
@@ -65,7 +63,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
                [this](LocalBatch& batch, std::int64_t) { prepare(batch); }}) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
-  gradient_comm_ = grid_.split(world, {data, context}, "gradients");
+  auto gradient_comm = grid_.split(world, {data, context}, "gradients");
   control_comm_ = grid_.split(world, {data, context}, "control");
   parallel::AttentionOptions attention{.wire_dtype =
                                            config.parallelism.context_parallel_wire_dtype};
@@ -76,11 +74,13 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
 
   store_ =
       std::make_unique<models::ParameterStore>(model_.table(), config.training.dtype, compute_);
+  exchange_ = std::make_unique<parallel::ParameterExchange>(
+      store_->table(), config.parallelism.shard == "optimizer", std::move(gradient_comm), compute_);
   rows_.resize(static_cast<std::size_t>(config.training.interleave));
   const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
-      *store_, compute_);
+      *store_, exchange_->updated(), compute_);
 }
 
 Trainer::~Trainer() = default;
@@ -112,13 +112,6 @@ models::Batch Trainer::upload(LocalBatch batch, Rows& rows) {
           put(batch.rows.positions, rows.positions), std::move(batch.attention)};
 }
 
-/// Sums a finished range of gradients over data and context ranks while backward goes on.
-void Trainer::reduce(parallel::ElementRange range) {
-  gradient_stream_.wait(compute_.record());
-  gradient_comm_->all_reduce(store_->gradients().slice(0, range.begin, range.end),
-                             gradient_stream_);
-}
-
 /// The scheme of a step; cheap when it is the last one's.
 void Trainer::set_scheme(std::int64_t step) {
   const auto after = std::ranges::find_if(
@@ -133,7 +126,7 @@ StepResult Trainer::step(bool stop) {
   const auto begin = runtime::Clock::now();
   const double waited_before = compute_.waited_seconds();
   compute_.reset_peak();
-  gradient_stream_.reset_peak();
+  exchange_->reset_peak();
   attention_->reset_peak();
   const TrainConfig& config = inputs_.config;
   const std::int64_t step_number = completed_steps_ + 1;
@@ -170,19 +163,21 @@ StepResult Trainer::step(bool stop) {
     models::PassOptions options;
     options.loss_scale = 1.0 / labels;
     if (done == batches.size())
-      options.on_gradients = [this](parallel::ElementRange range) { reduce(range); };
+      options.on_gradients = [this](parallel::ElementRange finished) {
+        exchange_->reduce(store_->gradients(), finished);
+      };
     for (const Tensor& loss : model_.forward_backward(resources(), together, options))
       losses.push_back(runtime::ops::download<double>(loss, compute_));
   }
-  compute_.wait(gradient_stream_.record());
 
   // Clip and update.
   models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps,
                                         config.training.steps, config.lr_scheduler.min_lr_factor};
   const double lr = models::learning_rate(schedule, step_number);
-  const Tensor norm = optimizer_->gradient_norm(compute_);
+  const Tensor norm = exchange_->gradient_norm(store_->gradients());
   const auto host_norm = runtime::ops::download<double>(norm, compute_);
   optimizer_->step(lr, step_number, norm, compute_);
+  exchange_->share(store_->values());
   compute_.synchronize(host_deadline());
   ++completed_steps_;
   cursor_ += plan_.sequences_per_step;
@@ -191,7 +186,7 @@ StepResult Trainer::step(bool stop) {
   double loss_sum = 0;
   for (const auto& loss : losses) loss_sum += loss->front();
   const auto memory =
-      static_cast<double>(compute_.memory().peak_bytes + gradient_stream_.memory().peak_bytes +
+      static_cast<double>(compute_.memory().peak_bytes + exchange_->peak_staging_bytes() +
                           attention_->peak_staging_bytes());
   const double waited = compute_.waited_seconds() - waited_before;
   for (const auto& rank :
@@ -223,26 +218,10 @@ models::Evaluation Trainer::evaluate(const runtime::SequenceSource& source,
   return evaluation;
 }
 
-std::vector<models::NamedTensor> Trainer::named_tensors() const {
-  std::vector<models::NamedTensor> tensors = store_->named_tensors();
-  std::ranges::move(optimizer_->named_tensors(), std::back_inserter(tensors));
-  return tensors;
-}
-
-/// Every rank holds every tensor; rank r writes the r-th part of each along its first dim.
-std::vector<runtime::TensorSlice> Trainer::owned_slices() const {
-  std::vector<runtime::TensorSlice> slices;
-  for (const models::NamedTensor& tensor : named_tensors()) {
-    const auto sizes = tensor.view.sizes();
-    const std::int64_t begin = sizes[0] * world_.rank() / world_.size();
-    const std::int64_t end = sizes[0] * (world_.rank() + 1) / world_.size();
-    if (begin == end) continue;
-    std::vector<std::int64_t> start(sizes.size(), 0);
-    start[0] = begin;
-    slices.push_back(
-        {tensor.name, {sizes.begin(), sizes.end()}, start, tensor.view.slice(0, begin, end)});
-  }
-  return slices;
+std::vector<parallel::FlatState> Trainer::states() const {
+  std::vector<parallel::FlatState> states = optimizer_->states();
+  states.insert(states.begin(), store_->state());
+  return states;
 }
 
 void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k) {
@@ -260,7 +239,14 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   runtime::SaveOptions options;
   options.folder = folder;
   options.keep_latest_k = keep_latest_k;
-  runtime::save_checkpoint(options, metadata, owned_slices(), *control_comm_, control_stream_);
+  // What every rank holds is written by its owner, like what only the owner holds.
+  const auto owned = exchange_->sharding().owned(control_comm_->rank());
+  std::vector<runtime::TensorSlice> slices;
+  for (const parallel::FlatState& state : states()) {
+    for (auto& [name, sizes, start, view] : state_blocks(store_->table(), state, owned))
+      slices.push_back({std::move(name), std::move(sizes), std::move(start), view});
+  }
+  runtime::save_checkpoint(options, metadata, slices, *control_comm_, control_stream_);
 }
 
 void Trainer::load(const runtime::Checkpoint& checkpoint) {
@@ -281,19 +267,22 @@ void Trainer::load(const runtime::Checkpoint& checkpoint) {
     refuse("training.seq_len", saved_seq_len, inputs_.config.training.seq_len);
   }
   compute_.synchronize(host_deadline());
-  const std::vector<models::NamedTensor> tensors = named_tensors();
-  if (tensors.size() != checkpoint.tensors().size()) {
+  const std::vector<parallel::FlatState> all = states();
+  const auto& parameters = store_->table().parameters();
+  if (all.size() * parameters.size() != checkpoint.tensors().size()) {
     fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
-         " tensors, the model of this run ", tensors.size());
+         " tensors, the model of this run ", all.size() * parameters.size());
   }
-  for (const models::NamedTensor& tensor : tensors) {
-    if (!checkpoint.has(tensor.name) ||
-        !std::ranges::equal(checkpoint.tensor(tensor.name).sizes, tensor.view.sizes())) {
-      fail(ExitCode::data, checkpoint.path().string(), ": tensor '", tensor.name,
-           "' is missing or of another size than in the model of this run");
+  for (const parallel::FlatState& state : all) {
+    for (const parallel::Parameter& parameter : parameters) {
+      const std::string name = state.prefix + parameter.name;
+      if (!checkpoint.has(name) || checkpoint.tensor(name).sizes != parameter.sizes) {
+        fail(ExitCode::data, checkpoint.path().string(), ": tensor '", name,
+             "' is missing or of another size than in the model of this run");
+      }
     }
-    const std::vector<std::int64_t> start(tensor.view.sizes().size(), 0);
-    checkpoint.read(tensor.name, start, tensor.view);
+    for (const auto& block : state_blocks(store_->table(), state, state.ranges))
+      checkpoint.read(block.name, block.start, block.view);
   }
   store_->values_changed();
   completed_steps_ = metadata.step;

@@ -14,6 +14,7 @@
 #include "models/model.h"
 #include "models/optimizer.h"
 #include "parallel/attention.h"
+#include "parallel/parameter_exchange.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/grid.h"
 #include "runtime/flight.h"
@@ -85,27 +86,26 @@ class Trainer {
   void prepare(LocalBatch& batch) const;
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
-  void reduce(parallel::ElementRange range);
   void set_scheme(std::int64_t step);
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
-  std::vector<models::NamedTensor> named_tensors() const;
-  std::vector<runtime::TensorSlice> owned_slices() const;
+  std::vector<parallel::FlatState> states() const;
 
   const TrainerInputs inputs_;
   const runtime::ProcessGrid grid_;
   runtime::Communicator& world_;
   const int data_rank_, context_rank_;
   const BatchPlan plan_;
-  const runtime::Stream compute_, gradient_stream_;
+  const runtime::Stream compute_;
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
-  std::unique_ptr<runtime::Communicator> gradient_comm_, control_comm_;
+  std::unique_ptr<runtime::Communicator> control_comm_;
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
   const models::Model model_;
   const BatchShape batch_shape_;
   std::unique_ptr<models::ParameterStore> store_;
+  std::unique_ptr<parallel::ParameterExchange> exchange_;
   std::unique_ptr<models::AdamW> optimizer_;
   Loader loader_;
   std::vector<Rows> rows_;  // of each pass that goes through the model together

@@ -11,6 +11,8 @@
 #include "launch/metrics.h"
 #include "launch/model.h"
 #include "launch/schemes.h"
+#include "models/optimizer.h"
+#include "parallel/sharding.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/sequences.h"
@@ -57,6 +59,23 @@ std::string activations_text(const TrainConfig& config, const models::Model& mod
                      grouped(rows), config.activation_checkpoint.mode);
 }
 
+std::string optimizer_text(const TrainConfig& config, const models::Model& model) {
+  const std::int64_t elements = model.table().elements();
+  const std::int64_t context = config.parallelism.context_parallel_degree;
+  const std::int64_t ranks = context * config.parallelism.data_parallel_replicate_degree;
+  const auto mebibytes = [](std::int64_t owned) {
+    return fmt::format("{:.1f} MiB",
+                       static_cast<double>(owned * models::AdamW::kStateBytes) / (1 << 20));
+  };
+  std::string text = fmt::format("{}, {} bytes of state a parameter", config.optimizer.name,
+                                 models::AdamW::kStateBytes);
+  if (config.parallelism.shard == "none")
+    return text + ": " + mebibytes(elements) + " on every rank";
+  if (context == -1) return text + ", sharded over all ranks";
+  return fmt::format("{}, sharded over {} ranks: at most {} on each", text, ranks,
+                     mebibytes(parallel::Sharding::largest_share(elements, ranks)));
+}
+
 std::string attention_text(const TrainConfig& config) {
   return fmt::format("{} over {} x mask {} x {} (wire {}) x {}: {}", schemes_text(config),
                      config.parallelism.context_parallel_layout, mask_text(config.data),
@@ -94,6 +113,7 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# grid        {}\n", grid_text(config));
   fmt::print("# batch       {}\n", batch_text(config));
   fmt::print("# parameters  {}\n", parameters_text(model, vocabulary));
+  fmt::print("# optimizer   {}\n", optimizer_text(config, model));
   fmt::print("# layers      {}\n", layers_text(model.masks()));
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# activations {}\n", activations_text(config, model));

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <numbers>
+#include <utility>
 
 #include "runtime/ops/adamw.h"
 #include "runtime/ops/gradient_norm.h"
@@ -16,52 +16,61 @@ using runtime::DType;
 using runtime::Stream;
 using runtime::Tensor;
 
-AdamW::AdamW(const AdamWOptions& options, ParameterStore& store, const Stream& compute)
-    : options_(options),
-      store_(store),
-      first_moments_({store.table().elements()}, DType::float32, compute),
-      second_moments_({store.table().elements()}, DType::float32, compute) {
-  fill(first_moments_, 0, compute);
-  fill(second_moments_, 0, compute);
-  for (const parallel::Parameter& parameter : store.table().parameters()) {
-    if (!stretches_.empty() && stretches_.back().weight_decay == parameter.weight_decay) {
-      stretches_.back().range.end = parameter.range.end;
-    } else {
-      stretches_.push_back({parameter.range, parameter.weight_decay});
-    }
-  }
+namespace {
+
+std::int64_t elements_of(const std::vector<parallel::ElementRange>& ranges) {
+  std::int64_t elements = 0;
+  for (const parallel::ElementRange& range : ranges) elements += range.elements();
+  return elements;
 }
 
-Tensor AdamW::gradient_norm(const Stream& stream) const {
-  const runtime::TensorView gradients = store_.gradients();
-  const Tensor sums({ops::norm_chunks(gradients.elements())}, DType::float64, stream);
-  Tensor norm({1}, DType::float64, stream);
-  ops::squares_by_chunk(gradients, sums, stream);
-  ops::norm_of_chunks(sums, norm, stream);
-  return norm;
+}  // namespace
+
+AdamW::AdamW(const AdamWOptions& options, ParameterStore& store,
+             std::vector<parallel::ElementRange> updated, const Stream& compute)
+    : options_(options),
+      store_(store),
+      updated_(std::move(updated)),
+      first_moments_({elements_of(updated_)}, DType::float32, compute),
+      second_moments_({elements_of(updated_)}, DType::float32, compute) {
+  fill(first_moments_, 0, compute);
+  fill(second_moments_, 0, compute);
+  std::int64_t moments = 0;
+  for (const parallel::ElementRange& range : updated_) {
+    for (const parallel::Parameter& parameter : store.table().parameters()) {
+      const parallel::ElementRange part = common(range, parameter.range);
+      if (part.elements() == 0) continue;
+      if (!stretches_.empty() && stretches_.back().range.end == part.begin &&
+          stretches_.back().weight_decay == parameter.weight_decay) {
+        stretches_.back().range.end = part.end;
+      } else {
+        stretches_.push_back({part, moments, parameter.weight_decay});
+      }
+      moments += part.elements();
+    }
+  }
 }
 
 void AdamW::step(double lr, std::int64_t step, ConstTensorView norm, const Stream& stream) {
   const Tensor factor({1}, DType::float64, stream);
   ops::clip_factor(norm, options_.max_norm, step, factor, stream);
-  for (const auto& [range, decays] : stretches_) {
-    const auto part = [&range = range](const runtime::TensorView& flat) {
-      return flat.slice(0, range.begin, range.end);
+  for (const Stretch& stretch : stretches_) {
+    const auto from = [elements = stretch.range.elements()](const runtime::TensorView& flat,
+                                                            std::int64_t begin) {
+      return flat.slice(0, begin, begin + elements);
     };
     ops::adamw({lr, options_.beta1, options_.beta2, options_.eps,
-                decays ? options_.weight_decay : 0, step},
-               part(store_.gradients()), factor, part(store_.values()), part(first_moments_),
-               part(second_moments_), stream);
+                stretch.weight_decay ? options_.weight_decay : 0, step},
+               from(store_.gradients(), stretch.range.begin), factor,
+               from(store_.values(), stretch.range.begin), from(first_moments_, stretch.moments),
+               from(second_moments_, stretch.moments), stream);
   }
   store_.values_changed();
 }
 
-std::vector<NamedTensor> AdamW::named_tensors() const {
-  std::vector<NamedTensor> tensors =
-      named_parts(store_.table(), first_moments_, "optimizer.exp_avg.");
-  std::ranges::move(named_parts(store_.table(), second_moments_, "optimizer.exp_avg_sq."),
-                    std::back_inserter(tensors));
-  return tensors;
+std::vector<parallel::FlatState> AdamW::states() const {
+  return {{"optimizer.exp_avg.", first_moments_, updated_},
+          {"optimizer.exp_avg_sq.", second_moments_, updated_}};
 }
 
 double learning_rate(const LearningRateSchedule& schedule, std::int64_t step) {

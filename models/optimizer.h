@@ -1,5 +1,6 @@
 #pragma once
-// AdamW over the parameter table, the gradient norm, clipping, and the learning-rate schedule.
+// AdamW over the parameter table, or the part of it that a rank updates, with clipping, and the
+// learning-rate schedule.
 
 #include <cstdint>
 #include <vector>
@@ -16,33 +17,37 @@ struct AdamWOptions {
   double max_norm = 1;  ///< of the global gradient; larger ones are scaled down to it; 0: never
 };
 
-/// Owns the moments (fp32, flat, in table order; 8 bytes a parameter), which are zero at first, and
-/// borrows the store. Gradients are complete (all micro-batches, all ranks) when it runs.
+/// Owns the moments of what it updates (fp32, in table order; kStateBytes a parameter), which are
+/// zero at first, and borrows the store. Gradients are complete (all micro-batches, all ranks) when
+/// it runs.
 class AdamW {
  public:
-  AdamW(const AdamWOptions& options, ParameterStore& store, const runtime::Stream& compute);
+  static constexpr std::int64_t kStateBytes = 8;
 
-  /// Euclidean norm of all gradients, float64[1]: double sums in a fixed order.
-  [[nodiscard]] runtime::Tensor gradient_norm(const runtime::Stream& stream) const;
+  /// `updated`: the ranges of the store that it updates, ascending and disjoint.
+  AdamW(const AdamWOptions& options, ParameterStore& store,
+        std::vector<parallel::ElementRange> updated, const runtime::Stream& compute);
 
-  /// Clips by `norm` (gradient_norm's) and updates every parameter. `step` counts from 1.
+  /// Clips by `norm`, float64[1] of all gradients, and updates its ranges. `step` counts from 1.
   /// Throws (through the stream, before anything is updated): Error(internal) when the norm is not
   /// finite.
   void step(double lr, std::int64_t step, runtime::ConstTensorView norm,
             const runtime::Stream& stream);
 
-  /// Its state as checkpoints hold it: "optimizer.exp_avg.NAME", then "optimizer.exp_avg_sq.NAME".
-  std::vector<NamedTensor> named_tensors() const;
+  /// What a checkpoint holds of it: "optimizer.exp_avg.NAME" and "optimizer.exp_avg_sq.NAME".
+  std::vector<parallel::FlatState> states() const;
 
  private:
   /// Neighbouring parameters with the same decay, updated together.
   struct Stretch {
     parallel::ElementRange range;
+    std::int64_t moments = 0;  ///< where theirs begin
     bool weight_decay = false;
   };
 
   const AdamWOptions options_;
   ParameterStore& store_;
+  const std::vector<parallel::ElementRange> updated_;
   const runtime::Tensor first_moments_, second_moments_;
   std::vector<Stretch> stretches_;
 };

@@ -33,14 +33,6 @@ TensorView view_of(const TensorView& flat, const Parameter& parameter) {
   return {range.data(), range.dtype(), range.device(), parameter.sizes};
 }
 
-std::vector<NamedTensor> named_parts(const parallel::ParameterTable& table, const TensorView& flat,
-                                     const std::string& prefix) {
-  std::vector<NamedTensor> tensors;
-  for (const Parameter& parameter : table.parameters())
-    tensors.push_back({prefix + parameter.name, view_of(flat, parameter)});
-  return tensors;
-}
-
 ParameterStore::ParameterStore(parallel::ParameterTable table, DType working_dtype,
                                const Stream& compute)
     : table_(std::move(table)),

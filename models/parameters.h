@@ -5,23 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "parallel/parameters.h"
+#include "parallel/sharding.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::models {
 
-/// A global tensor by name, as checkpoints hold it.
-struct NamedTensor {
-  std::string name;
-  runtime::TensorView view;  ///< fp32
-};
-
 /// The part of a flat tensor in table order that is one parameter, in its sizes.
 runtime::TensorView view_of(const runtime::TensorView& flat, const parallel::Parameter& parameter);
-
-/// Every parameter's part of a flat tensor, as prefix + its name, in table order.
-std::vector<NamedTensor> named_parts(const parallel::ParameterTable& table,
-                                     const runtime::TensorView& flat, const std::string& prefix);
 
 /// Owns values and gradients (fp32, flat, in table order) and, when the activations are bfloat16, a
 /// bfloat16 copy of the values that the matmuls read. Everything lives on the compute stream.
@@ -49,7 +39,7 @@ class ParameterStore {
   runtime::ConstTensorView working(const std::string& name) const;
 
   /// Call after writing values other than through initialise() or the optimizer (a loaded
-  /// checkpoint).
+  /// checkpoint, what other ranks have updated).
   void values_changed() { stale_ = true; }
   /// Casts the working copy when values have changed since; the model does this once a pass.
   void refresh_working_copy(const runtime::Stream& stream);
@@ -57,7 +47,7 @@ class ParameterStore {
   void zero_gradients(const runtime::Stream& stream);
 
   /// What a checkpoint holds of the model: every value under its parameter's name.
-  std::vector<NamedTensor> named_tensors() const { return named_parts(table_, values_, ""); }
+  parallel::FlatState state() const { return {"", values_, {{0, table_.elements()}}}; }
 
  private:
   parallel::ParameterTable table_;

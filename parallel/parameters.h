@@ -2,6 +2,7 @@
 // The parameter table, plain data: what a model is made of by name, from which sizes,
 // initialisation, storage, sharding seats and checkpoints derive.
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <unordered_map>
@@ -17,6 +18,12 @@ struct ElementRange {
   std::int64_t elements() const { return end - begin; }
   bool operator==(const ElementRange&) const = default;
 };
+
+/// The elements of both; an empty range where there are none.
+inline ElementRange common(const ElementRange& a, const ElementRange& b) {
+  const std::int64_t begin = std::max(a.begin, b.begin);
+  return {begin, std::max(begin, std::min(a.end, b.end))};
+}
 
 struct Parameter {
   std::string name;  ///< Hugging Face's, e.g. "model.layers.0.self_attn.q_proj.weight"

@@ -102,13 +102,14 @@ TEST(Resume, FromAGivenStep) {
   EXPECT_EQ(absent.exit_code, 78) << absent.err;
 }
 
-TEST(Backends, LoopbackAndMpiGiveTheSameBits) {
+TEST(Backends, LoopbackAndMpiGiveTheSameBitsShardedOrNot) {
   const TrainingJob job;
   for (const auto& [data, context] : {std::pair{1, 4}, {2, 2}, {1, 3}}) {
     const std::string grid = std::to_string(data) + "x" + std::to_string(context);
     SCOPED_TRACE(grid);
     std::vector<std::string> sets = {
-        "training.steps=8", "parallelism.context_parallel_degree=" + std::to_string(context),
+        "training.steps=8", "model.intermediate_size=511",
+        "parallelism.context_parallel_degree=" + std::to_string(context),
         "parallelism.data_parallel_replicate_degree=" + std::to_string(data)};
     const ProcessResult mpi = job.run(data * context, "mpi" + grid, sets);
     ASSERT_EQ(mpi.exit_code, 0) << mpi.err;
@@ -117,6 +118,10 @@ TEST(Backends, LoopbackAndMpiGiveTheSameBits) {
     ASSERT_EQ(loopback.exit_code, 0) << loopback.err;
     EXPECT_EQ(job.steps("mpi" + grid).size(), 8u);
     EXPECT_EQ(job.steps("loopback" + grid), job.steps("mpi" + grid));
+    sets.back() = "parallelism.shard=optimizer";
+    const ProcessResult sharded = job.run(data * context, "sharded" + grid, sets);
+    ASSERT_EQ(sharded.exit_code, 0) << sharded.err;
+    EXPECT_EQ(job.steps("sharded" + grid), job.steps("mpi" + grid));
     const std::string ranks = "ranks    " + std::to_string(data * context) + " on 1 host, over ";
     EXPECT_NE(loopback.out.find(ranks + "loopback\n"), std::string::npos) << loopback.out;
     EXPECT_NE(mpi.out.find(ranks + "Open MPI v"), std::string::npos) << mpi.out;

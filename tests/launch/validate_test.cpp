@@ -123,6 +123,20 @@ TEST_F(ValidateTest, WithoutRanksTheGridStaysOpen) {
   EXPECT_TRUE(has(result.out, "context_parallel_degree = -1\n"));
 }
 
+TEST_F(ValidateTest, SaysWhatIsSharded) {
+  // 1,672,896 parameters are 103 chunks of 16,384; a rank of four gets 26 at most.
+  const std::string state = "# optimizer   adamw, 8 bytes of state a parameter";
+  const auto whole = validate({"--ranks", "4"});
+  EXPECT_TRUE(has(whole.out, state + ": 12.8 MiB on every rank\n")) << whole.out;
+  const std::string sharded = "parallelism.shard=optimizer";
+  const auto parts = validate({"--ranks", "4", "--set", sharded});
+  EXPECT_TRUE(has(parts.out, state + ", sharded over 4 ranks: at most 3.2 MiB on each\n"))
+      << parts.out;
+  const auto open = validate({"--set", sharded});
+  EXPECT_TRUE(has(open.out, state + ", sharded over all ranks\n")) << open.out;
+  EXPECT_EQ(validate({"--set", "parallelism.shard=gradients"}).exit_code, 78);
+}
+
 TEST_F(ValidateTest, ReportsEveryProblem) {
   const auto result =
       validate({"--ranks", "3", "--set", "training.steps=0", "--set", "model.head_dim=7", "--set",

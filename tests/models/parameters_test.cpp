@@ -83,13 +83,17 @@ TEST(ParameterStore, WorkingCopyFollowsValues) {
 TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {
   const Stream stream = Stream::cpu("one");
   ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
-  const AdamW optimizer({}, store, stream);
+  const parallel::ElementRange all{0, store.table().elements()};
+  const AdamW optimizer({}, store, {all}, stream);
+  std::vector<parallel::FlatState> states = optimizer.states();
+  states.push_back(store.state());
   std::set<std::string> names;
   std::int64_t elements = 0;
-  for (const auto& tensors : {store.named_tensors(), optimizer.named_tensors()}) {
-    for (const NamedTensor& tensor : tensors) {
-      EXPECT_TRUE(names.insert(tensor.name).second) << tensor.name;
-      elements += tensor.view.elements();
+  for (const parallel::FlatState& state : states) {
+    for (const parallel::StateBlock& block : state_blocks(store.table(), state, {all})) {
+      EXPECT_TRUE(names.insert(block.name).second) << block.name;
+      EXPECT_EQ(block.sizes, std::vector(block.view.sizes().begin(), block.view.sizes().end()));
+      elements += block.view.elements();
     }
   }
   EXPECT_EQ(elements, 3 * store.table().elements());

@@ -32,6 +32,7 @@ launch::TrainConfig small_training(std::int64_t seq_len) {
   config.parallelism.data_parallel_replicate_degree = 1;
   config.parallelism.tensor_parallel_degree = 1;
   config.parallelism.pipeline_parallel_degree = 1;
+  config.parallelism.shard = "none";
   config.activation_checkpoint.mode = "none";
   config.debug.seed = 5;
   return config;
