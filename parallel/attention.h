@@ -21,16 +21,17 @@ struct AttentionOptions {
   runtime::DType wire_dtype = runtime::DType::float32;
 };
 
-/// One attention call in flight. Each phase only enqueues; all ranks call in the same order.
+/// One attention call in flight. Each phase only enqueues; all ranks call in the same order. Calls
+/// may take turns: what is enqueued between two phases of one runs beside its exchanges.
 class AttentionCall {
  public:
   virtual ~AttentionCall() = default;
   /// What comes before the first exchange, and the exchange.
   virtual void start() = 0;
-  /// The attention itself. Calls start() if nobody did.
+  /// The attention itself and all other exchanges. Calls start() if nobody did.
   virtual void advance() = 0;
-  /// The compute stream waits for the outputs. Calls advance() if nobody did. The call may be
-  /// destroyed after it: its scratch is stream-ordered.
+  /// What is left to do with what the last exchange brought; the compute stream waits for it. Calls
+  /// advance() if nobody did. The call may be destroyed after it: its scratch is stream-ordered.
   virtual void finish() = 0;
 };
 

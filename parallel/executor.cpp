@@ -1,7 +1,6 @@
 #include "parallel/executor.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "attention/block.h"
 #include "runtime/error.h"
@@ -65,8 +64,7 @@ void Execution::bind(const std::vector<Binding>& bindings) {
 }
 
 void Execution::start() {
-  if (started_) return;
-  started_ = true;
+  if (phases_ > 0) return;
   for (std::size_t index = 0; index < slots_.size(); ++index) {
     const Slot& slot = program_->slots[index];
     if (slot.role != Role::scratch) continue;
@@ -86,29 +84,29 @@ void Execution::start() {
   // Inputs, and whoever used this scratch memory before, lie earlier on the compute stream.
   const runtime::Event before = compute_.record();
   for (const Channel& channel : channels_) channel.stream.wait(before);
-  enqueue_until(0);
+  enqueue_phase(0);
 }
 
 void Execution::advance() {
   start();
-  enqueue_until(std::numeric_limits<int>::max());
+  if (phases_ == 1) enqueue_phase(1);
 }
 
 void Execution::finish() {
   advance();
-  if (finished_) return;
-  finished_ = true;
+  if (phases_ > 2) return;
+  enqueue_phase(2);
   // Of the channels' work only this call's: another call may have been enqueued behind it.
   for (const auto& last : last_) {
     if (last) compute_.wait(events_[*last]);
   }
 }
 
-void Execution::enqueue_until(int phase) {
-  const auto& steps = program_->steps;
-  while (next_ < static_cast<int>(steps.size()) &&
-         steps[static_cast<std::size_t>(next_)].phase <= phase)
-    enqueue(next_++);
+void Execution::enqueue_phase(int phase) {
+  phases_ = phase + 1;
+  for (std::size_t index = 0; index < awaited_.size(); ++index) {
+    if (program_->steps[index].phase == phase) enqueue(static_cast<int>(index));
+  }
 }
 
 const Stream& Execution::stream_of(int stream) const {

@@ -38,15 +38,16 @@ class Execution {
 
   /// Enqueues phase 0: what comes before the first exchange, and the exchange.
   void start();
-  /// Enqueues the rest. Calls start() if nobody did.
+  /// Enqueues phase 1: attention and all other exchanges. Calls start() if nobody did.
   void advance();
-  /// Makes the compute stream wait for all of this call. Calls advance() if nobody did.
+  /// Enqueues phase 2, and makes the compute stream wait for all of this call. Calls advance() if
+  /// nobody did.
   void finish();
 
  private:
   using Fields = std::vector<runtime::TensorView>;
   void bind(const std::vector<Binding>& bindings);
-  void enqueue_until(int phase);
+  void enqueue_phase(int phase);
   void enqueue(int index);
   Fields resolve(const View& view) const;
   Fields resolve_keys(const View& kv, const std::optional<View>& v) const;
@@ -67,8 +68,7 @@ class Execution {
   std::vector<bool> awaited_;                     // steps that another stream waits for
   std::vector<runtime::Event> events_;            // theirs
   std::vector<std::optional<std::size_t>> last_;  // step of each channel
-  int next_ = 0;
-  bool started_ = false, finished_ = false;
+  int phases_ = 0;                                // enqueued so far
 };
 
 }  // namespace longhaul::parallel
