@@ -36,7 +36,8 @@ class AttentionCall {
 };
 
 /// What the calls of a batch have in common: masks and layout, the same on all ranks, and the
-/// programs that were made for them. A value that any thread may use; made by Attention::batch().
+/// programs that were made for them. For calls of the Attention whose batch() made it, on any
+/// thread.
 class AttentionBatch {
  public:
   ~AttentionBatch();
