@@ -13,11 +13,18 @@ namespace {
 
 constexpr std::int64_t kSeqLen = 1024, kWindow = 16;
 
+/// One document of half a sequence, then documents of one token; and random ones. Where full layers
+/// are balanced by the place in the long document, sliding ones go by the rows in it.
 std::vector<runtime::Sequence> sequences() {
-  std::vector<runtime::Sequence> two;
-  for (const std::int64_t cursor : {3, 4})
-    two.push_back(test::random_sequence(31, kSeqLen, cursor));
-  return two;
+  runtime::Sequence skewed;
+  skewed.tokens.assign(kSeqLen, 1);
+  skewed.labels.assign(kSeqLen, 1);
+  skewed.documents = {0};
+  for (std::int64_t i = 0; i < kSeqLen; ++i) {
+    skewed.positions.push_back(static_cast<std::int32_t>(i < kSeqLen / 2 ? i : 0));
+    if (i + 1 >= kSeqLen / 2) skewed.documents.push_back(i + 1);
+  }
+  return {skewed, test::random_sequence(31, kSeqLen, 3)};
 }
 
 /// Pairs of this rank's queries in one full and `sliding` sliding layers, counted by the
