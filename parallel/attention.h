@@ -23,7 +23,8 @@ struct AttentionOptions {
 };
 
 /// What the calls of a batch have in common: masks and layout, the same on all ranks, and the calls
-/// that were prepared for them. A value that any thread may use; made by Attention::batch().
+/// that were prepared for them. For calls of the Attention whose batch() made
+/// it, on any thread.
 class AttentionBatch {
  public:
   ~AttentionBatch();

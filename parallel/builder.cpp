@@ -232,6 +232,25 @@ void Builder::append(Operation operation, int stream) {
   program_.steps.push_back(std::move(step));
 }
 
-Program Builder::finish() && { return std::move(program_); }
+Program Builder::finish() && {
+  std::vector<Step>& steps = program_.steps;
+  std::size_t outputs = 0;  // from here on
+  for (std::size_t index = 0; index < steps.size(); ++index) {
+    const Step& step = steps[index];
+    if (std::holds_alternative<Attend>(step.operation) ||
+        std::holds_alternative<AttendBackward>(step.operation)) {
+      outputs = index + 1;
+    }
+    for (const int wait : step.waits) {
+      const auto on = static_cast<std::size_t>(wait);
+      if (step.stream != kCompute && steps[on].stream == kCompute)
+        outputs = std::max(outputs, on + 1);
+    }
+  }
+  for (std::size_t index = outputs; index < steps.size(); ++index) {
+    if (steps[index].stream == kCompute) steps[index].phase = 2;
+  }
+  return std::move(program_);
+}
 
 }  // namespace longhaul::parallel

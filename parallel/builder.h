@@ -31,7 +31,7 @@ class Builder {
   View add_slot(Slot slot);  ///< returns the view of all of it
   View scratch(const std::string& name, const Record& record, std::int64_t rows, int heads);
 
-  /// Later steps belong to this phase (it only grows).
+  /// Later steps belong to this phase, 0 or 1 (it only grows).
   void set_phase(int phase);
 
   /// Compute steps: one for each run of heads with bands of its own. Where a run sees nothing, an
@@ -52,6 +52,8 @@ class Builder {
   void transfer(int channel, std::vector<Message> sends, std::vector<Message> receives,
                 TransferKind kind = TransferKind::none);
 
+  /// Compute steps behind the last attention, and behind all that a transfer waits for, become the
+  /// last phase. Transfers never do: all ranks must enqueue those of several calls in one order.
   Program finish() &&;
 
  private:

@@ -1,7 +1,5 @@
 #include "parallel/executor.h"
 
-#include <limits>
-
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
@@ -81,31 +79,33 @@ void Execution::place_scratch() {
 }
 
 void Execution::start() {
-  if (started_) return;
-  started_ = true;
+  if (phases_ > 0) return;
   place_scratch();
   // Inputs, and whoever used this memory before, lie earlier on the compute stream.
   const runtime::Event before = compute_.record();
   for (const Channel& channel : channels_) channel.stream.wait(before);
-  enqueue_until(0);
+  enqueue_phase(0);
 }
 
 void Execution::advance() {
   start();
-  enqueue_until(std::numeric_limits<int>::max());
+  if (phases_ == 1) enqueue_phase(1);
 }
 
 void Execution::finish() {
   advance();
-  if (finished_) return;
-  finished_ = true;
+  if (phases_ > 2) return;
+  enqueue_phase(2);
   // Of the channels' work only this call's: another call may have been enqueued behind it.
   for (const std::size_t last : prepared_.last_of_channels()) compute_.wait(events_[last]);
 }
 
-void Execution::enqueue_until(int phase) {
+void Execution::enqueue_phase(int phase) {
+  phases_ = phase + 1;
   const auto& steps = prepared_.program().steps;
-  while (next_ < steps.size() && steps[next_].phase <= phase) enqueue(next_++);
+  for (std::size_t index = 0; index < steps.size(); ++index) {
+    if (steps[index].phase == phase) enqueue(index);
+  }
 }
 
 void Execution::enqueue(std::size_t index) {

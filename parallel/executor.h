@@ -12,9 +12,10 @@
 namespace longhaul::parallel {
 
 /// One call in flight: a prepared program bound to tensors; others may be in flight at the same
-/// time, on the same streams. Each phase only enqueues; all ranks call in the same order. Its arena
-/// is allocated on the compute stream by start() and returned by the destructor; destroy it only
-/// after finish(), or after the streams have been abandoned.
+/// time, on the same streams, and take turns: what is enqueued between two phases of one runs
+/// beside its exchanges. Each phase only enqueues; all ranks call in the same order. Its arena is
+/// allocated on the compute stream by start() and returned by the destructor; destroy it only after
+/// finish(), or after the streams have been abandoned.
 class Execution {
  public:
   /// The tensors are those of the signature's names, in its order; [rows, heads, width], or [rows,
@@ -25,16 +26,17 @@ class Execution {
 
   /// What comes before the first exchange, and the exchange.
   void start();
-  /// The rest. Calls start() if nobody did.
+  /// Attention and all other exchanges. Calls start() if nobody did.
   void advance();
-  /// Makes the compute stream wait for all of this call. Calls advance() if nobody did.
+  /// What is left to do with what the last exchange brought; the compute stream waits for all of
+  /// this call. Calls advance() if nobody did.
   void finish();
 
  private:
   void bind(std::span<const runtime::ConstTensorView> inputs,
             std::span<const runtime::TensorView> outputs);
   void place_scratch();
-  void enqueue_until(int phase);
+  void enqueue_phase(int phase);
   void enqueue(std::size_t index);
 
   std::shared_ptr<const Loaded> call_;
@@ -45,8 +47,7 @@ class Execution {
   std::vector<FieldViews<runtime::TensorView>> written_;
   runtime::Buffer arena_;
   std::vector<runtime::Event> events_;  // of awaited steps
-  std::size_t next_ = 0;
-  bool started_ = false, finished_ = false;
+  int phases_ = 0;                      // enqueued so far
 };
 
 }  // namespace longhaul::parallel

@@ -27,7 +27,8 @@ constexpr int kCompute = 0;  ///< stream 0; stream c >= 1 is communication chann
 struct Step {
   Operation operation;
   int stream = kCompute;
-  int phase = 0;           ///< 0 up to the first exchange, 1 what follows
+  /// 0 up to the first exchange; 1 what follows; 2 what then only makes outputs ready.
+  int phase = 0;
   std::vector<int> waits;  ///< steps of other streams that must be complete; derived by the builder
 };
 

@@ -150,7 +150,20 @@ TEST(Batches, OfSequencesOfDifferentLengthsAreRefused) {
 constexpr std::int64_t kWindow = 16, kLong = 1024;
 const std::vector<std::int64_t> kTwo{3, 4};
 
-RawSequence long_sequence(std::int64_t number) { return test::random_sequence(31, kLong, number); }
+/// Number 3: one document of half a sequence, then documents of one token; others random. Where
+/// full layers are balanced by the place in the long document, sliding ones go by the rows in it.
+RawSequence long_sequence(std::int64_t number) {
+  if (number != 3) return test::random_sequence(31, kLong, number);
+  RawSequence skewed;
+  skewed.tokens.assign(kLong, 1);
+  skewed.labels.assign(kLong, 1);
+  skewed.documents = {0};
+  for (std::int64_t i = 0; i < kLong; ++i) {
+    skewed.positions.push_back(static_cast<std::int32_t>(i < kLong / 2 ? i : 0));
+    if (i + 1 >= kLong / 2) skewed.documents.push_back(i + 1);
+  }
+  return skewed;
+}
 LocalBatch long_batch(const BatchShape& shape) {
   return make_local_batch(RawSequences(long_sequence), kTwo, shape);
 }

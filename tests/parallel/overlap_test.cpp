@@ -112,6 +112,46 @@ TEST(Overlap, ARingsHopRunsBesideTheLocalBlock) {
   expect_hop_runs_beside_compute(Direction::backward);
 }
 
+TEST(Overlap, ACallFinishesBesideTheExchangeOfAnother) {
+  // Two calls in flight on one channel. The second one's exchange may begin only after what comes
+  // behind the first call on the compute stream: had finish() waited for the channel and not for
+  // its own exchanges, it would wait here for ever.
+  const std::int64_t n = 16;
+  const Shapes shapes{2, 2, 8, 8, DType::float32};
+  const Layout layout(LayoutKind::contiguous, 2 * n, 1, 2);
+  std::array<std::atomic<bool>, 2> passed{}, behind{};
+  const SchemeInputs inputs{Mask::full(2 * n), layout, shapes, Direction::forward};
+  const ProgramGenerator generate = prepare(inputs);
+  runtime::run_loopback(2, {}, [&](std::unique_ptr<Communicator> world) {
+    const auto rank = static_cast<std::size_t>(world->rank());
+    const Stream compute = Stream::cpu("compute");
+    const Tensor q = filled({n, 2, 8}, 0.5, compute), k = filled({n, 2, 8}, 0.25, compute),
+                 v = filled({n, 2, 8}, 1, compute);
+    const Tensor outs[] = {filled({n, 2, 8}, NAN, compute), filled({n, 2, 8}, NAN, compute)};
+    const Tensor lses[] = {filled({n, 2}, NAN, compute), filled({n, 2}, NAN, compute)};
+    std::vector<Channel> channels;
+    channels.push_back(
+        {Stream::cpu("channel"),
+         std::make_unique<Gated>(
+             std::move(world), 1, [&flag = behind[rank]] { return flag.load(); }, passed[rank])});
+    const auto program = std::make_shared<const Program>(generate(static_cast<int>(rank)));
+    std::vector<std::unique_ptr<Execution>> calls;
+    for (std::size_t i = 0; i < 2; ++i) {
+      const std::vector<Binding> bindings{{"q", {q}}, {"kv", {k, v}}, {"out", {outs[i], lses[i]}}};
+      calls.push_back(std::make_unique<Execution>(program, shapes, attention::Scoring{}, bindings,
+                                                  compute, channels));
+      calls.back()->start();
+    }
+    calls[0]->finish();
+    compute.host_task([&flag = behind[rank]] { flag = true; });
+    calls[1]->finish();
+    compute.synchronize(runtime::deadline_in(60));
+    for (std::int64_t i = 0; i < outs[0].elements(); ++i)
+      ASSERT_EQ(outs[0].as<float>()[i], outs[1].as<float>()[i]);
+  });
+  EXPECT_TRUE(passed[0] && passed[1]);
+}
+
 /// For each step, whether it comes before a later one through streams and waits.
 std::vector<std::vector<bool>> precedence(const Program& program) {
   const std::size_t count = program.steps.size();
