@@ -65,7 +65,6 @@ models::LlamaConfig llama_config(const TrainConfig& config, std::int64_t vocab_s
 Trainer::Trainer(TrainerInputs inputs, Communicator& world)
     : inputs_(std::move(inputs)),
       grid_(grid_shape(inputs_.config)),
-      world_(world),
       data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(batch_plan(inputs_.config)),
@@ -174,10 +173,11 @@ StepResult Trainer::step(bool stop) {
     attention_->set_batch(batches[pass].mask, batches[pass].layout);
     models::Pass options;
     options.loss_scale = 1.0 / labels;
-    if (pass + 1 == batches.size())
+    if (pass + 1 == batches.size()) {
       options.on_gradients = [this](parallel::ElementRange finished) {
         exchange_->reduce(store_->gradients(), finished);
       };
+    }
     const Tensor loss = model_->forward_backward(upload(batches[pass]), options);
     losses.push_back(runtime::ops::download<double>(loss, compute_));
   }

@@ -84,7 +84,6 @@ class Trainer {
 
   const TrainerInputs inputs_;
   const runtime::ProcessGrid grid_;
-  runtime::Communicator& world_;
   const int data_rank_, context_rank_;
   const BatchPlan plan_;
   const parallel::LayoutKind layout_;
