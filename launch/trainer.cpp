@@ -49,7 +49,6 @@ runtime::Stream compute_stream(const TrainConfig&, int threads) {
 Trainer::Trainer(TrainerInputs inputs, Communicator& world)
     : inputs_(std::move(inputs)),
       grid_(grid_shape(inputs_.config)),
-      world_(world),
       data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(batch_plan(inputs_.config)),
@@ -162,10 +161,11 @@ StepResult Trainer::step(bool stop) {
     }
     models::PassOptions options;
     options.loss_scale = 1.0 / labels;
-    if (done == batches.size())
+    if (done == batches.size()) {
       options.on_gradients = [this](parallel::ElementRange finished) {
         exchange_->reduce(store_->gradients(), finished);
       };
+    }
     for (const Tensor& loss : model_.forward_backward(resources(), together, options))
       losses.push_back(runtime::ops::download<double>(loss, compute_));
   }

@@ -92,7 +92,6 @@ class Trainer {
 
   const TrainerInputs inputs_;
   const runtime::ProcessGrid grid_;
-  runtime::Communicator& world_;
   const int data_rank_, context_rank_;
   const BatchPlan plan_;
   const runtime::Stream compute_;

@@ -134,12 +134,15 @@ TEST(Overlap, ACallFinishesBesideTheExchangeOfAnother) {
         {Stream::cpu("channel"),
          std::make_unique<Gated>(
              std::move(world), 1, [&flag = behind[rank]] { return flag.load(); }, passed[rank])});
-    const auto program = std::make_shared<const Program>(generate(static_cast<int>(rank)));
+    auto prepared = std::make_shared<const Prepared>(
+        generate(static_cast<int>(rank)), forward_signature(shapes.weighting), attention::Scoring{},
+        attention::place_of(compute));
+    const auto loaded = std::make_shared<const Loaded>(std::move(prepared), compute);
+    const std::vector<runtime::ConstTensorView> bound{q, k, v};
     std::vector<std::unique_ptr<Execution>> calls;
     for (std::size_t i = 0; i < 2; ++i) {
-      const std::vector<Binding> bindings{{"q", {q}}, {"kv", {k, v}}, {"out", {outs[i], lses[i]}}};
-      calls.push_back(std::make_unique<Execution>(program, shapes, attention::Scoring{}, bindings,
-                                                  compute, channels));
+      const std::vector<runtime::TensorView> results{outs[i], lses[i]};
+      calls.push_back(std::make_unique<Execution>(loaded, bound, results, compute, channels));
       calls.back()->start();
     }
     calls[0]->finish();
