@@ -185,9 +185,8 @@ StepResult Trainer::step(bool stop) {
   StepResult result;
   double loss_sum = 0;
   for (const auto& loss : losses) loss_sum += loss->front();
-  const auto memory =
-      static_cast<double>(compute_.memory().peak_bytes + exchange_->peak_staging_bytes() +
-                          attention_->peak_staging_bytes());
+  const auto memory = static_cast<double>(peak_tensor_bytes() + exchange_->peak_staging_bytes() +
+                                          attention_->peak_staging_bytes());
   const double waited = compute_.waited_seconds() - waited_before;
   for (const auto& rank :
        runtime::gather_numbers(*control_comm_, {loss_sum, stop ? 1.0 : 0.0, memory, waited},

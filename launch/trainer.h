@@ -70,6 +70,8 @@ class Trainer {
   std::int64_t cursor() const { return cursor_; }
   std::int64_t parameters() const { return store_->table().elements(); }
   const models::Model& model() const { return model_; }
+  /// Of this rank's tensors in the last step; messages are not among them.
+  std::int64_t peak_tensor_bytes() const { return compute_.memory().peak_bytes; }
 
   /// Forward only over one micro-batch, the sequences `numbers` of any source; rows come in the
   /// local order of their layout (make_local_batch). Collective over the context axis. Returned

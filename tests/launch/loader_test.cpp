@@ -30,6 +30,7 @@ LoaderInputs inputs(const test::RawSequences::Generator& generator) {
   inputs.config.parallelism.data_parallel_replicate_degree = 2;
   inputs.data_rank = 1;
   inputs.shape.data.mask = "documents";
+  inputs.shape.kinds = {{std::nullopt, 1}};
   return inputs;
 }
 
