@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "attention/block_check_impl.h"
 #include "attention/block_impl.h"
 #include "runtime/error.h"
+#include "runtime/ops/host_copy.h"
 
 namespace longhaul::attention {
 namespace {
@@ -94,13 +94,12 @@ struct OwnMemory {
     memory.table = plan.table().data();
     if (bytes == 0 || stream.device().kind == DeviceKind::cpu) return;
     table = stream.allocate(bytes);
-    pinned = stream.allocate_host(bytes);
-    std::memcpy(pinned.data(), plan.table().data(), plan.table().size());
-    runtime::copy(ConstTensorView(pinned.data(), DType::uint8, {}, {bytes}),
-                  TensorView(table.data(), DType::uint8, stream.device(), {bytes}), stream);
+    const auto* from = reinterpret_cast<const std::uint8_t*>(plan.table().data());
+    runtime::ops::upload(std::vector(from, from + bytes),
+                         TensorView(table.data(), DType::uint8, stream.device(), {bytes}), stream);
     memory.table = table.data();
   }
-  runtime::Buffer scratch, table, pinned;
+  runtime::Buffer scratch, table;
   BlockMemory memory;
 };
 

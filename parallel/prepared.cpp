@@ -1,9 +1,9 @@
 #include "parallel/prepared.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "runtime/error.h"
+#include "runtime/ops/host_copy.h"
 
 namespace longhaul::parallel {
 
@@ -72,14 +72,10 @@ Loaded::Loaded(std::shared_ptr<const Prepared> of, const runtime::Stream& comput
   using runtime::DType;
   const auto bytes = std::ssize(from);
   tables = compute.allocate(bytes);
-  const runtime::Buffer pinned = compute.allocate_host(bytes);
-  // In the stream's order: the same pinned memory may still be read for the call before.
-  compute.host_task([of = prepared, to = pinned.data()] {
-    std::memcpy(to, of->tables().data(), of->tables().size());
-  });
-  runtime::copy(runtime::ConstTensorView(pinned.data(), DType::uint8, {}, {bytes}),
-                runtime::TensorView(tables.data(), DType::uint8, compute.device(), {bytes}),
-                compute);
+  const auto* data = reinterpret_cast<const std::uint8_t*>(from.data());
+  runtime::ops::upload(std::vector(data, data + bytes),
+                       runtime::TensorView(tables.data(), DType::uint8, compute.device(), {bytes}),
+                       compute);
 }
 
 }  // namespace longhaul::parallel
