@@ -59,7 +59,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
                    parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
                    static_cast<int>(grid_.size(runtime::Axis::context)), context_rank_},
       loader_({inputs_.sequences, inputs_.config, data_rank_, batch_shape_,
-               [this](LocalBatch& batch, std::int64_t) { prepare(batch); }}) {
+               [this](LocalBatch& batch, std::int64_t step) { prepare(batch, scheme_of(step)); }}) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   auto gradient_comm = grid_.split(world, {data, context}, "gradients");
@@ -90,10 +90,10 @@ void Trainer::initialise() {
 }
 
 /// Makes what a batch's attention calls need; on any thread.
-void Trainer::prepare(LocalBatch& batch) const {
+void Trainer::prepare(LocalBatch& batch, const parallel::Expression& scheme) const {
   for (const attention::Mask& mask : batch.masks)
     batch.attention.push_back(attention_->batch(mask, batch.layout));
-  model_.prepare(*attention_, batch.attention);
+  model_.prepare(*attention_, scheme, batch.attention);
 }
 
 /// Moves a batch's rows into the row tensors, behind whatever still reads the last one's. A batch
@@ -111,11 +111,15 @@ models::Batch Trainer::upload(LocalBatch batch, Rows& rows) {
           put(batch.rows.positions, rows.positions), std::move(batch.attention)};
 }
 
-/// The scheme of a step; cheap when it is the last one's.
-void Trainer::set_scheme(std::int64_t step) {
+const parallel::Expression& Trainer::scheme_of(std::int64_t step) const {
   const auto after = std::ranges::find_if(
       schemes_, [&](const SchemeChange& change) { return change.step > step; });
-  const parallel::Expression& wanted = std::prev(after)->scheme;
+  return std::prev(after)->scheme;
+}
+
+/// Cheap when it is the last step's.
+void Trainer::set_scheme(std::int64_t step) {
+  const parallel::Expression& wanted = scheme_of(step);
   if (wanted == scheme_) return;
   attention_->set_scheme(wanted);
   scheme_ = wanted;
@@ -133,7 +137,7 @@ StepResult Trainer::step(bool stop) {
 
   // This rank's share of the step's sequences, made while the last step ran; then the next one's.
   std::vector<LocalBatch> batches = loader_.take({step_number, cursor_});
-  set_scheme(step_number);  // while nothing is prepared
+  set_scheme(step_number);
   if (step_number < config.training.steps)
     loader_.start({step_number + 1, cursor_ + plan_.sequences_per_step});
   // Labels, and each mask's area from one rank of each context group.
@@ -210,7 +214,7 @@ StepResult Trainer::step(bool stop) {
 models::Evaluation Trainer::evaluate(const runtime::SequenceSource& source,
                                      std::span<const std::int64_t> numbers) {
   LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
-  prepare(batch);
+  prepare(batch, scheme_);
   models::Evaluation evaluation =
       model_.evaluate(resources(), upload(std::move(batch), rows_.front()));
   compute_.synchronize(host_deadline());

@@ -42,7 +42,7 @@ struct StepResult {
   std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
   double comm_seconds = 0;        ///< compute waited for communication, largest over ranks
-  std::int64_t memory_bytes = 0;  ///< peak of the compute stream's live tensors, largest over ranks
+  std::int64_t memory_bytes = 0;  ///< peaks of tensors and of staged messages, largest over ranks
   bool stop_requested = false;    ///< some rank was asked to stop
 };
 
@@ -70,6 +70,7 @@ class Trainer {
   std::int64_t cursor() const { return cursor_; }
   std::int64_t parameters() const { return store_->table().elements(); }
   const models::Model& model() const { return model_; }
+  const parallel::Attention& attention() const { return *attention_; }
   /// Of this rank's tensors in the last step; messages are not among them.
   std::int64_t peak_tensor_bytes() const { return compute_.memory().peak_bytes; }
 
@@ -85,7 +86,8 @@ class Trainer {
   struct Rows {
     runtime::Tensor tokens, labels, positions;
   };
-  void prepare(LocalBatch& batch) const;
+  void prepare(LocalBatch& batch, const parallel::Expression& scheme) const;
+  const parallel::Expression& scheme_of(std::int64_t step) const;
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
   void set_scheme(std::int64_t step);

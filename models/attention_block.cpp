@@ -199,11 +199,11 @@ attention::Scoring AttentionBlock::scoring() const {
 }
 
 void AttentionBlock::prepare(
-    const parallel::Attention& attention,
+    const parallel::Attention& attention, const parallel::Expression& scheme,
     std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
   const parallel::Shapes shapes{static_cast<int>(shape_.heads), static_cast<int>(shape_.kv_heads),
                                 shape_.head_dim, shape_.head_dim, shape_.dtype};
-  attention.prepare(*masks[mask_], shapes, scoring());
+  attention.prepare(*masks[mask_], scheme, shapes, scoring());
 }
 
 /// Input, q, k, v and the attention's out in T; in fp32 the LSE and a number a row.

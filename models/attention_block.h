@@ -24,7 +24,7 @@ class AttentionBlock final : public Block {
 
   std::unique_ptr<BlockPass> begin(const PassContext& context) const override;
   void prepare(
-      const parallel::Attention& attention,
+      const parallel::Attention& attention, const parallel::Expression& scheme,
       std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const override;
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const override;
   std::int64_t kept_bytes(std::int64_t rows) const override;

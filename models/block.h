@@ -75,12 +75,12 @@ class Block {
   virtual ~Block() = default;
 
   virtual std::unique_ptr<BlockPass> begin(const PassContext& context) const = 0;
-  /// Prepares the block's calls of a batch, if it has any: masks as in Batch::attention. On any
-  /// thread; without it, the first call does.
+  /// Prepares the block's calls of a batch under a scheme, if it has any: masks as in
+  /// Batch::attention. On any thread; without it, the first call does.
   virtual void prepare(
-      const parallel::Attention& attention,
+      const parallel::Attention& attention, const parallel::Expression& scheme,
       std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
-    static_cast<void>(attention), static_cast<void>(masks);
+    static_cast<void>(attention), static_cast<void>(scheme), static_cast<void>(masks);
   }
   /// Forward and backward of `tokens` tokens, a multiply-add counted as two. areas[m]: visible
   /// (query, key) pairs of mask m over all sequences.

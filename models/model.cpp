@@ -24,9 +24,9 @@ Model::Model(ModelParts parts, const ModelOptions& options)
   }
 }
 
-void Model::prepare(const parallel::Attention& attention,
+void Model::prepare(const parallel::Attention& attention, const parallel::Expression& scheme,
                     std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
-  for (const auto& block : parts_.blocks) block->prepare(attention, masks);
+  for (const auto& block : parts_.blocks) block->prepare(attention, scheme, masks);
 }
 
 double Model::flops(std::int64_t tokens, std::span<const std::int64_t> areas) const {

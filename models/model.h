@@ -71,9 +71,9 @@ class Model {
   /// and the scores that a blocked backward computes again).
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const;
 
-  /// Prepares the calls of a batch, as many masks as masks(). On any thread, also while others run;
-  /// without it, the first call of each block does.
-  void prepare(const parallel::Attention& attention,
+  /// Prepares the calls of a batch under a scheme, as many masks as masks(). On any thread, also
+  /// while others run; without it, the first call of each block does.
+  void prepare(const parallel::Attention& attention, const parallel::Expression& scheme,
                std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const;
 
   /// What one pass over n rows keeps at most of its layers, for their backward. With full

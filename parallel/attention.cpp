@@ -69,9 +69,9 @@ struct Attention::Impl {
     open_channels();
   }
 
-  mutable std::mutex scheme_mutex;  // prepare() reads the scheme on any thread
   Expression scheme;
   std::string scheme_text;
+  std::int64_t unprepared_calls = 0;
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
   runtime::Stream compute;
@@ -107,22 +107,20 @@ struct Attention::Impl {
     return made;
   }
 
-  /// The batch's call under the present scheme, prepared. With `lock` held on the batch, so that
-  /// whoever comes second finds it made.
+  /// The batch's call under a scheme, whose text is `text`, prepared; sets `made` where it was not.
+  /// With `lock` held on the batch, so that whoever comes second finds it made.
   AttentionBatch::Impl::Call& find(AttentionBatch::Impl& batch, const std::unique_lock<std::mutex>&,
+                                   const Expression& under, const std::string& text,
                                    Direction direction, const Shapes& shapes,
-                                   const attention::Scoring& scoring) const {
-    std::unique_lock reading(scheme_mutex);
+                                   const attention::Scoring& scoring, bool& made) const {
     for (auto& call : batch.calls) {
       if (call.direction == direction && call.shapes == shapes && call.scoring == scoring &&
-          call.scheme == scheme_text)
+          call.scheme == text)
         return call;
     }
-    const Expression under = scheme;
-    reading.unlock();  // preparing another batch holds up no call
-    return batch.calls.emplace_back(
-        AttentionBatch::Impl::Call{under.text(), direction, shapes, scoring,
-                                   prepare(batch, under, direction, shapes, scoring)});
+    made = true;
+    return batch.calls.emplace_back(AttentionBatch::Impl::Call{
+        text, direction, shapes, scoring, prepare(batch, under, direction, shapes, scoring)});
   }
 
   std::unique_ptr<Execution> call(const AttentionBatch& batch, Direction direction,
@@ -130,7 +128,9 @@ struct Attention::Impl {
                                   std::initializer_list<ConstTensorView> inputs,
                                   std::initializer_list<TensorView> outputs) {
     std::unique_lock lock(batch.impl_->mutex);
-    auto& found = find(*batch.impl_, lock, direction, shapes, scoring);
+    bool late = false;
+    auto& found = find(*batch.impl_, lock, scheme, scheme_text, direction, shapes, scoring, late);
+    unprepared_calls += late ? 1 : 0;
     if (!found.loaded) found.loaded = std::make_shared<const Loaded>(found.prepared, compute);
     return std::make_unique<Execution>(found.loaded, std::span(inputs.begin(), inputs.size()),
                                        std::span(outputs.begin(), outputs.size()), compute,
@@ -154,19 +154,20 @@ std::shared_ptr<const AttentionBatch> Attention::batch(attention::HeadMasks mask
       std::make_unique<AttentionBatch::Impl>(std::move(masks), std::move(layout))));
 }
 
-void Attention::prepare(const AttentionBatch& batch, const Shapes& shapes,
+void Attention::prepare(const AttentionBatch& batch, const Expression& scheme, const Shapes& shapes,
                         const attention::Scoring& scoring) const {
+  const std::string text = scheme.text();
   std::unique_lock lock(batch.impl_->mutex);
+  bool made = false;
   for (const Direction direction : {Direction::forward, Direction::backward})
-    impl_->find(*batch.impl_, lock, direction, shapes, scoring);
+    impl_->find(*batch.impl_, lock, scheme, text, direction, shapes, scoring, made);
 }
 
+std::int64_t Attention::unprepared_calls() const { return impl_->unprepared_calls; }
+
 void Attention::set_scheme(const Expression& scheme) {
-  {
-    std::lock_guard lock(impl_->scheme_mutex);
-    impl_->scheme = scheme;
-    impl_->scheme_text = scheme.text();
-  }
+  impl_->scheme = scheme;
+  impl_->scheme_text = scheme.text();
   impl_->open_channels();
 }
 

@@ -50,10 +50,13 @@ class Attention {
 
   /// masks.tokens() == layout.tokens(). Prepares nothing yet.
   std::shared_ptr<const AttentionBatch> batch(attention::HeadMasks masks, Layout layout) const;
-  /// Prepares the calls of a batch, both ways, under the present scheme. On any thread, also while
-  /// calls run; else a batch's first call does it. Throws Error for what could not run.
-  void prepare(const AttentionBatch& batch, const Shapes& shapes,
+  /// Prepares the calls of a batch, both ways, under the scheme that they will be made with. On any
+  /// thread, also while calls run; else a batch's first call does it. Throws Error for what could
+  /// not run.
+  void prepare(const AttentionBatch& batch, const Expression& scheme, const Shapes& shapes,
                const attention::Scoring& scoring) const;
+  /// Calls so far that nobody had prepared.
+  std::int64_t unprepared_calls() const;
   /// The scheme of the calls that follow. Collective: it may open another channel.
   void set_scheme(const Expression& scheme);
 

@@ -78,6 +78,15 @@ void Execution::place_scratch() {
   }
 }
 
+Execution::~Execution() {
+  if (phases_ == 0 || phases_ > 2) return;
+  // Given up between phases, by an error: the arena must outlive what channels do with it.
+  try {
+    for (const Channel& channel : channels_) compute_.wait(channel.stream.record());
+  } catch (const std::exception&) {  // streams that have failed do nothing more
+  }
+}
+
 void Execution::start() {
   if (phases_ > 0) return;
   place_scratch();

@@ -24,6 +24,10 @@ class Execution {
             std::span<const runtime::TensorView> outputs, const runtime::Stream& compute,
             const std::vector<Channel>& channels);
 
+  ~Execution();
+  Execution(const Execution&) = delete;
+  Execution& operator=(const Execution&) = delete;
+
   /// What comes before the first exchange, and the exchange.
   void start();
   /// Attention and all other exchanges. Calls start() if nobody did.

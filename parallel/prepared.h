@@ -32,7 +32,6 @@ class Prepared {
   /// The arena of a call: its scratch slots, then what kernels overwrite.
   std::int64_t arena_bytes() const { return slots_bytes_ + kernel_bytes_; }
   std::int64_t slots_bytes() const { return slots_bytes_; }
-  std::int64_t kernel_bytes() const { return kernel_bytes_; }
 
   /// Where a field of a slot is.
   struct Place {

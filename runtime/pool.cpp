@@ -70,6 +70,11 @@ void Pool::serve(std::weak_ptr<StreamImpl> stream) {
   serves_ = true;
 }
 
+void Pool::end() {
+  std::lock_guard lock(mutex_);
+  ended_ = true;
+}
+
 std::byte* Pool::allocate(std::int64_t bytes) const {
   if (pinned_) {
     if (std::byte* const left = left_pinned_segment(bytes)) return left;
@@ -151,7 +156,10 @@ bool Pool::drain(Deadline deadline) const {
     if (!serves_) return false;
     stream = stream_.lock();
   }
-  if (!stream) return true;  // it finished its work before it ended
+  if (!stream) {  // it is ending or has ended, and finishes its work before
+    std::lock_guard lock(mutex_);
+    return ended_;
+  }
   std::shared_ptr<EventImpl> passed;
   try {
     passed = stream->record();

@@ -42,6 +42,8 @@ class Pool {
   void reset_peak();
   /// The stream whose work uses the memory; before this is said, nothing is given back.
   void serve(std::weak_ptr<StreamImpl> stream);
+  /// Its stream has ended, with all of its work done.
+  void end();
 
   static constexpr std::int64_t kAlignment = 256;
 
@@ -78,6 +80,7 @@ class Pool {
   const bool pinned_;
   std::weak_ptr<StreamImpl> stream_;
   bool serves_ = false;  // stream_ has been said; it may have ended since
+  bool ended_ = false;   // with all of its work done
   mutable std::mutex mutex_;
   Parts parts_;
   std::set<std::pair<std::int64_t, std::byte*>> free_;  // (bytes, data) of the free parts

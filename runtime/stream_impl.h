@@ -25,7 +25,11 @@ class StreamImpl {
         name(std::move(name)),
         pool(Pool::make(device)),
         host_pool(device.kind == DeviceKind::cpu ? pool : Pool::make(device, true)) {}
-  virtual ~StreamImpl() = default;
+  /// After a derived stream has finished its work.
+  virtual ~StreamImpl() {
+    pool->end();
+    host_pool->end();
+  }
   virtual void host_task(std::function<void()> task) = 0;
   virtual std::shared_ptr<EventImpl> record() = 0;
   virtual void wait(const std::shared_ptr<EventImpl>& event) = 0;

@@ -129,7 +129,12 @@ TEST(Trainer, ChangesOfSchemeBetweenStepsLeaveTheLossesAlone) {
   config.parallelism.context_parallel_switch =
       "3:burst,5:double_ring(outer=2,inner=2),8:balanced_ring,10:all_gather,12:ulysses,"
       "14:usp(heads=2,around=burst),16:group_cast,18:auto";
-  expect_equal_within(run_training(config, kVocabulary, documents), one_scheme, 1e-5);
+  const auto every_call_was_prepared = [](Trainer& trainer, runtime::Communicator&) {
+    EXPECT_EQ(trainer.attention().unprepared_calls(), 0);
+  };
+  expect_equal_within(
+      run_training(config, kVocabulary, documents, {.after = every_call_was_prepared}), one_scheme,
+      1e-5);
 }
 
 TEST(Trainer, CausalMaskOverTheWholeSequence) {

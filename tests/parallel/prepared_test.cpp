@@ -114,7 +114,7 @@ Use steady_call(const std::string& scheme_name, std::int64_t document_count) {
     for (int number = 0; number < 4; ++number) {
       const auto batch = attention.batch(documents(document_count, number),
                                          Layout(LayoutKind::striped, kTokens, 1, kRanks));
-      attention.prepare(*batch, kShapes, {});
+      attention.prepare(*batch, scheme_name, kShapes, {});
       call(*batch);  // the batch's first layer
       meet();
       const std::int64_t system = runtime::system_allocations();
@@ -253,7 +253,7 @@ TEST(Prepared, ABatchIsPreparedWhileAnotherRuns) {
       std::thread loader;
       for (int number = 0; number < 2; ++number) {
         if (ahead && number == 0)
-          loader = std::thread([&] { attention.prepare(*batches[1], kShapes, {}); });
+          loader = std::thread([&] { attention.prepare(*batches[1], "ring", kShapes, {}); });
         attention.forward(*batches[static_cast<std::size_t>(number)], q, k, k, {}, out, lse)
             ->finish();
         if (loader.joinable()) loader.join();
