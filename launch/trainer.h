@@ -55,8 +55,9 @@ class Trainer {
 
   /// Draws the weights from the seed; nothing is read.
   void initialise();
-  /// Continues from a checkpoint of any grid. Collective. Throws Error(data) when it is of another
-  /// model, Error(config) when it is of another corpus, seed or sequence length.
+  /// Continues from a checkpoint of any grid. Collective. Throws Error(data) when its tensors
+  /// are not this model's, by name and size; Error(config) when it is of another corpus, seed or
+  /// sequence length. What no tensor shows (layer_types, rope_theta) is not compared.
   void load(const runtime::Checkpoint& checkpoint);
   /// Collective; returns when the checkpoint is committed.
   void save(const std::filesystem::path& folder, std::int64_t keep_latest_k);

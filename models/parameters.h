@@ -38,8 +38,8 @@ class ParameterStore {
   /// What a matmul reads: the value, or its bfloat16 copy as of the last refresh.
   runtime::ConstTensorView working(const std::string& name) const;
 
-  /// Call after writing values other than through initialise() or the optimizer (a loaded
-  /// checkpoint, what other ranks have updated).
+  /// Call after writing values other than through initialise() or the optimizer: after loading a
+  /// checkpoint. (What other ranks have updated arrives after the optimizer's own call.)
   void values_changed() { stale_ = true; }
   /// Casts the working copy when values have changed since; the model does this once a pass.
   void refresh_working_copy(const runtime::Stream& stream);

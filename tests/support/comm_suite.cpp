@@ -1,3 +1,5 @@
+// Long: one suite of all that a communicator promises, run alike over every backend.
+
 #include "tests/support/comm_suite.h"
 
 #include <gtest/gtest.h>
