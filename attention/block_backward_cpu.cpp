@@ -87,14 +87,11 @@ class BackwardPlan final : public BlockPlan {
       : BlockPlan(Pass::backward, shape, scoring, place),
         geometry{shape},
         tiles(bands, shape.q_rows, shape.k_rows, kQBlock, kKBlock) {
-    Scratch counting;
-    ThreadScratch(counting, geometry, tiles);
-    thread_bytes = counting.bytes();
+    thread_bytes =
+        carved_bytes([this](Scratch& scratch) { ThreadScratch(scratch, geometry, tiles); });
   }
   std::int64_t scratch_bytes() const override {
-    Scratch counting;
-    carve(counting);
-    return counting.bytes();
+    return carved_bytes([this](Scratch& scratch) { carve(scratch); });
   }
 
   struct Memory {

@@ -67,14 +67,11 @@ class ForwardPlan final : public BlockPlan {
     std::iota(order.begin(), order.end(), std::int64_t{0});
     std::stable_sort(order.begin(), order.end(),
                      [&](std::int64_t a, std::int64_t b) { return tiles.work(a) > tiles.work(b); });
-    Scratch counting;
-    ThreadScratch(counting, geometry, tiles);
-    thread_bytes = counting.bytes();
+    thread_bytes =
+        carved_bytes([this](Scratch& scratch) { ThreadScratch(scratch, geometry, tiles); });
   }
   std::int64_t scratch_bytes() const override {
-    Scratch counting;
-    carve(counting);
-    return counting.bytes();
+    return carved_bytes([this](Scratch& scratch) { carve(scratch); });
   }
 
   struct Memory {

@@ -94,9 +94,7 @@ struct OwnMemory {
     memory.table = plan.table().data();
     if (bytes == 0 || stream.device().kind == DeviceKind::cpu) return;
     table = stream.allocate(bytes);
-    const auto* from = reinterpret_cast<const std::uint8_t*>(plan.table().data());
-    runtime::ops::upload(std::vector(from, from + bytes),
-                         TensorView(table.data(), DType::uint8, stream.device(), {bytes}), stream);
+    runtime::ops::upload_bytes(plan.table(), table.data(), stream);
     memory.table = table.data();
   }
   runtime::Buffer scratch, table;

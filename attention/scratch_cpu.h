@@ -25,4 +25,12 @@ class Scratch {
   std::int64_t bytes_ = 0;
 };
 
+/// What carve(Scratch&) takes.
+template <class Carve>
+std::int64_t carved_bytes(const Carve& carve) {
+  Scratch counting;
+  carve(counting);
+  return counting.bytes();
+}
+
 }  // namespace longhaul::attention

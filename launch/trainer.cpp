@@ -1,7 +1,6 @@
 #include "launch/trainer.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "launch/model.h"
 #include "runtime/comm/gather.h"
@@ -246,7 +245,7 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   const auto owned = exchange_->sharding().owned(control_comm_->rank());
   std::vector<runtime::TensorSlice> slices;
   for (const parallel::FlatState& state : states()) {
-    for (auto& [name, sizes, start, view] : state_blocks(store_->table(), state, owned))
+    for (auto& [name, sizes, start, view] : state_boxes(store_->table(), state, owned))
       slices.push_back({std::move(name), std::move(sizes), std::move(start), view});
   }
   runtime::save_checkpoint(options, metadata, slices, *control_comm_, control_stream_);
@@ -284,7 +283,7 @@ void Trainer::load(const runtime::Checkpoint& checkpoint) {
              "' is missing or of another size than in the model of this run");
       }
     }
-    for (const auto& block : state_blocks(store_->table(), state, state.ranges))
+    for (const auto& block : state_boxes(store_->table(), state, state.ranges))
       checkpoint.read(block.name, block.start, block.view);
   }
   store_->values_changed();

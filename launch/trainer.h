@@ -80,7 +80,6 @@ class Trainer {
   /// tensors are complete.
   models::Evaluation evaluate(const runtime::SequenceSource& source,
                               std::span<const std::int64_t> numbers);
-  models::ParameterStore& store() { return *store_; }
 
  private:
   /// Row tensors in device memory, as long as the longest batch so far.

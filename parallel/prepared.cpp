@@ -69,13 +69,8 @@ Loaded::Loaded(std::shared_ptr<const Prepared> of, const runtime::Stream& comput
     : prepared(std::move(of)) {
   const std::span<const std::byte> from = prepared->tables();
   if (from.empty()) return;
-  using runtime::DType;
-  const auto bytes = std::ssize(from);
-  tables = compute.allocate(bytes);
-  const auto* data = reinterpret_cast<const std::uint8_t*>(from.data());
-  runtime::ops::upload(std::vector(data, data + bytes),
-                       runtime::TensorView(tables.data(), DType::uint8, compute.device(), {bytes}),
-                       compute);
+  tables = compute.allocate(std::ssize(from));
+  runtime::ops::upload_bytes(from, tables.data(), compute);
 }
 
 }  // namespace longhaul::parallel

@@ -15,16 +15,15 @@ using runtime::ops::norm_chunks;
 namespace {
 
 /// Adds the boxes of a range of the sub-tensor of dims `dim`, ...; `at` places it in the tensor.
-void add_blocks(const std::vector<std::int64_t>& sizes, std::size_t dim,
-                const std::vector<std::int64_t>& at, ElementRange range,
-                std::vector<Block>& blocks) {
+void add_boxes(const std::vector<std::int64_t>& sizes, std::size_t dim,
+               const std::vector<std::int64_t>& at, ElementRange range, std::vector<Box>& boxes) {
   if (range.begin == range.end) return;
   const std::int64_t row = std::accumulate(sizes.begin() + static_cast<std::ptrdiff_t>(dim) + 1,
                                            sizes.end(), std::int64_t{1}, std::multiplies<>());
   const auto part_of_row = [&](std::int64_t index, std::int64_t begin, std::int64_t end) {
     std::vector<std::int64_t> inside = at;
     inside[dim] = index;
-    add_blocks(sizes, dim + 1, inside, {begin, end}, blocks);
+    add_boxes(sizes, dim + 1, inside, {begin, end}, boxes);
   };
   std::int64_t first = range.begin / row;
   const std::int64_t last = range.end / row;  // the first row that is not whole
@@ -33,12 +32,12 @@ void add_blocks(const std::vector<std::int64_t>& sizes, std::size_t dim,
     ++first;
   }
   if (first < last) {
-    Block whole{at, std::vector<std::int64_t>(sizes.size(), 1)};
+    Box whole{at, std::vector<std::int64_t>(sizes.size(), 1)};
     whole.start[dim] = first;
     std::copy(sizes.begin() + static_cast<std::ptrdiff_t>(dim), sizes.end(),
               whole.sizes.begin() + static_cast<std::ptrdiff_t>(dim));
     whole.sizes[dim] = last - first;
-    blocks.push_back(std::move(whole));
+    boxes.push_back(std::move(whole));
   }
   if (first <= last) part_of_row(last, 0, range.end % row);
 }
@@ -92,15 +91,15 @@ std::vector<ElementRange> Sharding::owned(int rank) const {
   return ranges;
 }
 
-std::vector<Block> blocks_of(const std::vector<std::int64_t>& sizes, ElementRange range) {
-  std::vector<Block> blocks;
-  add_blocks(sizes, 0, std::vector<std::int64_t>(sizes.size(), 0), range, blocks);
-  return blocks;
+std::vector<Box> boxes_of(const std::vector<std::int64_t>& sizes, ElementRange range) {
+  std::vector<Box> boxes;
+  add_boxes(sizes, 0, std::vector<std::int64_t>(sizes.size(), 0), range, boxes);
+  return boxes;
 }
 
-std::vector<StateBlock> state_blocks(const ParameterTable& table, const FlatState& state,
-                                     const std::vector<ElementRange>& wanted) {
-  std::vector<StateBlock> result;
+std::vector<StateBox> state_boxes(const ParameterTable& table, const FlatState& state,
+                                  const std::vector<ElementRange>& wanted) {
+  std::vector<StateBox> result;
   std::int64_t held = 0;  // elements of the ranges before this one
   for (const ElementRange& range : state.ranges) {
     for (const ElementRange& want : wanted) {
@@ -111,14 +110,14 @@ std::vector<StateBlock> state_blocks(const ParameterTable& table, const FlatStat
         if (part.elements() == 0) continue;
         std::int64_t at = held + part.begin - range.begin;
         const std::int64_t origin = parameter.range.begin;
-        for (Block& block : blocks_of(parameter.sizes, {part.begin - origin, part.end - origin})) {
-          const std::int64_t elements = std::accumulate(block.sizes.begin(), block.sizes.end(),
+        for (Box& box : boxes_of(parameter.sizes, {part.begin - origin, part.end - origin})) {
+          const std::int64_t elements = std::accumulate(box.sizes.begin(), box.sizes.end(),
                                                         std::int64_t{1}, std::multiplies<>());
           const runtime::TensorView flat = state.elements.slice(0, at, at + elements);
           result.push_back({state.prefix + parameter.name,
                             parameter.sizes,
-                            std::move(block.start),
-                            {flat.data(), flat.dtype(), flat.device(), block.sizes}});
+                            std::move(box.start),
+                            {flat.data(), flat.dtype(), flat.device(), box.sizes}});
           at += elements;
         }
       }

@@ -42,14 +42,14 @@ class Sharding {
 };
 
 /// A box of a tensor.
-struct Block {
+struct Box {
   std::vector<std::int64_t> start, sizes;
-  bool operator==(const Block&) const = default;
+  bool operator==(const Box&) const = default;
 };
 
 /// The elements [range.begin, range.end) of a tensor in row-major order as boxes, in that order: as
 /// few whole rows at either end as there are, so at most 2 dims - 1 boxes (three of a matrix).
-std::vector<Block> blocks_of(const std::vector<std::int64_t>& sizes, ElementRange range);
+std::vector<Box> boxes_of(const std::vector<std::int64_t>& sizes, ElementRange range);
 
 /// State laid out like a table's flat storage, or like some ranges of it: the values, a moment of
 /// an optimizer. What it holds of parameter NAME belongs to the tensor prefix + NAME of a
@@ -61,14 +61,14 @@ struct FlatState {
 };
 
 /// A box of a global tensor, and the memory that holds it here.
-struct StateBlock {
+struct StateBox {
   std::string name;                        ///< of the tensor
   std::vector<std::int64_t> sizes, start;  ///< of the tensor, and of the box in it
   runtime::TensorView view;                ///< in the box's sizes, contiguous
 };
 
 /// What `state` holds of the ranges `wanted` (ascending), as boxes of tensors.
-std::vector<StateBlock> state_blocks(const ParameterTable& table, const FlatState& state,
-                                     const std::vector<ElementRange>& wanted);
+std::vector<StateBox> state_boxes(const ParameterTable& table, const FlatState& state,
+                                  const std::vector<ElementRange>& wanted);
 
 }  // namespace longhaul::parallel

@@ -227,6 +227,7 @@ std::byte* Pool::try_take(std::int64_t wanted, std::int64_t bytes) {
     free_.emplace(rest, data + wanted);
     taken.bytes = wanted;
   }
+  ++use_.buffers;
   use_.current_bytes += bytes;
   use_.peak_bytes = std::max(use_.peak_bytes, use_.current_bytes);
   return data;

@@ -34,6 +34,7 @@ struct MemoryUse {
   std::int64_t current_bytes = 0;  ///< of live buffers
   std::int64_t peak_bytes = 0;     ///< those at most since the last reset
   std::int64_t held_bytes = 0;     ///< taken from the system
+  std::int64_t buffers = 0;        ///< handed out so far
 };
 
 /// How often the pools of all streams of this process have asked the system for memory so far. A
@@ -116,8 +117,9 @@ class Stream {
 
   /// Uninitialised memory for work enqueued on this stream after the call. Throws Error(memory).
   Buffer allocate(std::int64_t bytes) const;
-  /// Host memory for this stream's tasks, and for its copies from and to the device: pinned on
-  /// CUDA, the same as allocate() on the CPU. Not counted by memory() on CUDA.
+  /// Host memory for this stream's tasks, which write and read it (host_task()), and for its copies
+  /// from and to the device: pinned on CUDA, the same as allocate() on the CPU. Not counted by
+  /// memory() on CUDA.
   Buffer allocate_host(std::int64_t bytes) const;
   MemoryUse memory() const;
   /// Seconds that a CPU stream's thread has spent blocked on events of other streams; 0 on CUDA.

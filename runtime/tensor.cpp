@@ -37,8 +37,9 @@ void for_each_row(const ConstTensorView& src, const TensorView& dst, const Body&
   }
 }
 
-template <class From, class To>
-void convert(const ConstTensorView& src, const TensorView& dst) {
+/// apply(an element of src, its element of dst) for all of them.
+template <class From, class To, class Apply>
+void for_each_element(const ConstTensorView& src, const TensorView& dst, const Apply& apply) {
   const From* from = src.as<From>();
   To* to = dst.as<To>();
   const int last = dst.dims() - 1;
@@ -48,33 +49,17 @@ void convert(const ConstTensorView& src, const TensorView& dst) {
     const From* a = from + src_at;
     To* b = to + dst_at;
     if (from_stride == 1 && to_stride == 1) {
-      if constexpr (std::is_same_v<From, To>) {
-        std::memcpy(b, a, static_cast<std::size_t>(n) * sizeof(To));
-      } else {
-        for (std::int64_t i = 0; i < n; ++i) b[i] = static_cast<To>(static_cast<float>(a[i]));
-      }
-      return;
-    }
-    for (std::int64_t i = 0; i < n; ++i) {
-      if constexpr (std::is_same_v<From, To>) {
-        b[i * to_stride] = a[i * from_stride];
-      } else {
-        b[i * to_stride] = static_cast<To>(static_cast<float>(a[i * from_stride]));
-      }
+      for (std::int64_t i = 0; i < n; ++i) apply(a[i], b[i]);
+    } else {
+      for (std::int64_t i = 0; i < n; ++i) apply(a[i * from_stride], b[i * to_stride]);
     }
   });
 }
 
-template <>
-void convert<double, float>(const ConstTensorView& src, const TensorView& dst) {
-  const double* from = src.as<double>();
-  float* to = dst.as<float>();
-  const int last = dst.dims() - 1;
-  const std::int64_t from_stride = last < 0 ? 1 : src.stride(last);
-  const std::int64_t to_stride = last < 0 ? 1 : dst.stride(last);
-  for_each_row(src, dst, [&](std::int64_t src_at, std::int64_t dst_at, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i)
-      to[dst_at + i * to_stride] = static_cast<float>(from[src_at + i * from_stride]);
+template <class From, class To>
+void convert(const ConstTensorView& src, const TensorView& dst) {
+  for_each_element<From, To>(src, dst, [](const From& value, To& converted) {
+    converted = static_cast<To>(static_cast<float>(value));
   });
 }
 
@@ -94,7 +79,13 @@ void convert_from(const ConstTensorView& src, const TensorView& dst) {
 
 template <class T>
 void copy_same(const ConstTensorView& src, const TensorView& dst) {
-  convert<T, T>(src, dst);
+  const int last = dst.dims() - 1;
+  if (last < 0 || src.stride(last) != 1 || dst.stride(last) != 1)
+    return for_each_element<T, T>(src, dst, [](const T& value, T& copied) { copied = value; });
+  for_each_row(src, dst, [&](std::int64_t src_at, std::int64_t dst_at, std::int64_t n) {
+    std::memcpy(dst.as<T>() + dst_at, src.as<T>() + src_at,
+                static_cast<std::size_t>(n) * sizeof(T));
+  });
 }
 
 void copy_cpu(const ConstTensorView& src, const TensorView& dst) {
@@ -185,20 +176,7 @@ void accumulate(ConstTensorView src, TensorView dst, const Stream& stream) {
 }
 
 void detail::accumulate_now(ConstTensorView src, TensorView dst) {
-  const float* from = src.as<float>();
-  float* to = dst.as<float>();
-  const int last = dst.dims() - 1;
-  const std::int64_t from_stride = last < 0 ? 1 : src.stride(last);
-  const std::int64_t to_stride = last < 0 ? 1 : dst.stride(last);
-  for_each_row(src, dst, [&](std::int64_t src_at, std::int64_t dst_at, std::int64_t n) {
-    const float* a = from + src_at;
-    float* b = to + dst_at;
-    if (from_stride == 1 && to_stride == 1) {
-      for (std::int64_t i = 0; i < n; ++i) b[i] += a[i];
-    } else {
-      for (std::int64_t i = 0; i < n; ++i) b[i * to_stride] += a[i * from_stride];
-    }
-  });
+  for_each_element<float, float>(src, dst, [](float value, float& sum) { sum += value; });
 }
 
 void fill(TensorView dst, double value, const Stream& stream) {

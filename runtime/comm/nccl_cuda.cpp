@@ -5,10 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <span>
 #include <string_view>
 
 #include "runtime/comm/nccl_handle_impl.h"
 #include "runtime/comm/staging.h"
+#include "runtime/ops/host_copy.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -261,7 +263,7 @@ void check_devices(Communicator& bootstrap, Device device, const Stream& host, D
   constexpr std::int64_t kBytes = sizeof(properties.uuid);
   const Tensor own({kBytes}, DType::uint8, host),
       all({bootstrap.size() * kBytes}, DType::uint8, host);
-  std::memcpy(own.view().data(), &properties.uuid, sizeof(properties.uuid));
+  ops::upload_bytes(std::as_bytes(std::span(properties.uuid.bytes)), own.view().data(), host);
   const std::vector<std::int64_t> counts(static_cast<std::size_t>(bootstrap.size()), kBytes);
   bootstrap.all_gather(own, all, counts, host);
   host.synchronize(deadline);
@@ -347,7 +349,7 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& bootstrap,
                    ncclGetLastError(nullptr), ")");
   }
   const Tensor bytes({static_cast<std::int64_t>(sizeof(id))}, DType::uint8, host);
-  std::memcpy(bytes.view().data(), &id, sizeof(id));
+  ops::upload_bytes(std::as_bytes(std::span(&id, 1)), bytes.view().data(), host);
   std::vector<std::int64_t> counts(static_cast<std::size_t>(bootstrap.size()), 0);
   counts[0] = bytes.elements();  // rank 0's to everybody
   bootstrap.all_gather(bytes.view().slice(0, 0, bootstrap.rank() == 0 ? bytes.elements() : 0),

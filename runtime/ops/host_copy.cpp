@@ -45,6 +45,12 @@ void upload(std::vector<T> values, TensorView dst, const Stream& stream) {
   copy(ConstTensorView(staging.data(), DType::uint8, Device{}, {bytes}), as_bytes(dst), stream);
 }
 
+void upload_bytes(std::span<const std::byte> bytes, std::byte* to, const Stream& stream) {
+  const auto* from = reinterpret_cast<const std::uint8_t*>(bytes.data());
+  upload(std::vector(from, from + bytes.size()),
+         TensorView(to, DType::uint8, stream.device(), {std::ssize(bytes)}), stream);
+}
+
 template <class T>
 std::shared_ptr<const std::vector<T>> download(ConstTensorView src, const Stream& stream) {
   detail::require_dtype("download", "src", src, {DTypeOf<T>::value});

@@ -1,7 +1,9 @@
 #pragma once
 // Between host memory and tensors, in the order of a stream, on either device.
 
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "runtime/tensor.h"
@@ -12,6 +14,9 @@ namespace longhaul::runtime::ops {
 /// many elements. T: any element type of a tensor.
 template <class T>
 void upload(std::vector<T> values, TensorView dst, const Stream& stream);
+
+/// to[0, bytes.size()) <- bytes, copied before the call returns; memory of the stream's device.
+void upload_bytes(std::span<const std::byte> bytes, std::byte* to, const Stream& stream);
 
 /// src's elements on the host: may be read once the stream has passed the call (after a
 /// synchronize). src: contiguous, of T's dtype. T as in upload().

@@ -90,7 +90,7 @@ TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {
   std::set<std::string> names;
   std::int64_t elements = 0;
   for (const parallel::FlatState& state : states) {
-    for (const parallel::StateBlock& block : state_blocks(store.table(), state, {all})) {
+    for (const parallel::StateBox& block : state_boxes(store.table(), state, {all})) {
       EXPECT_TRUE(names.insert(block.name).second) << block.name;
       EXPECT_EQ(block.sizes, std::vector(block.view.sizes().begin(), block.view.sizes().end()));
       elements += block.view.elements();

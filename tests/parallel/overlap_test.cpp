@@ -155,6 +155,44 @@ TEST(Overlap, ACallFinishesBesideTheExchangeOfAnother) {
   EXPECT_TRUE(passed[0] && passed[1]);
 }
 
+TEST(Overlap, WhatComesBehindACallThatIsGivenUpWaitsForItsExchange) {
+  // Its arena goes back to the compute stream, whose next work may write there, while the channel
+  // still receives into it.
+  const std::int64_t n = 16;
+  const Shapes shapes{2, 2, 8, 8, DType::float32};
+  const Layout layout(LayoutKind::contiguous, 2 * n, 1, 2);
+  std::array<std::atomic<bool>, 2> passed{}, given_up{};
+  const SchemeInputs inputs{Mask::full(2 * n), layout, shapes, Direction::forward};
+  const ProgramGenerator generate = prepare(inputs);
+  runtime::run_loopback(2, {}, [&](std::unique_ptr<Communicator> world) {
+    const auto rank = static_cast<std::size_t>(world->rank());
+    const Stream compute = Stream::cpu("compute");
+    const Tensor q = filled({n, 2, 8}, 0.5, compute), k = filled({n, 2, 8}, 0.25, compute),
+                 v = filled({n, 2, 8}, 1, compute), out = filled({n, 2, 8}, NAN, compute),
+                 lse = filled({n, 2}, NAN, compute);
+    std::vector<Channel> channels;
+    channels.push_back(
+        {Stream::cpu("channel"),
+         std::make_unique<Gated>(
+             std::move(world), 0, [&flag = given_up[rank]] { return flag.load(); }, passed[rank])});
+    const std::vector<runtime::ConstTensorView> bound{q, k, v};
+    const std::vector<runtime::TensorView> results{out, lse};
+    {
+      auto prepared = std::make_shared<const Prepared>(
+          generate(static_cast<int>(rank)), forward_signature(shapes.weighting),
+          attention::Scoring{}, attention::place_of(compute));
+      Execution execution(std::make_shared<const Loaded>(std::move(prepared), compute), bound,
+                          results, compute, channels);
+      execution.start();
+    }
+    const runtime::Event behind = compute.record();
+    EXPECT_THROW(behind.synchronize(runtime::deadline_in(0.1)), runtime::Error);
+    given_up[rank] = true;
+    behind.synchronize(runtime::deadline_in(60));
+  });
+  EXPECT_TRUE(passed[0] && passed[1]);
+}
+
 /// For each step, whether it comes before a later one through streams and waits.
 std::vector<std::vector<bool>> precedence(const Program& program) {
   const std::size_t count = program.steps.size();

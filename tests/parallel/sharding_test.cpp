@@ -54,14 +54,14 @@ TEST(BlocksOf, AreTheRangeInOrderAndFew) {
         0, 1, 7, 127, elements, draw(elements)}[static_cast<std::size_t>(draw(6))];
     const std::int64_t length = std::min(wanted, elements);
     const std::int64_t begin = draw(elements - length + 1);
-    const std::vector<Block> blocks = blocks_of(sizes, {begin, begin + length});
-    EXPECT_LE(std::ssize(blocks), 2 * std::ssize(sizes) - 1);
+    const std::vector<Box> boxes = boxes_of(sizes, {begin, begin + length});
+    EXPECT_LE(std::ssize(boxes), 2 * std::ssize(sizes) - 1);
     if (length == elements) {
-      EXPECT_EQ(blocks, (std::vector<Block>{{std::vector<std::int64_t>(sizes.size(), 0), sizes}}));
+      EXPECT_EQ(boxes, (std::vector<Box>{{std::vector<std::int64_t>(sizes.size(), 0), sizes}}));
     }
     std::vector<std::int64_t> found;
-    for (const Block& block : blocks) {
-      const auto inside = positions(sizes, block.start, block.sizes);
+    for (const Box& box : boxes) {
+      const auto inside = positions(sizes, box.start, box.sizes);
       EXPECT_FALSE(inside.empty());
       found.insert(found.end(), inside.begin(), inside.end());
     }
@@ -156,7 +156,7 @@ TEST(Sharding, EveryChunkHasOneOwnerAndSharesAreEven) {
   }
 }
 
-TEST(StateBlocks, AreTheElementsOfTheirTensors) {
+TEST(StateBoxs, AreTheElementsOfTheirTensors) {
   const runtime::Stream stream = runtime::Stream::cpu("one");
   std::mt19937_64 random(2);
   for (const ParameterTable& table : tables()) {
@@ -190,7 +190,7 @@ TEST(StateBlocks, AreTheElementsOfTheirTensors) {
       const runtime::Tensor elements =
           test::make_tensor(places, {std::ssize(places)}, runtime::DType::float32, stream);
       state.elements = elements;
-      for (const StateBlock& block : state_blocks(table, state, wanted)) {
+      for (const StateBox& block : state_boxes(table, state, wanted)) {
         ASSERT_TRUE(block.name.starts_with("state.p")) << block.name;
         const Parameter& parameter = table.find(block.name.substr(6));
         EXPECT_EQ(block.sizes, parameter.sizes);

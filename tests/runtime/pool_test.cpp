@@ -56,6 +56,7 @@ TEST(Pool, CountsLiveBytesAndTheirPeak) {
   }
   EXPECT_EQ(stream.memory().current_bytes, 0);
   EXPECT_EQ(stream.memory().peak_bytes, 1010);
+  EXPECT_EQ(stream.memory().buffers, 4);
   stream.reset_peak();
   EXPECT_EQ(stream.memory().peak_bytes, 0);
   EXPECT_THROW(stream.allocate(-1), Error);
@@ -208,6 +209,42 @@ TEST(Pool, WhatOtherStreamsDoNotUseIsGivenBackBeforeAnythingIsRefused) {
                     return 2;
                   return kept.bytes() == 20 * kMiB ? 0 : 3;
                 }),
+            0);
+}
+
+TEST(Pool, MemoryOfAStreamThatIsEndingIsKeptUntilItHasEnded) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "AddressSanitizer has taken the address space";
+#endif
+  EXPECT_EQ(with_address_space(512 * kMiB,
+                               [] {
+                                 std::atomic<bool> written{false}, asked{false}, wrong{false};
+                                 std::thread owner([&] {
+                                   const Stream ending = Stream::cpu("ending");
+                                   const Buffer used = ending.allocate(200 * kMiB);
+                                   ending.cpu_task([&, data = used.data()] {
+                                     std::memset(data, 7, 200 * kMiB);
+                                     written = true;
+                                     asked.wait(false);
+                                     for (std::int64_t i = 0; i < 200 * kMiB; i += 4099)
+                                       wrong = wrong || data[i] != std::byte{7};
+                                   });
+                                 });  // gives the buffer back, and joins the stream's thread
+                                 while (!written) std::this_thread::yield();
+                                 std::this_thread::sleep_for(std::chrono::milliseconds(50));
+                                 const Stream asking = Stream::cpu("asking");
+                                 int refused = 0;
+                                 try {
+                                   asking.allocate(400 * kMiB);
+                                 } catch (const Error& error) {
+                                   refused = error.code() == ExitCode::memory;
+                                 }
+                                 asked = true;
+                                 asked.notify_all();
+                                 owner.join();
+                                 const Buffer now = asking.allocate(400 * kMiB);
+                                 return wrong ? 1 : refused == 1 ? 0 : 2;
+                               }),
             0);
 }
 
