@@ -5,13 +5,8 @@
 
 #include <cstdint>
 
+#include "attention/host_device.h"
 #include "attention/mask.h"
-
-#ifdef __CUDACC__
-#define LONGHAUL_HOST_DEVICE __host__ __device__
-#else
-#define LONGHAUL_HOST_DEVICE
-#endif
 
 namespace longhaul::attention::detail {
 

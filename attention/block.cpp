@@ -68,9 +68,9 @@ void merge(ConstTensorView src_out, ConstTensorView src_lse, TensorView dst_out,
                  " dims; expected rows, heads, dim");
   const std::int64_t rows = dst_out.size(0), heads = dst_out.size(1), dim = dst_out.size(2);
   check("the merged out", dst_out, {rows, heads, dim}, DType::float32, stream);
-  check("the merged lse", dst_lse, {rows, heads}, DType::float32, stream);
+  check("the merged lse", dst_lse, {rows, heads, 2}, DType::float32, stream);
   check("the partial out", src_out, {rows, heads, dim}, DType::float32, stream);
-  check("the partial lse", src_lse, {rows, heads}, DType::float32, stream);
+  check("the partial lse", src_lse, {rows, heads, 2}, DType::float32, stream);
   (on_cuda(stream) ? detail::cuda_merge : detail::cpu_merge)(src_out, src_lse, dst_out, dst_lse,
                                                              stream);
 }
@@ -79,16 +79,17 @@ void apply_sinks(TensorView out, TensorView lse, ConstTensorView sinks, const St
   LONGHAUL_CHECK(out.dims() == 3, "out has ", out.dims(), " dims; expected rows, heads, dim");
   const std::int64_t rows = out.size(0), heads = out.size(1);
   check("out", out, {rows, heads, out.size(2)}, DType::float32, stream);
-  check("lse", lse, {rows, heads}, DType::float32, stream);
+  check("lse", lse, {rows, heads, 2}, DType::float32, stream);
   check("sinks", sinks, {heads}, DType::float32, stream);
   (on_cuda(stream) ? detail::cuda_apply_sinks : detail::cpu_apply_sinks)(out, lse, sinks, stream);
 }
 
 void sinks_backward(ConstTensorView lse, ConstTensorView delta, ConstTensorView sinks,
                     TensorView dsinks, const Stream& stream) {
-  LONGHAUL_CHECK(lse.dims() == 2, "lse has ", lse.dims(), " dims; expected rows, heads");
+  LONGHAUL_CHECK(lse.dims() == 3, "lse has ", lse.dims(),
+                 " dims; expected rows, heads, high and low");
   const std::int64_t rows = lse.size(0), heads = lse.size(1);
-  check("lse", lse, {rows, heads}, DType::float32, stream);
+  check("lse", lse, {rows, heads, 2}, DType::float32, stream);
   check("delta", delta, {rows, heads}, DType::float32, stream);
   check("sinks", sinks, {heads}, DType::float32, stream);
   check("dsinks", dsinks, {heads}, DType::float32, stream);

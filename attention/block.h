@@ -4,12 +4,14 @@
 // block_plan.h is the same contract for calls that are prepared.
 //
 // Shapes: q[n_q, H, D], k[n_k, H_kv, D], v[n_k, H_kv, D_v], dout[n_q, H, D_v] in the activation
-// dtype (float32 or bfloat16); out[n_q, H, D_v], lse[n_q, H], delta[n_q, H], dq[n_q, H, D], dk[n_k,
-// H_kv, D], dv[n_k, H_kv, D_v] fp32. Views may be strided in rows and heads; the last dim is
-// contiguous. H is a multiple of H_kv: query head h reads key/value head h * H_kv / H. Batch rows
-// are rows: their mask keeps them apart. LSE is the natural log. A row without a key has out 0 and
-// LSE -inf. Any size may be zero. Inputs are not modified. Results do not depend on the number of
-// threads.
+// dtype (float32 or bfloat16); out[n_q, H, D_v], lse[n_q, H, 2], delta[n_q, H], dq[n_q, H, D],
+// dk[n_k, H_kv, D], dv[n_k, H_kv, D_v] fp32. Views may be strided in rows and heads; the last dim
+// is contiguous. H is a multiple of H_kv: query head h reads key/value head h * H_kv / H. Batch
+// rows are rows: their mask keeps them apart. LSE is the natural log, as its nearest float and what
+// that leaves out (a library that has only the first gives 0): a weight is exp((score - high) -
+// low), whose error does not grow with an offset that the scores of a row share. A row without a
+// key has out 0 and LSE (-inf, 0). Any size may be zero. Inputs are not modified. Results do not
+// depend on the number of threads.
 
 #include <vector>
 
@@ -79,8 +81,8 @@ void merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_lse,
            runtime::TensorView dst_out, runtime::TensorView dst_lse, const runtime::Stream& stream);
 
 /// Attention sinks (StreamingLLM, Xiao et al. 2023; a logit for each query head as in gpt-oss,
-/// OpenAI 2025): out[n, H, D_v], lse[n, H] <- as if each row also saw a key of logit sinks[h] (fp32
-/// [H]) whose value is 0. A row without a key gets out 0 and its sink as LSE; a sink of -inf
+/// OpenAI 2025): out[n, H, D_v], lse[n, H, 2] <- as if each row also saw a key of logit sinks[h]
+/// (fp32 [H]) whose value is 0. A row without a key gets out 0 and its sink as LSE; a sink of -inf
 /// changes nothing. The owner of the rows calls it once, after the last merge; delta and backward
 /// then take this out and this LSE, so kernels and schedules know nothing of sinks. Softmax only.
 void apply_sinks(runtime::TensorView out, runtime::TensorView lse, runtime::ConstTensorView sinks,

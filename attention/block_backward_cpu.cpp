@@ -38,7 +38,8 @@ struct ThreadScratch {
   float *q, *q_panels, *dout, *dout_panels, *dq;            // of the row block
   float *p, *ds;                                            // of the tile
   TileRows tile;
-  float lse[kQBlock], delta[kQBlock];
+  Lse lse[kQBlock];
+  float delta[kQBlock];
   ThreadScratch(Scratch& s, const Geometry& g, const TilePlan& tiles)
       : k_transposed(s.floats(kKBlock * g.padded_dim())),
         v_transposed(s.floats(kKBlock * g.padded_value_dim())),
@@ -224,12 +225,14 @@ class Backward {
     const bool dout_finite = pack_panels(dout_rows, 1, s.dout_panels, kQBlock);
     if (sigmoid()) return q_finite && dout_finite;
     for (std::int64_t row = 0; row < rows; ++row) {
-      s.lse[row] = in.lse.as<float>()[(begin + row) * in.lse.stride(0) + head * in.lse.stride(1)];
+      s.lse[row] = Lse::load(in.lse.as<float>() + (begin + row) * in.lse.stride(0) +
+                             head * in.lse.stride(1));
       s.delta[row] =
           in.delta.as<float>()[(begin + row) * in.delta.stride(0) + head * in.delta.stride(1)];
-      if (s.lse[row] == kMinusInfinity) {
+      if (s.lse[row].high == kMinusInfinity) {
         tile.hide(row);
-        s.lse[row] = s.delta[row] = 0;
+        s.lse[row] = {0, 0};
+        s.delta[row] = 0;
       }
     }
     return q_finite && dout_finite;
@@ -272,8 +275,8 @@ class Backward {
   }
 
   /// p: scores -> weights; ds: dout v -> gradients of the scaled products.
-  void weight_gradients(float* p, float* ds, Columns columns, std::span<const Span> spans,
-                        float lse, float delta) const {
+  void weight_gradients(float* p, float* ds, Columns columns, std::span<const Span> spans, Lse lse,
+                        float delta) const {
     if (sigmoid()) delta = 0;
     if (scoring.softcap > 0) {
       softcap_row_backward(p, ds, columns, scoring.softcap, delta);

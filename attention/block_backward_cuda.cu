@@ -45,7 +45,7 @@ struct BackwardOperands {
 template <int kCols, bool kMasked>
 __device__ void add_to_dq(const Band& band, const Problem& problem, std::int64_t row,
                           std::int64_t key, const float* q_rows, const float* dout_rows,
-                          const float* k_tile, const float* v_tile, const float (&lse)[kWarpRows],
+                          const float* k_tile, const float* v_tile, const Lse (&lse)[kWarpRows],
                           const float (&delta)[kWarpRows], float (&dq)[kWarpRows][kCols]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const Window seen = window(rows_seeing(band, {key + lane, key + lane + 1}), row);
@@ -77,12 +77,13 @@ __global__ void __launch_bounds__(kThreads, 1)
                              problem.dim);
   load_tile<kCols, kOwnRows>(dout_tile, in.dout.head(head), in.dout.row_stride, rows.begin,
                              row_count, problem.value_dim);
-  float lse[kWarpRows], delta[kWarpRows], sum[kWarpRows][kCols];
+  Lse lse[kWarpRows];
+  float delta[kWarpRows], sum[kWarpRows][kCols];
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
     const std::int64_t row = mine.begin + r;
     const bool has = !problem.sigmoid && row < mine.end;
-    lse[r] = has ? in.lse.head(head)[row * in.lse.row_stride] : 0.0f;
+    lse[r] = has ? Lse::load(in.lse.head(head) + row * in.lse.row_stride) : Lse{0.0f, 0.0f};
     delta[r] = has ? in.delta.head(head)[row * in.delta.row_stride] : 0.0f;
   }
   clear(sum);
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kCols, bool kMasked>
 __device__ void add_to_dkv(const Band& band, const Problem& problem, std::int64_t row,
                            std::int64_t key, const float* k_rows, const float* v_rows,
-                           const float* q_tile, const float* dout_tile, float lse, float delta,
+                           const float* q_tile, const float* dout_tile, Lse lse, float delta,
                            float (&dk)[kWarpRows][kCols], float (&dv)[kWarpRows][kCols]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const Window seen = window(keys_seen(band, {row + lane, row + lane + 1}), key);
@@ -166,7 +167,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         __syncthreads();
         if (!overlap(my_rows, {row, row + count})) continue;
         const bool has = !problem.sigmoid && lane < count;
-        const float lse = has ? in.lse.head(head)[(row + lane) * in.lse.row_stride] : 0.0f;
+        const Lse lse =
+            has ? Lse::load(in.lse.head(head) + (row + lane) * in.lse.row_stride) : Lse{0.0f, 0.0f};
         const float delta = has ? in.delta.head(head)[(row + lane) * in.delta.row_stride] : 0.0f;
         if (covers(band, {row, row + kOtherRows}, mine)) {
           add_to_dkv<kCols, false>(band, problem, row, mine.begin, k_tile + my_tile,

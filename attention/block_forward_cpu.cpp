@@ -253,23 +253,23 @@ class Forward {
   void write_row(std::int64_t row, std::int64_t head, const RowState& state,
                  const float* sums) const {
     float* to = t.out.as<float>() + row * t.out.stride(0) + head * t.out.stride(1);
-    float& row_lse = t.lse.as<float>()[row * t.lse.stride(0) + head * t.lse.stride(1)];
+    float* row_lse = t.lse.as<float>() + row * t.lse.stride(0) + head * t.lse.stride(1);
     const bool seen = state.max != kMinusInfinity;
-    const float own = seen ? state.max + std::log(state.sum) : kMinusInfinity;
+    const Lse own = seen ? lse_of_sum(state.max, state.sum) : Lse{kMinusInfinity, 0};
     const float per_sum = seen ? 1 / state.sum : 0;
     if (t.mode == Mode::write) {
-      row_lse = own;
+      own.store(row_lse);
       for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = seen ? sums[d] * per_sum : 0;
       return;
     }
-    const MergeWeights weights = merge_weights(row_lse, own);
-    row_lse = weights.lse;
+    MergeWeights weights = merge_weights(Lse::load(row_lse), own);
+    weights.lse.store(row_lse);
     if (weights.b == 0) return;
-    const float b = weights.b * per_sum;
     if (weights.a == 0) {
-      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = b * sums[d];
+      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = sums[d] * per_sum;
     } else {
-      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = weights.a * to[d] + b * sums[d];
+      weights.b /= static_cast<double>(state.sum);
+      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = weights.of(to[d], sums[d]);
     }
   }
 

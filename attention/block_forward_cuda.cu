@@ -60,17 +60,18 @@ __device__ void store(RowState<kCols>& state, Interval rows, int value_dim,
     const bool none = sum == 0.0f;  // else the largest score alone adds 1
     if (add && none) continue;
     float* lse_at = lse.head(head) + row * lse.row_stride;
-    const float own_lse = none ? -INFINITY : state.max[r] + logf(sum);
-    const Shares share = add ? shares(*lse_at, own_lse) : Shares{0.0f, 1.0f, own_lse};
+    const Lse own_lse = none ? Lse{-INFINITY, 0.0f} : lse_of_sum(state.max[r], sum);
+    const MergeWeights weights =
+        add ? merge_weights(Lse::load(lse_at), own_lse) : MergeWeights{0.0, 1.0, own_lse};
     __syncwarp();  // every lane has read the old LSE
-    if (lane == 0) *lse_at = share.lse;
+    if (lane == 0) weights.lse.store(lse_at);
     float* out_at = out.head(head) + row * out.row_stride;
 #pragma unroll
     for (int c = 0; c < kCols; ++c) {
       const int d = 32 * c + lane;
       if (d >= value_dim) continue;
       const float own = none ? 0.0f : state.out[r][c] / sum;
-      out_at[d] = add ? share.old_share * out_at[d] + share.new_share * own : own;
+      out_at[d] = weights.a == 0.0 ? own : weights.of(out_at[d], own);
     }
   }
 }

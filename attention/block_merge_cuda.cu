@@ -39,16 +39,16 @@ __global__ void __launch_bounds__(kThreads)
                  Operand<float> dst_lse, std::int64_t rows, int dim) {
   const WarpItem item = warp_item();
   if (item.row >= rows) return;
-  const float new_lse = src_lse.head(item.head)[item.row * src_lse.row_stride];
-  if (new_lse == -INFINITY) return;  // nothing to add, exactly
+  const Lse new_lse = Lse::load(src_lse.head(item.head) + item.row * src_lse.row_stride);
+  if (new_lse.high == -INFINITY) return;  // nothing to add, exactly
   float* lse_at = dst_lse.head(item.head) + item.row * dst_lse.row_stride;
-  const Shares share = shares(*lse_at, new_lse);
+  const MergeWeights weights = merge_weights(Lse::load(lse_at), new_lse);
   __syncwarp();  // every lane has read the old LSE
-  if (item.lane == 0) *lse_at = share.lse;
+  if (item.lane == 0) weights.lse.store(lse_at);
   const float* from = src_out.head(item.head) + item.row * src_out.row_stride;
   float* to = dst_out.head(item.head) + item.row * dst_out.row_stride;
   for (int d = item.lane; d < dim; d += 32)
-    to[d] = share.old_share * to[d] + share.new_share * from[d];
+    to[d] = weights.a == 0.0 ? weights.of(0.0f, from[d]) : weights.of(to[d], from[d]);
 }
 
 // A sink is a partial of LSE sinks[h] whose out is 0.
@@ -60,12 +60,12 @@ __global__ void __launch_bounds__(kThreads)
   const float sink = sinks[item.head * sink_stride];
   if (sink == -INFINITY) return;  // weighs nothing, exactly
   float* lse_at = lse.head(item.head) + item.row * lse.row_stride;
-  const Shares share = shares(*lse_at, sink);
+  const MergeWeights weights = merge_weights(Lse::load(lse_at), {sink, 0.0f});
   __syncwarp();  // every lane has read the old LSE
-  if (item.lane == 0) *lse_at = share.lse;
+  if (item.lane == 0) weights.lse.store(lse_at);
   float* to = out.head(item.head) + item.row * out.row_stride;
   for (int d = item.lane; d < dim; d += 32)
-    to[d] = share.old_share == 0.0f ? 0.0f : share.old_share * to[d];
+    to[d] = weights.a == 0.0 ? 0.0f : weights.of(to[d], 0.0f);
 }
 
 /// One thread block a head; each thread sums every kThreads-th row, then the warps' sums are added
@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(kThreads)
   float sum = 0.0f, lost = 0.0f;
   for (std::int64_t row = thread; row < rows; row += kThreads) {
     // A sink of -inf weighs nothing, also in a row that sees nothing else.
-    const float weight =
-        sink == -INFINITY ? 0.0f : expf(sink - lse.head(head)[row * lse.row_stride]);
+    const Lse row_lse = Lse::load(lse.head(head) + row * lse.row_stride);
+    const float weight = sink == -INFINITY ? 0.0f : expf((sink - row_lse.high) - row_lse.low);
     const float term = weight * delta.head(head)[row * delta.row_stride] - lost;
     const float next = sum + term;
     lost = (next - sum) - term;

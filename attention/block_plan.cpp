@@ -69,11 +69,11 @@ void check_inputs(ConstTensorView q, ConstTensorView k, ConstTensorView v, const
 }
 
 /// What a row of a softmax has one of, and a sigmoid must not be given.
-void check_per_row(const char* what, const ConstTensorView& view, const BlockPlan& plan,
+void check_per_row(const char* what, const ConstTensorView& view,
+                   std::initializer_list<std::int64_t> sizes, const BlockPlan& plan,
                    const Stream& stream) {
-  const BlockShape& s = plan.shape();
   if (plan.scoring().weighting == Weighting::softmax)
-    return check(what, view, {s.q_rows, s.heads}, DType::float32, stream);
+    return check(what, view, sizes, DType::float32, stream);
   LONGHAUL_CHECK(view.data() == nullptr, what, " is given, of ", view.elements(),
                  " elements; sigmoid attention has none: expected an empty view");
 }
@@ -110,7 +110,7 @@ void BlockPlan::forward(const BlockForwardTensors& t, const BlockMemory& memory,
   LONGHAUL_CHECK(pass() == Pass::forward, "a plan of a backward call was run forward");
   check_inputs(t.q, t.k, t.v, *this, stream);
   check("out", t.out, {shape().q_rows, shape().heads, shape().value_dim}, DType::float32, stream);
-  check_per_row("lse", t.lse, *this, stream);
+  check_per_row("lse", t.lse, {shape().q_rows, shape().heads, 2}, *this, stream);
   run_forward(t, memory, stream);
 }
 
@@ -121,8 +121,8 @@ void BlockPlan::backward(const BlockBackwardTensors& t, const BlockMemory& memor
   const BlockBackwardInputs& in = t.inputs;
   check_inputs(in.q, in.k, in.v, *this, stream);
   check("dout", in.dout, {s.q_rows, s.heads, s.value_dim}, s.activation, stream);
-  check_per_row("lse", in.lse, *this, stream);
-  check_per_row("delta", in.delta, *this, stream);
+  check_per_row("lse", in.lse, {s.q_rows, s.heads, 2}, *this, stream);
+  check_per_row("delta", in.delta, {s.q_rows, s.heads}, *this, stream);
   if (in.out.data() != nullptr)
     check("out", in.out, {s.q_rows, s.heads, s.value_dim}, DType::float32, stream);
   check("dq", t.dq, {s.q_rows, s.heads, s.dim}, DType::float32, stream);

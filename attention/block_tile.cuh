@@ -17,6 +17,7 @@
 
 #include "attention/band_tiles.h"
 #include "attention/block_plan.h"
+#include "attention/merge.h"
 #include "runtime/cuda_check_impl.h"
 #include "runtime/float_device.cuh"
 
@@ -116,11 +117,18 @@ __device__ void accumulate_rows(const float (&weight)[kWarpRows], const float* o
   }
 }
 
+/// The score of a product, rounded to float once and not fused into what is done with it next:
+/// forward and backward must see the same one, or where scores are large their difference would
+/// show in exp(score - LSE).
+__device__ inline float scaled(const Problem& problem, float product) {
+  return fmaf(product, problem.scale, -0.0f);
+}
+
 /// result[r] -> the scores that weights are made of.
 __device__ inline void score_rows(const Problem& problem, float (&result)[kWarpRows]) {
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
-    result[r] *= problem.scale;
+    result[r] = scaled(problem, result[r]);
     if (problem.softcap > 0.0f) result[r] = problem.softcap * tanhf(result[r] / problem.softcap);
   }
 }
@@ -143,9 +151,9 @@ __device__ inline Sigmoid sigmoid(float x) {
 }
 
 /// One pair in backward. p: q . k -> weight; ds: dout v -> gradient of the scaled product.
-__device__ inline void weight_gradient(const Problem& problem, float lse, float delta, float& p,
+__device__ inline void weight_gradient(const Problem& problem, Lse lse, float delta, float& p,
                                        float& ds) {
-  p *= problem.scale;
+  p = scaled(problem, p);
   if (problem.softcap > 0.0f) {
     cap_backward(problem.softcap, delta, p, ds);
     delta = 0.0f;
@@ -155,7 +163,7 @@ __device__ inline void weight_gradient(const Problem& problem, float lse, float 
     p = weight.value;
     ds *= weight.slope;
   } else {
-    p = expf(p - lse);
+    p = expf((p - lse.high) - lse.low);
     ds = p * (ds - delta);
   }
 }
@@ -171,19 +179,6 @@ __device__ inline float warp_sum(float value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
   return value;
-}
-
-/// How two partials of one row combine. The maximum first: no difference overflows, and -inf weighs
-/// nothing.
-struct Shares {
-  float old_share, new_share, lse;
-};
-__device__ inline Shares shares(float old_lse, float new_lse) {
-  if (old_lse == -INFINITY && new_lse == -INFINITY) return {1.0f, 0.0f, -INFINITY};
-  const float top = fmaxf(old_lse, new_lse);
-  const float old_weight = expf(old_lse - top), new_weight = expf(new_lse - top);
-  const float total = old_weight + new_weight;
-  return {old_weight / total, new_weight / total, top + logf(total)};
 }
 
 /// Walks over the bands of a call, 32 at a time through shared memory: calls body(band) on all

@@ -1,5 +1,7 @@
 #include "attention/merge.h"
 
+#include <limits>
+
 #include "attention/block_impl.h"
 
 namespace longhaul::attention::detail {
@@ -53,16 +55,16 @@ void cpu_merge(ConstTensorView src_out, ConstTensorView src_lse, TensorView dst_
       for (std::int64_t head = 0; head < dst_out.size(1); ++head) {
         const float* src = row_of<float>(src_out, row, head);
         float* dst = dst_out.as<float>() + row * dst_out.stride(0) + head * dst_out.stride(1);
-        float& lse = dst_lse.as<float>()[row * dst_lse.stride(0) + head * dst_lse.stride(1)];
-        const MergeWeights weights = merge_weights(
-            lse, src_lse.as<float>()[row * src_lse.stride(0) + head * src_lse.stride(1)]);
-        lse = weights.lse;
+        float* lse = dst_lse.as<float>() + row * dst_lse.stride(0) + head * dst_lse.stride(1);
+        const MergeWeights weights =
+            merge_weights(Lse::load(lse), Lse::load(row_of<float>(src_lse, row, head)));
+        weights.lse.store(lse);
         const std::int64_t dim = dst_out.size(2);
         if (weights.b == 0) continue;
         if (weights.a == 0) {
-          for (std::int64_t d = 0; d < dim; ++d) dst[d] = weights.b * src[d];
+          for (std::int64_t d = 0; d < dim; ++d) dst[d] = weights.of(0, src[d]);
         } else {
-          for (std::int64_t d = 0; d < dim; ++d) dst[d] = weights.a * dst[d] + weights.b * src[d];
+          for (std::int64_t d = 0; d < dim; ++d) dst[d] = weights.of(dst[d], src[d]);
         }
       }
     }
@@ -75,14 +77,14 @@ void cpu_apply_sinks(TensorView out, TensorView lse, ConstTensorView sinks, cons
 #pragma omp parallel for schedule(static)
     for (std::int64_t row = 0; row < out.size(0); ++row) {
       for (std::int64_t head = 0; head < out.size(1); ++head) {
-        float& row_lse = lse.as<float>()[row * lse.stride(0) + head * lse.stride(1)];
+        float* row_lse = lse.as<float>() + row * lse.stride(0) + head * lse.stride(1);
         const MergeWeights weights =
-            merge_weights(row_lse, sinks.as<float>()[head * sinks.stride(0)]);
-        row_lse = weights.lse;
+            merge_weights(Lse::load(row_lse), {sinks.as<float>()[head * sinks.stride(0)], 0});
+        weights.lse.store(row_lse);
         if (weights.a == 1) continue;
         float* to = out.as<float>() + row * out.stride(0) + head * out.stride(1);
         for (std::int64_t d = 0; d < out.size(2); ++d)
-          to[d] = weights.a == 0 ? 0 : weights.a * to[d];
+          to[d] = weights.a == 0 ? 0 : weights.of(to[d], 0);
       }
     }
   });
@@ -97,10 +99,10 @@ void cpu_sinks_backward(ConstTensorView lse, ConstTensorView delta, ConstTensorV
       double sum = 0;  // one chain: the order does not depend on the threads
       for (std::int64_t row = 0; row < lse.size(0); ++row) {
         // A sink of -inf weighs nothing, also in a row that sees nothing else.
-        const float weight = sink == -std::numeric_limits<float>::infinity()
-                                 ? 0
-                                 : std::exp(sink - *row_of<float>(lse, row, head));
-        sum += static_cast<double>(weight) * static_cast<double>(*row_of<float>(delta, row, head));
+        if (sink == -std::numeric_limits<float>::infinity()) continue;
+        const double row_lse = Lse::load(row_of<float>(lse, row, head)).value();
+        sum += std::exp(static_cast<double>(sink) - row_lse) *
+               static_cast<double>(*row_of<float>(delta, row, head));
       }
       dsinks.as<float>()[head * dsinks.stride(0)] = static_cast<float>(-sum);
     }

@@ -1,25 +1,31 @@
 #pragma once
 // How two partial results of one row combine. Shared by merge() and by kernels that add into a
-// partial.
+// partial, on the host and on devices.
 
 #include <cmath>
-#include <limits>
+
+#include "attention/host_device.h"
+#include "attention/lse.h"
 
 namespace longhaul::attention {
 
 struct MergeWeights {
-  float a = 0, b = 0;  ///< out = a * out_a + b * out_b, where a weight of 0 leaves its side unread
-  float lse = 0;
+  /// out = a * out_a + b * out_b, where a weight of 0 leaves its side unread. In double: a row is
+  /// merged once for every rank that has keys of it, and a + b should stay 1.
+  double a, b;
+  Lse lse;
+  LONGHAUL_HOST_DEVICE float of(float out_a, float out_b) const {
+    return static_cast<float>(a * static_cast<double>(out_a) + b * static_cast<double>(out_b));
+  }
 };
 
 /// The maximum comes first, so no exponential overflows; a side with LSE -inf does not count.
-inline MergeWeights merge_weights(float lse_a, float lse_b) {
-  constexpr float kEmpty = -std::numeric_limits<float>::infinity();
-  if (lse_b == kEmpty) return {1, 0, lse_a};
-  if (lse_a == kEmpty) return {0, 1, lse_b};
-  const float largest = lse_a > lse_b ? lse_a : lse_b;
-  const float a = std::exp(lse_a - largest), b = std::exp(lse_b - largest), sum = a + b;
-  return {a / sum, b / sum, largest + std::log(sum)};
+LONGHAUL_HOST_DEVICE inline MergeWeights merge_weights(Lse lse_a, Lse lse_b) {
+  if (lse_b.high == -INFINITY) return {1, 0, lse_a};
+  if (lse_a.high == -INFINITY) return {0, 1, lse_b};
+  const double a = lse_a.value(), b = lse_b.value(), largest = a > b ? a : b;
+  const double of_a = std::exp(a - largest), of_b = std::exp(b - largest), sum = of_a + of_b;
+  return {of_a / sum, of_b / sum, Lse::of(largest + std::log(sum))};
 }
 
 }  // namespace longhaul::attention

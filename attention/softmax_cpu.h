@@ -10,6 +10,7 @@
 #include <limits>
 #include <span>
 
+#include "attention/lse.h"
 #include "attention/tiles.h"
 
 namespace longhaul::attention::avx2 {
@@ -171,13 +172,15 @@ inline float online_softmax(float* scores, Columns columns, RowState& state) {
 
 /// p: scores -> P = exp(score - lse); ds: dout v -> dS = P (dout v - delta). Both exactly 0 where
 /// masked.
-inline void softmax_backward(float* p, float* ds, Columns columns, float lse, float delta) {
-  const __m256 shift = _mm256_set1_ps(lse), row_delta = _mm256_set1_ps(delta);
+inline void softmax_backward(float* p, float* ds, Columns columns, Lse lse, float delta) {
+  const __m256 high = _mm256_set1_ps(lse.high), low = _mm256_set1_ps(lse.low);
+  const __m256 row_delta = _mm256_set1_ps(delta);
   const __m256 masked = _mm256_set1_ps(kMinusInfinity);
   for (std::int64_t c = columns.begin; c < columns.end; c += 8) {
     const __m256 score = _mm256_loadu_ps(p + c);
     const __m256 visible = _mm256_cmp_ps(score, masked, _CMP_NEQ_UQ);
-    const __m256 probability = _mm256_and_ps(exp8(_mm256_sub_ps(score, shift)), visible);
+    const __m256 x = _mm256_sub_ps(_mm256_sub_ps(score, high), low);
+    const __m256 probability = _mm256_and_ps(exp8(x), visible);
     const __m256 gradient =
         _mm256_mul_ps(probability, _mm256_sub_ps(_mm256_loadu_ps(ds + c), row_delta));
     _mm256_storeu_ps(p + c, probability);

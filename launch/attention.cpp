@@ -8,6 +8,7 @@
 
 #include "attention/block.h"
 #include "launch/attention_case.h"
+#include "launch/attention_numbers.h"
 #include "launch/metrics.h"
 #include "launch/old_schemes.h"
 #include "parallel/attention.h"
@@ -114,19 +115,21 @@ attention::Scoring read_scoring(const AttentionOptions& options, const Attention
   return scoring;
 }
 
+DType read_dtype(const char* option, const std::string& text) {
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    if (text == runtime::name(dtype)) return dtype;
+  }
+  fail(ExitCode::config, option, " ", text, ": expected float32 or bfloat16");
+}
+
 Replay make_replay(const AttentionOptions& options, int ranks) {
   const parallel::LayoutKind layout = parallel::layout_from_name(options.layout);
-  const DType dtype = runtime::dtype_from_name(options.dtype),
-              wire = runtime::dtype_from_name(options.wire_dtype);
-  for (const DType given : {dtype, wire}) {
-    if (given != DType::float32 && given != DType::bfloat16) {
-      fail(ExitCode::config, "dtype ", runtime::name(given),
-           " is not supported by attention; expected float32 or bfloat16");
-    }
-  }
+  const DType dtype = read_dtype("--dtype", options.dtype),
+              wire = read_dtype("--wire-dtype", options.wire_dtype);
   AttentionCase input = read_attention_case(options.case_path, options.mask);
   const auto tokens = parallel::Layout::make(layout, input.mask, input.batch, ranks);
   const attention::Scoring scoring = read_scoring(options, input);
+  check_numbers(options.case_path, input, dtype, scoring);
   const parallel::Expression scheme =
       choose_scheme(options, shapes_of(input, dtype, scoring), wire, input.mask, tokens);
   Replay replay{std::move(input), scheme, tokens, dtype, wire, scoring, {}};
@@ -162,9 +165,12 @@ class RankTensors {
     Tensor rows({size(), heads, width}, DType::float32, compute_);
     runtime::ops::upload(std::move(mine), rows, compute_);
     if (dtype == DType::float32) return rows;
-    Tensor rounded({size(), heads, width}, dtype, compute_);
-    runtime::copy(rows, rounded, compute_);
-    return rounded;
+    return rounded(rows, dtype);
+  }
+  Tensor rounded(const Tensor& values, DType dtype) {
+    Tensor copy(values.view().sizes(), dtype, compute_);
+    runtime::copy(values, copy, compute_);
+    return copy;
   }
   /// The same values on every rank.
   Tensor upload_all(const std::vector<float>& values) {
@@ -245,8 +251,10 @@ void print_summary(const AttentionOptions& options, const std::string& scheme,
 /// What rank 0 leaves behind.
 void tell(const AttentionOptions& options, const Replay& replay, const AttentionResult& result) {
   const std::string scheme = replay.scheme.text();
+  const std::string wrong = check_results(replay.input, result);
   write_attention_result(options.output_path, replay.input, result, scheme, options.layout);
   print_summary(options, scheme, result);
+  if (!wrong.empty()) fmt::print("not finite: {}\n", wrong);
 }
 
 /// Runs one rank; the result is complete on rank 0.
@@ -262,8 +270,8 @@ AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communica
   const Tensor k = tensors.upload(in.k, in.kv_heads, in.dim, replay.dtype);
   const Tensor v = tensors.upload(in.v, in.kv_heads, in.value_dim, replay.dtype);
   const Tensor out = tensors.make({n, in.heads, in.value_dim});
-  Tensor lse, sinks, dout, delta, dq, dk, dv, dsinks;
-  if (softmax) lse = tensors.make({n, in.heads});
+  Tensor lse, sinks, dout, kept, delta, dq, dk, dv, dsinks;
+  if (softmax) lse = tensors.make({n, in.heads, 2});
   if (with_sinks) sinks = tensors.upload_all(in.sinks);
   if (with_backward) {
     dout = tensors.upload(in.dout, in.heads, in.value_dim, replay.dtype);
@@ -286,7 +294,13 @@ AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communica
   if (with_sinks) attention::apply_sinks(out, lse, sinks, compute);
   std::unique_ptr<parallel::Execution> backward;
   if (with_backward) {
-    if (softmax) attention::block_delta(out, dout, delta, compute);
+    // As in training, which keeps the output in the activation dtype and takes delta from that.
+    ConstTensorView attended = out;
+    if (replay.dtype != DType::float32) {
+      kept = tensors.rounded(out, replay.dtype);
+      attended = kept;
+    }
+    if (softmax) attention::block_delta(attended, dout, delta, compute);
     backward = attention.backward(*batch, {q, k, v, dout, lse, delta}, scoring, dq, dk, dv);
     backward->finish();
     if (with_sinks) attention::sinks_backward(lse, delta, sinks, dsinks, compute);
@@ -299,7 +313,10 @@ AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communica
     return gather_rows(world, replay, tensors.download(tensor), row_elements, host);
   };
   result.out = collect(out, in.heads * in.value_dim);
-  if (softmax) result.lse = collect(lse, in.heads);
+  if (softmax) {
+    const std::vector<float> parts = collect(lse, 2 * in.heads);
+    for (std::size_t i = 0; i < parts.size(); i += 2) result.lse.push_back(parts[i]);
+  }
   if (with_backward) {
     result.dq = collect(dq, in.heads * in.dim);
     result.dk = collect(dk, in.kv_heads * in.dim);

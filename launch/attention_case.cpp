@@ -1,8 +1,10 @@
 #include "launch/attention_case.h"
 
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <optional>
 
 #include "runtime/error.h"
 #include "runtime/io/file.h"
@@ -15,18 +17,39 @@ namespace hdf5 = runtime::hdf5;
 using runtime::ExitCode;
 using runtime::fail;
 
+std::string shown(const hdf5::Extents& extents) {
+  std::string text = "[";
+  for (const std::int64_t extent : extents)
+    text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
+  return text + "]";
+}
+
 void require_sizes(const std::string& path, const hdf5::Dataset& dataset,
                    const hdf5::Extents& expected) {
   const hdf5::Extents& sizes = dataset.info().sizes;
   if (sizes == expected) return;
-  const auto show = [](const hdf5::Extents& extents) {
-    std::string text = "[";
-    for (const std::int64_t extent : extents)
-      text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
-    return text + "]";
-  };
-  fail(ExitCode::data, path, ": dataset '", dataset.info().name, "' is ", show(sizes),
-       "; expected ", show(expected));
+  fail(ExitCode::data, path, ": dataset '", dataset.info().name, "' is ", shown(sizes),
+       "; expected ", shown(expected));
+}
+
+/// q, k, v or dout: float32 of four dims, none of them 0.
+hdf5::Dataset read_tensor(const std::string& path, const hdf5::File& file, const char* name) {
+  const char* const kShapes =
+      "; a case has q [B,S,H,D], k [B,S,H_kv,D] and v [B,S,H_kv,D_v], and dout [B,S,H,D_v] where "
+      "gradients are wanted, all float32";
+  std::optional<hdf5::Dataset> dataset;
+  try {
+    dataset = file.dataset(name, hdf5::Element::float32, 4);
+  } catch (const runtime::Error& error) {
+    fail(error.code(), error.what(), kShapes);
+  }
+  constexpr std::array kDims{"sequence", "token", "head", "element of a head"};
+  for (std::size_t dim = 0; dim < kDims.size(); ++dim) {
+    if (dataset->info().sizes[dim] == 0)
+      fail(ExitCode::data, path, ": dataset '", name, "' is ", shown(dataset->info().sizes),
+           ", without a single ", kDims[dim], "; expected at least 1 in every dim", kShapes);
+  }
+  return *dataset;
 }
 
 /// `blocks` or `slices`: int64 (or uint8 where `bytes`), of two dims, or of three, one for each
@@ -88,7 +111,7 @@ attention::HeadMasks read_mask(const std::string& path, const hdf5::File& file,
 AttentionCase read_attention_case(const std::string& path, const MaskRequest& mask) {
   const hdf5::File file = hdf5::File::open(path);
   AttentionCase input;
-  const auto read = [&](const char* name) { return file.dataset(name, hdf5::Element::float32, 4); };
+  const auto read = [&](const char* name) { return read_tensor(path, file, name); };
   const hdf5::Dataset q = read("q"), k = read("k"), v = read("v");
   const hdf5::Extents sizes = q.info().sizes;
   input.batch = sizes[0];
@@ -99,10 +122,9 @@ AttentionCase read_attention_case(const std::string& path, const MaskRequest& ma
   input.value_dim = v.info().sizes[3];
   require_sizes(path, k, {input.batch, input.seq_len, input.kv_heads, input.dim});
   require_sizes(path, v, {input.batch, input.seq_len, input.kv_heads, input.value_dim});
-  if (input.heads < 1 || input.kv_heads < 1 || input.heads % input.kv_heads != 0 || input.dim < 1 ||
-      input.value_dim < 1) {
+  if (input.heads % input.kv_heads != 0) {
     fail(ExitCode::data, path, ": ", input.heads, " query heads over ", input.kv_heads,
-         " key/value heads; expected at least one of each, and a multiple");
+         " key/value heads; expected a multiple");
   }
   input.q = q.read<float>();
   input.k = k.read<float>();

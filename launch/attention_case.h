@@ -38,7 +38,8 @@ struct AttentionCase {
 AttentionCase read_attention_case(const std::string& path, const MaskRequest& mask);
 
 struct AttentionResult {
-  /// Global token order; lse [B*S, H], none for a sigmoid; gradients empty without dout.
+  /// Global token order; lse [B*S, H], its high part, none for a sigmoid; gradients empty without
+  /// dout.
   std::vector<float> out, lse, dq, dk, dv;
   std::vector<float> dsinks;             ///< [H]; empty without sinks
   std::vector<std::int64_t> sent_bytes;  ///< per rank: payload to others, forward and backward

@@ -58,7 +58,7 @@ class AttentionBlock::Pass final : public BlockPass {
     input_ = std::move(input);
     before();
     Tensor out({rows(), shape_.heads, shape_.head_dim}, DType::float32, compute_);
-    lse_ = Tensor({rows(), shape_.heads}, DType::float32, compute_);
+    lse_ = Tensor({rows(), shape_.heads, 2}, DType::float32, compute_);
     const auto call = context_.resources.attention.forward(batch_, q_, k_, v_, scoring_, out, lse_);
     call->start();
     co_await in_flight;
@@ -166,7 +166,7 @@ class AttentionBlock::Pass final : public BlockPass {
   Tensor inv_rms_;    // fp32[n]
   Tensor q_, k_, v_;  // T[n,H,D], T[n,H_kv,D] twice; q and k rotated
   Tensor attended_;   // T[n,H,D], attention's out
-  Tensor lse_;        // fp32[n,H]
+  Tensor lse_;        // fp32[n,H,2]
 };
 
 AttentionBlock::AttentionBlock(const AttentionShape& shape, std::size_t mask,
@@ -206,11 +206,11 @@ void AttentionBlock::prepare(
   attention.prepare(*masks[mask_], scheme, shapes, scoring());
 }
 
-/// Input, q, k, v and the attention's out in T; in fp32 the LSE and a number a row.
+/// Input, q, k, v and the attention's out in T; in fp32 the LSE (two numbers) and a number a row.
 std::int64_t AttentionBlock::kept_bytes(std::int64_t rows) const {
   const std::int64_t heads = 2 * shape_.heads + 2 * shape_.kv_heads;
   return rows * ((shape_.hidden + heads * shape_.head_dim) * size_bytes(shape_.dtype) +
-                 (shape_.heads + 1) * size_bytes(DType::float32));
+                 (2 * shape_.heads + 1) * size_bytes(DType::float32));
 }
 
 /// Matrices: 6 per weight and token. Attention: Q K^T and P V forward (2 * 2), their four products

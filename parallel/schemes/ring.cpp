@@ -22,7 +22,7 @@
 //
 // Bytes sent per rank, all blocks needed everywhere, for e bytes an activation and a bytes an
 // accumulator element on the wire, X = n H_kv, Y = n H: forward X (D + D_v) e (P - 1). Backward
-// with keys X (D + D_v) (e + a) (P - 1), with queries Y ((D + D_v) e + 8 + D a) (P - 1).
+// with keys X (D + D_v) (e + a) (P - 1), with queries Y ((D + D_v) e + 12 + D a) (P - 1).
 
 #include "parallel/schemes/ring.h"
 

@@ -4,8 +4,8 @@
 // U / H_kv ranks, whose gradients the owner sums in rank order.
 //
 // Bytes sent per rank by the all-to-alls, with n local tokens, H' = max(H_kv, U) key/value heads:
-// forward n (U-1)/U (H (D e + 4 D_v + 4) + H' (D + D_v) e), since partial results travel unrounded;
-// backward n (U-1)/U (H ((D + D_v) e + 8 + D a) + H' (D + D_v) (e + a)). The ring's are those of
+// forward n (U-1)/U (H (D e + 4 D_v + 8) + H' (D + D_v) e), since partial results travel unrounded;
+// backward n (U-1)/U (H ((D + D_v) e + 12 + D a) + H' (D + D_v) (e + a)). The ring's are those of
 // its scheme for n U rows, H / U query heads and H' / U key/value heads.
 
 #include "parallel/schemes/ulysses.h"

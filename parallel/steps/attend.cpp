@@ -17,7 +17,7 @@ AttentionRecords::AttentionRecords(const Shapes& shapes) {
       k_field{"k", shapes.dim, shapes.activation},
       v_field{"v", shapes.value_dim, shapes.activation},
       dout_field{"dout", shapes.value_dim, shapes.activation}, out_field{"out", shapes.value_dim};
-  const Field lse_field{"lse", 1, DType::float32, true},
+  const Field lse_field{"lse", 2},  // high, low
       delta_field{"delta", 1, DType::float32, true};
   const bool softmax = shapes.weighting == attention::Weighting::softmax;
   q = {"q", Side::query, Combine::none, {q_field}};

@@ -118,6 +118,38 @@ TEST(Adversity, PartialsWhoseLseDifferByTenThousand) {
   }
 }
 
+TEST(Adversity, ScoresThatShareAnOffset) {
+  // Dense float32 attention subtracts a row's maximum and never sees the offset; neither may the
+  // kernels, though between them there is only the LSE.
+  for (const auto& scoring : scoring_kinds()) {
+    if (scoring.scoring.softcap > 0 || scoring.scoring.weighting == Weighting::sigmoid) continue;
+    for (const float offset : {0.f, 1008.f, -1008.f, 10048.f, -10048.f}) {
+      for (const bool bf16 : {false, true}) {
+        SCOPED_TRACE(concat(scoring.name, ", offset ", offset, bf16 ? " bf16" : ""));
+        AttentionCase c{150, 400, 4, 2, 24, 40, {{0, 150, 0, 400, -kUnbounded, 250}}};
+        c.bf16 = bf16;
+        c.fill(1);
+        scoring.apply(c);
+        test::share_offset(c, offset);
+        const auto exact = test::run_reference<double>(c);
+        const auto plain = test::run_reference<float>(c);
+        for (const auto& cuts : {std::vector<std::int64_t>{}, {60, 61, 333}}) {
+          const auto got = run_kernel(c, {.key_cuts = cuts});
+          EXPECT_LE(test::relative_error(got.out, exact.out),
+                    2 * test::relative_error(plain.out, exact.out));
+          EXPECT_LE(test::relative_error(got.dq, exact.dq),
+                    2 * test::relative_error(plain.dq, exact.dq));
+          EXPECT_LE(test::relative_error(got.dk, exact.dk),
+                    2 * test::relative_error(plain.dk, exact.dk));
+          EXPECT_LE(test::relative_error(got.dv, exact.dv),
+                    2 * test::relative_error(plain.dv, exact.dv));
+          expect_matches_reference(c, got);
+        }
+      }
+    }
+  }
+}
+
 TEST(Adversity, AnEmptyPartLeavesEveryBitAsItWas) {
   // The rows see keys of the second part only, so the first and the last are nothing to them.
   for (const auto& scoring : scoring_kinds()) {

@@ -37,7 +37,7 @@ TEST(BlockPlan, ServesManyCallsWithTheBitsOfPlanningEachTime) {
       struct {
         Tensor out, lse, delta, dq, dk, dv;
       } made{Tensor({n, 4, 5}, DType::float32, stream),
-             Tensor({n, 4}, DType::float32, stream),
+             Tensor({n, 4, 2}, DType::float32, stream),
              Tensor({n, 4}, DType::float32, stream),
              Tensor({n, 4, 9}, DType::float32, stream),
              Tensor({keys, 2, 9}, DType::float32, stream),
@@ -97,7 +97,8 @@ TEST(BlockPlan, RefusesWhenMade) {
 TEST(BlockPlan, RefusesTensorsOfAnotherShape) {
   const Stream stream = Stream::cpu("plan"), wide = Stream::cpu("wide", 2);
   const Tensor q = ramp(8, 4, 16, stream), k = ramp(8, 2, 16, stream), out = ramp(8, 4, 16, stream),
-               shorter = ramp(7, 4, 16, stream), lse({8, 4}, DType::float32, stream);
+               shorter = ramp(7, 4, 16, stream), lse({8, 4, 2}, DType::float32, stream),
+               delta({8, 4}, DType::float32, stream);
   const std::vector<Slice> full{{0, 8, 0, 8}};
   const BlockShape shape{8, 8, 4, 2, 16, 16};
   const auto forward = plan_block(Pass::forward, full, shape, {}, place_of(stream)),
@@ -114,7 +115,7 @@ TEST(BlockPlan, RefusesTensorsOfAnotherShape) {
   EXPECT_THROW(forward->forward(good, memory, wide), runtime::Error);
   EXPECT_THROW(backward->forward(good, memory, stream), runtime::Error);
   const BlockBackwardTensors with_short_out{
-      {q, k, k, out, lse, lse, shorter}, out, Mode::write, k, k, Mode::write};
+      {q, k, k, out, lse, delta, shorter}, out, Mode::write, k, k, Mode::write};
   EXPECT_THROW(backward->backward(with_short_out, memory, stream), runtime::Error);
   EXPECT_THROW(forward->backward(with_short_out, memory, stream), runtime::Error);
   stream.synchronize(runtime::deadline_in(60));

@@ -139,7 +139,7 @@ TEST(Block, AddsIntoGradients) {
   const Tensor q = tensor(c.q, {50, 2, 20}), k = tensor(c.k, {60, 1, 20}),
                v = tensor(c.v, {60, 1, 20});
   const Tensor dout = tensor(c.dout, {50, 2, 20}), out = tensor(single.out, {50, 2, 20});
-  const Tensor lse = tensor(single.lse, {50, 2}), delta({50, 2}, DType::float32, stream);
+  const Tensor lse = tensor(single.lse_parts(), {50, 2, 2}), delta({50, 2}, DType::float32, stream);
   const Tensor dq = tensor(single.dq, {50, 2, 20}), dk = tensor(single.dk, {60, 1, 20});
   const Tensor dv = tensor(single.dv, {60, 1, 20});
   block_delta(out, dout, delta, stream);
@@ -248,12 +248,13 @@ TEST(Block, RowsWithoutAGlobalKeyGiveNoGradient) {
       c.q[static_cast<std::size_t>((5 * 2 + h) * 16 + d)] = std::numeric_limits<float>::quiet_NaN();
     }
   }
-  auto lse_values = whole.lse;
-  lse_values[10] = lse_values[11] = -std::numeric_limits<float>::infinity();
+  auto lse_values = whole.lse_parts();
+  lse_values[20] = lse_values[22] = -std::numeric_limits<float>::infinity();
+  lse_values[21] = lse_values[23] = 0;
   const Tensor q = tensor(c.q, {100, 2, 16}), k = tensor(c.k, {200, 1, 16}),
                v = tensor(c.v, {200, 1, 16});
   const Tensor dout = tensor(c.dout, {100, 2, 16}), out = tensor(whole.out, {100, 2, 16});
-  const Tensor lse = tensor(lse_values, {100, 2}), delta({100, 2}, DType::float32, stream);
+  const Tensor lse = tensor(lse_values, {100, 2, 2}), delta({100, 2}, DType::float32, stream);
   const Tensor dq({100, 2, 16}, DType::float32, stream), dk({200, 1, 16}, DType::float32, stream);
   const Tensor dv({200, 1, 16}, DType::float32, stream);
   block_delta(out, dout, delta, stream);
@@ -266,7 +267,8 @@ TEST(Block, RowsWithoutAGlobalKeyGiveNoGradient) {
                                .lse = run_kernel(c).lse,
                                .dq = {dq.as<float>(), dq.as<float>() + dq.elements()},
                                .dk = {dk.as<float>(), dk.as<float>() + dk.elements()},
-                               .dv = {dv.as<float>(), dv.as<float>() + dv.elements()}});
+                               .dv = {dv.as<float>(), dv.as<float>() + dv.elements()},
+                               .lse_low = run_kernel(c).lse_low});
 }
 
 TEST(Block, WrongArgumentsAreRefusedAtTheCall) {
@@ -276,7 +278,7 @@ TEST(Block, WrongArgumentsAreRefusedAtTheCall) {
   };
   const Tensor q = tensor({4, 6, 8}), k = tensor({5, 4, 8}), v = tensor({5, 4, 8}),
                out = tensor({4, 6, 8});
-  const Tensor lse = tensor({4, 6}), k2 = tensor({5, 2, 8}), v2 = tensor({5, 2, 8});
+  const Tensor lse = tensor({4, 6, 2}), k2 = tensor({5, 2, 8}), v2 = tensor({5, 2, 8});
   const auto forward = [&](const Tensor& keys, const Tensor& values, const Tensor& to,
                            std::vector<Slice> bands) {
     block_forward(q, keys, values, std::move(bands), {}, to, lse, Mode::write, stream);
@@ -288,6 +290,7 @@ TEST(Block, WrongArgumentsAreRefusedAtTheCall) {
   EXPECT_THROW(forward(k2, v2, tensor({4, 6, 8}, DType::bfloat16), {}), Error);
   EXPECT_THROW(forward(k2, v2, out, {{0, 4, 0, 6}}), Error);
   EXPECT_NO_THROW(forward(k2, v2, out, {{0, 4, 0, 5}}));
+  EXPECT_THROW(block_forward(q, k2, v2, {}, {}, out, tensor({4, 6}), Mode::write, stream), Error);
   stream.synchronize(runtime::deadline_in(10));
 }
 

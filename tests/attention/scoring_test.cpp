@@ -197,22 +197,25 @@ TEST(Sigmoid, ByHand) {
 struct Sunk {
   std::vector<float> out, lse, dsinks;
 };
-Sunk sunk(std::vector<float> out, std::vector<float> lse, std::vector<float> sinks,
+Sunk sunk(std::vector<float> out, const std::vector<float>& high, std::vector<float> sinks,
           std::vector<float> delta, int threads = 1) {
   const auto heads = static_cast<std::int64_t>(sinks.size()),
-             rows = static_cast<std::int64_t>(lse.size()) / heads,
+             rows = static_cast<std::int64_t>(high.size()) / heads,
              dim = static_cast<std::int64_t>(out.size()) / (rows * heads);
   std::vector<float> dsinks(sinks.size(), kNaN);
+  test::AttentionResult result{.lse = high, .lse_low = std::vector<float>(high.size())};
+  std::vector<float> lse = result.lse_parts();
   const auto view = [](std::vector<float>& x, std::initializer_list<std::int64_t> sizes) {
     return TensorView(reinterpret_cast<std::byte*>(x.data()), DType::float32, {}, sizes);
   };
   const Stream stream = Stream::cpu("sinks", threads);
-  apply_sinks(view(out, {rows, heads, dim}), view(lse, {rows, heads}), view(sinks, {heads}),
+  apply_sinks(view(out, {rows, heads, dim}), view(lse, {rows, heads, 2}), view(sinks, {heads}),
               stream);
-  sinks_backward(view(lse, {rows, heads}), view(delta, {rows, heads}), view(sinks, {heads}),
+  sinks_backward(view(lse, {rows, heads, 2}), view(delta, {rows, heads}), view(sinks, {heads}),
                  view(dsinks, {heads}), stream);
   stream.synchronize(runtime::deadline_in(10));
-  return {out, lse, dsinks};
+  result.set_lse(lse);
+  return {out, result.lse, dsinks};
 }
 
 TEST(Sinks, ByHandAndAtTheEnds) {
@@ -269,7 +272,8 @@ TEST(Scoring, WrongArgumentsAreRefusedAtTheCall) {
     return Tensor(sizes, DType::float32, stream);
   };
   const Tensor q = tensor({4, 2, 8}), k = tensor({5, 2, 8}), out = tensor({4, 2, 8}),
-               lse = tensor({4, 2}), dk = tensor({5, 2, 8}), sinks = tensor({2});
+               lse = tensor({4, 2, 2}), delta = tensor({4, 2}), dk = tensor({5, 2, 8}),
+               sinks = tensor({2});
   const auto forward = [&](const Scoring& scoring, const TensorView& to_lse) {
     block_forward(q, k, k, {}, scoring, out, to_lse, Mode::write, stream);
   };
@@ -285,7 +289,7 @@ TEST(Scoring, WrongArgumentsAreRefusedAtTheCall) {
   EXPECT_THROW(forward({}, {}), Error);  // softmax without lse
   EXPECT_THROW(forward(sigmoid, lse), Error);
   EXPECT_THROW(backward(sigmoid, lse, {}), Error);
-  EXPECT_THROW(backward(sigmoid, {}, lse), Error);
+  EXPECT_THROW(backward(sigmoid, {}, delta), Error);
   EXPECT_THROW(backward({}, lse, {}), Error);
   for (const float cap : {-1.0f, -0.5f, kInfinity, kNaN, 1e-40f})
     EXPECT_THROW(forward({.softcap = cap}, lse), Error) << cap;
@@ -295,7 +299,7 @@ TEST(Scoring, WrongArgumentsAreRefusedAtTheCall) {
     EXPECT_THROW(forward({.weighting = Weighting::sigmoid, .bias = bias}, {}), Error);
   EXPECT_THROW(apply_sinks(out, lse, tensor({3}), stream), Error);
   EXPECT_THROW(apply_sinks(out, {}, sinks, stream), Error);
-  EXPECT_THROW(sinks_backward(lse, lse, sinks, tensor({1}), stream), Error);
+  EXPECT_THROW(sinks_backward(lse, delta, sinks, tensor({1}), stream), Error);
   EXPECT_THROW(sinks_backward(lse, tensor({5, 2}), sinks, sinks, stream), Error);
   stream.synchronize(runtime::deadline_in(10));
 }

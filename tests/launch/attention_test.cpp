@@ -131,6 +131,7 @@ test::AttentionResult read_result(const hdf5::File& file) {
         result.lse.push_back(lse[static_cast<std::size_t>((b * kHeads + h) * kSeqLen + s)]);
     }
   }
+  result.lse_low.assign(result.lse.size(), 0);  // a file holds the high part
   return result;
 }
 
@@ -272,7 +273,8 @@ TEST(AttentionVerb, EverySchemeGivesTheSameAnswer) {
 
 TEST(AttentionVerb, SentBytesByLinkClassAreTheFormulaOfTheDoubleRing) {
   // Per rank, I nodes of L ranks: I - 1 blocks between nodes and I (L - 1) within, forward of K, V
-  // and backward of K, V, dK, dV or of q, dout, LSE, delta, dq; n rows a rank, float32.
+  // and backward of K, V, dK, dV or of q, dout, LSE (two floats), delta, dq; n rows a rank,
+  // float32.
   const test::TempDirectory folder;
   const std::string path = folder.file("case.h5"), output = folder.file("result.h5");
   const std::int64_t S = 48, H = 4, H_kv = 2, D = 16, D_v = 8, P = 6, n = S / P;
@@ -286,7 +288,8 @@ TEST(AttentionVerb, SentBytesByLinkClassAreTheFormulaOfTheDoubleRing) {
   zeros("v", H_kv, D_v);
   zeros("dout", H, D_v);
   made.close();
-  const std::int64_t keys = n * H_kv * (D + D_v) * 4, queries = n * H * ((D + D_v) * 4 + 8 + D * 4);
+  const std::int64_t keys = n * H_kv * (D + D_v) * 4,
+                     queries = n * H * ((D + D_v) * 4 + 12 + D * 4);
   const auto expect = [&](std::vector<std::string> command, std::int64_t within,
                           std::int64_t between, const std::vector<std::int64_t>& nodes,
                           const std::string& told) {
@@ -413,6 +416,83 @@ TEST(AttentionVerb, ScaleBfloat16AndForwardOnly) {
   const double error = test::relative_error(out, exact.out);
   EXPECT_GT(error, 1e-4);  // it did round
   EXPECT_LE(error, 3e-2);  // inputs of 8 bits, logits of a few units
+}
+
+/// dq of attention whose delta = rowsum(dout out) is taken from the output rounded to bfloat16, in
+/// double, on inputs rounded likewise; or from the exact output.
+std::vector<double> dq_by_hand(const test::AttentionCase& c, bool rounded_delta) {
+  const auto at = [](const std::vector<float>& x, std::int64_t i) {
+    return static_cast<double>(
+        static_cast<float>(runtime::BFloat16(x[static_cast<std::size_t>(i)])));
+  };
+  const auto scale = static_cast<double>(c.scoring.scale);
+  std::vector<double> dq(c.q.size());
+  for (std::int64_t row = 0; row < c.q_rows; ++row) {
+    for (std::int64_t head = 0; head < c.heads; ++head) {
+      const std::int64_t kv_head = head * c.kv_heads / c.heads, first = row / kSeqLen * kSeqLen,
+                         q_at = (row * c.heads + head) * c.dim,
+                         out_at = (row * c.heads + head) * c.value_dim;
+      std::vector<double> p;
+      double sum = 0;
+      for (std::int64_t key = first; key <= row; ++key) {
+        double score = 0;
+        for (std::int64_t d = 0; d < c.dim; ++d)
+          score += at(c.q, q_at + d) * at(c.k, (key * c.kv_heads + kv_head) * c.dim + d);
+        sum += p.emplace_back(std::exp(scale * score));
+      }
+      const auto value = [&](std::int64_t key, std::int64_t d) {
+        return at(c.v, (key * c.kv_heads + kv_head) * c.value_dim + d);
+      };
+      double delta = 0;
+      for (std::int64_t d = 0; d < c.value_dim; ++d) {
+        double out = 0;
+        for (std::int64_t key = first; key <= row; ++key)
+          out += p[static_cast<std::size_t>(key - first)] / sum * value(key, d);
+        if (rounded_delta)
+          out = static_cast<double>(static_cast<float>(runtime::BFloat16(static_cast<float>(out))));
+        delta += at(c.dout, out_at + d) * out;
+      }
+      for (std::int64_t key = first; key <= row; ++key) {
+        double dp = 0;
+        for (std::int64_t d = 0; d < c.value_dim; ++d) dp += at(c.dout, out_at + d) * value(key, d);
+        const double ds = scale * p[static_cast<std::size_t>(key - first)] / sum * (dp - delta);
+        for (std::int64_t d = 0; d < c.dim; ++d)
+          dq[static_cast<std::size_t>(q_at + d)] +=
+              ds * at(c.k, (key * c.kv_heads + kv_head) * c.dim + d);
+      }
+    }
+  }
+  return dq;
+}
+
+TEST(AttentionVerb, DeltaInBfloat16IsThatOfTraining) {
+  // Training keeps the output in bfloat16 and takes delta from it. Keys that share a direction
+  // multiply what that costs dq.
+  const test::TempDirectory folder;
+  const std::string path = folder.file("case.h5"), output = folder.file("result.h5");
+  test::AttentionCase c = write_case(path, Mask::causal(kSeqLen), true, 0);
+  for (std::size_t i = 0; i < c.k.size(); i += kDim) c.k[i] += 30;
+  std::filesystem::remove(path);
+  hdf5::File file = hdf5::File::create(path);
+  file.write<float>("q", {kBatch, kSeqLen, kHeads, kDim}, c.q);
+  file.write<float>("k", {kBatch, kSeqLen, kKvHeads, kDim}, c.k);
+  file.write<float>("v", {kBatch, kSeqLen, kKvHeads, kValueDim}, c.v);
+  file.write<float>("dout", {kBatch, kSeqLen, kHeads, kValueDim}, c.dout);
+  file.close();
+  const std::vector<double> training = dq_by_hand(c, true), exact = dq_by_hand(c, false);
+  double apart = 0, size = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    apart += (training[i] - exact[i]) * (training[i] - exact[i]);
+    size += exact[i] * exact[i];
+  }
+  EXPECT_GT(std::sqrt(apart / size), 1e-3);  // there is something to tell apart
+  for (const char* ranks : {"1", "3"}) {
+    run({test::longhaul_program(), "attention", path, "--output", output, "--mask", "causal",
+         "--communicator", "loopback", "--ranks", ranks, "--dtype", "bfloat16"});
+    const auto dq = read(hdf5::File::open(output), "dq", {kBatch, kSeqLen, kHeads, kDim});
+    // An output on the border of two bfloat16 may round to the other one.
+    EXPECT_LE(test::relative_error(dq, training), 1e-4) << ranks << " ranks";
+  }
 }
 
 TEST(AttentionVerb, NeverDestroysItsInput) {

@@ -1,9 +1,12 @@
 // What `longhaul attention` says to malformed cases and illegal combinations.
 #include <gtest/gtest.h>
+#include <hdf5.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <map>
 
 #include "runtime/io/hdf5.h"
@@ -120,6 +123,51 @@ TEST_F(BadAttentionTest, MalformedCasesAreDataErrors) {
          c.floats["k"] = c.floats["v"] = zeros({kBatch, kTokens, 3, kDim});
        },
        {"2 query heads over 3"}},
+      {"no sequences",
+       "full",
+       [](Case& c) {
+         for (const char* name : {"q", "k", "v", "dout"})
+           c.floats[name] = zeros({0, kTokens, kHeads, kDim});
+       },
+       {"'q' is [0, 12, 2, 4]", "without a single sequence"}},
+      {"no tokens",
+       "causal",
+       [](Case& c) {
+         for (const char* name : {"q", "k", "v", "dout"})
+           c.floats[name] = zeros({kBatch, 0, kHeads, kDim});
+       },
+       {"'q' is [2, 0, 2, 4]", "without a single token", "expected at least 1"}},
+      {"no heads",
+       "full",
+       [](Case& c) {
+         c.floats["q"] = c.floats["dout"] = zeros({kBatch, kTokens, 0, kDim});
+       },
+       {"'q' is [2, 12, 0, 4]", "without a single head"}},
+      {"no key heads",
+       "full",
+       [](Case& c) {
+         c.floats["k"] = c.floats["v"] = zeros({kBatch, kTokens, 0, kDim});
+       },
+       {"'k' is [2, 12, 0, 4]", "without a single head"}},
+      {"heads of dim 0",
+       "full",
+       [](Case& c) {
+         c.floats["q"] = c.floats["k"] = zeros({kBatch, kTokens, kHeads, 0});
+       },
+       {"'q' is [2, 12, 2, 0]", "without a single element of a head"}},
+      {"values of dim 0",
+       "full",
+       [](Case& c) {
+         c.floats["v"] = c.floats["dout"] = zeros({kBatch, kTokens, kHeads, 0});
+       },
+       {"'v' is [2, 12, 2, 0]", "without a single element of a head"}},
+      {"k of float64",
+       "full",
+       [](Case& c) {
+         const auto right = c.floats.extract("k").mapped();
+         c.doubles["k"] = {right.first, {right.second.begin(), right.second.end()}};
+       },
+       {"'k'", "holds float64", "all float32"}},
       {"dout of another size",
        "full",
        [](Case& c) {
@@ -278,9 +326,9 @@ TEST_F(BadAttentionTest, IllegalCombinationsAreConfigurationErrors) {
       {{"--mask", "prefix_causal"}, "needs --prefix"},
       {{"--mask", "block_sparse"}, "needs --block"},
       {{"--mask", "block_causal_document"}, "needs --block"},
-      {{"--dtype", "float16"}, "float16"},
-      {{"--dtype", "float64"}, "float32 or bfloat16"},
-      {{"--wire-dtype", "int8"}, "int8"},
+      {{"--dtype", "float16"}, "--dtype float16: expected float32 or bfloat16"},
+      {{"--dtype", "float64"}, "--dtype float64: expected float32 or bfloat16"},
+      {{"--wire-dtype", "int8"}, "--wire-dtype int8: expected float32 or bfloat16"},
       {{"--communicator", "tcp"}, "mpi, loopback or nccl"},
       {{"--communicator", "nccl"}, "--device cuda"},
       {{"--device", "tpu"}, "cpu or cuda"},
@@ -358,6 +406,96 @@ TEST_F(BadAttentionTest, SchemesThatDoNotSuitAreRefusedWithTheNearestThatDo) {
   sinks.floats["sinks"] = {{kHeads + 1}, std::vector<float>(kHeads + 1)};
   write(sinks);
   expect_refused(65, {"'sinks'"}, replay());
+}
+
+TEST_F(BadAttentionTest, Float16IsToldWhatACaseHolds) {
+  // The library of the program writes no float16: the values' type in the file is replaced.
+  Case which = good();
+  write(which);
+  const hid_t file = H5Fopen(path("case.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
+  const hid_t half = H5Tcopy(H5T_IEEE_F32LE);
+  H5Tset_fields(half, 15, 10, 5, 0, 10);
+  H5Tset_size(half, 2);
+  H5Tset_ebias(half, 15);
+  const std::array<hsize_t, 4> sizes{kBatch, kTokens, kHeads, kDim};
+  const hid_t space = H5Screate_simple(4, sizes.data(), nullptr);
+  H5Ldelete(file, "q", H5P_DEFAULT);
+  const hid_t dataset = H5Dcreate2(file, "q", half, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  EXPECT_GE(dataset, 0);
+  for (const auto& close : {H5Dclose(dataset), H5Sclose(space), H5Tclose(half), H5Fclose(file)})
+    EXPECT_GE(close, 0);
+  expect_refused(65, {"case.h5", "'q'", "a float type of 2 bytes", "all float32"}, replay());
+}
+
+TEST_F(BadAttentionTest, ScoresThatLeaveFloat32) {
+  // Query 7 of the second sequence, head 1, and key 3 of it: causal, so one sees the other.
+  const std::size_t query = ((kTokens + 7) * kHeads + 1) * kDim,
+                    key = ((kTokens + 3) * kHeads + 1) * kDim;
+  const auto with = [&](float q, float k0, float k1) {
+    Case which = good();
+    for (std::size_t d = 0; d < 2; ++d) which.floats["q"].second[query + d] = q;
+    which.floats["k"].second[key] = k0;
+    which.floats["k"].second[key + 1] = k1;
+    write(which);
+  };
+  const std::vector<std::string> parts{"case.h5", "q[1, 7, 1]", "k[1, 3, 1]", "float32", "scale"};
+  with(1e30f, -1e30f, -1e30f);  // -inf: would look masked
+  expect_refused(65, parts, replay());
+  expect_refused(65, parts, replay({"--scheme", "group_cast", "--dtype", "bfloat16"}));
+  with(1e30f, 1e30f, 1e30f);  // +inf
+  expect_refused(65, parts, replay());
+  with(1e30f, -1e30f, 1e30f);  // 0, by way of infinity
+  expect_refused(65, parts, replay());
+  // What no query sees is nobody's score, and a cap or a sigmoid gives such a one its weight.
+  const auto expect_done = [&](const std::vector<std::string>& more) {
+    const ProcessResult result = longhaul(replay(more));
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_FALSE(has(result.out, "not finite")) << result.out;
+    fs::remove(path("result.h5"));
+  };
+  with(1e30f, -1e30f, -1e30f);
+  expect_done({"--softcap", "30"});
+  expect_done({"--weighting", "sigmoid"});
+  expect_done({"--mask", "causal_window", "--window", "4"});
+  with(1e18f, 1e18f, 1e18f);  // large, and held
+  expect_done({});
+}
+
+TEST_F(BadAttentionTest, ResultsThatAreNotFinite) {
+  const auto with = [&](const char* name, float value) {
+    Case which = good();
+    std::ranges::fill(which.floats[name].second, value);
+    which.floats["v"].second[0] = 1;
+    write(which);
+  };
+  // Of a finite case: 12 values of 3e38 leave float32 before they are divided by their number.
+  with("v", 3e38f);
+  expect_refused(70, {"out[0, 1, 0, 1] is inf", "smaller 'v' or 'dout'"}, replay());
+  with("dout", 3.4e38f);
+  expect_refused(65, {"dout[0, 0, 0, 0] is 3.4e+38", "infinity in bfloat16", "--dtype float32"},
+                 replay({"--dtype", "bfloat16"}));
+  // Of a case that holds them itself: shown, and said.
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  with("k", nan);
+  ProcessResult result = longhaul(replay());
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(has(result.out, "not finite: out[0, 0, 0, 0] is nan; in the case, k[0, 0, 0, 0]"))
+      << result.out;
+  Case unseen = good();  // the last key of each sequence, which only the last query sees
+  unseen.floats["k"].second[(kTokens - 1) * kHeads * kDim] = nan;
+  write(unseen);
+  result = longhaul(replay({"--mask", "causal_document"}));
+  EXPECT_TRUE(has(result.out, "not finite: out[0, 11, 0, 0] is nan; in the case, k[0, 11, 0, 0]"))
+      << result.out;
+  // Every key of a row at -inf: (0, -inf) would say that it sees none.
+  Case lost = good();
+  std::ranges::fill(lost.floats["q"].second, 1.0f);
+  std::ranges::fill(lost.floats["k"].second, -std::numeric_limits<float>::infinity());
+  lost.floats.erase("dout");
+  write(lost);
+  result = longhaul(replay());
+  EXPECT_TRUE(has(result.out, "which sees keys, is -inf; in the case, k[0, 0, 0, 0] is -inf"))
+      << result.out;
 }
 
 TEST_F(BadAttentionTest, RanksThatMpirunDidNotStart) {

@@ -28,10 +28,12 @@ using test::show;
 /// The symbols of the published formulae, for n rows a rank.
 struct Symbols {
   std::int64_t n, P, H, H_kv, D, D_v, e, a;
-  std::int64_t keys() const { return n * H_kv * (D + D_v) * e; }       // a block of K, V
-  std::int64_t key_sums() const { return n * H_kv * (D + D_v) * a; }   // its dK, dV
-  std::int64_t bundle() const { return n * H * ((D + D_v) * e + 8); }  // q, dout, LSE, delta
-  std::int64_t query_sums() const { return n * H * D * a; }            // dq
+  std::int64_t keys() const { return n * H_kv * (D + D_v) * e; }      // a block of K, V
+  std::int64_t key_sums() const { return n * H_kv * (D + D_v) * a; }  // its dK, dV
+  std::int64_t bundle() const {
+    return n * H * ((D + D_v) * e + 12);
+  }                                                          // q, dout, LSE (two floats), delta
+  std::int64_t query_sums() const { return n * H * D * a; }  // dq
 };
 
 struct Pass {
@@ -47,7 +49,7 @@ Pass ring_bytes(const Symbols& s) {
 Pass exchange_bytes(const Symbols& s, std::int64_t U) {
   const std::int64_t most = std::max(s.H_kv, U);
   const std::int64_t keys = s.n * most * (s.D + s.D_v);
-  const std::int64_t forward = s.n * s.H * (s.D * s.e + 4 * s.D_v + 4) + keys * s.e;
+  const std::int64_t forward = s.n * s.H * (s.D * s.e + 4 * s.D_v + 8) + keys * s.e;
   const std::int64_t backward = s.bundle() + s.query_sums() + keys * (s.e + s.a);
   EXPECT_EQ(forward % U, 0);
   return {forward / U * (U - 1), backward / U * (U - 1)};
@@ -232,7 +234,7 @@ TEST(Bytes, BalancedRingSendsKeysNearAndQueriesFar) {
             n, P, 6, 2, 8, 4, runtime::size_bytes(activation), runtime::size_bytes(wire)};
         const std::int64_t near = (3 * P - 2) * P / 8, far = (P - 2) * P / 8;
         EXPECT_EQ(near + far, P * (P - 1) / 2);
-        const std::int64_t q_and_partial = s.n * s.H * (s.D * s.e + 4 * s.D_v + 4);
+        const std::int64_t q_and_partial = s.n * s.H * (s.D * s.e + 4 * s.D_v + 8);
         EXPECT_EQ(sent("balanced_ring", causal, layout, shapes, Direction::forward, wire).total(),
                   near * s.keys() + far * q_and_partial);
         EXPECT_EQ(sent("balanced_ring", causal, layout, shapes, Direction::backward, wire).total(),
@@ -281,7 +283,7 @@ TEST(Bytes, AutomaticBackwardIsTheCheaperOfRingAndBurst) {
 }
 
 TEST(Bytes, BurstWinsOnlyForSmallHeadGroups) {
-  // The ratio of burst's to ring's backward at D = 128: (2e + a + 8/D) g / (2e + 2a).
+  // The ratio of burst's to ring's backward at D = 128: (2e + a + 12/D) g / (2e + 2a).
   const HeadMasks full = Mask::full(64);
   const Layout layout(LayoutKind::zigzag, 64, 1, 4);
   for (const int group : {1, 2, 8}) {
@@ -292,8 +294,8 @@ TEST(Bytes, BurstWinsOnlyForSmallHeadGroups) {
             sent(name, full, layout, shapes, Direction::backward, wire).total());
       };
       const double e = 2, a = wire == DType::float32 ? 4 : 2;
-      EXPECT_NEAR(total("burst") / total("ring"), group * (2 * e + a + 8.0 / 128) / (2 * e + 2 * a),
-                  1e-12);
+      EXPECT_NEAR(total("burst") / total("ring"),
+                  group * (2 * e + a + 12.0 / 128) / (2 * e + 2 * a), 1e-12);
       EXPECT_EQ(choose_scheme("auto", shapes, of_wire(wire)).text(), group == 1 ? "burst" : "ring");
     }
   }

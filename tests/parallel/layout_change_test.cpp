@@ -24,7 +24,7 @@ TEST(Attention, FollowsALayoutThatChangesUnderOneMask) {
         const std::int64_t n = layout.rows(rank);
         const Tensor q({n, 1, dim}, DType::float32, compute),
             k({n, 1, dim}, DType::float32, compute), v({n, 1, dim}, DType::float32, compute),
-            out({n, 1, dim}, DType::float32, compute), lse({n, 1}, DType::float32, compute);
+            out({n, 1, dim}, DType::float32, compute), lse({n, 1, 2}, DType::float32, compute);
         runtime::fill(q, 0, compute);
         runtime::fill(k, 0, compute);
         compute.synchronize(runtime::deadline_in(60));

@@ -69,11 +69,6 @@ std::int64_t largest_kernel_scratch(const Program& program, const Shapes& shapes
     runtime::fill(made, 0, stream);
     return made;
   };
-  const auto flat = [&](std::int64_t rows, int heads) {
-    Tensor made({rows, heads}, DType::float32, stream);
-    runtime::fill(made, 0, stream);
-    return made;
-  };
   const auto measure = [&](const auto& call) {
     stream.reset_peak();
     const std::int64_t before = stream.memory().current_bytes;
@@ -87,7 +82,7 @@ std::int64_t largest_kernel_scratch(const Program& program, const Shapes& shapes
                    k = tensor(a->kv.rows(), a->kv.heads(), shapes.dim, shapes.activation),
                    v = tensor(a->kv.rows(), a->kv.heads(), shapes.value_dim, shapes.activation),
                    out = tensor(a->q.rows(), a->q.heads(), shapes.value_dim, DType::float32),
-                   lse = flat(a->q.rows(), a->q.heads());
+                   lse = tensor(a->q.rows(), a->q.heads(), 2, DType::float32);
       measure(
           [&] { attention::block_forward(q, k, v, a->bands, {}, out, lse, Mode::write, stream); });
     } else if (const auto* b = std::get_if<AttendBackward>(&step.operation)) {
@@ -100,7 +95,9 @@ std::int64_t largest_kernel_scratch(const Program& program, const Shapes& shapes
                    dq = tensor(n, heads, shapes.dim, DType::float32),
                    dk = tensor(keys, kv_heads, shapes.dim, DType::float32),
                    dv = tensor(keys, kv_heads, shapes.value_dim, DType::float32),
-                   lse = flat(n, heads), delta = flat(n, heads);
+                   lse = tensor(n, heads, 2, DType::float32);
+      const Tensor delta({n, heads}, DType::float32, stream);
+      runtime::fill(delta, 0, stream);
       measure([&] {
         attention::block_backward({q, k, v, dout, lse, delta}, b->bands, {}, dq, Mode::write, dk,
                                   dv, Mode::write, stream);
@@ -219,7 +216,8 @@ void forward_and_backward(Attention& attention, const attention::HeadMasks& mask
   };
   const Tensor q = tensor(8), k = tensor(4), v = tensor(4), dout = tensor(8), out = tensor(8),
                dq = tensor(8), dk = tensor(4), dv = tensor(4);
-  const Tensor lse({rows, 8}, DType::float32, compute), delta({rows, 8}, DType::float32, compute);
+  const Tensor lse({rows, 8, 2}, DType::float32, compute),
+      delta({rows, 8}, DType::float32, compute);
   const auto batch = attention.batch(masks, layout);
   attention.forward(*batch, q, k, v, {}, out, lse)->finish();
   attention::block_delta(out, dout, delta, compute);

@@ -306,7 +306,7 @@ TEST(NeededBytes, BlocksOfRingsTakeTheFewestHopsOfEveryLevel) {
       options = outer > 1 ? options.with("backward", "burst") : Expression("burst");
       const Totals queries = double_ring_hops(outer, inner, seen_by);
       EXPECT_EQ(bytes(Direction::backward),
-                queries.blocks * n * (8 * 4 + 8) + queries.gradients * n * 4 * 4);
+                queries.blocks * n * (8 * 4 + 12) + queries.gradients * n * 4 * 4);
     }
   }
 }

@@ -79,8 +79,8 @@ void expect_hop_runs_beside_compute(Direction direction) {
     const Stream compute = Stream::cpu("compute");
     const Tensor q = filled({n, 2, 16}, 0.5, compute), k = filled({n, 2, 16}, 0.25, compute),
                  v = filled({n, 2, 16}, 1, compute), dout = filled({n, 2, 16}, 1, compute),
-                 lse = filled({n, 2}, 5, compute), delta = filled({n, 2}, 0, compute);
-    const Tensor out = filled({n, 2, 16}, NAN, compute), out_lse = filled({n, 2}, NAN, compute),
+                 lse = filled({n, 2, 2}, 5, compute), delta = filled({n, 2}, 0, compute);
+    const Tensor out = filled({n, 2, 16}, NAN, compute), out_lse = filled({n, 2, 2}, NAN, compute),
                  dq = filled({n, 2, 16}, NAN, compute), dk = filled({n, 2, 16}, NAN, compute),
                  dv = filled({n, 2, 16}, NAN, compute);
     compute.synchronize(runtime::deadline_in(60));
@@ -128,7 +128,7 @@ TEST(Overlap, ACallFinishesBesideTheExchangeOfAnother) {
     const Tensor q = filled({n, 2, 8}, 0.5, compute), k = filled({n, 2, 8}, 0.25, compute),
                  v = filled({n, 2, 8}, 1, compute);
     const Tensor outs[] = {filled({n, 2, 8}, NAN, compute), filled({n, 2, 8}, NAN, compute)};
-    const Tensor lses[] = {filled({n, 2}, NAN, compute), filled({n, 2}, NAN, compute)};
+    const Tensor lses[] = {filled({n, 2, 2}, NAN, compute), filled({n, 2, 2}, NAN, compute)};
     std::vector<Channel> channels;
     channels.push_back(
         {Stream::cpu("channel"),

@@ -101,7 +101,8 @@ Use steady_call(const std::string& scheme_name, std::int64_t document_count) {
     };
     const Tensor q = tensor(4, 8), k = tensor(2, 8), v = tensor(2, 8), dout = tensor(4, 8),
                  out = tensor(4, 8), dq = tensor(4, 8), dk = tensor(2, 8), dv = tensor(2, 8);
-    const Tensor lse({rows, 4}, DType::float32, compute), delta({rows, 4}, DType::float32, compute);
+    const Tensor lse({rows, 4, 2}, DType::float32, compute),
+        delta({rows, 4}, DType::float32, compute);
     runtime::fill(delta, 0, compute);
     const auto meet = [&] {
       world->barrier(compute);
@@ -193,7 +194,7 @@ TEST(Prepared, OneIsSharedByCallsOnSeveralThreads) {
       std::vector<Channel> channels;
       channels.push_back({Stream::cpu("channel"), nullptr});
       Tensor q({n, 4, 8}, DType::float32, compute), k({n, 2, 8}, DType::float32, compute),
-          out({n, 4, 8}, DType::float32, compute), lse({n, 4}, DType::float32, compute);
+          out({n, 4, 8}, DType::float32, compute), lse({n, 4, 2}, DType::float32, compute);
       for (Tensor* tensor : {&q, &k}) {
         for (std::int64_t i = 0; i < tensor->elements(); ++i)
           tensor->as<float>()[i] = static_cast<float>(i % 13) / 7 - 1;
@@ -252,7 +253,7 @@ TEST(Prepared, ABatchIsPreparedWhileAnotherRuns) {
                                attention.batch(Mask::full(n), layout)};
       const std::int64_t rows = layout.rows(rank);
       Tensor q({rows, 4, 8}, DType::float32, compute), k({rows, 2, 8}, DType::float32, compute),
-          out({rows, 4, 8}, DType::float32, compute), lse({rows, 4}, DType::float32, compute);
+          out({rows, 4, 8}, DType::float32, compute), lse({rows, 4, 2}, DType::float32, compute);
       for (Tensor* tensor : {&q, &k}) {
         for (std::int64_t i = 0; i < tensor->elements(); ++i)
           tensor->as<float>()[i] = static_cast<float>((i + rank) % 13) / 7 - 1;

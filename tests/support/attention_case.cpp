@@ -39,8 +39,21 @@ bool AttentionResult::operator==(const AttentionResult& other) const {
     return a.size() == b.size() &&
            (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
   };
-  return same(out, other.out) && same(lse, other.lse) && same(dq, other.dq) && same(dk, other.dk) &&
-         same(dv, other.dv) && same(dsinks, other.dsinks);
+  return same(out, other.out) && same(lse, other.lse) && same(lse_low, other.lse_low) &&
+         same(dq, other.dq) && same(dk, other.dk) && same(dv, other.dv) &&
+         same(dsinks, other.dsinks);
+}
+
+void AttentionResult::set_lse(const std::vector<float>& parts) {
+  lse.clear();
+  lse_low.clear();
+  for (std::size_t i = 0; i < parts.size(); ++i) (i % 2 == 0 ? lse : lse_low).push_back(parts[i]);
+}
+
+std::vector<float> AttentionResult::lse_parts() const {
+  std::vector<float> parts;
+  for (std::size_t i = 0; i < lse.size(); ++i) parts.insert(parts.end(), {lse[i], lse_low[i]});
+  return parts;
 }
 
 namespace {
@@ -167,7 +180,7 @@ AttentionResult run_kernel(const AttentionCase& c, const KernelOptions& options)
   const auto inputs = [&] { return std::vector{q.bytes(), k.bytes(), v.bytes(), dout.bytes()}; };
   const auto before = inputs();
   const Held out = held(c.q_rows, c.heads, c.value_dim, DType::float32),
-             lse = held(c.q_rows, c.heads, 1, DType::float32);
+             lse = held(c.q_rows, c.heads, 2, DType::float32);
   const Held delta = held(c.q_rows, c.heads, 1, DType::float32),
              dq = held(c.q_rows, c.heads, c.dim, DType::float32);
   const Held dk = held(c.k_rows, c.kv_heads, c.dim, DType::float32);
@@ -177,7 +190,7 @@ AttentionResult run_kernel(const AttentionCase& c, const KernelOptions& options)
   const Tensor sinks({n_sinks}, DType::float32, stream), dsinks({n_sinks}, DType::float32, stream);
   std::copy(c.sinks.begin(), c.sinks.end(), sinks.as<float>());
   std::fill_n(dsinks.as<float>(), n_sinks, std::numeric_limits<float>::quiet_NaN());
-  const TensorView row_lse = c.sigmoid() ? TensorView{} : lse.flat(),
+  const TensorView row_lse = c.sigmoid() ? TensorView{} : lse.view(),
                    row_delta = c.sigmoid() ? TensorView{} : delta.flat();
 
   const std::vector<BlockCall> calls = block_calls(c, options.key_cuts);
@@ -198,8 +211,13 @@ AttentionResult run_kernel(const AttentionCase& c, const KernelOptions& options)
   if (n_sinks > 0) attention::sinks_backward(row_lse, row_delta, sinks, dsinks, stream);
   stream.synchronize(runtime::deadline_in(options.seconds));
   EXPECT_TRUE(inputs() == before) << "a kernel wrote into its inputs";
-  return {out.get(), c.sigmoid() ? std::vector<float>{} : lse.get(),    dq.get(), dk.get(),
-          dv.get(),  {dsinks.as<float>(), dsinks.as<float>() + n_sinks}};
+  AttentionResult result{.out = out.get(),
+                         .dq = dq.get(),
+                         .dk = dk.get(),
+                         .dv = dv.get(),
+                         .dsinks = {dsinks.as<float>(), dsinks.as<float>() + n_sinks}};
+  if (!c.sigmoid()) result.set_lse(lse.get());
+  return result;
 }
 
 template <class T>
@@ -271,12 +289,15 @@ void expect_matches_reference(const AttentionCase& which, const AttentionResult&
     check("dsinks", got.dsinks, exact.dsinks, plain.dsinks, &Result::dsinks_magnitude);
   }
   ASSERT_EQ(got.lse.size(), exact.lse.size());
+  ASSERT_EQ(got.lse_low.size(), exact.lse.size());
   for (std::size_t i = 0; i < got.lse.size(); ++i) {
     if (std::isinf(exact.lse[i])) {
       ASSERT_EQ(got.lse[i], -std::numeric_limits<float>::infinity()) << "lse " << i;
+      ASSERT_EQ(got.lse_low[i], 0) << "lse " << i;
     } else {
       ASSERT_NEAR(got.lse[i], exact.lse[i], 1e-5 * std::max(1.0, std::abs(exact.lse[i])))
           << "lse " << i;
+      ASSERT_EQ(got.lse[i] + got.lse_low[i], got.lse[i]) << "lse " << i << " and its low part";
     }
   }
 }

@@ -28,7 +28,11 @@ struct AttentionCase {
 
 struct AttentionResult {
   std::vector<float> out{}, lse{}, dq{}, dk{}, dv{}, dsinks{};  // no lse for sigmoid
+  std::vector<float> lse_low{};                                 ///< of each LSE, beside `lse`
   bool operator==(const AttentionResult& other) const;          // bit for bit
+  /// From and to the block contract's [rows, heads, 2].
+  void set_lse(const std::vector<float>& parts);
+  std::vector<float> lse_parts() const;
 };
 
 /// How the kernels are called.
@@ -67,7 +71,8 @@ attention::ReferenceResult<T> run_reference(const AttentionCase& which, bool mag
 double relative_error(const std::vector<float>& a, const std::vector<double>& b);
 
 /// Out and gradients within max(3e-6, 2x the float reference's error), and gradients that cancel
-/// within 2^-22 of the sum of their terms' magnitudes; LSE within 1e-5 max(1, |lse|).
+/// within 2^-22 of the sum of their terms' magnitudes; LSE within 1e-5 max(1, |lse|), its high part
+/// the float nearest to it.
 void expect_matches_reference(const AttentionCase& which, const AttentionResult& got);
 
 }  // namespace longhaul::test

@@ -57,6 +57,19 @@ std::vector<NamedScoring> scoring_kinds() {
           {"softcap, sigmoid", {.softcap = 0.7f, .weighting = Weighting::sigmoid, .bias = 0.5f}}};
 }
 
+void share_offset(AttentionCase& c, float offset) {
+  c.scoring.scale = 0.25f;
+  std::mt19937 random(3);
+  std::uniform_int_distribution<int> sixteenths(-24, 24);
+  for (const auto& [tensor, first] : {std::pair{&c.q, 4.0f}, std::pair{&c.k, offset}}) {
+    for (std::size_t i = 0; i < tensor->size(); ++i) {
+      const bool begins = i % static_cast<std::size_t>(c.dim) == 0;
+      (*tensor)[i] = begins ? first : static_cast<float>(sixteenths(random)) / 16;
+    }
+  }
+  for (float& sink : c.sinks) sink += offset;
+}
+
 TwoDocuments::TwoDocuments(std::int64_t tokens, std::int64_t at, const NamedScoring& scoring)
     : which{tokens, tokens, 4, 2, 20, 20}, split(at) {
   which.bands = {{0, at, 0, at, -kUnbounded, 0}, {at, tokens, at, tokens, -kUnbounded, 0}};
@@ -77,7 +90,12 @@ AttentionResult TwoDocuments::second(const AttentionResult& all) const {
     return std::vector<float>(
         x.begin() + split * static_cast<std::int64_t>(x.size()) / which.q_rows, x.end());
   };
-  return {tail(all.out), tail(all.lse), tail(all.dq), tail(all.dk), tail(all.dv)};
+  return {.out = tail(all.out),
+          .lse = tail(all.lse),
+          .dq = tail(all.dq),
+          .dk = tail(all.dk),
+          .dv = tail(all.dv),
+          .lse_low = tail(all.lse_low)};
 }
 
 }  // namespace longhaul::test

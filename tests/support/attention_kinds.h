@@ -36,4 +36,9 @@ struct TwoDocuments {
   AttentionResult second(const AttentionResult& all) const;
 };
 
+/// Makes every score of a softmax `offset` and something of a few units, exactly also in bfloat16:
+/// scale 1/4, the first element of q is 4 and of k the offset (of at most 8 bits), the others are
+/// multiples of 1/16, so that no product is rounded. A sink, where there are some, is near.
+void share_offset(AttentionCase& c, float offset);
+
 }  // namespace longhaul::test

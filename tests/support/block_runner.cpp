@@ -92,9 +92,9 @@ AttentionResult run_block(const BlockDevice& device, const AttentionCase& c,
   v.set(c.v, stream);
   dout.set(c.dout, stream);
   const OnDevice out = held(c.q_rows, c.heads, c.value_dim, DType::float32),
-                 lse = held(c.q_rows, c.heads, 1, DType::float32);
+                 lse = held(c.q_rows, c.heads, 2, DType::float32);
   const OnDevice part_out = held(c.q_rows, c.heads, c.value_dim, DType::float32);
-  const OnDevice part_lse = held(c.q_rows, c.heads, 1, DType::float32),
+  const OnDevice part_lse = held(c.q_rows, c.heads, 2, DType::float32),
                  delta = held(c.q_rows, c.heads, 1, DType::float32);
   const OnDevice dq = held(c.q_rows, c.heads, c.dim, DType::float32);
   const OnDevice dk = held(c.k_rows, c.kv_heads, c.dim, DType::float32),
@@ -103,13 +103,13 @@ AttentionResult run_block(const BlockDevice& device, const AttentionCase& c,
   const OnDevice sinks = held(n_sinks, 1, 1, DType::float32),
                  dsinks = held(n_sinks, 1, 1, DType::float32);
   sinks.set(c.sinks, stream);
-  const TensorView none, row_lse = c.sigmoid() ? none : lse.flat(),
+  const TensorView none, row_lse = c.sigmoid() ? none : lse.view(),
                          row_delta = c.sigmoid() ? none : delta.flat();
   const std::vector<BlockCall> calls = block_calls(c, options.key_cuts);
   for (const BlockCall& call : calls) {
     const auto own = [&](const TensorView& view) { return heads_of(call, view); };
     const bool apart = options.merged && call.q_mode == Mode::add;
-    const TensorView part_row_lse = c.sigmoid() ? none : part_lse.flat();
+    const TensorView part_row_lse = c.sigmoid() ? none : part_lse.view();
     device.forward(own(q.view()), keys_of(call, k.view()), keys_of(call, v.view()), call.bands,
                    c.scoring, own((apart ? part_out : out).view()),
                    own(apart ? part_row_lse : row_lse), apart ? Mode::write : call.q_mode, stream);
@@ -137,9 +137,13 @@ AttentionResult run_block(const BlockDevice& device, const AttentionCase& c,
   }
   if (n_sinks > 0)
     device.sinks_backward(row_lse, row_delta, each_head(sinks), each_head(dsinks), stream);
-  return {out.get(stream), c.sigmoid() ? std::vector<float>{} : lse.get(stream),
-          dq.get(stream),  dk.get(stream),
-          dv.get(stream),  dsinks.get(stream)};
+  AttentionResult result{.out = out.get(stream),
+                         .dq = dq.get(stream),
+                         .dk = dk.get(stream),
+                         .dv = dv.get(stream),
+                         .dsinks = dsinks.get(stream)};
+  if (!c.sigmoid()) result.set_lse(lse.get(stream));
+  return result;
 }
 
 namespace {
@@ -246,6 +250,17 @@ std::vector<NamedCase> block_cases(bool quick) {
     cases.push_back({runtime::concat(name, ", merged"),
                      make(130, 150, 2, 1, 20, 12, bands),
                      {.key_cuts = {1, 64}, .merged = true}});
+  }
+  for (const float offset : {10048.f, -10048.f}) {
+    for (const bool bf16 : {false, true}) {
+      AttentionCase c = make(67, 90, 4, 2, 24, 16, causal(67, 90, 23), bf16);
+      if (bf16) c.sinks = {0.5f, 3, -1, -std::numeric_limits<float>::infinity()};
+      share_offset(c, offset);
+      const std::string name = runtime::concat("scores near ", offset, bf16 ? " bf16, sinks" : "");
+      cases.push_back({name, c});
+      cases.push_back({name + ", in parts", c, {.key_cuts = {30, 61}}});
+      cases.push_back({name + ", merged", c, {.key_cuts = {1, 50}, .merged = true}});
+    }
   }
   add_scoring_cases(quick, cases);
   std::mt19937 random(5);

@@ -59,7 +59,7 @@ std::vector<KernelRates> measure_block_kernels(const KernelCase& which, int repe
     return Tensor(sizes, DType::float32, stream);
   };
   const Tensor out = fp32({which.tokens, which.heads, which.dim}),
-               lse = fp32({which.tokens, which.heads});
+               lse = fp32({which.tokens, which.heads, 2});
   const Tensor delta = fp32({which.tokens, which.heads}),
                dq = fp32({which.tokens, which.heads, which.dim});
   const Tensor dk = fp32({which.tokens, which.kv_heads, which.dim}),
