@@ -29,11 +29,12 @@ std::vector<std::vector<runtime::Run>> by_sequence(std::span<const runtime::Run>
 
 }  // namespace
 
-attention::Mask sequence_mask(const DataConfig& data, std::span<const std::int64_t> documents) {
+attention::Mask sequence_mask(const DataConfig& data, const runtime::PackedDocuments& documents) {
   attention::MaskParameters parameters;
   parameters.numbers = {data.window, data.prefix, data.global, data.block, "data."};
-  parameters.documents.emplace(documents.begin(), documents.end());
-  return attention::make_mask(data.mask, parameters, documents.back())
+  parameters.documents = documents.offsets;
+  parameters.tokens_before = documents.tokens_before;
+  return attention::make_mask(data.mask, parameters, documents.offsets.back())
       .of(0);  // one mask for all heads
 }
 

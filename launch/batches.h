@@ -15,8 +15,8 @@
 
 namespace longhaul::launch {
 
-/// The mask that [data] names, of one sequence with these document offsets, from 0 to its length.
-attention::Mask sequence_mask(const DataConfig& data, std::span<const std::int64_t> documents);
+/// The mask that [data] names, of one sequence that packs these documents.
+attention::Mask sequence_mask(const DataConfig& data, const runtime::PackedDocuments& documents);
 /// "causal_window (window 1024)": how console lines name it.
 std::string mask_text(const DataConfig& data);
 

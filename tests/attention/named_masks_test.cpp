@@ -144,6 +144,15 @@ TEST(NamedMasks, EqualTheirWordsPairByPair) {
         }
         all = std::move(longer);
       }
+      for (const MaskInput input : rule.may_have) {  // none, and every one
+        const std::vector<MaskParameters> without = all;
+        for (const Choice& choice : choices(input, tokens, random)) {
+          for (MaskParameters parameters : without) {
+            choice(parameters);
+            all.push_back(std::move(parameters));
+          }
+        }
+      }
       for (const MaskParameters& parameters : all) {
         const MaskNumbers& n = parameters.numbers;
         SCOPED_TRACE(runtime::concat(name, " of ", tokens, " tokens, window ",
@@ -163,13 +172,17 @@ TEST(NamedMasks, EqualTheirWordsPairByPair) {
 TEST(NamedMasks, SamplesOfEachEqualTheirWordsToo) {
   for (const std::int64_t tokens : {0, 1, 5, 7, 64, 127}) {
     const std::vector<test::MaskSample> samples = test::mask_samples(tokens, 3);
-    EXPECT_EQ(samples.size(), mask_rules().size() + 2);
+    const auto optional = static_cast<std::size_t>(std::ranges::count_if(
+        mask_rules(), [](const MaskRule& rule) { return !rule.may_have.empty(); }));
+    const std::size_t shared = mask_rules().size() + optional;
+    EXPECT_EQ(optional, 2u);
+    EXPECT_EQ(samples.size(), shared + 2);
     for (std::size_t i = 0; i < samples.size(); ++i) {
       const auto& [name, parameters] = samples[i];
       SCOPED_TRACE(runtime::concat(name, " of ", tokens));
       const HeadMasks mask = make_mask(name, parameters, tokens);
       EXPECT_EQ(mask.tokens(), tokens);
-      EXPECT_EQ(mask.shared(), i < mask_rules().size());
+      EXPECT_EQ(mask.shared(), i < shared);
       if (name != "slices" && mask.shared()) expect_words(name, parameters, tokens);
       if (tokens >= 64) {
         EXPECT_EQ(mask.groups().size(), mask.shared() ? 1u : 3u);
@@ -177,6 +190,25 @@ TEST(NamedMasks, SamplesOfEachEqualTheirWordsToo) {
       }
     }
   }
+}
+
+TEST(NamedMasks, TheirScopesAreWhatTheyShow) {
+  std::set<MaskScope> met;
+  for (const auto& [name, parameters] : test::mask_samples(127)) {
+    if (name == "slices") continue;
+    const MaskWords words(name, parameters, 127);
+    const Offsets documents{0, 25, 25, 63, 127};
+    const auto document = [&](std::int64_t t) { return std::ranges::upper_bound(documents, t); };
+    bool crosses = false;
+    for (std::int64_t i = 0; i < 127; ++i) {
+      for (std::int64_t j = 0; j < 127; ++j)
+        crosses |= document(i) != document(j) && words.sees(i, j);
+    }
+    const MaskScope scope = mask_rule(name).scope;
+    EXPECT_EQ(crosses, scope == MaskScope::sequence) << name;
+    met.insert(scope);
+  }
+  EXPECT_EQ(met.size(), 3u);
 }
 
 TEST(NamedMasks, LowerToFewSlices) {

@@ -172,6 +172,8 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
       {"full_document"},
       {"causal_document"},
       {"documents", {}, true},
+      {"documents", {"--window", "3"}},
+      {"full_document", {"--window", "5"}},
       {"full_window", {"--window", "6"}},
       {"causal_window", {"--window", "99"}},
       {"shared_question", {"--prefix", "3", "--block", "4"}},
