@@ -39,10 +39,12 @@ std::vector<MaskRule> declare() {
        true,
        Scope::answer,
        {{documents}, {prefix, prefixes}, {block, block_offsets}},
-       {},
+       {window},
        "both are in one document, j <= i, and j is in the document's question or both are in one "
        "of its answers. The question is the document's first `prefix` tokens. Its answers are "
-       "what follows, cut every `block` tokens from the question's end, or at `block_offsets`"},
+       "what follows, cut every `block` tokens from the question's end, or at `block_offsets`. "
+       "With a window, "
+       "the last `window` keys of those"},
       {"global_window",
        "",
        false,

@@ -188,13 +188,23 @@ class Lowering {
   std::vector<Slice> shared_question(const Piece& piece) const {
     const Offsets offsets = answers(piece);
     const auto [d, begin, end, before] = piece;
-    // The question and its first answer are one triangle; the others see the question as a
-    // rectangle.
+    // The question and its first answer are one triangle. The others see the question as a
+    // rectangle together; with a window each by itself, as if it followed the question.
     const std::int64_t first_end = offsets.size() > 1 ? offsets[1] : end;
-    std::vector<Slice> slices{causal_slice(begin, first_end, begin),
-                              {first_end, end, begin, offsets.front()}};
-    for (std::size_t a = 1; a + 1 < offsets.size(); ++a)
-      slices.push_back(causal_slice(offsets[a], offsets[a + 1], offsets[a]));
+    const std::optional<std::int64_t>& width = given_.numbers.window;
+    std::vector<Slice> slices{causal_slice(begin, first_end, begin)};
+    if (!width) slices.push_back({first_end, end, begin, offsets.front()});
+    for (std::size_t a = 1; a + 1 < offsets.size(); ++a) {
+      const std::int64_t answer = offsets[a];
+      slices.push_back(causal_slice(answer, offsets[a + 1], answer));
+      if (width) {
+        const std::int64_t moved = answer - offsets.front();  // tokens that it does not see
+        slices.push_back({answer, offsets[a + 1], begin, offsets.front(), 1 - *width - moved});
+      }
+    }
+    for (Slice& slice : slices) {
+      if (width && slice.hi == 0) slice.lo = 1 - *width;
+    }
     return slices;
   }
 

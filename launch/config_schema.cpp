@@ -102,9 +102,10 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "\"documents\"", .choices = trainable_masks(),
        .not_choices = other_masks()},
       {LONGHAUL_KEY(data, window),
-       .explanation = "Tokens that a query sees on a side, itself included; of `full_window`, "
-                      "`causal_window`, `global_window`; those of its document, of "
-                      "`causal_document` and `full_document`, which do without one.",
+       .explanation =
+           "Tokens that a query sees on a side, itself included; of `full_window`, "
+           "`causal_window`, `global_window`, across documents; if given, of `causal_document`, "
+           "`full_document` and `shared_question`, of what else they would show.",
        .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
       {LONGHAUL_KEY(data, prefix),
        .explanation = "Tokens of the prefix, of `prefix_causal` (of the sequence) and "

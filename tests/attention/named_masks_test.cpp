@@ -144,13 +144,11 @@ TEST(NamedMasks, EqualTheirWordsPairByPair) {
         }
         all = std::move(longer);
       }
-      for (const MaskInput input : rule.may_have) {  // none, and every one
-        const std::vector<MaskParameters> without = all;
-        for (const Choice& choice : choices(input, tokens, random)) {
-          for (MaskParameters parameters : without) {
-            choice(parameters);
-            all.push_back(std::move(parameters));
-          }
+      for (const MaskInput input : rule.may_have) {  // all without it, and all with one or another
+        const std::vector<Choice> values = choices(input, tokens, random);
+        for (std::size_t i = 0, without = all.size(); i < without; ++i) {
+          all.push_back(all[i]);
+          values[i % values.size()](all.back());
         }
       }
       for (const MaskParameters& parameters : all) {
@@ -175,7 +173,7 @@ TEST(NamedMasks, SamplesOfEachEqualTheirWordsToo) {
     const auto optional = static_cast<std::size_t>(std::ranges::count_if(
         mask_rules(), [](const MaskRule& rule) { return !rule.may_have.empty(); }));
     const std::size_t shared = mask_rules().size() + optional;
-    EXPECT_EQ(optional, 2u);
+    EXPECT_EQ(optional, 3u);
     EXPECT_EQ(samples.size(), shared + 2);
     for (std::size_t i = 0; i < samples.size(); ++i) {
       const auto& [name, parameters] = samples[i];
@@ -209,6 +207,38 @@ TEST(NamedMasks, TheirScopesAreWhatTheyShow) {
     met.insert(scope);
   }
   EXPECT_EQ(met.size(), 3u);
+}
+
+/// Of documents of any lengths, what begins at any token of theirs.
+TEST(NamedMasks, OfACutDocumentGoOn) {
+  std::mt19937 random(3);
+  for (const MaskRule& rule : mask_rules()) {
+    if (rule.scope == MaskScope::sequence) continue;
+    for (int trial = 0; trial < 60; ++trial) {
+      MaskParameters whole;
+      Offsets documents = random_offsets(40, 1 + trial % 5, random);
+      documents.erase(std::unique(documents.begin(), documents.end()), documents.end());
+      whole.documents = documents;
+      if (rule.takes(MaskInput::prefix)) whole.numbers.prefix = below(20, random);
+      if (rule.takes(MaskInput::block)) whole.numbers.block = 1 + below(9, random);
+      if (trial % 2 == 1 && rule.takes(MaskInput::window))
+        whole.numbers.window = 1 + below(9, random);
+      const std::int64_t cut = below(21, random);  // at least a prefix is left
+      const auto next = std::ranges::upper_bound(documents, cut);
+      MaskParameters rest;
+      rest.numbers = whole.numbers;
+      rest.documents = Offsets{0};
+      rest.tokens_before = cut - next[-1];
+      for (auto at = next; at != documents.end(); ++at) rest.documents->push_back(*at - cut);
+      SCOPED_TRACE(runtime::concat(rule.name, ", trial ", trial, ", cut at ", cut));
+      const MaskWords words(rule.name, whole, 40);
+      const Bitmap got(40 - cut, 40 - cut, make_mask(rule.name, rest, 40 - cut).of(0).slices());
+      for (std::int64_t i = cut; i < 40; ++i) {
+        for (std::int64_t j = cut; j < 40; ++j)
+          ASSERT_EQ(got.at(i - cut, j - cut), words.sees(i, j)) << "query " << i << ", key " << j;
+      }
+    }
+  }
 }
 
 TEST(NamedMasks, LowerToFewSlices) {

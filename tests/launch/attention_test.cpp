@@ -177,6 +177,7 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
       {"full_window", {"--window", "6"}},
       {"causal_window", {"--window", "99"}},
       {"shared_question", {"--prefix", "3", "--block", "4"}},
+      {"shared_question", {"--prefix", "3", "--block", "4", "--window", "3"}},
       {"shared_question", {}, true},
       {"global_window", {"--window", "4", "--global", "3"}},
       {"causal_blockwise"},

@@ -91,7 +91,7 @@ TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
                                                           << mask_error;
     }
   }
-  EXPECT_EQ(accepted, 2 + 3 * 3 + 2 * 2 + 2 * 2 + 2 * 2 + (1 + 2) + 2 + 2 + 2);
+  EXPECT_EQ(accepted, 2 + 3 * 3 + 2 * 2 + 3 * 2 * 2 + 2 * 2 + (1 + 2) + 2 + 2 + 2);
 }
 
 }  // namespace

@@ -69,9 +69,9 @@ Values attend(const Values& q, const Values& k, const Values& v, const OracleBat
         for (std::size_t i = 0; i < d; ++i)
           score += q[(r * heads + head) * d + i] * k[(s * kv_heads + kv) * d + i];
         const bool near = !slides || s + at(c.sliding_window) > r;
-        const bool visible =
-            near &&
-            (batch.sees ? batch.sees(r, s) : s <= r && batch.documents[s] == batch.documents[r]);
+        const bool visible = batch.sees
+                                 ? batch.sees(layer, r, s)
+                                 : near && s <= r && batch.documents[s] == batch.documents[r];
         weights.push_back(visible ? std::exp(score / std::sqrt(static_cast<double>(d))) : 0);
         total += weights.back();
       }

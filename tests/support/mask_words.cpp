@@ -29,8 +29,15 @@ bool MaskWords::sees(std::int64_t i, std::int64_t j) const {
   if (name_ == "full_window") return std::abs(i - j) < *n_.window;
   if (name_ == "causal_window") return 0 <= i - j && i - j < *n_.window;
   if (name_ == "shared_question") {
-    if (document(i) != document(j) || j > i) return false;
-    return in_prefix(j) || (!in_prefix(i) && answer(i) == answer(j));
+    const auto together = [&](std::int64_t key) {
+      return document(i) == document(key) &&
+             (in_prefix(key) || (!in_prefix(i) && answer(i) == answer(key)));
+    };
+    if (j > i || !together(j)) return false;
+    std::int64_t from_j = 0;
+    for (std::int64_t key = i; n_.window && key >= j && from_j <= *n_.window; --key)
+      from_j += together(key) ? 1 : 0;
+    return from_j <= n_.window.value_or(0);
   }
   if (name_ == "global_window")
     return std::abs(i - j) < *n_.window || i < *n_.global || j < *n_.global;

@@ -98,7 +98,20 @@ bool SequenceWords::near(std::int64_t query, std::int64_t key) const {
   return !data_.window || std::abs(query - key) < *data_.window;
 }
 
-bool SequenceWords::sees(std::int64_t i, std::int64_t j) const {
+bool SequenceWords::sees(std::int64_t query, std::int64_t key) const {
+  // An answer follows its question, whatever lies between them.
+  if (data_.mask != "shared_question" || !data_.window) return sees_at_all(query, key);
+  return sees(query, key, *data_.window);
+}
+
+bool SequenceWords::sees(std::int64_t query, std::int64_t key, std::int64_t window) const {
+  std::int64_t from_key = 0;
+  for (std::int64_t other = key; other <= query; ++other)
+    from_key += sees_at_all(query, other) ? 1 : 0;
+  return sees_at_all(query, key) && from_key <= window;
+}
+
+bool SequenceWords::sees_at_all(std::int64_t i, std::int64_t j) const {
   const std::string& mask = data_.mask;
   const bool same = same_document(i, j);
   const Row &query = at(i), &key = at(j);

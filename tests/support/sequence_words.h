@@ -40,6 +40,8 @@ class SequenceWords {
   std::int32_t label(std::int64_t row) const;  ///< -1: none
   std::int64_t position(std::int64_t row) const;
   bool sees(std::int64_t query, std::int64_t key) const;
+  /// Of a sliding layer: whether the key is among the last `window` of those that the query sees.
+  bool sees(std::int64_t query, std::int64_t key, std::int64_t window) const;
   bool same_document(std::int64_t a, std::int64_t b) const;
 
  private:
@@ -56,6 +58,7 @@ class SequenceWords {
     return (row.in_document - *data_.prefix) / *data_.block;
   }
   bool near(std::int64_t query, std::int64_t key) const;
+  bool sees_at_all(std::int64_t query, std::int64_t key) const;
 
   const TokenDocuments& corpus_;
   const launch::DataConfig data_;
