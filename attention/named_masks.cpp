@@ -15,55 +15,6 @@ using Offsets = std::vector<std::int64_t>;
 constexpr MaskInput kNumbers[] = {MaskInput::window, MaskInput::prefix, MaskInput::global,
                                   MaskInput::block};
 
-std::vector<MaskRule> declare() {
-  using enum MaskInput;
-  return {
-      {"full", "", false, {}, "always"},
-      {"causal", "", true, {}, "j <= i"},
-      {"full_document", "", false, {{documents}}, "both are in one document"},
-      {"causal_document", "documents", true, {{documents}}, "both are in one document, and j <= i"},
-      {"full_window", "", false, {{window}}, "abs(i - j) < window"},
-      {"causal_window", "", true, {{window}}, "0 <= i - j < window"},
-      {"shared_question",
-       "",
-       true,
-       {{documents}, {prefix, prefixes}, {block, block_offsets}},
-       "both are in one document, j <= i, and j is in the document's question or both are in one "
-       "of its answers. The question is the document's first `prefix` tokens. Its answers are "
-       "what follows, cut every `block` tokens from the question's end, or at `block_offsets`"},
-      {"global_window",
-       "",
-       false,
-       {{window}, {global}},
-       "abs(i - j) < window, or i < global, or j < global"},
-      {"causal_blockwise",
-       "",
-       true,
-       {{block, documents}},
-       "j <= i, and both are in one block or i is in the last block that has tokens. The blocks "
-       "are of `block` tokens, or are the documents"},
-      {"prefix_causal", "", false, {{prefix}}, "j <= i, or j < prefix"},
-      {"prefix_document",
-       "",
-       false,
-       {{documents}, {prefix, prefixes}},
-       "both are in one document, and j <= i or j is among the document's first `prefix` tokens"},
-      {"block_causal_document",
-       "",
-       false,
-       {{documents}, {block}},
-       "both are in one document, and j's block is i's or an earlier one. A document's blocks are "
-       "of `block` tokens, from its start"},
-      {"block_sparse", "", false, {{block}, {blocks}}, "blocks[i / block, j / block] is 1"},
-      {"block_sparse_variable",
-       "",
-       false,
-       {{block_offsets}, {blocks}},
-       "blocks[m, n] is 1, where i is in block m and j in block n of `block_offsets`"},
-      {"slices", "", false, {{slices}}, "a slice holds the pair (i, j)"},
-  };
-}
-
 /// Refuses offsets that do not rise from 0 to `tokens`.
 void check_offsets(MaskInput which, const Offsets& offsets, std::int64_t tokens) {
   const char* dataset = name(which);
@@ -82,14 +33,32 @@ void check_offsets(MaskInput which, const Offsets& offsets, std::int64_t tokens)
   }
 }
 
-/// 0, block, 2 block, ..., tokens.
-Offsets equal_blocks(std::int64_t begin, std::int64_t end, std::int64_t block) {
+/// begin, begin + block, begin + 2 block, ..., end; where the first block has `gone` tokens before
+/// `begin`, it and all that follow end so much earlier.
+Offsets equal_blocks(std::int64_t begin, std::int64_t end, std::int64_t block,
+                     std::int64_t gone = 0) {
   Offsets offsets{begin};
-  while (offsets.back() < end) {
-    offsets.push_back(block < end - offsets.back() ? offsets.back() + block : end);
-  }
+  for (std::int64_t left = block - gone; offsets.back() < end; left = block)
+    offsets.push_back(left < end - offsets.back() ? offsets.back() + left : end);
   return offsets;
 }
+
+/// Queries [begin, end) see the keys from k_begin up to themselves.
+Slice causal_slice(std::int64_t begin, std::int64_t end, std::int64_t k_begin) {
+  return {begin, end, k_begin, end, -kUnbounded, 0};
+}
+
+/// [begin, prefix_end) see each other, the others what is before them.
+std::vector<Slice> prefix_lm(std::int64_t begin, std::int64_t prefix_end, std::int64_t end) {
+  return {{begin, prefix_end, begin, prefix_end}, causal_slice(prefix_end, end, begin)};
+}
+
+/// The part of a document that a sequence holds.
+struct Piece {
+  std::size_t document = 0;
+  std::int64_t begin = 0, end = 0;  ///< token numbers
+  std::int64_t before = 0;          ///< tokens of the document before `begin`
+};
 
 /// Slices being collected; empty ones are dropped by Mask::from_slices.
 class Lowering {
@@ -108,23 +77,24 @@ class Lowering {
     const std::string_view which = rule_.name;
     const MaskNumbers& n = given_.numbers;
     if (which == "full") return {{0, tokens_, 0, tokens_}};
-    if (which == "causal") return {causal(0, tokens_, 0)};
-    if (which == "full_window") return {window(0, *n.window)};
+    if (which == "causal") return {causal_slice(0, tokens_, 0)};
+    if (which == "full_window") return {window(0, tokens_, *n.window)};
     if (which == "causal_window") {
-      Slice band = window(0, *n.window);
+      Slice band = window(0, tokens_, *n.window);
       band.hi = 0;
       return {band};
     }
     if (which == "global_window") {
       const std::int64_t all = *n.global;
-      return {{0, all, 0, tokens_}, {all, tokens_, 0, all}, window(all, *n.window)};
+      return {{0, all, 0, tokens_}, {all, tokens_, 0, all}, window(all, tokens_, *n.window)};
     }
-    if (which == "prefix_causal") return prefix_lm(0, tokens_, *n.prefix);
+    if (which == "prefix_causal") return prefix_lm(0, *n.prefix, tokens_);
     if (which == "causal_blockwise") return blockwise();
     std::vector<Slice> all;
     const Offsets& documents = *given_.documents;
     for (std::size_t d = 0; d + 1 < documents.size(); ++d) {
-      const std::vector<Slice> own = document(which, d, documents[d], documents[d + 1]);
+      const std::vector<Slice> own =
+          document({d, documents[d], documents[d + 1], d == 0 ? given_.tokens_before : 0});
       all.insert(all.end(), own.begin(), own.end());
     }
     return all;
@@ -153,18 +123,10 @@ class Lowering {
     }
   }
 
-  /// Queries [begin, end) see the keys from k_begin up to themselves.
-  static Slice causal(std::int64_t begin, std::int64_t end, std::int64_t k_begin) {
-    return {begin, end, k_begin, end, -kUnbounded, 0};
-  }
-  /// The band of a window on both sides, over queries and keys from `begin`.
-  Slice window(std::int64_t begin, std::int64_t width) const {
-    const std::int64_t reach = std::min(width - 1, tokens_);
-    return {begin, tokens_, begin, tokens_, -reach, reach};
-  }
-  static std::vector<Slice> prefix_lm(std::int64_t begin, std::int64_t end, std::int64_t prefix) {
-    const std::int64_t split = begin + prefix;
-    return {{begin, split, begin, split}, causal(split, end, begin)};
+  /// The band of a window on both sides, over queries and keys of [begin, end).
+  static Slice window(std::int64_t begin, std::int64_t end, std::int64_t width) {
+    const std::int64_t reach = std::min(width - 1, end - begin);
+    return {begin, end, begin, end, -reach, reach};
   }
   std::vector<Slice> blockwise() const {
     Offsets offsets = takes(MaskInput::block) ? equal_blocks(0, tokens_, *given_.numbers.block)
@@ -173,53 +135,76 @@ class Lowering {
     std::vector<Slice> all;
     for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
       const bool last = b + 2 == offsets.size();
-      all.push_back(causal(offsets[b], offsets[b + 1], last ? 0 : offsets[b]));
+      all.push_back(causal_slice(offsets[b], offsets[b + 1], last ? 0 : offsets[b]));
     }
     return all;
   }
 
-  std::int64_t prefix_of(std::size_t d, std::int64_t length) const {
-    return takes(MaskInput::prefix) ? std::min(*given_.numbers.prefix, length)
-                                    : (*given_.prefixes)[d];
+  /// Where the piece's part of its document's prefix ends; `begin` when that lies before it. A
+  /// dataset of prefixes counts from the piece's first token.
+  std::int64_t prefix_end(const Piece& piece) const {
+    const std::int64_t left = takes(MaskInput::prefix) ? *given_.numbers.prefix - piece.before
+                                                       : (*given_.prefixes)[piece.document];
+    return piece.begin + std::clamp<std::int64_t>(left, 0, piece.end - piece.begin);
   }
-  /// The slices of document d, which is [begin, end).
-  std::vector<Slice> document(std::string_view which, std::size_t d, std::int64_t begin,
-                              std::int64_t end) const {
-    if (which == "full_document") return {{begin, end, begin, end}};
-    if (which == "prefix_document") return prefix_lm(begin, end, prefix_of(d, end - begin));
-    if (which == "block_causal_document") return staircase(begin, end, *given_.numbers.block);
+  std::vector<Slice> document(const Piece& piece) const {
+    const std::string_view which = rule_.name;
+    const MaskNumbers& n = given_.numbers;
+    const auto [d, begin, end, before] = piece;
+    if (which == "full_document")
+      return {n.window ? window(begin, end, *n.window) : Slice{begin, end, begin, end}};
+    if (which == "prefix_document") return prefix_lm(begin, prefix_end(piece), end);
+    if (which == "block_causal_document") return staircase(piece);
     LONGHAUL_CHECK(which == "shared_question", "mask ", which, " has no lowering");
-    return shared_question(begin, begin + prefix_of(d, end - begin), end);
+    return shared_question(piece);
   }
-  static std::vector<Slice> staircase(std::int64_t begin, std::int64_t end, std::int64_t block) {
-    if (block == 1) return {causal(begin, end, begin)};
+  std::vector<Slice> staircase(const Piece& piece) const {
+    const std::int64_t block = *given_.numbers.block, begin = piece.begin;
+    if (block == 1) return {causal_slice(begin, piece.end, begin)};
     std::vector<Slice> all;
-    const Offsets offsets = equal_blocks(begin, end, block);
+    const Offsets offsets = equal_blocks(begin, piece.end, block, piece.before % block);
     for (std::size_t b = 0; b + 1 < offsets.size(); ++b)
       all.push_back({offsets[b], offsets[b + 1], begin, offsets[b + 1]});
     return all;
   }
-  /// The question is [begin, answers), the answers are [answers, end).
-  std::vector<Slice> shared_question(std::int64_t begin, std::int64_t answers,
-                                     std::int64_t end) const {
-    Offsets offsets;
+  /// Where a document's answers begin and end; the first may have begun before the piece.
+  Offsets answers(const Piece& piece) const {
+    const std::int64_t first = prefix_end(piece);
     if (takes(MaskInput::block)) {
-      offsets = equal_blocks(answers, end, *given_.numbers.block);
-    } else {
-      const Offsets& all = *given_.block_offsets;
-      offsets.push_back(answers);
-      const auto first = std::upper_bound(all.begin(), all.end(), answers);
-      for (auto at = first; at != all.end() && *at < end; ++at) {
-        if (*at != offsets.back()) offsets.push_back(*at);
-      }
-      if (offsets.back() != end) offsets.push_back(end);
+      const std::int64_t block = *given_.numbers.block;
+      const std::int64_t answered =  // tokens of answers before the piece
+          takes(MaskInput::prefix) ? piece.before - *given_.numbers.prefix : 0;
+      return equal_blocks(first, piece.end, block, std::max<std::int64_t>(0, answered) % block);
     }
-    // The question and its first answer are one triangle; the others see the question as a
-    // rectangle.
+    Offsets offsets{first};
+    const Offsets& all = *given_.block_offsets;
+    const auto after = std::upper_bound(all.begin(), all.end(), first);
+    for (auto at = after; at != all.end() && *at < piece.end; ++at) {
+      if (*at != offsets.back()) offsets.push_back(*at);
+    }
+    if (offsets.back() != piece.end) offsets.push_back(piece.end);
+    return offsets;
+  }
+  std::vector<Slice> shared_question(const Piece& piece) const {
+    const Offsets offsets = answers(piece);
+    const auto [d, begin, end, before] = piece;
+    // The question and its first answer are one triangle. The others see the question as a
+    // rectangle together; with a window each by itself, as if it followed the question.
     const std::int64_t first_end = offsets.size() > 1 ? offsets[1] : end;
-    std::vector<Slice> slices{causal(begin, first_end, begin), {first_end, end, begin, answers}};
-    for (std::size_t a = 1; a + 1 < offsets.size(); ++a)
-      slices.push_back(causal(offsets[a], offsets[a + 1], offsets[a]));
+    const std::optional<std::int64_t>& width = given_.numbers.window;
+    std::vector<Slice> slices{causal_slice(begin, first_end, begin)};
+    if (!width) slices.push_back({first_end, end, begin, offsets.front()});
+    for (std::size_t a = 1; a + 1 < offsets.size(); ++a) {
+      const std::int64_t answer = offsets[a];
+      slices.push_back(causal_slice(answer, offsets[a + 1], answer));
+      if (width) {
+        const std::int64_t moved = answer - offsets.front();  // tokens that it does not see
+        slices.push_back({answer, offsets[a + 1], begin, offsets.front(), 1 - *width - moved});
+      }
+    }
+    for (Slice& slice : slices) {
+      if (width && slice.hi == 0) slice.lo = 1 - *width;
+    }
     return slices;
   }
 
@@ -368,83 +353,6 @@ void check_needs(const MaskRule& rule, const MaskParameters& parameters) {
 
 }  // namespace
 
-const char* name(MaskInput input) {
-  switch (input) {
-    case MaskInput::window:
-      return "window";
-    case MaskInput::prefix:
-      return "prefix";
-    case MaskInput::global:
-      return "global";
-    case MaskInput::block:
-      return "block";
-    case MaskInput::documents:
-      return "documents";
-    case MaskInput::prefixes:
-      return "prefixes";
-    case MaskInput::blocks:
-      return "blocks";
-    case MaskInput::block_offsets:
-      return "block_offsets";
-    case MaskInput::slices:
-      return "slices";
-  }
-  return "?";
-}
-
-bool MaskRule::takes(MaskInput input) const {
-  return std::ranges::any_of(needs, [&](const std::vector<MaskInput>& choice) {
-    return std::ranges::find(choice, input) != choice.end();
-  });
-}
-
-bool MaskRule::trainable() const {
-  return std::ranges::all_of(needs, [](const std::vector<MaskInput>& choice) {
-    return std::ranges::any_of(
-        choice, [](MaskInput i) { return is_number(i) || i == MaskInput::documents; });
-  });
-}
-
-std::span<const MaskRule> mask_rules() {
-  static const std::vector<MaskRule> rules = declare();
-  return rules;
-}
-
-const MaskRule& mask_rule(std::string_view name) {
-  for (const MaskRule& rule : mask_rules()) {
-    if (name == rule.name || (*rule.alias != '\0' && name == rule.alias)) return rule;
-  }
-  std::string all;
-  for (const std::string& known : mask_names()) all += (all.empty() ? "" : ", ") + known;
-  fail(ExitCode::config, "unknown mask '", name, "'; expected one of ", all);
-}
-
-std::vector<std::string> mask_names() {
-  std::vector<std::string> names;
-  for (const MaskRule& rule : mask_rules()) {
-    names.emplace_back(rule.name);
-    if (*rule.alias != '\0') names.emplace_back(rule.alias);
-  }
-  return names;
-}
-
-std::string mask_reference() {
-  std::string text = "| mask | query i sees key j when | needs | causal |\n|---|---|---|---|\n";
-  for (const MaskRule& rule : mask_rules()) {
-    std::string needs;
-    for (const std::vector<MaskInput>& choice : rule.needs) {
-      needs += needs.empty() ? "" : "; ";
-      for (const MaskInput input : choice)
-        needs += concat(input == choice.front() ? "`" : " or `", is_number(input) ? "--" : "",
-                        name(input), "`");
-    }
-    const std::string alias = *rule.alias == '\0' ? "" : concat(", `", rule.alias, "`");
-    text += concat("| `", rule.name, "`", alias, " | ", rule.sees, " | ", needs, " | ",
-                   rule.causal ? "yes" : "no", " |\n");
-  }
-  return text;
-}
-
 const std::optional<std::int64_t>& MaskNumbers::of(MaskInput number) const {
   LONGHAUL_CHECK(is_number(number), name(number), " is no number");
   return number == MaskInput::window   ? window
@@ -474,10 +382,14 @@ HeadMasks make_mask(std::string_view name, const MaskParameters& parameters, std
   const MaskRule& rule = mask_rule(name);
   check_numbers(rule, parameters.numbers, tokens);
   check_needs(rule, parameters);
+  LONGHAUL_CHECK(parameters.tokens_before >= 0, parameters.tokens_before,
+                 " tokens of a document before the first");
   if (rule.name == std::string_view("causal_document")) {
     // The most common one by far, and often of thousands of documents: nothing to search for.
     check_offsets(MaskInput::documents, *parameters.documents, tokens);
-    return Mask::documents(*parameters.documents);
+    const Mask mask = Mask::documents(*parameters.documents);
+    const std::optional<std::int64_t>& window = parameters.numbers.window;
+    return window ? mask.within(1 - *window, kUnbounded) : mask;
   }
   if (rule.takes(MaskInput::slices)) return make_slices(*parameters.slices, tokens);
   if (rule.takes(MaskInput::blocks)) {

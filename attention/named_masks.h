@@ -1,54 +1,16 @@
 #pragma once
-// Masks by name: one table says what each sees and what it is made of, and one function lowers any
-// of them to slices. The names are those of the long-context attention benchmark (LongCA-bench).
+// Masks by name: one function lowers any of the table in mask_rules.h to slices.
 
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "attention/head_masks.h"
+#include "attention/mask_rules.h"
 
 namespace longhaul::attention {
-
-/// What a mask may be made of: numbers first, then arrays.
-enum class MaskInput : std::uint8_t {
-  window,         ///< tokens, at least 1
-  prefix,         ///< tokens, 0 up to the sequence's
-  global,         ///< tokens, 0 up to the sequence's
-  block,          ///< tokens, at least 1
-  documents,      ///< offsets [n+1]: rise from 0 to the token count; empty documents allowed
-  prefixes,       ///< [n], one per document, at most its length
-  blocks,         ///< 0 or 1 [m,m]: query block x key block; or [H,m,m]
-  block_offsets,  ///< [m+1]: rise from 0 to the token count; empty blocks allowed
-  slices          ///< [n,5]: query begin and end, key begin and end, type 0..3; or [H,n,5]
-};
-const char* name(MaskInput input);
-constexpr bool is_number(MaskInput input) { return input <= MaskInput::block; }
-
-/// One row of the table of masks.
-struct MaskRule {
-  const char* name;
-  const char* alias;  ///< another name of the same mask, or ""
-  bool causal;        ///< no query sees a later key, whatever the parameters
-  /// One of each list is needed; the first that is given counts.
-  std::vector<std::vector<MaskInput>> needs;
-  const char* sees;  ///< when query i sees key j; Markdown
-
-  bool takes(MaskInput input) const;
-  /// Whether numbers and the documents of a packed sequence are enough: such masks can be trained
-  /// with; the others need arrays made for one sequence.
-  bool trainable() const;
-};
-std::span<const MaskRule> mask_rules();
-/// By name or alias. Throws Error(config) listing the names.
-const MaskRule& mask_rule(std::string_view name);
-/// All names, each alias behind its mask.
-std::vector<std::string> mask_names();
-/// The table as Markdown, as attention/README.md shows it.
-std::string mask_reference();
 
 struct MaskNumbers {
   std::optional<std::int64_t> window, prefix, global, block;
@@ -65,6 +27,9 @@ struct IntegerArray {
 struct MaskParameters {
   MaskNumbers numbers;
   std::optional<std::vector<std::int64_t>> documents, prefixes, block_offsets;
+  /// Tokens of the first document that lie before the first token: `prefix` and `block` count from
+  /// the document's own start. At least 0.
+  std::int64_t tokens_before = 0;
   std::optional<IntegerArray> blocks, slices;
   bool has(MaskInput input) const;
 };

@@ -29,12 +29,19 @@ std::vector<std::vector<runtime::Run>> by_sequence(std::span<const runtime::Run>
 
 }  // namespace
 
-attention::Mask sequence_mask(const DataConfig& data, std::span<const std::int64_t> documents) {
+attention::Mask sequence_mask(const DataConfig& data, const runtime::PackedDocuments& documents,
+                              const models::MaskKind& kind) {
   attention::MaskParameters parameters;
   parameters.numbers = {data.window, data.prefix, data.global, data.block, "data."};
-  parameters.documents.emplace(documents.begin(), documents.end());
-  return attention::make_mask(data.mask, parameters, documents.back())
-      .of(0);  // one mask for all heads
+  parameters.documents = documents.offsets;
+  parameters.tokens_before = documents.tokens_before;
+  // A mask that takes a window knows best what is near: an answer follows its question.
+  const bool takes_window = attention::mask_rule(data.mask).takes(attention::MaskInput::window);
+  if (kind.window && takes_window)
+    parameters.numbers.window = std::min(*kind.window, data.window.value_or(*kind.window));
+  const attention::Mask mask =
+      attention::make_mask(data.mask, parameters, documents.offsets.back()).of(0);  // of all heads
+  return takes_window ? mask : kind.of(mask);
 }
 
 std::string mask_text(const DataConfig& data) {
@@ -50,15 +57,20 @@ std::string mask_text(const DataConfig& data) {
 LocalBatch make_local_batch(const runtime::SequenceSource& source,
                             std::span<const std::int64_t> numbers, const BatchShape& shape) {
   LONGHAUL_CHECK(!numbers.empty(), "a batch of no sequences");
-  std::vector<attention::Mask> masks;
+  std::vector<runtime::PackedDocuments> documents;
   for (const std::int64_t number : numbers) {
-    masks.push_back(sequence_mask(shape.data, source.documents(number)));
-    LONGHAUL_CHECK(masks.back().tokens() == masks[0].tokens(), "a sequence of ",
-                   masks.back().tokens(), " tokens beside one of ", masks[0].tokens());
+    documents.push_back(source.documents(number));
+    LONGHAUL_CHECK(documents.back().offsets.back() == documents[0].offsets.back(), "a sequence of ",
+                   documents.back().offsets.back(), " tokens beside one of ",
+                   documents[0].offsets.back());
   }
-  const attention::Mask mask = attention::Mask::concatenated(masks);
-  masks.clear();
-  for (const models::MaskKind& kind : shape.kinds) masks.push_back(kind.of(mask));
+  std::vector<attention::Mask> masks;
+  for (const models::MaskKind& kind : shape.kinds) {
+    std::vector<attention::Mask> of_sequences;
+    for (const runtime::PackedDocuments& packed : documents)
+      of_sequences.push_back(sequence_mask(shape.data, packed, kind));
+    masks.push_back(attention::Mask::concatenated(of_sequences));
+  }
   auto layout = parallel::Layout::make(shape.layout, masks_of_layers(masks, shape.kinds),
                                        std::ssize(numbers), shape.ranks);
 

@@ -15,8 +15,10 @@
 
 namespace longhaul::launch {
 
-/// The mask that [data] names, of one sequence with these document offsets, from 0 to its length.
-attention::Mask sequence_mask(const DataConfig& data, std::span<const std::int64_t> documents);
+/// What layers of a kind see of one sequence that packs these documents: the mask that [data]
+/// names, and of it the kind's window.
+attention::Mask sequence_mask(const DataConfig& data, const runtime::PackedDocuments& documents,
+                              const models::MaskKind& kind = {});
 /// "causal_window (window 1024)": how console lines name it.
 std::string mask_text(const DataConfig& data);
 

@@ -8,6 +8,7 @@
 
 #include "attention/named_masks.h"
 #include "launch/config.h"
+#include "launch/row_rules.h"
 #include "models/layer_types.h"
 #include "runtime/error.h"
 
@@ -133,6 +134,11 @@ void check_mask(TrainDraft& draft) {
           fmt::format("expected at most training.seq_len = {}", draft.config.training.seq_len));
     }
   }
+}
+
+void resolve_positions(TrainDraft& draft) {
+  if (!draft.good({"data.mask", "data.positions"})) return;
+  draft.config.data.positions = resolved_positions(draft.config.data);
 }
 
 void check_batch(TrainDraft& draft) {
@@ -302,6 +308,7 @@ void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   check_model(draft);
   check_layer_types(draft);
   check_mask(draft);
+  resolve_positions(draft);
   check_batch(draft);
   check_steps(draft);
   check_files(draft);

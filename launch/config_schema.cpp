@@ -102,8 +102,10 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "\"documents\"", .choices = trainable_masks(),
        .not_choices = other_masks()},
       {LONGHAUL_KEY(data, window),
-       .explanation = "Tokens that a query sees on a side, itself included; of `full_window`, "
-                      "`causal_window`, `global_window`.",
+       .explanation =
+           "Tokens that a query sees on a side, itself included; of `full_window`, "
+           "`causal_window`, `global_window`, across documents; if given, of `causal_document`, "
+           "`full_document` and `shared_question`, of what else they would show.",
        .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
       {LONGHAUL_KEY(data, prefix),
        .explanation = "Tokens of the prefix, of `prefix_causal` (of the sequence) and "
@@ -119,6 +121,11 @@ std::vector<runtime::ConfigKey> declare() {
                       "`shared_question`; of a block of `causal_blockwise`, whose blocks are the "
                       "documents without it.",
        .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(data, positions),
+       .explanation = "Where the positions of the rotary embedding begin: `document`, at each "
+                      "document; `sequence`, at the sequence; `auto`, at each document where the "
+                      "mask stays inside documents, else at the sequence.",
+       .default_value = "\"auto\"", .choices = {"auto", "document", "sequence"}},
 
       {LONGHAUL_KEY(training, seq_len),
        .explanation = "Tokens in a sequence, over all ranks of the context axis.", .minimum = 1,

@@ -12,6 +12,7 @@
 #include "launch/config.h"
 #include "launch/metrics.h"
 #include "launch/model.h"
+#include "launch/row_rules.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "runtime/build_info.h"
@@ -68,8 +69,7 @@ struct TrainingData {
   explicit TrainingData(TrainDraft& draft)
       : corpus(open_corpus(draft)),
         vocab_size(model_vocabulary(draft.config, corpus.info())),
-        sequences(corpus, draft.config.training.seq_len,
-                  static_cast<std::uint64_t>(draft.config.debug.seed)) {}
+        sequences(make_sequences(draft.config, corpus)) {}
   TrainingData(const TrainingData&) = delete;  // sequences refers to corpus
   TrainingData& operator=(const TrainingData&) = delete;
 
@@ -118,6 +118,7 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
               config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",
               schemes_text(config).c_str(), config.parallelism.context_parallel_layout.c_str(),
               mask_text(config.data).c_str());
+  std::printf("rows     %s\n", documents_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
   std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
               hosts.size() == 1 ? "host" : "hosts",

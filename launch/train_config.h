@@ -38,6 +38,7 @@ struct DataConfig {
   std::string mask;
   /// Tokens; given when the mask takes them.
   std::optional<std::int64_t> window, prefix, global, block;
+  std::string positions;  ///< "document" or "sequence"; "auto" until the rules have seen the mask
 };
 
 struct TrainingConfig {

@@ -10,6 +10,7 @@
 #include "launch/legality.h"
 #include "launch/metrics.h"
 #include "launch/model.h"
+#include "launch/row_rules.h"
 #include "launch/schemes.h"
 #include "models/optimizer.h"
 #include "parallel/sharding.h"
@@ -105,8 +106,7 @@ int run_validate(const ValidateOptions& options) {
   const runtime::Corpus opened = open_corpus(draft);
   const runtime::CorpusInfo& corpus = opened.info();
   const std::int64_t vocabulary = model_vocabulary(config, corpus);
-  const runtime::Sequences sequences(opened, config.training.seq_len,
-                                     static_cast<std::uint64_t>(config.debug.seed));
+  const runtime::Sequences sequences = make_sequences(config, opened);
 
   const models::Model model = make_model(config, vocabulary);
   fmt::print("# {}: no problems\n", options.config_path);
@@ -118,6 +118,7 @@ int run_validate(const ValidateOptions& options) {
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));
+  fmt::print("# documents   {}\n", documents_text(config.data));
   fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch\n",
              grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),
              grouped(sequences.per_epoch()));

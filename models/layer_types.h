@@ -21,7 +21,8 @@ struct MaskKind {
   std::optional<std::int64_t> window = {};  ///< tokens; none: all of the data's mask
   std::int64_t layers = 0;                  ///< how many see it
 
-  /// Of a batch with this mask, which is causal where there is a window.
+  /// Of a batch with this mask, which is causal where there is a window, and whose queries see the
+  /// tokens just before them, if any.
   attention::Mask of(const attention::Mask& data) const;
 };
 

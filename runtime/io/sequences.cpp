@@ -29,28 +29,78 @@ void append_documents(std::span<const std::int64_t> offsets, std::int64_t begin,
   }
 }
 
-/// Offsets in its sequence.
-struct Document {
-  std::int64_t begin, end;
+/// Rows of a sequence that follow one another: positions rise by 1, and each but the last has the
+/// next one's token for its label. Lies in one document.
+struct Segment {
+  std::int64_t begin = 0, end = 0;  ///< index in the sequence
+  std::int64_t position = 0;        ///< of the first row
+  bool last_has_label = false;
 };
 
-/// What a row is, given its document: appends those of `piece`, which lies in the document. The
-/// sequence begins at corpus token `sequence_begin` and may wrap; documents do not.
-void append_rows(const Corpus& corpus, std::int64_t sequence_begin, const Run& piece,
-                 const Document& document, Rows& rows) {
-  const std::int64_t token = (sequence_begin + piece.first) % corpus.info().tokens;
+/// A document's part in a sequence.
+struct Piece {
+  std::int64_t begin = 0, end = 0;  ///< index in the sequence
+  std::int64_t before = 0;          ///< tokens of the document before it
+  bool cut = false;                 ///< tokens of the document are behind it
+};
+
+/// Whatever the stem and the first branch hold of the piece, then every other branch.
+void append_branches(const Piece& piece, const RowRules& rules, std::vector<Segment>& segments) {
+  const auto [stem, length] = *rules.branches;
+  const std::int64_t stem_here =
+      std::clamp<std::int64_t>(stem - piece.before, 0, piece.end - piece.begin);
+  const std::int64_t branched = std::max<std::int64_t>(0, piece.before - stem) % length;
+  std::int64_t whole = piece.begin + std::max<std::int64_t>(0, stem - piece.before) + length -
+                       branched;  // where the branch ends, cut or not
+  for (std::int64_t begin = piece.begin; begin < piece.end; whole += length) {
+    const std::int64_t end = std::min(whole, piece.end);
+    const std::int64_t restarted = begin == piece.begin ? 0 : stem_here;
+    segments.push_back(
+        {begin, end, rules.positions_restart ? restarted : begin, piece.cut && end < whole});
+    begin = end;
+  }
+}
+
+/// What a sequence's rows are. `next` is the token behind its last one, of `tokens` in the corpus.
+std::vector<Segment> segments_of(const PackedDocuments& packed, const RowRules& rules,
+                                 const Corpus& corpus, std::int64_t next) {
+  const bool more = next < corpus.info().tokens;
+  const bool cut = more && !std::ranges::binary_search(corpus.documents(), next);
+  const std::vector<std::int64_t>& offsets = packed.offsets;
+  std::vector<Segment> segments;
+  for (std::size_t d = 0; d + 1 < offsets.size(); ++d) {
+    const bool last = d + 2 == offsets.size();
+    const Piece piece{offsets[d], offsets[d + 1], d == 0 ? packed.tokens_before : 0, last && cut};
+    if (rules.branches) {
+      append_branches(piece, rules, segments);
+    } else {
+      segments.push_back({piece.begin, piece.end, rules.positions_restart ? 0 : piece.begin,
+                          rules.labels_cross ? !last || more : piece.cut});
+    }
+  }
+  return segments;
+}
+
+/// The one place of what a row is: appends the rows of `run`, which lies in the segment. `first` is
+/// the corpus token of the run's first row; a segment does not wrap, but its last label may.
+void append_rows(const Corpus& corpus, std::int64_t first, const Run& run, const Segment& segment,
+                 Rows& rows) {
   const std::size_t before = rows.tokens.size(),
-                    after = before + static_cast<std::size_t>(piece.count);
+                    after = before + static_cast<std::size_t>(run.count);
   rows.tokens.resize(after);
-  corpus.read(token, std::span(rows.tokens).subspan(before), piece.stride);
+  corpus.read(first, std::span(rows.tokens).subspan(before), run.stride);
 
-  const bool has_last = piece[piece.count - 1] + 1 == document.end;
+  const bool has_last = run[run.count - 1] + 1 == segment.end;
   rows.labels.resize(after, -1);
-  corpus.read(token + 1, std::span(rows.labels).subspan(before, after - before - has_last),
-              piece.stride);
+  corpus.read(first + 1, std::span(rows.labels).subspan(before, after - before - has_last),
+              run.stride);
+  if (has_last && segment.last_has_label) {
+    const std::int64_t last = first + (run.count - 1) * run.stride;
+    corpus.read((last + 1) % corpus.info().tokens, std::span(rows.labels).last(1));
+  }
 
-  for (std::int64_t i = 0; i < piece.count; ++i)
-    rows.positions.push_back(static_cast<std::int32_t>(piece[i] - document.begin));
+  for (std::int64_t i = 0; i < run.count; ++i)
+    rows.positions.push_back(static_cast<std::int32_t>(segment.position + run[i] - segment.begin));
 }
 
 }  // namespace
@@ -79,8 +129,9 @@ std::int64_t KeyedPermutation::operator()(std::int64_t position) const {
   return static_cast<std::int64_t>(value);
 }
 
-Sequences::Sequences(const Corpus& corpus, std::int64_t seq_len, std::uint64_t seed)
-    : corpus_(&corpus), seq_len_(seq_len), seed_(seed) {
+Sequences::Sequences(const Corpus& corpus, std::int64_t seq_len, std::uint64_t seed,
+                     const RowRules& rules)
+    : corpus_(&corpus), seq_len_(seq_len), seed_(seed), rules_(rules) {
   const std::int64_t tokens = corpus.info().tokens;
   if (seq_len < 1 || seq_len > std::numeric_limits<std::int32_t>::max()) {
     fail(ExitCode::config, "training.seq_len is ", seq_len, "; expected 1 to ",
@@ -91,6 +142,11 @@ Sequences::Sequences(const Corpus& corpus, std::int64_t seq_len, std::uint64_t s
          " holds ", tokens, " tokens; set training.seq_len to at most ", tokens,
          " or take a larger corpus");
   }
+  if (rules.branches) {
+    LONGHAUL_CHECK(rules.branches->stem >= 0 && rules.branches->length >= 1 && !rules.labels_cross,
+                   "branches of ", rules.branches->length, " tokens after a stem of ",
+                   rules.branches->stem, ", labels that cross documents: ", rules.labels_cross);
+  }
   per_epoch_ = (tokens - 1) / seq_len + 1;
 }
 
@@ -100,34 +156,36 @@ std::int64_t Sequences::first_token(std::int64_t number) const {
   return order(number % per_epoch_) * seq_len_;
 }
 
-std::vector<std::int64_t> Sequences::documents(std::int64_t number) const {
+PackedDocuments Sequences::documents(std::int64_t number) const {
   const std::int64_t begin = first_token(number);
   const std::int64_t end = std::min(begin + seq_len_, corpus_->info().tokens);
   const std::int64_t wrapped = begin + seq_len_ - end;
-  std::vector<std::int64_t> offsets;
-  append_documents(corpus_->documents(), begin, end, 0, offsets);
-  if (wrapped > 0) append_documents(corpus_->documents(), 0, wrapped, end - begin, offsets);
-  offsets.push_back(seq_len_);
-  return offsets;
+  PackedDocuments packed;
+  packed.tokens_before = begin - *std::prev(std::ranges::upper_bound(corpus_->documents(), begin));
+  append_documents(corpus_->documents(), begin, end, 0, packed.offsets);
+  if (wrapped > 0) append_documents(corpus_->documents(), 0, wrapped, end - begin, packed.offsets);
+  packed.offsets.push_back(seq_len_);
+  return packed;
 }
 
 void Sequences::read(std::int64_t number, std::span<const Run> runs, Rows& rows) const {
-  const std::vector<std::int64_t> offsets = documents(number);
-  const std::int64_t begin = first_token(number);
+  const std::int64_t begin = first_token(number), tokens = corpus_->info().tokens;
+  const std::vector<Segment> segments =
+      segments_of(documents(number), rules_, *corpus_, (begin + seq_len_ - 1) % tokens + 1);
   for (const Run& run : runs) {
     LONGHAUL_CHECK(
         run.stride >= 1 && run.first >= 0 && (run.count <= 0 || run[run.count - 1] < seq_len_),
         "rows ", run.first, ", ", run.first + run.stride, ", ... (", run.count,
         ") of a sequence of ", seq_len_, " tokens");
-    // Piece by piece, each the run's part of one document.
-    auto end = std::ranges::upper_bound(offsets, run.first);
+    // Part by part, each the run's in one segment.
+    auto segment = std::ranges::upper_bound(segments, run.first, {}, &Segment::end);
     for (std::int64_t done = 0; done < run.count;) {
       const std::int64_t first = run[done];
-      while (*end <= first) ++end;
-      const std::int64_t inside = (*end - 1 - first) / run.stride + 1;
-      const Run piece{first, std::min(run.count - done, inside), run.stride};
-      append_rows(*corpus_, begin, piece, {end[-1], *end}, rows);
-      done += piece.count;
+      while (segment->end <= first) ++segment;
+      const std::int64_t inside = (segment->end - 1 - first) / run.stride + 1;
+      const Run part{first, std::min(run.count - done, inside), run.stride};
+      append_rows(*corpus_, (begin + first) % tokens, part, *segment, rows);
+      done += part.count;
     }
   }
 }

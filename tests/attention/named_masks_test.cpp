@@ -144,6 +144,13 @@ TEST(NamedMasks, EqualTheirWordsPairByPair) {
         }
         all = std::move(longer);
       }
+      for (const MaskInput input : rule.may_have) {  // all without it, and all with one or another
+        const std::vector<Choice> values = choices(input, tokens, random);
+        for (std::size_t i = 0, without = all.size(); i < without; ++i) {
+          all.push_back(all[i]);
+          values[i % values.size()](all.back());
+        }
+      }
       for (const MaskParameters& parameters : all) {
         const MaskNumbers& n = parameters.numbers;
         SCOPED_TRACE(runtime::concat(name, " of ", tokens, " tokens, window ",
@@ -163,17 +170,72 @@ TEST(NamedMasks, EqualTheirWordsPairByPair) {
 TEST(NamedMasks, SamplesOfEachEqualTheirWordsToo) {
   for (const std::int64_t tokens : {0, 1, 5, 7, 64, 127}) {
     const std::vector<test::MaskSample> samples = test::mask_samples(tokens, 3);
-    EXPECT_EQ(samples.size(), mask_rules().size() + 2);
+    const auto optional = static_cast<std::size_t>(std::ranges::count_if(
+        mask_rules(), [](const MaskRule& rule) { return !rule.may_have.empty(); }));
+    const std::size_t shared = mask_rules().size() + optional;
+    EXPECT_EQ(optional, 3u);
+    EXPECT_EQ(samples.size(), shared + 2);
     for (std::size_t i = 0; i < samples.size(); ++i) {
       const auto& [name, parameters] = samples[i];
       SCOPED_TRACE(runtime::concat(name, " of ", tokens));
       const HeadMasks mask = make_mask(name, parameters, tokens);
       EXPECT_EQ(mask.tokens(), tokens);
-      EXPECT_EQ(mask.shared(), i < mask_rules().size());
+      EXPECT_EQ(mask.shared(), i < shared);
       if (name != "slices" && mask.shared()) expect_words(name, parameters, tokens);
       if (tokens >= 64) {
         EXPECT_EQ(mask.groups().size(), mask.shared() ? 1u : 3u);
         EXPECT_GT(mask.of(0).area(), 0);
+      }
+    }
+  }
+}
+
+TEST(NamedMasks, TheirScopesAreWhatTheyShow) {
+  std::set<MaskScope> met;
+  for (const auto& [name, parameters] : test::mask_samples(127)) {
+    if (name == "slices") continue;
+    const MaskWords words(name, parameters, 127);
+    const Offsets documents{0, 25, 25, 63, 127};
+    const auto document = [&](std::int64_t t) { return std::ranges::upper_bound(documents, t); };
+    bool crosses = false;
+    for (std::int64_t i = 0; i < 127; ++i) {
+      for (std::int64_t j = 0; j < 127; ++j)
+        crosses |= document(i) != document(j) && words.sees(i, j);
+    }
+    const MaskScope scope = mask_rule(name).scope;
+    EXPECT_EQ(crosses, scope == MaskScope::sequence) << name;
+    met.insert(scope);
+  }
+  EXPECT_EQ(met.size(), 3u);
+}
+
+/// Of documents of any lengths, what begins at any token of theirs.
+TEST(NamedMasks, OfACutDocumentGoOn) {
+  std::mt19937 random(3);
+  for (const MaskRule& rule : mask_rules()) {
+    if (rule.scope == MaskScope::sequence) continue;
+    for (int trial = 0; trial < 60; ++trial) {
+      MaskParameters whole;
+      Offsets documents = random_offsets(40, 1 + trial % 5, random);
+      documents.erase(std::unique(documents.begin(), documents.end()), documents.end());
+      whole.documents = documents;
+      if (rule.takes(MaskInput::prefix)) whole.numbers.prefix = below(20, random);
+      if (rule.takes(MaskInput::block)) whole.numbers.block = 1 + below(9, random);
+      if (trial % 2 == 1 && rule.takes(MaskInput::window))
+        whole.numbers.window = 1 + below(9, random);
+      const std::int64_t cut = below(21, random);  // at least a prefix is left
+      const auto next = std::ranges::upper_bound(documents, cut);
+      MaskParameters rest;
+      rest.numbers = whole.numbers;
+      rest.documents = Offsets{0};
+      rest.tokens_before = cut - next[-1];
+      for (auto at = next; at != documents.end(); ++at) rest.documents->push_back(*at - cut);
+      SCOPED_TRACE(runtime::concat(rule.name, ", trial ", trial, ", cut at ", cut));
+      const MaskWords words(rule.name, whole, 40);
+      const Bitmap got(40 - cut, 40 - cut, make_mask(rule.name, rest, 40 - cut).of(0).slices());
+      for (std::int64_t i = cut; i < 40; ++i) {
+        for (std::int64_t j = cut; j < 40; ++j)
+          ASSERT_EQ(got.at(i - cut, j - cut), words.sees(i, j)) << "query " << i << ", key " << j;
       }
     }
   }

@@ -100,7 +100,7 @@ TEST(Batches, OfACorpusHoldTheRowsThatTheLayoutNames) {
 class Counted final : public runtime::SequenceSource {
  public:
   explicit Counted(const runtime::SequenceSource& source) : source_(source) {}
-  std::vector<std::int64_t> documents(std::int64_t number) const override {
+  runtime::PackedDocuments documents(std::int64_t number) const override {
     return source_.documents(number);
   }
   void read(std::int64_t number, std::span<const runtime::Run> runs,

@@ -113,6 +113,18 @@ TEST_F(ConfigTest, LoadsWithDefaults) {
   EXPECT_EQ(checkpoint_folder(config), folder_.file("out/checkpoints"));
 }
 
+TEST_F(ConfigTest, PositionsFollowTheMaskUnlessTheySay) {
+  const auto positions = [&](const std::string& data) {
+    return load({{10, "corpus = \"CORPUS\"" + data}}).data.positions;
+  };
+  EXPECT_EQ(positions(""), "document");
+  EXPECT_EQ(positions("\nwindow = 8"), "document");
+  EXPECT_EQ(positions("\nmask = \"causal\""), "sequence");
+  EXPECT_EQ(positions("\nmask = \"causal_window\"\nwindow = 8\npositions = \"auto\""), "sequence");
+  EXPECT_EQ(positions("\nmask = \"causal\"\npositions = \"document\""), "document");
+  EXPECT_EQ(positions("\npositions = \"sequence\""), "sequence");
+}
+
 TEST_F(ConfigTest, KeyValueHeadsDefaultToQueryHeads) {
   EXPECT_EQ(load({{8, ""}}).model.num_key_value_heads, 8);
 }
@@ -219,8 +231,15 @@ const std::vector<WrongConfig> kWrong = {
      {{10, "corpus = \"CORPUS\"\nmask = \"causal_window\"\nwindow = 0"}},
      {{"12:10: data.window = 0: expected an integer of at least 1"}}},
     {"number not used",
-     {{10, "corpus = \"CORPUS\"\nwindow = 8"}},
-     {{"11:10: data.window = 8: data.mask = \"documents\" does not use it; leave it out"}}},
+     {{10, "corpus = \"CORPUS\"\nblock = 8"}},
+     {{"11:9: data.block = 8: data.mask = \"documents\" does not use it; leave it out"}}},
+    {"window of a mask that takes none",
+     {{10, "corpus = \"CORPUS\"\nmask = \"prefix_document\"\nprefix = 3\nwindow = 8"}},
+     {{"13:10: data.window = 8: data.mask = \"prefix_document\" does not use it; leave it out"}}},
+    {"positions of neither kind",
+     {{10, "corpus = \"CORPUS\"\npositions = \"documents\""}},
+     {{"11:13: data.positions = \"documents\": expected one of \"auto\", \"document\", "
+       "\"sequence\"; did you mean \"document\"?"}}},
     {"prefix too long",
      {{10, "corpus = \"CORPUS\"\nmask = \"prefix_causal\"\nprefix = 99999999"}},
      {{"12:10: data.prefix = 99999999: expected at most training.seq_len = "}}},

@@ -80,7 +80,7 @@ TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
         config_error = error.what();
       }
       try {
-        sequence_mask(data, documents);
+        sequence_mask(data, {documents, 0});
         ++accepted;
       } catch (const runtime::Error& error) {
         mask_error = error.what();
@@ -91,7 +91,7 @@ TEST(Schemes, TheConfigurationAsksForTheNumbersThatMasksTake) {
                                                           << mask_error;
     }
   }
-  EXPECT_EQ(accepted, 5 + 2 * 2 + 2 * 2 + 2 * 2 + (1 + 2) + 2 + 2 + 2);
+  EXPECT_EQ(accepted, 2 + 3 * 3 + 2 * 2 + 3 * 2 * 2 + 2 * 2 + (1 + 2) + 2 + 2 + 2);
 }
 
 }  // namespace

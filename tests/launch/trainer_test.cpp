@@ -382,7 +382,17 @@ TEST(Ahead, ADamagedBlockFailsTheStepThatNeedsIt) {
   };
   const runtime::Corpus good = corpus({});
   const auto whole = std::make_shared<const runtime::Sequences>(good, kSeqLen, 7);
-  const runtime::Corpus bad = corpus({whole->first_token(9) / kSeqLen});
+  // A sequence's last label is in the block behind it: damaged is one behind none of steps 1 and 2.
+  std::int64_t block = -1;
+  for (std::int64_t number = 8; number < 12; ++number) {
+    const std::int64_t begin = whole->first_token(number);
+    bool needed = false;
+    for (std::int64_t before = 0; before < 8; ++before)
+      needed |= whole->first_token(before) + kSeqLen == begin;
+    if (!needed) block = begin / kSeqLen;
+  }
+  ASSERT_GE(block, 0);
+  const runtime::Corpus bad = corpus({block});
   const auto damaged = std::make_shared<const runtime::Sequences>(bad, kSeqLen, 7);
   const TrainConfig config = on({2, 2});
   expect_equal_within(run_training(config, kVocabulary, damaged, {.steps = 2}),

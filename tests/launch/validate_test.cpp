@@ -67,6 +67,40 @@ TEST_F(ValidateTest, NamesTheSchemesThatRun) {
   EXPECT_TRUE(has(chosen.out, "# attention   burst (chosen by auto) over zigzag")) << chosen.out;
 }
 
+TEST_F(ValidateTest, SaysWhatDocumentsPositionsAndLabelsResolveTo) {
+  const auto told = [&](const std::vector<std::string>& settings) {
+    std::vector<std::string> arguments;
+    for (const std::string& setting : settings) {
+      arguments.emplace_back("--set");
+      arguments.push_back("data." + setting);
+    }
+    const auto result = validate(arguments);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result.out;
+  };
+  const std::string inside = "# documents   attention stays inside documents; positions ";
+  std::string out = told({});
+  EXPECT_TRUE(has(out, inside + "restart at each; labels stay inside\n")) << out;
+  EXPECT_TRUE(has(out, "positions = \"document\"\n")) << out;
+  out = told({"positions=sequence"});
+  EXPECT_TRUE(has(out, inside + "run from 0 to seq_len - 1; labels stay inside\n")) << out;
+  out = told({"mask=causal_window", "window=9"});
+  EXPECT_TRUE(has(out,
+                  "# documents   attention crosses documents; positions run from 0 to "
+                  "seq_len - 1; labels cross\n"))
+      << out;
+  EXPECT_TRUE(has(out, "positions = \"sequence\"\n")) << out;
+  out = told({"mask=causal", "positions=document"});
+  EXPECT_TRUE(has(out,
+                  "# documents   attention crosses documents; positions restart at each; "
+                  "labels cross\n"))
+      << out;
+  out = told({"mask=shared_question", "prefix=8", "block=8"});
+  EXPECT_TRUE(has(out, inside + "restart at each, those of an answer at its question's end; labels "
+                                "stay inside answers\n"))
+      << out;
+}
+
 TEST_F(ValidateTest, CountsActivationsAndLayers) {
   // By hand, a row and layer in float32: attention keeps 192 + (2 * 6 + 2 * 2) * 32 + 2 * 6 + 1
   // numbers, the rest 192 + 2 * 512 + 1; 2,048 rows a rank, 4 layers.

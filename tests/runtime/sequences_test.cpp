@@ -152,7 +152,8 @@ TEST(Sequences, MatchTheDefinitionAndCoverEveryTokenOnceAnEpoch) {
           EXPECT_EQ(begin % seq_len, 0);
           const test::RawSequence expected =
               test::packed_sequence(numbers, lengths, begin, seq_len);
-          EXPECT_EQ(sequences.documents(cursor), expected.documents);
+          EXPECT_EQ(sequences.documents(cursor).offsets, expected.documents);
+          EXPECT_EQ(sequences.documents(cursor).tokens_before, expected.tokens_before);
           const Rows whole = read(sequences, cursor, {{0, seq_len, 1}});
           expect_rows(whole, {{0, seq_len, 1}}, expected);
           for (const std::int32_t token : whole.tokens) ++seen[static_cast<std::size_t>(token)];
@@ -211,7 +212,13 @@ TEST(Sequences, ReadTheTokensOfTheirRowsAndTheNextOfTheirLabels) {
                               " + ", run.stride, " i, ", run.count));
           const Corpus whole = corpus({});
           const std::int64_t begin = Sequences(whole, seq_len, 3).first_token(number);
-          const auto expected = test::packed_sequence(tokens, lengths, begin, seq_len);
+          auto expected = test::packed_sequence(tokens, lengths, begin, seq_len);
+          const RowRules rules{.labels_cross = rank % 2 == 1};
+          for (std::int64_t i = begin; rules.labels_cross && i < begin + seq_len; ++i) {
+            const bool corpus_ends = i + 1 == kTotal && i + 1 == begin + seq_len;
+            expected.labels[static_cast<std::size_t>(i - begin)] =
+                corpus_ends ? -1 : tokens[static_cast<std::size_t>((i + 1) % kTotal)];
+          }
           std::set<std::int64_t> needed;
           for (std::int64_t i = 0; i < run.count; ++i) {
             const std::int64_t index = run.first + i * run.stride;
@@ -224,14 +231,14 @@ TEST(Sequences, ReadTheTokensOfTheirRowsAndTheNextOfTheirLabels) {
           std::set<std::int64_t> others;
           std::ranges::set_difference(all, needed, std::inserter(others, others.end()));
           const Corpus only = corpus(others);
-          expect_rows(read(Sequences(only, seq_len, 3), number, {run}), {run}, expected);
+          expect_rows(read(Sequences(only, seq_len, 3, rules), number, {run}), {run}, expected);
 
           const Corpus none = corpus(all);  // and documents need no token
-          EXPECT_EQ(Sequences(none, seq_len, 3).documents(number), expected.documents);
+          EXPECT_EQ(Sequences(none, seq_len, 3).documents(number).offsets, expected.documents);
           if (needed.empty()) continue;
           const Corpus lacking = corpus({*std::next(needed.begin(), std::ssize(needed) / 2)});
           test::expect_error(ExitCode::data, "'block_hashes'",
-                             [&] { read(Sequences(lacking, seq_len, 3), number, {run}); });
+                             [&] { read(Sequences(lacking, seq_len, 3, rules), number, {run}); });
         }
       }
     }

@@ -32,9 +32,10 @@ Problems every_mask(std::int64_t n, const ProblemSizes& sizes) {
   Problems all;
   std::set<std::string> names;
   for (const auto& [name, parameters] : mask_samples(n, sizes.heads)) {
+    const auto masks = attention::make_mask(name, parameters, n);
     const bool again = !names.insert(name).second;
-    all.push_back(std::make_unique<Problem>(again ? name + " by head" : name,
-                                            attention::make_mask(name, parameters, n), sizes));
+    const char* const what = !again ? "" : masks.shared() ? " with a window" : " by head";
+    all.push_back(std::make_unique<Problem>(name + what, masks, sizes));
   }
   for (const auto& [name, mask] : assorted_masks(n)) {
     if (name == "documents of one token" || name == "assorted")

@@ -64,16 +64,18 @@ Values attend(const Values& q, const Values& k, const Values& v, const OracleBat
       const std::size_t kv = head * kv_heads / heads;
       Values weights;
       double total = 0;
-      for (std::size_t s = 0; s <= r; ++s) {
+      for (std::size_t s = 0; s < rows; ++s) {
         double score = 0;
         for (std::size_t i = 0; i < d; ++i)
           score += q[(r * heads + head) * d + i] * k[(s * kv_heads + kv) * d + i];
         const bool near = !slides || s + at(c.sliding_window) > r;
-        const bool visible = near && batch.documents[s] == batch.documents[r];
+        const bool visible = batch.sees
+                                 ? batch.sees(layer, r, s)
+                                 : near && s <= r && batch.documents[s] == batch.documents[r];
         weights.push_back(visible ? std::exp(score / std::sqrt(static_cast<double>(d))) : 0);
         total += weights.back();
       }
-      for (std::size_t s = 0; s <= r; ++s) {
+      for (std::size_t s = 0; total > 0 && s < rows; ++s) {
         for (std::size_t i = 0; i < d; ++i) {
           out[(r * heads + head) * d + i] += weights[s] / total * v[(s * kv_heads + kv) * d + i];
         }

@@ -18,6 +18,8 @@ using NamedValues = std::map<std::string, std::vector<double>>;
 struct OracleBatch {
   std::vector<std::int64_t> tokens, labels, positions;
   std::vector<std::int64_t> documents;  ///< row r sees rows s <= r of its own document
+  /// Where given, what row r sees instead, in a sliding layer too.
+  std::function<bool(std::int64_t layer, std::size_t r, std::size_t s)> sees = {};
 };
 
 /// logits [rows, V].

@@ -22,14 +22,22 @@ std::int64_t part_of(const std::vector<std::int64_t>& offsets, std::int64_t t) {
 bool MaskWords::sees(std::int64_t i, std::int64_t j) const {
   if (name_ == "full") return true;
   if (name_ == "causal") return j <= i;
-  if (name_ == "full_document") return document(i) == document(j);
+  const bool near = !n_.window || std::abs(i - j) < *n_.window;
+  if (name_ == "full_document") return document(i) == document(j) && near;
   if (name_ == "causal_document" || name_ == "documents")
-    return document(i) == document(j) && j <= i;
+    return document(i) == document(j) && j <= i && near;
   if (name_ == "full_window") return std::abs(i - j) < *n_.window;
   if (name_ == "causal_window") return 0 <= i - j && i - j < *n_.window;
   if (name_ == "shared_question") {
-    if (document(i) != document(j) || j > i) return false;
-    return in_prefix(j) || (!in_prefix(i) && answer(i) == answer(j));
+    const auto together = [&](std::int64_t key) {
+      return document(i) == document(key) &&
+             (in_prefix(key) || (!in_prefix(i) && answer(i) == answer(key)));
+    };
+    if (j > i || !together(j)) return false;
+    std::int64_t from_j = 0;
+    for (std::int64_t key = i; n_.window && key >= j && from_j <= *n_.window; --key)
+      from_j += together(key) ? 1 : 0;
+    return from_j <= n_.window.value_or(0);
   }
   if (name_ == "global_window")
     return std::abs(i - j) < *n_.window || i < *n_.global || j < *n_.global;
@@ -100,7 +108,8 @@ std::vector<MaskSample> mask_samples(std::int64_t tokens, std::int64_t heads) {
   const std::int64_t s = tokens, width = std::max<std::int64_t>(1, s / 6);
   for (const attention::MaskRule& rule : attention::mask_rules()) {
     attention::MaskParameters p;
-    if (rule.takes(MaskInput::window)) p.numbers.window = std::max<std::int64_t>(1, s / 7);
+    const bool window = rule.takes(MaskInput::window), may_have = !rule.may_have.empty();
+    if (window && !may_have) p.numbers.window = std::max<std::int64_t>(1, s / 7);
     if (rule.takes(MaskInput::prefix)) p.numbers.prefix = s / 4;
     if (rule.takes(MaskInput::global)) p.numbers.global = s / 9;
     if (rule.takes(MaskInput::block)) p.numbers.block = width;
@@ -112,6 +121,10 @@ std::vector<MaskSample> mask_samples(std::int64_t tokens, std::int64_t heads) {
     if (rule.takes(MaskInput::slices))
       p.slices = {{4, 5}, {0,     s / 4, 0,     s / 4, 0, s / 4, s / 2, s / 8, s / 2, 1,
                            s / 2, s,     s / 3, s,     2, 0,     0,     0,     0,     0}};
+    samples.push_back({rule.name, p});
+    if (!may_have) continue;
+    EXPECT_EQ(rule.may_have, std::vector{MaskInput::window}) << "no other sample is made";
+    p.numbers.window = std::max<std::int64_t>(1, s / 7);
     samples.push_back({rule.name, std::move(p)});
   }
   if (heads == 0) return samples;

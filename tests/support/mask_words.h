@@ -38,9 +38,9 @@ struct MaskSample {
   std::string name;
   attention::MaskParameters parameters;
 };
-/// Every mask by name over `tokens` tokens, any number of them, with parameters in proportion; then
-/// block_sparse and slices with a mask of its own for each of `heads` query heads, if any. For
-/// products of masks with whatever takes them.
+/// Every mask by name over `tokens` tokens, any number of them, with parameters in proportion, once
+/// without and once with those that it may have; then block_sparse and slices with a mask of its
+/// own for each of `heads` query heads, if any. For products of masks with whatever takes them.
 std::vector<MaskSample> mask_samples(std::int64_t tokens, std::int64_t heads = 0);
 
 }  // namespace longhaul::test

@@ -53,16 +53,21 @@ RawSequence packed_sequence(std::span<const std::int32_t> tokens,
     if (starts) sequence.documents.push_back(i);
     sequence.tokens.push_back(tokens[here]);
     sequence.positions.push_back(starts ? 0 : sequence.positions.back() + 1);
-    const bool ends =
-        i + 1 == seq_len || at + 1 == total || document_of[here] != document_of[here + 1];
+    const bool ends = at + 1 == total || document_of[here] != document_of[here + 1];
     sequence.labels.push_back(ends ? -1 : tokens[here + 1]);
   }
   sequence.documents.push_back(seq_len);
+  for (std::int64_t at = begin; at > 0; --at) {
+    const auto here = static_cast<std::size_t>(at);
+    if (document_of[here - 1] != document_of[here]) break;
+    ++sequence.tokens_before;
+  }
   return sequence;
 }
 
-std::vector<std::int64_t> RawSequences::documents(std::int64_t number) const {
-  return generator_(number).documents;
+runtime::PackedDocuments RawSequences::documents(std::int64_t number) const {
+  const RawSequence sequence = generator_(number);
+  return {sequence.documents, sequence.tokens_before};
 }
 
 void RawSequences::read(std::int64_t number, std::span<const runtime::Run> runs,

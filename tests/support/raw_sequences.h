@@ -12,6 +12,7 @@ namespace longhaul::test {
 struct RawSequence {
   std::vector<std::int32_t> tokens, labels, positions;
   std::vector<std::int64_t> documents;
+  std::int64_t tokens_before = 0;  ///< of the first document
 };
 
 /// Random tokens in random documents (some of one token, some as long as the sequence), labels
@@ -19,7 +20,7 @@ struct RawSequence {
 RawSequence random_sequence(std::int64_t vocabulary, std::int64_t seq_len, std::int64_t number);
 
 /// The `seq_len` tokens from `begin`, wrapping round, of a corpus that packs documents of these
-/// lengths end to end: labels and documents token by token.
+/// lengths end to end: labels and documents token by token, as attention inside documents has them.
 RawSequence packed_sequence(std::span<const std::int32_t> tokens,
                             std::span<const std::int64_t> lengths, std::int64_t begin,
                             std::int64_t seq_len);
@@ -29,7 +30,7 @@ class RawSequences final : public runtime::SequenceSource {
  public:
   using Generator = std::function<RawSequence(std::int64_t number)>;
   RawSequences(Generator generator) : generator_(std::move(generator)) {}
-  std::vector<std::int64_t> documents(std::int64_t number) const override;
+  runtime::PackedDocuments documents(std::int64_t number) const override;
   void read(std::int64_t number, std::span<const runtime::Run> runs,
             runtime::Rows& rows) const override;
 

@@ -18,6 +18,7 @@ launch::TrainConfig small_training(std::int64_t seq_len) {
   config.model.rms_norm_eps = 1e-5;
   config.model.rope_theta = 10000;
   config.data.mask = "documents";
+  config.data.positions = "auto";
   config.training.seq_len = seq_len;
   config.training.micro_batch_size = 1;
   config.training.tokens_per_step = 4 * seq_len;
