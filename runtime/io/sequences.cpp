@@ -34,6 +34,18 @@ struct Document {
   std::int64_t begin, end;
 };
 
+/// Appends the weights of the labels just appended, of which the first `labels` are the corpus's
+/// tokens `first`, first + stride, ... and the others none.
+void append_label_weights(const Corpus& corpus, std::int64_t first, std::int64_t stride,
+                          std::int64_t labels, Rows& rows) {
+  if (!corpus.info().label_weights) return;
+  const std::size_t before = rows.label_weights.size();
+  rows.label_weights.resize(rows.labels.size(), 0.0f);
+  corpus.read_label_weights(
+      first, std::span(rows.label_weights).subspan(before, static_cast<std::size_t>(labels)),
+      stride);
+}
+
 /// What a row is, given its document: appends those of `piece`, which lies in the document. The
 /// sequence begins at corpus token `sequence_begin` and may wrap; documents do not.
 void append_rows(const Corpus& corpus, std::int64_t sequence_begin, const Run& piece,
@@ -48,6 +60,7 @@ void append_rows(const Corpus& corpus, std::int64_t sequence_begin, const Run& p
   rows.labels.resize(after, -1);
   corpus.read(token + 1, std::span(rows.labels).subspan(before, after - before - has_last),
               piece.stride);
+  append_label_weights(corpus, token + 1, piece.stride, piece.count - has_last, rows);
 
   for (std::int64_t i = 0; i < piece.count; ++i)
     rows.positions.push_back(static_cast<std::int32_t>(piece[i] - document.begin));
@@ -108,6 +121,7 @@ std::vector<std::int64_t> Sequences::documents(std::int64_t number) const {
   append_documents(corpus_->documents(), begin, end, 0, offsets);
   if (wrapped > 0) append_documents(corpus_->documents(), 0, wrapped, end - begin, offsets);
   offsets.push_back(seq_len_);
+  corpus_->require_whole();
   return offsets;
 }
 
@@ -130,6 +144,7 @@ void Sequences::read(std::int64_t number, std::span<const Run> runs, Rows& rows)
       done += piece.count;
     }
   }
+  corpus_->require_whole();
 }
 
 }  // namespace longhaul::runtime

@@ -37,6 +37,9 @@ struct Rows {
   std::vector<std::int32_t> labels;
   /// Distance from the document's first token in this sequence.
   std::vector<std::int32_t> positions;
+  /// What each label weighs in the loss, not negative; one of weight 0 counts as none. Empty where
+  /// the source has no weights: every label then weighs 1.
+  std::vector<float> label_weights;
 };
 
 /// The sequences of a run by their numbers, from 0: pure functions of the number, the same on every

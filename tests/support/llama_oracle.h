@@ -17,13 +17,14 @@ using NamedValues = std::map<std::string, std::vector<double>>;
 
 struct OracleBatch {
   std::vector<std::int64_t> tokens, labels, positions;
-  std::vector<std::int64_t> documents;  ///< row r sees rows s <= r of its own document
+  std::vector<std::int64_t> documents;     ///< row r sees rows s <= r of its own document
+  std::vector<double> label_weights = {};  ///< empty: 1 each
 };
 
 /// logits [rows, V].
 std::vector<double> oracle_logits(const models::LlamaConfig& config, const NamedValues& parameters,
                                   const OracleBatch& batch);
-/// The sum of token losses.
+/// The sum of token losses, by their weights.
 double oracle_loss(const models::LlamaConfig& config, const NamedValues& parameters,
                    const OracleBatch& batch);
 /// d loss / d parameter of every element, by fourth-order central differences.
