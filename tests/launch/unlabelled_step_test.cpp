@@ -178,7 +178,7 @@ TEST(UnlabelledStep, IsSaidAndReportedByTheProgram) {
               std::string::npos)
         << result.out;
   }
-  EXPECT_EQ(without.size(), 2u);  // once an epoch
+  ASSERT_EQ(without.size(), 2u);  // once an epoch
   EXPECT_NE(test::read_text(folder.file("out/metrics.jsonl")).find("\"loss\":null"),
             std::string::npos);
   const auto report = test::run_longhaul(
