@@ -38,8 +38,9 @@ fs::path write_weighed(const fs::path& path, const std::vector<std::int64_t>& le
       tokens.push_back(static_cast<std::int32_t>(token % 251));
       weights.push_back(weight(token));
     }
-    // A document whose weights are all 1 need not say so.
-    const bool plain = std::ranges::all_of(weights, [](float w) { return w == 1; });
+    // A document whose weights are all 1 need not say so, but may.
+    const bool plain =
+        length % 2 == 1 && std::ranges::all_of(weights, [](float w) { return w == 1; });
     writer.append(tokens, plain ? std::span<const float>() : weights);
     writer.end_document();
   }
