@@ -82,8 +82,17 @@ LocalBatch make_local_batch(const runtime::SequenceSource& source,
   for (std::size_t i = 0; i < numbers.size(); ++i) source.read(numbers[i], parts[i], rows);
   LONGHAUL_CHECK(std::ssize(rows.tokens) == layout.rows(shape.rank), rows.tokens.size(),
                  " rows read of ", layout.rows(shape.rank));
-  const auto labels = std::ranges::count_if(rows.labels, [](auto label) { return label >= 0; });
-  return {std::move(masks), std::move(layout), std::move(rows), labels, {}};
+  LONGHAUL_CHECK(rows.label_weights.empty() || rows.label_weights.size() == rows.labels.size(),
+                 rows.label_weights.size(), " label weights of ", rows.labels.size(), " rows");
+  LocalBatch batch{std::move(masks), std::move(layout), std::move(rows)};
+  for (std::size_t row = 0; row < batch.rows.labels.size(); ++row) {
+    if (batch.rows.labels[row] < 0) continue;
+    const double weight =
+        batch.rows.label_weights.empty() ? 1.0 : static_cast<double>(batch.rows.label_weights[row]);
+    batch.local_labels += weight > 0;
+    batch.local_weight += weight;
+  }
+  return batch;
 }
 
 }  // namespace longhaul::launch

@@ -36,7 +36,8 @@ struct LocalBatch {
   std::vector<attention::Mask> masks;  ///< one for each kind of layer
   parallel::Layout layout;
   runtime::Rows rows;             ///< in the layout's local row order
-  std::int64_t local_labels = 0;  ///< rows here that have a label
+  std::int64_t local_labels = 0;  ///< rows here that have a label; one of weight 0 is none
+  double local_weight = 0;        ///< of those labels: what the sum of their losses is divided by
   /// Of each mask, its calls prepared: what `LoaderInputs::prepare` makes.
   std::vector<std::shared_ptr<const parallel::AttentionBatch>> attention = {};
 };

@@ -48,14 +48,11 @@ void add_train(CLI::App& app, Action& action) {
   add_overrides(verb, options->overrides);
 }
 
-int run_tokenize(const TokenizeOptions& options) {
-  std::cout << to_string(tokenize(options)) << "\n";
-  return 0;
-}
-
 void add_tokenize(CLI::App& app, Action& action) {
   const auto options = std::make_shared<TokenizeOptions>();
-  CLI::App* verb = add_verb(app, action, "tokenize", "Make a corpus of files, one document a file",
+  CLI::App* verb = add_verb(app, action, "tokenize",
+                            "Make a corpus of files, one document a file; of a .jsonl file, one "
+                            "document a line",
                             options, run_tokenize);
   verb->add_option("PATH", options->paths, "Files, and folders to take files from")->required();
   verb->add_option("--output", options->output, "HDF5 corpus to write")->required();
@@ -74,6 +71,9 @@ void add_inspect(CLI::App& app, Action& action) {
       add_verb(app, action, "inspect", "Say what is in a corpus or checkpoint, and verify it",
                options, run_inspect);
   verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint")->required();
+  verb->add_flag("--brief", options->brief,
+                 "Verify all the same, but leave out lists: document lengths, tensors, files and "
+                 "the configuration");
   verb->add_flag(
       "--add-entropy", options->add_entropy,
       "Store the unigram entropy in a corpus of format version 1, which becomes version 2");

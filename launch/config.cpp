@@ -26,6 +26,10 @@ runtime::Corpus open_corpus(TrainDraft& draft) {
                                   "it out to take the corpus's",
                                   info.vocabulary_size, config.data.corpus));
   }
+  if (info.tokens == 0) {
+    runtime::fail(runtime::ExitCode::data, config.data.corpus,
+                  ": holds no token; tokenize text into it");
+  }
   if (config.training.seq_len > info.tokens) {
     draft.key_problem(
         "training.seq_len", fmt::format("{}", config.training.seq_len),

@@ -48,13 +48,15 @@ std::int64_t percentile(const std::vector<std::int64_t>& sorted, std::int64_t pe
   return sorted[static_cast<std::size_t>(rank - 1)];
 }
 
-void describe_lengths(Report& report, std::vector<std::int64_t> lengths, std::int64_t tokens) {
+void describe_lengths(Report& report, std::vector<std::int64_t> lengths, std::int64_t tokens,
+                      bool brief) {
   if (lengths.empty()) return;
   std::ranges::sort(lengths);
   report.line("document lengths", "min ", lengths.front(), ", p10 ", percentile(lengths, 10),
               ", median ", percentile(lengths, 50), ", mean ",
               fixed(static_cast<double>(tokens) / static_cast<double>(lengths.size()), 1), ", p90 ",
               percentile(lengths, 90), ", p99 ", percentile(lengths, 99), ", max ", lengths.back());
+  if (brief) return;
   struct Bin {
     std::int64_t documents = 0, tokens = 0;
   };
@@ -78,7 +80,25 @@ void describe_lengths(Report& report, std::vector<std::int64_t> lengths, std::in
   }
 }
 
-std::string inspect_corpus(const fs::path& path) {
+/// What the label weights of a corpus come to, from all of them.
+std::string weights_text(const runtime::Corpus& corpus) {
+  constexpr std::int64_t kPiece = std::int64_t{1} << 16;
+  std::int64_t labels = 0;
+  double sum = 0;
+  std::vector<float> weights;
+  for (std::int64_t at = 0; at < corpus.info().tokens; at += kPiece) {
+    weights.resize(static_cast<std::size_t>(std::min(kPiece, corpus.info().tokens - at)));
+    corpus.read_label_weights(at, weights);
+    for (const float weight : weights) {
+      labels += weight > 0;
+      sum += static_cast<double>(weight);
+    }
+  }
+  return runtime::concat(runtime::hdf5::name(*corpus.info().label_weights), "; ", labels,
+                         " tokens weigh more than 0, together ", sum);
+}
+
+std::string inspect_corpus(const fs::path& path, bool brief) {
   const runtime::Corpus corpus = runtime::Corpus::open(path);
   corpus.verify();
   const runtime::CorpusInfo& info = corpus.info();
@@ -95,11 +115,13 @@ std::string inspect_corpus(const fs::path& path) {
     report.line("unigram entropy", "not stored; longhaul inspect --add-entropy ", path.string(),
                 " stores it");
   }
+  report.line("label weights",
+              info.label_weights ? weights_text(corpus) : "none; every label weighs 1");
   report.line("digest", corpus.digest());
   std::vector<std::int64_t> lengths;
   const auto offsets = corpus.documents();
   for (std::size_t i = 1; i < offsets.size(); ++i) lengths.push_back(offsets[i] - offsets[i - 1]);
-  describe_lengths(report, std::move(lengths), info.tokens);
+  describe_lengths(report, std::move(lengths), info.tokens, brief);
   return report.text().str();
 }
 
@@ -115,7 +137,7 @@ std::int64_t elements(const runtime::TensorInfo& tensor) {
   return product;
 }
 
-std::string inspect_checkpoint(const fs::path& folder, std::int64_t step) {
+std::string inspect_checkpoint(const fs::path& folder, std::int64_t step, bool brief) {
   const runtime::Checkpoint checkpoint = runtime::Checkpoint::open(folder, step);
   const runtime::CheckpointMetadata& metadata = checkpoint.metadata();
   Report report;
@@ -134,6 +156,10 @@ std::string inspect_checkpoint(const fs::path& folder, std::int64_t step) {
     bytes += elements(tensor) * runtime::size_bytes(tensor.dtype);
   }
   report.line("tensors", checkpoint.tensors().size(), ", ", values, " values, ", bytes, " bytes");
+  if (brief) {
+    report.line("files", checkpoint.files().size());
+    return report.text().str();
+  }
   for (const runtime::TensorInfo& tensor : checkpoint.tensors()) {
     report.line("", tensor.name, " ", runtime::name(tensor.dtype), " ", sizes_text(tensor.sizes),
                 " in ", tensor.slices, tensor.slices == 1 ? " slice" : " slices");
@@ -152,7 +178,7 @@ std::string inspect(const InspectOptions& options) {
   std::error_code code;
   if (!fs::is_directory(options.path, code)) {
     if (options.add_entropy) runtime::add_unigram_entropy(options.path);
-    return inspect_corpus(options.path);
+    return inspect_corpus(options.path, options.brief);
   }
   if (options.add_entropy) {
     fail(ExitCode::usage, "inspect --add-entropy: ", options.path.string(),
@@ -164,14 +190,15 @@ std::string inspect(const InspectOptions& options) {
     const std::string name = path.filename().string();
     std::string digits = std::to_string(step);
     if (digits.size() < 8) digits.insert(0, 8 - digits.size(), '0');
-    if (name == "step-" + digits) return inspect_checkpoint(path.parent_path(), step);
+    if (name == "step-" + digits)
+      return inspect_checkpoint(path.parent_path(), step, options.brief);
   }
   const std::vector<std::int64_t> steps = runtime::list_checkpoints(path);
   if (steps.empty()) {
     fail(ExitCode::data, options.path.string(),
          ": neither a checkpoint nor a folder of checkpoints");
   }
-  return inspect_checkpoint(path, steps.back());
+  return inspect_checkpoint(path, steps.back(), options.brief);
 }
 
 }  // namespace longhaul::launch

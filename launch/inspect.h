@@ -11,6 +11,7 @@ struct InspectOptions {
   /// inspected).
   std::filesystem::path path;
   bool add_entropy = false;  ///< first bring a corpus of version 1 to version 2
+  bool brief = false;  ///< without lists: the histogram of lengths, tensors, files, configuration
 };
 
 /// A description in lines. Reads every byte and checks every hash, token and offset.

@@ -197,7 +197,15 @@ std::string grouped(std::int64_t value) {
   return digits;
 }
 
+bool unlabelled(const StepMetrics& metrics) {
+  return metrics.labels == 0 && std::isnan(metrics.loss);
+}
+
 std::string console_line(const StepMetrics& metrics, const ConsoleContext& context) {
+  if (unlabelled(metrics)) {
+    return fmt::format("step {}/{} | no labels, nothing updated | lr {:.2e} | eta {}", metrics.step,
+                       context.steps, metrics.learning_rate, duration_text(context.seconds_left));
+  }
   constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
   const double memory = static_cast<double>(metrics.memory_bytes) / kGib;
   const std::string total =

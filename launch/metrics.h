@@ -34,14 +34,14 @@ struct RunHeader {
 };
 
 /// One optimizer step. Losses in nats a token, over the whole grid; memory is the maximum over
-/// ranks.
+/// ranks. NaN here is null in the file.
 struct StepMetrics {
   std::int64_t step = 0;  ///< from 1
   double loss = 0;
   double grad_norm = 0;
   double learning_rate = 0;
   std::int64_t tokens = 0;  ///< of this step
-  std::int64_t labels = 0;  ///< tokens that have one
+  std::int64_t labels = 0;  ///< tokens that have one; a label of weight 0 is none
   double tokens_per_second = 0;
   double seconds = 0;
   double mfu = 0;  ///< fraction
@@ -53,6 +53,10 @@ struct StepMetrics {
   bool operator==(const StepMetrics&) const = default;
 };
 
+/// Whether the step had no label: it then updated nothing, and its loss, gradient norm and rates
+/// are NaN.
+bool unlabelled(const StepMetrics& metrics);
+
 /// What the console line shows beside the step's own figures.
 struct ConsoleContext {
   std::int64_t steps = 0;               ///< of the whole run
@@ -61,7 +65,8 @@ struct ConsoleContext {
 };
 
 /// "step 120/10000 | loss 3.2145 | gnorm 0.84 | lr 3.00e-04 | 412,301 tok/s | mfu 41.2% |
-/// mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m".
+/// mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m"; of a step without labels
+/// "step 121/10000 | no labels, nothing updated | lr 3.00e-04 | eta 3h12m".
 std::string console_line(const StepMetrics& metrics, const ConsoleContext& context);
 
 /// "45s", "12m05s", "3h12m", "2d03h".

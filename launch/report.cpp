@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <fstream>
 #include <map>
+#include <span>
 
 #include "launch/plot.h"
 #include "runtime/error.h"
@@ -21,8 +22,9 @@ namespace {
 
 PlotSeries loss_series(const MetricsLog& log, std::string name, std::string color) {
   PlotSeries series{std::move(name), std::move(color), false, 1.8, {}};
-  for (const StepMetrics& step : log.steps)
-    series.points.push_back({static_cast<double>(step.step), step.loss});
+  for (const StepMetrics& step : log.steps) {  // the line goes on over steps that have no loss
+    if (!unlabelled(step)) series.points.push_back({static_cast<double>(step.step), step.loss});
+  }
   return series;
 }
 
@@ -31,12 +33,19 @@ std::string ranks_text(const MetricsLog& log) {
   return fmt::format("{} rank{}", log.ranks, log.ranks == 1 ? "" : "s");
 }
 
+// Steps that had a loss, first to last.
+std::vector<const StepMetrics*> labelled_steps(const MetricsLog& log) {
+  std::vector<const StepMetrics*> steps;
+  for (const StepMetrics& step : log.steps)
+    if (!unlabelled(step)) steps.push_back(&step);
+  return steps;
+}
+
 // The middle value over the steps after the first, which also pays for what is set up on first use.
-double typical(const MetricsLog& log, double StepMetrics::*field) {
+double typical(std::span<const StepMetrics* const> steps, double StepMetrics::*field) {
   std::vector<double> values;
-  for (std::size_t i = log.steps.size() > 1 ? 1 : 0; i < log.steps.size(); ++i) {
-    values.push_back(log.steps[i].*field);
-  }
+  for (const StepMetrics* step : steps.size() > 1 ? steps.subspan(1) : steps)
+    values.push_back(step->*field);
   if (values.empty()) return NAN;
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
@@ -61,6 +70,7 @@ Parity compare_runs(const MetricsLog& run, const MetricsLog& baseline) {
     const auto found = by_step.find(step.step);
     if (found == by_step.end()) continue;
     ++parity.steps;
+    if (unlabelled(step) && unlabelled(*found->second)) continue;
     parity.loss = larger(parity.loss, relative_difference(step.loss, found->second->loss));
     parity.grad_norm =
         larger(parity.grad_norm, relative_difference(step.grad_norm, found->second->grad_norm));
@@ -103,18 +113,24 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
     row("steps", "none recorded");
     return table;
   }
-  const StepMetrics& first = run.steps.front();
-  const StepMetrics& last = run.steps.back();
-  row("loss, first", fmt::format("{:.4f} nats a token (step {})", first.loss, first.step));
-  row("loss, last", fmt::format("{:.4f} nats a token (step {})", last.loss, last.step));
-  if (unigram_entropy) {
-    row("unigram entropy", fmt::format("{:.4f} nats a token; the last loss is {:.2f} of it",
-                                       *unigram_entropy, last.loss / *unigram_entropy));
+  const std::vector<const StepMetrics*> steps = labelled_steps(run);
+  if (const auto without = run.steps.size() - steps.size(); without > 0)
+    row("without labels",
+        fmt::format("{} step{}, which updated nothing", without, without == 1 ? "" : "s"));
+  if (!steps.empty()) {
+    const StepMetrics& first = *steps.front();
+    const StepMetrics& last = *steps.back();
+    row("loss, first", fmt::format("{:.4f} nats a token (step {})", first.loss, first.step));
+    row("loss, last", fmt::format("{:.4f} nats a token (step {})", last.loss, last.step));
+    if (unigram_entropy) {
+      row("unigram entropy", fmt::format("{:.4f} nats a token; the last loss is {:.2f} of it",
+                                         *unigram_entropy, last.loss / *unigram_entropy));
+    }
+    row("tokens/s",
+        fmt::format("{} (median step)",
+                    grouped(std::llround(typical(steps, &StepMetrics::tokens_per_second)))));
+    row("MFU", fmt::format("{:.1f}% (median step)", 100 * typical(steps, &StepMetrics::mfu)));
   }
-  row("tokens/s",
-      fmt::format("{} (median step)",
-                  grouped(std::llround(typical(run, &StepMetrics::tokens_per_second)))));
-  row("MFU", fmt::format("{:.1f}% (median step)", 100 * typical(run, &StepMetrics::mfu)));
   std::int64_t memory = 0;
   double seconds = 0;
   for (const StepMetrics& step : run.steps) {
@@ -146,9 +162,10 @@ namespace {
 void check_limits(const ReportOptions& options, const MetricsLog& run,
                   std::optional<double> entropy, const MetricsLog* baseline) {
   if (options.max_entropy_ratio > 0) {
-    if (!entropy || run.steps.empty())
+    const std::vector<const StepMetrics*> steps = labelled_steps(run);
+    if (!entropy || steps.empty())
       fail(ExitCode::internal, "no loss or no unigram entropy to judge the run by");
-    const double ratio = run.steps.back().loss / *entropy;
+    const double ratio = steps.back()->loss / *entropy;
     if (!(ratio <= options.max_entropy_ratio)) {
       fail(ExitCode::internal, "the last loss is ", ratio,
            " of the unigram entropy; expected at most ", options.max_entropy_ratio);

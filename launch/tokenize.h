@@ -1,17 +1,56 @@
 #pragma once
 // `longhaul tokenize`: files and folders of text become one corpus.
 
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <stop_token>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "launch/tokenize_inputs.h"
+
 namespace longhaul::launch {
+
+struct TokenizeProgress {
+  std::int64_t files = 0, all_files = 0;  ///< done, and of how many
+  std::int64_t bytes = 0, all_bytes = 0;
+  std::int64_t tokens = 0;
+};
+/// "tokenize 120 of 4,000 files | 1.5 of 62.3 MiB | 1,572,864 tokens | 3.1 MiB/s | eta 20s"; before
+/// files are known, and once all are read, what else goes on.
+std::string progress_line(const TokenizeProgress& progress, double seconds);
+
+/// Says at regular times how far it is, from a thread of its own: a single document may take long.
+class ProgressTeller {
+ public:
+  /// `say` gets a progress_line() every so many seconds until the teller is gone.
+  ProgressTeller(double every_seconds, std::function<void(const std::string&)> say);
+  void set(const TokenizeProgress& progress);
+
+ private:
+  void tell(const std::stop_token& stop);
+
+  const std::chrono::duration<double> every_;
+  const std::function<void(const std::string&)> say_;
+  std::mutex mutex_;
+  std::condition_variable_any wake_;
+  TokenizeProgress progress_;  // under the mutex
+  std::jthread thread_;        // last: it reads the others
+};
 
 struct TokenizeOptions {
   std::vector<std::filesystem::path> paths;  ///< files, and folders taken with all below them
   std::filesystem::path output;              ///< replaced if it exists
   std::string tokenizer = "bytes";           ///< or the path of a SentencePiece model
+  /// Called once the files are known, after every document, and before the corpus is written. May
+  /// be empty.
+  std::function<void(const TokenizeProgress&)> progress = {};
 };
 
 struct TokenizeSummary {
@@ -22,15 +61,25 @@ struct TokenizeSummary {
   std::int64_t longest_document_tokens = 0;
   std::int64_t vocabulary_size = 0;
   double unigram_entropy = 0;  ///< nats
+  /// How label weights are stored, "" where all are 1; and how many of them are 0.
+  std::string label_weights;
+  std::int64_t tokens_without_weight = 0;
+  std::int64_t unknown_characters = 0, invalid_bytes = 0;  ///< see runtime::EncodedText
+  std::map<std::string, std::int64_t> unused_fields;       ///< see RecordReader
+  TokenizeInputs inputs;
 };
-/// One line for the console.
+/// For the console: a line, and one for everything that was left out, replaced or weighed.
 std::string to_string(const TokenizeSummary& summary);
 
-/// Every file is one document, in the order of `paths` and, inside a folder, of path names (byte
-/// order). An empty file is an empty document. Equal inputs give equal output bytes. Throws:
-/// Error(usage) without paths or when the output is among the inputs; Error(io) for what cannot be
-/// read or written; Error(data) for a path that is neither file nor folder, a folder without files,
-/// text or a model that the tokenizer refuses. Nothing is left under `output` then.
+/// Every file is one document, and of a file whose name ends in .jsonl every line
+/// (launch/records.h), in the order of tokenize_inputs(). An empty file is an empty document.
+/// Nothing is added between documents. Equal inputs give equal output bytes. Throws: Error(usage)
+/// without paths or when the output is among the inputs; Error(io) for what cannot be read or
+/// written; Error(data) for inputs that tokenize_inputs() refuses or that hold no token, and for
+/// records, text or a model that is refused. Nothing is left under `output` then.
 TokenizeSummary tokenize(const TokenizeOptions& options);
+
+/// The verb: tokenizes with a line of progress on stderr every few seconds, prints the summary.
+int run_tokenize(const TokenizeOptions& options);
 
 }  // namespace longhaul::launch

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <set>
@@ -159,6 +160,7 @@ class Reporter {
     metrics.seconds = result.seconds;
     metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
     metrics.mfu = trainer.model().flops(tokens, result.areas) / result.seconds / peak_flops_;
+    if (unlabelled(metrics)) metrics.tokens_per_second = metrics.mfu = std::nan("");
     metrics.memory_bytes = result.memory_bytes;
     metrics.comm_seconds = result.comm_seconds;
     metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
@@ -168,7 +170,8 @@ class Reporter {
     seconds_ += result.seconds;
     ++steps_;
     const bool last = metrics.step == config_.training.steps;
-    if (metrics.step % config_.metrics.log_freq != 0 && !last && steps_ != 1) return;
+    const bool due = metrics.step % config_.metrics.log_freq == 0 || last || steps_ == 1;
+    if (!due && !unlabelled(metrics)) return;
     ConsoleContext context;
     context.steps = config_.training.steps;
     context.memory_total_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);

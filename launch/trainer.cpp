@@ -98,16 +98,20 @@ void Trainer::prepare(LocalBatch& batch, const parallel::Expression& scheme) con
 /// Moves a batch's rows into the row tensors, behind whatever still reads the last one's. A batch
 /// may have more or fewer rows than the last.
 models::Batch Trainer::upload(LocalBatch batch, Rows& rows) {
-  const auto put = [&](std::vector<std::int32_t>& values, Tensor& tensor) {
+  const auto put = [&](auto& values, Tensor& tensor) {
+    using Value = typename std::remove_reference_t<decltype(values)>::value_type;
     const auto count = static_cast<std::int64_t>(values.size());
     if (tensor.empty() || tensor.elements() < count)
-      tensor = Tensor({count}, DType::int32, compute_);
+      tensor = Tensor({count}, runtime::DTypeOf<Value>::value, compute_);
     const runtime::TensorView part = tensor.view().slice(0, 0, count);
     runtime::ops::upload(std::move(values), part, compute_);
     return part;
   };
-  return {put(batch.rows.tokens, rows.tokens), put(batch.rows.labels, rows.labels),
-          put(batch.rows.positions, rows.positions), std::move(batch.attention)};
+  models::Batch uploaded{put(batch.rows.tokens, rows.tokens), put(batch.rows.labels, rows.labels),
+                         put(batch.rows.positions, rows.positions), std::move(batch.attention)};
+  if (!batch.rows.label_weights.empty())
+    uploaded.label_weights = put(batch.rows.label_weights, rows.label_weights);
+  return uploaded;
 }
 
 const parallel::Expression& Trainer::scheme_of(std::int64_t step) const {
@@ -139,21 +143,52 @@ StepResult Trainer::step(bool stop) {
   set_scheme(step_number);
   if (step_number < config.training.steps)
     loader_.start({step_number + 1, cursor_ + plan_.sequences_per_step});
-  // Labels, and each mask's area from one rank of each context group.
-  std::vector<double> counts(1 + model_.masks().size(), 0.0);
+  // Labels and their weight, and each mask's area from one rank of each context group.
+  std::vector<double> counts(2 + model_.masks().size(), 0.0);
   for (const LocalBatch& batch : batches) {
     counts[0] += static_cast<double>(batch.local_labels);
+    counts[1] += batch.local_weight;
     for (std::size_t kind = 0; context_rank_ == 0 && kind < batch.masks.size(); ++kind)
-      counts[1 + kind] += static_cast<double>(batch.masks[kind].area());
+      counts[2 + kind] += static_cast<double>(batch.masks[kind].area());
   }
   counts = sum(runtime::gather_numbers(*control_comm_, counts, control_stream_, host_deadline()));
-  const double labels = counts[0];
-  if (labels == 0) {
-    fail(ExitCode::data, "step ", step_number, ": none of its ", config.training.tokens_per_step,
-         " tokens has a label; documents of one token cannot be trained on");
-  }
+  const double labels = counts[0], weight = counts[1];
 
-  // Forward and backward; each finished group of gradients is reduced while the next is computed.
+  const models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps,
+                                              config.training.steps,
+                                              config.lr_scheduler.min_lr_factor};
+  const double lr = models::learning_rate(schedule, step_number);
+  // Every rank knows whether there is anything to learn from, so all of them leave it out together.
+  Update mine;
+  if (labels > 0) mine = update(std::move(batches), weight, lr);
+  ++completed_steps_;
+  cursor_ += plan_.sequences_per_step;
+
+  StepResult result;
+  const auto memory = static_cast<double>(peak_tensor_bytes() + exchange_->peak_staging_bytes() +
+                                          attention_->peak_staging_bytes());
+  const double waited = compute_.waited_seconds() - waited_before;
+  for (const auto& rank :
+       runtime::gather_numbers(*control_comm_, {mine.loss_sum, stop ? 1.0 : 0.0, memory, waited},
+                               control_stream_, host_deadline())) {
+    result.loss += rank[0] / weight;  // NaN without labels
+    result.stop_requested |= rank[1] > 0;
+    result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
+    result.comm_seconds = std::max(result.comm_seconds, rank[3]);
+  }
+  result.grad_norm = labels > 0 ? mine.grad_norm : std::nan("");
+  result.learning_rate = lr;
+  result.labels = static_cast<std::int64_t>(labels);
+  for (std::size_t kind = 0; kind < model_.masks().size(); ++kind) {
+    result.areas.push_back(static_cast<std::int64_t>(counts[2 + kind]));
+    result.area += model_.masks()[kind].layers * result.areas.back();
+  }
+  result.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
+  return result;
+}
+
+Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, double lr) {
+  // Each finished group of gradients is reduced while the next is computed.
   store_->zero_gradients(compute_);
   std::vector<std::shared_ptr<const std::vector<double>>>
       losses;  // of each pass, once synchronised
@@ -163,7 +198,7 @@ StepResult Trainer::step(bool stop) {
       if (done < batches.size()) together.push_back(upload(std::move(batches[done++]), rows));
     }
     models::PassOptions options;
-    options.loss_scale = 1.0 / labels;
+    options.loss_scale = 1.0 / weight;
     if (done == batches.size()) {
       options.on_gradients = [this](parallel::ElementRange finished) {
         exchange_->reduce(store_->gradients(), finished);
@@ -174,40 +209,15 @@ StepResult Trainer::step(bool stop) {
   }
 
   // Clip and update.
-  models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps,
-                                        config.training.steps, config.lr_scheduler.min_lr_factor};
-  const double lr = models::learning_rate(schedule, step_number);
   const Tensor norm = exchange_->gradient_norm(store_->gradients());
   const auto host_norm = runtime::ops::download<double>(norm, compute_);
-  optimizer_->step(lr, step_number, norm, compute_);
+  optimizer_->step(lr, completed_steps_ + 1, norm, compute_);
   exchange_->share(store_->values());
   compute_.synchronize(host_deadline());
-  ++completed_steps_;
-  cursor_ += plan_.sequences_per_step;
-
-  StepResult result;
-  double loss_sum = 0;
-  for (const auto& loss : losses) loss_sum += loss->front();
-  const auto memory = static_cast<double>(peak_tensor_bytes() + exchange_->peak_staging_bytes() +
-                                          attention_->peak_staging_bytes());
-  const double waited = compute_.waited_seconds() - waited_before;
-  for (const auto& rank :
-       runtime::gather_numbers(*control_comm_, {loss_sum, stop ? 1.0 : 0.0, memory, waited},
-                               control_stream_, host_deadline())) {
-    result.loss += rank[0] / labels;
-    result.stop_requested |= rank[1] > 0;
-    result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
-    result.comm_seconds = std::max(result.comm_seconds, rank[3]);
-  }
-  result.grad_norm = host_norm->front();
-  result.learning_rate = lr;
-  result.labels = static_cast<std::int64_t>(labels);
-  for (std::size_t kind = 0; kind < model_.masks().size(); ++kind) {
-    result.areas.push_back(static_cast<std::int64_t>(counts[1 + kind]));
-    result.area += model_.masks()[kind].layers * result.areas.back();
-  }
-  result.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
-  return result;
+  Update update;
+  for (const auto& loss : losses) update.loss_sum += loss->front();
+  update.grad_norm = host_norm->front();
+  return update;
 }
 
 models::Evaluation Trainer::evaluate(const runtime::SequenceSource& source,
@@ -233,7 +243,7 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   metadata.step = completed_steps_;
   metadata.tokens = completed_steps_ * config.training.tokens_per_step;
   metadata.cursor = cursor_;
-  metadata.optimizer_step = completed_steps_;
+  metadata.optimizer_step = optimizer_->updates();
   metadata.seed = static_cast<std::uint64_t>(config.debug.seed);
   metadata.config = to_toml(config);
   metadata.corpus_digest = inputs_.corpus_digest;
@@ -287,6 +297,7 @@ void Trainer::load(const runtime::Checkpoint& checkpoint) {
       checkpoint.read(block.name, block.start, block.view);
   }
   store_->values_changed();
+  optimizer_->set_updates(metadata.optimizer_step);
   completed_steps_ = metadata.step;
   cursor_ = metadata.cursor;
 }

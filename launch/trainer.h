@@ -34,10 +34,12 @@ struct TrainerInputs {
 
 /// What a step did, the same on every rank but for `seconds`.
 struct StepResult {
-  double loss = 0;  ///< mean over all labels of the step, nats
+  /// Mean over all labels of the step by their weights, nats. A step without labels has neither
+  /// loss nor gradient (NaN) and updates nothing; the learning rate goes on.
+  double loss = 0;
   double grad_norm = 0;
   double learning_rate = 0;
-  std::int64_t labels = 0;
+  std::int64_t labels = 0;          ///< those of weight 0 do not count
   std::vector<std::int64_t> areas;  ///< (query, key) pairs of each of the model's masks
   std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
@@ -84,13 +86,20 @@ class Trainer {
  private:
   /// Row tensors in device memory, as long as the longest batch so far.
   struct Rows {
-    runtime::Tensor tokens, labels, positions;
+    runtime::Tensor tokens, labels, positions, label_weights;
   };
   void prepare(LocalBatch& batch, const parallel::Expression& scheme) const;
   const parallel::Expression& scheme_of(std::int64_t step) const;
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
   void set_scheme(std::int64_t step);
+  /// What an update leaves on this rank.
+  struct Update {
+    double loss_sum = 0;  ///< of this rank's rows, by their weights
+    double grad_norm = 0;
+  };
+  /// Forward, backward and update; `weight` is that of all labels of the step. Returns when done.
+  Update update(std::vector<LocalBatch> batches, double weight, double lr);
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
   std::vector<parallel::FlatState> states() const;
 

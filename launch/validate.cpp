@@ -119,9 +119,12 @@ int run_validate(const ValidateOptions& options) {
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));
   fmt::print("# documents   {}\n", documents_text(config.data));
-  fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch\n",
+  fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch{}\n",
              grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),
-             grouped(sequences.per_epoch()));
+             grouped(sequences.per_epoch()),
+             corpus.label_weights
+                 ? fmt::format(", label weights {}", runtime::hdf5::name(*corpus.label_weights))
+                 : "");
   fmt::print("# digest      {:016x}\n\n{}", digest(config), to_toml(config));
   return 0;
 }

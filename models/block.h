@@ -34,6 +34,8 @@ struct Batch {
   std::vector<std::shared_ptr<const parallel::AttentionBatch>> attention;
   /// When it has data: T[n,h] <- the gradient at the embedding's output.
   runtime::TensorView embedding_gradient = {};
+  /// float32 [n] of the labels, by which they weigh in the loss; without data all weigh 1.
+  runtime::ConstTensorView label_weights = {};
 };
 
 /// cos and sin of this batch's positions, shared by all layers: [n, D/2] fp32.

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "models/weights.h"
-#include "runtime/ops/cross_entropy.h"
 #include "runtime/ops/elementwise.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/rms_norm.h"
@@ -41,7 +40,7 @@ Tensor Head::normed(const Resources& resources, ConstTensorView hidden, TensorVi
 }
 
 void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
-                             ConstTensorView labels, double loss_scale, TensorView loss_sum,
+                             const ops::Labels& labels, double loss_scale, TensorView loss_sum,
                              TensorView dhidden) const {
   const runtime::Stream& compute = resources.compute;
   const Weights norms(resources.store, norm_group_), matrices(resources.store, weight_group_);
@@ -59,7 +58,7 @@ void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
     const ConstTensorView chunk = rows.view().slice(0, begin, end);
     const TensorView scores = logits.view().slice(0, 0, end - begin);
     ops::matmul(chunk, ops::transposed(weight.value), scores, Write::overwrite, compute);
-    ops::cross_entropy_backward(scores, labels.slice(0, begin, end), loss_scale, loss_sum, compute);
+    ops::cross_entropy_backward(scores, labels.slice(begin, end), loss_scale, loss_sum, compute);
     ConstTensorView dlogits = scores;
     if (rounded) {
       const TensorView copy = dlogits_rounded.view().slice(0, 0, end - begin);
@@ -74,7 +73,7 @@ void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
                          norm.gradient, compute);
 }
 
-void Head::evaluate(const Resources& resources, ConstTensorView hidden, ConstTensorView labels,
+void Head::evaluate(const Resources& resources, ConstTensorView hidden, const ops::Labels& labels,
                     TensorView loss_sum, TensorView row_loss, TensorView row_correct) const {
   const runtime::Stream& compute = resources.compute;
   const Weights matrices(resources.store, weight_group_);
@@ -89,7 +88,7 @@ void Head::evaluate(const Resources& resources, ConstTensorView hidden, ConstTen
     const TensorView scores = logits.view().slice(0, 0, end - begin);
     ops::matmul(rows.view().slice(0, begin, end), ops::transposed(weight.value), scores,
                 Write::overwrite, compute);
-    ops::cross_entropy(scores, labels.slice(0, begin, end), loss_sum, row_loss.slice(0, begin, end),
+    ops::cross_entropy(scores, labels.slice(begin, end), loss_sum, row_loss.slice(0, begin, end),
                        row_correct.slice(0, begin, end), compute);
   }
 }

@@ -6,6 +6,7 @@
 
 #include "models/block.h"
 #include "models/parameters.h"
+#include "runtime/ops/cross_entropy.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::models {
@@ -26,17 +27,17 @@ class Head {
   /// Of the matrix, forward and backward: 6 a weight and token.
   double flops(std::int64_t tokens) const;
 
-  /// Loss and gradients in one pass over the chunks. hidden T[n,h], labels[n] int32 (-1: none) ->
-  /// dhidden T[n,h], loss_sum[1] float64 += unscaled token losses. Gradients, of loss_scale * loss
-  /// sum, are added to the store's.
+  /// Loss and gradients in one pass over the chunks. hidden T[n,h], labels of n rows -> dhidden
+  /// T[n,h], loss_sum[1] float64 += unscaled token losses, each by its label's weight. Gradients,
+  /// of loss_scale * loss sum, are added to the store's.
   void loss_and_backward(const Resources& resources, runtime::ConstTensorView hidden,
-                         runtime::ConstTensorView labels, double loss_scale,
+                         const runtime::ops::Labels& labels, double loss_scale,
                          runtime::TensorView loss_sum, runtime::TensorView dhidden) const;
 
-  /// loss_sum[1] float64 += token losses; row_loss[n] float32; row_correct[n] uint8, 1 where the
-  /// largest logit is the label's.
+  /// loss_sum[1] float64 += token losses, each by its label's weight; row_loss[n] float32,
+  /// unweighted; row_correct[n] uint8, 1 where the largest logit is the label's.
   void evaluate(const Resources& resources, runtime::ConstTensorView hidden,
-                runtime::ConstTensorView labels, runtime::TensorView loss_sum,
+                const runtime::ops::Labels& labels, runtime::TensorView loss_sum,
                 runtime::TensorView row_loss, runtime::TensorView row_correct) const;
 
   /// hidden T[n,h] -> fp32[n,V], all rows at once: for a few rows.

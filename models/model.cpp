@@ -108,7 +108,8 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
   loss_sum = Tensor({1}, DType::float64, compute);
   fill(loss_sum, 0, compute);
   const Tensor dhidden(hidden.view().sizes(), parts_.dtype, compute);
-  head_.loss_and_backward(resources, hidden, batch.labels, options.loss_scale, loss_sum, dhidden);
+  head_.loss_and_backward(resources, hidden, {batch.labels, batch.label_weights},
+                          options.loss_scale, loss_sum, dhidden);
   hidden = Tensor();
   complete(table().groups() - 1);
 
@@ -171,8 +172,8 @@ Evaluation Model::evaluate(const Resources& resources, const Batch& batch) const
   Evaluation result{Tensor({1}, DType::float64, compute), Tensor({n}, DType::float32, compute),
                     Tensor({n}, DType::uint8, compute)};
   fill(result.loss_sum, 0, compute);
-  head_.evaluate(resources, hidden, batch.labels, result.loss_sum, result.row_loss,
-                 result.row_correct);
+  head_.evaluate(resources, hidden, {batch.labels, batch.label_weights}, result.loss_sum,
+                 result.row_loss, result.row_correct);
   return result;
 }
 

@@ -38,7 +38,7 @@ struct ModelParts {
 };
 
 struct PassOptions {
-  /// 1 / the global number of labels of the step, all passes together.
+  /// 1 / the global sum of label weights of the step, all passes together.
   double loss_scale = 1;
   /// Called on the host, in reverse order of the table, as soon as the work that completes a
   /// group's gradients is enqueued on the compute stream. Given for the last passes of a step, else
@@ -47,8 +47,8 @@ struct PassOptions {
 };
 
 struct Evaluation {
-  runtime::Tensor loss_sum;     ///< float64[1]
-  runtime::Tensor row_loss;     ///< float32[n], 0 without a label
+  runtime::Tensor loss_sum;     ///< float64[1], by the labels' weights
+  runtime::Tensor row_loss;     ///< float32[n], unweighted; 0 without a label
   runtime::Tensor row_correct;  ///< uint8[n], 1 where the largest logit is the label's
 };
 
@@ -80,12 +80,12 @@ class Model {
   /// recomputation: each layer's input, and all of one layer.
   std::int64_t activation_bytes(std::int64_t rows) const;
 
-  /// Adds the gradients of loss_scale * sum of token losses of every batch to the store's; returns
-  /// each batch's unscaled sum over this rank's rows, float64[1]. The passes go through the model
-  /// together, stage by stage, the first before the second at each: an exchange of one hides behind
-  /// the work of the other. Each adds to a gradient as if they came one after the other, but to the
-  /// weights of a tied embedding, which both add to as a head before either does as an embedding.
-  /// Memory: activation_bytes() of each of the passes.
+  /// Adds the gradients of loss_scale * weighted sum of token losses of every batch to the store's;
+  /// returns each batch's unscaled sum over this rank's rows, float64[1]. The passes go through the
+  /// model together, stage by stage, the first before the second at each: an exchange of one hides
+  /// behind the work of the other. Each adds to a gradient as if they came one after the other, but
+  /// to the weights of a tied embedding, which both add to as a head before either does as an
+  /// embedding. Memory: activation_bytes() of each of the passes.
   [[nodiscard]] std::vector<runtime::Tensor> forward_backward(const Resources& resources,
                                                               std::span<const Batch> batches,
                                                               const PassOptions& options) const;

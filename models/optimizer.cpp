@@ -54,13 +54,14 @@ AdamW::AdamW(const AdamWOptions& options, ParameterStore& store,
 void AdamW::step(double lr, std::int64_t step, ConstTensorView norm, const Stream& stream) {
   const Tensor factor({1}, DType::float64, stream);
   ops::clip_factor(norm, options_.max_norm, step, factor, stream);
+  ++updates_;
   for (const Stretch& stretch : stretches_) {
     const auto from = [elements = stretch.range.elements()](const runtime::TensorView& flat,
                                                             std::int64_t begin) {
       return flat.slice(0, begin, begin + elements);
     };
     ops::adamw({lr, options_.beta1, options_.beta2, options_.eps,
-                stretch.weight_decay ? options_.weight_decay : 0, step},
+                stretch.weight_decay ? options_.weight_decay : 0, updates_},
                from(store_.gradients(), stretch.range.begin), factor,
                from(store_.values(), stretch.range.begin), from(first_moments_, stretch.moments),
                from(second_moments_, stretch.moments), stream);

@@ -28,11 +28,16 @@ class AdamW {
   AdamW(const AdamWOptions& options, ParameterStore& store,
         std::vector<parallel::ElementRange> updated, const runtime::Stream& compute);
 
-  /// Clips by `norm`, float64[1] of all gradients, and updates its ranges. `step` counts from 1.
-  /// Throws (through the stream, before anything is updated): Error(internal) when the norm is not
-  /// finite.
+  /// Clips by `norm`, float64[1] of all gradients, updates its ranges and counts the update.
+  /// Throws (through the stream, before anything is updated): Error(internal) naming the run's
+  /// `step` when the norm is not finite.
   void step(double lr, std::int64_t step, runtime::ConstTensorView norm,
             const runtime::Stream& stream);
+
+  /// Updates made so far, which correct the moments' bias: a step of the run that had nothing to
+  /// learn from made none. A checkpoint keeps it beside states().
+  std::int64_t updates() const { return updates_; }
+  void set_updates(std::int64_t updates) { updates_ = updates; }
 
   /// What a checkpoint holds of it: "optimizer.exp_avg.NAME" and "optimizer.exp_avg_sq.NAME".
   std::vector<parallel::FlatState> states() const;
@@ -50,6 +55,7 @@ class AdamW {
   const std::vector<parallel::ElementRange> updated_;
   const runtime::Tensor first_moments_, second_moments_;
   std::vector<Stretch> stretches_;
+  std::int64_t updates_ = 0;
 };
 
 struct LearningRateSchedule {

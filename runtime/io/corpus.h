@@ -28,6 +28,8 @@ struct CorpusInfo {
   std::string tokenizer;  ///< "bytes", or as runtime/io/tokenizer.h names it
   hdf5::Element token_element = hdf5::Element::uint8;
   std::int64_t block_tokens = 0;  ///< tokens under one hash
+  /// uint8 or float32: a weight a token. Absent: every label weighs 1.
+  std::optional<hdf5::Element> label_weights;
   /// Entropy of single tokens over the whole corpus, in nats: the loss of a model that knows
   /// frequencies only. 0 for an empty corpus; absent in version 1.
   std::optional<double> unigram_entropy;
@@ -46,8 +48,10 @@ class CorpusWriter {
   CorpusWriter(const CorpusWriter&) = delete;
   CorpusWriter& operator=(const CorpusWriter&) = delete;
 
-  /// Adds to the document at hand.
-  void append(std::span<const std::int32_t> tokens);
+  /// Adds to the document at hand. `weights`: what predicting each token weighs in the loss, finite
+  /// and not negative; empty: 1 each. A corpus whose weights are all 1 stores none; it stores them
+  /// as uint8 where all are whole numbers up to 255, else as float32.
+  void append(std::span<const std::int32_t> tokens, std::span<const float> weights = {});
   /// Ends the document at hand, which may be empty.
   void end_document();
   /// Ends no document by itself. Writes, syncs and renames; an existing file is replaced.
@@ -60,8 +64,9 @@ class CorpusWriter {
 
 /// An open corpus, memory-mapped. Opening checks everything but the tokens: format, types, sizes,
 /// offsets and their hash; so it costs what reading 8 bytes a document costs, and nothing for
-/// tokens. Tokens are checked block by block when first read: ids against the
-/// vocabulary, then the block's hash. The file must not be changed while it is open. Thread-safe.
+/// tokens. Tokens and label weights are checked block by block when first read: ids against the
+/// vocabulary, weights for being finite and not negative, then the block's hash. The file must not
+/// be changed while it is open; one that becomes shorter is found and refused. Thread-safe.
 /// Throws: Error(data) naming file, dataset and index; Error(io) when the file cannot be opened.
 class Corpus {
  public:
@@ -76,11 +81,17 @@ class Corpus {
   /// Copies tokens begin, begin + stride, ...: out.size() of them. Only blocks that hold one are
   /// checked.
   void read(std::int64_t begin, std::span<std::int32_t> out, std::int64_t stride = 1) const;
-  /// Checks every token and the stored entropy, reading the whole file.
+  /// Copies the label weights of those tokens: label_weights[t] weighs the loss of predicting token
+  /// t. Only for a corpus that has them.
+  void read_label_weights(std::int64_t begin, std::span<float> out, std::int64_t stride = 1) const;
+  /// Throws Error(data) when the file has become shorter than it was, whatever was read of it; asks
+  /// the file system. Offsets taken from documents() count once this has returned.
+  void require_whole() const;
+  /// Checks every token, weight and the stored entropy, reading the whole file.
   void verify() const;
-  /// 32 hex digits over everything that a reader sees; the tokens enter through their block hashes,
-  /// so this is cheap. Equal on all ranks when they read equal corpora. The entropy, which follows
-  /// from the tokens, is not in it: a corpus keeps its digest when it is added.
+  /// 32 hex digits over everything that a reader sees; tokens and label weights enter through their
+  /// block hashes, so this is cheap. Equal on all ranks when they read equal corpora. The entropy,
+  /// which follows from the tokens, is not in it: a corpus keeps its digest when it is added.
   std::string digest() const;
   /// CorpusInfo::unigram_entropy made anew from all tokens, reading the whole file.
   double measure_unigram_entropy() const;

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
+#include <optional>
 #include <utility>
 
 #include "runtime/error.h"
@@ -30,6 +32,7 @@ struct CorpusWriter::State {
   State(std::filesystem::path path, const CorpusInfo& like)
       : output(std::move(path)),
         spool_path(beside(output, "tokens")),
+        weight_spool_path(beside(output, "weights")),
         partial_path(beside(output, "tmp")),
         vocabulary_size(like.vocabulary_size),
         tokenizer(like.tokenizer),
@@ -40,10 +43,11 @@ struct CorpusWriter::State {
   ~State() {
     std::error_code ignored;  // nothing is left to tell
     std::filesystem::remove(spool_path, ignored);
+    std::filesystem::remove(weight_spool_path, ignored);
     std::filesystem::remove(partial_path, ignored);
   }
 
-  std::filesystem::path output, spool_path, partial_path;
+  std::filesystem::path output, spool_path, weight_spool_path, partial_path;
   std::int64_t vocabulary_size = 0;
   std::string tokenizer;
   hdf5::Element element;
@@ -54,7 +58,10 @@ struct CorpusWriter::State {
   std::vector<std::uint64_t> block_hashes;
   std::vector<std::byte> block;  // packed tokens of the block at hand
   std::int64_t tokens = 0;
+  std::optional<FileHandle> weight_spool;  // float32, once a weight is not 1
+  bool bytes_hold_weights = true;          // whole numbers up to 255 so far
 
+  void append_weights(std::span<const float> weights, std::int64_t count);
   void flush_block() {
     if (block.empty()) return;
     block_hashes.push_back(xxh3_64(block));
@@ -63,7 +70,28 @@ struct CorpusWriter::State {
   }
   void write_file();
   void copy_tokens(hdf5::File& file);
+  void copy_weights(hdf5::File& file);
 };
+
+namespace {
+
+/// A spool from its beginning, a piece at a time.
+class SpoolReader {
+ public:
+  explicit SpoolReader(const std::filesystem::path& path) : file_(FileHandle::read(path)) {}
+  void read(std::span<std::byte> out) const {
+    for (std::size_t have = 0; have < out.size();) {
+      const std::size_t got = file_.read_some(out.subspan(have));
+      if (got == 0) fail(ExitCode::io, file_.path().string(), ": became shorter");
+      have += got;
+    }
+  }
+
+ private:
+  const FileHandle file_;
+};
+
+}  // namespace
 
 CorpusWriter::CorpusWriter(std::filesystem::path path, std::int64_t vocabulary_size,
                            std::string tokenizer) {
@@ -80,8 +108,11 @@ CorpusWriter::CorpusWriter(std::filesystem::path path, const CorpusInfo& like)
     : state_(std::make_unique<State>(std::move(path), like)) {}
 CorpusWriter::~CorpusWriter() = default;
 
-void CorpusWriter::append(std::span<const std::int32_t> tokens) {
+void CorpusWriter::append(std::span<const std::int32_t> tokens, std::span<const float> weights) {
   State& state = *state_;
+  LONGHAUL_CHECK(weights.empty() || weights.size() == tokens.size(), weights.size(), " weights of ",
+                 tokens.size(), " tokens");
+  state.append_weights(weights, std::ssize(tokens));
   const auto width = static_cast<std::size_t>(size_bytes(state.element));
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= state.vocabulary_size) {
@@ -101,19 +132,63 @@ void CorpusWriter::end_document() { state_->documents.push_back(state_->tokens);
 
 void CorpusWriter::State::copy_tokens(hdf5::File& file) {
   hdf5::Dataset dataset = file.create_dataset("tokens", element, hdf5::Extents{tokens});
-  const FileHandle source = FileHandle::read(spool_path);
+  const SpoolReader source(spool_path);
   const std::int64_t width = size_bytes(element);
   std::vector<std::byte> buffer;
   for (std::int64_t at = 0; at < tokens; at += kCopyTokens) {
     const std::int64_t count = std::min(kCopyTokens, tokens - at);
     buffer.resize(static_cast<std::size_t>(count * width));
-    for (std::size_t have = 0; have < buffer.size();) {
-      const std::size_t got = source.read_some(std::span(buffer).subspan(have));
-      if (got == 0) fail(ExitCode::io, spool_path.string(), ": became shorter");
-      have += got;
-    }
+    source.read(buffer);
     dataset.write_bytes(hdf5::Extents{at}, hdf5::Extents{count}, element, buffer);
   }
+}
+
+/// Weights pass through a spool of their own from the first on that is not 1; `count` of them are 1
+/// where there are none.
+void CorpusWriter::State::append_weights(std::span<const float> weights, std::int64_t count) {
+  const auto ones = [&](std::int64_t left) {
+    const std::vector<float> piece(static_cast<std::size_t>(std::min(kCopyTokens, left)), 1.0f);
+    for (; left > 0; left -= std::min(kCopyTokens, left)) {
+      weight_spool->write_all(std::as_bytes(
+          std::span(piece).first(static_cast<std::size_t>(std::min(kCopyTokens, left)))));
+    }
+  };
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const float weight = weights[i];
+    if (!(weight >= 0 && std::isfinite(weight))) {
+      fail(ExitCode::data, output.string(), ": the weight of token ",
+           tokens + static_cast<std::int64_t>(i), " is ", weight,
+           "; expected a finite weight of at least 0");
+    }
+    bytes_hold_weights &= weight <= 255 && weight == std::floor(weight);
+  }
+  const bool all_one = std::ranges::all_of(weights, [](float weight) { return weight == 1; });
+  if (!weight_spool && !all_one) {
+    weight_spool.emplace(FileHandle::create(weight_spool_path));
+    ones(tokens);
+  }
+  if (!weight_spool) return;
+  weight_spool->write_all(std::as_bytes(weights));
+  if (weights.empty()) ones(count);
+}
+
+void CorpusWriter::State::copy_weights(hdf5::File& file) {
+  const hdf5::Element stored = bytes_hold_weights ? hdf5::Element::uint8 : hdf5::Element::float32;
+  hdf5::Dataset dataset = file.create_dataset("label_weights", stored, hdf5::Extents{tokens});
+  const SpoolReader source(weight_spool_path);
+  std::vector<float> weights;
+  std::vector<std::uint8_t> whole;
+  std::vector<std::uint64_t> hashes;
+  for (std::int64_t at = 0; at < tokens; at += block_tokens) {
+    weights.resize(static_cast<std::size_t>(std::min(block_tokens, tokens - at)));
+    source.read(std::as_writable_bytes(std::span(weights)));
+    whole.assign(weights.begin(), bytes_hold_weights ? weights.end() : weights.begin());
+    const auto bytes =
+        bytes_hold_weights ? std::as_bytes(std::span(whole)) : std::as_bytes(std::span(weights));
+    hashes.push_back(xxh3_64(bytes));
+    dataset.write_bytes(hdf5::Extents{at}, hdf5::Extents{std::ssize(weights)}, stored, bytes);
+  }
+  file.write<std::uint64_t>("label_weight_hashes", {std::ssize(hashes)}, hashes);
 }
 
 void CorpusWriter::State::write_file() {
@@ -123,11 +198,12 @@ void CorpusWriter::State::write_file() {
   file.set_attribute("tokenizer", tokenizer);
   file.set_attribute("block_tokens", block_tokens);
   file.set_attribute("unigram_entropy", counts.entropy());
-  file.set_attribute("requires", "");
+  file.set_attribute("requires", weight_spool ? "label_weights" : "");
   file.set_attribute("documents_hash", hex64(xxh3_64(std::as_bytes(std::span(documents)))));
   file.write<std::int64_t>("documents", {std::ssize(documents)}, documents);
   file.write<std::uint64_t>("block_hashes", {std::ssize(block_hashes)}, block_hashes);
   copy_tokens(file);
+  if (weight_spool) copy_weights(file);
   file.close();
 }
 
@@ -138,6 +214,7 @@ void CorpusWriter::finish() {
   }
   state.flush_block();
   state.spool.close();
+  if (state.weight_spool) state.weight_spool->close();
   state.write_file();
   // Reads what was written: a swallowed write error must not survive under the final name.
   sync_and_drop_cache(state.partial_path);

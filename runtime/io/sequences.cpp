@@ -81,6 +81,22 @@ std::vector<Segment> segments_of(const PackedDocuments& packed, const RowRules& 
   return segments;
 }
 
+/// Appends labels: the corpus's tokens `first`, first + stride, ..., with their weights.
+void append_labels(const Corpus& corpus, std::int64_t first, std::int64_t stride,
+                   std::int64_t count, Rows& rows) {
+  const std::size_t before = rows.labels.size(), after = before + static_cast<std::size_t>(count);
+  rows.labels.resize(after);
+  corpus.read(first, std::span(rows.labels).subspan(before), stride);
+  if (!corpus.info().label_weights) return;
+  rows.label_weights.resize(after);
+  corpus.read_label_weights(first, std::span(rows.label_weights).subspan(before), stride);
+}
+
+void append_no_label(const Corpus& corpus, Rows& rows) {
+  rows.labels.push_back(-1);
+  if (corpus.info().label_weights) rows.label_weights.push_back(0);
+}
+
 /// The one place of what a row is: appends the rows of `run`, which lies in the segment. `first` is
 /// the corpus token of the run's first row; a segment does not wrap, but its last label may.
 void append_rows(const Corpus& corpus, std::int64_t first, const Run& run, const Segment& segment,
@@ -91,12 +107,12 @@ void append_rows(const Corpus& corpus, std::int64_t first, const Run& run, const
   corpus.read(first, std::span(rows.tokens).subspan(before), run.stride);
 
   const bool has_last = run[run.count - 1] + 1 == segment.end;
-  rows.labels.resize(after, -1);
-  corpus.read(first + 1, std::span(rows.labels).subspan(before, after - before - has_last),
-              run.stride);
+  append_labels(corpus, first + 1, run.stride, run.count - has_last, rows);
   if (has_last && segment.last_has_label) {
     const std::int64_t last = first + (run.count - 1) * run.stride;
-    corpus.read((last + 1) % corpus.info().tokens, std::span(rows.labels).last(1));
+    append_labels(corpus, (last + 1) % corpus.info().tokens, 1, 1, rows);
+  } else if (has_last) {
+    append_no_label(corpus, rows);
   }
 
   for (std::int64_t i = 0; i < run.count; ++i)
@@ -165,6 +181,7 @@ PackedDocuments Sequences::documents(std::int64_t number) const {
   append_documents(corpus_->documents(), begin, end, 0, packed.offsets);
   if (wrapped > 0) append_documents(corpus_->documents(), 0, wrapped, end - begin, packed.offsets);
   packed.offsets.push_back(seq_len_);
+  corpus_->require_whole();
   return packed;
 }
 
@@ -188,6 +205,7 @@ void Sequences::read(std::int64_t number, std::span<const Run> runs, Rows& rows)
       done += part.count;
     }
   }
+  corpus_->require_whole();
 }
 
 }  // namespace longhaul::runtime

@@ -56,6 +56,9 @@ struct Rows {
   /// sequence wraps round.
   std::vector<std::int32_t> labels;
   std::vector<std::int32_t> positions;
+  /// What each label weighs in the loss, not negative; one of weight 0 counts as none. Empty where
+  /// the source has no weights: every label then weighs 1.
+  std::vector<float> label_weights;
 };
 
 /// What a sequence packs.

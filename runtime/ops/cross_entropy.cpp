@@ -6,14 +6,18 @@
 namespace longhaul::runtime::ops {
 namespace {
 
-void check(const char* op, const ConstTensorView& logits, const ConstTensorView& labels,
+void check(const char* op, const ConstTensorView& logits, const Labels& labels,
            const ConstTensorView& loss_sum) {
   LONGHAUL_CHECK(logits.dims() == 2, op, ": logits have ", logits.dims(),
                  " dims; expected [rows, V]");
   detail::require_shape(op, "logits", logits, {logits.size(0), logits.size(1)});
   detail::require_dtype(op, "logits", logits, {DType::float32});
-  detail::require_shape(op, "labels", labels, {logits.size(0)});
-  detail::require_dtype(op, "labels", labels, {DType::int32});
+  detail::require_shape(op, "labels", labels.tokens, {logits.size(0)});
+  detail::require_dtype(op, "labels", labels.tokens, {DType::int32});
+  if (labels.weights.data() != nullptr) {
+    detail::require_shape(op, "weights", labels.weights, {logits.size(0)});
+    detail::require_dtype(op, "weights", labels.weights, {DType::float32});
+  }
   detail::require_shape(op, "loss_sum", loss_sum, {1});
   detail::require_dtype(op, "loss_sum", loss_sum, {DType::float64});
   LONGHAUL_CHECK(logits.size(1) > 0, op, ": the vocabulary is empty");
@@ -21,7 +25,12 @@ void check(const char* op, const ConstTensorView& logits, const ConstTensorView&
 
 }  // namespace
 
-void cross_entropy_backward(TensorView logits, ConstTensorView labels, double scale,
+Labels Labels::slice(std::int64_t begin, std::int64_t end) const {
+  return {tokens.slice(0, begin, end),
+          weights.data() == nullptr ? weights : weights.slice(0, begin, end)};
+}
+
+void cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
                             TensorView loss_sum, const Stream& stream) {
   check("cross_entropy", logits, labels, loss_sum);
   if (logits.size(0) == 0) return;
@@ -29,7 +38,7 @@ void cross_entropy_backward(TensorView logits, ConstTensorView labels, double sc
   detail::cpu_cross_entropy_backward(logits, labels, scale, loss_sum, stream);
 }
 
-void cross_entropy(ConstTensorView logits, ConstTensorView labels, TensorView loss_sum,
+void cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                    TensorView row_loss, TensorView row_correct, const Stream& stream) {
   check("cross_entropy", logits, labels, loss_sum);
   const std::int64_t rows = logits.size(0);

@@ -1,23 +1,33 @@
 #pragma once
-// Cross entropy of a chunk of logits with integer labels. A row whose label is -1 has no loss and
-// no gradient. The log-sum-exp of a row is taken in double; so are the sums over rows, which add
-// rows in order, so cutting the rows into chunks does not change a bit of them.
+// Cross entropy of a chunk of logits with integer labels, each of a weight. A row whose label is -1
+// or weighs 0 has no loss and no gradient. The log-sum-exp of a row is taken in double; so are the
+// sums over rows, which add rows in order, so cutting the rows into chunks does not change a bit of
+// them.
 
 #include "runtime/tensor.h"
 
 namespace longhaul::runtime::ops {
 
-/// loss_sum += sum of row losses; logits <- scale * d(row loss)/d(logits), 0 in rows without a
-/// label. Shapes: logits[rows,V] fp32, labels[rows] int32 (-1: none), loss_sum[1] float64. `scale`
-/// is 1 / the global number of labels when the loss is their mean. Throws (through the stream):
-/// Error(data) naming the row of a label outside [-1, V).
-void cross_entropy_backward(TensorView logits, ConstTensorView labels, double scale,
+/// What rows are to predict.
+struct Labels {
+  ConstTensorView tokens;        ///< int32[rows]; -1: none
+  ConstTensorView weights = {};  ///< float32[rows], not negative; without data every label weighs 1
+  /// Those of rows [begin, end).
+  Labels slice(std::int64_t begin, std::int64_t end) const;
+};
+
+/// loss_sum += sum of weight * row loss; logits <- scale * weight * d(row loss)/d(logits), 0 in
+/// rows without a label. Shapes: logits[rows,V] fp32, labels of rows, loss_sum[1] float64. `scale`
+/// is 1 / the global sum of weights when the loss is their mean. Weights of 1 give the bits of
+/// none. Throws (through the stream): Error(data) naming the row of a label outside [-1, V) or of a
+/// weight that is negative or not finite.
+void cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
                             TensorView loss_sum, const Stream& stream);
 
-/// Forward only: loss_sum[1] float64 is added to; row_loss[rows] float32 and row_correct[rows]
-/// uint8 (1 where the first largest logit is the label's) are overwritten, 0 in rows without a
-/// label. Throws as above.
-void cross_entropy(ConstTensorView logits, ConstTensorView labels, TensorView loss_sum,
+/// Forward only: loss_sum[1] float64 is added to as above; row_loss[rows] float32, unweighted, and
+/// row_correct[rows] uint8 (1 where the first largest logit is the label's) are overwritten, 0 in
+/// rows without a label. Throws as above.
+void cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                    TensorView row_loss, TensorView row_correct, const Stream& stream);
 
 }  // namespace longhaul::runtime::ops

@@ -33,22 +33,47 @@ double row_loss_of(const RowSums& sums, float label_logit) {
          (static_cast<double>(sums.maximum) - static_cast<double>(label_logit));
 }
 
-void check_labels(const std::int32_t* labels, std::int64_t rows, std::int64_t vocabulary) {
+/// The labels of a chunk's rows, in memory.
+struct Rows {
+  Rows(const Labels& labels)
+      : labels_(labels.tokens.as<std::int32_t>()),
+        weights_(labels.weights.data() == nullptr ? nullptr : labels.weights.as<float>()) {}
+
+  std::int32_t label(std::int64_t row) const { return labels_[row]; }
+  /// Of the row's loss: 0 without a label.
+  double weight(std::int64_t row) const {
+    if (labels_[row] < 0) return 0;
+    return weights_ == nullptr ? 1 : static_cast<double>(weights_[row]);
+  }
+
+ private:
+  const std::int32_t* labels_;
+  const float* weights_;
+};
+
+void check_labels(const Rows& labels, std::int64_t rows, std::int64_t vocabulary) {
   for (std::int64_t row = 0; row < rows; ++row) {
-    if (labels[row] >= -1 && labels[row] < vocabulary) continue;
-    fail(ExitCode::data, "label ", labels[row], " in row ", row,
+    if (const double weight = labels.weight(row); !(weight >= 0 && std::isfinite(weight))) {
+      fail(ExitCode::data, "the label in row ", row, " of the chunk weighs ", weight,
+           "; expected a finite weight of at least 0");
+    }
+    const std::int32_t label = labels.label(row);
+    if (label >= -1 && label < vocabulary) continue;
+    fail(ExitCode::data, "label ", label, " in row ", row,
          " of the chunk is outside the vocabulary of ", vocabulary, " tokens (-1 means none)");
   }
 }
 
-/// Row loss; logits become scale * (softmax - one-hot).
-double backward_row(float* logits, std::int32_t label, double scale, std::int64_t vocabulary) {
-  if (label < 0) {
+/// weight * row loss; logits become scale * weight * (softmax - one-hot).
+double backward_row(float* logits, std::int32_t label, double weight, double scale,
+                    std::int64_t vocabulary) {
+  if (weight == 0) {
     std::fill(logits, logits + vocabulary, 0.0f);
     return 0;
   }
   const RowSums sums = row_sums(logits, vocabulary);
   const double loss = row_loss_of(sums, logits[label]);
+  scale *= weight;
   const auto factor = static_cast<float>(scale / sums.exponentials);
 #pragma omp simd
   for (std::int64_t i = 0; i < vocabulary; ++i) {
@@ -56,43 +81,45 @@ double backward_row(float* logits, std::int32_t label, double scale, std::int64_
   }
   // p - 1 from the other side, so that a confident row keeps its digits: p - 1 = -(1 - e^-loss).
   logits[label] = static_cast<float>(scale * std::expm1(-loss));
-  return loss;
+  return weight * loss;
 }
 
 }  // namespace
 
-void cpu_cross_entropy_backward(TensorView logits, ConstTensorView labels, double scale,
+void cpu_cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
                                 TensorView loss_sum, const Stream& stream) {
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
   const Buffer losses = stream.allocate(rows * static_cast<std::int64_t>(sizeof(double)));
   auto* row_losses = reinterpret_cast<double*>(losses.data());
-  stream.cpu_task([=, values = logits.as<float>(), label = labels.as<std::int32_t>(),
-                   sum = loss_sum.as<double>()] {
-    check_labels(label, rows, vocabulary);
+  stream.cpu_task([=, values = logits.as<float>(), of = Rows(labels), sum = loss_sum.as<double>()] {
+    check_labels(of, rows, vocabulary);
 #pragma omp parallel for if (rows * vocabulary >= kParallelElements)
     for (std::int64_t row = 0; row < rows; ++row) {
-      row_losses[row] = backward_row(values + row * vocabulary, label[row], scale, vocabulary);
+      row_losses[row] =
+          backward_row(values + row * vocabulary, of.label(row), of.weight(row), scale, vocabulary);
     }
     for (std::int64_t row = 0; row < rows; ++row) *sum += row_losses[row];
   });
 }
 
-void cpu_cross_entropy(ConstTensorView logits, ConstTensorView labels, TensorView loss_sum,
+void cpu_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                        TensorView row_loss, TensorView row_correct, const Stream& stream) {
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
   const Buffer losses = stream.allocate(rows * static_cast<std::int64_t>(sizeof(double)));
   auto* row_losses = reinterpret_cast<double*>(losses.data());
-  stream.cpu_task([=, values = logits.as<float>(), label = labels.as<std::int32_t>(),
-                   sum = loss_sum.as<double>(), loss_out = row_loss.as<float>(),
-                   correct = row_correct.as<std::uint8_t>()] {
-    check_labels(label, rows, vocabulary);
+  stream.cpu_task([=, values = logits.as<float>(), of = Rows(labels), sum = loss_sum.as<double>(),
+                   loss_out = row_loss.as<float>(), correct = row_correct.as<std::uint8_t>()] {
+    check_labels(of, rows, vocabulary);
 #pragma omp parallel for if (rows * vocabulary >= kParallelElements)
     for (std::int64_t row = 0; row < rows; ++row) {
       const float* line = values + row * vocabulary;
-      const bool real = label[row] >= 0;
-      row_losses[row] = real ? row_loss_of(row_sums(line, vocabulary), line[label[row]]) : 0.0;
-      loss_out[row] = static_cast<float>(row_losses[row]);
-      correct[row] = real && std::max_element(line, line + vocabulary) == line + label[row] ? 1 : 0;
+      const std::int32_t label = of.label(row);
+      const double weight = of.weight(row);
+      const double loss = weight > 0 ? row_loss_of(row_sums(line, vocabulary), line[label]) : 0.0;
+      row_losses[row] = weight * loss;
+      loss_out[row] = static_cast<float>(loss);
+      correct[row] =
+          weight > 0 && std::max_element(line, line + vocabulary) == line + label ? 1 : 0;
     }
     for (std::int64_t row = 0; row < rows; ++row) *sum += row_losses[row];
   });

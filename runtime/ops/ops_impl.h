@@ -8,6 +8,7 @@
 // here. Until a kernel exists, x.cpp refuses the device by refuse_device().
 
 #include "runtime/ops/adamw.h"
+#include "runtime/ops/cross_entropy.h"
 #include "runtime/ops/gradient_norm.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/random.h"
@@ -21,9 +22,9 @@ void cpu_adamw(const AdamWFactors& factors, ConstTensorView gradient,
                ConstTensorView gradient_factor, TensorView value, TensorView first_moment,
                TensorView second_moment, const Stream& stream);
 
-void cpu_cross_entropy_backward(TensorView logits, ConstTensorView labels, double scale,
+void cpu_cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
                                 TensorView loss_sum, const Stream& stream);
-void cpu_cross_entropy(ConstTensorView logits, ConstTensorView labels, TensorView loss_sum,
+void cpu_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                        TensorView row_loss, TensorView row_correct, const Stream& stream);
 
 void cpu_add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& stream);

@@ -345,6 +345,18 @@ TEST_F(BadInputTest, DamagedCheckpoints) {
   EXPECT_TRUE(has(other.err, "debug.seed 1, this run has 2")) << other.err;
 }
 
+TEST(BadInput, ACorpusThatIsCutUnderARunEndsItNamingTheFile) {
+  const TrainingJob job;
+  Process run({longhaul_program(), "train", job.config(), "--set", "training.steps=1000000",
+               "--set", "lr_scheduler.warmup_steps=0", "--set", "comm.backend=loopback", "--set",
+               "parallelism.context_parallel_degree=2"});
+  EXPECT_TRUE(wait_until([&] { return !run.running() || job.steps("out").size() >= 3; }, 50));
+  fs::resize_file(job.corpus(), 0);
+  const ProcessResult result = run.wait();
+  EXPECT_EQ(result.exit_code, 65) << result.err;
+  EXPECT_TRUE(has(result.err, job.corpus() + ": became shorter while it was in use")) << result.err;
+}
+
 TEST_F(BadInputTest, RanksThatDoNotFitTheGrid) {
   write_config({{16, "context_parallel_degree = 2"}});
   const auto before = listing(folder_.path());

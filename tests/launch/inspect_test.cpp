@@ -41,6 +41,12 @@ TEST(Inspect, DescribesACorpus) {
   expect_line(text, "document lengths", "min 0, p10 0, median 4, mean 4.5, p90 8, p99 9, max 9");
   EXPECT_NE(text.find("4 - 7           4            48.89%"), std::string::npos)
       << text;  // 22 of 45
+  expect_line(text, "label weights", "none; every label weighs 1");
+  const std::string brief = inspect({.path = folder / "c.h5", .brief = true});
+  expect_line(brief, "documents", "10");
+  expect_line(brief, "document lengths", "median 4");
+  EXPECT_EQ(brief.find("share of tokens"), std::string::npos) << brief;
+  EXPECT_EQ(brief, text.substr(0, brief.size()));  // the same, cut short
 }
 
 TEST(Inspect, FindsDamageInACorpus) {
@@ -52,6 +58,9 @@ TEST(Inspect, FindsDamageInACorpus) {
   test::write_text(folder / "c.h5", bytes);
   expect_error(ExitCode::data, "dataset 'tokens': indices 0 to 4999",
                [&] { inspect({folder / "c.h5"}); });
+  expect_error(ExitCode::data, "dataset 'tokens': indices 0 to 4999", [&] {
+    inspect({.path = folder / "c.h5", .brief = true});  // reads no less
+  });
   expect_error(ExitCode::io, "missing.h5", [&] { inspect({folder / "missing.h5"}); });
   expect_error(ExitCode::data, "neither a checkpoint", [&] { inspect({folder.path()}); });
   expect_error(ExitCode::usage, "name a corpus file", [&] { inspect({folder.path(), true}); });
@@ -95,6 +104,12 @@ TEST(Inspect, DescribesACheckpoint) {
               std::string::npos)
         << text;
     EXPECT_EQ(text.find("context_parallel_backward"), std::string::npos) << text;
+    const std::string brief = inspect({.path = path, .brief = true});
+    expect_line(brief, "step", "5");
+    expect_line(brief, "tensors", "1, 30 values, 120 bytes");
+    expect_line(brief, "files", "2");
+    for (const char* list : {"layers.0.wq", "rank-00001", "config:", "steps = 5"})
+      EXPECT_EQ(brief.find(list), std::string::npos) << brief;
   }
   expect_line(inspect({folder / "step-00000004"}), "step", "4");
   fs::remove(folder / "step-00000005/rank-00001-of-00002.h5");

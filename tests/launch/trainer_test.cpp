@@ -310,17 +310,6 @@ TEST(Trainer, AfterItsFirstStepsARunAsksTheSystemForNoMemory) {
   }
 }
 
-TEST(Trainer, AStepWithoutAnyLabelIsRefused) {
-  const auto none = [](std::int64_t cursor) {
-    RawSequence sequence = documents(cursor);
-    std::ranges::fill(sequence.labels, -1);
-    return sequence;
-  };
-  test::expect_error(runtime::ExitCode::data, "step 1", [&] {
-    run_training(on({1, 2}), kVocabulary, none, {.steps = 1});
-  });
-}
-
 // ---- one step ahead
 // ------------------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ TEST(Head, ChunkedEqualsDense) {
         const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream);
         const Tensor loss = make_tensor({0}, {1}, DType::float64, stream),
                      dx({rows, h}, DType::float32, stream);
-        head.loss_and_backward(rig.resources, x, ids, 0.01, loss, dx);
+        head.loss_and_backward(rig.resources, x, {ids}, 0.01, loss, dx);
         const auto bound = [](const Values& near, const Values& far) {
           return std::max(3e-6, 2 * relative_error(near, far));
         };
@@ -149,12 +149,12 @@ TEST(Head, MemoryDoesNotGrowWithRowsTimesVocabulary) {
                      dx({rows, h}, dtype, stream);
         const std::int64_t before = stream.memory().current_bytes;
         stream.reset_peak();
-        head.loss_and_backward(rig.resources, x, ids, 1, loss, dx);
+        head.loss_and_backward(rig.resources, x, {ids}, 1, loss, dx);
         const std::int64_t training = stream.memory().peak_bytes - before;
         stream.reset_peak();
         const Tensor row_loss({rows}, DType::float32, stream),
             correct({rows}, DType::uint8, stream);
-        head.evaluate(rig.resources, x, ids, loss, row_loss, correct);
+        head.evaluate(rig.resources, x, {ids}, loss, row_loss, correct);
         return std::max(training, stream.memory().peak_bytes - before);
       };
       const std::int64_t small = peak(64), large = peak(512);

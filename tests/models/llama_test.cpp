@@ -54,6 +54,43 @@ TEST_P(Tying, LossAndEveryGradientMatchDifferencesOfTheOracle) {
   });
 }
 
+TEST(Llama, WeightedLossAndGradientsMatchDifferencesOfTheOracle) {
+  const LlamaConfig config = small_config();
+  OracleBatch batch = document_batch(config, {5, 1, 6, 9}, 3);
+  for (std::size_t row = 0; row < batch.tokens.size(); ++row)
+    batch.label_weights.push_back(std::vector{0.0, 1.0, 2.5, 0.125}[row % 4]);
+  NamedValues expected;
+  double expected_loss = 0;
+  for (const int ranks : {1, 3}) {
+    std::mutex mutex;
+    double loss = 0, evaluated = 0;
+    NamedValues gradients;
+    with_rigs(ranks, config, {.head_chunk_rows = 2}, [&](Rig& rig) {
+      const Batch mine = rig.use(batch);
+      const double evaluated_here = read(rig.evaluate(mine).loss_sum, rig.stream)[0];
+      const double here = read(rig.forward_backward(mine, {1.0 / 7, {}}), rig.stream)[0];
+      const NamedValues own = rig.gradients();
+      const std::lock_guard lock(mutex);
+      loss += here;
+      evaluated += evaluated_here;
+      for (const auto& [name, values] : own) {
+        auto& total = gradients[name];
+        total.resize(values.size());
+        for (std::size_t i = 0; i < values.size(); ++i) total[i] += values[i];
+      }
+      if (!expected.empty()) return;
+      expected_loss = test::oracle_loss(config, rig.parameters(), batch);
+      expected = test::oracle_gradients(config, rig.parameters(), batch);
+      for (auto& [name, values] : expected) {
+        for (double& value : values) value /= 7;
+      }
+    });
+    EXPECT_NEAR(loss, expected_loss, kLossBound * expected_loss);
+    EXPECT_NEAR(evaluated, expected_loss, kLossBound * expected_loss);
+    expect_gradients(gradients, expected, kGradientBound);
+  }
+}
+
 TEST_P(Tying, BFloat16IsWithinItsRounding) {
   // Parameters are exact in bfloat16. A value passes about ten roundings a layer forward and ten
   // back, each of at most 2^-9 relative; independent errors add like their square root.

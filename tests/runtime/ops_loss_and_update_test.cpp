@@ -72,8 +72,8 @@ TEST(CrossEntropy, LossAndGradient) {
         const Tensor forward_sum = make_tensor({0}, {1}, DType::float64, stream);
         const Tensor row_loss({rows}, DType::float32, stream),
             correct({rows}, DType::uint8, stream);
-        cross_entropy(tl, ids, forward_sum, row_loss, correct, stream);
-        cross_entropy_backward(tl, ids, scale, sum, stream);
+        cross_entropy(tl, {ids}, forward_sum, row_loss, correct, stream);
+        cross_entropy_backward(tl, {ids}, scale, sum, stream);
         EXPECT_LE(relative_error(read(tl, stream), expected.dlogits), kFloatBound);
         EXPECT_NEAR(read(sum, stream)[0] - 100, expected.sum, kFloatBound * (1 + expected.sum));
         EXPECT_NEAR(read(forward_sum, stream)[0], expected.sum, kFloatBound * (1 + expected.sum));
@@ -82,6 +82,84 @@ TEST(CrossEntropy, LossAndGradient) {
         bytes[threads - 1] = read_bytes(tl, stream);
       }
       EXPECT_EQ(bytes[0], bytes[1]);
+    }
+  }
+}
+
+TEST(CrossEntropy, LabelsWeigh) {
+  const Stream stream = Stream::cpu("ops", 2);
+  const std::int64_t rows = 127, vocabulary = 19;
+  const double scale = 1.0 / 77;
+  Values logits = random_values(rows * vocabulary, 1), labels, weights;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    labels.push_back(static_cast<double>((row * 31) % (vocabulary + 1) - 1));
+    weights.push_back(std::vector{0.0, 1.0, 0.25, 255.0, 1e-30}[at(row % 5)]);
+  }
+  LossReference expected = loss_reference(logits, labels, vocabulary, scale);
+  double sum = 0;
+  for (std::size_t row = 0; row < labels.size(); ++row) {
+    sum += weights[row] * expected.rows[row];
+    for (std::int64_t i = 0; i < vocabulary; ++i)
+      expected.dlogits[row * at(vocabulary) + at(i)] *= weights[row];
+    if (weights[row] > 0) continue;  // as if it had no label: whatever its logits are
+    expected.rows[row] = expected.correct[row] = 0;
+    logits[row * at(vocabulary)] = std::nan("");
+  }
+  const Tensor tl = make_tensor(logits, {rows, vocabulary}, DType::float32, stream);
+  const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream);
+  const Tensor w = make_tensor(weights, {rows}, DType::float32, stream);
+  const Tensor forward = make_tensor({0}, {1}, DType::float64, stream),
+               backward = make_tensor({100}, {1}, DType::float64, stream);
+  const Tensor row_loss({rows}, DType::float32, stream), correct({rows}, DType::uint8, stream);
+  cross_entropy(tl, {ids, w}, forward, row_loss, correct, stream);
+  for (std::int64_t begin = 0; begin < rows; begin += 40) {
+    const std::int64_t end = std::min(rows, begin + 40);
+    cross_entropy_backward(tl.view().slice(0, begin, end), ops::Labels{ids, w}.slice(begin, end),
+                           scale, backward, stream);
+  }
+  EXPECT_NEAR(read(forward, stream)[0], sum, kFloatBound * sum);
+  EXPECT_NEAR(read(backward, stream)[0] - 100, sum, kFloatBound * sum);
+  EXPECT_LE(relative_error(read(row_loss, stream), expected.rows), kFloatBound);
+  EXPECT_EQ(read(correct, stream), expected.correct);
+  EXPECT_LE(relative_error(read(tl, stream), expected.dlogits), kFloatBound);
+}
+
+TEST(CrossEntropy, WeightsOfOneAreNone) {
+  const Stream stream = Stream::cpu("ops");
+  const std::int64_t rows = 101, vocabulary = 19;
+  Values labels;
+  for (std::int64_t row = 0; row < rows; ++row)
+    labels.push_back(static_cast<double>((row * 31) % (vocabulary + 1) - 1));
+  const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream),
+               ones = make_tensor(Values(rows, 1.0), {rows}, DType::float32, stream);
+  std::vector<std::byte> bytes[2], sums[2];
+  for (const std::size_t weighed : {0u, 1u}) {
+    const Tensor logits = make_tensor(random_values(rows * vocabulary, 3), {rows, vocabulary},
+                                      DType::float32, stream);
+    const Tensor sum = make_tensor({0}, {1}, DType::float64, stream);
+    cross_entropy_backward(logits, weighed != 0 ? ops::Labels{ids, ones} : ops::Labels{ids}, 0.01,
+                           sum, stream);
+    bytes[weighed] = read_bytes(logits, stream);
+    sums[weighed] = read_bytes(sum, stream);
+  }
+  EXPECT_EQ(bytes[0], bytes[1]);
+  EXPECT_EQ(sums[0], sums[1]);
+}
+
+TEST(CrossEntropy, NamesAWeightThatIsNone) {
+  for (const double bad : {-1.0, -1e-30, double{INFINITY}, std::nan("")}) {
+    const Stream stream = Stream::cpu("ops");
+    const Tensor logits = make_tensor({0, 0, 0, 0}, {2, 2}, DType::float32, stream);
+    const Tensor ids = make_tensor({1, 0}, {2}, DType::int32, stream),
+                 weights = make_tensor({1, bad}, {2}, DType::float32, stream),
+                 sum = make_tensor({0}, {1}, DType::float64, stream);
+    cross_entropy_backward(logits, {ids, weights}, 1, sum, stream);
+    try {
+      stream.synchronize(deadline_in(10));
+      FAIL() << "weight " << bad << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::data);
+      EXPECT_NE(std::string(error.what()).find("in row 1"), std::string::npos) << error.what();
     }
   }
 }
@@ -100,7 +178,7 @@ TEST(CrossEntropy, ChunksGiveTheSameSum) {
     const Tensor sum = make_tensor({0}, {1}, DType::float64, stream);
     for (std::int64_t begin = 0; begin < rows; begin += chunk) {
       const std::int64_t end = std::min(rows, begin + chunk);
-      cross_entropy_backward(tl.view().slice(0, begin, end), ids.view().slice(0, begin, end), 1,
+      cross_entropy_backward(tl.view().slice(0, begin, end), {ids.view().slice(0, begin, end)}, 1,
                              sum, stream);
     }
     sums.push_back(read(sum, stream));
@@ -114,7 +192,7 @@ TEST(CrossEntropy, LargeLogitsAndConfidentRows) {
   const Tensor logits = make_tensor({1e4, -1e4, 30, 0, 0, 1e4}, {3, 2}, DType::float32, stream);
   const Tensor ids = make_tensor({0, 0, 0}, {3}, DType::int32, stream),
                sum = make_tensor({0}, {1}, DType::float64, stream);
-  cross_entropy_backward(logits, ids, 1, sum, stream);
+  cross_entropy_backward(logits, {ids}, 1, sum, stream);
   const double confident = std::log1p(std::exp(-30.0));
   EXPECT_NEAR(read(sum, stream)[0], confident + 1e4, 1e-5 * 1e4);
   const Values gradient = read(logits, stream);
@@ -130,7 +208,7 @@ TEST(CrossEntropy, NamesALabelOutsideTheVocabulary) {
     const Tensor logits = make_tensor({0, 0, 0, 0}, {2, 2}, DType::float32, stream);
     const Tensor ids = make_tensor({1, bad}, {2}, DType::int32, stream),
                  sum = make_tensor({0}, {1}, DType::float64, stream);
-    cross_entropy_backward(logits, ids, 1, sum, stream);
+    cross_entropy_backward(logits, {ids}, 1, sum, stream);
     try {
       stream.synchronize(deadline_in(10));
       FAIL() << "label " << bad << " was accepted";

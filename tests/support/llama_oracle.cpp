@@ -128,7 +128,8 @@ double oracle_loss(const LlamaConfig& c, const NamedValues& p, const OracleBatch
     const double* line = &logits[row * at(c.vocab_size)];
     double total = 0;
     for (std::int64_t i = 0; i < c.vocab_size; ++i) total += std::exp(line[i]);
-    loss += std::log(total) - line[batch.labels[row]];
+    const double weight = batch.label_weights.empty() ? 1 : batch.label_weights[row];
+    loss += weight * (std::log(total) - line[batch.labels[row]]);
   }
   return loss;
 }

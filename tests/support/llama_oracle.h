@@ -20,12 +20,13 @@ struct OracleBatch {
   std::vector<std::int64_t> documents;  ///< row r sees rows s <= r of its own document
   /// Where given, what row r sees instead, in a sliding layer too.
   std::function<bool(std::int64_t layer, std::size_t r, std::size_t s)> sees = {};
+  std::vector<double> label_weights = {};  ///< empty: 1 each
 };
 
 /// logits [rows, V].
 std::vector<double> oracle_logits(const models::LlamaConfig& config, const NamedValues& parameters,
                                   const OracleBatch& batch);
-/// The sum of token losses.
+/// The sum of token losses, by their weights.
 double oracle_loss(const models::LlamaConfig& config, const NamedValues& parameters,
                    const OracleBatch& batch);
 /// d loss / d parameter of every element, by fourth-order central differences.

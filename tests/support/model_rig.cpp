@@ -116,17 +116,19 @@ models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
   for (const models::MaskKind& layers : model.masks())
     masks.push_back(layers.of(attention::Mask::documents(offsets)));
   const auto layout = parallel::Layout::make(kind, masks_of_layers(masks, model.masks()), 1, ranks);
-  const auto local = [&](const std::vector<std::int64_t>& values) {
+  const auto local = [&](const auto& values, DType dtype) {
     std::vector<double> mine;
     for (const std::int64_t token : layout.tokens_of(rank)) {
       mine.push_back(static_cast<double>(values[static_cast<std::size_t>(token)]));
     }
     batch_tensors_.push_back(
-        make_tensor(mine, {static_cast<std::int64_t>(mine.size())}, DType::int32, stream));
+        make_tensor(mine, {static_cast<std::int64_t>(mine.size())}, dtype, stream));
     return runtime::ConstTensorView(batch_tensors_.back());
   };
-  const runtime::ConstTensorView ids = local(batch.tokens), labels = local(batch.labels);
-  models::Batch mine{ids, labels, local(batch.positions), {}};
+  const runtime::ConstTensorView ids = local(batch.tokens, DType::int32),
+                                 labels = local(batch.labels, DType::int32);
+  models::Batch mine{ids, labels, local(batch.positions, DType::int32), {}};
+  if (!batch.label_weights.empty()) mine.label_weights = local(batch.label_weights, DType::float32);
   for (const attention::Mask& mask : masks) mine.attention.push_back(attention.batch(mask, layout));
   return mine;
 }

@@ -79,6 +79,8 @@ void RawSequences::read(std::int64_t number, std::span<const runtime::Run> runs,
       rows.tokens.push_back(sequence.tokens.at(at));
       rows.labels.push_back(sequence.labels.at(at));
       rows.positions.push_back(sequence.positions.at(at));
+      if (!sequence.label_weights.empty())
+        rows.label_weights.push_back(sequence.label_weights.at(at));
     }
   }
 }

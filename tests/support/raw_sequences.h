@@ -9,10 +9,12 @@
 namespace longhaul::test {
 
 /// All vectors but `documents` hold a value a token; documents are offsets, from 0 to their number.
+/// Weights are as in runtime::Rows.
 struct RawSequence {
   std::vector<std::int32_t> tokens, labels, positions;
   std::vector<std::int64_t> documents;
   std::int64_t tokens_before = 0;  ///< of the first document
+  std::vector<float> label_weights = {};  ///< of the labels; empty: the source has none
 };
 
 /// Random tokens in random documents (some of one token, some as long as the sequence), labels

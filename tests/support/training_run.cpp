@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <utility>
 
 namespace longhaul::test {
@@ -73,8 +74,9 @@ std::vector<launch::StepResult> run_training(
   });
   for (const auto& rank : results) {
     for (std::size_t step = 0; step < rank.size(); ++step) {
-      EXPECT_EQ(rank[step].loss, results[0][step].loss);
-      EXPECT_EQ(rank[step].grad_norm, results[0][step].grad_norm);
+      const auto bits = [](double value) { return std::bit_cast<std::uint64_t>(value); };
+      EXPECT_EQ(bits(rank[step].loss), bits(results[0][step].loss));
+      EXPECT_EQ(bits(rank[step].grad_norm), bits(results[0][step].grad_norm));
     }
   }
   return results[0];
