@@ -11,6 +11,7 @@
 #include "launch/metrics.h"
 #include "launch/model.h"
 #include "launch/schemes.h"
+#include "launch/validation_data.h"
 #include "models/optimizer.h"
 #include "parallel/sharding.h"
 #include "runtime/error.h"
@@ -107,6 +108,7 @@ int run_validate(const ValidateOptions& options) {
   const std::int64_t vocabulary = model_vocabulary(config, corpus);
   const runtime::Sequences sequences(opened, config.training.seq_len,
                                      static_cast<std::uint64_t>(config.debug.seed));
+  const auto validation = open_validation(draft, opened, sequences);
 
   const models::Model model = make_model(config, vocabulary);
   fmt::print("# {}: no problems\n", options.config_path);
@@ -121,6 +123,7 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch\n",
              grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),
              grouped(sequences.per_epoch()));
+  if (validation) fmt::print("# validation  {}\n", validation->text());
   fmt::print("# digest      {:016x}\n\n{}", digest(config), to_toml(config));
   return 0;
 }
