@@ -2,7 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "launch/schemes.h"
+#include "runtime/build_info.h"
+#include "runtime/error.h"
+#include "runtime/io/file.h"
 
 namespace longhaul::launch {
 
@@ -37,6 +42,22 @@ runtime::Corpus open_corpus(TrainDraft& draft) {
   }
   draft.check();
   return corpus;
+}
+
+void write_resolved_config(const TrainConfig& config) {
+  namespace fs = std::filesystem;
+  const std::string path = config.job.output_dir + "/config.toml",
+                    fresh = path + ".tmp-" + runtime::unique_suffix();
+  std::error_code error;
+  runtime::Cleanup unfinished([&] { fs::remove(fresh, error); });
+  runtime::write_new_file(
+      fresh,
+      fmt::format("# The configuration of this run, as {} resolved it at its last start.\n"
+                  "# Relative paths are of the folder that it was started in: {}\n\n{}",
+                  runtime::version_line(), fs::current_path(error).string(), to_toml(config)));
+  fs::rename(fresh, path, error);
+  if (error) runtime::fail(runtime::ExitCode::io, path, ": cannot be written: ", error.message());
+  unfinished.dismiss();
 }
 
 std::int64_t model_vocabulary(const TrainConfig& config, const runtime::CorpusInfo& corpus) {

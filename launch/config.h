@@ -35,6 +35,10 @@ void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size);
 /// contradict it.
 runtime::Corpus open_corpus(TrainDraft& draft);
 
+/// Writes config.toml into job.output_dir, which exists: the resolved configuration, which loads to
+/// the same one. Replaces that of an earlier start. Throws Error(io).
+void write_resolved_config(const TrainConfig& config);
+
 /// model.vocab_size, or the corpus's.
 std::int64_t model_vocabulary(const TrainConfig& config, const runtime::CorpusInfo& corpus);
 

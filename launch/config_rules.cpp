@@ -196,8 +196,7 @@ void check_steps(TrainDraft& draft) {
 
 void check_files(TrainDraft& draft) {
   std::error_code error;
-  if (draft.good({"data.corpus"})) {
-    const std::string& corpus = draft.config.data.corpus;
+  const auto check_corpus = [&](const char* key, const std::string& corpus) {
     const fs::file_status status = fs::status(corpus, error);
     std::string wrong;
     if (!fs::exists(status)) {
@@ -206,7 +205,17 @@ void check_files(TrainDraft& draft) {
     } else if (!fs::is_regular_file(status)) {
       wrong = "expected an HDF5 file";
     }
-    if (!wrong.empty()) draft.key_problem("data.corpus", quote_toml(corpus), wrong);
+    if (!wrong.empty()) draft.key_problem(key, quote_toml(corpus), wrong);
+  };
+  if (draft.good({"data.corpus"})) check_corpus("data.corpus", draft.config.data.corpus);
+  const ValidationConfig& validation = draft.config.validation;
+  if (draft.good({"validation.enable", "validation.corpus"}) && validation.enable) {
+    if (!validation.corpus) {
+      draft.key_problem("validation.enable", "true",
+                        "this needs validation.corpus, a corpus of held-out text");
+    } else {
+      check_corpus("validation.corpus", *validation.corpus);
+    }
   }
   if (draft.good({"job.output_dir"})) {
     const std::string& folder = draft.config.job.output_dir;

@@ -239,6 +239,24 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "\"auto\"", .choices = {"auto", "never"}, .minimum = 0,
        .maximum = kMaxTokens},
 
+      {LONGHAUL_KEY(validation, enable),
+       .explanation =
+           "Measure the loss on held-out text every `freq` steps and after the last one: "
+           "forward only, with training's masks, schemes and batch sizes. Training stays "
+           "the same bit for bit.",
+       .default_value = "false"},
+      {LONGHAUL_KEY(validation, corpus),
+       .explanation = "HDF5 corpus of the held-out text, of the training corpus's tokenizer and at "
+                      "least seq_len tokens; needed when enabled.",
+       .derived_default = "none"},
+      {LONGHAUL_KEY(validation, freq), .explanation = "Steps between validations.",
+       .default_value = "10", .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(validation, steps),
+       .explanation = "Steps of tokens_per_step tokens in a validation, from the corpus's "
+                      "beginning and in its "
+                      "order, the same ones every time; -1: the whole corpus, every token once.",
+       .default_value = "-1", .minimum = 1, .maximum = kMaxTokens, .also = -1},
+
       {LONGHAUL_KEY(metrics, log_freq),
        .explanation = "Steps between console lines; metrics.jsonl records every step.",
        .default_value = "1", .minimum = 1, .maximum = kMaxTokens},

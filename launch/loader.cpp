@@ -1,5 +1,6 @@
 #include "launch/loader.h"
 
+#include <algorithm>
 #include <numeric>
 #include <utility>
 
@@ -17,9 +18,11 @@ std::vector<LocalBatch> Loader::make(const StepStart& step) const {
   const std::int64_t data_ranks = config.parallelism.data_parallel_replicate_degree;
   std::vector<LocalBatch> batches;
   for (std::int64_t pass = 0; pass < plan_.accumulation_steps; ++pass) {
-    std::vector<std::int64_t> numbers(static_cast<std::size_t>(micro));
-    std::iota(numbers.begin(), numbers.end(),
-              step.cursor + (pass * data_ranks + inputs_.data_rank) * micro);
+    const std::int64_t first = step.cursor + (pass * data_ranks + inputs_.data_rank) * micro;
+    const std::int64_t count = std::min(micro, inputs_.end - first);
+    if (count <= 0) break;
+    std::vector<std::int64_t> numbers(static_cast<std::size_t>(count));
+    std::iota(numbers.begin(), numbers.end(), first);
     batches.push_back(make_local_batch(*inputs_.sequences, numbers, inputs_.shape));
     if (inputs_.prepare) inputs_.prepare(batches.back(), step.step);
   }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <future>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -24,6 +25,9 @@ struct LoaderInputs {
   TrainConfig config;  ///< resolved: all degrees of the grid are known
   int data_rank = 0;
   BatchShape shape;
+  /// There are no sequences from this number on: the last pass may have fewer, and a data rank
+  /// fewer passes than another.
+  std::int64_t end = std::numeric_limits<std::int64_t>::max();
   /// Called with every batch of a step, on a thread of the loader's: makes what the batch's calls
   /// need. May be empty.
   std::function<void(LocalBatch& batch, std::int64_t step)> prepare = {};

@@ -3,7 +3,8 @@
 // twin.
 //
 // metrics.jsonl holds one JSON object a line: a header ("record": "header"), then one object a step
-// ("record": "step"). The first step after a resume also has "run", the header of the resumed run.
+// ("record": "step") and one a validation ("record": "validation"), behind the step that it
+// followed. The first object after a resume also has "run", the header of the resumed run.
 
 #include <cstdint>
 #include <optional>
@@ -14,6 +15,12 @@
 #include "launch/train_config.h"
 
 namespace longhaul::launch {
+
+/// What a run validates with.
+struct ValidationHeader {
+  std::string corpus_digest;
+  std::int64_t sequences = 0, tokens = 0;  ///< of one validation
+};
 
 /// What holds for a whole run.
 struct RunHeader {
@@ -29,8 +36,9 @@ struct RunHeader {
   std::int64_t corpus_tokens = 0;
   std::int64_t vocabulary_size = 0;
   std::optional<double> unigram_entropy;  ///< nats a token
-  double peak_flops = 0;                  ///< of all ranks together; what MFU divides by
-  std::string flop_convention;            ///< what MFU counts, in words
+  std::optional<ValidationHeader> validation;
+  double peak_flops = 0;        ///< of all ranks together; what MFU divides by
+  std::string flop_convention;  ///< what MFU counts, in words
 };
 
 /// One optimizer step. Losses in nats a token, over the whole grid; memory is the maximum over
@@ -57,6 +65,17 @@ struct StepMetrics {
 /// are NaN.
 bool unlabelled(const StepMetrics& metrics);
 
+/// The validation that followed a step. The loss in nats a token, NaN where no token has a label.
+struct ValidationMetrics {
+  std::int64_t step = 0;
+  double loss = 0;
+  std::int64_t tokens = 0;
+  std::int64_t labels = 0;
+  double tokens_per_second = 0;
+  double seconds = 0;
+  bool operator==(const ValidationMetrics&) const = default;
+};
+
 /// What the console line shows beside the step's own figures.
 struct ConsoleContext {
   std::int64_t steps = 0;               ///< of the whole run
@@ -68,6 +87,8 @@ struct ConsoleContext {
 /// mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m"; of a step without labels
 /// "step 121/10000 | no labels, nothing updated | lr 3.00e-04 | eta 3h12m".
 std::string console_line(const StepMetrics& metrics, const ConsoleContext& context);
+/// "step 120/10000 | validation loss 3.1022 | 1,048,576 tokens in 3s | 412,301 tok/s".
+std::string console_line(const ValidationMetrics& metrics, std::int64_t steps);
 
 /// "45s", "12m05s", "3h12m", "2d03h".
 std::string duration_text(double seconds);
@@ -77,23 +98,33 @@ std::string grouped(std::int64_t value);
 /// Appends to metrics.jsonl; one write a line, so a killed run leaves at most one torn last line.
 class MetricsWriter {
  public:
-  /// Starts or goes on with a run's file. With resumed_step == 0 a file of an earlier run is
-  /// renamed to PATH.1 (the first free number) and a new one gets `header`. Otherwise the records
-  /// past resumed_step and a torn last line are cut off, and all earlier bytes stay as they are.
-  /// Creates missing parent folders. Throws Error(io), or Error(data) when the file to go on with
-  /// is damaged.
+  /// Starts or goes on with a run's file, which then holds the steps up to `resumed_step` and a
+  /// validation of each at most. What an earlier run wrote past it is kept in PATH.1 (the first
+  /// free number), a file like this one: with resumed_step == 0 the file itself, under its new
+  /// name; otherwise those lines, behind the header that they were written under. The other lines
+  /// stay as they are, byte for byte; a torn last one is dropped. Creates missing parent folders.
+  /// Throws Error(io), or Error(data) when the file to go on with is damaged.
   MetricsWriter(std::string path, const RunHeader& header, std::int64_t resumed_step);
   ~MetricsWriter();
   MetricsWriter(const MetricsWriter&) = delete;
   MetricsWriter& operator=(const MetricsWriter&) = delete;
 
+  /// Where later lines of an earlier run were put; empty when there were none.
+  const std::string& kept_in() const { return kept_in_; }
+  /// The last step whose validation the file held when it was opened; 0 for none.
+  std::int64_t validated_step() const { return validated_step_; }
+
   /// Throws Error(io).
   void write(const StepMetrics& metrics);
+  void write(const ValidationMetrics& metrics);
 
  private:
+  template <class Metrics>
+  void write_record(const char* name, const Metrics& metrics);
   void write_line(std::string line);
-  std::string path_;
-  std::string resumed_run_;  // header of the resumed run until the first step is written
+  std::string path_, kept_in_;
+  std::string resumed_run_;  // header of the resumed run until its first line is written
+  std::int64_t validated_step_ = 0;
   int file_ = -1;
 };
 
@@ -101,6 +132,7 @@ struct MetricsLog {
   std::string header_json;                ///< the header's line
   std::optional<double> unigram_entropy;  ///< the header's
   std::vector<StepMetrics> steps;
+  std::vector<ValidationMetrics> validations;
   std::int64_t ranks = 0;
 };
 

@@ -128,7 +128,7 @@ std::string draw_axes(const LinePlot& plot, const Axes& axes) {
 }
 
 std::string draw_series(const PlotSeries& series, const Axes& axes) {
-  std::string path;
+  std::string path, dots;
   bool pen_down = false;
   for (const PlotPoint& point : series.points) {
     if (!finite(point)) {
@@ -137,13 +137,19 @@ std::string draw_series(const PlotSeries& series, const Axes& axes) {
     }
     path += fmt::format("{}{:.1f},{:.1f} ", pen_down ? 'L' : 'M', axes.x(point.x), axes.y(point.y));
     pen_down = true;
+    if (series.dots) {
+      dots += fmt::format("<circle fill=\"{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.5\"/>\n",
+                          escaped(series.color), axes.x(point.x), axes.y(point.y));
+    }
   }
   if (path.empty()) return "";
   path.pop_back();
   return fmt::format(
-      "<path fill=\"none\" stroke=\"{}\" stroke-width=\"{}\" stroke-linejoin=\"round\" "
-      "stroke-linecap=\"round\"{} d=\"{}\"/>\n",
-      escaped(series.color), series.width, series.dashed ? " stroke-dasharray=\"7 5\"" : "", path);
+             "<path fill=\"none\" stroke=\"{}\" stroke-width=\"{}\" stroke-linejoin=\"round\" "
+             "stroke-linecap=\"round\"{} d=\"{}\"/>\n",
+             escaped(series.color), series.width, series.dashed ? " stroke-dasharray=\"7 5\"" : "",
+             path) +
+         dots;
 }
 
 std::string draw_legend(const LinePlot& plot, const Axes& axes) {

@@ -16,6 +16,7 @@ struct PlotSeries {
   bool dashed = false;
   double width = 1.8;
   std::vector<PlotPoint> points;  ///< a point that is not finite breaks the line
+  bool dots = false;              ///< draws the points too: for few of them
 };
 
 struct LinePlot {

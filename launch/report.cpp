@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <fstream>
 #include <map>
+#include <set>
 #include <span>
 
 #include "launch/plot.h"
@@ -57,6 +58,80 @@ double relative_difference(double a, double b) {
   return b == 0 ? INFINITY : std::abs(a - b) / std::abs(b);
 }
 
+/// Steps in rising order, told as ranges.
+class StepRanges {
+ public:
+  void add(std::int64_t first, std::int64_t last) {
+    count_ += last - first + 1;
+    if (!ranges_.empty() && ranges_.back().second + 1 == first) {
+      ranges_.back().second = last;
+    } else {
+      ranges_.push_back({first, last});
+    }
+  }
+  /// "step 9", "steps 3 to 5 and 9"; "" for none.
+  std::string text() const {
+    if (ranges_.empty()) return "";
+    std::string text = count_ == 1 ? "step " : "steps ";
+    const std::size_t shown = std::min<std::size_t>(ranges_.size(), 8);
+    for (std::size_t i = 0; i < shown; ++i) {
+      const auto [first, last] = ranges_[i];
+      if (i > 0) text += i + 1 == ranges_.size() ? " and " : ", ";
+      text += first == last ? grouped(first) : grouped(first) + " to " + grouped(last);
+    }
+    if (shown < ranges_.size()) text += fmt::format(" and others, {} in all", grouped(count_));
+    return text;
+  }
+  bool one() const { return count_ == 1; }
+
+ private:
+  std::vector<std::pair<std::int64_t, std::int64_t>> ranges_;
+  std::int64_t count_ = 0;
+};
+
+template <class Metrics>
+StepRanges more_than_once(const std::vector<Metrics>& rows) {
+  std::map<std::int64_t, int> counts;
+  for (const Metrics& row : rows) ++counts[row.step];
+  StepRanges twice;
+  for (const auto& [step, count] : counts) {
+    if (count > 1) twice.add(step, step);
+  }
+  return twice;
+}
+
+StepRanges missing_steps(const MetricsLog& log) {
+  std::set<std::int64_t> steps{0};
+  for (const StepMetrics& step : log.steps) {
+    if (step.step > 0) steps.insert(step.step);
+  }
+  StepRanges missing;
+  for (auto step = steps.begin(), next = std::next(step); next != steps.end(); step = next++) {
+    if (*next - *step > 1) missing.add(*step + 1, *next - 1);
+  }
+  return missing;
+}
+
+PlotSeries validation_series(const MetricsLog& log) {
+  PlotSeries series{"validation loss", "#2a8a3e", false, 1.8, {}, true};
+  for (const ValidationMetrics& row : log.validations)
+    series.points.push_back({static_cast<double>(row.step), row.loss});
+  return series;
+}
+
+std::string validation_text(const MetricsLog& log) {
+  const ValidationMetrics& last = log.validations.back();
+  const ValidationMetrics* best = nullptr;
+  for (const ValidationMetrics& row : log.validations) {
+    if (std::isfinite(row.loss) && (best == nullptr || row.loss < best->loss)) best = &row;
+  }
+  std::string text = fmt::format("{:.4f} nats a token (step {})", last.loss, last.step);
+  if (best != nullptr)
+    text += fmt::format("; the best of {} is {:.4f} (step {})", log.validations.size(), best->loss,
+                        best->step);
+  return text;
+}
+
 // NaN, too, counts as a difference.
 double larger(double a, double b) { return std::isnan(b) ? INFINITY : std::max(a, b); }
 
@@ -78,6 +153,21 @@ Parity compare_runs(const MetricsLog& run, const MetricsLog& baseline) {
   return parity;
 }
 
+std::string uneven_steps(const MetricsLog& log) {
+  std::string text;
+  const auto say = [&](const StepRanges& ranges, const char* one, const char* many,
+                       const char* what) {
+    if (ranges.text().empty()) return;
+    text += fmt::format("{}{}{} {} {}", text.empty() ? "" : "; ", ranges.one() ? one : many,
+                        ranges.text(), ranges.one() ? "is" : "are", what);
+  };
+  say(missing_steps(log), "", "", "missing");
+  say(more_than_once(log.steps), "", "", "there twice or more");
+  say(more_than_once(log.validations), "the validation of ", "the validations of ",
+      "there twice or more");
+  return text;
+}
+
 std::string loss_plot_svg(const MetricsLog& run, std::optional<double> unigram_entropy,
                           const MetricsLog* baseline, const std::string& title) {
   LinePlot plot;
@@ -95,6 +185,7 @@ std::string loss_plot_svg(const MetricsLog& run, std::optional<double> unigram_e
   }
   plot.series.push_back(
       loss_series(run, run.ranks > 0 ? "loss, " + ranks_text(run) : "loss", "#1f5fa8"));
+  if (!run.validations.empty()) plot.series.push_back(validation_series(run));
   if (baseline != nullptr) {
     PlotSeries series = loss_series(*baseline, "loss, " + ranks_text(*baseline), "#e07b00");
     series.dashed = true;
@@ -109,8 +200,16 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
   const auto row = [&table](const char* label, const std::string& text) {
     table += fmt::format("{:<18}{}\n", label, text);
   };
+  const auto whole_file = [&] {
+    if (!run.validations.empty()) row("validation loss", validation_text(run));
+    for (const MetricsLog* log : {&run, baseline}) {
+      const std::string uneven = log == nullptr ? "" : uneven_steps(*log);
+      if (!uneven.empty()) row(log == &run ? "steps" : "baseline's steps", uneven);
+    }
+  };
   if (run.steps.empty()) {
     row("steps", "none recorded");
+    whole_file();
     return table;
   }
   const std::vector<const StepMetrics*> steps = labelled_steps(run);
@@ -140,6 +239,7 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
   constexpr double kMib = 1024.0 * 1024.0;
   row("memory", fmt::format("{:.1f} MiB a rank at most", static_cast<double>(memory) / kMib));
   row("training time", fmt::format("{} in {} steps", duration_text(seconds), run.steps.size()));
+  whole_file();
   if (baseline != nullptr) {
     const Parity parity = compare_runs(run, *baseline);
     const std::string label = ranks_text(*baseline);

@@ -32,11 +32,18 @@ struct Parity {
 };
 Parity compare_runs(const MetricsLog& run, const MetricsLog& baseline);
 
-/// Loss over steps; beside it the corpus's unigram entropy and the baseline run where given.
+/// Which steps a log does not hold once, as every run's should from step 1 on: "steps 3 to 5 are
+/// missing; step 9 is there twice or more; the validation of step 10 is there twice or more". Empty
+/// when there are none.
+std::string uneven_steps(const MetricsLog& log);
+
+/// Loss over steps; beside it the validation loss, the corpus's unigram entropy and the baseline
+/// run where given.
 std::string loss_plot_svg(const MetricsLog& run, std::optional<double> unigram_entropy,
                           const MetricsLog* baseline, const std::string& title);
 
-/// Loss first and last beside the unigram entropy, tokens/s, MFU, memory, parity with the baseline.
+/// Loss first and last beside the unigram entropy, tokens/s, MFU, memory, validation loss, steps
+/// twice or missing, parity with the baseline.
 std::string summary_table(const MetricsLog& run, std::optional<double> unigram_entropy,
                           const MetricsLog* baseline);
 

@@ -8,14 +8,16 @@
 #include <csignal>
 #include <cstdio>
 #include <set>
-#include <sstream>
 
+#include "launch/common_ground.h"
 #include "launch/config.h"
 #include "launch/metrics.h"
 #include "launch/model.h"
 #include "launch/row_rules.h"
+#include "launch/run_header.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
+#include "launch/validation.h"
 #include "runtime/build_info.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/launcher.h"
@@ -70,37 +72,19 @@ struct TrainingData {
   explicit TrainingData(TrainDraft& draft)
       : corpus(open_corpus(draft)),
         vocab_size(model_vocabulary(draft.config, corpus.info())),
-        sequences(make_sequences(draft.config, corpus)) {}
+        sequences(make_sequences(draft.config, corpus)),
+        validation(open_validation(draft, corpus, sequences)) {}
   TrainingData(const TrainingData&) = delete;  // sequences refers to corpus
   TrainingData& operator=(const TrainingData&) = delete;
 
   const runtime::Corpus corpus;
   const std::int64_t vocab_size;
   const runtime::Sequences sequences;
+  const std::shared_ptr<const ValidationData> validation;  ///< null without [validation]
 };
 
-RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
-                     const Trainer& trainer) {
-  RunHeader header;
-  header.config = config;
-  header.grid.data = config.parallelism.data_parallel_replicate_degree;
-  header.grid.context = config.parallelism.context_parallel_degree;
-  header.parameters = trainer.parameters();
-  header.accumulation_steps = batch_plan(config).accumulation_steps;
-  header.corpus_digest = corpus.digest();
-  header.corpus_tokens = corpus.info().tokens;
-  header.vocabulary_size = corpus.info().vocabulary_size;
-  for (const SchemeChange& change : resolved_schemes(config))
-    header.schemes.push_back({change.step, change.scheme.text()});
-  header.unigram_entropy = corpus.info().unigram_entropy;
-  header.flop_convention =
-      "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
-      "pair; "
-      "masked pairs, recomputation and the embedding lookup count nothing";
-  return header;
-}
-
-void print_start(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step) {
+void print_start(const RunHeader& header, const TrainConfig& config,
+                 const ValidationData* validation, std::int64_t resumed_step, bool validated) {
   std::printf("%s\n", runtime::version_line().c_str());
   std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
               grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
@@ -129,10 +113,11 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
               grouped(config.training.seq_len).c_str(), header.accumulation_steps,
               config.training.micro_batch_size,
               config.training.interleave > 1 ? ", two together" : "");
+  if (validation != nullptr) std::printf("validate %s\n", validation->text().c_str());
   if (resumed_step >= config.training.steps) {
-    std::printf(
-        "done     all %ld steps of this run are in its checkpoint of step %ld; nothing to do\n",
-        config.training.steps, resumed_step);
+    std::printf("done     all %ld steps of this run are in its checkpoint of step %ld; %s to do\n",
+                config.training.steps, resumed_step,
+                validated ? "nothing" : "only its validation is left");
     return;
   }
   if (resumed_step > 0) std::printf("resumed  from the checkpoint of step %ld\n", resumed_step);
@@ -141,11 +126,26 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
 /// What rank 0 tells people and metrics.jsonl.
 class Reporter {
  public:
-  Reporter(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step)
+  Reporter(const RunHeader& header, const TrainConfig& config, const ValidationData* validation,
+           std::int64_t resumed_step)
       : config_(config),
         peak_flops_(header.peak_flops),
         writer_(config.job.output_dir + "/metrics.jsonl", header, resumed_step) {
-    print_start(header, config, resumed_step);
+    write_resolved_config(config);
+    if (!writer_.kept_in().empty())
+      std::printf("later metrics of an earlier run are now in %s\n", writer_.kept_in().c_str());
+    print_start(
+        header, config, validation, resumed_step,
+        validation == nullptr || !validation->due(resumed_step) || has_validation(resumed_step));
+  }
+
+  bool has_validation(std::int64_t step) const { return writer_.validated_step() == step; }
+
+  void validation(const ValidationMetrics& metrics) {
+    writer_.write(metrics);
+    seconds_ += metrics.seconds;
+    std::printf("%s\n", console_line(metrics, config_.training.steps).c_str());
+    std::fflush(stdout);
   }
 
   void step(const StepResult& result, const Trainer& trainer, std::int64_t sequences_per_epoch) {
@@ -233,67 +233,66 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   phase("resume");
   const std::int64_t resumed_step = resume(trainer, config, world, stream);
 
-  RunHeader header = run_header(config, data.corpus, trainer);
+  RunHeader header = run_header(config, data.corpus, data.validation.get(), trainer);
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   std::unique_ptr<Reporter> reporter;
-  if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, config, resumed_step);
+  if (world.rank() == 0) {
+    reporter = std::make_unique<Reporter>(header, config, data.validation.get(), resumed_step);
+  }
 
-  const std::string checkpoints = checkpoint_folder(config);
-  while (trainer.completed_steps() < config.training.steps) {
+  std::int64_t saved_step = resumed_step;
+  const auto save = [&] {
+    if (!config.checkpoint.enable || saved_step == trainer.completed_steps()) return;
+    phase("checkpoint");
+    trainer.save(checkpoint_folder(config), config.checkpoint.keep_latest_k);
+    saved_step = trainer.completed_steps();
+  };
+  const auto stop = [] { return runtime::signals::requested() != 0; };
+  Validation validation(config, data.validation, trainer);
+  // False when told to stop before the end: the run makes up for it when it goes on.
+  const auto validate = [&] {
+    phase("validation");
+    const auto metrics = validation.run(stop);
+    if (metrics && reporter) reporter->validation(*metrics);
+    return metrics.has_value();
+  };
+
+  bool stopped = false;
+  if (validation.due(resumed_step)) {
+    const bool done = reporter && reporter->has_validation(resumed_step);
+    stopped = trainer.sum_over_ranks({done ? 1.0 : 0.0})[0] == 0 && !validate();
+  }
+  while (!stopped && trainer.completed_steps() < config.training.steps) {
     phase("training");
-    const StepResult result = trainer.step(runtime::signals::requested() != 0);
+    validation.load_ahead(trainer.completed_steps() + 1);
+    const StepResult result = trainer.step(stop());
     if (reporter) reporter->step(result, trainer, data.sequences.per_epoch());
 
     const std::int64_t step = trainer.completed_steps();
     const bool last = step == config.training.steps;
-    const bool due = last || result.stop_requested || step % config.checkpoint.interval == 0;
-    if (config.checkpoint.enable && due) {
-      phase("checkpoint");
-      trainer.save(checkpoints, config.checkpoint.keep_latest_k);
-    }
-    if (result.stop_requested && !last) {
-      if (reporter)
-        std::printf("stopped  after step %ld at a signal's request; %s\n", step, stop_hint(config));
-      if (config.checkpoint.enable) return static_cast<int>(ExitCode::preempted);
-      // 75 promises a checkpoint. Without one the job ends as the signal would have ended it.
-      const int signal = runtime::signals::requested();
-      return 128 + (signal != 0 ? signal : SIGUSR1);
-    }
+    stopped = result.stop_requested && !last;
+    if (last || stopped || step % config.checkpoint.interval == 0) save();
+    if (!stopped && validation.due(step)) stopped = !validate();
   }
-  return static_cast<int>(ExitCode::done);
-}
-
-/// What all ranks must have in common: key by key, so that a difference names itself.
-std::vector<runtime::NamedDigest> common_ground(const TrainConfig& config,
-                                                const runtime::Corpus& corpus) {
-  std::vector<runtime::NamedDigest> entries = {{"build", runtime::build_digest()},
-                                               {"corpus", corpus.digest()}};
-  std::istringstream lines(to_toml(config));
-  std::string section;
-  for (std::string line; std::getline(lines, line);) {
-    const auto equals = line.find(" = ");
-    if (line.starts_with('[')) {
-      section = line.substr(1, line.size() - 2);
-    } else if (equals != std::string::npos) {
-      entries.push_back(
-          {"config " + section + "." + line.substr(0, equals), line.substr(equals + 3)});
-    }
+  if (!stopped) return static_cast<int>(ExitCode::done);
+  save();
+  if (reporter) {
+    std::printf("stopped  after step %ld at a signal's request; %s\n", trainer.completed_steps(),
+                stop_hint(config));
   }
-  return entries;
-}
-
-void check_common_ground(const TrainConfig& config, const TrainingData& data, Communicator& world) {
-  runtime::check_agreement(world, common_ground(config, data.corpus),
-                           runtime::Stream::cpu("start"));
+  if (config.checkpoint.enable) return static_cast<int>(ExitCode::preempted);
+  // 75 promises a checkpoint. Without one the job ends as the signal would have ended it.
+  const int signal = runtime::signals::requested();
+  return 128 + (signal != 0 ? signal : SIGUSR1);
 }
 
 /// Checks that all ranks started with the same, and makes this one's trainer.
 int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data,
                Communicator& world, const Place& place, runtime::FlightRecorder* recorder,
                std::unique_ptr<Trainer>& trainer) {
-  check_common_ground(config, *data, world);
+  check_common_ground(config, data->corpus, data->validation.get(), world);
   TrainerInputs inputs;
   inputs.config = config;
   inputs.vocab_size = data->vocab_size;
@@ -362,7 +361,7 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
     draft.check();
   } catch (const Error&) {
     // Should this rank's configuration be the odd one out, that is what to tell.
-    check_common_ground(config, *data, *session.world());
+    check_common_ground(config, data->corpus, data->validation.get(), *session.world());
     throw;
   }
   auto recorder = std::make_unique<runtime::FlightRecorder>(flight_folder(config), session.rank());

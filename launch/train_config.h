@@ -90,6 +90,13 @@ struct CheckpointConfig {
   runtime::WordOrInteger resume;   ///< "auto", "never" or a step
 };
 
+struct ValidationConfig {
+  bool enable = false;
+  std::optional<std::string> corpus;  ///< given when enabled
+  std::int64_t freq = 0;              ///< steps between validations
+  std::int64_t steps = -1;            ///< of tokens_per_step tokens; -1: the whole corpus
+};
+
 struct MetricsConfig {
   std::int64_t log_freq = 0;
 };
@@ -119,6 +126,7 @@ struct TrainConfig : runtime::Configuration {
   ParallelismConfig parallelism;
   ActivationCheckpointConfig activation_checkpoint;
   CheckpointConfig checkpoint;
+  ValidationConfig validation;
   MetricsConfig metrics;
   CommConfig comm;
   DeviceConfig device;

@@ -57,8 +57,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       batch_shape_{inputs_.config.data, model_.masks(),
                    parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
                    static_cast<int>(grid_.size(runtime::Axis::context)), context_rank_},
-      loader_({inputs_.sequences, inputs_.config, data_rank_, batch_shape_,
-               [this](LocalBatch& batch, std::int64_t step) { prepare(batch, scheme_of(step)); }}) {
+      loader_(loader_inputs(inputs_.sequences)) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
   auto gradient_comm = grid_.split(world, {data, context}, "gradients");
@@ -88,11 +87,21 @@ void Trainer::initialise() {
   compute_.synchronize(host_deadline());
 }
 
-/// Makes what a batch's attention calls need; on any thread.
-void Trainer::prepare(LocalBatch& batch, const parallel::Expression& scheme) const {
+/// Makes what a batch's attention calls need in a step; on any thread.
+void Trainer::prepare(LocalBatch& batch, std::int64_t step) const {
   for (const attention::Mask& mask : batch.masks)
     batch.attention.push_back(attention_->batch(mask, batch.layout));
-  model_.prepare(*attention_, scheme, batch.attention);
+  model_.prepare(*attention_, scheme_of(step), batch.attention);
+}
+
+LoaderInputs Trainer::loader_inputs(std::shared_ptr<const runtime::SequenceSource> source) const {
+  LoaderInputs inputs{std::move(source), inputs_.config, data_rank_, batch_shape_};
+  inputs.prepare = [this](LocalBatch& batch, std::int64_t step) { prepare(batch, step); };
+  return inputs;
+}
+
+std::vector<double> Trainer::sum_over_ranks(const std::vector<double>& own) {
+  return sum(runtime::gather_numbers(*control_comm_, own, control_stream_, host_deadline()));
 }
 
 /// Moves a batch's rows into the row tensors, behind whatever still reads the last one's. A batch
@@ -151,7 +160,7 @@ StepResult Trainer::step(bool stop) {
     for (std::size_t kind = 0; context_rank_ == 0 && kind < batch.masks.size(); ++kind)
       counts[2 + kind] += static_cast<double>(batch.masks[kind].area());
   }
-  counts = sum(runtime::gather_numbers(*control_comm_, counts, control_stream_, host_deadline()));
+  counts = sum_over_ranks(counts);
   const double labels = counts[0], weight = counts[1];
 
   const models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps,
@@ -220,14 +229,21 @@ Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, 
   return update;
 }
 
-models::Evaluation Trainer::evaluate(const runtime::SequenceSource& source,
-                                     std::span<const std::int64_t> numbers) {
-  LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
-  prepare(batch, scheme_);
-  models::Evaluation evaluation =
-      model_.evaluate(resources(), upload(std::move(batch), rows_.front()));
+BatchEvaluation Trainer::evaluate(LocalBatch batch) {
+  set_scheme(last_step());
+  BatchEvaluation result;
+  result.tensors = model_.evaluate(resources(), upload(std::move(batch), rows_.front()));
+  const auto loss = runtime::ops::download<double>(result.tensors.loss_sum, compute_);
   compute_.synchronize(host_deadline());
-  return evaluation;
+  result.loss = loss->front();
+  return result;
+}
+
+BatchEvaluation Trainer::evaluate(const runtime::SequenceSource& source,
+                                  std::span<const std::int64_t> numbers) {
+  LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
+  prepare(batch, last_step());
+  return evaluate(std::move(batch));
 }
 
 std::vector<parallel::FlatState> Trainer::states() const {

@@ -1,6 +1,7 @@
 #pragma once
 // One rank's training state, and one optimizer step of it. The loop around it is train.cpp.
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -48,6 +49,12 @@ struct StepResult {
   bool stop_requested = false;    ///< some rank was asked to stop
 };
 
+/// One micro-batch of this rank, forward only.
+struct BatchEvaluation {
+  double loss = 0;  ///< sum of its rows' token losses, nats: what training sums
+  models::Evaluation tensors;
+};
+
 class Trainer {
  public:
   /// Collective over `world`, whose size is the grid's. The configuration is one that load_config()
@@ -77,18 +84,25 @@ class Trainer {
   /// Of this rank's tensors in the last step; messages are not among them.
   std::int64_t peak_tensor_bytes() const { return compute_.memory().peak_bytes; }
 
-  /// Forward only over one micro-batch, the sequences `numbers` of any source; rows come in the
-  /// local order of their layout (make_local_batch). Collective over the context axis. Returned
-  /// tensors are complete.
-  models::Evaluation evaluate(const runtime::SequenceSource& source,
-                              std::span<const std::int64_t> numbers);
+  /// Forward only over one micro-batch, under the scheme of the last step. Collective over the
+  /// context axis, and no further: data ranks may evaluate different numbers of batches. Returned
+  /// tensors are complete. Nothing that a step depends on changes.
+  BatchEvaluation evaluate(LocalBatch batch);
+  /// The same of the sequences `numbers` of any source; rows come in the local order of their
+  /// layout (make_local_batch).
+  BatchEvaluation evaluate(const runtime::SequenceSource& source,
+                           std::span<const std::int64_t> numbers);
+  /// What loads this rank's share of any source's sequences as training's is loaded.
+  LoaderInputs loader_inputs(std::shared_ptr<const runtime::SequenceSource> source) const;
+  /// Column sums of every rank's numbers, in rank order. Collective over data x context.
+  std::vector<double> sum_over_ranks(const std::vector<double>& own);
 
  private:
   /// Row tensors in device memory, as long as the longest batch so far.
   struct Rows {
     runtime::Tensor tokens, labels, positions, label_weights;
   };
-  void prepare(LocalBatch& batch, const parallel::Expression& scheme) const;
+  void prepare(LocalBatch& batch, std::int64_t step) const;
   const parallel::Expression& scheme_of(std::int64_t step) const;
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
@@ -100,6 +114,8 @@ class Trainer {
   };
   /// Forward, backward and update; `weight` is that of all labels of the step. Returns when done.
   Update update(std::vector<LocalBatch> batches, double weight, double lr);
+  /// The last one done; of a run that has done none, the first.
+  std::int64_t last_step() const { return std::max<std::int64_t>(1, completed_steps_); }
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
   std::vector<parallel::FlatState> states() const;
 

@@ -12,6 +12,7 @@
 #include "launch/model.h"
 #include "launch/row_rules.h"
 #include "launch/schemes.h"
+#include "launch/validation_data.h"
 #include "models/optimizer.h"
 #include "parallel/sharding.h"
 #include "runtime/error.h"
@@ -107,6 +108,7 @@ int run_validate(const ValidateOptions& options) {
   const runtime::CorpusInfo& corpus = opened.info();
   const std::int64_t vocabulary = model_vocabulary(config, corpus);
   const runtime::Sequences sequences = make_sequences(config, opened);
+  const auto validation = open_validation(draft, opened, sequences);
 
   const models::Model model = make_model(config, vocabulary);
   fmt::print("# {}: no problems\n", options.config_path);
@@ -125,6 +127,7 @@ int run_validate(const ValidateOptions& options) {
              corpus.label_weights
                  ? fmt::format(", label weights {}", runtime::hdf5::name(*corpus.label_weights))
                  : "");
+  if (validation) fmt::print("# validation  {}\n", validation->text());
   fmt::print("# digest      {:016x}\n\n{}", digest(config), to_toml(config));
   return 0;
 }

@@ -28,10 +28,11 @@ class Assign {
   Problems operator()(std::string* slot) const { return one(element(value_, *slot)); }
   Problems operator()(std::vector<std::int64_t>* slot) const { return list(*slot); }
   Problems operator()(std::vector<std::string>* slot) const { return list(*slot); }
-  Problems operator()(std::optional<std::int64_t>* slot) const {
-    std::int64_t integer = 0;
-    Problems wrong = (*this)(&integer);
-    if (wrong.empty()) *slot = integer;
+  template <class Value>
+  Problems operator()(std::optional<Value>* slot) const {
+    Value value{};
+    Problems wrong = (*this)(&value);
+    if (wrong.empty()) *slot = value;
     return wrong;
   }
   Problems operator()(double* slot) const {

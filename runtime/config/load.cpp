@@ -135,6 +135,11 @@ void take_section(ConfigDraft& draft, const TomlSection& section) {
   }
 }
 
+bool is_text(const ConfigSlot& slot) {
+  return std::holds_alternative<std::string*>(slot) ||
+         std::holds_alternative<std::optional<std::string>*>(slot);
+}
+
 void take_override(ConfigDraft& draft, const std::string& text, std::size_t order) {
   const ConfigPlace place{order, {}, "--set " + text};
   const auto equals = text.find('=');
@@ -156,8 +161,7 @@ void take_override(ConfigDraft& draft, const std::string& text, std::size_t orde
     draft.problem(place, "no value after '='");
   } else {
     std::optional<TomlValue> value = parse_toml_value(raw);
-    const bool takes_text =
-        key != nullptr && std::holds_alternative<std::string*>(key->slot(draft.configuration()));
+    const bool takes_text = key != nullptr && is_text(key->slot(draft.configuration()));
     // Bare words are strings, and so is anything for a key that takes a string: a folder named
     // 2026.
     if (!value || (takes_text && !std::holds_alternative<std::string>(value->value))) {

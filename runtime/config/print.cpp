@@ -39,6 +39,9 @@ struct TomlText {
   Text operator()(std::optional<std::int64_t>* v) const {
     return *v ? Text(fmt::format("{}", **v)) : std::nullopt;
   }
+  Text operator()(std::optional<std::string>* v) const {
+    return *v ? Text(quote_toml(**v)) : std::nullopt;
+  }
 };
 
 struct JsonValue {
@@ -53,7 +56,10 @@ struct JsonValue {
   }
   Json operator()(std::vector<std::string>* v) const { return *v; }
   Json operator()(std::vector<std::int64_t>* v) const { return *v; }
-  Json operator()(std::optional<std::int64_t>* v) const { return *v ? Json(**v) : Json(nullptr); }
+  template <class Value>
+  Json operator()(std::optional<Value>* v) const {
+    return *v ? Json(**v) : Json(nullptr);
+  }
 };
 
 struct TypeName {
@@ -69,6 +75,9 @@ struct TypeName {
   }
   std::string operator()(std::vector<std::int64_t>*) const { return "list of integers"; }
   std::string operator()(std::optional<std::int64_t>*) const { return "integer"; }
+  std::string operator()(std::optional<std::string>*) const {
+    return (*this)(static_cast<std::string*>(nullptr));
+  }
   std::string choices() const {
     std::string text;
     for (const std::string& choice : key.choices)

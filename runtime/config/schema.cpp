@@ -51,6 +51,9 @@ struct ExpectationOf {
     if (key.choices.empty()) return "a non-empty string";
     return key.choices.size() == 1 ? quoted_choices() : "one of " + quoted_choices();
   }
+  std::string operator()(std::optional<std::string>*) const {
+    return (*this)(static_cast<std::string*>(nullptr));
+  }
   std::string operator()(std::vector<std::string>*) const {
     return "a list, each element " + (*this)(static_cast<std::string*>(nullptr));
   }

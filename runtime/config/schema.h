@@ -30,8 +30,8 @@ struct WordOrInteger {
 /// Where a key's value lives; its alternative is the key's type. Choices and bounds of a list hold
 /// for each element.
 using ConfigSlot = std::variant<std::int64_t*, double*, bool*, std::string*, DType*, WordOrInteger*,
-                                std::optional<std::int64_t>*, std::vector<std::string>*,
-                                std::vector<std::int64_t>*>;
+                                std::optional<std::int64_t>*, std::optional<std::string>*,
+                                std::vector<std::string>*, std::vector<std::int64_t>*>;
 
 struct ConfigKey {
   const char* section;

@@ -166,8 +166,17 @@ Sequences::Sequences(const Corpus& corpus, std::int64_t seq_len, std::uint64_t s
   per_epoch_ = (tokens - 1) / seq_len + 1;
 }
 
+Sequences Sequences::in_order(const Corpus& corpus) const {
+  Sequences other = *this;
+  other.per_epoch_ = Sequences(corpus, seq_len_, seed_).per_epoch_;  // refuses a corpus too short
+  other.corpus_ = &corpus;
+  other.permuted_ = false;
+  return other;
+}
+
 std::int64_t Sequences::first_token(std::int64_t number) const {
   LONGHAUL_CHECK(number >= 0, "sequence number ", number);
+  if (!permuted_) return number % per_epoch_ * seq_len_;
   const KeyedPermutation order(per_epoch_, seed_, static_cast<std::uint64_t>(number / per_epoch_));
   return order(number % per_epoch_) * seq_len_;
 }

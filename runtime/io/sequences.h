@@ -90,6 +90,10 @@ class Sequences final : public SequenceSource {
   Sequences(const Corpus& corpus, std::int64_t seq_len, std::uint64_t seed,
             const RowRules& rules = {});
 
+  /// The sequences of another corpus by the same rules, but in its own order: number n begins at
+  /// token seq_len * (n % per_epoch()). Throws as the constructor.
+  Sequences in_order(const Corpus& corpus) const;
+
   std::int64_t per_epoch() const { return per_epoch_; }
   /// First corpus token of the sequence.
   std::int64_t first_token(std::int64_t number) const;
@@ -103,6 +107,7 @@ class Sequences final : public SequenceSource {
   std::int64_t seq_len_, per_epoch_;
   std::uint64_t seed_;
   RowRules rules_;
+  bool permuted_ = true;
 };
 
 }  // namespace longhaul::runtime

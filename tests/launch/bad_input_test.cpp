@@ -6,6 +6,7 @@
 #include <map>
 #include <sstream>
 
+#include "runtime/io/corpus.h"
 #include "runtime/io/hdf5.h"
 #include "tests/support/refusal.h"
 #include "tests/support/training_job.h"
@@ -239,6 +240,61 @@ TEST_F(BadInputTest, ConfigurationsThatContradictTheCorpusOrTheProgram) {
                    {verb, "run.toml", "--set", "comm.backend=nccl"});
     expect_refused(78, {"absent.toml", "cannot be read"}, {verb, "absent.toml"});
   }
+}
+
+TEST_F(BadInputTest, ValidationThatCannotBe) {
+  write_config({});
+  write_random_corpus(path("held_out.h5"), 900, 61, 3);
+  write_random_corpus(path("other.h5"), 900, 60, 3);
+  write_random_corpus(path("short.h5"), 63, 61, 3);
+  runtime::CorpusWriter renamed(path("renamed.h5"), 61, "sentencepiece:a.model:00ff");
+  renamed.append(std::vector<std::int32_t>(900, 1));
+  renamed.end_document();
+  renamed.finish();
+  write_text(path("text.h5"), "not an HDF5 file");
+  for (const char* verb : {"validate", "train"}) {
+    SCOPED_TRACE(verb);
+    const auto refused = [&](int code, const std::vector<std::string>& parts,
+                             const std::vector<std::string>& sets) {
+      std::vector<std::string> arguments = {verb, "run.toml", "--set", "validation.enable=true"};
+      for (const std::string& set : sets) arguments.insert(arguments.end(), {"--set", set});
+      expect_refused(code, parts, arguments);
+    };
+    refused(78, {"validation.enable = true: this needs validation.corpus"}, {});
+    refused(78, {"validation.corpus = \"absent.h5\": no such file", "tokenize"},
+            {"validation.corpus=absent.h5"});
+    refused(65, {"text.h5"}, {"validation.corpus=text.h5"});
+    refused(
+        78,
+        {"--set validation.corpus=other.h5: validation.corpus = \"other.h5\": its tokens are of "
+         "tokenizer bytes with 60 ids, those of corpus.h5 of bytes with 61"},
+        {"validation.corpus=other.h5"});
+    refused(78, {"tokenizer sentencepiece:a.model:00ff with 61 ids"},
+            {"validation.corpus=renamed.h5"});
+    refused(78, {"expected at least training.seq_len = 64 tokens, it holds 63"},
+            {"validation.corpus=short.h5"});
+    refused(
+        78,
+        {"validation.steps = 4: held_out.h5 holds 900 tokens, and a step takes tokens_per_step = "
+         "256; expected at most 3, or -1 for the whole corpus"},
+        {"validation.corpus=held_out.h5", "validation.steps=4"});
+    refused(
+        78, {"tokens_per_step = 1024; expected -1 for the whole corpus"},
+        {"validation.corpus=held_out.h5", "validation.steps=1", "training.tokens_per_step=1024"});
+    refused(78, {"validation.freq = 0"}, {"validation.corpus=held_out.h5", "validation.freq=0"});
+    refused(78, {"validation.steps = 0", "or -1"},
+            {"validation.corpus=held_out.h5", "validation.steps=0"});
+  }
+  const ProcessResult said =
+      longhaul({"validate", "run.toml", "--set", "validation.enable=true", "--set",
+                "validation.corpus=held_out.h5", "--set", "validation.steps=3"});
+  EXPECT_EQ(said.exit_code, 0) << said.err;
+  EXPECT_TRUE(has(said.out,
+                  "# validation  every 10 steps and after the last: 12 sequences, 768 of "
+                  "900 tokens of held_out.h5\n"))
+      << said.out;
+  EXPECT_EQ(longhaul({"validate", "run.toml", "--set", "validation.corpus=absent.h5"}).exit_code, 0)
+      << "not enabled";
 }
 
 TEST_F(BadInputTest, SchemesThatSuitTheConfigurationButNotTheRanksStarted) {

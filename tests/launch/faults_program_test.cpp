@@ -160,13 +160,14 @@ TEST_F(FaultsTest, ASignalWithoutCheckpointsDoesNotPromiseOne) {
 class OddRank : public FaultsTest {
  protected:
   void expect_disagreement(const std::string& line_of_rank_2, const std::string& what,
-                           const std::string& value = "[0-9a-f]+") {
+                           const std::string& value = "[0-9a-f]+",
+                           std::vector<std::string> sets = {}) {
+    sets.push_back("data.corpus=corpus.h5");
     const std::string script = job_.folder().write(
         "start", "#!/bin/sh\nif [ \"$OMPI_COMM_WORLD_RANK\" = 2 ]; then " + line_of_rank_2 +
                      "; fi\nexec " + longhaul_program() + " \"$@\"\n");
     fs::permissions(script, fs::perms::owner_all);
-    std::vector<std::string> command =
-        mpirun_command(kRanks, job_.train("run", {"data.corpus=corpus.h5"}));
+    std::vector<std::string> command = mpirun_command(kRanks, job_.train("run", sets));
     std::ranges::replace(command, longhaul_program(), script);
     ProcessOptions options;
     options.directory = job_.folder().path();
@@ -199,6 +200,15 @@ TEST_F(OddRank, Corpus) {  // in a place of the same name, as on a node's own di
   fs::create_directory(job_.folder().file("other"));
   write_random_corpus(job_.folder().file("other/corpus.h5"), 12'000, 61, 2);
   expect_disagreement("cd other", "corpus", "[0-9a-f]{32}");
+}
+
+TEST_F(OddRank, ValidationCorpus) {
+  fs::create_directory(job_.folder().file("other"));
+  fs::copy(job_.corpus(), job_.folder().file("other/corpus.h5"));
+  write_random_corpus(job_.folder().file("held_out.h5"), 500, 61, 3);
+  write_random_corpus(job_.folder().file("other/held_out.h5"), 500, 61, 4);
+  expect_disagreement("cd other", "validation corpus", "[0-9a-f]{32}",
+                      {"validation.enable=true", "validation.corpus=held_out.h5"});
 }
 
 TEST_F(OddRank, Build) {

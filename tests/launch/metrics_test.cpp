@@ -100,6 +100,15 @@ TEST(Console, LineIsTheDesigns) {
             "mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m");
 }
 
+TEST(Console, LineOfAValidation) {
+  ValidationMetrics metrics{120, 3.10219, 1'048'576, 1'048'000, 412'300.6, 2.54};
+  EXPECT_EQ(console_line(metrics, 10000),
+            "step 120/10000 | validation loss 3.1022 | 1,048,576 tokens in 3s | 412,301 tok/s");
+  metrics.labels = 0;
+  metrics.loss = NAN;
+  EXPECT_NE(console_line(metrics, 10000).find("| validation without labels |"), std::string::npos);
+}
+
 TEST(Console, NumbersAndDurations) {
   EXPECT_EQ(grouped(0), "0");
   EXPECT_EQ(grouped(999), "999");
@@ -174,6 +183,104 @@ TEST_F(MetricsTest, ResumeCutsLaterStepsAndKeepsEarlierBytes) {
   const MetricsLog log = read_metrics(path_);
   ASSERT_EQ(log.steps.size(), 8u);
   EXPECT_EQ(log.steps.back(), step_of(8));
+}
+
+TEST_F(MetricsTest, WhatAResumeGoesBackOverIsKeptAsAFileOfItsOwn) {
+  write_steps(1, 10);
+  write_steps(7, 12, 6, 2);  // goes back to 6, on another grid
+  const std::vector<std::string> before = lines_of(path_);
+  {
+    const MetricsWriter writer(path_, header_of(8), 8);
+    EXPECT_EQ(writer.kept_in(), path_ + ".2");
+  }
+  EXPECT_EQ(std::filesystem::file_size(path_), [&] {
+    std::uintmax_t bytes = 0;  // the header and steps 1 to 8
+    for (std::size_t i = 0; i <= 8; ++i) bytes += before[i].size() + 1;
+    return bytes;
+  }());
+  // The first time steps 7 to 10 under the first header, then steps 9 to 12 under the second.
+  EXPECT_EQ(lines_of(path_ + ".1")[0], before[0]);
+  const MetricsLog first = read_metrics(path_ + ".1"), second = read_metrics(path_ + ".2");
+  ASSERT_EQ(first.steps.size(), 4u);
+  EXPECT_EQ(first.steps.front(), step_of(7));
+  EXPECT_EQ(first.steps.back(), step_of(10));
+  EXPECT_EQ(first.ranks, 4);
+  const std::vector<std::string> kept = lines_of(path_ + ".2");
+  EXPECT_EQ(json::parse(kept.at(0)), json::parse(before[7])["run"]) << "what they were under";
+  EXPECT_EQ(std::vector(kept.begin() + 1, kept.end()),
+            std::vector(before.begin() + 9, before.end()));
+  EXPECT_EQ(second.ranks, 2);
+}
+
+TEST_F(MetricsTest, GoingOnFromTheLastRowKeepsNothingAside) {
+  write_steps(1, 6);
+  const std::string before = test::read_text(path_);
+  test::write_text(path_, before + "{\"record\":\"step\",\"st");  // killed as it wrote a row
+  const MetricsWriter writer(path_, header_of(4), 6);
+  EXPECT_EQ(writer.kept_in(), "");
+  EXPECT_EQ(test::read_text(path_), before);
+  EXPECT_FALSE(std::filesystem::exists(path_ + ".1"));
+}
+
+TEST_F(MetricsTest, ARunThatWasKilledAsItWroteItsHeaderIsNothingToGoOnWith) {
+  for (const std::string& torn : {std::string(), std::string("{\"record\":\"hea")}) {
+    std::filesystem::create_directories(folder_ / "run");
+    test::write_text(path_, torn);
+    write_steps(6, 7, 5);
+    EXPECT_EQ(read_metrics(path_).steps.size(), 2u);
+  }
+  EXPECT_EQ(test::read_text(path_ + ".1"), "");
+  EXPECT_EQ(test::read_text(path_ + ".2"), "{\"record\":\"hea");
+}
+
+TEST_F(MetricsTest, WhatCannotBeKeptIsNotCutOff) {
+  write_steps(1, 10);
+  const std::string before = test::read_text(path_);
+  rlimit old{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &old), 0);
+  auto* const old_handler = signal(SIGXFSZ, SIG_IGN);
+  const rlimit full{100, old.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+  const ExitCode code = code_of([&] { MetricsWriter(path_, header_of(4), 6); });
+  setrlimit(RLIMIT_FSIZE, &old);
+  signal(SIGXFSZ, old_handler);
+  EXPECT_EQ(code, ExitCode::io);
+  EXPECT_EQ(test::read_text(path_), before);
+  EXPECT_FALSE(std::filesystem::exists(path_ + ".1"));
+}
+
+ValidationMetrics validation_of(std::int64_t step) {
+  return {step, 7.0 / 3.0, 1000, 990, 1e6 / 3, 0.003};
+}
+
+TEST_F(MetricsTest, ValidationsAreRowsOfTheirOwn) {
+  {
+    MetricsWriter writer(path_, header_of(4), 0);
+    EXPECT_EQ(writer.validated_step(), 0);
+    for (std::int64_t step = 1; step <= 6; ++step) {
+      writer.write(step_of(step));
+      if (step % 2 == 0) writer.write(validation_of(step));
+    }
+  }
+  MetricsLog log = read_metrics(path_);
+  EXPECT_EQ(log.steps.size(), 6u);
+  EXPECT_EQ(log.validations, (std::vector{validation_of(2), validation_of(4), validation_of(6)}));
+  const json row = json::parse(lines_of(path_)[3]);
+  EXPECT_EQ(row["record"], "validation");
+  EXPECT_FALSE(row.contains("grad_norm"));
+  {
+    // One that was not done when the run went on: its row begins the resumed run.
+    MetricsWriter writer(path_, header_of(2), 5);
+    EXPECT_EQ(writer.validated_step(), 4);
+    writer.write(validation_of(5));
+    writer.write(step_of(6));
+  }
+  EXPECT_EQ(json::parse(lines_of(path_)[8])["run"]["grid"]["context"], 2);
+  EXPECT_FALSE(json::parse(lines_of(path_)[9]).contains("run"));
+  log = read_metrics(path_ + ".1");
+  EXPECT_EQ(log.steps.size(), 1u);
+  EXPECT_EQ(log.validations, std::vector{validation_of(6)});
+  EXPECT_EQ(MetricsWriter(path_, header_of(2), 4).validated_step(), 4);
 }
 
 TEST_F(MetricsTest, ResumeDropsATornLine) {

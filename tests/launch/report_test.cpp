@@ -120,6 +120,58 @@ TEST(Parity, IsTheLargestRelativeDifference) {
   EXPECT_EQ(compare_runs(run, MetricsLog{}).steps, 0);
 }
 
+TEST(UnevenSteps, NamesWhatIsMissingOrThereTwice) {
+  const auto log = [](const std::vector<std::int64_t>& steps,
+                      const std::vector<std::int64_t>& validations = {}) {
+    MetricsLog log;
+    for (const std::int64_t step : steps) log.steps.emplace_back().step = step;
+    for (const std::int64_t step : validations) log.validations.emplace_back().step = step;
+    return log;
+  };
+  EXPECT_EQ(uneven_steps({}), "");
+  EXPECT_EQ(uneven_steps(log({1, 2, 3, 4}, {2, 4})), "");
+  EXPECT_EQ(uneven_steps(log({1, 3})), "step 2 is missing");
+  EXPECT_EQ(uneven_steps(log({1, 2, 6, 7, 1009})), "steps 3 to 5 and 8 to 1,008 are missing");
+  EXPECT_EQ(uneven_steps(log({9, 10})), "steps 1 to 8 are missing");
+  EXPECT_EQ(uneven_steps(log({1, 2, 3, 4, 3, 4, 5, 4})), "steps 3 to 4 are there twice or more");
+  EXPECT_EQ(uneven_steps(log({1, 2, 2, 5}, {2, 2})),
+            "steps 3 to 4 are missing; step 2 is there twice or more; the validation of step 2 is "
+            "there twice or more");
+  std::vector<std::int64_t> odd;
+  for (std::int64_t step = 1; step < 40; step += 2) odd.push_back(step);
+  EXPECT_EQ(uneven_steps(log(odd)),
+            "steps 2, 4, 6, 8, 10, 12, 14, 16 and others, 19 in all are missing");
+  EXPECT_EQ(uneven_steps(log({std::int64_t{1} << 62, -5, 0})),
+            "steps 1 to 4,611,686,018,427,387,903 are missing");
+  const std::string table = summary_table(log({1, 3}), {}, nullptr);
+  EXPECT_NE(table.find("steps             step 2 is missing\n"), std::string::npos) << table;
+  const MetricsLog twice = log({1, 1});
+  EXPECT_NE(summary_table(log({1}), {}, &twice).find("baseline's steps  step 1 is there twice"),
+            std::string::npos);
+}
+
+TEST(ValidationLoss, IsInTheTableAndThePlot) {
+  MetricsLog run = falling_run(30, 1, 4);
+  EXPECT_EQ(summary_table(run, {}, nullptr).find("validation"), std::string::npos);
+  for (const std::int64_t step : {10, 20, 30})
+    run.validations.push_back({step, step == 20 ? 2.7 : 3.0, 1000, 990, 1e6, 0.001});
+  const std::string table = summary_table(run, {}, nullptr);
+  EXPECT_NE(table.find("validation loss   3.0000 nats a token (step 30); the best of 3 is 2.7000 "
+                       "(step 20)\n"),
+            std::string::npos)
+      << table;
+  const std::string svg = loss_plot_svg(run, std::nullopt, nullptr, "Training loss");
+  const auto points = drawn(svg, "#2a8a3e");
+  ASSERT_EQ(points.size(), 3u);
+  EXPECT_GT(points[1].y, points[0].y);
+  EXPECT_EQ(points[2].y, points[0].y);
+  EXPECT_EQ(points[2].x, drawn(svg, "#1f5fa8").back().x);
+  EXPECT_NE(svg.find("<circle"), std::string::npos);
+  EXPECT_NE(svg.find("validation loss"), std::string::npos);
+  run.steps.clear();  // of a run that was finished before it was first validated
+  EXPECT_NE(summary_table(run, {}, nullptr).find("3.0000 nats a token"), std::string::npos);
+}
+
 TEST(SummaryTable, SaysWhatAPersonAsks) {
   const MetricsLog run = falling_run(100, 1, 4);
   const MetricsLog baseline = falling_run(10, 1 + 3e-7, 1);

@@ -97,6 +97,15 @@ TEST(Resume, FromAGivenStep) {
   EXPECT_NE(resumed.out.find("resumed  from the checkpoint of step 4"), std::string::npos)
       << resumed.out;
   EXPECT_EQ(job.steps("run"), expected);
+  // What came later before is kept, steps as checkpoints.
+  EXPECT_NE(resumed.out.find("later metrics of an earlier run are now in"), std::string::npos)
+      << resumed.out;
+  EXPECT_TRUE(fs::exists(job.output("run", "checkpoints.1/step-00000006")));
+  const ProcessResult report = run_longhaul({"report", job.output("run", "metrics.jsonl.1")});
+  EXPECT_EQ(report.exit_code, 0) << report.err;
+  EXPECT_NE(report.out.find("(step 5)"), std::string::npos) << report.out;
+  EXPECT_NE(report.out.find("(step 6)"), std::string::npos) << report.out;
+  EXPECT_NE(report.out.find("steps 1 to 4 are missing"), std::string::npos) << report.out;
   sets.back() = "checkpoint.resume=3";
   const ProcessResult absent = job.run(0, "run", sets);
   EXPECT_EQ(absent.exit_code, 78) << absent.err;

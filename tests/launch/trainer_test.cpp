@@ -539,7 +539,7 @@ double recall_accuracy(const RawSequences::Generator& source, std::int64_t steps
     for (std::int64_t batch = 0; batch < 8; ++batch) {
       std::vector<std::int64_t> unseen(16);
       std::iota(unseen.begin(), unseen.end(), 1'000'000 + batch * 16);
-      const models::Evaluation evaluation = trainer.evaluate(RawSequences(source), unseen);
+      const models::Evaluation evaluation = trainer.evaluate(RawSequences(source), unseen).tensors;
       const std::lock_guard lock(mutex);
       for (std::int64_t row = 0; row < evaluation.row_loss.elements(); ++row) {
         asked += evaluation.row_loss.as<float>()[row] > 0 ? 1 : 0;

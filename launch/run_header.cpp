@@ -1,0 +1,31 @@
+#include "launch/run_header.h"
+
+#include "launch/schemes.h"
+
+namespace longhaul::launch {
+
+RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
+                     const ValidationData* validation, const Trainer& trainer) {
+  RunHeader header;
+  header.config = config;
+  header.grid.data = config.parallelism.data_parallel_replicate_degree;
+  header.grid.context = config.parallelism.context_parallel_degree;
+  header.parameters = trainer.parameters();
+  header.accumulation_steps = batch_plan(config).accumulation_steps;
+  header.corpus_digest = corpus.digest();
+  header.corpus_tokens = corpus.info().tokens;
+  header.vocabulary_size = corpus.info().vocabulary_size;
+  for (const SchemeChange& change : resolved_schemes(config))
+    header.schemes.push_back({change.step, change.scheme.text()});
+  header.unigram_entropy = corpus.info().unigram_entropy;
+  if (validation != nullptr) {
+    header.validation = {validation->corpus().digest(), validation->sequences(),
+                         validation->tokens()};
+  }
+  header.flop_convention =
+      "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
+      "pair; masked pairs, recomputation and the embedding lookup count nothing";
+  return header;
+}
+
+}  // namespace longhaul::launch
