@@ -68,7 +68,9 @@ std::vector<fs::path> collect(const TokenizeOptions& options) {
 TokenizeSummary tokenize(const TokenizeOptions& options) {
   const std::vector<fs::path> files = collect(options);
   const auto tokenizer = runtime::make_tokenizer(options.tokenizer);
-  runtime::CorpusWriter writer(options.output, tokenizer->vocabulary_size(), tokenizer->name());
+  runtime::CorpusWriter writer(
+      options.output, tokenizer->vocabulary_size(), tokenizer->name(),
+      options.force ? runtime::Existing::replace : runtime::Existing::refuse);
   TokenizeSummary summary{
       options.output, tokenizer->name(), std::ssize(files), 0, 0, tokenizer->vocabulary_size(), 0};
   for (const fs::path& file : files) {

@@ -10,8 +10,9 @@ namespace longhaul::launch {
 
 struct TokenizeOptions {
   std::vector<std::filesystem::path> paths;  ///< files, and folders taken with all below them
-  std::filesystem::path output;              ///< replaced if it exists
-  std::string tokenizer = "bytes";           ///< or the path of a SentencePiece model
+  std::filesystem::path output;
+  std::string tokenizer = "bytes";  ///< or the path of a SentencePiece model
+  bool force = false;               ///< an `output` that is a file already is replaced
 };
 
 struct TokenizeSummary {
@@ -28,9 +29,10 @@ std::string to_string(const TokenizeSummary& summary);
 
 /// Every file is one document, in the order of `paths` and, inside a folder, of path names (byte
 /// order). An empty file is an empty document. Equal inputs give equal output bytes. Throws:
-/// Error(usage) without paths or when the output is among the inputs; Error(io) for what cannot be
-/// read or written; Error(data) for a path that is neither file nor folder, a folder without files,
-/// text or a model that the tokenizer refuses. Nothing is left under `output` then.
+/// Error(usage) without paths, when the output is among the inputs or may not be replaced;
+/// Error(io) for what cannot be read or written; Error(data) for a path that is neither file nor
+/// folder, a folder without files, text or a model that the tokenizer refuses. Nothing is left
+/// under `output` then.
 TokenizeSummary tokenize(const TokenizeOptions& options);
 
 }  // namespace longhaul::launch

@@ -1,7 +1,6 @@
 #include "launch/train.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
@@ -9,19 +8,21 @@
 #include <set>
 #include <sstream>
 
+#include "launch/checkpoints.h"
 #include "launch/config.h"
+#include "launch/memory.h"
 #include "launch/metrics.h"
 #include "launch/model.h"
+#include "launch/place.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "runtime/build_info.h"
+#include "runtime/cgroup.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
-#include "runtime/cores.h"
 #include "runtime/error.h"
-#include "runtime/peak.h"
 #include "runtime/signals.h"
 
 namespace longhaul::launch {
@@ -33,34 +34,6 @@ using runtime::ExitCode;
 using runtime::fail;
 
 std::string flight_folder(const TrainConfig& config) { return config.job.output_dir + "/flight"; }
-
-/// Where this rank runs.
-struct Place {
-  int local_rank = 0, local_size = 1;
-  std::string host;
-  std::string communicator;  ///< see RunHeader
-};
-
-int threads_of(const TrainConfig& config, const Place& place) {
-  return config.debug.threads > 0 ? static_cast<int>(config.debug.threads)
-                                  : runtime::threads_per_rank(place.local_size);
-}
-
-/// fp32 FMA rate of the cores that all ranks may use, measured by one rank of each host while the
-/// others wait.
-double measure_peak_flops(Communicator& world, const Place& place, const runtime::Stream& stream) {
-  double host = 0;
-  if (place.local_rank == 0) {
-    const int own = runtime::available_cores();
-    host = runtime::measure_fma_flops(own, 0.2) * runtime::host_cores(place.local_size) / own;
-  }
-  double total = 0;
-  for (const auto& rank :
-       runtime::gather_numbers(world, {host}, stream, runtime::deadline_in(3600))) {
-    total += rank[0];
-  }
-  return total;
-}
 
 /// The corpus and what the configuration makes of it; a contradiction shows before anything is
 /// written.
@@ -99,7 +72,8 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
   return header;
 }
 
-void print_start(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step) {
+void print_start(const RunHeader& header, const TrainConfig& config, const Place& place,
+                 const std::string& room, std::int64_t resumed_step) {
   std::printf("%s\n", runtime::version_line().c_str());
   std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
               grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
@@ -122,11 +96,14 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
   std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
               hosts.size() == 1 ? "host" : "hosts",
               header.communicator.substr(0, header.communicator.find(',')).c_str());
+  std::printf("cores    %s\n", place.cores_text.c_str());
+  std::printf("memory   %s\n", place.memory_text.c_str());
   std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank%s\n",
               grouped(config.training.tokens_per_step).c_str(),
               grouped(config.training.seq_len).c_str(), header.accumulation_steps,
               config.training.micro_batch_size,
               config.training.interleave > 1 ? ", two together" : "");
+  std::printf("saves    %s\n", room.c_str());
   if (resumed_step >= config.training.steps) {
     std::printf(
         "done     all %ld steps of this run are in its checkpoint of step %ld; nothing to do\n",
@@ -139,11 +116,12 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
 /// What rank 0 tells people and metrics.jsonl.
 class Reporter {
  public:
-  Reporter(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step)
+  Reporter(const RunHeader& header, const TrainConfig& config, const Place& place,
+           const std::string& room, std::int64_t resumed_step)
       : config_(config),
         peak_flops_(header.peak_flops),
         writer_(config.job.output_dir + "/metrics.jsonl", header, resumed_step) {
-    print_start(header, config, resumed_step);
+    print_start(header, config, place, room, resumed_step);
   }
 
   void step(const StepResult& result, const Trainer& trainer, std::int64_t sequences_per_epoch) {
@@ -170,7 +148,7 @@ class Reporter {
     if (metrics.step % config_.metrics.log_freq != 0 && !last && steps_ != 1) return;
     ConsoleContext context;
     context.steps = config_.training.steps;
-    context.memory_total_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    context.memory_total_bytes = runtime::node_memory_bytes();
     context.seconds_left =
         seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
     std::printf("%s\n", console_line(metrics, context).c_str());
@@ -226,15 +204,19 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   const auto phase = [&](const char* name) {
     if (recorder != nullptr) recorder->set_phase(name);
   };
+  phase("checkpoint folder");
+  const std::int64_t checkpoint_bytes = prove_checkpoints(trainer, config, world, stream);
   phase("resume");
   const std::int64_t resumed_step = resume(trainer, config, world, stream);
 
+  const std::string room = checkpoint_room(trainer, config, checkpoint_bytes, world, stream);
   RunHeader header = run_header(config, data.corpus, trainer);
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   std::unique_ptr<Reporter> reporter;
-  if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, config, resumed_step);
+  if (world.rank() == 0)
+    reporter = std::make_unique<Reporter>(header, config, place, room, resumed_step);
 
   const std::string checkpoints = checkpoint_folder(config);
   while (trainer.completed_steps() < config.training.steps) {
@@ -287,23 +269,21 @@ void check_common_ground(const TrainConfig& config, const TrainingData& data, Co
 
 /// Checks that all ranks started with the same, and makes this one's trainer.
 int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data,
-               Communicator& world, const Place& place, runtime::FlightRecorder* recorder,
+               Communicator& world, const Location& location, runtime::FlightRecorder* recorder,
                std::unique_ptr<Trainer>& trainer) {
   check_common_ground(config, *data, world);
+  Place place = place_rank(config, world, location);
+  place.memory_text =
+      check_memory({config, data->vocab_size, data->sequences, place.threads}, world, place);
   TrainerInputs inputs;
   inputs.config = config;
   inputs.vocab_size = data->vocab_size;
   inputs.sequences = {data, &data->sequences};  // a trainer that is left behind goes on reading
   inputs.corpus_digest = data->corpus.digest();
-  inputs.threads = threads_of(config, place);
+  inputs.threads = place.threads;
   inputs.recorder = recorder;
   trainer = std::make_unique<Trainer>(std::move(inputs), world);
   return train_rank(config, world, place, *trainer, *data, recorder);
-}
-
-std::string host_name() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
 }
 
 int train_loopback(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data) {
@@ -324,10 +304,10 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
   }
   std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
-    const Place place{world->rank(), world->size(), host_name(), "loopback"};
+    const Location location{world->rank(), host_name(), "loopback"};
     std::unique_ptr<Trainer> trainer;
     const auto rank = static_cast<std::size_t>(world->rank());
-    codes[rank] = start_rank(config, data, *world, place, recorders[rank].get(), trainer);
+    codes[rank] = start_rank(config, data, *world, location, recorders[rank].get(), trainer);
   });
   return codes.front();
 }
@@ -365,9 +345,8 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
   std::unique_ptr<Communicator> world = session.world(recorder.get());
   std::unique_ptr<Trainer> trainer;
   try {
-    const Place place{session.local_rank(), session.local_size(), session.host_name(),
-                      session.mpi_version()};
-    const int code = start_rank(config, data, *world, place, recorder.get(), trainer);
+    const Location location{session.local_rank(), session.host_name(), session.mpi_version()};
+    const int code = start_rank(config, data, *world, location, recorder.get(), trainer);
     trainer.reset();
     world.reset();
     session.close();

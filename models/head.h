@@ -26,6 +26,9 @@ class Head {
   /// Of the matrix, forward and backward: 6 a weight and token.
   double flops(std::int64_t tokens) const;
 
+  /// Most bytes that loss_and_backward() takes for n rows.
+  std::int64_t passing_bytes(std::int64_t rows) const;
+
   /// Loss and gradients in one pass over the chunks. hidden T[n,h], labels[n] int32 (-1: none) ->
   /// dhidden T[n,h], loss_sum[1] float64 += unscaled token losses. Gradients, of loss_scale * loss
   /// sum, are added to the store's.
