@@ -16,11 +16,11 @@
 #include "parallel/schemes/scheme.h"
 #include "parallel/verifier/verifier.h"
 #include "runtime/comm/gather.h"
+#include "runtime/comm/gather_cores.h"
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
 #include "runtime/comm/nccl.h"
-#include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/ops/host_copy.h"
 
@@ -249,10 +249,11 @@ void print_summary(const AttentionOptions& options, const std::string& scheme,
 }
 
 /// What rank 0 leaves behind.
-void tell(const AttentionOptions& options, const Replay& replay, const AttentionResult& result) {
+void tell(const AttentionOptions& options, const runtime::OutputFile& output, const Replay& replay,
+          const AttentionResult& result) {
   const std::string scheme = replay.scheme.text();
   const std::string wrong = check_results(replay.input, result);
-  write_attention_result(options.output_path, replay.input, result, scheme, options.layout);
+  write_attention_result(output, replay.input, result, scheme, options.layout);
   print_summary(options, scheme, result);
   if (!wrong.empty()) fmt::print("not finite: {}\n", wrong);
 }
@@ -348,9 +349,14 @@ AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communica
   return result;
 }
 
-Stream compute_stream(const AttentionOptions& options, int local_rank, int local_size) {
+/// Collective.
+Stream compute_stream(const AttentionOptions& options, Communicator& world, const std::string& host,
+                      int local_rank) {
+  const auto shares = runtime::gather_cores(world, host);
   if (options.device == "cpu") {
-    return Stream::cpu("compute", runtime::threads_per_rank(local_size));
+    const int given = runtime::threads_of_environment();
+    const runtime::CoreShare& own = shares[static_cast<std::size_t>(world.rank())];
+    return Stream::cpu("compute", given > 0 ? given : own.threads);
   }
   const int devices = runtime::cuda_device_count();
   if (devices == 0)
@@ -393,23 +399,23 @@ void check_options(const AttentionOptions& options) {
   }
 }
 
-int run_loopback_ranks(const AttentionOptions& options) {
+int run_loopback_ranks(const AttentionOptions& options, const runtime::OutputFile& output) {
   const int ranks = std::max(1, options.ranks);
   const Replay replay = make_replay(options, ranks);
   runtime::run_loopback(
       ranks, {.timeout_seconds = options.timeout_seconds, .recorders = {}},
       [&](std::unique_ptr<Communicator> world) {
-        const Stream compute = compute_stream(options, world->rank(), world->size());
+        const Stream compute = compute_stream(options, *world, "", world->rank());
         auto context = world->split(0, world->rank(), "context");
         const int per_node = options.ranks_per_node > 0 ? options.ranks_per_node : ranks;
         const AttentionResult result = run_rank(replay, parallel::nodes_in_order(ranks, per_node),
                                                 *world, std::move(context), compute);
-        if (world->rank() == 0) tell(options, replay, result);
+        if (world->rank() == 0) tell(options, output, replay, result);
       });
   return 0;
 }
 
-int run_process(const AttentionOptions& options) {
+int run_process(const AttentionOptions& options, const runtime::OutputFile& output) {
   runtime::MpiSession session({.timeout_seconds = options.timeout_seconds});
   const runtime::MpiPlace place{session.rank(), session.size(), session.local_rank(),
                                 session.local_size()};
@@ -419,7 +425,8 @@ int run_process(const AttentionOptions& options) {
   const Replay replay = make_replay(options, session.size());
   const std::unique_ptr<Communicator> world = session.world();
   {
-    const Stream compute = compute_stream(options, session.local_rank(), session.local_size());
+    const Stream compute =
+        compute_stream(options, *world, session.host_name(), session.local_rank());
     std::unique_ptr<Communicator> context;
     if (options.communicator == "nccl") {
       runtime::NcclOptions nccl;
@@ -433,7 +440,7 @@ int run_process(const AttentionOptions& options) {
     const AttentionResult result =
         run_rank(replay, nodes_of_ranks(*world, session.host_name(), options.ranks_per_node),
                  *world, std::move(context), compute);
-    if (session.rank() == 0) tell(options, replay, result);
+    if (session.rank() == 0) tell(options, output, replay, result);
   }
   session.close();
   return 0;
@@ -443,8 +450,11 @@ int run_process(const AttentionOptions& options) {
 
 int run_attention(const AttentionOptions& options) {
   check_options(options);
-  check_result_path(options.output_path, options.case_path);
-  return options.communicator == "loopback" ? run_loopback_ranks(options) : run_process(options);
+  const runtime::OutputFile output =
+      result_file(options.output_path, options.case_path,
+                  options.force ? runtime::Existing::replace : runtime::Existing::refuse);
+  return options.communicator == "loopback" ? run_loopback_ranks(options, output)
+                                            : run_process(options, output);
 }
 
 }  // namespace longhaul::launch

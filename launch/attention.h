@@ -13,6 +13,7 @@ struct AttentionOptions {
   std::string case_path;  ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, sinks, scale and
                           ///< what the mask takes
   std::string output_path;       ///< HDF5: out, lse, dq, dk, dv in global token order, bytes, area
+  bool force = false;            ///< an output that is a file already is replaced
   std::string scheme = "ring";   ///< an expression, or a policy
   OldSchemeOptions old_options;  ///< refused, with what replaces them
   std::string layout = "zigzag";

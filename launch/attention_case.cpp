@@ -156,28 +156,19 @@ AttentionCase read_attention_case(const std::string& path, const MaskRequest& ma
   return input;
 }
 
-void check_result_path(const std::string& path, const std::string& case_path) {
-  namespace fs = std::filesystem;
-  std::error_code ignored;  // a path that does not exist is what is wanted
-  if (fs::exists(path, ignored)) {
-    if (fs::equivalent(path, case_path, ignored)) {
-      fail(ExitCode::usage, "--output ", path, " is the case itself; give another file");
-    }
-    if (!fs::is_regular_file(path, ignored)) {
-      fail(ExitCode::usage, "--output ", path, " is no regular file; give another one");
-    }
+runtime::OutputFile result_file(const std::string& path, const std::string& case_path,
+                                runtime::Existing existing) {
+  std::error_code ignored;  // a path that does not exist is equivalent to nothing
+  if (std::filesystem::equivalent(path, case_path, ignored)) {
+    fail(ExitCode::usage, "--output ", path, " is the case itself; give another file");
   }
-  const fs::path folder =
-      fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
-  if (!fs::is_directory(folder, ignored)) {
-    fail(ExitCode::io, "--output ", path, ": there is no folder ", folder.string());
-  }
+  return {path, existing};
 }
 
-void write_attention_result(const std::string& path, const AttentionCase& input,
+void write_attention_result(const runtime::OutputFile& output, const AttentionCase& input,
                             const AttentionResult& result, const std::string& scheme,
                             const std::string& layout) {
-  const std::string unfinished = path + "." + runtime::unique_suffix();
+  const std::filesystem::path unfinished = output.beside("tmp");
   runtime::Cleanup cleanup([&] {
     std::error_code ignored;  // it may never have been made
     std::filesystem::remove(unfinished, ignored);
@@ -222,9 +213,8 @@ void write_attention_result(const std::string& path, const AttentionCase& input,
   file.set_attribute("ranks", ranks);
   file.set_attribute("seconds", result.seconds);
   file.close();
-  std::error_code error;
-  std::filesystem::rename(unfinished, path, error);
-  if (error) fail(ExitCode::io, path, ": cannot be replaced: ", error.message());
+  runtime::FileHandle::read(unfinished).sync();
+  output.publish(unfinished);
   cleanup.dismiss();
 }
 

@@ -8,6 +8,7 @@
 
 #include "attention/named_masks.h"
 #include "parallel/schedule.h"
+#include "runtime/io/output_file.h"
 
 namespace longhaul::launch {
 
@@ -50,13 +51,14 @@ struct AttentionResult {
   double seconds = 0;              ///< of the slowest rank, forward and backward
 };
 
-/// Throws Error(usage) when `path` is the case itself or no regular file, Error(io) when its folder
-/// is missing. For use before anything is computed.
-void check_result_path(const std::string& path, const std::string& case_path);
+/// Throws Error(usage) when `path` is the case itself; else as OutputFile does. For use before
+/// anything is computed.
+runtime::OutputFile result_file(const std::string& path, const std::string& case_path,
+                                runtime::Existing existing);
 
 /// Writes lse as [B, H, S], everything else as in the case. The file appears, or replaces an older
 /// one, only when it is complete.
-void write_attention_result(const std::string& path, const AttentionCase& input,
+void write_attention_result(const runtime::OutputFile& output, const AttentionCase& input,
                             const AttentionResult& result, const std::string& scheme,
                             const std::string& layout);
 

@@ -39,6 +39,11 @@ void add_overrides(CLI::App* verb, std::vector<std::string>& overrides) {
       ->allow_extra_args(false);
 }
 
+void add_force(CLI::App* verb, const char* option, bool& force) {
+  verb->add_flag("--force", force,
+                 std::string("Replace the file that ") + option + " names, if there is one");
+}
+
 void add_train(CLI::App& app, Action& action) {
   const auto options = std::make_shared<TrainOptions>();
   CLI::App* verb =
@@ -56,6 +61,7 @@ void add_tokenize(CLI::App& app, Action& action) {
                             options, run_tokenize);
   verb->add_option("PATH", options->paths, "Files, and folders to take files from")->required();
   verb->add_option("--output", options->output, "HDF5 corpus to write")->required();
+  add_force(verb, "--output", options->force);
   verb->add_option("--tokenizer", options->tokenizer, "\"bytes\", or a SentencePiece FILE.model")
       ->capture_default_str();
 }
@@ -123,6 +129,7 @@ void add_attention(CLI::App& app, Action& action) {
                    "prefixes, blocks, block_offsets, slices")
       ->required();
   verb->add_option("--output", options->output_path, "HDF5 file to write")->required();
+  add_force(verb, "--output", options->force);
   verb->add_option(
           "--scheme", options->scheme,
           "Context-parallel scheme, an expression such as 'usp(heads=2, around=burst)'; see "
@@ -232,6 +239,7 @@ void add_report(CLI::App& app, Action& action) {
   verb->add_option("METRICS", options->metrics_path, "metrics.jsonl of the run")->required();
   verb->add_option("--baseline", options->baseline_path, "metrics.jsonl to compare with");
   verb->add_option("--plot", options->plot_path, "Write the loss curve to this SVG file");
+  add_force(verb, "--plot", options->force);
   verb->add_option("--corpus", options->corpus_path, "Corpus whose unigram entropy to show");
   verb->add_option("--max-entropy-ratio", options->max_entropy_ratio,
                    "Fail (70) when the last loss is more than this much of the unigram entropy");

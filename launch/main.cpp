@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "launch/cli.h"
+#include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/signals.h"
 
@@ -89,6 +90,7 @@ int report(ExitCode code, std::string message) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  longhaul::runtime::wait_passively(argv);
   // Under mpirun stdout is a pipe; progress must not wait for a full block.
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 14);
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(), exit 74

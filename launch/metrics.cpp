@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <string>
+
+#include "runtime/size_text.h"
 
 namespace longhaul::launch {
 
@@ -35,19 +38,20 @@ std::string console_line(const StepMetrics& metrics, const ConsoleContext& conte
     return fmt::format("step {}/{} | no labels, nothing updated | lr {:.2e} | eta {}", metrics.step,
                        context.steps, metrics.learning_rate, duration_text(context.seconds_left));
   }
-  constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
-  const double memory = static_cast<double>(metrics.memory_bytes) / kGib;
-  const std::string total =
-      context.memory_total_bytes > 0
-          ? fmt::format("/{:.1f}", static_cast<double>(context.memory_total_bytes) / kGib)
-          : "";
+  // "61.3/79.1 GiB": one unit where both have the same.
+  std::string memory = runtime::size_text(metrics.memory_bytes);
+  if (context.memory_total_bytes > 0) {
+    const std::string total = runtime::size_text(context.memory_total_bytes);
+    const std::string unit = total.substr(total.find(' '));
+    if (memory.ends_with(unit)) memory.resize(memory.size() - unit.size());
+    memory += "/" + total;
+  }
   const double comm = metrics.seconds > 0 ? 100 * metrics.comm_seconds / metrics.seconds : 0;
   return fmt::format(
-      "step {}/{} | loss {:.4f} | gnorm {:.2f} | lr {:.2e} | {} tok/s | mfu {:.1f}% | mem {:.1f}{} "
-      "GiB | "
+      "step {}/{} | loss {:.4f} | gnorm {:.2f} | lr {:.2e} | {} tok/s | mfu {:.1f}% | mem {} | "
       "comm {:.1f}% | eta {}",
       metrics.step, context.steps, metrics.loss, metrics.grad_norm, metrics.learning_rate,
-      grouped(std::llround(metrics.tokens_per_second)), 100 * metrics.mfu, memory, total, comm,
+      grouped(std::llround(metrics.tokens_per_second)), 100 * metrics.mfu, memory, comm,
       duration_text(context.seconds_left));
 }
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <map>
 #include <set>
 #include <span>
@@ -13,6 +12,8 @@
 #include "launch/plot.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
+#include "runtime/io/output_file.h"
+#include "runtime/size_text.h"
 
 namespace longhaul::launch {
 
@@ -236,8 +237,7 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
     memory = std::max(memory, step.memory_bytes);
     seconds += step.seconds;
   }
-  constexpr double kMib = 1024.0 * 1024.0;
-  row("memory", fmt::format("{:.1f} MiB a rank at most", static_cast<double>(memory) / kMib));
+  row("memory", fmt::format("{} a rank at most", runtime::size_text(memory)));
   row("training time", fmt::format("{} in {} steps", duration_text(seconds), run.steps.size()));
   whole_file();
   if (baseline != nullptr) {
@@ -286,6 +286,11 @@ void check_limits(const ReportOptions& options, const MetricsLog& run,
 }  // namespace
 
 int run_report(const ReportOptions& options) {
+  std::optional<runtime::OutputFile> plot;
+  if (!options.plot_path.empty()) {
+    plot.emplace(options.plot_path,
+                 options.force ? runtime::Existing::replace : runtime::Existing::refuse);
+  }
   const MetricsLog run = read_metrics(options.metrics_path);
   std::optional<MetricsLog> baseline;
   if (!options.baseline_path.empty()) baseline = read_metrics(options.baseline_path);
@@ -296,12 +301,7 @@ int run_report(const ReportOptions& options) {
     if (!entropy) entropy = corpus.measure_unigram_entropy();
   }
   const MetricsLog* other = baseline ? &*baseline : nullptr;
-  if (!options.plot_path.empty()) {
-    std::ofstream file(options.plot_path, std::ios::binary | std::ios::trunc);
-    file << loss_plot_svg(run, entropy, other, "Training loss");
-    file.close();
-    if (!file) fail(ExitCode::io, options.plot_path, ": cannot be written");
-  }
+  if (plot) write_output(*plot, loss_plot_svg(run, entropy, other, "Training loss"));
   std::fputs(summary_table(run, entropy, other).c_str(), stdout);
   if (!options.plot_path.empty()) fmt::print("{:<18}{}\n", "loss curve", options.plot_path);
   check_limits(options, run, entropy, other);

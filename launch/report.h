@@ -12,6 +12,7 @@ struct ReportOptions {
   std::string metrics_path;
   std::string baseline_path;  ///< metrics.jsonl of the run to compare with; empty for none
   std::string plot_path;      ///< where the SVG goes; empty for none
+  bool force = false;         ///< a plot that is a file already is replaced
   std::string
       corpus_path;  ///< for the unigram entropy where the metrics do not hold it; empty for none
   double max_entropy_ratio = 0;  ///< the last loss may be this much of the unigram entropy; 0: any

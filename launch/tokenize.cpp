@@ -47,7 +47,8 @@ class Tokenizing {
       : options_(options),
         inputs_(inputs_of(options)),
         tokenizer_(runtime::make_tokenizer(options.tokenizer)),
-        writer_(options.output, tokenizer_->vocabulary_size(), tokenizer_->name()) {
+        writer_(options.output, tokenizer_->vocabulary_size(), tokenizer_->name(),
+                options.force ? runtime::Existing::replace : runtime::Existing::refuse) {
     summary_.output = options.output;
     summary_.tokenizer = tokenizer_->name();
     summary_.vocabulary_size = tokenizer_->vocabulary_size();

@@ -46,8 +46,9 @@ class ProgressTeller {
 
 struct TokenizeOptions {
   std::vector<std::filesystem::path> paths;  ///< files, and folders taken with all below them
-  std::filesystem::path output;              ///< replaced if it exists
-  std::string tokenizer = "bytes";           ///< or the path of a SentencePiece model
+  std::filesystem::path output;
+  std::string tokenizer = "bytes";  ///< or the path of a SentencePiece model
+  bool force = false;               ///< an `output` that is a file already is replaced
   /// Called once the files are known, after every document, and before the corpus is written. May
   /// be empty.
   std::function<void(const TokenizeProgress&)> progress = {};
@@ -74,9 +75,9 @@ std::string to_string(const TokenizeSummary& summary);
 /// Every file is one document, and of a file whose name ends in .jsonl every line
 /// (launch/records.h), in the order of tokenize_inputs(). An empty file is an empty document.
 /// Nothing is added between documents. Equal inputs give equal output bytes. Throws: Error(usage)
-/// without paths or when the output is among the inputs; Error(io) for what cannot be read or
-/// written; Error(data) for inputs that tokenize_inputs() refuses or that hold no token, and for
-/// records, text or a model that is refused. Nothing is left under `output` then.
+/// without paths, when the output is among the inputs or may not be replaced; Error(io) for what
+/// cannot be read or written; Error(data) for inputs that tokenize_inputs() refuses or that hold no
+/// token, and for records, text or a model that is refused. Nothing is left under `output` then.
 TokenizeSummary tokenize(const TokenizeOptions& options);
 
 /// The verb: tokenizes with a line of progress on stderr every few seconds, prints the summary.

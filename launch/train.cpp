@@ -1,31 +1,25 @@
 #include "launch/train.h"
 
-#include <fmt/format.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cmath>
 #include <csignal>
 #include <cstdio>
-#include <set>
 
+#include "launch/checkpoints.h"
 #include "launch/common_ground.h"
 #include "launch/config.h"
-#include "launch/metrics.h"
+#include "launch/memory.h"
 #include "launch/model.h"
+#include "launch/place.h"
+#include "launch/reporter.h"
 #include "launch/row_rules.h"
 #include "launch/run_header.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "launch/validation.h"
-#include "runtime/build_info.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
-#include "runtime/cores.h"
 #include "runtime/error.h"
-#include "runtime/peak.h"
 #include "runtime/signals.h"
 
 namespace longhaul::launch {
@@ -37,34 +31,6 @@ using runtime::ExitCode;
 using runtime::fail;
 
 std::string flight_folder(const TrainConfig& config) { return config.job.output_dir + "/flight"; }
-
-/// Where this rank runs.
-struct Place {
-  int local_rank = 0, local_size = 1;
-  std::string host;
-  std::string communicator;  ///< see RunHeader
-};
-
-int threads_of(const TrainConfig& config, const Place& place) {
-  return config.debug.threads > 0 ? static_cast<int>(config.debug.threads)
-                                  : runtime::threads_per_rank(place.local_size);
-}
-
-/// fp32 FMA rate of the cores that all ranks may use, measured by one rank of each host while the
-/// others wait.
-double measure_peak_flops(Communicator& world, const Place& place, const runtime::Stream& stream) {
-  double host = 0;
-  if (place.local_rank == 0) {
-    const int own = runtime::available_cores();
-    host = runtime::measure_fma_flops(own, 0.2) * runtime::host_cores(place.local_size) / own;
-  }
-  double total = 0;
-  for (const auto& rank :
-       runtime::gather_numbers(world, {host}, stream, runtime::deadline_in(3600))) {
-    total += rank[0];
-  }
-  return total;
-}
 
 /// The corpus and what the configuration makes of it; a contradiction shows before anything is
 /// written.
@@ -81,112 +47,6 @@ struct TrainingData {
   const std::int64_t vocab_size;
   const runtime::Sequences sequences;
   const std::shared_ptr<const ValidationData> validation;  ///< null without [validation]
-};
-
-void print_start(const RunHeader& header, const TrainConfig& config,
-                 const ValidationData* validation, std::int64_t resumed_step, bool validated) {
-  std::printf("%s\n", runtime::version_line().c_str());
-  std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
-              grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
-  if (!config.model.layer_types.empty())
-    std::printf("layers   %s\n", layers_text(layer_masks(config.model).kinds).c_str());
-  const std::string entropy =
-      header.unigram_entropy
-          ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)
-          : fmt::format("unigram entropy not stored (longhaul inspect --add-entropy {} stores it)",
-                        config.data.corpus);
-  std::printf("corpus   %s, %s tokens, vocabulary %s, %s\n", config.data.corpus.c_str(),
-              grouped(header.corpus_tokens).c_str(), grouped(header.vocabulary_size).c_str(),
-              entropy.c_str());
-  std::printf("grid     data %ld x context %ld%s, attention %s over %s layout, mask %s\n",
-              header.grid.data, header.grid.context,
-              config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",
-              schemes_text(config).c_str(), config.parallelism.context_parallel_layout.c_str(),
-              mask_text(config.data).c_str());
-  std::printf("rows     %s\n", documents_text(config.data).c_str());
-  const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
-  std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
-              hosts.size() == 1 ? "host" : "hosts",
-              header.communicator.substr(0, header.communicator.find(',')).c_str());
-  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank%s\n",
-              grouped(config.training.tokens_per_step).c_str(),
-              grouped(config.training.seq_len).c_str(), header.accumulation_steps,
-              config.training.micro_batch_size,
-              config.training.interleave > 1 ? ", two together" : "");
-  if (validation != nullptr) std::printf("validate %s\n", validation->text().c_str());
-  if (resumed_step >= config.training.steps) {
-    std::printf("done     all %ld steps of this run are in its checkpoint of step %ld; %s to do\n",
-                config.training.steps, resumed_step,
-                validated ? "nothing" : "only its validation is left");
-    return;
-  }
-  if (resumed_step > 0) std::printf("resumed  from the checkpoint of step %ld\n", resumed_step);
-}
-
-/// What rank 0 tells people and metrics.jsonl.
-class Reporter {
- public:
-  Reporter(const RunHeader& header, const TrainConfig& config, const ValidationData* validation,
-           std::int64_t resumed_step)
-      : config_(config),
-        peak_flops_(header.peak_flops),
-        writer_(config.job.output_dir + "/metrics.jsonl", header, resumed_step) {
-    write_resolved_config(config);
-    if (!writer_.kept_in().empty())
-      std::printf("later metrics of an earlier run are now in %s\n", writer_.kept_in().c_str());
-    print_start(
-        header, config, validation, resumed_step,
-        validation == nullptr || !validation->due(resumed_step) || has_validation(resumed_step));
-  }
-
-  bool has_validation(std::int64_t step) const { return writer_.validated_step() == step; }
-
-  void validation(const ValidationMetrics& metrics) {
-    writer_.write(metrics);
-    seconds_ += metrics.seconds;
-    std::printf("%s\n", console_line(metrics, config_.training.steps).c_str());
-    std::fflush(stdout);
-  }
-
-  void step(const StepResult& result, const Trainer& trainer, std::int64_t sequences_per_epoch) {
-    const std::int64_t tokens = config_.training.tokens_per_step;
-    StepMetrics metrics;
-    metrics.step = trainer.completed_steps();
-    metrics.loss = result.loss;
-    metrics.grad_norm = result.grad_norm;
-    metrics.learning_rate = result.learning_rate;
-    metrics.tokens = tokens;
-    metrics.labels = result.labels;
-    metrics.seconds = result.seconds;
-    metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
-    metrics.mfu = trainer.model().flops(tokens, result.areas) / result.seconds / peak_flops_;
-    if (unlabelled(metrics)) metrics.tokens_per_second = metrics.mfu = std::nan("");
-    metrics.memory_bytes = result.memory_bytes;
-    metrics.comm_seconds = result.comm_seconds;
-    metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
-    metrics.cursor = trainer.cursor();
-    metrics.attention_area = result.area;
-    writer_.write(metrics);
-    seconds_ += result.seconds;
-    ++steps_;
-    const bool last = metrics.step == config_.training.steps;
-    const bool due = metrics.step % config_.metrics.log_freq == 0 || last || steps_ == 1;
-    if (!due && !unlabelled(metrics)) return;
-    ConsoleContext context;
-    context.steps = config_.training.steps;
-    context.memory_total_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    context.seconds_left =
-        seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
-    std::printf("%s\n", console_line(metrics, context).c_str());
-    std::fflush(stdout);
-  }
-
- private:
-  const TrainConfig config_;
-  const double peak_flops_;
-  MetricsWriter writer_;
-  double seconds_ = 0;
-  std::int64_t steps_ = 0;
 };
 
 /// Initialises or loads; returns the step that the run goes on from.
@@ -216,13 +76,6 @@ std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& w
   return trainer.completed_steps();
 }
 
-const char* stop_hint(const TrainConfig& config) {
-  if (!config.checkpoint.enable) return "checkpoint.enable is false, so nothing was saved";
-  return config.checkpoint.resume.word == "auto"
-             ? "start the same command again to go on"
-             : "start it again with checkpoint.resume = \"auto\" to go on";
-}
-
 /// The loop of one rank.
 int train_rank(const TrainConfig& config, Communicator& world, const Place& place, Trainer& trainer,
                const TrainingData& data, runtime::FlightRecorder* recorder) {
@@ -230,6 +83,8 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   const auto phase = [&](const char* name) {
     if (recorder != nullptr) recorder->set_phase(name);
   };
+  phase("checkpoint folder");
+  const std::int64_t checkpoint_bytes = prove_checkpoints(trainer, config, world, stream);
   phase("resume");
   const std::int64_t resumed_step = resume(trainer, config, world, stream);
 
@@ -237,10 +92,11 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
+  const RunStart start{place, data.validation.get(),
+                       checkpoint_room(trainer, config, checkpoint_bytes, world, stream),
+                       resumed_step};
   std::unique_ptr<Reporter> reporter;
-  if (world.rank() == 0) {
-    reporter = std::make_unique<Reporter>(header, config, data.validation.get(), resumed_step);
-  }
+  if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, start);
 
   std::int64_t saved_step = resumed_step;
   const auto save = [&] {
@@ -278,10 +134,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   }
   if (!stopped) return static_cast<int>(ExitCode::done);
   save();
-  if (reporter) {
-    std::printf("stopped  after step %ld at a signal's request; %s\n", trainer.completed_steps(),
-                stop_hint(config));
-  }
+  if (reporter) reporter->stopped(trainer.completed_steps());
   if (config.checkpoint.enable) return static_cast<int>(ExitCode::preempted);
   // 75 promises a checkpoint. Without one the job ends as the signal would have ended it.
   const int signal = runtime::signals::requested();
@@ -290,23 +143,21 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
 
 /// Checks that all ranks started with the same, and makes this one's trainer.
 int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data,
-               Communicator& world, const Place& place, runtime::FlightRecorder* recorder,
+               Communicator& world, const Location& location, runtime::FlightRecorder* recorder,
                std::unique_ptr<Trainer>& trainer) {
   check_common_ground(config, data->corpus, data->validation.get(), world);
+  Place place = place_rank(config, world, location);
+  place.memory_text =
+      check_memory({config, data->vocab_size, data->sequences, place.threads}, world, place);
   TrainerInputs inputs;
   inputs.config = config;
   inputs.vocab_size = data->vocab_size;
   inputs.sequences = {data, &data->sequences};  // a trainer that is left behind goes on reading
   inputs.corpus_digest = data->corpus.digest();
-  inputs.threads = threads_of(config, place);
+  inputs.threads = place.threads;
   inputs.recorder = recorder;
   trainer = std::make_unique<Trainer>(std::move(inputs), world);
   return train_rank(config, world, place, *trainer, *data, recorder);
-}
-
-std::string host_name() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
 }
 
 int train_loopback(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data) {
@@ -327,10 +178,10 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
   }
   std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
-    const Place place{world->rank(), world->size(), host_name(), "loopback"};
+    const Location location{world->rank(), host_name(), "loopback"};
     std::unique_ptr<Trainer> trainer;
     const auto rank = static_cast<std::size_t>(world->rank());
-    codes[rank] = start_rank(config, data, *world, place, recorders[rank].get(), trainer);
+    codes[rank] = start_rank(config, data, *world, location, recorders[rank].get(), trainer);
   });
   return codes.front();
 }
@@ -368,9 +219,8 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
   std::unique_ptr<Communicator> world = session.world(recorder.get());
   std::unique_ptr<Trainer> trainer;
   try {
-    const Place place{session.local_rank(), session.local_size(), session.host_name(),
-                      session.mpi_version()};
-    const int code = start_rank(config, data, *world, place, recorder.get(), trainer);
+    const Location location{session.local_rank(), session.host_name(), session.mpi_version()};
+    const int code = start_rank(config, data, *world, location, recorder.get(), trainer);
     trainer.reset();
     world.reset();
     session.close();

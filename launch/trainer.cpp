@@ -6,6 +6,7 @@
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
 #include "runtime/ops/host_copy.h"
+#include "runtime/purpose.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::launch {
@@ -210,6 +211,7 @@ Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, 
     options.loss_scale = 1.0 / weight;
     if (done == batches.size()) {
       options.on_gradients = [this](parallel::ElementRange finished) {
+        const runtime::Purpose purpose("messages of gradients between ranks");
         exchange_->reduce(store_->gradients(), finished);
       };
     }
@@ -252,6 +254,17 @@ std::vector<parallel::FlatState> Trainer::states() const {
   return states;
 }
 
+std::vector<runtime::TensorSlice> Trainer::checkpoint_slices() const {
+  // What every rank holds is written by its owner, like what only the owner holds.
+  const auto owned = exchange_->sharding().owned(control_comm_->rank());
+  std::vector<runtime::TensorSlice> slices;
+  for (const parallel::FlatState& state : states()) {
+    for (auto& [name, sizes, start, view] : state_boxes(store_->table(), state, owned))
+      slices.push_back({std::move(name), std::move(sizes), std::move(start), view});
+  }
+  return slices;
+}
+
 void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k) {
   const TrainConfig& config = inputs_.config;
   compute_.synchronize(host_deadline());
@@ -267,14 +280,7 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   runtime::SaveOptions options;
   options.folder = folder;
   options.keep_latest_k = keep_latest_k;
-  // What every rank holds is written by its owner, like what only the owner holds.
-  const auto owned = exchange_->sharding().owned(control_comm_->rank());
-  std::vector<runtime::TensorSlice> slices;
-  for (const parallel::FlatState& state : states()) {
-    for (auto& [name, sizes, start, view] : state_boxes(store_->table(), state, owned))
-      slices.push_back({std::move(name), std::move(sizes), std::move(start), view});
-  }
-  runtime::save_checkpoint(options, metadata, slices, *control_comm_, control_stream_);
+  runtime::save_checkpoint(options, metadata, checkpoint_slices(), *control_comm_, control_stream_);
 }
 
 void Trainer::load(const runtime::Checkpoint& checkpoint) {

@@ -68,6 +68,8 @@ class Trainer {
   /// are not this model's, by name and size; Error(config) when it is of another corpus, seed or
   /// sequence length. What no tensor shows (layer_types, rope_theta) is not compared.
   void load(const runtime::Checkpoint& checkpoint);
+  /// What a checkpoint holds of this rank, for save(); views of the trainer's own memory.
+  std::vector<runtime::TensorSlice> checkpoint_slices() const;
   /// Collective; returns when the checkpoint is committed.
   void save(const std::filesystem::path& folder, std::int64_t keep_latest_k);
 

@@ -8,6 +8,7 @@
 #include "launch/batches.h"
 #include "launch/config.h"
 #include "launch/legality.h"
+#include "launch/memory.h"
 #include "launch/metrics.h"
 #include "launch/model.h"
 #include "launch/row_rules.h"
@@ -15,9 +16,11 @@
 #include "launch/validation_data.h"
 #include "models/optimizer.h"
 #include "parallel/sharding.h"
+#include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/sequences.h"
+#include "runtime/size_text.h"
 
 namespace longhaul::launch {
 
@@ -55,8 +58,8 @@ std::string activations_text(const TrainConfig& config, const models::Model& mod
   const std::int64_t tokens = config.training.seq_len * config.training.micro_batch_size;
   const std::int64_t ranks = std::max<std::int64_t>(1, config.parallelism.context_parallel_degree);
   const std::int64_t rows = (tokens + ranks - 1) / ranks, together = config.training.interleave;
-  return fmt::format("{:.1f} MiB a rank, kept for backward: {} of {} rows, recomputation {}",
-                     static_cast<double>(together * model.activation_bytes(rows)) / (1 << 20),
+  return fmt::format("{} a rank, kept for backward: {} of {} rows, recomputation {}",
+                     runtime::size_text(together * model.activation_bytes(rows)),
                      together == 1 ? "one pass" : fmt::format("{} passes together", together),
                      grouped(rows), config.activation_checkpoint.mode);
 }
@@ -65,17 +68,15 @@ std::string optimizer_text(const TrainConfig& config, const models::Model& model
   const std::int64_t elements = model.table().elements();
   const std::int64_t context = config.parallelism.context_parallel_degree;
   const std::int64_t ranks = context * config.parallelism.data_parallel_replicate_degree;
-  const auto mebibytes = [](std::int64_t owned) {
-    return fmt::format("{:.1f} MiB",
-                       static_cast<double>(owned * models::AdamW::kStateBytes) / (1 << 20));
+  const auto size = [](std::int64_t owned) {
+    return runtime::size_text(owned * models::AdamW::kStateBytes);
   };
   std::string text = fmt::format("{}, {} bytes of state a parameter", config.optimizer.name,
                                  models::AdamW::kStateBytes);
-  if (config.parallelism.shard == "none")
-    return text + ": " + mebibytes(elements) + " on every rank";
+  if (config.parallelism.shard == "none") return text + ": " + size(elements) + " on every rank";
   if (context == -1) return text + ", sharded over all ranks";
   return fmt::format("{}, sharded over {} ranks: at most {} on each", text, ranks,
-                     mebibytes(parallel::Sharding::largest_share(elements, ranks)));
+                     size(parallel::Sharding::largest_share(elements, ranks)));
 }
 
 std::string attention_text(const TrainConfig& config) {
@@ -86,6 +87,20 @@ std::string attention_text(const TrainConfig& config) {
                      config.parallelism.context_parallel_degree > 0
                          ? "legal"
                          : "decided once the ranks are known (--ranks N)");
+}
+
+/// Comment lines; the threads are those that a lone rank would have.
+std::string memory_text(const TrainConfig& config, std::int64_t vocabulary,
+                        const runtime::Sequences& sequences) {
+  const int given = static_cast<int>(config.debug.threads),
+            environment = runtime::threads_of_environment();
+  const int threads = given > 0         ? given
+                      : environment > 0 ? environment
+                                        : runtime::available_cores();
+  std::string text = judge_memory({config, vocabulary, sequences, threads});
+  for (auto at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 1))
+    text.insert(at + 1, "# ");
+  return text;
 }
 
 }  // namespace
@@ -128,7 +143,10 @@ int run_validate(const ValidateOptions& options) {
                  ? fmt::format(", label weights {}", runtime::hdf5::name(*corpus.label_weights))
                  : "");
   if (validation) fmt::print("# validation  {}\n", validation->text());
-  fmt::print("# digest      {:016x}\n\n{}", digest(config), to_toml(config));
+  fmt::print("# digest      {:016x}\n", digest(config));
+  if (config.parallelism.context_parallel_degree > 0)
+    fmt::print("# memory      {}\n", memory_text(config, vocabulary, sequences));
+  fmt::print("\n{}", to_toml(config));
   return 0;
 }
 

@@ -1,5 +1,6 @@
 #include "models/attention_block.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -201,9 +202,34 @@ attention::Scoring AttentionBlock::scoring() const {
 void AttentionBlock::prepare(
     const parallel::Attention& attention, const parallel::Expression& scheme,
     std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
-  const parallel::Shapes shapes{static_cast<int>(shape_.heads), static_cast<int>(shape_.kv_heads),
-                                shape_.head_dim, shape_.head_dim, shape_.dtype};
-  attention.prepare(*masks[mask_], scheme, shapes, scoring());
+  const AttentionCall call = *attention_call();
+  attention.prepare(*masks[mask_], scheme, call.shapes, call.scoring);
+}
+
+std::optional<AttentionCall> AttentionBlock::attention_call() const {
+  return AttentionCall{mask_,
+                       {static_cast<int>(shape_.heads), static_cast<int>(shape_.kv_heads),
+                        shape_.head_dim, shape_.head_dim, shape_.dtype},
+                       scoring()};
+}
+
+/// Forward: out in fp32 beside the call. Backward: dout in T, dq, dk, dv and delta in fp32 beside
+/// the call; then gradients in T beside their fp32 ones, the normalised rows and their gradient.
+PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
+                                           std::span<const parallel::CallBytes> calls) const {
+  const std::int64_t element = size_bytes(shape_.dtype), wide = size_bytes(DType::float32);
+  const std::int64_t queries = rows * shape_.heads * shape_.head_dim,
+                     keys = rows * shape_.kv_heads * shape_.head_dim, hidden = rows * shape_.hidden;
+  const std::int64_t gradients = (queries + 2 * keys) * wide,
+                     rounded = shape_.dtype == DType::float32 ? gradients
+                                                              : (queries + 2 * keys) * element;
+  PassingBytes bytes;
+  bytes.forward = std::max(queries * wide + calls[mask_].forward, hidden * element);
+  bytes.exchange =
+      std::max(queries * wide + calls[mask_].forward,
+               queries * element + gradients + rows * shape_.heads * wide + calls[mask_].backward);
+  bytes.backward = std::max(bytes.exchange, rounded + hidden * (element + wide));
+  return bytes;
 }
 
 /// Input, q, k, v and the attention's out in T; in fp32 the LSE (two numbers) and a number a row.

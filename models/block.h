@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "models/parameters.h"
 #include "models/stages.h"
 #include "parallel/attention.h"
+#include "parallel/call_bytes.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::models {
@@ -71,6 +73,21 @@ class BlockPass {
   runtime::Tensor input_;
 };
 
+/// Most bytes that a pass through a block takes for a while, beside what it keeps.
+struct PassingBytes {
+  std::int64_t forward = 0;   ///< its output included
+  std::int64_t backward = 0;  ///< not counting dx
+  /// In an exchange, where the other passes that go through the model together are as well.
+  std::int64_t exchange = 0;
+};
+
+/// What decides about the memory of a block's attention calls.
+struct AttentionCall {
+  std::size_t mask = 0;  ///< among Batch::attention
+  parallel::Shapes shapes;
+  attention::Scoring scoring;
+};
+
 class Block {
  public:
   explicit Block(int group) : group_(group) {}
@@ -90,6 +107,12 @@ class Block {
 
   /// What a pass over n rows holds from activate() to its end, its input included.
   virtual std::int64_t kept_bytes(std::int64_t rows) const = 0;
+  /// What it takes beside that for a while. calls[m]: of an attention call under mask m.
+  virtual PassingBytes passing_bytes(std::int64_t rows,
+                                     std::span<const parallel::CallBytes> calls) const = 0;
+  /// Its attention calls, under every mask of a batch, on one rank; none where it has none. See
+  /// call_bytes().
+  virtual std::optional<AttentionCall> attention_call() const { return std::nullopt; }
 
   /// Of its parameters. Neighbours that share one are a layer: recomputed together, their gradients
   /// complete together.

@@ -30,6 +30,15 @@ double Head::flops(std::int64_t tokens) const {
          (static_cast<double>(options_.hidden) * static_cast<double>(options_.vocabulary));
 }
 
+/// The normalised rows in T, their gradient in fp32 and a number a row; a chunk of logits in fp32,
+/// and in T where that is another dtype.
+std::int64_t Head::passing_bytes(std::int64_t rows) const {
+  const std::int64_t element = size_bytes(options_.dtype), wide = size_bytes(DType::float32);
+  const std::int64_t rounded = options_.dtype == DType::float32 ? 0 : element;
+  return rows * (options_.hidden * (element + wide) + wide) +
+         std::min(chunk_rows_, rows) * options_.vocabulary * (wide + rounded);
+}
+
 Tensor Head::normed(const Resources& resources, ConstTensorView hidden, TensorView inv_rms) const {
   const runtime::Stream& compute = resources.compute;
   const Weights weights(resources.store, norm_group_);

@@ -27,6 +27,9 @@ class Head {
   /// Of the matrix, forward and backward: 6 a weight and token.
   double flops(std::int64_t tokens) const;
 
+  /// Most bytes that loss_and_backward() takes for n rows.
+  std::int64_t passing_bytes(std::int64_t rows) const;
+
   /// Loss and gradients in one pass over the chunks. hidden T[n,h], labels of n rows -> dhidden
   /// T[n,h], loss_sum[1] float64 += unscaled token losses, each by its label's weight. Gradients,
   /// of loss_scale * loss sum, are added to the store's.

@@ -1,5 +1,6 @@
 #include "models/mlp_block.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "models/weights.h"
@@ -120,6 +121,17 @@ std::unique_ptr<BlockPass> MlpBlock::begin(const PassContext& context) const {
 std::int64_t MlpBlock::kept_bytes(std::int64_t rows) const {
   return rows * ((shape_.hidden + 2 * shape_.intermediate) * size_bytes(shape_.dtype) +
                  size_bytes(DType::float32));
+}
+
+/// Forward: the swiglu output beside the block's. Backward: that of the swiglu and its two inputs,
+/// then those two, the normalised rows and, in fp32, their gradient.
+PassingBytes MlpBlock::passing_bytes(std::int64_t rows,
+                                     std::span<const parallel::CallBytes>) const {
+  const std::int64_t element = size_bytes(shape_.dtype), wide = size_bytes(DType::float32);
+  const std::int64_t hidden = rows * shape_.hidden, inner = rows * shape_.intermediate;
+  return {
+      .forward = (hidden + inner) * element,
+      .backward = std::max(3 * inner * element, 2 * inner * element + hidden * (element + wide))};
 }
 
 double MlpBlock::flops(std::int64_t tokens, std::span<const std::int64_t>) const {

@@ -6,12 +6,20 @@
 #include "models/weights.h"
 #include "runtime/ops/embedding.h"
 #include "runtime/ops/rope.h"
+#include "runtime/purpose.h"
 
 namespace longhaul::models {
 
 namespace ops = runtime::ops;
 using runtime::DType;
 using runtime::Tensor;
+
+namespace {
+constexpr const char* kActivationRemedy =
+    "take a shorter sequence or smaller micro-batch, recompute activations, or spread a sequence "
+    "over "
+    "more ranks";
+}
 
 Model::Model(ModelParts parts, const ModelOptions& options)
     : parts_(std::move(parts)),
@@ -46,6 +54,48 @@ std::int64_t Model::activation_bytes(std::int64_t rows) const {
   }
   if (recompute_ == Recompute::none) return all;
   return (std::ssize(layers_) - 1) * rows * parts_.hidden * size_bytes(parts_.dtype) + largest;
+}
+
+std::vector<AttentionCall> Model::attention_calls() const {
+  std::vector<AttentionCall> calls;
+  for (const auto& block : parts_.blocks) {
+    if (auto call = block->attention_call()) calls.push_back(*std::move(call));
+  }
+  return calls;
+}
+
+std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::CallBytes> calls,
+                               std::int64_t together) const {
+  const std::int64_t hidden = rows * parts_.hidden * size_bytes(parts_.dtype);
+  const std::int64_t others = together - 1;
+  const bool again = recompute_ == Recompute::full;
+  // What all passes keep when each has gone through the model: everything, or the layers' inputs.
+  const std::int64_t layers = std::ssize(layers_);
+  const std::int64_t all = again ? layers * hidden : activation_bytes(rows);
+  std::int64_t most = together * (all + hidden) + hidden + head_.passing_bytes(rows);
+  // Backward, from the last layer on; with recomputation a layer is there in full for its turn.
+  std::int64_t kept = all;
+  for (std::size_t index = layers_.size(); index-- > 0;) {
+    const Layer& layer = layers_[index];
+    if (again) {
+      kept -= hidden;
+      for (std::size_t block = layer.begin; block < layer.end; ++block) {
+        kept += parts_.blocks[block]->kept_bytes(rows);
+        const PassingBytes passing = parts_.blocks[block]->passing_bytes(rows, calls);
+        most = std::max(most, together * (kept + hidden) + passing.forward);
+      }
+    }
+    for (std::size_t block = layer.end; block-- > layer.begin;) {
+      const PassingBytes passing = parts_.blocks[block]->passing_bytes(rows, calls);
+      const std::int64_t passed = kept + hidden;  // with dx
+      most = std::max({most, together * passed + passing.backward + others * passing.exchange});
+      kept -= parts_.blocks[block]->kept_bytes(rows);
+    }
+  }
+  // Tokens, labels and positions, and the rotation's cosines and sines of them.
+  const std::int64_t fixed =
+      rows * (3 * size_bytes(DType::int32) + parts_.rope_dim * size_bytes(DType::float32));
+  return most + together * fixed;
 }
 
 void Model::check(const Resources& resources, const Batch& batch) const {
@@ -83,6 +133,12 @@ Stages Model::activate(const PassContext& context, const Layer& layer, Tensor in
   }
 }
 
+/// Goes on to the next stage of a layer; what it allocates is in the layer's name.
+bool advance(Stages& stages, const char* what, std::size_t layer) {
+  const runtime::Purpose purpose(what, static_cast<std::int64_t>(layer), kActivationRemedy);
+  return stages.advance();
+}
+
 /// One pass, in order. It completes groups of gradients when it is the `last` to add to them.
 Stages Model::forward_backward(const Resources& resources, const Batch& batch,
                                const PassOptions& options, bool last, Tensor& loss_sum) const {
@@ -98,7 +154,7 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
   for (std::size_t index = 0; index < layers_.size(); ++index) {
     const Layer& layer = layers_[index];
     Stages forward = activate(pass, layer, std::move(hidden), passes);
-    while (forward.advance()) co_await in_flight;
+    while (advance(forward, "activations of layer", index)) co_await in_flight;
     hidden = passes[layer.end - 1]->output();
     if (recompute_ == Recompute::none) continue;
     inputs[index] = passes[layer.begin]->take_input();
@@ -108,8 +164,11 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
   loss_sum = Tensor({1}, DType::float64, compute);
   fill(loss_sum, 0, compute);
   const Tensor dhidden(hidden.view().sizes(), parts_.dtype, compute);
-  head_.loss_and_backward(resources, hidden, {batch.labels, batch.label_weights},
-                          options.loss_scale, loss_sum, dhidden);
+  {
+    const runtime::Purpose purpose("the head and its logits", kActivationRemedy);
+    head_.loss_and_backward(resources, hidden, {batch.labels, batch.label_weights},
+                            options.loss_scale, loss_sum, dhidden);
+  }
   hidden = Tensor();
   complete(table().groups() - 1);
 
@@ -117,11 +176,11 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
     const Layer& layer = layers_[index];
     if (recompute_ == Recompute::full) {
       Stages again = activate(pass, layer, std::move(inputs[index]), passes);
-      while (again.advance()) co_await in_flight;
+      while (advance(again, "activations of layer", index)) co_await in_flight;
     }
     for (std::size_t block = layer.end; block-- > layer.begin;) {
       Stages backward = passes[block]->backward(dhidden);
-      while (backward.advance()) co_await in_flight;
+      while (advance(backward, "backward of layer", index)) co_await in_flight;
       passes[block].reset();
     }
     complete(layer.group);
@@ -144,6 +203,7 @@ std::vector<Tensor> Model::forward_backward(const Resources& resources,
     passes.push_back(forward_backward(resources, batches[i], options, last, loss_sums[i]));
   }
   // All passes have the same stages.
+  const runtime::Purpose purpose("a pass of the model", kActivationRemedy);
   for (bool more = true; more;) {
     more = false;
     for (Stages& pass : passes) more |= pass.advance();

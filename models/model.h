@@ -80,6 +80,15 @@ class Model {
   /// recomputation: each layer's input, and all of one layer.
   std::int64_t activation_bytes(std::int64_t rows) const;
 
+  /// The attention calls of its blocks, one a block that has any.
+  std::vector<AttentionCall> attention_calls() const;
+
+  /// Most bytes of tensors that `together` passes over n rows each take in forward_backward(), what
+  /// they keep included; parameters and gradients are not. calls[m]: of an attention call under
+  /// mask m.
+  std::int64_t pass_bytes(std::int64_t rows, std::span<const parallel::CallBytes> calls,
+                          std::int64_t together) const;
+
   /// Adds the gradients of loss_scale * weighted sum of token losses of every batch to the store's;
   /// returns each batch's unscaled sum over this rank's rows, float64[1]. The passes go through the
   /// model together, stage by stage, the first before the second at each: an exchange of one hides

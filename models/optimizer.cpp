@@ -7,6 +7,7 @@
 
 #include "runtime/ops/adamw.h"
 #include "runtime/ops/gradient_norm.h"
+#include "runtime/purpose.h"
 
 namespace longhaul::models {
 
@@ -24,6 +25,12 @@ std::int64_t elements_of(const std::vector<parallel::ElementRange>& ranges) {
   return elements;
 }
 
+Tensor moments(const std::vector<parallel::ElementRange>& updated, const Stream& compute) {
+  const runtime::Purpose purpose("the optimizer's moments",
+                                 "shard them over the ranks, or take a smaller model");
+  return {{elements_of(updated)}, DType::float32, compute};
+}
+
 }  // namespace
 
 AdamW::AdamW(const AdamWOptions& options, ParameterStore& store,
@@ -31,8 +38,8 @@ AdamW::AdamW(const AdamWOptions& options, ParameterStore& store,
     : options_(options),
       store_(store),
       updated_(std::move(updated)),
-      first_moments_({elements_of(updated_)}, DType::float32, compute),
-      second_moments_({elements_of(updated_)}, DType::float32, compute) {
+      first_moments_(moments(updated_, compute)),
+      second_moments_(moments(updated_, compute)) {
   fill(first_moments_, 0, compute);
   fill(second_moments_, 0, compute);
   std::int64_t moments = 0;

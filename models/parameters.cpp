@@ -4,6 +4,7 @@
 
 #include "runtime/ops/elementwise.h"
 #include "runtime/ops/random.h"
+#include "runtime/purpose.h"
 
 namespace longhaul::models {
 
@@ -26,6 +27,13 @@ std::uint64_t name_digest(const std::string& name) {
   return digest;
 }
 
+runtime::Tensor storage(const parallel::ParameterTable& table, DType dtype, const char* what,
+                        const Stream& compute) {
+  const runtime::Purpose purpose(
+      what, "only a smaller model, or fewer ranks on this host, needs less of it");
+  return {{table.elements()}, dtype, compute};
+}
+
 }  // namespace
 
 TensorView view_of(const TensorView& flat, const Parameter& parameter) {
@@ -37,13 +45,13 @@ ParameterStore::ParameterStore(parallel::ParameterTable table, DType working_dty
                                const Stream& compute)
     : table_(std::move(table)),
       working_dtype_(working_dtype),
-      values_({table_.elements()}, DType::float32, compute),
-      gradients_({table_.elements()}, DType::float32, compute) {
+      values_(storage(table_, DType::float32, "the model's parameters", compute)),
+      gradients_(storage(table_, DType::float32, "the parameters' gradients", compute)) {
   if (working_dtype != DType::float32 && working_dtype != DType::bfloat16) {
     fail(ExitCode::config, "activations are float32 or bfloat16, not ", name(working_dtype));
   }
   if (working_dtype == DType::bfloat16) {
-    working_ = runtime::Tensor({table_.elements()}, DType::bfloat16, compute);
+    working_ = storage(table_, DType::bfloat16, "the parameters' bfloat16 copy", compute);
   }
   fill(gradients_, 0, compute);
 }

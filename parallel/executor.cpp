@@ -1,6 +1,7 @@
 #include "parallel/executor.h"
 
 #include "runtime/error.h"
+#include "runtime/purpose.h"
 
 namespace longhaul::parallel {
 
@@ -89,6 +90,7 @@ Execution::~Execution() {
 
 void Execution::start() {
   if (phases_ > 0) return;
+  const runtime::Purpose purpose("slots of an attention call");
   place_scratch();
   // Inputs, and whoever used this memory before, lie earlier on the compute stream.
   const runtime::Event before = compute_.record();

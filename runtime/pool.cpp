@@ -6,6 +6,8 @@
 #include <iterator>
 
 #include "runtime/error.h"
+#include "runtime/purpose.h"
+#include "runtime/size_text.h"
 #include "runtime/stream_impl.h"
 
 namespace longhaul::runtime {
@@ -233,6 +235,23 @@ std::byte* Pool::try_take(std::int64_t wanted, std::int64_t bytes) {
   return data;
 }
 
+void Pool::refuse(std::int64_t bytes) const {
+  std::shared_ptr<StreamImpl>
+      stream;  // its end, should this be the last to hold it, takes the lock
+  {
+    std::lock_guard lock(mutex_);
+    stream = stream_.lock();
+  }
+  const std::string name = stream ? concat(" of stream '", stream->name, "'") : "";
+  const MemoryUse used = use();
+  const std::string purpose = purpose_text(), remedy = purpose_remedy();
+  fail(ExitCode::memory, "out of ", pinned_ ? "pinned host " : "", "memory on ", to_string(device_),
+       ": ", size_text(bytes), " (", bytes, " bytes) asked for",
+       purpose.empty() ? "" : " by " + purpose, ", beside ", size_text(used.current_bytes),
+       " in use of the ", size_text(used.held_bytes), " that the pool", name, " holds",
+       remedy.empty() ? "" : "; " + remedy);
+}
+
 std::byte* Pool::take(std::int64_t bytes) {
   const std::int64_t wanted = rounded_up(std::max<std::int64_t>(bytes, 1), kAlignment);
   if (std::byte* const data = try_take(wanted, bytes)) return data;
@@ -241,9 +260,7 @@ std::byte* Pool::take(std::int64_t bytes) {
     release_unused_memory();
     if (std::byte* const data = try_take(wanted, bytes)) return data;
   }
-  fail(ExitCode::memory, "out of ", pinned_ ? "pinned host " : "", "memory on ", to_string(device_),
-       ": ", bytes, " bytes asked for, ", use().current_bytes,
-       " in use; reduce seq_len or micro_batch_size, or add ranks");
+  refuse(bytes);
 }
 
 void Pool::give_back(std::byte* data, std::int64_t bytes) {

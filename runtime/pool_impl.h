@@ -74,6 +74,7 @@ class Pool {
   std::vector<std::shared_ptr<Pool>> pools_of_this_memory() const;
   void release_unused_memory() const;
   std::byte* allocate(std::int64_t bytes) const;
+  [[noreturn]] void refuse(std::int64_t bytes) const;
   void deallocate(Segment segment) const;
 
   const Device device_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "runtime/tensor_impl.h"
 
@@ -151,8 +152,25 @@ void fill_cpu(const TensorView& dst, double value) {
 
 }  // namespace
 
+namespace {
+
+/// An error names the tensor.
+Buffer allocate(std::span<const std::int64_t> sizes, DType dtype, const Stream& stream) {
+  try {
+    return stream.allocate(count(sizes) * size_bytes(dtype));
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::memory) throw;
+    std::string text;
+    for (const std::int64_t size : sizes) text += concat(text.empty() ? "" : ", ", size);
+    throw Error(ExitCode::memory,
+                concat(error.what(), " (a ", name(dtype), " tensor of [", text, "])"));
+  }
+}
+
+}  // namespace
+
 Tensor::Tensor(std::span<const std::int64_t> sizes, DType dtype, const Stream& stream)
-    : buffer_(stream.allocate(count(sizes) * size_bytes(dtype))),
+    : buffer_(allocate(sizes, dtype, stream)),
       view_(buffer_.data(), dtype, stream.device(), sizes) {}
 
 void copy(ConstTensorView src, TensorView dst, const Stream& stream) {

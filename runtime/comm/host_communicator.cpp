@@ -193,6 +193,14 @@ std::int64_t reduce_chunk(std::span<const std::int64_t> counts, DType dtype) {
   return std::max<std::int64_t>(1, std::min(longest, fitting));
 }
 
+/// What all_reduce() deals to each rank.
+std::vector<std::int64_t> even_counts(std::int64_t elements, int ranks) {
+  std::vector<std::int64_t> counts;
+  for (std::int64_t r = 0; r < ranks; ++r)
+    counts.push_back(elements * (r + 1) / ranks - elements * r / ranks);
+  return counts;
+}
+
 void check_sum_dtype(DType dtype, const char* what) {
   LONGHAUL_CHECK(dtype == DType::float32 || dtype == DType::float64, what,
                  " sums float32 or float64, not ", name(dtype));
@@ -312,6 +320,21 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
   }
 }
 
+std::int64_t HostCommunicator::reduce_staging_bytes(std::span<const std::int64_t> counts, int rank,
+                                                    DType dtype) {
+  if (counts[static_cast<std::size_t>(rank)] == 0) return 0;
+  const std::int64_t chunk = reduce_chunk(counts, dtype);
+  const std::int64_t buffers = *std::ranges::max_element(counts) > chunk ? 2 : 1;
+  return buffers * chunk * size_bytes(dtype) * (std::ssize(counts) - 1);
+}
+
+std::int64_t HostCommunicator::all_reduce_staging_bytes(std::int64_t elements, int ranks,
+                                                        DType dtype) {
+  if (ranks == 1 || elements == 0) return 0;
+  const auto counts = even_counts(elements, ranks);
+  return reduce_staging_bytes(counts, ranks - 1, dtype);  // the last has the longest segment
+}
+
 void HostCommunicator::reduce_scatter(ConstTensorView input, TensorView output,
                                       std::span<const std::int64_t> counts, const Stream& stream) {
   core_->check_counts(counts, "reduce_scatter");
@@ -323,9 +346,8 @@ void HostCommunicator::reduce_scatter(ConstTensorView input, TensorView output,
   check_contiguous(output, own, "reduce_scatter", "output", stream);
   const std::int64_t chunk = reduce_chunk(counts, input.dtype());
   const std::int64_t width = size_bytes(input.dtype());
-  const std::int64_t buffers = *std::ranges::max_element(counts) > chunk ? 2 : 1;
   const Buffer staging =
-      stream.allocate_host(own == 0 ? 0 : buffers * chunk * width * (core_->size() - 1));
+      stream.allocate_host(reduce_staging_bytes(counts, core_->rank, input.dtype()));
   const detail::WireMessage from = detail::host_copy(detail::whole(input), stream);
   const detail::WireMessage place = detail::whole(output);
   const detail::WireMessage to = detail::host_place(place, stream);
@@ -370,10 +392,7 @@ void HostCommunicator::all_reduce(TensorView values, const Stream& stream) {
   const std::int64_t elements = values.elements();
   check_contiguous(values, elements, "all_reduce", "tensor", stream);
   if (core_->size() == 1 || elements == 0) return;
-  std::vector<std::int64_t> counts;
-  for (std::int64_t r = 0; r < core_->size(); ++r) {
-    counts.push_back(elements * (r + 1) / core_->size() - elements * r / core_->size());
-  }
+  const std::vector<std::int64_t> counts = even_counts(elements, core_->size());
   const std::int64_t begin = offsets_of(counts)[static_cast<std::size_t>(core_->rank)];
   const TensorView flat = values.reshape({elements});
   const TensorView own =

@@ -37,6 +37,12 @@ class HostCommunicator final : public Communicator {
   void reset_sent_bytes() override;
   std::span<const std::int64_t> exchanged_bytes() const override;
 
+  /// Staging memory that a reduce_scatter of these counts takes on `rank`; of an all_reduce, which
+  /// deals its elements evenly, at most.
+  static std::int64_t reduce_staging_bytes(std::span<const std::int64_t> counts, int rank,
+                                           DType dtype);
+  static std::int64_t all_reduce_staging_bytes(std::int64_t elements, int ranks, DType dtype);
+
   struct Core;  ///< shared with the tasks in flight, which may outlive the communicator
   explicit HostCommunicator(std::shared_ptr<Core> core);
 

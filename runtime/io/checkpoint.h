@@ -52,9 +52,10 @@ struct SaveOptions {
 /// earlier steps beyond keep_latest_k. Collective; blocks the host; `stream` is a CPU stream for
 /// the exchange. All ranks give equal metadata. An existing checkpoint of the same step is
 /// replaced. Throws: on every rank alike, Error(io) when a rank could not write (the attempt is
-/// removed, older checkpoints are as they were), Error(internal) when slices overlap or leave
-/// holes, Error(hang) naming the ranks that have not come to the end of a phase in time. A process
-/// that may hit a file size limit must ignore SIGXFSZ, or the signal ends it.
+/// removed, older checkpoints are as they were; the error says which step is safe, and first that
+/// the disk is full where it is), Error(internal) when slices overlap or leave holes, Error(hang)
+/// naming the ranks that have not come to the end of a phase in time. A process that may hit a file
+/// size limit must ignore SIGXFSZ, or the signal ends it.
 void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metadata,
                      std::span<const TensorSlice> slices, Communicator& comm, const Stream& stream);
 

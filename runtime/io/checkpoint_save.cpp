@@ -10,6 +10,8 @@
 
 #include "runtime/error.h"
 #include "runtime/io/checkpoint_manifest_impl.h"
+#include "runtime/io/disk.h"
+#include "runtime/size_text.h"
 #include "runtime/tensor_impl.h"
 
 namespace longhaul::runtime {
@@ -220,13 +222,33 @@ void prune(const fs::path& folder, std::int64_t step, std::int64_t keep_latest_k
   }
 }
 
-}  // namespace
-}  // namespace checkpoint
+/// What a failed save leaves: the newest complete checkpoint of an earlier step.
+std::string safe_text(const fs::path& folder, std::int64_t step) {
+  std::vector<std::int64_t> steps;
+  try {
+    steps = list_checkpoints(folder);
+  } catch (const Error& error) {
+    return concat("which one is safe cannot be told: ", error.what());
+  }
+  std::erase_if(steps, [&](std::int64_t other) { return other >= step; });
+  if (steps.empty()) return "no earlier checkpoint is complete, so the run would begin again";
+  return concat("the checkpoint of step ", steps.back(),
+                " is complete and safe, and the run goes on from there when it is started again");
+}
 
-void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metadata,
-                     std::span<const TensorSlice> slices, Communicator& comm,
-                     const Stream& stream) {
-  using namespace checkpoint;
+[[noreturn]] void explain_failed_save(const fs::path& folder, std::int64_t step,
+                                      const Error& error) {
+  const std::string safe = safe_text(folder, step);
+  if (!says_no_space(error.what()))
+    fail(error.code(), error.what(), "; step ", step, " is not saved: ", safe);
+  const std::optional<std::int64_t> free = free_bytes(folder);
+  fail(error.code(), "no space left on ", folder.string(),
+       free ? concat(" (", size_text(*free), " free)") : "", " for the checkpoint of step ", step,
+       ": ", safe, "; free space there first (", error.what(), ")");
+}
+
+void save(const SaveOptions& options, const CheckpointMetadata& metadata,
+          std::span<const TensorSlice> slices, Communicator& comm, const Stream& stream) {
   LONGHAUL_CHECK(metadata.step >= 0, "checkpoint of step ", metadata.step);
   const Deadline deadline = deadline_in(options.timeout_seconds);
   const bool lead = comm.rank() == 0;
@@ -288,6 +310,20 @@ void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metad
     prune(options.folder, metadata.step, options.keep_latest_k);
     return "";
   });
+}
+
+}  // namespace
+}  // namespace checkpoint
+
+void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metadata,
+                     std::span<const TensorSlice> slices, Communicator& comm,
+                     const Stream& stream) {
+  try {
+    checkpoint::save(options, metadata, slices, comm, stream);
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::io) throw;
+    checkpoint::explain_failed_save(options.folder, metadata.step, error);
+  }
 }
 
 }  // namespace longhaul::runtime

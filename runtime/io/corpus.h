@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/io/hdf5.h"
+#include "runtime/io/output_file.h"
 
 namespace longhaul::runtime {
 
@@ -41,9 +42,10 @@ struct CorpusInfo {
 /// writing fails, Error(data) for a token id outside the vocabulary.
 class CorpusWriter {
  public:
-  CorpusWriter(std::filesystem::path path, std::int64_t vocabulary_size, std::string tokenizer);
+  CorpusWriter(const std::filesystem::path& path, std::int64_t vocabulary_size,
+               std::string tokenizer, Existing existing = Existing::replace);
   /// A corpus of the vocabulary, tokenizer, token type and block size of another one.
-  CorpusWriter(std::filesystem::path path, const CorpusInfo& like);
+  CorpusWriter(const std::filesystem::path& path, const CorpusInfo& like);
   ~CorpusWriter();
   CorpusWriter(const CorpusWriter&) = delete;
   CorpusWriter& operator=(const CorpusWriter&) = delete;
@@ -54,7 +56,7 @@ class CorpusWriter {
   void append(std::span<const std::int32_t> tokens, std::span<const float> weights = {});
   /// Ends the document at hand, which may be empty.
   void end_document();
-  /// Ends no document by itself. Writes, syncs and renames; an existing file is replaced.
+  /// Ends no document by itself. Writes, syncs and renames.
   void finish();
 
  private:

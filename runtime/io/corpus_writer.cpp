@@ -22,18 +22,14 @@ hdf5::Element element_for(std::int64_t vocabulary_size) {
   return hdf5::Element::uint32;
 }
 
-std::filesystem::path beside(const std::filesystem::path& path, const char* what) {
-  return path.parent_path() / concat(path.filename().string(), ".", what, "-", unique_suffix());
-}
-
 }  // namespace
 
 struct CorpusWriter::State {
-  State(std::filesystem::path path, const CorpusInfo& like)
-      : output(std::move(path)),
-        spool_path(beside(output, "tokens")),
-        weight_spool_path(beside(output, "weights")),
-        partial_path(beside(output, "tmp")),
+  State(const std::filesystem::path& path, Existing existing, const CorpusInfo& like)
+      : output(path, existing),
+        spool_path(output.beside("tokens")),
+        weight_spool_path(output.beside("weights")),
+        partial_path(output.beside("tmp")),
         vocabulary_size(like.vocabulary_size),
         tokenizer(like.tokenizer),
         element(like.token_element),
@@ -47,7 +43,8 @@ struct CorpusWriter::State {
     std::filesystem::remove(partial_path, ignored);
   }
 
-  std::filesystem::path output, spool_path, weight_spool_path, partial_path;
+  const OutputFile output;
+  const std::filesystem::path spool_path, weight_spool_path, partial_path;
   std::int64_t vocabulary_size = 0;
   std::string tokenizer;
   hdf5::Element element;
@@ -93,8 +90,8 @@ class SpoolReader {
 
 }  // namespace
 
-CorpusWriter::CorpusWriter(std::filesystem::path path, std::int64_t vocabulary_size,
-                           std::string tokenizer) {
+CorpusWriter::CorpusWriter(const std::filesystem::path& path, std::int64_t vocabulary_size,
+                           std::string tokenizer, Existing existing) {
   LONGHAUL_CHECK(vocabulary_size >= 1 && vocabulary_size <= kMaxVocabulary, "vocabulary of ",
                  vocabulary_size, " tokens");
   CorpusInfo info;
@@ -102,10 +99,10 @@ CorpusWriter::CorpusWriter(std::filesystem::path path, std::int64_t vocabulary_s
   info.tokenizer = std::move(tokenizer);
   info.token_element = element_for(vocabulary_size);
   info.block_tokens = kBlockTokens;
-  state_ = std::make_unique<State>(std::move(path), info);
+  state_ = std::make_unique<State>(path, existing, info);
 }
-CorpusWriter::CorpusWriter(std::filesystem::path path, const CorpusInfo& like)
-    : state_(std::make_unique<State>(std::move(path), like)) {}
+CorpusWriter::CorpusWriter(const std::filesystem::path& path, const CorpusInfo& like)
+    : state_(std::make_unique<State>(path, Existing::replace, like)) {}
 CorpusWriter::~CorpusWriter() = default;
 
 void CorpusWriter::append(std::span<const std::int32_t> tokens, std::span<const float> weights) {
@@ -116,7 +113,7 @@ void CorpusWriter::append(std::span<const std::int32_t> tokens, std::span<const 
   const auto width = static_cast<std::size_t>(size_bytes(state.element));
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= state.vocabulary_size) {
-      fail(ExitCode::data, state.output.string(), ": token ", state.tokens, " is ", token,
+      fail(ExitCode::data, state.output.named().string(), ": token ", state.tokens, " is ", token,
            ", outside the vocabulary of ", state.vocabulary_size);
     }
     for (std::size_t byte = 0; byte < width; ++byte) {
@@ -210,7 +207,7 @@ void CorpusWriter::State::write_file() {
 void CorpusWriter::finish() {
   State& state = *state_;
   if (state.documents.back() != state.tokens) {
-    fail(ExitCode::internal, state.output.string(), ": the last document was not ended");
+    fail(ExitCode::internal, state.output.named().string(), ": the last document was not ended");
   }
   state.flush_block();
   state.spool.close();
@@ -219,12 +216,7 @@ void CorpusWriter::finish() {
   // Reads what was written: a swallowed write error must not survive under the final name.
   sync_and_drop_cache(state.partial_path);
   Corpus::open(state.partial_path).verify();
-  std::error_code code;
-  std::filesystem::rename(state.partial_path, state.output, code);
-  if (code)
-    fail(ExitCode::io, state.output.string(), ": cannot rename into place: ", code.message());
-  const auto folder = state.output.parent_path();
-  sync_folder(folder.empty() ? "." : folder);
+  state.output.publish(state.partial_path);
 }
 
 void add_unigram_entropy(const std::filesystem::path& path) {

@@ -19,6 +19,9 @@ namespace {
 constexpr std::size_t kPieceBytes = std::size_t{4} << 20;
 
 [[noreturn]] void fail_errno(const std::filesystem::path& path, const char* what, int code) {
+  if (code == ENOSPC || code == EDQUOT)
+    fail(ExitCode::io, "no space left for ", path.string(), ": ", what, ": ",
+         std::generic_category().message(code));
   fail(ExitCode::io, path.string(), ": ", what, ": ", std::generic_category().message(code));
 }
 

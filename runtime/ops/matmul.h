@@ -16,4 +16,8 @@ ConstTensorView transposed(ConstTensorView matrix);
 /// Aliasing: none. Throws: Error on a shape or dtype mismatch.
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, const Stream& stream);
 
+/// Most memory that a product on a CPU stream of so many threads takes for a while, where a, b and
+/// c are `dtype`.
+std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads);
+
 }  // namespace longhaul::runtime::ops

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "runtime/ops/checks.h"
+#include "runtime/ops/matmul.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops::detail {
@@ -52,11 +53,12 @@ struct Product {
   bool direct = true;  // c is float32: gemm writes into it
 };
 
-std::int64_t scratch_floats(const Product& product) {
+/// Of a thread.
+std::int64_t scratch_floats(DType a, DType b, DType c) {
   std::int64_t floats = 0;
-  if (product.a.view.dtype() != DType::float32) floats += kTileRows * kPanelDepth;
-  if (product.b.view.dtype() != DType::float32) floats += kTileCols * kPanelDepth;
-  if (!product.direct) floats += kTileRows * kTileCols;
+  if (a != DType::float32) floats += kTileRows * kPanelDepth;
+  if (b != DType::float32) floats += kTileCols * kPanelDepth;
+  if (c != DType::float32) floats += kTileRows * kTileCols;
   return floats;
 }
 
@@ -132,7 +134,7 @@ void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
   Product product{a, b, c, leading_c, write, 0, c.dtype() == DType::float32};
   const bool widened = a.view.dtype() != DType::float32 || b.view.dtype() != DType::float32;
   product.depth_step = widened ? kPanelDepth : a.view.size(1);
-  const std::int64_t step = scratch_floats(product);
+  const std::int64_t step = scratch_floats(a.view.dtype(), b.view.dtype(), c.dtype());
   const Buffer scratch =
       stream.allocate(step * stream.threads() * static_cast<std::int64_t>(sizeof(float)));
   float* floats = reinterpret_cast<float*>(scratch.data());
@@ -140,3 +142,12 @@ void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
 }
 
 }  // namespace longhaul::runtime::ops::detail
+
+namespace longhaul::runtime::ops {
+
+std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads) {
+  return detail::scratch_floats(dtype, dtype, dtype) * threads *
+         static_cast<std::int64_t>(sizeof(float));
+}
+
+}  // namespace longhaul::runtime::ops

@@ -1,6 +1,7 @@
 // What `longhaul attention` writes, number by number: against the dense reference, over loopback
 // and MPI.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <set>
@@ -212,7 +213,7 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
       const std::string threads = folder.file("threads.h5"),
                         processes = folder.file("processes.h5");
       std::vector<std::string> command =
-          with({"--output", threads, "--communicator", "loopback", "--ranks", "3"});
+          with({"--force", "--output", threads, "--communicator", "loopback", "--ranks", "3"});
       command.insert(command.begin(), test::longhaul_program());
       run(command);
       const hdf5::File file = hdf5::File::open(threads);
@@ -220,7 +221,7 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
       test::expect_matches_reference(c, result);
       expect_counts(file, c, layout, 3);
       if (layout != "zigzag" || !mask.over_mpi) continue;
-      run(test::mpirun_command(3, with({"--output", processes})));
+      run(test::mpirun_command(3, with({"--force", "--output", processes})));
       const hdf5::File other = hdf5::File::open(processes);
       EXPECT_TRUE(read_result(other) == result);  // bit for bit
       expect_counts(other, c, layout, 3);
@@ -256,9 +257,9 @@ TEST(AttentionVerb, EverySchemeGivesTheSameAnswer) {
     SCOPED_TRACE(variant.asked);
     tried.insert(variant.runs.substr(0, variant.runs.find('(')));
     for (const char* communicator : {"loopback", "mpi"}) {
-      std::vector<std::string> arguments{"attention", path,          "--mask",   "documents",
-                                         "--output",  output,        "--scheme", variant.asked,
-                                         "--layout",  variant.layout};
+      std::vector<std::string> arguments{"attention",   path,       "--force",     "--mask",
+                                         "documents",   "--output", output,        "--scheme",
+                                         variant.asked, "--layout", variant.layout};
       if (communicator == std::string("mpi")) {
         run(test::mpirun_command(4, arguments));
       } else {
@@ -316,8 +317,9 @@ TEST(AttentionVerb, SentBytesByLinkClassAreTheFormulaOfTheDoubleRing) {
       const std::string scheme =
           std::string("double_ring(") + degrees + ", backward=" + backward + ")";
       std::vector<std::string> arguments{
-          "attention", path,   "--output", output,       "--mask",           "full",
-          "--scheme",  scheme, "--layout", "contiguous", "--ranks-per-node", std::to_string(L)};
+          "attention",      path,       "--force", "--output", output,       "--mask",
+          "full",           "--scheme", scheme,    "--layout", "contiguous", "--ranks-per-node",
+          std::to_string(L)};
       const std::int64_t block = keys + (backward == "ring" ? 2 * keys : queries);
       const std::string told =
           scheme + " over contiguous, mask full, 6 ranks on " + std::to_string(I) + " nodes: ";
@@ -369,9 +371,18 @@ TEST(AttentionVerb, MasksByHeadSoftcapSinksAndSigmoid) {
     file.close();
   };
   const auto replay = [&](std::vector<std::string> more) {
-    std::vector<std::string> command{
-        test::longhaul_program(), "attention", path,      "--output", output, "--mask", "slices",
-        "--communicator",         "loopback",  "--ranks", "4"};
+    std::vector<std::string> command{test::longhaul_program(),
+                                     "attention",
+                                     path,
+                                     "--force",
+                                     "--output",
+                                     output,
+                                     "--mask",
+                                     "slices",
+                                     "--communicator",
+                                     "loopback",
+                                     "--ranks",
+                                     "4"};
     command.insert(command.end(), more.begin(), more.end());
     run(command);
     return hdf5::File::open(output);
@@ -402,9 +413,18 @@ TEST(AttentionVerb, ScaleBfloat16AndForwardOnly) {
   const test::TempDirectory folder;
   const std::string path = folder.file("case.h5"), output = folder.file("result.h5");
   test::AttentionCase c = write_case(path, Mask::causal(kSeqLen), false, 0.7);
-  const std::vector<std::string> command{
-      test::longhaul_program(), "attention", path,      "--output", output, "--mask", "causal",
-      "--communicator",         "loopback",  "--ranks", "2"};
+  const std::vector<std::string> command{test::longhaul_program(),
+                                         "attention",
+                                         path,
+                                         "--force",
+                                         "--output",
+                                         output,
+                                         "--mask",
+                                         "causal",
+                                         "--communicator",
+                                         "loopback",
+                                         "--ranks",
+                                         "2"};
   run(command);
   const hdf5::File file = hdf5::File::open(output);
   EXPECT_FALSE(file.has("dq"));
@@ -496,6 +516,26 @@ TEST(AttentionVerb, DeltaInBfloat16IsThatOfTraining) {
     // An output on the border of two bfloat16 may round to the other one.
     EXPECT_LE(test::relative_error(dq, training), 1e-4) << ranks << " ranks";
   }
+}
+
+TEST(AttentionVerb, ReplacesOnlyFilesAndOnlyWhenForced) {
+  const test::TempDirectory folder;
+  write_case(folder.file("case.h5"), Mask::full(kSeqLen), false, 0);
+  ASSERT_EQ(::mkfifo(folder.file("pipe").c_str(), 0600), 0);
+  test::write_text(folder.file("result.h5"), "keep");
+  const auto exit_code = [&](const std::string& output, bool force) {
+    std::vector<std::string> arguments{
+        "attention", folder.file("case.h5"), "--output", folder.file(output), "--mask",
+        "full",      "--communicator",       "loopback"};
+    if (force) arguments.push_back("--force");
+    return test::run_longhaul(arguments).exit_code;
+  };
+  EXPECT_EQ(exit_code("pipe", true), 64);
+  EXPECT_TRUE(std::filesystem::is_fifo(folder.file("pipe")));
+  EXPECT_EQ(exit_code("result.h5", false), 64);
+  EXPECT_EQ(test::read_text(folder.file("result.h5")), "keep");
+  EXPECT_EQ(exit_code("result.h5", true), 0);
+  EXPECT_TRUE(hdf5::File::open(folder.file("result.h5")).has("out"));
 }
 
 TEST(AttentionVerb, NeverDestroysItsInput) {

@@ -59,7 +59,8 @@ class BadAttentionTest : public RefusalTest {
     file.close();
   }
   static std::vector<std::string> replay(const std::vector<std::string>& more = {}) {
-    std::vector<std::string> arguments = {"attention", "case.h5", "--output", "result.h5"};
+    std::vector<std::string> arguments = {"attention", "case.h5", "--output", "result.h5",
+                                          "--force"};
     if (std::ranges::find(more, "--communicator") == more.end())
       arguments.insert(arguments.end(), {"--communicator", "loopback"});
     if (std::ranges::find(more, "--ranks") == more.end())

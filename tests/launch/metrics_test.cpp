@@ -98,6 +98,9 @@ TEST(Console, LineIsTheDesigns) {
   EXPECT_EQ(console_line(metrics, context),
             "step 120/10000 | loss 3.2145 | gnorm 0.84 | lr 3.00e-04 | 412,301 tok/s | mfu 41.2% | "
             "mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m");
+  metrics.memory_bytes = 12 << 20;
+  EXPECT_NE(console_line(metrics, context).find("| mem 12.0 MiB/79.1 GiB |"), std::string::npos)
+      << console_line(metrics, context);
 }
 
 TEST(Console, LineOfAValidation) {

@@ -202,6 +202,13 @@ TEST(ReportVerb, WritesThePlotAndTheTable) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_NE(result.out.find("losses differ by at most 0.0e+00"), std::string::npos) << result.out;
   EXPECT_TRUE(test::read_text(folder.file("loss.svg")).starts_with("<svg"));
+  const std::vector<std::string> again{"report", metrics, "--plot", folder.file("loss.svg")};
+  const auto refused = test::run_longhaul(again);
+  EXPECT_EQ(refused.exit_code, 64) << refused.err;
+  EXPECT_NE(refused.err.find("--force"), std::string::npos) << refused.err;
+  std::vector<std::string> forced = again;
+  forced.push_back("--force");
+  EXPECT_EQ(test::run_longhaul(forced).exit_code, 0);
   EXPECT_EQ(test::run_longhaul({"report", folder.file("absent")}).exit_code, 74);
   EXPECT_EQ(test::run_longhaul({"report", folder.file("loss.svg")}).exit_code, 65);
   EXPECT_EQ(

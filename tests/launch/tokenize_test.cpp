@@ -228,6 +228,29 @@ TEST(Tokenize, TellsItsProgress) {
   EXPECT_NE(lines.back().find("tokenize 1 of 3 files"), std::string::npos) << lines.back();
 }
 
+TEST(Tokenize, ReplacesOnlyFilesAndOnlyWhenForced) {
+  TempDirectory folder;
+  put(folder / "in/a", "text");
+  put(folder / "real.h5", "keep");
+  fs::create_symlink("real.h5", folder / "link.h5");
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  for (const char* name : {"real.h5", "link.h5"}) {
+    expect_error(ExitCode::usage, "--force", [&] {
+      tokenize({{folder / "in"}, folder / name, "bytes"});
+    });
+  }
+  EXPECT_EQ(test::read_text(folder / "real.h5"), "keep");
+  for (const bool force : {false, true}) {
+    expect_error(ExitCode::usage, "pipe: is a named pipe", [&] {
+      tokenize({{folder / "in"}, folder / "pipe", "bytes", force});
+    });
+    EXPECT_TRUE(fs::is_fifo(folder / "pipe"));
+  }
+  tokenize({{folder / "in"}, folder / "link.h5", "bytes", true});
+  EXPECT_TRUE(fs::is_symlink(folder / "link.h5"));
+  EXPECT_EQ(Corpus::open(folder / "real.h5").info().tokens, 4);
+}
+
 TEST(Tokenize, SentencePieceModels) {
   TempDirectory folder;
   std::string text;

@@ -107,7 +107,9 @@ TEST_F(ValidateTest, CountsActivationsAndLayers) {
   const double layer = 2048.0 * 4 * (192 + 16 * 32 + 13 + 192 + 1024 + 1) / (1 << 20);
   const double input = 2048.0 * 4 * 192 / (1 << 20);
   const auto line = [&](double mebibytes, const std::string& what) {
-    return fmt::format("# activations {:.1f} MiB a rank, kept for backward: {}\n", mebibytes, what);
+    const std::string size = mebibytes < 102.4 ? fmt::format("{:.1f} MiB", mebibytes)
+                                               : fmt::format("{:.2f} GiB", mebibytes / 1024);
+    return fmt::format("# activations {} a rank, kept for backward: {}\n", size, what);
   };
   auto result = validate({"--ranks", "2"});
   EXPECT_TRUE(has(result.out, line(4 * layer, "one pass of 2,048 rows, recomputation none")))

@@ -1,0 +1,297 @@
+#include "launch/memory.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <sstream>
+
+#include "launch/batches.h"
+#include "launch/config.h"
+#include "launch/model.h"
+#include "launch/schemes.h"
+#include "models/optimizer.h"
+#include "parallel/sharding.h"
+#include "runtime/cgroup.h"
+#include "runtime/comm/gather.h"
+#include "runtime/comm/grid.h"
+#include "runtime/comm/host_communicator.h"
+#include "runtime/error.h"
+#include "runtime/ops/gradient_norm.h"
+#include "runtime/ops/matmul.h"
+#include "runtime/size_text.h"
+
+namespace longhaul::launch {
+
+using parallel::CallBytes;
+using runtime::DType;
+using runtime::ExitCode;
+using runtime::fail;
+using runtime::HostCommunicator;
+using runtime::size_text;
+
+namespace {
+
+runtime::GridShape grid_of(const TrainConfig& config) {
+  runtime::GridShape shape;
+  shape.data = config.parallelism.data_parallel_replicate_degree;
+  shape.context = config.parallelism.context_parallel_degree;
+  return shape;
+}
+
+bool sharded(const TrainConfig& config) { return config.parallelism.shard == "optimizer"; }
+
+std::int64_t elements_of(const std::vector<parallel::ElementRange>& ranges) {
+  std::int64_t elements = 0;
+  for (const parallel::ElementRange& range : ranges) elements += range.elements();
+  return elements;
+}
+
+MemoryEstimate states_of(const TrainConfig& config, const models::Model& model, int rank) {
+  const std::int64_t elements = model.table().elements();
+  const auto ranks = static_cast<int>(grid_of(config).ranks());
+  MemoryEstimate estimate;
+  estimate.gradients = elements * size_bytes(DType::float32);
+  estimate.parameters = estimate.gradients;
+  if (config.training.dtype != DType::float32)
+    estimate.parameters += elements * size_bytes(config.training.dtype);
+  const std::int64_t updated =
+      sharded(config) ? elements_of(parallel::Sharding(model.table(), ranks).owned(rank))
+                      : elements;
+  estimate.optimizer = updated * models::AdamW::kStateBytes;
+  return estimate;
+}
+
+/// Of each mask's calls, the most under the schemes of the run.
+std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Model& model,
+                                const LocalBatch& batch, int context_rank) {
+  const TrainConfig& config = question.config;
+  std::vector<CallBytes> most(batch.masks.size());
+  std::set<std::size_t> seen;  // blocks differ by their mask only
+  for (const models::AttentionCall& call : model.attention_calls()) {
+    if (!seen.insert(call.mask).second) continue;
+    for (const SchemeChange& change : scheme_changes(config)) {
+      parallel::SchemeInputs inputs{batch.masks[call.mask], batch.layout, call.shapes, {}, {},
+                                    change.scheme};
+      if (config.parallelism.context_parallel_wire_dtype != DType::float32)
+        inputs.wire_dtype = config.parallelism.context_parallel_wire_dtype;
+      const CallBytes bytes =
+          parallel::call_bytes(inputs, context_rank, call.scoring, {{}, question.threads});
+      CallBytes& of = most[call.mask];
+      of = {std::max(of.forward, bytes.forward), std::max(of.backward, bytes.backward),
+            std::max(of.staged, bytes.staged)};
+    }
+  }
+  return most;
+}
+
+/// Of the sums of gradients over ranks.
+std::int64_t gradient_messages(const TrainConfig& config, const models::Model& model, int rank) {
+  const auto ranks = static_cast<int>(grid_of(config).ranks());
+  std::int64_t most = 0;
+  const parallel::Sharding sharding(model.table(), ranks);
+  for (const parallel::Bucket& bucket : sharding.buckets()) {
+    most = std::max(most, sharded(config) ? HostCommunicator::reduce_staging_bytes(
+                                                bucket.counts, rank, DType::float32)
+                                          : HostCommunicator::all_reduce_staging_bytes(
+                                                bucket.range.elements(), ranks, DType::float32));
+  }
+  if (!sharded(config)) return most;
+  return std::max(most,
+                  HostCommunicator::all_reduce_staging_bytes(
+                      runtime::ops::norm_chunks(model.table().elements()), ranks, DType::float64));
+}
+
+struct Remedy {
+  std::string what;
+  std::int64_t saved_bytes = 0;
+};
+
+/// What a rank would need less of, the most first.
+std::vector<Remedy> remedies(const MemoryQuestion& question, int rank) {
+  const TrainConfig& config = question.config;
+  const std::int64_t now = estimate_memory(question, rank).total();
+  std::vector<Remedy> found;
+  const auto consider = [&](const std::string& what, const auto& change) {
+    TrainConfig other = config;
+    change(other);
+    try {
+      const MemoryQuestion changed{other, question.vocabulary, question.sequences,
+                                   question.threads};
+      const std::int64_t saved = now - estimate_memory(changed, rank).total();
+      if (saved > 0) found.push_back({what, saved});
+    } catch (const runtime::Error& error) {
+      if (error.code() != ExitCode::config) throw;  // this scheme cannot be had on that grid
+    }
+  };
+  if (config.activation_checkpoint.mode == "none") {
+    consider("activation_checkpoint.mode = \"full\" (recompute activations)",
+             [](TrainConfig& other) { other.activation_checkpoint.mode = "full"; });
+  }
+  const std::int64_t twice = 2 * config.parallelism.context_parallel_degree;
+  consider(fmt::format("{} ranks of the context axis", twice),
+           [&](TrainConfig& other) { other.parallelism.context_parallel_degree = twice; });
+  if (!sharded(config) && grid_of(config).ranks() > 1) {
+    consider("parallelism.shard = \"optimizer\"",
+             [](TrainConfig& other) { other.parallelism.shard = "optimizer"; });
+  }
+  if (const std::int64_t half = config.training.micro_batch_size / 2; half > 0) {
+    consider(fmt::format("training.micro_batch_size = {}", half),
+             [&](TrainConfig& other) { other.training.micro_batch_size = half; });
+  }
+  if (config.training.interleave > 1) {
+    consider("training.interleave = 1", [](TrainConfig& other) { other.training.interleave = 1; });
+  }
+  std::ranges::sort(found, std::greater{}, &Remedy::saved_bytes);
+  return found;
+}
+
+std::string remedies_text(const MemoryQuestion& question, int rank) {
+  std::string text;
+  for (const Remedy& remedy : remedies(question, rank)) {
+    text +=
+        fmt::format("\n         {} saves {} a rank", remedy.what, size_text(remedy.saved_bytes));
+  }
+  return text;
+}
+
+[[noreturn]] void refuse_states(const MemoryQuestion& question, const std::string& where,
+                                std::int64_t ranks, std::int64_t states, std::int64_t memory) {
+  const TrainConfig& config = question.config;
+  std::string advice = "neither a shorter sequence nor recomputation helps; take a smaller model";
+  if (!sharded(config) && grid_of(config).ranks() > 1)
+    advice += ", parallelism.shard = \"optimizer\"";
+  if (ranks > 1) {
+    const std::int64_t fitting = memory / std::max<std::int64_t>(1, states / ranks);
+    if (fitting > 0) advice += fmt::format(", at most {} of its ranks on a host", fitting);
+  }
+  fail(ExitCode::memory, "parameters, gradients and optimizer state alone take ", size_text(states),
+       ranks > 1 ? fmt::format(" in {} ranks", ranks) : "", " on ", where, ", which has ",
+       size_text(memory), ": ", advice);
+}
+
+/// What the ranks of a host need together.
+struct HostNeed {
+  std::int64_t ranks = 0, states = 0, total = 0, memory = 0;
+};
+
+std::map<std::string, HostNeed> gather_needs(runtime::Communicator& world, const std::string& host,
+                                             const MemoryEstimate& own) {
+  std::map<std::string, HostNeed> hosts;
+  const std::string text =
+      runtime::concat(own.states(), " ", own.total(), " ", runtime::node_memory_bytes(), " ", host);
+  for (const std::string& other : runtime::gather_texts(world, text, runtime::Stream::cpu("memory"),
+                                                        runtime::deadline_in(3600))) {
+    std::istringstream words(other);
+    std::int64_t states = 0, total = 0, memory = 0;
+    std::string name;
+    words >> states >> total >> memory >> std::ws;
+    std::getline(words, name);
+    HostNeed& need = hosts[name];
+    ++need.ranks;
+    need.states += states;
+    need.total += total;
+    need.memory = memory;
+  }
+  return hosts;
+}
+
+}  // namespace
+
+MemoryEstimate estimate_states(const MemoryQuestion& question, int rank) {
+  return states_of(question.config, make_model(question.config, question.vocabulary), rank);
+}
+
+MemoryEstimate estimate_memory(const MemoryQuestion& question, int rank) {
+  const TrainConfig& config = question.config;
+  const models::Model model = make_model(config, question.vocabulary);
+  const runtime::ProcessGrid grid(grid_of(config));
+  const int context_rank = grid.coordinate(rank, runtime::Axis::context);
+  const BatchShape shape{config.data, model.masks(),
+                         parallel::layout_from_name(config.parallelism.context_parallel_layout),
+                         static_cast<int>(config.parallelism.context_parallel_degree),
+                         context_rank};
+  std::vector<std::int64_t> numbers;
+  for (std::int64_t i = 0; i < config.training.micro_batch_size; ++i) numbers.push_back(i);
+  const LocalBatch batch = make_local_batch(question.sequences, numbers, shape);
+
+  MemoryEstimate estimate = states_of(config, model, rank);
+  const std::int64_t rows = batch.layout.rows(context_rank), together = config.training.interleave;
+  const std::vector<CallBytes> calls = calls_of(question, model, batch, context_rank);
+  const std::int64_t pass = model.pass_bytes(rows, calls, together);
+  const std::int64_t without =
+      model.pass_bytes(rows, std::vector<CallBytes>(calls.size()), together);
+  estimate.attention = pass - without;
+  estimate.activations = std::min(without, together * model.activation_bytes(rows));
+  estimate.passing =
+      without - estimate.activations +
+      runtime::ops::cpu_matmul_scratch_bytes(config.training.dtype, question.threads);
+  std::int64_t staged = 0;
+  for (const CallBytes& call : calls) staged = std::max(staged, call.staged);
+  estimate.messages = staged + gradient_messages(config, model, rank);
+  return estimate;
+}
+
+std::string estimate_text(const MemoryEstimate& estimate) {
+  return fmt::format(
+      "{} a rank: parameters {}, gradients {}, optimizer {}, activations {}, attention {}, "
+      "messages "
+      "{}, passing {}",
+      size_text(estimate.total()), size_text(estimate.parameters), size_text(estimate.gradients),
+      size_text(estimate.optimizer), size_text(estimate.activations), size_text(estimate.attention),
+      size_text(estimate.messages), size_text(estimate.passing));
+}
+
+std::string check_memory(const MemoryQuestion& question, runtime::Communicator& world,
+                         const Place& place) {
+  const auto states = gather_needs(world, place.host, estimate_states(question, world.rank()));
+  for (const auto& [host, need] : states) {
+    if (need.states > need.memory)
+      refuse_states(question, "host " + host, need.ranks, need.states, need.memory);
+  }
+  const MemoryEstimate own = estimate_memory(question, world.rank());
+  std::string text = estimate_text(own);
+  for (const auto& [host, need] : gather_needs(world, place.host, own)) {
+    if (need.total <= need.memory) continue;
+    text += fmt::format("\nwarning  {} ranks may need {} on host {}, which has {}", need.ranks,
+                        size_text(need.total), host, size_text(need.memory)) +
+            remedies_text(question, world.rank());
+    break;
+  }
+  return text;
+}
+
+std::string judge_memory(const MemoryQuestion& question) {
+  const std::int64_t memory = runtime::node_memory_bytes();
+  const auto ranks = static_cast<int>(grid_of(question.config).ranks());
+  // Ranks of one process are all here; of others nobody knows yet how many share a host.
+  const bool here = question.config.comm.backend == "loopback";
+  const std::int64_t together = here ? ranks : 1;
+  const std::int64_t states = together * estimate_states(question, 0).states();
+  if (states > memory) refuse_states(question, "this host", together, states, memory);
+  MemoryEstimate most;
+  int worst = 0;
+  constexpr int kTried = 16;  // of many ranks, some, the ends among them
+  const int tried = std::min(ranks, kTried);
+  for (int i = 0; i < tried; ++i) {
+    const int rank = tried == 1 ? 0 : static_cast<int>(std::int64_t{i} * (ranks - 1) / (tried - 1));
+    const MemoryEstimate estimate = estimate_memory(question, rank);
+    if (estimate.total() <= most.total()) continue;
+    most = estimate;
+    worst = rank;
+  }
+  std::string text = estimate_text(most);
+  if (together * most.total() > memory) {
+    text += fmt::format("\nwarning  {} may need {} on this host, which has {}",
+                        together == 1 ? "a rank" : fmt::format("{} ranks", together),
+                        size_text(together * most.total()), size_text(memory)) +
+            remedies_text(question, worst);
+  } else {
+    text += fmt::format("; this host's {} hold {} such rank{}", size_text(memory),
+                        memory / most.total(), memory / most.total() == 1 ? "" : "s");
+  }
+  return text;
+}
+
+}  // namespace longhaul::launch

@@ -1,0 +1,128 @@
+#include "launch/reporter.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <set>
+
+#include "launch/batches.h"
+#include "launch/config.h"
+#include "launch/model.h"
+#include "launch/row_rules.h"
+#include "launch/schemes.h"
+#include "runtime/build_info.h"
+#include "runtime/cgroup.h"
+
+namespace longhaul::launch {
+namespace {
+
+void print_start(const RunHeader& header, const RunStart& start, bool validated) {
+  const TrainConfig& config = header.config;
+  std::printf("%s\n", runtime::version_line().c_str());
+  std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
+              grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
+  if (!config.model.layer_types.empty())
+    std::printf("layers   %s\n", layers_text(layer_masks(config.model).kinds).c_str());
+  const std::string entropy =
+      header.unigram_entropy
+          ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)
+          : fmt::format("unigram entropy not stored (longhaul inspect --add-entropy {} stores it)",
+                        config.data.corpus);
+  std::printf("corpus   %s, %s tokens, vocabulary %s, %s\n", config.data.corpus.c_str(),
+              grouped(header.corpus_tokens).c_str(), grouped(header.vocabulary_size).c_str(),
+              entropy.c_str());
+  std::printf("grid     data %ld x context %ld%s, attention %s over %s layout, mask %s\n",
+              header.grid.data, header.grid.context,
+              config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",
+              schemes_text(config).c_str(), config.parallelism.context_parallel_layout.c_str(),
+              mask_text(config.data).c_str());
+  std::printf("rows     %s\n", documents_text(config.data).c_str());
+  const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
+  std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
+              hosts.size() == 1 ? "host" : "hosts",
+              header.communicator.substr(0, header.communicator.find(',')).c_str());
+  std::printf("cores    %s\n", start.place.cores_text.c_str());
+  std::printf("memory   %s\n", start.place.memory_text.c_str());
+  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank%s\n",
+              grouped(config.training.tokens_per_step).c_str(),
+              grouped(config.training.seq_len).c_str(), header.accumulation_steps,
+              config.training.micro_batch_size,
+              config.training.interleave > 1 ? ", two together" : "");
+  std::printf("saves    %s\n", start.room.c_str());
+  if (start.validation != nullptr) std::printf("validate %s\n", start.validation->text().c_str());
+  if (start.resumed_step >= config.training.steps) {
+    std::printf("done     all %ld steps of this run are in its checkpoint of step %ld; %s to do\n",
+                config.training.steps, start.resumed_step,
+                validated ? "nothing" : "only its validation is left");
+    return;
+  }
+  if (start.resumed_step > 0)
+    std::printf("resumed  from the checkpoint of step %ld\n", start.resumed_step);
+}
+
+const char* stop_hint(const TrainConfig& config) {
+  if (!config.checkpoint.enable) return "checkpoint.enable is false, so nothing was saved";
+  return config.checkpoint.resume.word == "auto"
+             ? "start the same command again to go on"
+             : "start it again with checkpoint.resume = \"auto\" to go on";
+}
+
+}  // namespace
+
+Reporter::Reporter(const RunHeader& header, const RunStart& start)
+    : config_(header.config),
+      peak_flops_(header.peak_flops),
+      writer_(config_.job.output_dir + "/metrics.jsonl", header, start.resumed_step) {
+  write_resolved_config(config_);
+  if (!writer_.kept_in().empty())
+    std::printf("later metrics of an earlier run are now in %s\n", writer_.kept_in().c_str());
+  const bool due = start.validation != nullptr && start.validation->due(start.resumed_step);
+  print_start(header, start, !due || has_validation(start.resumed_step));
+}
+
+void Reporter::step(const StepResult& result, const Trainer& trainer,
+                    std::int64_t sequences_per_epoch) {
+  const std::int64_t tokens = config_.training.tokens_per_step;
+  StepMetrics metrics;
+  metrics.step = trainer.completed_steps();
+  metrics.loss = result.loss;
+  metrics.grad_norm = result.grad_norm;
+  metrics.learning_rate = result.learning_rate;
+  metrics.tokens = tokens;
+  metrics.labels = result.labels;
+  metrics.seconds = result.seconds;
+  metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
+  metrics.mfu = trainer.model().flops(tokens, result.areas) / result.seconds / peak_flops_;
+  if (unlabelled(metrics)) metrics.tokens_per_second = metrics.mfu = std::nan("");
+  metrics.memory_bytes = result.memory_bytes;
+  metrics.comm_seconds = result.comm_seconds;
+  metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
+  metrics.cursor = trainer.cursor();
+  metrics.attention_area = result.area;
+  writer_.write(metrics);
+  seconds_ += result.seconds;
+  ++steps_;
+  const bool last = metrics.step == config_.training.steps;
+  const bool due = metrics.step % config_.metrics.log_freq == 0 || last || steps_ == 1;
+  if (!due && !unlabelled(metrics)) return;
+  ConsoleContext context;
+  context.steps = config_.training.steps;
+  context.memory_total_bytes = runtime::node_memory_bytes();
+  context.seconds_left =
+      seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
+  std::printf("%s\n", console_line(metrics, context).c_str());
+  std::fflush(stdout);
+}
+
+void Reporter::validation(const ValidationMetrics& metrics) {
+  writer_.write(metrics);
+  seconds_ += metrics.seconds;
+  std::printf("%s\n", console_line(metrics, config_.training.steps).c_str());
+  std::fflush(stdout);
+}
+
+void Reporter::stopped(std::int64_t step) const {
+  std::printf("stopped  after step %ld at a signal's request; %s\n", step, stop_hint(config_));
+}
+
+}  // namespace longhaul::launch

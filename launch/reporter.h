@@ -1,0 +1,44 @@
+#pragma once
+// What rank 0 tells people and metrics.jsonl.
+
+#include <cstdint>
+#include <string>
+
+#include "launch/metrics.h"
+#include "launch/place.h"
+#include "launch/train_config.h"
+#include "launch/trainer.h"
+#include "launch/validation_data.h"
+
+namespace longhaul::launch {
+
+/// What there is to say of a run that starts, beside its header.
+struct RunStart {
+  const Place& place;
+  const ValidationData* validation = nullptr;  ///< of a run that has one
+  std::string room;                            ///< checkpoint_room()
+  std::int64_t resumed_step = 0;               ///< the last one that is done
+};
+
+class Reporter {
+ public:
+  /// Begins metrics.jsonl, or goes on with it, writes the resolved configuration, and prints what
+  /// the run is.
+  Reporter(const RunHeader& header, const RunStart& start);
+
+  /// Whether metrics.jsonl has the validation that follows this step.
+  bool has_validation(std::int64_t step) const { return writer_.validated_step() == step; }
+  void step(const StepResult& result, const Trainer& trainer, std::int64_t sequences_per_epoch);
+  void validation(const ValidationMetrics& metrics);
+  /// Told to stop by a signal, after this step.
+  void stopped(std::int64_t step) const;
+
+ private:
+  const TrainConfig config_;
+  const double peak_flops_;
+  MetricsWriter writer_;
+  double seconds_ = 0;
+  std::int64_t steps_ = 0;
+};
+
+}  // namespace longhaul::launch

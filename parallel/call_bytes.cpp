@@ -1,0 +1,27 @@
+#include "parallel/call_bytes.h"
+
+#include <algorithm>
+
+#include "parallel/prepared.h"
+
+namespace longhaul::parallel {
+
+CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scoring& scoring,
+                     const attention::BlockPlace& place) {
+  CallBytes bytes;
+  for (const Direction direction : {Direction::forward, Direction::backward}) {
+    SchemeInputs call = inputs;
+    call.direction = direction;
+    Program program = prepare(call)(rank);
+    bytes.staged = std::max(bytes.staged, count(program).staging_bytes());
+    const bool forward = direction == Direction::forward;
+    const Prepared prepared(std::move(program),
+                            forward ? forward_signature(inputs.shapes.weighting)
+                                    : backward_signature(inputs.shapes.weighting),
+                            scoring, place);
+    (forward ? bytes.forward : bytes.backward) = prepared.arena_bytes();
+  }
+  return bytes;
+}
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,21 @@
+#pragma once
+// What an attention call takes beyond the caller's tensors, known before any call.
+
+#include <cstdint>
+
+#include "attention/block_plan.h"
+#include "parallel/schemes/scheme.h"
+
+namespace longhaul::parallel {
+
+/// Of one rank.
+struct CallBytes {
+  std::int64_t forward = 0, backward = 0;  ///< its arena: slots of blocks that travel, temporaries
+  std::int64_t staged = 0;                 ///< of messages in staging memory, at most at once
+};
+/// Both ways of a call under inputs.scheme; inputs.direction is not read. Prepares the call, as the
+/// model does once a batch. Throws Error for what could not run.
+CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scoring& scoring,
+                     const attention::BlockPlace& place);
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,235 @@
+#include "launch/memory.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "runtime/cgroup.h"
+#include "runtime/purpose.h"
+#include "runtime/size_text.h"
+#include "tests/support/training_job.h"
+#include "tests/support/training_run.h"
+
+namespace longhaul::launch {
+namespace {
+
+using test::ProcessResult;
+
+constexpr std::int64_t kVocabulary = 97;
+
+test::RawSequence sequence(std::int64_t seq_len, std::int64_t number) {
+  return test::random_sequence(kVocabulary, seq_len, number);
+}
+
+struct Case {
+  std::string name;
+  std::function<void(TrainConfig&)> change;
+};
+
+/// Runs two steps and holds the estimate of the rank that needs most to the measured peak.
+void expect_estimate(const Case& c) {
+  SCOPED_TRACE(c.name);
+  TrainConfig config = test::small_training(256);
+  config.model.hidden_size = 48;
+  config.model.intermediate_size = 112;
+  config.model.head_dim = 12;
+  config.training.steps = 2;
+  c.change(config);
+  const std::int64_t seq_len = config.training.seq_len;
+  const test::RawSequences::Generator generator = [=](std::int64_t number) {
+    return sequence(seq_len, number);
+  };
+  const auto results = test::run_training(config, kVocabulary, generator, {.steps = 2});
+  const auto measured =
+      static_cast<double>(std::max(results[0].memory_bytes, results[1].memory_bytes));
+  const test::RawSequences source(generator);
+  const MemoryQuestion question{config, kVocabulary, source, 1};
+  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
+                                      config.parallelism.data_parallel_replicate_degree);
+  double estimated = 0;
+  for (int rank = 0; rank < ranks; ++rank)
+    estimated = std::max(estimated, static_cast<double>(estimate_memory(question, rank).total()));
+  EXPECT_NEAR(estimated, measured, 0.1 * measured)
+      << estimate_text(estimate_memory(question, 0)) << "\nratio " << estimated / measured;
+}
+
+TEST(Memory, TheEstimateIsWithinATenthOfWhatIsMeasured) {
+  const auto ranks = [](TrainConfig& config, std::int64_t data, std::int64_t context) {
+    config.parallelism.data_parallel_replicate_degree = data;
+    config.parallelism.context_parallel_degree = context;
+  };
+  const auto scheme = [](TrainConfig& config, const char* name) {
+    config.parallelism.context_parallel_scheme = name;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"one rank", [](TrainConfig&) {}},
+           {"long",
+            [](TrainConfig& t) { t.training.seq_len = 1021, t.training.tokens_per_step = 4084; }},
+           {"bfloat16", [](TrainConfig& t) { t.training.dtype = runtime::DType::bfloat16; }},
+           {"recomputed",
+            [](TrainConfig& t) {
+              t.activation_checkpoint.mode = "full";
+              t.model.num_hidden_layers = 7;
+            }},
+           {"seven layers", [](TrainConfig& t) { t.model.num_hidden_layers = 7; }},
+           {"micro-batch", [](TrainConfig& t) { t.training.micro_batch_size = 4; }},
+           {"interleaved", [](TrainConfig& t) { t.training.interleave = 2; }},
+           {"wide MLP", [](TrainConfig& t) { t.model.intermediate_size = 1024; }},
+           {"wide heads", [](TrainConfig& t) { t.model.head_dim = 64; }},
+           {"three ranks, ring", [&](TrainConfig& t) { ranks(t, 1, 3); }},
+           {"seven ranks, burst", [&](TrainConfig& t) { ranks(t, 1, 7), scheme(t, "burst"); }},
+           {"two ranks, ulysses", [&](TrainConfig& t) { ranks(t, 1, 2), scheme(t, "ulysses"); }},
+           {"five ranks, all_gather",
+            [&](TrainConfig& t) { ranks(t, 1, 5), scheme(t, "all_gather"); }},
+           {"group_cast",
+            [&](TrainConfig& t) {
+              ranks(t, 1, 3), scheme(t, "group_cast");
+              t.data.mask = "causal";
+            }},
+           {"interleaved ring of three",
+            [&](TrainConfig& t) {
+              ranks(t, 1, 3);
+              t.training.interleave = 2;
+            }},
+           {"sharded, 2 x 2",
+            [&](TrainConfig& t) {
+              ranks(t, 2, 2);
+              t.parallelism.shard = "optimizer";
+            }},
+           {"sharded bfloat16 of a larger model", [&](TrainConfig& t) {
+              ranks(t, 1, 3);
+              t.parallelism.shard = "optimizer";
+              t.training.dtype = runtime::DType::bfloat16;
+              t.model.intermediate_size = 700;
+            }}}) {
+    expect_estimate(c);
+  }
+}
+
+TEST(Memory, SizesAreReadInTheUnitThatShowsThem) {
+  constexpr std::int64_t kMib = 1 << 20, kGib = 1 << 30;
+  EXPECT_EQ(runtime::size_text(0), "0.0 KiB");
+  EXPECT_EQ(runtime::size_text(12 << 10), "12.0 KiB");
+  EXPECT_EQ(runtime::size_text(kMib / 2), "0.5 MiB");
+  EXPECT_EQ(runtime::size_text(102 * kMib), "102.0 MiB");
+  EXPECT_EQ(runtime::size_text(103 * kMib), "0.10 GiB");
+  EXPECT_EQ(runtime::size_text(kGib), "1.0 GiB");
+  EXPECT_EQ(runtime::size_text(613 * kGib / 10), "61.3 GiB");
+}
+
+TEST(Memory, ModelsThatFitNowhereAreRefusedBeforeAnythingIsAllocated) {
+  const test::TrainingJob job;
+  const std::vector<std::string> sets{"model.hidden_size=16384", "model.intermediate_size=65536",
+                                      "model.num_hidden_layers=64"};
+  for (const int ranks : {1, 3}) {
+    const ProcessResult result = job.run(ranks, "run", sets);
+    EXPECT_EQ(result.exit_code, 71) << result.err;
+    for (const char* part : {"parameters, gradients and optimizer state alone take ", " GiB",
+                             "neither a shorter sequence nor recomputation helps", "which has "}) {
+      EXPECT_NE(result.err.find(part), std::string::npos) << part << "\n" << result.err;
+    }
+    EXPECT_EQ(result.err.find("seq_len"), std::string::npos) << result.err;
+    if (ranks > 1) {
+      EXPECT_NE(result.err.find("in 3 ranks"), std::string::npos) << result.err;
+      EXPECT_NE(result.err.find("parallelism.shard"), std::string::npos) << result.err;
+    }
+  }
+  std::vector<std::string> validate{"validate", job.config(), "--ranks", "1"};
+  for (const std::string& set : sets) validate.insert(validate.end(), {"--set", set});
+  const ProcessResult result = test::run_longhaul(validate);
+  EXPECT_EQ(result.exit_code, 71) << result.out;
+  EXPECT_NE(result.err.find("on this host"), std::string::npos) << result.err;
+}
+
+/// A configuration whose states fit on this host once, and `ranks` times not.
+TEST(Memory, TheRanksOfAHostCountTogether) {
+  const std::int64_t memory = runtime::node_memory_bytes();
+  const test::TrainingJob job;
+  // 16 bytes a parameter; three matrices of hidden x inner in one layer: about 0.4 of the memory.
+  const std::int64_t inner = memory * 4 / 10 / 16 / 3 / 1024 / 2 * 2;
+  const ProcessResult result = job.run(3, "run",
+                                       {"model.hidden_size=1024", "model.num_hidden_layers=1",
+                                        "model.intermediate_size=" + std::to_string(inner)});
+  EXPECT_EQ(result.exit_code, 71) << result.err;
+  EXPECT_NE(result.err.find("in 3 ranks"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("at most 2 of its ranks on a host"), std::string::npos) << result.err;
+}
+
+TEST(Memory, AnEstimateBeyondTheHostWarnsWithWhatEachRemedySaves) {
+  const std::int64_t memory = runtime::node_memory_bytes();
+  // A sequence whose activations do not fit: gate and up alone, 8 bytes a token and inner element.
+  constexpr std::int64_t kTokens = 4096;
+  const std::int64_t inner = 1 << 16, layers = memory / (kTokens * inner * 8) + 2;
+  TrainConfig config = test::small_training(kTokens);
+  config.model.hidden_size = 4;
+  config.model.num_attention_heads = config.model.num_key_value_heads = 1;
+  config.model.head_dim = 4;
+  config.model.intermediate_size = inner;
+  config.model.num_hidden_layers = layers;
+  config.comm.backend = "loopback";
+  config.training.interleave = 2;
+  const test::RawSequences source([](std::int64_t number) { return sequence(kTokens, number); });
+  const MemoryQuestion question{config, kVocabulary, source, 1};
+  const std::string text = judge_memory(question);
+  EXPECT_NE(text.find("\nwarning  a rank may need "), std::string::npos) << text;
+  const std::int64_t now = estimate_memory(question, 0).total();
+  const auto saves = [&](const std::string& what, const auto& change) {
+    TrainConfig other = config;
+    change(other);
+    const std::int64_t then = estimate_memory({other, kVocabulary, source, 1}, 0).total();
+    const std::string line =
+        fmt::format("{} saves {} a rank", what, runtime::size_text(now - then));
+    EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text;
+  };
+  saves("(recompute activations)", [](TrainConfig& t) { t.activation_checkpoint.mode = "full"; });
+  saves("2 ranks of the context axis",
+        [](TrainConfig& t) { t.parallelism.context_parallel_degree = 2; });
+  saves("training.interleave = 1", [](TrainConfig& t) { t.training.interleave = 1; });
+  EXPECT_EQ(text.find("micro_batch_size"), std::string::npos) << text;  // it is 1
+}
+
+TEST(Memory, AnErrorNamesWhatAskedForIt) {
+  const runtime::Stream stream = runtime::Stream::cpu("here");
+  const runtime::Tensor held({1 << 20}, runtime::DType::float32, stream);
+  const auto message = [&] {
+    const runtime::Purpose outer("backward of layer", 3, "recompute more");
+    const runtime::Purpose inner("the logits");
+    try {
+      const runtime::Tensor tensor({std::int64_t{1} << 40, 4096}, runtime::DType::float32, stream);
+    } catch (const runtime::Error& error) {
+      EXPECT_EQ(error.code(), runtime::ExitCode::memory);
+      return std::string(error.what());
+    }
+    return std::string("nothing was refused");
+  }();
+  for (const char* part : {"16777216.0 GiB (18014398509481984 bytes)",
+                           "by the logits, backward of layer 3", "4.0 MiB in use", "stream 'here'",
+                           "recompute more", "a float32 tensor of [1099511627776, 4096]"}) {
+    EXPECT_NE(message.find(part), std::string::npos) << part << "\n" << message;
+  }
+  EXPECT_EQ(runtime::purpose_text(), "");
+}
+
+TEST(Memory, ARunThatDoesNotGetItsMemorySaysWhatItWasFor) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "a sanitizer needs more address space than this test leaves";
+#endif
+  const test::TrainingJob job;
+  const auto limited = [&](std::int64_t kib, const std::vector<std::string>& sets) {
+    std::vector<std::string> command{"sh", "-c", fmt::format("ulimit -v {} && exec \"$@\"", kib),
+                                     "sh", test::longhaul_program()};
+    const auto train = job.train("run", sets);
+    command.insert(command.end(), train.begin(), train.end());
+    return test::run_process(command, {.environment = {{"OMP_NUM_THREADS", "1"}}});
+  };
+  // 0.6 GiB of parameters in 2 GiB of address space: gradients or moments do not get theirs.
+  const ProcessResult result =
+      limited(2 << 20, {"model.hidden_size=1024", "model.intermediate_size=50000"});
+  EXPECT_EQ(result.exit_code, 71) << result.err << result.out;
+  EXPECT_NE(result.err.find("asked for by the "), std::string::npos) << result.err;
+}
+
+}  // namespace
+}  // namespace longhaul::launch
