@@ -81,6 +81,13 @@ std::vector<Segment> segments_of(const PackedDocuments& packed, const RowRules& 
   return segments;
 }
 
+/// Where labels come from: those of rows [row, row + count) are the corpus's tokens `first`,
+/// first + stride, ...
+void read_labels(const Corpus& corpus, std::int64_t first, std::int64_t stride, std::size_t row,
+                 std::size_t count, Rows& rows) {
+  corpus.read(first, std::span(rows.labels).subspan(row, count), stride);
+}
+
 /// The one place of what a row is: appends the rows of `run`, which lies in the segment. `first` is
 /// the corpus token of the run's first row; a segment does not wrap, but its last label may.
 void append_rows(const Corpus& corpus, std::int64_t first, const Run& run, const Segment& segment,
@@ -92,11 +99,10 @@ void append_rows(const Corpus& corpus, std::int64_t first, const Run& run, const
 
   const bool has_last = run[run.count - 1] + 1 == segment.end;
   rows.labels.resize(after, -1);
-  corpus.read(first + 1, std::span(rows.labels).subspan(before, after - before - has_last),
-              run.stride);
+  read_labels(corpus, first + 1, run.stride, before, after - before - has_last, rows);
   if (has_last && segment.last_has_label) {
-    const std::int64_t last = first + (run.count - 1) * run.stride;
-    corpus.read((last + 1) % corpus.info().tokens, std::span(rows.labels).last(1));
+    const std::int64_t next = first + (run.count - 1) * run.stride + 1;
+    read_labels(corpus, next % corpus.info().tokens, 1, after - 1, 1, rows);
   }
 
   for (std::int64_t i = 0; i < run.count; ++i)
