@@ -81,20 +81,13 @@ std::vector<Segment> segments_of(const PackedDocuments& packed, const RowRules& 
   return segments;
 }
 
-/// Appends labels: the corpus's tokens `first`, first + stride, ..., with their weights.
-void append_labels(const Corpus& corpus, std::int64_t first, std::int64_t stride,
-                   std::int64_t count, Rows& rows) {
-  const std::size_t before = rows.labels.size(), after = before + static_cast<std::size_t>(count);
-  rows.labels.resize(after);
-  corpus.read(first, std::span(rows.labels).subspan(before), stride);
-  if (!corpus.info().label_weights) return;
-  rows.label_weights.resize(after);
-  corpus.read_label_weights(first, std::span(rows.label_weights).subspan(before), stride);
-}
-
-void append_no_label(const Corpus& corpus, Rows& rows) {
-  rows.labels.push_back(-1);
-  if (corpus.info().label_weights) rows.label_weights.push_back(0);
+/// Where labels and their weights come from: those of rows [row, row + count) are the corpus's
+/// tokens `first`, first + stride, ...
+void read_labels(const Corpus& corpus, std::int64_t first, std::int64_t stride, std::size_t row,
+                 std::size_t count, Rows& rows) {
+  corpus.read(first, std::span(rows.labels).subspan(row, count), stride);
+  if (corpus.info().label_weights)
+    corpus.read_label_weights(first, std::span(rows.label_weights).subspan(row, count), stride);
 }
 
 /// The one place of what a row is: appends the rows of `run`, which lies in the segment. `first` is
@@ -107,12 +100,12 @@ void append_rows(const Corpus& corpus, std::int64_t first, const Run& run, const
   corpus.read(first, std::span(rows.tokens).subspan(before), run.stride);
 
   const bool has_last = run[run.count - 1] + 1 == segment.end;
-  append_labels(corpus, first + 1, run.stride, run.count - has_last, rows);
+  rows.labels.resize(after, -1);
+  if (corpus.info().label_weights) rows.label_weights.resize(after, 0.0f);
+  read_labels(corpus, first + 1, run.stride, before, after - before - has_last, rows);
   if (has_last && segment.last_has_label) {
-    const std::int64_t last = first + (run.count - 1) * run.stride;
-    append_labels(corpus, (last + 1) % corpus.info().tokens, 1, 1, rows);
-  } else if (has_last) {
-    append_no_label(corpus, rows);
+    const std::int64_t next = first + (run.count - 1) * run.stride + 1;
+    read_labels(corpus, next % corpus.info().tokens, 1, after - 1, 1, rows);
   }
 
   for (std::int64_t i = 0; i < run.count; ++i)

@@ -33,8 +33,10 @@ Problems every_mask(std::int64_t n, const ProblemSizes& sizes) {
   std::set<std::string> names;
   for (const auto& [name, parameters] : mask_samples(n, sizes.heads)) {
     const auto masks = attention::make_mask(name, parameters, n);
-    const bool again = !names.insert(name).second;
-    const char* const what = !again ? "" : masks.shared() ? " with a window" : " by head";
+    const bool again = !names.insert(name).second, window = again && masks.shared();
+    // Of windows within documents the most irregular: bands that end in the middle of rectangles.
+    if (window && name != "shared_question") continue;
+    const char* const what = window ? " with a window" : again ? " by head" : "";
     all.push_back(std::make_unique<Problem>(name + what, masks, sizes));
   }
   for (const auto& [name, mask] : assorted_masks(n)) {
