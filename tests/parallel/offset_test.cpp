@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 
@@ -22,14 +23,30 @@ using test::SpreadJob;
 
 constexpr std::int64_t kTokens = 97;
 
-AttentionCase offset_case(std::int64_t heads, std::int64_t kv_heads, float offset) {
+/// Random inputs whose scores share an offset: exactly, so that float32 rounds none of them and
+/// what comes behind shows; or as they come, where keys share some direction, and values another
+/// one.
+enum class Inputs { exact, rounded };
+
+AttentionCase offset_case(std::int64_t heads, std::int64_t kv_heads, Inputs inputs, float offset) {
   AttentionCase c;
   c.q_rows = c.k_rows = kTokens;
   c.heads = heads;
   c.kv_heads = kv_heads;
-  c.dim = c.value_dim = 16;
+  c.dim = c.value_dim = 20;
   c.fill(11);
-  test::share_offset(c, offset);
+  if (inputs == Inputs::exact) {
+    test::share_offset(c, offset);
+    return c;
+  }
+  c.scoring.scale = 0.3f;
+  const auto along = [&](std::vector<float>& rows, float length) {
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      rows[i] += length * std::sin(static_cast<float>(1 + i % 20));
+  };
+  along(c.q, 1);
+  along(c.k, offset / 3);  // |(sin(1), ..., sin(20))|^2 is near 10
+  along(c.v, 10);
   return c;
 }
 
@@ -59,13 +76,20 @@ std::array<double, 4> dense_errors(const Problem& problem) {
 TEST(Offset, ErrorsAreThoseOfOneRankAndOneRanksThoseOfDenseAttention) {
   const std::vector<std::int64_t> documents{0, 20, 21, 60, kTokens};
   double most_alone = 0, most_spread = 0;
-  for (const float offset : {0.f, 106.f, -1008.f, 10048.f, -10048.f}) {
+  for (const auto& [inputs, offset] : {std::pair{Inputs::exact, 0.f},
+                                       {Inputs::exact, 106.f},
+                                       {Inputs::exact, -1008.f},
+                                       {Inputs::exact, 10048.f},
+                                       {Inputs::exact, -10048.f},
+                                       {Inputs::rounded, 1e3f},
+                                       {Inputs::rounded, -1e4f}}) {
     for (const bool causal : {true, false}) {
       const Mask mask = causal ? Mask::causal(kTokens) : Mask::documents(documents);
       for (const auto& [ranks, heads, kv_heads] :
            {std::tuple{2, 4, 2}, {3, 6, 3}, {5, 10, 5}, {8, 8, 4}}) {
-        const Problem problem(runtime::concat(causal ? "causal" : "documents", ", offset ", offset),
-                              mask, offset_case(heads, kv_heads, offset));
+        const Problem problem(runtime::concat(causal ? "causal" : "documents", ", offset ", offset,
+                                              inputs == Inputs::exact ? "" : ", rounded"),
+                              mask, offset_case(heads, kv_heads, inputs, offset));
         const std::array<double, 4> dense = dense_errors(problem);
         const SpreadJob one{&problem, Layout(LayoutKind::contiguous, kTokens, 1, 1), "ring"};
         const auto alone = run_jobs(std::span(&one, 1), 1)[0].error;
