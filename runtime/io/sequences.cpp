@@ -34,16 +34,13 @@ struct Document {
   std::int64_t begin, end;
 };
 
-/// Appends the weights of the labels just appended, of which the first `labels` are the corpus's
-/// tokens `first`, first + stride, ... and the others none.
-void append_label_weights(const Corpus& corpus, std::int64_t first, std::int64_t stride,
-                          std::int64_t labels, Rows& rows) {
-  if (!corpus.info().label_weights) return;
-  const std::size_t before = rows.label_weights.size();
-  rows.label_weights.resize(rows.labels.size(), 0.0f);
-  corpus.read_label_weights(
-      first, std::span(rows.label_weights).subspan(before, static_cast<std::size_t>(labels)),
-      stride);
+/// Where labels come from: those of rows [row, row + count) are the corpus's tokens `first`,
+/// first + stride, ..., with their weights where the corpus has them.
+void read_labels(const Corpus& corpus, std::int64_t first, std::int64_t stride, std::size_t row,
+                 std::size_t count, Rows& rows) {
+  corpus.read(first, std::span(rows.labels).subspan(row, count), stride);
+  if (corpus.info().label_weights)
+    corpus.read_label_weights(first, std::span(rows.label_weights).subspan(row, count), stride);
 }
 
 /// What a row is, given its document: appends those of `piece`, which lies in the document. The
@@ -58,9 +55,8 @@ void append_rows(const Corpus& corpus, std::int64_t sequence_begin, const Run& p
 
   const bool has_last = piece[piece.count - 1] + 1 == document.end;
   rows.labels.resize(after, -1);
-  corpus.read(token + 1, std::span(rows.labels).subspan(before, after - before - has_last),
-              piece.stride);
-  append_label_weights(corpus, token + 1, piece.stride, piece.count - has_last, rows);
+  if (corpus.info().label_weights) rows.label_weights.resize(after, 0.0f);
+  read_labels(corpus, token + 1, piece.stride, before, after - before - has_last, rows);
 
   for (std::int64_t i = 0; i < piece.count; ++i)
     rows.positions.push_back(static_cast<std::int32_t>(piece[i] - document.begin));
@@ -121,7 +117,7 @@ std::vector<std::int64_t> Sequences::documents(std::int64_t number) const {
   append_documents(corpus_->documents(), begin, end, 0, offsets);
   if (wrapped > 0) append_documents(corpus_->documents(), 0, wrapped, end - begin, offsets);
   offsets.push_back(seq_len_);
-  corpus_->require_whole();
+  corpus_->require_unchanged();
   return offsets;
 }
 
@@ -144,7 +140,7 @@ void Sequences::read(std::int64_t number, std::span<const Run> runs, Rows& rows)
       done += piece.count;
     }
   }
-  corpus_->require_whole();
+  corpus_->require_unchanged();
 }
 
 }  // namespace longhaul::runtime
