@@ -1,6 +1,6 @@
 #include "launch/inspect.h"
 
-#include "launch/old_schemes.h"
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <bit>
@@ -9,6 +9,7 @@
 #include <sstream>
 #include <vector>
 
+#include "launch/old_schemes.h"
 #include "runtime/error.h"
 #include "runtime/io/checkpoint.h"
 #include "runtime/io/corpus.h"
@@ -95,7 +96,7 @@ std::string weights_text(const runtime::Corpus& corpus) {
     }
   }
   return runtime::concat(runtime::hdf5::name(*corpus.info().label_weights), "; ", labels,
-                         " tokens weigh more than 0, together ", sum);
+                         " tokens weigh more than 0, together ", fmt::format("{:.9g}", sum));
 }
 
 std::string inspect_corpus(const fs::path& path, bool brief) {

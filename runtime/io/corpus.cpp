@@ -205,6 +205,7 @@ struct Corpus::State {
   std::span<const std::byte> mapped(const hdf5::DatasetInfo& dataset) const;
   void map_documents(const hdf5::File& file);
   void open_column(const hdf5::File& file, hdf5::Element element, Column& column) const;
+  void check_documents() const;
   template <class T>
   void check_block(const Column& column, std::int64_t block) const;
   template <class T>
@@ -251,6 +252,16 @@ void Corpus::State::open_column(const hdf5::File& file, hdf5::Element element,
          " need ", blocks);
   }
   column.checked = std::vector<std::atomic<bool>>(column.hashes.size());
+}
+
+void Corpus::State::check_documents() const {
+  const std::string hash = hex64(xxh3_64(std::as_bytes(documents)));
+  mapping->require();
+  if (hash != documents_hash) {
+    fail(ExitCode::data, info.path.string(), ": dataset 'documents': indices 0 to ", info.documents,
+         " hash to ", hash, "; attribute 'documents_hash' is ", documents_hash,
+         ": the file is damaged, tokenize the corpus again");
+  }
 }
 
 template <class T>
@@ -317,14 +328,8 @@ Corpus Corpus::open(const std::filesystem::path& path) {
   }
   state->map_documents(file);
   check_offsets(info, state->documents);
-  state->documents_hash = hex64(xxh3_64(std::as_bytes(state->documents)));
-  if (const std::string expected = file.string_attribute("documents_hash");
-      expected != state->documents_hash) {
-    fail(ExitCode::data, path.string(), ": dataset 'documents': indices 0 to ", info.documents,
-         " hash to ", state->documents_hash, "; attribute 'documents_hash' is ", expected,
-         ": the file is damaged, tokenize the corpus again");
-  }
-  state->mapping->require();
+  state->documents_hash = file.string_attribute("documents_hash");
+  state->check_documents();
   return Corpus(std::move(state));
 }
 
@@ -341,7 +346,17 @@ void Corpus::read_label_weights(std::int64_t begin, std::span<float> out,
   state_->read(*state_->weights, begin, out, stride);
 }
 
-void Corpus::require_whole() const { state_->mapping->require_whole(); }
+void Corpus::require_unchanged() const {
+  state_->mapping->require_whole();
+  if (!state_->mapping->written()) return;
+  state_->check_documents();
+  for (std::int64_t block = 0; block < std::ssize(state_->tokens.hashes); ++block) {
+    const auto index = static_cast<std::size_t>(block);
+    if (state_->tokens.checked[index]) state_->check_block<std::int32_t>(state_->tokens, block);
+    if (state_->weights && state_->weights->checked[index])
+      state_->check_block<float>(*state_->weights, block);
+  }
+}
 
 void Corpus::verify() const {
   for (std::int64_t block = 0; block < std::ssize(state_->tokens.hashes); ++block) {

@@ -67,8 +67,8 @@ class CorpusWriter {
 /// An open corpus, memory-mapped. Opening checks everything but the tokens: format, types, sizes,
 /// offsets and their hash; so it costs what reading 8 bytes a document costs, and nothing for
 /// tokens. Tokens and label weights are checked block by block when first read: ids against the
-/// vocabulary, weights for being finite and not negative, then the block's hash. The file must not
-/// be changed while it is open; one that becomes shorter is found and refused. Thread-safe.
+/// vocabulary, weights for being finite and not negative, then the block's hash. A file that is
+/// changed while it is open is found and refused (require_unchanged). Thread-safe.
 /// Throws: Error(data) naming file, dataset and index; Error(io) when the file cannot be opened.
 class Corpus {
  public:
@@ -86,9 +86,10 @@ class Corpus {
   /// Copies the label weights of those tokens: label_weights[t] weighs the loss of predicting token
   /// t. Only for a corpus that has them.
   void read_label_weights(std::int64_t begin, std::span<float> out, std::int64_t stride = 1) const;
-  /// Throws Error(data) when the file has become shorter than it was, whatever was read of it; asks
-  /// the file system. Offsets taken from documents() count once this has returned.
-  void require_whole() const;
+  /// Throws Error(data) when the file has become shorter than it was, whatever was read of it; when
+  /// somebody has written to it, checks again all that was checked before. Asks the file system.
+  /// What was read counts once this has returned, offsets taken from documents() too.
+  void require_unchanged() const;
   /// Checks every token, weight and the stored entropy, reading the whole file.
   void verify() const;
   /// 32 hex digits over everything that a reader sees; tokens and label weights enter through their

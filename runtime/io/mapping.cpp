@@ -1,6 +1,7 @@
 #include "runtime/io/mapping.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <cerrno>
@@ -82,6 +83,19 @@ Mapping::Entry& Mapping::claim(const std::byte* data, std::size_t size) {
   return *entry;
 }
 
+namespace {
+
+std::int64_t modified_ns(const FileHandle& file) {
+  struct stat status {};
+  if (::fstat(file.descriptor(), &status) != 0) {
+    fail(ExitCode::io, file.path().string(),
+         ": cannot stat: ", std::generic_category().message(errno));
+  }
+  return status.st_mtim.tv_sec * std::int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
+}
+
+}  // namespace
+
 Mapping::Mapping(const std::filesystem::path& path)
     : file_(FileHandle::read(path)), size_(static_cast<std::size_t>(file_.size())) {
   static std::once_flag installed;
@@ -93,6 +107,7 @@ Mapping::Mapping(const std::filesystem::path& path)
   }
   data_ = static_cast<const std::byte*>(data);
   entry_ = &claim(data_, size_);
+  modified_ns_ = modified_ns(file_);
 }
 
 Mapping::~Mapping() {
@@ -102,6 +117,11 @@ Mapping::~Mapping() {
 
 void Mapping::require() const {
   if (entry_->lost) require_whole();
+}
+
+bool Mapping::written() const {
+  const std::int64_t now = modified_ns(file_);
+  return modified_ns_.exchange(now) != now;
 }
 
 void Mapping::require_whole() const {

@@ -2,6 +2,7 @@
 // A file in memory by mapping that survives the file's becoming shorter, which would otherwise end
 // the process with SIGBUS.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -30,6 +31,9 @@ class Mapping {
   /// The same, and asks the file system whether the file is as long as it was: pages that are still
   /// in memory do not tell. Costs a system call.
   void require_whole() const;
+  /// Whether somebody has written to the file since it was mapped, or since this last said so.
+  /// Costs a system call.
+  bool written() const;
 
  private:
   struct Entry;
@@ -39,6 +43,7 @@ class Mapping {
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
   Entry* entry_ = nullptr;
+  mutable std::atomic<std::int64_t> modified_ns_{0};  ///< the file's time, when last asked
 };
 
 }  // namespace longhaul::runtime

@@ -183,7 +183,7 @@ PackedDocuments Sequences::documents(std::int64_t number) const {
   append_documents(corpus_->documents(), begin, end, 0, packed.offsets);
   if (wrapped > 0) append_documents(corpus_->documents(), 0, wrapped, end - begin, packed.offsets);
   packed.offsets.push_back(seq_len_);
-  corpus_->require_whole();
+  corpus_->require_unchanged();
   return packed;
 }
 
@@ -207,7 +207,7 @@ void Sequences::read(std::int64_t number, std::span<const Run> runs, Rows& rows)
       done += part.count;
     }
   }
-  corpus_->require_whole();
+  corpus_->require_unchanged();
 }
 
 }  // namespace longhaul::runtime

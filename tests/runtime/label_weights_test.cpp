@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <fstream>
 #include <functional>
 #include <limits>
 #include <random>
@@ -320,6 +322,43 @@ TEST(Corpus, ThatBecomesShorterIsFoundAndNamed) {
       EXPECT_EQ(refused, sequences.per_epoch());
     }
     if (kept < 0.5) expect_error(ExitCode::data, why, [&] { corpus.verify(); });
+  }
+}
+
+/// Writes into a corpus while it is open, in place.
+TEST(Corpus, ThatIsWrittenIntoIsCheckedAgain) {
+  const TempDirectory folder;
+  const fs::path path = folder / "c.h5";
+  const auto weight = [](std::int64_t t) { return static_cast<float>(t % 2); };
+  std::string good;
+  for (const char* dataset : {"", "tokens", "documents", "label_weights"}) {
+    SCOPED_TRACE(dataset);
+    write_weighed(path, {3000, 100, 5000}, weight);
+    good = test::read_text(path);
+    const Corpus corpus = Corpus::open(path);
+    const Sequences sequences(corpus, 1000, 1);
+    const auto read_all = [&] {
+      Rows rows;
+      for (std::int64_t number = 0; number < sequences.per_epoch(); ++number)
+        sequences.read(number, std::vector<runtime::Run>{{0, 1000, 1}}, rows);
+    };
+    read_all();
+    const auto old = fs::last_write_time(path);
+    if (*dataset != 0) {
+      std::size_t at = good.find("\1\2\3\4\5\6\7\x8\x9\xa\xb\xc");              // tokens
+      if (std::string(dataset) == "documents") at = good.find("\x1c\x0c") - 1;  // 3100
+      if (std::string(dataset) == "label_weights") at = good.find(std::string("\0\1\0\1\0\1", 6));
+      ASSERT_LT(at + 7, good.size());
+      std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+      file.seekp(static_cast<std::streamoff>(at + 2));
+      file.put(good[at + 2] == 1 ? '\0' : '\1');
+    }
+    fs::last_write_time(path, old + std::chrono::seconds(1));
+    if (*dataset == 0) {
+      read_all();  // touched, and as it was
+    } else {
+      expect_error(ExitCode::data, std::string("c.h5: dataset '") + dataset + "'", read_all);
+    }
   }
 }
 
