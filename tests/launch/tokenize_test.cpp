@@ -189,9 +189,9 @@ TEST(Tokenize, TellsItsProgress) {
   put(folder / "in/a", std::string(1000, 'x'));
   put(folder / "in/b.jsonl", "{\"text\": \"abc\"}\n{\"text\": \"d\"}\n");
   std::vector<TokenizeProgress> told;
-  tokenize({{folder / "in"}, folder / "c.h5", "bytes", [&](const TokenizeProgress& progress) {
-              told.push_back(progress);
-            }});
+  tokenize({.paths = {folder / "in"},
+            .output = folder / "c.h5",
+            .progress = [&](const TokenizeProgress& progress) { told.push_back(progress); }});
   ASSERT_EQ(told.size(), 5u);  // the beginning, a document each, and the end
   EXPECT_EQ(told.front().bytes, 0);
   told.erase(told.begin());
