@@ -33,15 +33,16 @@ class ValidationJob : public testing::Test {
   ValidationJob() { write_random_corpus(held_out(), 3'000, 61, 9); }
   std::string held_out() const { return job_.folder().file("held_out.h5"); }
   std::string metrics(const std::string& name) const { return job_.output(name, "metrics.jsonl"); }
-  ProcessResult run(const std::string& name, std::vector<std::string> sets) const {
-    const std::vector<std::string> common = {"comm.backend=loopback",
-                                             "parallelism.data_parallel_replicate_degree=2",
-                                             "parallelism.context_parallel_degree=2",
-                                             "training.steps=10",
-                                             "checkpoint.interval=4",
-                                             "checkpoint.keep_latest_k=0"};
+  ProcessResult run(const std::string& name, std::vector<std::string> sets, int ranks = 0) const {
+    const std::vector<std::string> common = {
+        ranks == 0 ? "comm.backend=loopback" : "comm.backend=mpi",
+        "parallelism.data_parallel_replicate_degree=2",
+        "parallelism.context_parallel_degree=2",
+        "training.steps=10",
+        "checkpoint.interval=4",
+        "checkpoint.keep_latest_k=0"};
     sets.insert(sets.begin(), common.begin(), common.end());
-    ProcessResult result = job_.run(0, name, sets);
+    ProcessResult result = job_.run(ranks, name, sets);
     EXPECT_EQ(result.exit_code, 0) << result.err;
     return result;
   }
@@ -71,6 +72,9 @@ TEST_F(ValidationJob, TrainingIsTheSameBitForBitAndAResumeGivesTheSameLosses) {
                   "3,000 tokens of "))
       << on.out;
   EXPECT_TRUE(validations(metrics("off")).empty());
+
+  run("mpi", enabled(), 4);
+  EXPECT_EQ(validations(metrics("mpi")), rows);
 
   copy("on", "resumed");
   fs::remove_all(job_.checkpoint("resumed", 10));

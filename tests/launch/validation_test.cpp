@@ -210,6 +210,28 @@ TEST_F(ValidationTest, TrainingGoesOnAsIfNothingHadHappened) {
   }
 }
 
+TEST_F(ValidationTest, AfterAResumeItRunsUnderTheSchemeOfItsStepWithTheSameBits) {
+  TrainConfig config = on({1, 4});
+  config.parallelism.context_parallel_switch = "3:ulysses";
+  const std::string checkpoints = (folder_ / "checkpoints").string();
+  const auto held_out = data(config);
+  std::mutex mutex;
+  std::vector<double> losses;
+  const auto validate = [&](Trainer& trainer, runtime::Communicator&) {
+    EXPECT_EQ(trainer.completed_steps(), 3);
+    Validation validation(config, held_out, trainer);
+    const auto metrics = validation.run([] { return false; });
+    EXPECT_EQ(trainer.attention().unprepared_calls(), 0);
+    const std::lock_guard lock(mutex);
+    losses.push_back(metrics.value().loss);
+  };
+  test::RunSteps options{.steps = 3, .save_to = checkpoints, .after = validate};
+  test::run_training(config, kVocabulary, training_sequence, options);
+  options = {.steps = 0, .load_from = checkpoints, .after = validate};
+  test::run_training(config, kVocabulary, training_sequence, options);
+  EXPECT_EQ(losses, std::vector<double>(8, losses.at(0)));
+}
+
 TEST_F(ValidationTest, StopsBetweenStepsWhenAnyRankIsToldTo) {
   TrainConfig config = on({1, 3});
   config.training.tokens_per_step = 2 * kSeqLen;  // three steps
