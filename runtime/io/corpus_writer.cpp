@@ -153,7 +153,7 @@ void CorpusWriter::State::append_weights(std::span<const float> weights, std::in
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const float weight = weights[i];
     if (!(weight >= 0 && std::isfinite(weight))) {
-      fail(ExitCode::data, output.string(), ": the weight of token ",
+      fail(ExitCode::data, output.named().string(), ": the weight of token ",
            tokens + static_cast<std::int64_t>(i), " is ", weight,
            "; expected a finite weight of at least 0");
     }
