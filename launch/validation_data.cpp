@@ -70,8 +70,9 @@ bool ValidationData::due(std::int64_t step) const {
 }
 
 std::string ValidationData::text() const {
-  return fmt::format("every {} steps and after the last: {} sequences, {} of {} tokens of {}",
-                     grouped(config_.freq), grouped(count_), grouped(tokens()),
+  const std::string every = config_.freq == 1 ? "step" : grouped(config_.freq) + " steps";
+  return fmt::format("every {} and after the last: {} sequence{}, {} of {} tokens of {}", every,
+                     grouped(count_), count_ == 1 ? "" : "s", grouped(tokens()),
                      grouped(corpus_.info().tokens), *config_.corpus);
 }
 

@@ -293,6 +293,12 @@ TEST_F(BadInputTest, ValidationThatCannotBe) {
                   "# validation  every 10 steps and after the last: 12 sequences, 768 of "
                   "900 tokens of held_out.h5\n"))
       << said.out;
+  const ProcessResult one =
+      longhaul({"validate", "run.toml", "--set", "validation.enable=true", "--set",
+                "validation.corpus=held_out.h5", "--set", "validation.steps=1", "--set",
+                "validation.freq=1", "--set", "training.tokens_per_step=64"});
+  EXPECT_TRUE(has(one.out, "# validation  every step and after the last: 1 sequence, 64 of 900 "))
+      << one.out << one.err;
   EXPECT_EQ(longhaul({"validate", "run.toml", "--set", "validation.corpus=absent.h5"}).exit_code, 0)
       << "not enabled";
 }
