@@ -7,11 +7,13 @@
 #include <csignal>
 #include <cstdio>
 #include <set>
-#include <sstream>
 
+#include "launch/common_ground.h"
 #include "launch/config.h"
+#include "launch/config_changes.h"
 #include "launch/metrics.h"
 #include "launch/model.h"
+#include "launch/run_claim.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
 #include "runtime/build_info.h"
@@ -19,6 +21,7 @@
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
+#include "runtime/console.h"
 #include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/peak.h"
@@ -38,7 +41,8 @@ std::string flight_folder(const TrainConfig& config) { return config.job.output_
 struct Place {
   int local_rank = 0, local_size = 1;
   std::string host;
-  std::string communicator;  ///< see RunHeader
+  std::string communicator;   ///< see RunHeader
+  RunClaim* claim = nullptr;  ///< of rank 0: the folders are this run's
 };
 
 int threads_of(const TrainConfig& config, const Place& place) {
@@ -99,7 +103,13 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
   return header;
 }
 
-void print_start(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step) {
+/// Where a run begins.
+struct Resumed {
+  std::int64_t step = 0;             ///< the last one that is done
+  std::vector<std::string> changes;  ///< lines: what it does otherwise than its checkpoint's run
+};
+
+void print_start(const RunHeader& header, const TrainConfig& config, const Resumed& resumed) {
   std::printf("%s\n", runtime::version_line().c_str());
   std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
               grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
@@ -127,23 +137,25 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
               grouped(config.training.seq_len).c_str(), header.accumulation_steps,
               config.training.micro_batch_size,
               config.training.interleave > 1 ? ", two together" : "");
-  if (resumed_step >= config.training.steps) {
+  std::printf("update   %s\n", optimizer_text(config).c_str());
+  if (resumed.step >= config.training.steps) {
     std::printf(
         "done     all %ld steps of this run are in its checkpoint of step %ld; nothing to do\n",
-        config.training.steps, resumed_step);
+        config.training.steps, resumed.step);
     return;
   }
-  if (resumed_step > 0) std::printf("resumed  from the checkpoint of step %ld\n", resumed_step);
+  if (resumed.step > 0) std::printf("resumed  from the checkpoint of step %ld\n", resumed.step);
+  for (const std::string& line : resumed.changes) std::printf("%s\n", line.c_str());
 }
 
 /// What rank 0 tells people and metrics.jsonl.
 class Reporter {
  public:
-  Reporter(const RunHeader& header, const TrainConfig& config, std::int64_t resumed_step)
+  Reporter(const RunHeader& header, const TrainConfig& config, const Resumed& resumed)
       : config_(config),
         peak_flops_(header.peak_flops),
-        writer_(config.job.output_dir + "/metrics.jsonl", header, resumed_step) {
-    print_start(header, config, resumed_step);
+        writer_(config.job.output_dir + "/metrics.jsonl", header, resumed.step) {
+    print_start(header, config, resumed);
   }
 
   void step(const StepResult& result, const Trainer& trainer, std::int64_t sequences_per_epoch) {
@@ -185,21 +197,22 @@ class Reporter {
   std::int64_t steps_ = 0;
 };
 
-/// Initialises or loads; returns the step that the run goes on from.
-std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
-                    const runtime::Stream& stream) {
+/// Initialises or loads.
+Resumed resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
+               const runtime::Stream& stream) {
   trainer.initialise();
-  if (!config.checkpoint.enable) return 0;
+  if (!config.checkpoint.enable) return {};
   const std::string folder = checkpoint_folder(config);
   const runtime::WordOrInteger& wanted = config.checkpoint.resume;
+  Resumed resumed;
   if (wanted.word == "auto") {
-    if (const auto newest = runtime::Checkpoint::open_newest(folder, world, stream)) {
-      trainer.load(*newest);
-    }
-    return trainer.completed_steps();
+    if (const auto newest = runtime::Checkpoint::open_newest(folder, world, stream))
+      resumed = {newest->metadata().step, trainer.load(*newest).lines()};
+    return resumed;
   }
   if (wanted.word.empty()) {
-    trainer.load(runtime::Checkpoint::open(folder, wanted.integer, world, stream));
+    const auto given = runtime::Checkpoint::open(folder, wanted.integer, world, stream);
+    resumed = {given.metadata().step, trainer.load(given).lines()};
   }
   if (world.rank() == 0) {
     const auto aside = runtime::set_aside_newer_checkpoints(folder, trainer.completed_steps());
@@ -209,7 +222,7 @@ std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& w
   }
   world.barrier(stream);
   stream.synchronize(runtime::deadline_in(3600));
-  return trainer.completed_steps();
+  return resumed;
 }
 
 const char* stop_hint(const TrainConfig& config) {
@@ -227,19 +240,20 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
     if (recorder != nullptr) recorder->set_phase(name);
   };
   phase("resume");
-  const std::int64_t resumed_step = resume(trainer, config, world, stream);
+  const Resumed resumed = resume(trainer, config, world, stream);
 
   RunHeader header = run_header(config, data.corpus, trainer);
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   std::unique_ptr<Reporter> reporter;
-  if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, config, resumed_step);
+  if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, config, resumed);
 
   const std::string checkpoints = checkpoint_folder(config);
   while (trainer.completed_steps() < config.training.steps) {
     phase("training");
     const StepResult result = trainer.step(runtime::signals::requested() != 0);
+    if (place.claim != nullptr) place.claim->check();
     if (reporter) reporter->step(result, trainer, data.sequences.per_epoch());
 
     const std::int64_t step = trainer.completed_steps();
@@ -261,35 +275,10 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   return static_cast<int>(ExitCode::done);
 }
 
-/// What all ranks must have in common: key by key, so that a difference names itself.
-std::vector<runtime::NamedDigest> common_ground(const TrainConfig& config,
-                                                const runtime::Corpus& corpus) {
-  std::vector<runtime::NamedDigest> entries = {{"build", runtime::build_digest()},
-                                               {"corpus", corpus.digest()}};
-  std::istringstream lines(to_toml(config));
-  std::string section;
-  for (std::string line; std::getline(lines, line);) {
-    const auto equals = line.find(" = ");
-    if (line.starts_with('[')) {
-      section = line.substr(1, line.size() - 2);
-    } else if (equals != std::string::npos) {
-      entries.push_back(
-          {"config " + section + "." + line.substr(0, equals), line.substr(equals + 3)});
-    }
-  }
-  return entries;
-}
-
-void check_common_ground(const TrainConfig& config, const TrainingData& data, Communicator& world) {
-  runtime::check_agreement(world, common_ground(config, data.corpus),
-                           runtime::Stream::cpu("start"));
-}
-
-/// Checks that all ranks started with the same, and makes this one's trainer.
+/// Makes this rank's trainer, and trains.
 int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data,
                Communicator& world, const Place& place, runtime::FlightRecorder* recorder,
                std::unique_ptr<Trainer>& trainer) {
-  check_common_ground(config, *data, world);
   TrainerInputs inputs;
   inputs.config = config;
   inputs.vocab_size = data->vocab_size;
@@ -315,6 +304,7 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
          " ranks in one process, but the launcher started ", started,
          "; start it without mpirun, or set comm.backend = \"mpi\"");
   }
+  RunClaim claim(config);
   std::vector<std::unique_ptr<runtime::FlightRecorder>> recorders;
   runtime::LoopbackOptions options;
   options.timeout_seconds = config.comm.timeout_seconds;
@@ -324,7 +314,8 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
   }
   std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
-    const Place place{world->rank(), world->size(), host_name(), "loopback"};
+    const Place place{world->rank(), world->size(), host_name(), "loopback",
+                      world->rank() == 0 ? &claim : nullptr};
     std::unique_ptr<Trainer> trainer;
     const auto rank = static_cast<std::size_t>(world->rank());
     codes[rank] = start_rank(config, data, *world, place, recorders[rank].get(), trainer);
@@ -351,6 +342,7 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
   runtime::check_launcher(
       runtime::process_environment(),
       {session.rank(), session.size(), session.local_rank(), session.local_size()});
+  std::unique_ptr<runtime::HostCommunicator> world = session.world();
   try {
     config.parallelism.context_parallel_degree =
         resolve_grid(config.parallelism, session.size()).context;
@@ -358,15 +350,18 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
     draft.check();
   } catch (const Error&) {
     // Should this rank's configuration be the odd one out, that is what to tell.
-    check_common_ground(config, *data, *session.world());
+    check_common_ground(config, data->corpus, *world);
     throw;
   }
+  check_common_ground(config, data->corpus, *world);
+  const std::unique_ptr<RunClaim> claim =
+      claim_for_job(config, *world);  // nothing is written before
   auto recorder = std::make_unique<runtime::FlightRecorder>(flight_folder(config), session.rank());
-  std::unique_ptr<Communicator> world = session.world(recorder.get());
+  world->record_to(recorder.get());
   std::unique_ptr<Trainer> trainer;
   try {
     const Place place{session.local_rank(), session.local_size(), session.host_name(),
-                      session.mpi_version()};
+                      session.mpi_version(), claim.get()};
     const int code = start_rank(config, data, *world, place, recorder.get(), trainer);
     trainer.reset();
     world.reset();
@@ -386,6 +381,7 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
 
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
+  const runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
   TrainDraft draft = load_config(options.config_path, options.overrides);
   const auto data = std::make_shared<const TrainingData>(draft);
   if (draft.config.comm.backend == "mpi") return train_mpi(draft, data);

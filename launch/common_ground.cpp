@@ -1,0 +1,30 @@
+#include "launch/common_ground.h"
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "runtime/build_info.h"
+#include "runtime/comm/grid.h"
+
+namespace longhaul::launch {
+
+void check_common_ground(const TrainConfig& config, const runtime::Corpus& corpus,
+                         runtime::Communicator& world) {
+  std::vector<runtime::NamedDigest> entries = {{"build", runtime::build_digest()},
+                                               {"corpus", corpus.digest()}};
+  std::istringstream lines(to_toml(config));  // key by key, so that a difference names itself
+  std::string section;
+  for (std::string line; std::getline(lines, line);) {
+    const auto equals = line.find(" = ");
+    if (line.starts_with('[')) {
+      section = line.substr(1, line.size() - 2);
+    } else if (equals != std::string::npos) {
+      entries.push_back(
+          {"config " + section + "." + line.substr(0, equals), line.substr(equals + 3)});
+    }
+  }
+  runtime::check_agreement(world, entries, runtime::Stream::cpu("start"));
+}
+
+}  // namespace longhaul::launch
