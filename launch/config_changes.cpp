@@ -90,8 +90,9 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
   if (checkpoint.corpus_digest != run.corpus_digest)
     changes.meaning.push_back(
         {"data.corpus",
-         fmt::format("{} of digest {}", before.data.corpus, checkpoint.corpus_digest),
-         fmt::format("{} of digest {}", now.data.corpus, run.corpus_digest)});
+         fmt::format("{} of digest {}", runtime::quote_toml(before.data.corpus),
+                     checkpoint.corpus_digest),
+         fmt::format("{} of digest {}", runtime::quote_toml(now.data.corpus), run.corpus_digest)});
   return changes;
 }
 
