@@ -14,7 +14,7 @@ void check_common_ground(const TrainConfig& config, const runtime::Corpus& corpu
                                                {"corpus", corpus.digest()}};
   if (validation != nullptr)
     entries.push_back({"validation corpus", validation->corpus().digest()});
-  std::istringstream lines(to_toml(config));
+  std::istringstream lines(to_toml(config));  // key by key, so that a difference names itself
   std::string section;
   for (std::string line; std::getline(lines, line);) {
     const auto equals = line.find(" = ");

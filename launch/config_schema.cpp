@@ -19,7 +19,9 @@ constexpr const char* kReplayOnly =
     "this mask needs datasets made for one sequence, which `longhaul attention` reads and a corpus "
     "does not have";
 
-#define LONGHAUL_KEY(section_, name_) LONGHAUL_CONFIG_KEY(TrainConfig, section_, name_)
+// `on_resume_`: what another value means for a run that goes on from a checkpoint (OnResume).
+#define LONGHAUL_KEY(section_, name_, on_resume_) \
+  LONGHAUL_CONFIG_KEY(TrainConfig, section_, name_), .on_resume = runtime::OnResume::on_resume_
 
 std::vector<std::string> trainable_masks() {
   std::vector<std::string> names;
@@ -54,162 +56,165 @@ std::string schemes_reference() {
 
 std::vector<runtime::ConfigKey> declare() {
   return {
-      {LONGHAUL_KEY(job, output_dir),
+      {LONGHAUL_KEY(job, output_dir, free),
        .explanation = "Folder of the run: metrics, checkpoints, the resolved configuration."},
 
-      {LONGHAUL_KEY(model, architecture), .explanation = "Model family.",
+      {LONGHAUL_KEY(model, architecture, meaning), .explanation = "Model family.",
        .default_value = "\"llama\"", .choices = {"llama"}},
-      {LONGHAUL_KEY(model, hidden_size), .explanation = "Width of the residual stream.",
+      {LONGHAUL_KEY(model, hidden_size, meaning), .explanation = "Width of the residual stream.",
        .minimum = 1, .maximum = kMaxWidth},
-      {LONGHAUL_KEY(model, intermediate_size), .explanation = "Width of the SwiGLU layer.",
+      {LONGHAUL_KEY(model, intermediate_size, meaning), .explanation = "Width of the SwiGLU layer.",
        .minimum = 1, .maximum = kMaxWidth},
-      {LONGHAUL_KEY(model, num_hidden_layers), .explanation = "Number of transformer layers.",
+      {LONGHAUL_KEY(model, num_hidden_layers, meaning),
+       .explanation = "Number of transformer layers.", .minimum = 1, .maximum = 1 << 16},
+      {LONGHAUL_KEY(model, num_attention_heads, meaning), .explanation = "Query heads of a layer.",
        .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, num_attention_heads), .explanation = "Query heads of a layer.",
-       .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, num_key_value_heads),
+      {LONGHAUL_KEY(model, num_key_value_heads, meaning),
        .explanation = "Key and value heads of a layer; must divide num_attention_heads.",
        .derived_default = "num_attention_heads", .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, head_dim),
+      {LONGHAUL_KEY(model, head_dim, meaning),
        .explanation = "Width of a head; even, since rotary embedding turns pairs.",
        .derived_default = "hidden_size / num_attention_heads", .minimum = 2, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, rms_norm_eps), .explanation = "Added to the mean square in RMSNorm.",
-       .default_value = "1e-5", .minimum = 0, .maximum = 1},
-      {LONGHAUL_KEY(model, rope_theta),
+      {LONGHAUL_KEY(model, rms_norm_eps, meaning),
+       .explanation = "Added to the mean square in RMSNorm.", .default_value = "1e-5", .minimum = 0,
+       .maximum = 1},
+      {LONGHAUL_KEY(model, rope_theta, meaning),
        .explanation = "Base of the rotary embedding's wavelengths.", .default_value = "10000.0",
        .minimum = 0, .above_minimum = true},
-      {LONGHAUL_KEY(model, tie_word_embeddings),
+      {LONGHAUL_KEY(model, tie_word_embeddings, meaning),
        .explanation = "The output head shares the embedding's weights.", .default_value = "false"},
-      {LONGHAUL_KEY(model, vocab_size),
+      {LONGHAUL_KEY(model, vocab_size, meaning),
        .explanation = "Rows of the embedding; at least the corpus's vocabulary size.",
        .derived_default = "the corpus's vocabulary size", .minimum = 1, .maximum = 1 << 30},
-      {LONGHAUL_KEY(model, layer_types),
+      {LONGHAUL_KEY(model, layer_types, meaning),
        .explanation =
            "What each layer's attention sees: `full_attention`, what `data.mask` says; "
            "`sliding_attention`, of that the last sliding_window tokens, the query's own "
            "included; for causal masks.",
        .derived_default = "full_attention in all", .choices = models::layer_type_names()},
-      {LONGHAUL_KEY(model, sliding_window), .explanation = "Tokens; of `sliding_attention`.",
-       .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(model, sliding_window, meaning),
+       .explanation = "Tokens; of `sliding_attention`.", .derived_default = "none", .minimum = 1,
+       .maximum = kMaxTokens},
 
-      {LONGHAUL_KEY(data, corpus),
+      {LONGHAUL_KEY(data, corpus, run),
        .explanation =
            "HDF5 corpus that `longhaul tokenize` wrote; its documents are packed end to end."},
-      {LONGHAUL_KEY(data, mask),
+      {LONGHAUL_KEY(data, mask, meaning),
        .explanation =
            "What a token attends to; [attention/README.md](attention/README.md#masks) says it of "
            "each. `documents` is `causal_document`: earlier tokens of its document.",
        .default_value = "\"documents\"", .choices = trainable_masks(),
        .not_choices = other_masks()},
-      {LONGHAUL_KEY(data, window),
+      {LONGHAUL_KEY(data, window, meaning),
        .explanation =
            "Tokens that a query sees on a side, itself included; of `full_window`, "
            "`causal_window`, `global_window`, across documents; if given, of `causal_document`, "
            "`full_document` and `shared_question`, of what else they would show.",
        .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(data, prefix),
+      {LONGHAUL_KEY(data, prefix, meaning),
        .explanation = "Tokens of the prefix, of `prefix_causal` (of the sequence) and "
                       "`prefix_document` (of each document), or of each document's question, of "
                       "`shared_question`; at most seq_len.",
        .derived_default = "none", .minimum = 0, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(data, global),
+      {LONGHAUL_KEY(data, global, meaning),
        .explanation = "First tokens of a sequence that see everything and that everything sees, of "
                       "`global_window`; at most seq_len.",
        .derived_default = "none", .minimum = 0, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(data, block),
+      {LONGHAUL_KEY(data, block, meaning),
        .explanation = "Tokens of a block, of `block_causal_document`; of an answer, of "
                       "`shared_question`; of a block of `causal_blockwise`, whose blocks are the "
                       "documents without it.",
        .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(data, positions),
+      {LONGHAUL_KEY(data, positions, meaning),
        .explanation = "Where the positions of the rotary embedding begin: `document`, at each "
                       "document; `sequence`, at the sequence; `auto`, at each document where the "
                       "mask stays inside documents, else at the sequence.",
        .default_value = "\"auto\"", .choices = {"auto", "document", "sequence"}},
 
-      {LONGHAUL_KEY(training, seq_len),
+      {LONGHAUL_KEY(training, seq_len, meaning),
        .explanation = "Tokens in a sequence, over all ranks of the context axis.", .minimum = 1,
        .maximum = kMaxTokens},
-      {LONGHAUL_KEY(training, micro_batch_size), .explanation = "Sequences per data rank and pass.",
-       .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
-      {LONGHAUL_KEY(training, tokens_per_step),
+      {LONGHAUL_KEY(training, micro_batch_size, run),
+       .explanation = "Sequences per data rank and pass.", .default_value = "1", .minimum = 1,
+       .maximum = kMaxDegree},
+      {LONGHAUL_KEY(training, tokens_per_step, run),
        .explanation =
            "Tokens of an optimizer step over the whole grid; a multiple of seq_len * "
            "micro_batch_size * data_parallel_replicate_degree. What one pass does not hold is "
            "accumulated.",
        .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(training, interleave),
+      {LONGHAUL_KEY(training, interleave, run),
        .explanation =
            "Passes that go through the model together, stage by stage: with 2 the exchanges of one "
            "hide behind the work of the other, and both keep their activations. Needs two passes a "
            "step; an odd last one goes alone.",
        .default_value = "1", .minimum = 1, .maximum = 2},
-      {LONGHAUL_KEY(training, steps),
+      {LONGHAUL_KEY(training, steps, run),
        .explanation = "Optimizer steps of the whole run, resumed parts included.", .minimum = 1,
        .maximum = kMaxTokens},
-      {LONGHAUL_KEY(training, max_norm),
+      {LONGHAUL_KEY(training, max_norm, run),
        .explanation = "Gradients are scaled down to this global norm; 0 switches clipping off.",
        .default_value = "1.0", .minimum = 0},
-      {LONGHAUL_KEY(training, dtype),
+      {LONGHAUL_KEY(training, dtype, run),
        .explanation = "Dtype of activations; parameters, gradients and moments stay float32.",
        .default_value = "\"float32\"", .choices = {"float32", "bfloat16"}},
 
-      {LONGHAUL_KEY(optimizer, name), .explanation = "Optimizer.", .default_value = "\"adamw\"",
-       .choices = {"adamw"}},
-      {LONGHAUL_KEY(optimizer, lr), .explanation = "Learning rate after warm-up.",
+      {LONGHAUL_KEY(optimizer, name, meaning), .explanation = "Optimizer.",
+       .default_value = "\"adamw\"", .choices = {"adamw"}},
+      {LONGHAUL_KEY(optimizer, lr, run), .explanation = "Learning rate after warm-up.",
        .default_value = "3e-4", .minimum = 0},
-      {LONGHAUL_KEY(optimizer, beta1), .explanation = "Decay of the first moment.",
+      {LONGHAUL_KEY(optimizer, beta1, run), .explanation = "Decay of the first moment.",
        .default_value = "0.9", .minimum = 0, .maximum = 1, .below_maximum = true},
-      {LONGHAUL_KEY(optimizer, beta2), .explanation = "Decay of the second moment.",
+      {LONGHAUL_KEY(optimizer, beta2, run), .explanation = "Decay of the second moment.",
        .default_value = "0.95", .minimum = 0, .maximum = 1, .below_maximum = true},
-      {LONGHAUL_KEY(optimizer, eps), .explanation = "Added to the root of the second moment.",
+      {LONGHAUL_KEY(optimizer, eps, run), .explanation = "Added to the root of the second moment.",
        .default_value = "1e-8", .minimum = 0, .above_minimum = true},
-      {LONGHAUL_KEY(optimizer, weight_decay),
+      {LONGHAUL_KEY(optimizer, weight_decay, run),
        .explanation = "Decoupled weight decay of matrices; norms and the embedding (with it a tied "
                       "head) are exempt.",
        .default_value = "0.1", .minimum = 0},
 
-      {LONGHAUL_KEY(lr_scheduler, warmup_steps),
+      {LONGHAUL_KEY(lr_scheduler, warmup_steps, run),
        .explanation = "Steps over which the learning rate rises linearly from 0.",
        .default_value = "0", .minimum = 0, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(lr_scheduler, decay_type),
+      {LONGHAUL_KEY(lr_scheduler, decay_type, run),
        .explanation = "Shape of the decay from warm-up to the last step.",
        .default_value = "\"cosine\"", .choices = {"cosine"}},
-      {LONGHAUL_KEY(lr_scheduler, min_lr_factor),
+      {LONGHAUL_KEY(lr_scheduler, min_lr_factor, run),
        .explanation = "The decay ends at this fraction of lr.", .default_value = "0.1",
        .minimum = 0, .maximum = 1},
 
-      {LONGHAUL_KEY(parallelism, context_parallel_degree),
+      {LONGHAUL_KEY(parallelism, context_parallel_degree, run),
        .explanation = "Ranks that share a sequence; -1 takes whatever ranks are left.",
        .default_value = "-1", .minimum = 1, .maximum = kMaxDegree, .also = -1},
-      {LONGHAUL_KEY(parallelism, context_parallel_scheme),
+      {LONGHAUL_KEY(parallelism, context_parallel_scheme, run),
        .explanation =
            "How attention is spread over those ranks: " + schemes_reference() +
            ". parallel/README.md compares them, and `longhaul validate --legality` says which "
            "suits what.",
        .default_value = "\"ring\""},
-      {LONGHAUL_KEY(parallelism, context_parallel_switch),
+      {LONGHAUL_KEY(parallelism, context_parallel_switch, run),
        .explanation =
            "Changes of scheme between steps, as `5:burst,10:usp(heads=2)`: from step 5 on burst, "
            "from step 10 on usp. For comparing schemes within one run.",
        .default_value = "\"none\""},
-      {LONGHAUL_KEY(parallelism, context_parallel_layout),
+      {LONGHAUL_KEY(parallelism, context_parallel_layout, run),
        .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask, "
                       "`document_zigzag` and `balanced` packed documents.",
        .default_value = "\"zigzag\"", .choices = layout_names()},
-      {LONGHAUL_KEY(parallelism, context_parallel_wire_dtype),
+      {LONGHAUL_KEY(parallelism, context_parallel_wire_dtype, run),
        .explanation = "Dtype in which circulating gradient accumulators travel.",
        .default_value = "\"float32\"", .choices = {"float32", "bfloat16"}},
-      {LONGHAUL_KEY(parallelism, data_parallel_replicate_degree),
+      {LONGHAUL_KEY(parallelism, data_parallel_replicate_degree, run),
        .explanation = "Replicas of the model that take different sequences.", .default_value = "1",
        .minimum = 1, .maximum = kMaxDegree},
-      {LONGHAUL_KEY(parallelism, tensor_parallel_degree),
+      {LONGHAUL_KEY(parallelism, tensor_parallel_degree, run),
        .explanation = "Ranks that share a matrix; not built yet, so only 1.", .default_value = "1",
        .minimum = 1, .maximum = kMaxDegree},
-      {LONGHAUL_KEY(parallelism, pipeline_parallel_degree),
+      {LONGHAUL_KEY(parallelism, pipeline_parallel_degree, run),
        .explanation = "Ranks that share the stack of layers; not built yet, so only 1.",
        .default_value = "1", .minimum = 1, .maximum = kMaxDegree},
-      {LONGHAUL_KEY(parallelism, shard),
+      {LONGHAUL_KEY(parallelism, shard, run),
        .explanation =
            "What the ranks of data x context divide among them, where each would else hold all of "
            "it: `none`; `optimizer`: the optimizer's state, of which a rank then holds and updates "
@@ -217,71 +222,71 @@ std::vector<runtime::ConfigKey> declare() {
            "with the other.",
        .default_value = "\"none\"", .choices = {"none", "optimizer"}},
 
-      {LONGHAUL_KEY(activation_checkpoint, mode),
+      {LONGHAUL_KEY(activation_checkpoint, mode, run),
        .explanation = "`full` keeps only each layer's input and recomputes the rest in backward.",
        .default_value = "\"none\"", .choices = {"none", "full"}},
 
-      {LONGHAUL_KEY(checkpoint, enable),
+      {LONGHAUL_KEY(checkpoint, enable, run),
        .explanation =
            "Write checkpoints: every `interval` steps, at the end, and when told to stop.",
        .default_value = "true"},
-      {LONGHAUL_KEY(checkpoint, folder),
+      {LONGHAUL_KEY(checkpoint, folder, free),
        .explanation = "Where they go, inside output_dir unless absolute.",
        .default_value = "\"checkpoints\""},
-      {LONGHAUL_KEY(checkpoint, interval), .explanation = "Steps between checkpoints.",
+      {LONGHAUL_KEY(checkpoint, interval, run), .explanation = "Steps between checkpoints.",
        .default_value = "500", .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(checkpoint, keep_latest_k),
+      {LONGHAUL_KEY(checkpoint, keep_latest_k, run),
        .explanation = "Older checkpoints are removed after a newer one is complete; 0 keeps all.",
        .default_value = "2", .minimum = 0, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(checkpoint, resume),
+      {LONGHAUL_KEY(checkpoint, resume, free),
        .explanation = "`auto`: from the newest checkpoint, if there is one (a damaged one is "
                       "refused, exit 65); `never`; or a step.",
        .default_value = "\"auto\"", .choices = {"auto", "never"}, .minimum = 0,
        .maximum = kMaxTokens},
 
-      {LONGHAUL_KEY(validation, enable),
+      {LONGHAUL_KEY(validation, enable, run),
        .explanation =
            "Measure the loss on held-out text every `freq` steps and after the last one: "
            "forward only, with training's masks, schemes and batch sizes. Training stays "
            "the same bit for bit.",
        .default_value = "false"},
-      {LONGHAUL_KEY(validation, corpus),
+      {LONGHAUL_KEY(validation, corpus, run),
        .explanation = "HDF5 corpus of the held-out text, of the training corpus's tokenizer and at "
                       "least seq_len tokens; needed when enabled.",
        .derived_default = "none"},
-      {LONGHAUL_KEY(validation, freq), .explanation = "Steps between validations.",
+      {LONGHAUL_KEY(validation, freq, run), .explanation = "Steps between validations.",
        .default_value = "10", .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(validation, steps),
+      {LONGHAUL_KEY(validation, steps, run),
        .explanation = "Steps of tokens_per_step tokens in a validation, from the corpus's "
                       "beginning and in its "
                       "order, the same ones every time; -1: the whole corpus, every token once.",
        .default_value = "-1", .minimum = 1, .maximum = kMaxTokens, .also = -1},
 
-      {LONGHAUL_KEY(metrics, log_freq),
+      {LONGHAUL_KEY(metrics, log_freq, free),
        .explanation = "Steps between console lines; metrics.jsonl records every step.",
        .default_value = "1", .minimum = 1, .maximum = kMaxTokens},
 
-      {LONGHAUL_KEY(comm, backend),
+      {LONGHAUL_KEY(comm, backend, run),
        .explanation = "`mpi`: processes of mpirun or srun; `loopback`: ranks as threads of one "
                       "process; `nccl`: "
                       "device memory between GPUs, refused by train until it runs on GPUs.",
        .default_value = "\"mpi\"", .choices = {"mpi", "loopback", "nccl"}},
-      {LONGHAUL_KEY(comm, timeout_seconds),
+      {LONGHAUL_KEY(comm, timeout_seconds, free),
        .explanation = "A wait for another rank that lasts longer ends the job with exit code 76.",
        .default_value = "300.0", .minimum = 0, .maximum = 1e6, .above_minimum = true},
 
-      {LONGHAUL_KEY(device, kind),
+      {LONGHAUL_KEY(device, kind, run),
        .explanation = "What trains: `cpu`; `cuda` is refused by train until it runs on GPUs.",
        .default_value = "\"cpu\"", .choices = {"cpu", "cuda"}},
 
-      {LONGHAUL_KEY(debug, seed),
+      {LONGHAUL_KEY(debug, seed, meaning),
        .explanation = "Seed of initial weights and of the order of documents.",
        .default_value = "1", .minimum = 0, .maximum = static_cast<double>(std::int64_t{1} << 53)},
-      {LONGHAUL_KEY(debug, deterministic),
+      {LONGHAUL_KEY(debug, deterministic, free),
        .explanation = "Promise bitwise reruns. Changes nothing yet: everything that trains repeats "
                       "bit for bit.",
        .default_value = "false"},
-      {LONGHAUL_KEY(debug, threads),
+      {LONGHAUL_KEY(debug, threads, free),
        .explanation = "OpenMP threads of a rank; 0: $OMP_NUM_THREADS if set, else the node's cores "
                       "shared among its ranks.",
        .default_value = "0", .minimum = 0, .maximum = 4096},

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "launch/cli.h"
+#include "runtime/console.h"
 #include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/signals.h"
@@ -82,8 +83,8 @@ int report(ExitCode code, std::string message) {
   text += message + "\n";
   std::fflush(stdout);
   std::fflush(stderr);
-  // One write: the lines of several ranks do not mix. Nobody is left to tell if it fails.
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+  // Nobody is left to tell if it fails, and a reader that has stopped reading may not stop the end.
+  static_cast<void>(longhaul::runtime::write_within(STDERR_FILENO, std::move(text), 2));
   return static_cast<int>(code);
 }
 

@@ -10,11 +10,14 @@
 
 namespace longhaul::launch {
 
-/// What the launcher says.
+class RunClaim;
+
+/// What the launcher says, and what rank 0 holds.
 struct Location {
   int local_rank = 0;  ///< on its host
   std::string host;
-  std::string communicator;  ///< see RunHeader
+  std::string communicator;   ///< see RunHeader
+  RunClaim* claim = nullptr;  ///< of rank 0: the folders are this run's
 };
 
 struct Place : Location {

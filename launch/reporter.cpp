@@ -7,6 +7,7 @@
 
 #include "launch/batches.h"
 #include "launch/config.h"
+#include "launch/config_changes.h"
 #include "launch/model.h"
 #include "launch/row_rules.h"
 #include "launch/schemes.h"
@@ -49,15 +50,17 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
               config.training.micro_batch_size,
               config.training.interleave > 1 ? ", two together" : "");
   std::printf("saves    %s\n", start.room.c_str());
+  std::printf("update   %s\n", optimizer_text(config).c_str());
   if (start.validation != nullptr) std::printf("validate %s\n", start.validation->text().c_str());
-  if (start.resumed_step >= config.training.steps) {
+  if (start.resumed.step >= config.training.steps) {
     std::printf("done     all %ld steps of this run are in its checkpoint of step %ld; %s to do\n",
-                config.training.steps, start.resumed_step,
+                config.training.steps, start.resumed.step,
                 validated ? "nothing" : "only its validation is left");
     return;
   }
-  if (start.resumed_step > 0)
-    std::printf("resumed  from the checkpoint of step %ld\n", start.resumed_step);
+  if (start.resumed.step > 0)
+    std::printf("resumed  from the checkpoint of step %ld\n", start.resumed.step);
+  for (const std::string& line : start.resumed.changes) std::printf("%s\n", line.c_str());
 }
 
 const char* stop_hint(const TrainConfig& config) {
@@ -72,12 +75,12 @@ const char* stop_hint(const TrainConfig& config) {
 Reporter::Reporter(const RunHeader& header, const RunStart& start)
     : config_(header.config),
       peak_flops_(header.peak_flops),
-      writer_(config_.job.output_dir + "/metrics.jsonl", header, start.resumed_step) {
+      writer_(config_.job.output_dir + "/metrics.jsonl", header, start.resumed.step) {
   write_resolved_config(config_);
   if (!writer_.kept_in().empty())
     std::printf("later metrics of an earlier run are now in %s\n", writer_.kept_in().c_str());
-  const bool due = start.validation != nullptr && start.validation->due(start.resumed_step);
-  print_start(header, start, !due || has_validation(start.resumed_step));
+  const bool due = start.validation != nullptr && start.validation->due(start.resumed.step);
+  print_start(header, start, !due || has_validation(start.resumed.step));
 }
 
 void Reporter::step(const StepResult& result, const Trainer& trainer,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "launch/metrics.h"
 #include "launch/place.h"
@@ -12,12 +13,18 @@
 
 namespace longhaul::launch {
 
+/// Where a run begins.
+struct Resumed {
+  std::int64_t step = 0;             ///< the last one that is done
+  std::vector<std::string> changes;  ///< lines: what it does otherwise than its checkpoint's run
+};
+
 /// What there is to say of a run that starts, beside its header.
 struct RunStart {
   const Place& place;
   const ValidationData* validation = nullptr;  ///< of a run that has one
   std::string room;                            ///< checkpoint_room()
-  std::int64_t resumed_step = 0;               ///< the last one that is done
+  const Resumed& resumed;
 };
 
 class Reporter {

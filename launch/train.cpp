@@ -11,6 +11,7 @@
 #include "launch/place.h"
 #include "launch/reporter.h"
 #include "launch/row_rules.h"
+#include "launch/run_claim.h"
 #include "launch/run_header.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
@@ -19,6 +20,7 @@
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
+#include "runtime/console.h"
 #include "runtime/error.h"
 #include "runtime/signals.h"
 
@@ -49,21 +51,22 @@ struct TrainingData {
   const std::shared_ptr<const ValidationData> validation;  ///< null without [validation]
 };
 
-/// Initialises or loads; returns the step that the run goes on from.
-std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
-                    const runtime::Stream& stream) {
+/// Initialises or loads.
+Resumed resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
+               const runtime::Stream& stream) {
   trainer.initialise();
-  if (!config.checkpoint.enable) return 0;
+  if (!config.checkpoint.enable) return {};
   const std::string folder = checkpoint_folder(config);
   const runtime::WordOrInteger& wanted = config.checkpoint.resume;
+  Resumed resumed;
   if (wanted.word == "auto") {
-    if (const auto newest = runtime::Checkpoint::open_newest(folder, world, stream)) {
-      trainer.load(*newest);
-    }
-    return trainer.completed_steps();
+    if (const auto newest = runtime::Checkpoint::open_newest(folder, world, stream))
+      resumed = {newest->metadata().step, trainer.load(*newest).lines()};
+    return resumed;
   }
   if (wanted.word.empty()) {
-    trainer.load(runtime::Checkpoint::open(folder, wanted.integer, world, stream));
+    const auto given = runtime::Checkpoint::open(folder, wanted.integer, world, stream);
+    resumed = {given.metadata().step, trainer.load(given).lines()};
   }
   if (world.rank() == 0) {
     const auto aside = runtime::set_aside_newer_checkpoints(folder, trainer.completed_steps());
@@ -73,7 +76,7 @@ std::int64_t resume(Trainer& trainer, const TrainConfig& config, Communicator& w
   }
   world.barrier(stream);
   stream.synchronize(runtime::deadline_in(3600));
-  return trainer.completed_steps();
+  return resumed;
 }
 
 /// The loop of one rank.
@@ -86,21 +89,25 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   phase("checkpoint folder");
   const std::int64_t checkpoint_bytes = prove_checkpoints(trainer, config, world, stream);
   phase("resume");
-  const std::int64_t resumed_step = resume(trainer, config, world, stream);
+  const Resumed resumed = resume(trainer, config, world, stream);
 
   RunHeader header = run_header(config, data.corpus, data.validation.get(), trainer);
   header.peak_flops = measure_peak_flops(world, place, stream);
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   const RunStart start{place, data.validation.get(),
-                       checkpoint_room(trainer, config, checkpoint_bytes, world, stream),
-                       resumed_step};
+                       checkpoint_room(trainer, config, checkpoint_bytes, world, stream), resumed};
   std::unique_ptr<Reporter> reporter;
   if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, start);
 
-  std::int64_t saved_step = resumed_step;
+  std::int64_t saved_step = resumed.step;
+  // Before anything is written: another run may have taken the folders over.
+  const auto require_claim = [&] {
+    if (place.claim != nullptr) place.claim->check();
+  };
   const auto save = [&] {
     if (!config.checkpoint.enable || saved_step == trainer.completed_steps()) return;
+    require_claim();
     phase("checkpoint");
     trainer.save(checkpoint_folder(config), config.checkpoint.keep_latest_k);
     saved_step = trainer.completed_steps();
@@ -111,19 +118,21 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   const auto validate = [&] {
     phase("validation");
     const auto metrics = validation.run(stop);
+    require_claim();
     if (metrics && reporter) reporter->validation(*metrics);
     return metrics.has_value();
   };
 
   bool stopped = false;
-  if (validation.due(resumed_step)) {
-    const bool done = reporter && reporter->has_validation(resumed_step);
+  if (validation.due(resumed.step)) {
+    const bool done = reporter && reporter->has_validation(resumed.step);
     stopped = trainer.sum_over_ranks({done ? 1.0 : 0.0})[0] == 0 && !validate();
   }
   while (!stopped && trainer.completed_steps() < config.training.steps) {
     phase("training");
     validation.load_ahead(trainer.completed_steps() + 1);
     const StepResult result = trainer.step(stop());
+    require_claim();
     if (reporter) reporter->step(result, trainer, data.sequences.per_epoch());
 
     const std::int64_t step = trainer.completed_steps();
@@ -141,11 +150,10 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   return 128 + (signal != 0 ? signal : SIGUSR1);
 }
 
-/// Checks that all ranks started with the same, and makes this one's trainer.
+/// Makes this rank's trainer, and trains.
 int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data,
                Communicator& world, const Location& location, runtime::FlightRecorder* recorder,
                std::unique_ptr<Trainer>& trainer) {
-  check_common_ground(config, data->corpus, data->validation.get(), world);
   Place place = place_rank(config, world, location);
   place.memory_text =
       check_memory({config, data->vocab_size, data->sequences, place.threads}, world, place);
@@ -169,6 +177,7 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
          " ranks in one process, but the launcher started ", started,
          "; start it without mpirun, or set comm.backend = \"mpi\"");
   }
+  RunClaim claim(config);
   std::vector<std::unique_ptr<runtime::FlightRecorder>> recorders;
   runtime::LoopbackOptions options;
   options.timeout_seconds = config.comm.timeout_seconds;
@@ -178,7 +187,8 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
   }
   std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
-    const Location location{world->rank(), host_name(), "loopback"};
+    const Location location{world->rank(), host_name(), "loopback",
+                            world->rank() == 0 ? &claim : nullptr};
     std::unique_ptr<Trainer> trainer;
     const auto rank = static_cast<std::size_t>(world->rank());
     codes[rank] = start_rank(config, data, *world, location, recorders[rank].get(), trainer);
@@ -205,6 +215,7 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
   runtime::check_launcher(
       runtime::process_environment(),
       {session.rank(), session.size(), session.local_rank(), session.local_size()});
+  std::unique_ptr<runtime::HostCommunicator> world = session.world();
   try {
     config.parallelism.context_parallel_degree =
         resolve_grid(config.parallelism, session.size()).context;
@@ -212,14 +223,18 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
     draft.check();
   } catch (const Error&) {
     // Should this rank's configuration be the odd one out, that is what to tell.
-    check_common_ground(config, data->corpus, data->validation.get(), *session.world());
+    check_common_ground(config, data->corpus, data->validation.get(), *world);
     throw;
   }
+  check_common_ground(config, data->corpus, data->validation.get(), *world);
+  const std::unique_ptr<RunClaim> claim =
+      claim_for_job(config, *world);  // nothing is written before
   auto recorder = std::make_unique<runtime::FlightRecorder>(flight_folder(config), session.rank());
-  std::unique_ptr<Communicator> world = session.world(recorder.get());
+  world->record_to(recorder.get());
   std::unique_ptr<Trainer> trainer;
   try {
-    const Location location{session.local_rank(), session.host_name(), session.mpi_version()};
+    const Location location{session.local_rank(), session.host_name(), session.mpi_version(),
+                            claim.get()};
     const int code = start_rank(config, data, *world, location, recorder.get(), trainer);
     trainer.reset();
     world.reset();
@@ -239,6 +254,7 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
 
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
+  const runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
   TrainDraft draft = load_config(options.config_path, options.overrides);
   const auto data = std::make_shared<const TrainingData>(draft);
   if (draft.config.comm.backend == "mpi") return train_mpi(draft, data);

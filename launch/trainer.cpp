@@ -266,11 +266,12 @@ std::vector<runtime::TensorSlice> Trainer::checkpoint_slices() const {
 }
 
 void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k) {
-  const TrainConfig& config = inputs_.config;
+  TrainConfig config = inputs_.config;
+  config.model.vocab_size = inputs_.vocab_size;  // resolved
   compute_.synchronize(host_deadline());
   runtime::CheckpointMetadata metadata;
   metadata.step = completed_steps_;
-  metadata.tokens = completed_steps_ * config.training.tokens_per_step;
+  metadata.tokens = cursor_ * config.training.seq_len;
   metadata.cursor = cursor_;
   metadata.optimizer_step = optimizer_->updates();
   metadata.seed = static_cast<std::uint64_t>(config.debug.seed);
@@ -283,23 +284,11 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   runtime::save_checkpoint(options, metadata, checkpoint_slices(), *control_comm_, control_stream_);
 }
 
-void Trainer::load(const runtime::Checkpoint& checkpoint) {
+ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
   const runtime::CheckpointMetadata& metadata = checkpoint.metadata();
-  const auto refuse = [&](const std::string& what, const auto& has, const auto& wants) {
-    fail(ExitCode::config, checkpoint.path().string(), ": made with ", what, " ", has,
-         ", this run has ", wants,
-         "; the order of the data would change. Use the same, another job.output_dir, or "
-         "checkpoint.resume = \"never\"");
-  };
-  const auto seed = static_cast<std::uint64_t>(inputs_.config.debug.seed);
-  if (metadata.seed != seed) refuse("debug.seed", metadata.seed, seed);
-  if (metadata.corpus_digest != inputs_.corpus_digest)
-    refuse("corpus", metadata.corpus_digest, inputs_.corpus_digest);
-  const auto seq_len = metadata.extra.find("seq_len");
-  const std::string saved_seq_len = seq_len == metadata.extra.end() ? "unknown" : seq_len->second;
-  if (saved_seq_len != std::to_string(inputs_.config.training.seq_len)) {
-    refuse("training.seq_len", saved_seq_len, inputs_.config.training.seq_len);
-  }
+  ConfigChanges changes =
+      require_same_meaning(metadata, checkpoint.path().string(),
+                           {inputs_.config, inputs_.vocab_size, inputs_.corpus_digest});
   compute_.synchronize(host_deadline());
   const std::vector<parallel::FlatState> all = states();
   const auto& parameters = store_->table().parameters();
@@ -322,6 +311,7 @@ void Trainer::load(const runtime::Checkpoint& checkpoint) {
   optimizer_->set_updates(metadata.optimizer_step);
   completed_steps_ = metadata.step;
   cursor_ = metadata.cursor;
+  return changes;
 }
 
 }  // namespace longhaul::launch

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/config_changes.h"
 #include "launch/loader.h"
 #include "launch/schemes.h"
 #include "launch/train_config.h"
@@ -64,10 +65,10 @@ class Trainer {
 
   /// Draws the weights from the seed; nothing is read.
   void initialise();
-  /// Continues from a checkpoint of any grid. Collective. Throws Error(data) when its tensors
-  /// are not this model's, by name and size; Error(config) when it is of another corpus, seed or
-  /// sequence length. What no tensor shows (layer_types, rope_theta) is not compared.
-  void load(const runtime::Checkpoint& checkpoint);
+  /// Continues from a checkpoint of any grid; returns what of the configuration is not as it was.
+  /// Collective. Throws Error(config) where that gives the checkpoint another meaning
+  /// (config_changes.h), Error(data) when its tensors are not this model's, by name and size.
+  ConfigChanges load(const runtime::Checkpoint& checkpoint);
   /// What a checkpoint holds of this rank, for save(); views of the trainer's own memory.
   std::vector<runtime::TensorSlice> checkpoint_slices() const;
   /// Collective; returns when the checkpoint is committed.

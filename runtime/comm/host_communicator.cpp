@@ -222,9 +222,10 @@ void HostCommunicator::Core::run(const ExchangeInfo& info, std::span<const Outgo
 
 HostCommunicator::HostCommunicator(std::shared_ptr<Core> core) : core_(std::move(core)) {}
 
-std::unique_ptr<Communicator> HostCommunicator::world(std::shared_ptr<Transport> transport,
-                                                      int rank, int size, double timeout_seconds,
-                                                      FlightRecorder* recorder) {
+std::unique_ptr<HostCommunicator> HostCommunicator::world(std::shared_ptr<Transport> transport,
+                                                          int rank, int size,
+                                                          double timeout_seconds,
+                                                          FlightRecorder* recorder) {
   auto core = std::make_shared<Core>();
   core->transport = std::move(transport);
   core->contexts = std::make_shared<Contexts>();
@@ -237,6 +238,8 @@ std::unique_ptr<Communicator> HostCommunicator::world(std::shared_ptr<Transport>
   core->recorder = recorder;
   return std::make_unique<HostCommunicator>(std::move(core));
 }
+
+void HostCommunicator::record_to(FlightRecorder* recorder) { core_->recorder = recorder; }
 
 int HostCommunicator::rank() const { return core_->rank; }
 int HostCommunicator::size() const { return core_->size(); }

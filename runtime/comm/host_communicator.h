@@ -14,9 +14,12 @@ class HostCommunicator final : public Communicator {
  public:
   /// The communicator of all ranks, in world order. `recorder`, when given, must outlive it and its
   /// splits, and gets every operation.
-  static std::unique_ptr<Communicator> world(std::shared_ptr<Transport> transport, int rank,
-                                             int size, double timeout_seconds,
-                                             FlightRecorder* recorder = nullptr);
+  static std::unique_ptr<HostCommunicator> world(std::shared_ptr<Transport> transport, int rank,
+                                                 int size, double timeout_seconds,
+                                                 FlightRecorder* recorder = nullptr);
+  /// From now on this communicator, and splits made from now on, give their operations to the
+  /// recorder. None may be under way.
+  void record_to(FlightRecorder* recorder);
 
   int rank() const override;
   int size() const override;

@@ -38,10 +38,10 @@ int MpiSession::local_size() const { return worker_->facts().local_size; }
 const std::string& MpiSession::host_name() const { return worker_->facts().host_name; }
 const std::string& MpiSession::mpi_version() const { return worker_->facts().mpi_version; }
 
-std::unique_ptr<Communicator> MpiSession::world(FlightRecorder* recorder) {
+std::unique_ptr<HostCommunicator> MpiSession::world() {
   LONGHAUL_CHECK(!world_taken_, "the world communicator was taken before; split that one");
   world_taken_ = true;
-  return HostCommunicator::world(worker_, rank(), size(), worker_->timeout_seconds(), recorder);
+  return HostCommunicator::world(worker_, rank(), size(), worker_->timeout_seconds());
 }
 
 void MpiSession::close() {

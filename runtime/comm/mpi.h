@@ -9,11 +9,9 @@
 #include <memory>
 #include <string>
 
-#include "runtime/comm/communicator.h"
+#include "runtime/comm/host_communicator.h"
 
 namespace longhaul::runtime {
-
-class FlightRecorder;
 
 struct MpiOptions {
   double timeout_seconds = 60;
@@ -48,7 +46,7 @@ class MpiSession {
 
   /// The communicator of all ranks; may be taken once (others are its splits). After a wait past
   /// the timeout that leaves a message half done, every later operation fails: end the process.
-  std::unique_ptr<Communicator> world(FlightRecorder* recorder = nullptr);
+  std::unique_ptr<HostCommunicator> world();
 
   /// Finalises MPI; collective, and the streams must be idle. Throws Error(hang) past the timeout.
   void close();

@@ -158,14 +158,16 @@ const TomlValue* ConfigDraft::given(const std::string& path) const {
   return found != values_.end() ? &found->second.value : nullptr;
 }
 
-void ConfigDraft::fill() {
+void ConfigDraft::fill(bool stored) {
   filled_ = true;
   for (const ConfigKey& key : schema_->keys()) {
     const std::string path = key.path();
     const ConfigSlot slot = key.slot(configuration());
-    if (key.default_value) {
-      const std::optional<TomlValue> value = parse_toml_value(*key.default_value);
-      LONGHAUL_CHECK(value.has_value(), "default of ", path, " is ", *key.default_value);
+    const auto& absent =
+        stored && key.before_it_existed ? key.before_it_existed : key.default_value;
+    if (absent) {
+      const std::optional<TomlValue> value = parse_toml_value(*absent);
+      LONGHAUL_CHECK(value.has_value(), "default of ", path, " is ", *absent);
       const auto wrong = std::visit(Assign(key, *value), slot);
       LONGHAUL_CHECK(wrong.empty(), "default of ", path, ": ", wrong[0].message);
     }

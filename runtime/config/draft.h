@@ -40,8 +40,9 @@ class ConfigDraft {
   /// A required key whose absence another problem already explains.
   void excuse(const std::string& path) { excused_.insert(path); }
 
-  /// Defaults, then what was set; reports wrong types, values and missing keys.
-  void fill();
+  /// Defaults, then what was set; reports wrong types, values and missing keys. `stored`: a key
+  /// that is absent takes what held before it existed.
+  void fill(bool stored = false);
   /// What the file or an override gives a key, good or not, retired or not; nullptr for nothing.
   const TomlValue* given(const std::string& path) const;
   bool is_set(const std::string& path) const { return given(path) != nullptr; }
@@ -89,5 +90,7 @@ void read_config(ConfigDraft& draft, const std::vector<std::string>& overrides);
 /// The same of a text that stands for the file.
 void read_config_text(ConfigDraft& draft, const std::string& text,
                       const std::vector<std::string>& overrides = {});
+/// The same of a text that this program, or an older one, has stored beside a state.
+void read_stored_config(ConfigDraft& draft, const std::string& text);
 
 }  // namespace longhaul::runtime

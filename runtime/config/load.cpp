@@ -171,14 +171,8 @@ void take_override(ConfigDraft& draft, const std::string& text, std::size_t orde
   }
 }
 
-}  // namespace
-
-void read_config(ConfigDraft& draft, const std::vector<std::string>& overrides) {
-  read_config_text(draft, read_config_file(draft.file()), overrides);
-}
-
-void read_config_text(ConfigDraft& draft, const std::string& text,
-                      const std::vector<std::string>& overrides) {
+void read_text(ConfigDraft& draft, const std::string& text,
+               const std::vector<std::string>& overrides, bool stored) {
   const auto parsed = parse_toml(text);
   const auto* syntax_error = std::get_if<TomlSyntaxError>(&parsed);
   if (syntax_error != nullptr) {
@@ -189,7 +183,22 @@ void read_config_text(ConfigDraft& draft, const std::string& text,
     }
   }
   for (std::size_t i = 0; i < overrides.size(); ++i) take_override(draft, overrides[i], i + 1);
-  if (syntax_error == nullptr) draft.fill();  // otherwise most keys were never seen
+  if (syntax_error == nullptr) draft.fill(stored);  // otherwise most keys were never seen
+}
+
+}  // namespace
+
+void read_config(ConfigDraft& draft, const std::vector<std::string>& overrides) {
+  read_config_text(draft, read_config_file(draft.file()), overrides);
+}
+
+void read_config_text(ConfigDraft& draft, const std::string& text,
+                      const std::vector<std::string>& overrides) {
+  read_text(draft, text, overrides, false);
+}
+
+void read_stored_config(ConfigDraft& draft, const std::string& text) {
+  read_text(draft, text, {}, true);
 }
 
 }  // namespace longhaul::runtime

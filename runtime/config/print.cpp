@@ -100,6 +100,10 @@ std::string default_text(const ConfigKey& key) {
 
 }  // namespace
 
+std::optional<std::string> value_text(const ConfigKey& key, Configuration& config) {
+  return std::visit(TomlText{}, key.slot(config));
+}
+
 std::string to_toml(const ConfigSchema& schema, Configuration& config) {
   std::string text;
   std::string_view section;
@@ -108,7 +112,7 @@ std::string to_toml(const ConfigSchema& schema, Configuration& config) {
       text += fmt::format("{}[{}]\n", text.empty() ? "" : "\n", key.section);
       section = key.section;
     }
-    const auto value = std::visit(TomlText{}, key.slot(config));
+    const auto value = value_text(key, config);
     if (value) text += fmt::format("{} = {}\n", key.name, *value);
   }
   return text;

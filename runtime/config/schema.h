@@ -33,11 +33,22 @@ using ConfigSlot = std::variant<std::int64_t*, double*, bool*, std::string*, DTy
                                 std::optional<std::int64_t>*, std::optional<std::string>*,
                                 std::vector<std::string>*, std::vector<std::int64_t>*>;
 
+/// What it means for work that goes on from a stored state, made under another value of a key.
+enum class OnResume {
+  meaning,  ///< the state would mean something else: refused
+  run,      ///< the run goes on in another way: told
+  free      ///< the run goes on as before: not worth a word
+};
+
 struct ConfigKey {
   const char* section;
   const char* name;
   /// Of a configuration of the type that the schema is about.
   ConfigSlot (*slot)(Configuration&);
+  OnResume on_resume = OnResume::meaning;
+  /// A TOML value: what held before the key existed, where that is not the default; for states that
+  /// were stored then.
+  std::optional<std::string> before_it_existed = std::nullopt;
   std::string explanation;
   /// A TOML value; nullopt with `derived_default` empty: the key is required.
   std::optional<std::string> default_value = std::nullopt;
@@ -86,6 +97,9 @@ class ConfigSchema {
 
 /// "an integer of at least 1", "one of \"mpi\", \"loopback\"": what a value of this key must be.
 std::string expectation(const ConfigKey& key, const ConfigSlot& slot);
+
+/// A key's value in TOML; nullopt when it has none. The configuration is only read.
+std::optional<std::string> value_text(const ConfigKey& key, Configuration& config);
 
 /// Every key with its value, as TOML that loads to the same configuration. Canonical: equal
 /// configurations give equal text. The configuration is only read.

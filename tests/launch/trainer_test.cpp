@@ -465,10 +465,13 @@ TEST(Resume, RefusesWhatWouldNotBeTheSameRun) {
                      [&] { resume(other, kVocabulary); });
   other = on({1, 2});
   other.model.intermediate_size = 48;
-  test::expect_error(runtime::ExitCode::data, "gate_proj", [&] { resume(other, kVocabulary); });
-  test::expect_error(runtime::ExitCode::data, "embed_tokens", [&] {
-    resume(on({1, 2}), kVocabulary + 1);
-  });
+  test::expect_error(runtime::ExitCode::config,
+                     "model.intermediate_size = 48: the checkpoint was made with 40",
+                     [&] { resume(other, kVocabulary); });
+  test::expect_error(runtime::ExitCode::config,
+                     "model.vocab_size = 32: the checkpoint was made with 31", [&] {
+                       resume(on({1, 2}), kVocabulary + 1);
+                     });
 }
 
 // ---- it learns

@@ -38,7 +38,8 @@ const ConfigSchema& test_schema() {
        {KEY(lists, sizes), .explanation = "Sizes.", .derived_default = "none", .minimum = 1,
         .maximum = 9},
        {KEY(one, count), .explanation = "Count.", .minimum = 1, .maximum = 1 << 20},
-       {KEY(one, rate), .explanation = "Rate.", .default_value = "0.5"},
+       {KEY(one, rate), .before_it_existed = "0.25", .explanation = "Rate.",
+        .default_value = "0.5"},
        {KEY(one, flag), .explanation = "Flag.", .default_value = "false"},
        {KEY(one, text), .explanation = "Text.", .default_value = "\"t\""},
        {KEY(one, dtype), .explanation = "Dtype.", .default_value = "\"float32\"",
@@ -195,6 +196,19 @@ TEST(Suggest, EditDistance) {
   EXPECT_EQ(nearest("beta3", words).word, "beta1");
   EXPECT_TRUE(nearest("beta3", words).close);
   EXPECT_FALSE(nearest("momentum_of_inertia", words).close);
+}
+
+TEST(Config, AStoredTextTakesWhatHeldBeforeAKeyExisted) {
+  const auto rate = [](const std::string& text) {
+    Draft draft;
+    read_stored_config(draft, text);
+    draft.check();
+    return draft.settings.one.rate;
+  };
+  EXPECT_EQ(rate("[one]\ncount = 1"), 0.25);
+  EXPECT_EQ(rate("[one]\ncount = 1\nrate = 0.75"), 0.75);
+  EXPECT_EQ(load("[one]\ncount = 1").one.rate, 0.5);
+  EXPECT_EQ(load("[one]\ncount = 1").one.text, "t");
 }
 
 }  // namespace

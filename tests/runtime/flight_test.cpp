@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "runtime/error.h"
-#include "runtime/signals.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -187,20 +186,6 @@ TEST(FlightRecorder, AFolderThatCannotBeIsAnIoError) {
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::io) << error.what();
   }
-}
-
-TEST(Signals, AreNoted) {
-  signals::install();
-  signals::clear();
-  EXPECT_EQ(signals::requested(), 0);
-  ASSERT_EQ(raise(SIGUSR1), 0);
-  EXPECT_EQ(signals::requested(), SIGUSR1);
-  ASSERT_EQ(raise(SIGTERM), 0);
-  EXPECT_EQ(signals::requested(), SIGTERM);
-  signals::clear();
-  EXPECT_EQ(signals::requested(), 0);
-  ::signal(SIGTERM, SIG_DFL);
-  ::signal(SIGUSR1, SIG_DFL);
 }
 
 }  // namespace

@@ -44,7 +44,9 @@ int main(int argc, char** argv) {
     std::printf("pid %d\n", getpid());
     std::fflush(stdout);
     try {
-      ring(*session.world(&recorder), recorder, mode);
+      const auto world = session.world();
+      world->record_to(&recorder);
+      ring(*world, recorder, mode);
     } catch (const Error& error) {
       std::fprintf(
           stderr, "%s\n%s", error.what(),

@@ -1,0 +1,135 @@
+#include "launch/config_changes.h"
+
+#include <fmt/format.h>
+
+#include "attention/named_masks.h"
+#include "launch/config.h"
+#include "launch/old_schemes.h"
+#include "models/optimizer.h"
+#include "runtime/error.h"
+
+namespace longhaul::launch {
+namespace {
+
+using runtime::ConfigKey;
+using runtime::ExitCode;
+using runtime::fail;
+using runtime::OnResume;
+
+/// A checkpoint's configuration as this program reads it.
+TrainDraft read_stored(const std::string& text, const std::string& path) {
+  const std::string today = translate_config(text);
+  const auto parsed = runtime::parse_toml(today);
+  if (const auto* error = std::get_if<runtime::TomlSyntaxError>(&parsed))
+    fail(ExitCode::data, path, ": its configuration is no TOML: ", error->message);
+  const runtime::ConfigSchema& schema = config_schema();
+  std::string unknown;
+  for (const runtime::TomlSection& section : std::get<std::vector<runtime::TomlSection>>(parsed)) {
+    for (const runtime::TomlEntry& entry : section.entries) {
+      const std::string key = section.name + "." + entry.key;
+      if (schema.find(section.name, entry.key) == nullptr && !schema.is_retired(key))
+        unknown += (unknown.empty() ? "" : ", ") + key;
+    }
+  }
+  if (!unknown.empty())
+    fail(ExitCode::data, path, ": its configuration has keys that this program does not know (",
+         unknown, "); go on with the program that made it, or a newer one");
+  TrainDraft draft(path);
+  runtime::read_stored_config(draft, today);
+  for (const ConfigKey& key : schema.keys()) {
+    if (key.on_resume == OnResume::meaning && !draft.good({key.path().c_str()}))
+      fail(ExitCode::data, path, ": its configuration has no ", key.path(),
+           " that can be understood");
+  }
+  return draft;
+}
+
+/// Spells alike what means the same.
+void spell_out(TrainConfig& config, std::int64_t vocab_size, bool layer_types) {
+  ModelConfig& model = config.model;
+  model.vocab_size = model.vocab_size.value_or(vocab_size);
+  if (layer_types && model.layer_types.empty())
+    model.layer_types.assign(static_cast<std::size_t>(model.num_hidden_layers), "full_attention");
+  config.data.mask = attention::mask_rule(config.data.mask).name;
+}
+
+double learning_rate(const TrainConfig& config, std::int64_t step) {
+  return models::learning_rate({config.optimizer.lr, config.lr_scheduler.warmup_steps,
+                                config.training.steps, config.lr_scheduler.min_lr_factor},
+                               step);
+}
+
+}  // namespace
+
+ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpoint,
+                                      const std::string& path, const ResumingRun& run) {
+  const TrainDraft stored = read_stored(checkpoint.config, path);
+  TrainConfig before = stored.config, now = run.config;
+  TrainConfig before_as_given = before, now_as_given = now;
+  ConfigChanges changes;
+  changes.next_step = checkpoint.step + 1;
+  changes.rate_before = learning_rate(before, changes.next_step);
+  changes.rate_now = learning_rate(now, changes.next_step);
+
+  const bool layer_types = !before.model.layer_types.empty() || !now.model.layer_types.empty();
+  spell_out(before, run.vocab_size, layer_types);
+  spell_out(now, run.vocab_size, layer_types);
+  for (const ConfigKey& key : config_schema().keys()) {
+    const auto old_value = value_text(key, before), new_value = value_text(key, now);
+    if (key.on_resume == OnResume::free || old_value == new_value) continue;
+    const auto shown = [&](TrainConfig& as_given, const std::optional<std::string>& spelled_out) {
+      const auto given = value_text(key, as_given);
+      return given ? *given : spelled_out.value_or("not set");
+    };
+    KeyChange change{key.path(), shown(before_as_given, old_value), shown(now_as_given, new_value)};
+    if (key.before_it_existed && stored.given(change.key) == nullptr)
+      change.before += ", as all runs did before this key existed";
+    auto& list = key.on_resume == OnResume::meaning ? changes.meaning : changes.run;
+    list.push_back(std::move(change));
+  }
+  if (checkpoint.corpus_digest != run.corpus_digest)
+    changes.meaning.push_back(
+        {"data.corpus",
+         fmt::format("{} of digest {}", runtime::quote_toml(before.data.corpus),
+                     checkpoint.corpus_digest),
+         fmt::format("{} of digest {}", runtime::quote_toml(now.data.corpus), run.corpus_digest)});
+  return changes;
+}
+
+ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint,
+                                   const std::string& path, const ResumingRun& run) {
+  ConfigChanges changes = compare_with_checkpoint(checkpoint, path, run);
+  if (changes.meaning.empty()) return changes;
+  std::string text = path + ": this run's configuration gives the checkpoint another meaning:";
+  for (const KeyChange& change : changes.meaning)
+    text += fmt::format("\n  {} = {}: the checkpoint was made with {}", change.key, change.now,
+                        change.before);
+  fail(ExitCode::config, text,
+       "\nTo go on from it, set these keys as they were. To start another run, set another "
+       "job.output_dir, or checkpoint.resume = \"never\"");
+}
+
+std::vector<std::string> ConfigChanges::lines() const {
+  std::vector<std::string> lines;
+  for (const KeyChange& change : run)
+    lines.push_back(
+        fmt::format("changed  {} from {} to {}", change.key, change.before, change.now));
+  if (rate_before != rate_now)
+    lines.push_back(fmt::format("changed  the learning rate of step {} from {:.4g} to {:.4g}",
+                                next_step, rate_before, rate_now));
+  return lines;
+}
+
+std::string optimizer_text(const TrainConfig& config) {
+  const OptimizerConfig& o = config.optimizer;
+  const LrSchedulerConfig& s = config.lr_scheduler;
+  return fmt::format(
+      "{}, lr {:g} after {} warm-up steps, {} to {:g} at step {}, betas {:g} and {:g}, eps {:g}, "
+      "weight decay {:g}, {}",
+      o.name, o.lr, s.warmup_steps, s.decay_type, o.lr * s.min_lr_factor, config.training.steps,
+      o.beta1, o.beta2, o.eps, o.weight_decay,
+      config.training.max_norm > 0 ? fmt::format("clipped to norm {:g}", config.training.max_norm)
+                                   : "not clipped");
+}
+
+}  // namespace longhaul::launch

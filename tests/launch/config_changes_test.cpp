@@ -1,0 +1,293 @@
+// What may differ between a checkpoint's configuration and the one that goes on from it.
+#include "launch/config_changes.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "launch/config.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temp_directory.h"
+
+namespace longhaul::launch {
+namespace {
+
+using Keys = std::set<std::string>;
+
+constexpr const char* kConfig = R"([job]
+output_dir = "out"
+[model]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 2
+num_attention_heads = 2
+[data]
+corpus = "FOLDER/c.h5"
+[training]
+seq_len = 128
+tokens_per_step = 512
+steps = 12
+[optimizer]
+lr = 1e-3
+[parallelism]
+context_parallel_degree = 1
+)";
+
+/// Text with the test's folder in the place of FOLDER. The two corpora there are only looked for.
+std::string in_folder(std::string text) {
+  static const test::TempDirectory folder;
+  folder.write("c.h5", "");
+  folder.write("moved.h5", "");
+  const auto at = text.find("FOLDER");
+  return at == std::string::npos ? text : text.replace(at, 6, folder.path().string());
+}
+
+TrainConfig load(std::vector<std::string> sets = {}) {
+  const test::TempDirectory folder;
+  for (std::string& set : sets) set = in_folder(set);
+  return load_config(folder.write("run.toml", in_folder(kConfig)), sets).config;
+}
+
+runtime::CheckpointMetadata checkpoint_of(const TrainConfig& config, std::int64_t step = 8) {
+  runtime::CheckpointMetadata metadata;
+  metadata.step = step;
+  metadata.config = to_toml(config);
+  metadata.corpus_digest = "one";
+  return metadata;
+}
+
+ConfigChanges compare(const runtime::CheckpointMetadata& before, const TrainConfig& now,
+                      std::int64_t vocab_size = 256) {
+  return compare_with_checkpoint(before, "step-8", {now, vocab_size, "one"});
+}
+
+ConfigChanges changes(const std::vector<std::string>& before, const std::vector<std::string>& now) {
+  return compare(checkpoint_of(load(before)), load(now));
+}
+
+Keys keys(const std::vector<KeyChange>& list) {
+  Keys keys;
+  for (const KeyChange& change : list) keys.insert(change.key);
+  return keys;
+}
+
+/// Another value of every key that the small configuration can take alone, and others that it
+/// needs.
+const std::map<std::string, std::vector<std::string>> kOther = {
+    {"job.output_dir", {"elsewhere"}},
+    {"model.hidden_size", {"64"}},
+    {"model.intermediate_size", {"48"}},
+    {"model.num_hidden_layers", {"3"}},
+    {"model.num_attention_heads", {"4", "model.num_key_value_heads=2", "model.head_dim=16"}},
+    {"model.num_key_value_heads", {"1"}},
+    {"model.head_dim", {"8"}},
+    {"model.rms_norm_eps", {"1e-6"}},
+    {"model.rope_theta", {"5e5"}},
+    {"model.tie_word_embeddings", {"true"}},
+    {"model.vocab_size", {"300"}},
+    {"data.corpus", {"FOLDER/moved.h5"}},
+    {"data.mask", {"causal"}},
+    {"training.seq_len", {"64"}},
+    {"training.micro_batch_size", {"2"}},
+    {"training.tokens_per_step", {"256"}},
+    {"training.interleave", {"2"}},
+    {"training.steps", {"20"}},
+    {"training.max_norm", {"2"}},
+    {"training.dtype", {"bfloat16"}},
+    {"optimizer.lr", {"5e-3"}},
+    {"optimizer.beta1", {"0.8"}},
+    {"optimizer.beta2", {"0.99"}},
+    {"optimizer.eps", {"1e-7"}},
+    {"optimizer.weight_decay", {"0"}},
+    {"lr_scheduler.warmup_steps", {"3"}},
+    {"lr_scheduler.min_lr_factor", {"0.5"}},
+    {"parallelism.context_parallel_degree", {"3"}},
+    {"parallelism.context_parallel_scheme", {"burst"}},
+    {"parallelism.context_parallel_switch", {"5:burst"}},
+    {"parallelism.context_parallel_layout", {"striped"}},
+    {"parallelism.context_parallel_wire_dtype", {"bfloat16"}},
+    {"parallelism.data_parallel_replicate_degree", {"2"}},
+    {"parallelism.shard", {"optimizer"}},
+    {"activation_checkpoint.mode", {"full"}},
+    {"checkpoint.enable", {"false"}},
+    {"checkpoint.folder", {"other"}},
+    {"checkpoint.interval", {"7"}},
+    {"checkpoint.keep_latest_k", {"0"}},
+    {"checkpoint.resume", {"4"}},
+    {"metrics.log_freq", {"10"}},
+    {"comm.backend", {"loopback"}},
+    {"comm.timeout_seconds", {"5"}},
+    {"debug.seed", {"2"}},
+    {"debug.deterministic", {"true"}},
+    {"debug.threads", {"3"}},
+};
+/// Keys with a single value so far, or that go with a mask or layers of their own (below).
+const Keys kNotAlone = {"model.architecture",
+                        "model.layer_types",
+                        "model.sliding_window",
+                        "data.window",
+                        "data.prefix",
+                        "data.global",
+                        "data.block",
+                        "optimizer.name",
+                        "lr_scheduler.decay_type",
+                        "parallelism.tensor_parallel_degree",
+                        "parallelism.pipeline_parallel_degree",
+                        "device.kind"};
+const Keys kMeaning = {"model.hidden_size",
+                       "model.intermediate_size",
+                       "model.num_hidden_layers",
+                       "model.num_attention_heads",
+                       "model.num_key_value_heads",
+                       "model.head_dim",
+                       "model.rms_norm_eps",
+                       "model.rope_theta",
+                       "model.tie_word_embeddings",
+                       "model.vocab_size",
+                       "data.mask",
+                       "training.seq_len",
+                       "debug.seed"};
+const Keys kFree = {"job.output_dir",   "checkpoint.folder",    "checkpoint.resume",
+                    "metrics.log_freq", "comm.timeout_seconds", "debug.deterministic",
+                    "debug.threads"};
+
+TEST(ConfigChanges, EveryKeyIsRefusedToldOrFree) {
+  for (const runtime::ConfigKey& key : config_schema().keys()) {
+    const std::string path = key.path();
+    SCOPED_TRACE(path);
+    if (kNotAlone.contains(path)) continue;
+    ASSERT_TRUE(kOther.contains(path)) << "a new key: say here whether it may change";
+    const std::vector<std::string>& other = kOther.at(path);
+    std::vector<std::string> sets = {path + "=" + other.front()};
+    sets.insert(sets.end(), other.begin() + 1, other.end());
+    if (path == "model.hidden_size") sets.emplace_back("model.head_dim=16");
+    const ConfigChanges found = changes({}, sets);
+    const Keys meaning = keys(found.meaning), run = keys(found.run);
+    EXPECT_EQ(meaning.contains(path), kMeaning.contains(path));
+    EXPECT_EQ(run.contains(path), !kMeaning.contains(path) && !kFree.contains(path));
+    EXPECT_LE(meaning.size() + run.size(), 1u) << "only what was changed";
+  }
+}
+
+TEST(ConfigChanges, NumbersOfMasksAndTypesOfLayersAreMeaning) {
+  const std::vector<std::string>
+      window = {"data.mask=causal_window", "data.window=9"},
+      sliding = {"model.layer_types=[\"sliding_attention\", \"full_attention\"]",
+                 "model.sliding_window=9"};
+  EXPECT_EQ(keys(changes(window, {window[0], "data.window=8"}).meaning), Keys{"data.window"});
+  EXPECT_EQ(keys(changes({}, window).meaning), (Keys{"data.mask", "data.window"}));
+  EXPECT_EQ(keys(changes({"data.mask=prefix_document", "data.prefix=3"},
+                         {"data.mask=prefix_document", "data.prefix=4"})
+                     .meaning),
+            Keys{"data.prefix"});
+  EXPECT_EQ(keys(changes({"data.mask=global_window", "data.window=5", "data.global=3"},
+                         {"data.mask=global_window", "data.window=5", "data.global=4"})
+                     .meaning),
+            Keys{"data.global"});
+  EXPECT_EQ(
+      keys(changes({"data.mask=causal_blockwise"}, {"data.mask=causal_blockwise", "data.block=4"})
+               .meaning),
+      Keys{"data.block"});
+  EXPECT_EQ(keys(changes(sliding, {sliding[0], "model.sliding_window=8"}).meaning),
+            Keys{"model.sliding_window"});
+  EXPECT_EQ(keys(changes({}, sliding).meaning),
+            (Keys{"model.layer_types", "model.sliding_window"}));
+}
+
+TEST(ConfigChanges, WhatMeansTheSameIsNoChange) {
+  const auto none = [](const std::vector<std::string>& before,
+                       const std::vector<std::string>& now) {
+    const ConfigChanges found = changes(before, now);
+    EXPECT_TRUE(found.meaning.empty()) << found.meaning.front().key;
+    EXPECT_TRUE(found.run.empty()) << found.run.front().key;
+    EXPECT_TRUE(found.lines().empty());
+  };
+  none({}, {});
+  none({}, {"data.mask=causal_document"});
+  none({"data.mask=causal_document"}, {"data.mask=documents"});
+  none({}, {"model.vocab_size=256"});
+  none({"model.vocab_size=256"}, {});
+  none({}, {"model.layer_types=[\"full_attention\", \"full_attention\"]"});
+  none({}, {"model.head_dim=16", "model.num_key_value_heads=2"});
+  none({"training.max_norm=1"}, {"training.max_norm=1.0"});
+}
+
+TEST(ConfigChanges, TheErrorNamesKeysBothValuesAndWhatToDo) {
+  const TrainConfig now = load({"data.mask=causal", "model.rope_theta=5e4", "optimizer.lr=1"});
+  const auto before = checkpoint_of(load());
+  for (const std::string& part :
+       {std::string("out/step-8: "),
+        std::string("\n  data.mask = \"causal\": the checkpoint was made with "
+                    "\"documents\"\n"),
+        std::string("\n  model.rope_theta = 50000.0: the checkpoint was made with 10000.0\n"),
+        std::string("checkpoint.resume = \"never\"")}) {
+    test::expect_error(runtime::ExitCode::config, part, [&] {
+      require_same_meaning(before, "out/step-8", {now, 256, "one"});
+    });
+  }
+  test::expect_error(runtime::ExitCode::config, "c.h5\" of digest two", [&] {
+    require_same_meaning(before, "out/step-8", {load(), 256, "two"});
+  });
+  EXPECT_EQ(
+      keys(
+          require_same_meaning(before, "out/step-8", {load({"training.steps=9"}), 256, "one"}).run),
+      Keys{"training.steps"});
+}
+
+TEST(ConfigChanges, ALearningRateThatJumpsIsTold) {
+  // Half a cosine from lr at step 0 to a tenth of it at step 12, at the ninth step.
+  const auto rate = [](double lr, double steps) {
+    return lr * (0.1 + 0.45 * (1 + std::cos(std::acos(-1.0) * 9 / steps)));
+  };
+  const ConfigChanges found = changes({}, {"optimizer.lr=5e-3"});
+  EXPECT_EQ(found.next_step, 9);
+  EXPECT_NEAR(found.rate_before, rate(1e-3, 12), 1e-12);
+  EXPECT_NEAR(found.rate_now, rate(5e-3, 12), 1e-12);
+  const std::vector<std::string> lines = found.lines();
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0], "changed  optimizer.lr from 0.001 to 0.005");
+  EXPECT_TRUE(lines[1].starts_with("changed  the learning rate of step 9 from 0.000")) << lines[1];
+  // More steps stretch the schedule: the rate jumps though optimizer.lr has not changed.
+  const ConfigChanges longer = changes({}, {"training.steps=100"});
+  EXPECT_NEAR(longer.rate_now, rate(1e-3, 100), 1e-12);
+  EXPECT_EQ(longer.lines().size(), 2u);
+  EXPECT_EQ(changes({}, {"checkpoint.interval=7"}).lines().size(), 1u);
+}
+
+TEST(ConfigChanges, OlderAndForeignConfigurations) {
+  const TrainConfig now = load({"parallelism.context_parallel_degree=4",
+                                "parallelism.context_parallel_scheme=usp(heads=2)"});
+  auto stored = checkpoint_of(now);
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    auto changed = stored;
+    const auto at = changed.config.find(from);
+    EXPECT_NE(at, std::string::npos) << from << " is not in\n" << changed.config;
+    changed.config.replace(at, from.size(), to);
+    return changed;
+  };
+  // How schemes were written before they were expressions.
+  const ConfigChanges older =
+      compare(replace("context_parallel_scheme = \"usp(heads=2)\"",
+                      "context_parallel_scheme = \"usp\"\ncontext_parallel_degrees = \"inner=2\"\n"
+                      "context_parallel_nesting = \"heads_inside\""),
+              now);
+  EXPECT_TRUE(older.meaning.empty());
+  EXPECT_LE(older.run.size(), 1u);  // the nesting that is the default is spelled out
+  // A key that is newer than the checkpoint has its default.
+  EXPECT_TRUE(compare(replace("shard = \"none\"\n", ""), now).lines().empty());
+  const auto refused = [&](const runtime::CheckpointMetadata& metadata, const std::string& part) {
+    test::expect_error(runtime::ExitCode::data, part, [&] { compare(metadata, now); });
+  };
+  refused(replace("hidden_size = 32\n", ""), "no model.hidden_size");
+  refused(replace("hidden_size = 32\n", "hidden_size = \"32\"\n"), "no model.hidden_size");
+  refused(replace("[data]\n", "[data]\nnoise = 3\n"), "does not know (data.noise)");
+  refused(replace("[data]\n", "[data\n"), "no TOML");
+  stored.config.clear();
+  refused(stored, "no model.");
+}
+
+}  // namespace
+}  // namespace longhaul::launch
