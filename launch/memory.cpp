@@ -174,6 +174,7 @@ std::string remedies_text(const MemoryQuestion& question, int rank) {
 /// What the ranks of a host need together.
 struct HostNeed {
   std::int64_t ranks = 0, states = 0, total = 0, memory = 0;
+  std::int64_t largest = 0;  ///< total of one rank
 };
 
 std::map<std::string, HostNeed> gather_needs(runtime::Communicator& world, const std::string& host,
@@ -192,6 +193,7 @@ std::map<std::string, HostNeed> gather_needs(runtime::Communicator& world, const
     ++need.ranks;
     need.states += states;
     need.total += total;
+    need.largest = std::max(need.largest, total);
     need.memory = memory;
   }
   return hosts;
@@ -251,8 +253,12 @@ std::string check_memory(const MemoryQuestion& question, runtime::Communicator& 
       refuse_states(question, "host " + host, need.ranks, need.states, need.memory);
   }
   const MemoryEstimate own = estimate_memory(question, world.rank());
+  const auto needs = gather_needs(world, place.host, own);
   std::string text = estimate_text(own);
-  for (const auto& [host, need] : gather_needs(world, place.host, own)) {
+  std::int64_t largest = 0;
+  for (const auto& [host, need] : needs) largest = std::max(largest, need.largest);
+  if (largest > own.total()) text += fmt::format("; at most {} on another", size_text(largest));
+  for (const auto& [host, need] : needs) {
     if (need.total <= need.memory) continue;
     text += fmt::format("\nwarning  {} ranks may need {} on host {}, which has {}", need.ranks,
                         size_text(need.total), host, size_text(need.memory)) +

@@ -205,7 +205,8 @@ Parsed parse(const std::string& path) {
 
 [[noreturn]] void fail_io(const std::string& path, const char* what) {
   const int code = errno;
-  fail(ExitCode::io, path, ": ", what, ": ", std::strerror(code));
+  const std::string full = code == ENOSPC || code == EDQUOT ? "no space left for " : "";
+  fail(ExitCode::io, full, path, ": ", what, ": ", std::strerror(code));
 }
 
 /// PATH.1, or with the first number that is free.

@@ -28,6 +28,26 @@ struct Case {
   std::function<void(TrainConfig&)> change;
 };
 
+/// The program in so much address space: were a run that must be refused not refused, it would not
+/// get the host's memory.
+ProcessResult run_within(std::int64_t kib, const test::TrainingJob& job, int ranks,
+                         const std::vector<std::string>& sets) {
+  std::vector<std::string> command{"sh", "-c", fmt::format("ulimit -v {} && exec \"$@\"", kib),
+                                   "sh"};
+  const auto train = job.train("run", sets);
+  if (ranks > 1) {
+    const auto mpirun = test::mpirun_command(ranks, train);
+    command.insert(command.end(), mpirun.begin(), mpirun.end());
+  } else {
+    command.push_back(test::longhaul_program());
+    command.insert(command.end(), train.begin(), train.end());
+  }
+  return test::run_process(command, {.environment = {{"OMP_NUM_THREADS", "1"}}});
+}
+#ifdef __SANITIZE_ADDRESS__
+constexpr const char* kNoLimit = "a sanitizer needs more address space than this test leaves";
+#endif
+
 /// Runs two steps and holds the estimate of the rank that needs most to the measured peak.
 void expect_estimate(const Case& c) {
   SCOPED_TRACE(c.name);
@@ -145,13 +165,18 @@ TEST(Memory, ModelsThatFitNowhereAreRefusedBeforeAnythingIsAllocated) {
 
 /// A configuration whose states fit on this host once, and `ranks` times not.
 TEST(Memory, TheRanksOfAHostCountTogether) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << kNoLimit;
+#endif
   const std::int64_t memory = runtime::node_memory_bytes();
   const test::TrainingJob job;
-  // 16 bytes a parameter; three matrices of hidden x inner in one layer: about 0.4 of the memory.
-  const std::int64_t inner = memory * 4 / 10 / 16 / 3 / 1024 / 2 * 2;
-  const ProcessResult result = job.run(3, "run",
-                                       {"model.hidden_size=1024", "model.num_hidden_layers=1",
-                                        "model.intermediate_size=" + std::to_string(inner)});
+  // 16 bytes a parameter, three matrices of 1024 x 16384 in a layer: about 0.4 of the memory.
+  const std::int64_t layers =
+      std::max<std::int64_t>(1, memory * 4 / 10 / (16 * 3 * 1024 * 16384 + 16 * 4 * 1024 * 1024));
+  const ProcessResult result =
+      run_within(4 << 20, job, 3,
+                 {"model.hidden_size=1024", "model.intermediate_size=16384",
+                  "model.num_hidden_layers=" + std::to_string(layers)});
   EXPECT_EQ(result.exit_code, 71) << result.err;
   EXPECT_NE(result.err.find("in 3 ranks"), std::string::npos) << result.err;
   EXPECT_NE(result.err.find("at most 2 of its ranks on a host"), std::string::npos) << result.err;
@@ -214,19 +239,12 @@ TEST(Memory, AnErrorNamesWhatAskedForIt) {
 
 TEST(Memory, ARunThatDoesNotGetItsMemorySaysWhatItWasFor) {
 #ifdef __SANITIZE_ADDRESS__
-  GTEST_SKIP() << "a sanitizer needs more address space than this test leaves";
+  GTEST_SKIP() << kNoLimit;
 #endif
   const test::TrainingJob job;
-  const auto limited = [&](std::int64_t kib, const std::vector<std::string>& sets) {
-    std::vector<std::string> command{"sh", "-c", fmt::format("ulimit -v {} && exec \"$@\"", kib),
-                                     "sh", test::longhaul_program()};
-    const auto train = job.train("run", sets);
-    command.insert(command.end(), train.begin(), train.end());
-    return test::run_process(command, {.environment = {{"OMP_NUM_THREADS", "1"}}});
-  };
   // 0.6 GiB of parameters in 2 GiB of address space: gradients or moments do not get theirs.
   const ProcessResult result =
-      limited(2 << 20, {"model.hidden_size=1024", "model.intermediate_size=50000"});
+      run_within(2 << 20, job, 1, {"model.hidden_size=1024", "model.intermediate_size=50000"});
   EXPECT_EQ(result.exit_code, 71) << result.err << result.out;
   EXPECT_NE(result.err.find("asked for by the "), std::string::npos) << result.err;
 }
