@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "models/llama.h"
+#include "runtime/counted.h"
 
 namespace longhaul::launch {
 
@@ -41,7 +42,7 @@ std::string layers_text(std::span<const models::MaskKind> kinds) {
                         models::layer_type_names()[kind.window ? 1 : 0]);
     if (kind.window) text += fmt::format(" (window {})", *kind.window);
   }
-  return fmt::format("{} {}: {}", layers, layers == 1 ? "layer" : "layers", text);
+  return runtime::counted(layers, "layer") + ": " + text;
 }
 
 }  // namespace longhaul::launch

@@ -9,11 +9,13 @@
 #include <map>
 
 #include "launch/plot.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 
 namespace longhaul::launch {
 
+using runtime::counted;
 using runtime::ExitCode;
 using runtime::fail;
 
@@ -28,7 +30,7 @@ PlotSeries loss_series(const MetricsLog& log, std::string name, std::string colo
 
 std::string ranks_text(const MetricsLog& log) {
   if (log.ranks <= 0) return "baseline";
-  return fmt::format("{} rank{}", log.ranks, log.ranks == 1 ? "" : "s");
+  return counted(log.ranks, "rank");
 }
 
 // The middle value over the steps after the first, which also pays for what is set up on first use.
@@ -123,7 +125,7 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
   }
   constexpr double kMib = 1024.0 * 1024.0;
   row("memory", fmt::format("{:.1f} MiB a rank at most", static_cast<double>(memory) / kMib));
-  row("training time", fmt::format("{} in {} steps", duration_text(seconds), run.steps.size()));
+  row("training time", duration_text(seconds) + " in " + counted(std::ssize(run.steps), "step"));
   if (baseline != nullptr) {
     const Parity parity = compare_runs(run, *baseline);
     const std::string label = ranks_text(*baseline);
@@ -131,10 +133,9 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
       row("parity", "no step in common with " + label);
     } else {
       row("parity",
-          fmt::format("with {} over {} step{}: losses differ by at most {:.1e}, gradient norms by "
+          fmt::format("with {} over {}: losses differ by at most {:.1e}, gradient norms by "
                       "{:.1e} (relative)",
-                      label, parity.steps, parity.steps == 1 ? "" : "s", parity.loss,
-                      parity.grad_norm));
+                      label, counted(parity.steps, "step"), parity.loss, parity.grad_norm));
     }
   }
   return table;
@@ -142,26 +143,43 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
 
 namespace {
 
+/// Limits that no run could be judged by are refused before anything is read or written.
+void check_options(const ReportOptions& options) {
+  const auto check = [](const char* name, const std::optional<double>& limit, bool zero) {
+    if (!limit || (std::isfinite(*limit) && (*limit > 0 || (zero && *limit == 0)))) return;
+    fail(ExitCode::usage, name, " is ", *limit, "; expected a number ",
+         zero ? "of at least 0" : "above 0");
+  };
+  check("--max-entropy-ratio", options.max_entropy_ratio, false);
+  check("--max-parity", options.max_parity, true);
+  if (options.max_parity && options.baseline_path.empty())
+    fail(ExitCode::usage, "--max-parity needs --baseline METRICS, the run to compare with");
+}
+
 /// Throws unless the run keeps the limits asked for. What is not a number keeps none.
 void check_limits(const ReportOptions& options, const MetricsLog& run,
                   std::optional<double> entropy, const MetricsLog* baseline) {
-  if (options.max_entropy_ratio > 0) {
-    if (!entropy || run.steps.empty())
-      fail(ExitCode::internal, "no loss or no unigram entropy to judge the run by");
+  if (options.max_entropy_ratio) {
+    if (run.steps.empty()) fail(ExitCode::internal, "--max-entropy-ratio: the run has no loss yet");
+    if (!entropy)
+      fail(ExitCode::internal,
+           "--max-entropy-ratio: the metrics hold no unigram entropy; name the "
+           "corpus with --corpus");
     const double ratio = run.steps.back().loss / *entropy;
-    if (!(ratio <= options.max_entropy_ratio)) {
+    if (!(ratio <= *options.max_entropy_ratio)) {
       fail(ExitCode::internal, "the last loss is ", ratio,
-           " of the unigram entropy; expected at most ", options.max_entropy_ratio);
+           " of the unigram entropy; expected at most ", *options.max_entropy_ratio);
     }
   }
-  if (options.max_parity > 0) {
-    const Parity parity = baseline != nullptr ? compare_runs(run, *baseline) : Parity{};
+  if (options.max_parity) {
+    LONGHAUL_CHECK(baseline != nullptr, "parity without a baseline");
+    const Parity parity = compare_runs(run, *baseline);
     if (parity.steps == 0)
-      fail(ExitCode::internal, "no step in common with a baseline to judge parity by");
+      fail(ExitCode::internal, "--max-parity: the run has no step in common with the baseline");
     const double worst = larger(parity.loss, parity.grad_norm);
-    if (!(worst <= options.max_parity)) {
+    if (!(worst <= *options.max_parity)) {
       fail(ExitCode::internal, "losses or gradient norms differ from the baseline by ", worst,
-           "; expected at most ", options.max_parity);
+           "; expected at most ", *options.max_parity);
     }
   }
 }
@@ -169,6 +187,7 @@ void check_limits(const ReportOptions& options, const MetricsLog& run,
 }  // namespace
 
 int run_report(const ReportOptions& options) {
+  check_options(options);
   const MetricsLog run = read_metrics(options.metrics_path);
   std::optional<MetricsLog> baseline;
   if (!options.baseline_path.empty()) baseline = read_metrics(options.baseline_path);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <sstream>
 
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/file.h"
@@ -91,9 +92,10 @@ TokenizeSummary tokenize(const TokenizeOptions& options) {
 
 std::string to_string(const TokenizeSummary& summary) {
   std::ostringstream text;
-  text << summary.output.string() << ": " << summary.documents << " documents, " << summary.tokens
-       << " tokens (" << summary.tokenizer << ", vocabulary " << summary.vocabulary_size
-       << "), longest document " << summary.longest_document_tokens << " tokens, unigram entropy "
+  text << summary.output.string() << ": " << runtime::counted(summary.documents, "document") << ", "
+       << runtime::counted(summary.tokens, "token") << " (" << summary.tokenizer << ", vocabulary "
+       << summary.vocabulary_size << "), longest document "
+       << runtime::counted(summary.longest_document_tokens, "token") << ", unigram entropy "
        << std::fixed << std::setprecision(4) << summary.unigram_entropy << " nats";
   return text.str();
 }

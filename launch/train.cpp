@@ -20,6 +20,7 @@
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
 #include "runtime/cores.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/peak.h"
 #include "runtime/signals.h"
@@ -28,6 +29,7 @@ namespace longhaul::launch {
 namespace {
 
 using runtime::Communicator;
+using runtime::counted;
 using runtime::Error;
 using runtime::ExitCode;
 using runtime::fail;
@@ -119,17 +121,17 @@ void print_start(const RunHeader& header, const TrainConfig& config, std::int64_
               schemes_text(config).c_str(), config.parallelism.context_parallel_layout.c_str(),
               mask_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
-  std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
-              hosts.size() == 1 ? "host" : "hosts",
+  std::printf("ranks    %zu on %s, over %s\n", header.hosts.size(),
+              counted(std::ssize(hosts), "host").c_str(),
               header.communicator.substr(0, header.communicator.find(',')).c_str());
-  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank%s\n",
-              grouped(config.training.tokens_per_step).c_str(),
-              grouped(config.training.seq_len).c_str(), header.accumulation_steps,
-              config.training.micro_batch_size,
+  std::printf("batch    %s a step: sequences of %s, %s of %ld on each data rank%s\n",
+              counted(config.training.tokens_per_step, "token").c_str(),
+              grouped(config.training.seq_len).c_str(),
+              counted(header.accumulation_steps, "pass").c_str(), config.training.micro_batch_size,
               config.training.interleave > 1 ? ", two together" : "");
   if (resumed_step >= config.training.steps) {
     std::printf(
-        "done     all %ld steps of this run are in its checkpoint of step %ld; nothing to do\n",
+        "done     all steps of this run, %ld, are in its checkpoint of step %ld; nothing to do\n",
         config.training.steps, resumed_step);
     return;
   }
@@ -311,8 +313,8 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
                                       config.parallelism.data_parallel_replicate_degree);
   const int started = runtime::claimed_place(runtime::process_environment()).size;
   if (started > 1) {
-    fail(ExitCode::launch, "comm.backend = \"loopback\" runs all ", ranks,
-         " ranks in one process, but the launcher started ", started,
+    fail(ExitCode::launch, "comm.backend = \"loopback\" runs ", counted(ranks, "rank"),
+         " in one process, but the launcher started ", started,
          "; start it without mpirun, or set comm.backend = \"mpi\"");
   }
   std::vector<std::unique_ptr<runtime::FlightRecorder>> recorders;
