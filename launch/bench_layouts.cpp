@@ -72,7 +72,7 @@ std::vector<Mask> packed_masks(const BenchLayoutsOptions& options) {
         fail(ExitCode::data, options.lengths_path, ": ", counted(std::ssize(lengths), "document"),
              lengths.size() == 1 ? " does" : " do", " not fill ",
              counted(options.sequences, "sequence"), " of ", counted(options.seq_len, "token"),
-             "; filled are ", masks.size());
+             lengths.size() == 1 ? "; it fills " : "; they fill ", masks.size());
       }
       if (left == 0) left = lengths[next++];
       const std::int64_t taken = std::min(left, options.seq_len - offsets.back());
@@ -317,7 +317,7 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
              counted(documents, "document"), options.mask, counted(options.ranks, "rank"),
              scheme.text(), options.heads, counted(options.kv_heads, "key/value head"),
              options.head_dim);
-  if (!options.layer_types.empty()) fmt::print("{}\n", layers_text(layer_masks.kinds));
+  if (!options.layer_types.empty()) fmt::print("layers {}\n", layers_text(layer_masks.kinds));
   fmt::print("{:<16}{:>13}{:>17}{:>6}{:>19}{:>19}{:>9}{:>8}{:>9}{:>8}{:>9}{:>9}{:>6}\n", "",
              "chunk", "max/mean area", "rows", "MB forward", "MB backward", "needed", "tile",
              "max/mean", "plan", "program", "prepare", "bind");

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include "models/llama.h"
-#include "runtime/counted.h"
 
 namespace longhaul::launch {
 
@@ -42,7 +41,7 @@ std::string layers_text(std::span<const models::MaskKind> kinds) {
                         models::layer_type_names()[kind.window ? 1 : 0]);
     if (kind.window) text += fmt::format(" (window {})", *kind.window);
   }
-  return runtime::counted(layers, "layer") + ": " + text;
+  return fmt::format("{}: {}", layers, text);
 }
 
 }  // namespace longhaul::launch

@@ -27,16 +27,13 @@ std::string limit_text(const std::string& value, const std::string& where) {
   return concat(", ", value, " ", where);
 }
 
-std::string user_limit() {
+/// Empty where there is none.
+std::string soft_limit(int resource, rlim_t unit) {
   rlimit limit = {};
-  if (getrlimit(RLIMIT_NPROC, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return "";
-  return concat(limit.rlim_cur);
-}
-
-std::string stack_limit() {
-  rlimit limit = {};
-  if (getrlimit(RLIMIT_STACK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return "";
-  return concat(limit.rlim_cur >> 10);
+  if (getrlimit(static_cast<__rlimit_resource_t>(resource), &limit) != 0 ||
+      limit.rlim_cur == RLIM_INFINITY)
+    return "";
+  return concat(limit.rlim_cur / unit);
 }
 
 }  // namespace
@@ -44,11 +41,12 @@ std::string stack_limit() {
 void thread_refused(std::string_view what, const std::system_error& error) {
   const std::string group = line_after("/proc/self/cgroup", "0::");
   std::string limits =
-      limit_text(user_limit(), "threads of this user (ulimit -u)") +
+      limit_text(soft_limit(RLIMIT_NPROC, 1), "threads of this user (ulimit -u)") +
       limit_text(line_after("/sys/fs/cgroup" + group + "/pids.max", ""),
                  "threads of this job (pids.max of its cgroup)") +
       limit_text(line_after("/proc/sys/kernel/threads-max", ""), "threads of this machine") +
-      limit_text(stack_limit(), "KiB of memory for the stack of each (ulimit -s)");
+      limit_text(soft_limit(RLIMIT_STACK, 1024), "KiB for the stack of each (ulimit -s)") +
+      limit_text(soft_limit(RLIMIT_AS, 1024), "KiB of address space (ulimit -v)");
   const std::string threads = line_after("/proc/self/status", "Threads:");
   fail(ExitCode::launch, "the system refused the thread of ", what, " (", error.code().message(),
        "); this process has ", threads.empty() ? "?" : threads, " of them, and the limits are",

@@ -101,7 +101,9 @@ Expression parse_scheme(const std::string& text, const std::vector<std::string>&
       throw ExpressionFault{0, concat("unknown scheme; ", says(*other))};
     const Expression given = parse_expression(text);
     if (std::ranges::count(policies, given.name) != 0)
-      throw ExpressionFault{given.at, concat(given.name, " is a policy and stands alone")};
+      throw ExpressionFault{given.at, concat("unknown scheme '", given.name,
+                                             "': it is a policy, which stands alone; expected ",
+                                             join(scheme_names()))};
     if (find_scheme(given.name) == nullptr) {
       std::vector<std::string> known = scheme_names();
       known.insert(known.end(), policies.begin(), policies.end());

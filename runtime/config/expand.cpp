@@ -70,4 +70,10 @@ ExpandedPath expand_path(const std::string& text) {
   return result;
 }
 
+std::string unexpanded_path(const std::string& path) {
+  std::string text;
+  for (const char c : path) text += c == '$' ? "$$" : std::string(1, c);
+  return text;
+}
+
 }  // namespace longhaul::runtime

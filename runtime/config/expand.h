@@ -15,5 +15,7 @@ struct ExpandedPath {
 /// `$$` is a dollar sign. Wrong: a variable that is unset or empty, and the home of another user
 /// (`~name`).
 ExpandedPath expand_path(const std::string& text);
+/// What expands to this path: dollar signs are doubled.
+std::string unexpanded_path(const std::string& path);
 
 }  // namespace longhaul::runtime

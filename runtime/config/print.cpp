@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "runtime/config/expand.h"
 #include "runtime/config/schema.h"
 #include "runtime/config/toml_document.h"
 
@@ -12,6 +13,7 @@ namespace {
 
 // nullopt: the key has no value and is left out.
 struct TomlText {
+  bool is_path = false;
   using Text = std::optional<std::string>;
   template <class Element>
   static Text list(const std::vector<Element>& elements) {
@@ -29,7 +31,7 @@ struct TomlText {
   Text operator()(std::int64_t* v) const { return fmt::format("{}", *v); }
   Text operator()(double* v) const { return toml_number(*v); }
   Text operator()(bool* v) const { return *v ? "true" : "false"; }
-  Text operator()(std::string* v) const { return quote_toml(*v); }
+  Text operator()(std::string* v) const { return quote_toml(is_path ? unexpanded_path(*v) : *v); }
   Text operator()(DType* v) const { return quote_toml(name(*v)); }
   Text operator()(WordOrInteger* v) const {
     return v->word.empty() ? fmt::format("{}", v->integer) : quote_toml(v->word);
@@ -99,7 +101,7 @@ std::string to_toml(const ConfigSchema& schema, Configuration& config) {
       text += fmt::format("{}[{}]\n", text.empty() ? "" : "\n", key.section);
       section = key.section;
     }
-    const auto value = std::visit(TomlText{}, key.slot(config));
+    const auto value = std::visit(TomlText{key.is_path}, key.slot(config));
     if (value) text += fmt::format("{} = {}\n", key.name, *value);
   }
   return text;

@@ -240,7 +240,8 @@ const std::vector<WrongConfig> kWrong = {
       {"11:8: data.mask = \"global_window\": this mask needs data.global"}}},
     {"layer types of another number of layers",
      {{6, "num_hidden_layers = 4\nlayer_types = [\"full_attention\", \"full_attention\"]"}},
-     {{"7:15: model.layer_types = 2 entries: expected one for each of the num_hidden_layers = 4"}}},
+     {{"7:15: model.layer_types = [\"full_attention\", \"full_attention\"]: 2 entries; expected "
+       "one for each of the num_hidden_layers = 4"}}},
     {"unknown layer type",
      {{6, "num_hidden_layers = 1\nlayer_types = [\"sliding\"]"}},
      {{"7:16: model.layer_types", "\"sliding\"", "sliding_attention"}}},
@@ -256,7 +257,8 @@ const std::vector<WrongConfig> kWrong = {
       {10, "corpus = \"CORPUS\"\nmask = \"prefix_causal\"\nprefix = 5"}},
      {{"7:15: model.layer_types = [\"sliding_attention\"]: \"sliding_attention\" needs a causal "
        "mask, and with data.mask = "
-       "\"prefix_causal\" queries see later keys; use full_attention, or one of causal, "}}},
+       "\"prefix_causal\" queries see later keys; use full_attention, or one of the masks causal, "
+       "causal_document, documents, "}}},
     {"interleaving one pass",
      {{13, "tokens_per_step = 4096\ninterleave = 2"}},
      {{"14:14: training.interleave = 2: a step has one pass", "tokens_per_step", "4096",
@@ -269,13 +271,15 @@ const std::vector<WrongConfig> kWrong = {
      {{"18:27: parallelism.context_parallel_layout = \"zig-zag\"", "\"zigzag\"?"}}},
     {"unknown dtype",
      {{14, "steps = 100\ndtype = \"fp32\""}},
-     {{"15:9: training.dtype = \"fp32\": expected one of \"float32\", \"bfloat16\""}}},
+     {{"15:9: training.dtype = \"fp32\": here it is called \"float32\"; expected one of "
+       "\"float32\", \"bfloat16\""}}},
     {"unsupported optimizer",
      {{19, "[optimizer]"}, {20, "name = \"sgd\""}},
      {{"20:8: optimizer.name = \"sgd\": expected \"adamw\""}}},
     {"resume word",
      {{19, "[checkpoint]"}, {20, "resume = \"latest\""}},
-     {{"20:10: checkpoint.resume = \"latest\": expected one of \"auto\", \"never\", or an "
+     {{"20:10: checkpoint.resume = \"latest\": here it is called \"auto\"; expected one of "
+       "\"auto\", \"never\", or an "
        "integer of at least 0"}}},
     {"negative resume step",
      {{19, "[checkpoint]"}, {20, "resume = -1"}},
@@ -361,7 +365,8 @@ const std::vector<WrongConfig> kWrong = {
        "longhaul attention --device cuda", "use \"cpu\""}}},
     {"unknown device",
      {{19, "[device]"}, {20, "kind = \"gpu\""}},
-     {{"20:8: device.kind = \"gpu\": expected one of \"cpu\", \"cuda\""}}},
+     {{"20:8: device.kind = \"gpu\": here it is called \"cuda\"; expected one of \"cpu\", "
+       "\"cuda\""}}},
     {"duplicate key", {{13, "seq_len = 8192"}}, {{"13:", "seq_len"}}},
     {"duplicate section", {{15, "[training]"}}, {{"15:", "training"}}},
     {"no value", {{14, "steps ="}}, {{"14:"}}},
@@ -450,7 +455,8 @@ TEST_F(ConfigTest, WrongOverridesNameThemselves) {
        "the step is not representable in 64 bits"},
       {"parallelism.context_parallel_scheme=atuo", "did you mean 'auto'?"},
       {"parallelism.context_parallel_scheme=zzzzzzzz", "group_cast or auto"},
-      {"parallelism.context_parallel_scheme=auto(x=1)", "auto is a policy and stands alone"},
+      {"parallelism.context_parallel_scheme=auto(x=1)",
+       "unknown scheme 'auto': it is a policy, which stands alone; expected ring, "},
       {"parallelism.context_parallel_scheme=Deepspeed-Ulysses", "here it is called 'ulysses'"},
       {"parallelism.context_parallel_scheme=zigzag",
        "here it is called 'ring': with context_parallel_layout = \"zigzag\""},
@@ -483,6 +489,12 @@ TEST_F(ConfigTest, PathsAreExpanded) {
   EXPECT_EQ(config.job.output_dir, home + "/runs/$a");
   EXPECT_EQ(config.checkpoint.folder, home + "/saved");
   EXPECT_NE(to_toml(config).find("folder = \"" + home + "/saved\""), std::string::npos);
+  // What is stored loads to the same.
+  TrainDraft stored("stored.toml");
+  runtime::read_config_text(stored, to_toml(config));
+  stored.check();
+  EXPECT_EQ(stored.config.job.output_dir, config.job.output_dir);
+  EXPECT_EQ(to_toml(stored.config), to_toml(config));
 }
 
 TEST_F(ConfigTest, UnreadableFileIsAConfigError) {

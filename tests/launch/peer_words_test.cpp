@@ -161,7 +161,7 @@ TEST(PeerWords, AreAnsweredInAFileToo) {
           "[optimizer]\n",
           "file.toml:2:2: unknown section [trainer]; here it is called [training]\n",
           "file.toml:5:1: unknown key 'n_head' in [model]; here it is called "
-          "'num_attention_heads'\n"})
+          "'num_attention_heads'"})
       EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
     // The key that was meant is not missing besides.
     EXPECT_EQ(std::string(error.what()).find("missing key 'num_attention_heads'"),
