@@ -21,6 +21,7 @@
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
 #include "runtime/comm/nccl.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/ops/host_copy.h"
 
@@ -30,6 +31,7 @@ namespace {
 using parallel::Direction;
 using runtime::Communicator;
 using runtime::ConstTensorView;
+using runtime::counted;
 using runtime::DType;
 using runtime::ExitCode;
 using runtime::fail;
@@ -241,11 +243,10 @@ void print_summary(const AttentionOptions& options, const std::string& scheme,
     sum.between_nodes += bytes.between_nodes;
   }
   const int nodes = *std::ranges::max_element(result.nodes) + 1;
-  fmt::print(
-      "{} over {}, mask {}, {} ranks on {} {}: {} bytes sent within nodes, {} between; {:.4f} s\n",
-      scheme, options.layout, options.mask.name, result.nodes.size(), nodes,
-      nodes == 1 ? "node" : "nodes", grouped(sum.within_nodes), grouped(sum.between_nodes),
-      result.seconds);
+  fmt::print("{} over {}, mask {}, {} on {}: {} sent within nodes, {} between; {:.4f} s\n", scheme,
+             options.layout, options.mask.name, counted(std::ssize(result.nodes), "rank"),
+             counted(nodes, "node"), counted(sum.within_nodes, "byte"), grouped(sum.between_nodes),
+             result.seconds);
 }
 
 /// What rank 0 leaves behind.

@@ -16,6 +16,7 @@
 #include "parallel/layout.h"
 #include "parallel/policy.h"
 #include "parallel/schemes/scheme.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
@@ -26,6 +27,7 @@ using attention::Run;
 using attention::Slice;
 using parallel::Layout;
 using parallel::LayoutKind;
+using runtime::counted;
 using runtime::ExitCode;
 using runtime::fail;
 
@@ -67,9 +69,10 @@ std::vector<Mask> packed_masks(const BenchLayoutsOptions& options) {
     std::vector<std::int64_t> offsets{0};
     while (offsets.back() < options.seq_len) {
       if (left == 0 && next == lengths.size()) {
-        fail(ExitCode::data, options.lengths_path, ": ", lengths.size(), " documents do not fill ",
-             options.sequences, " sequences of ", options.seq_len, " tokens; they fill ",
-             masks.size());
+        fail(ExitCode::data, options.lengths_path, ": ", counted(std::ssize(lengths), "document"),
+             lengths.size() == 1 ? " does" : " do", " not fill ",
+             counted(options.sequences, "sequence"), " of ", counted(options.seq_len, "token"),
+             lengths.size() == 1 ? "; it fills " : "; they fill ", masks.size());
       }
       if (left == 0) left = lengths[next++];
       const std::int64_t taken = std::min(left, options.seq_len - offsets.back());
@@ -307,14 +310,14 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
   const auto layers = std::max<std::int64_t>(1, std::ssize(options.layer_types));
   const models::LayerMasks layer_masks(options.layer_types, options.sliding_window, layers);
   const std::vector<Mask> masks = packed_masks(options);
-  std::size_t documents = 0;
-  for (const Mask& mask : masks) documents += mask.slices().size();
-  fmt::print(
-      "{} sequences of {} tokens, {} documents, mask {}, {} ranks; {}: {} query and {} "
-      "key/value heads of {}, bfloat16\n",
-      masks.size(), options.seq_len, documents, options.mask, options.ranks, scheme.text(),
-      options.heads, options.kv_heads, options.head_dim);
-  if (!options.layer_types.empty()) fmt::print("{}\n", layers_text(layer_masks.kinds));
+  std::int64_t documents = 0;
+  for (const Mask& mask : masks) documents += std::ssize(mask.slices());
+  fmt::print("{} of {}, {}, mask {}, {}; {}: {} query and {} of {}, bfloat16\n",
+             counted(std::ssize(masks), "sequence"), counted(options.seq_len, "token"),
+             counted(documents, "document"), options.mask, counted(options.ranks, "rank"),
+             scheme.text(), options.heads, counted(options.kv_heads, "key/value head"),
+             options.head_dim);
+  if (!options.layer_types.empty()) fmt::print("layers {}\n", layers_text(layer_masks.kinds));
   fmt::print("{:<16}{:>13}{:>17}{:>6}{:>19}{:>19}{:>9}{:>8}{:>9}{:>8}{:>9}{:>9}{:>6}\n", "",
              "chunk", "max/mean area", "rows", "MB forward", "MB backward", "needed", "tile",
              "max/mean", "plan", "program", "prepare", "bind");

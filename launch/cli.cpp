@@ -1,6 +1,8 @@
 #include "launch/cli.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <memory>
@@ -10,12 +12,15 @@
 #include "launch/attention.h"
 #include "launch/bench.h"
 #include "launch/inspect.h"
+#include "launch/peer_words.h"
 #include "launch/report.h"
 #include "launch/tokenize.h"
 #include "launch/train.h"
 #include "launch/validate.h"
 #include "models/layer_types.h"
 #include "runtime/build_info.h"
+#include "runtime/config/expand.h"
+#include "runtime/config/suggest.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
@@ -31,6 +36,20 @@ CLI::App* add_verb(CLI::App& app, Action& action, const char* name, const char* 
   CLI::App* verb = app.add_subcommand(name, description);
   verb->callback([&action, options, run] { action = [options, run] { return run(*options); }; });
   return verb;
+}
+
+/// Of an option that is a path: `~` and `$NAME` are expanded where the shell did not do it, as in
+/// --output=~/corpus.h5. What exists as it is written is that: names may hold a dollar sign.
+CLI::Option* expand(CLI::Option* option) {
+  const auto replace = [](std::string& path) {
+    std::error_code unknown;
+    if (std::filesystem::exists(std::filesystem::symlink_status(path, unknown)))
+      return std::string();
+    runtime::ExpandedPath expanded = runtime::expand_path(path);
+    if (expanded.wrong.empty()) path = std::move(expanded.path);
+    return expanded.wrong;
+  };
+  return option->transform(CLI::Validator(replace, ""));
 }
 
 void add_overrides(CLI::App* verb, std::vector<std::string>& overrides) {
@@ -49,7 +68,7 @@ void add_train(CLI::App& app, Action& action) {
   CLI::App* verb =
       add_verb(app, action, "train", "Train, or go on training, as a configuration says", options,
                run_train);
-  verb->add_option("CONFIG", options->config_path, "TOML file")->required();
+  expand(verb->add_option("CONFIG", options->config_path, "TOML file"))->required();
   add_overrides(verb, options->overrides);
 }
 
@@ -59,10 +78,12 @@ void add_tokenize(CLI::App& app, Action& action) {
                             "Make a corpus of files, one document a file; of a .jsonl file, one "
                             "document a line",
                             options, run_tokenize);
-  verb->add_option("PATH", options->paths, "Files, and folders to take files from")->required();
-  verb->add_option("--output", options->output, "HDF5 corpus to write")->required();
+  expand(verb->add_option("PATH", options->paths, "Files, and folders to take files from"))
+      ->required();
+  expand(verb->add_option("--output", options->output, "HDF5 corpus to write"))->required();
   add_force(verb, "--output", options->force);
-  verb->add_option("--tokenizer", options->tokenizer, "\"bytes\", or a SentencePiece FILE.model")
+  expand(verb->add_option("--tokenizer", options->tokenizer,
+                          "\"bytes\", or a SentencePiece FILE.model"))
       ->capture_default_str();
 }
 
@@ -76,7 +97,7 @@ void add_inspect(CLI::App& app, Action& action) {
   CLI::App* verb =
       add_verb(app, action, "inspect", "Say what is in a corpus or checkpoint, and verify it",
                options, run_inspect);
-  verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint")->required();
+  expand(verb->add_option("PATH", options->path, "HDF5 corpus, or checkpoint"))->required();
   verb->add_flag("--brief", options->brief,
                  "Verify all the same, but leave out lists: document lengths, tensors, files and "
                  "the configuration");
@@ -124,11 +145,11 @@ void add_attention(CLI::App& app, Action& action) {
   CLI::App* verb =
       add_verb(app, action, "attention", "Replay one attention call from a file, spread over ranks",
                options, run_attention);
-  verb->add_option("CASE", options->case_path,
-                   "HDF5 file with q, k, v, and the datasets that the mask takes: documents, "
-                   "prefixes, blocks, block_offsets, slices")
+  expand(verb->add_option("CASE", options->case_path,
+                          "HDF5 file with q, k, v, and the datasets that the mask takes: "
+                          "documents, prefixes, blocks, block_offsets, slices"))
       ->required();
-  verb->add_option("--output", options->output_path, "HDF5 file to write")->required();
+  expand(verb->add_option("--output", options->output_path, "HDF5 file to write"))->required();
   add_force(verb, "--output", options->force);
   verb->add_option(
           "--scheme", options->scheme,
@@ -168,8 +189,8 @@ void add_bench_layouts(CLI::App& bench, Action& action) {
   CLI::App* verb = add_verb(bench, action, "layouts",
                             "Balance, bytes, tiles and planning time of every token layout",
                             options, run_bench_layouts);
-  verb->add_option("--lengths", options->lengths_path,
-                   "Document lengths, one a line, to pack into sequences");
+  expand(verb->add_option("--lengths", options->lengths_path,
+                          "Document lengths, one a line, to pack into sequences"));
   verb->add_option("--mask", options->mask, "documents, or causal over whole sequences")
       ->capture_default_str();
   verb->add_option("--seq-len", options->seq_len, "Tokens of a sequence")
@@ -223,7 +244,7 @@ void add_validate(CLI::App& app, Action& action) {
   CLI::App* verb = add_verb(app, action, "validate",
                             "Report every problem of a configuration, or what it resolves to",
                             options, run_validate);
-  verb->add_option("CONFIG", options->config_path, "TOML file");
+  expand(verb->add_option("CONFIG", options->config_path, "TOML file"));
   add_overrides(verb, options->overrides);
   verb->add_option("--ranks", options->ranks, "Resolve the grid for so many ranks")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20));
@@ -236,16 +257,54 @@ void add_report(CLI::App& app, Action& action) {
   const auto options = std::make_shared<ReportOptions>();
   CLI::App* verb = add_verb(app, action, "report", "Summarise a run's metrics, and plot its loss",
                             options, run_report);
-  verb->add_option("METRICS", options->metrics_path, "metrics.jsonl of the run")->required();
-  verb->add_option("--baseline", options->baseline_path, "metrics.jsonl to compare with");
-  verb->add_option("--plot", options->plot_path, "Write the loss curve to this SVG file");
+  expand(verb->add_option("METRICS", options->metrics_path, "metrics.jsonl of the run"))
+      ->required();
+  expand(verb->add_option("--baseline", options->baseline_path, "metrics.jsonl to compare with"));
+  expand(verb->add_option("--plot", options->plot_path, "Write the loss curve to this SVG file"));
   add_force(verb, "--plot", options->force);
-  verb->add_option("--corpus", options->corpus_path, "Corpus whose unigram entropy to show");
+  expand(
+      verb->add_option("--corpus", options->corpus_path, "Corpus whose unigram entropy to show"));
   verb->add_option("--max-entropy-ratio", options->max_entropy_ratio,
                    "Fail (70) when the last loss is more than this much of the unigram entropy");
-  verb->add_option(
-      "--max-parity", options->max_parity,
-      "Fail (70) when losses or gradient norms differ more than this from the baseline's");
+  verb->add_option("--max-parity", options->max_parity,
+                   "Fail (70) when losses or gradient norms differ more than this from the "
+                   "baseline's; 0: when they differ at all");
+}
+
+std::vector<std::string> verb_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* verb : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(verb->get_name());
+  return names;
+}
+
+/// What is wrong with a word that stands where a verb of `app` should; empty when it is one.
+std::string wrong_verb(const CLI::App& app, const std::string& word) {
+  const std::vector<std::string> names = verb_names(app);
+  if (word.starts_with('-') || std::ranges::count(names, word) != 0) return "";
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+  std::string text = "there is no verb '" + word + "'; ";
+  for (const PeerVerbs& peers : peer_verbs()) {
+    const std::string words = " " + std::string(peers.words) + " ";
+    if (words.find(" " + word + " ") != std::string::npos &&
+        std::ranges::count(names, peers.verb) != 0)
+      return text + "here it is '" + peers.verb + "' (of " + all + ")";
+  }
+  const runtime::Suggestion near = runtime::nearest(word, names);
+  return text + (near.close ? "did you mean '" + near.word + "'? (of " + all + ")"
+                            : "expected one of " + all);
+}
+
+/// Of the words of a command line, the first that stands where a verb should and is none.
+std::string wrong_verb(const CLI::App& app, int argc, const char* const* argv) {
+  const CLI::App* at = &app;
+  for (int i = 1; i < argc && !verb_names(*at).empty(); ++i) {
+    if (std::string text = wrong_verb(*at, argv[i]); !text.empty()) return text;
+    if (*argv[i] == '-') return "";
+    at = at->get_subcommand(argv[i]);
+  }
+  return "";
 }
 
 int explain(const CLI::App& app, const CLI::ParseError& error) {
@@ -275,6 +334,8 @@ int run_command_line(int argc, const char* const* argv) {
   add_bench(app, action);
   add_report(app, action);
 
+  if (const std::string wrong = wrong_verb(app, argc, argv); !wrong.empty())
+    runtime::fail(runtime::ExitCode::usage, wrong, "\nRun `longhaul --help` for what it takes.");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

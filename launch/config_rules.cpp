@@ -10,11 +10,13 @@
 #include "launch/config.h"
 #include "launch/row_rules.h"
 #include "models/layer_types.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
 namespace {
 
+using runtime::counted;
 using runtime::ExitCode;
 using runtime::fail;
 using runtime::GridShape;
@@ -64,18 +66,18 @@ void check_layer_types(TrainDraft& draft) {
   if (!draft.good({"model.layer_types"})) return;
   const auto sliding = std::ranges::find_if(model.layer_types, models::is_sliding);
   const bool slides = sliding != model.layer_types.end();
-  const auto wrong = [&](const std::string& value, const std::string& what) {
-    draft.key_problem("model.layer_types", value, what);
+  const auto wrong = [&](const std::string& what) {
+    const runtime::TomlValue* given = draft.given("model.layer_types");
+    draft.key_problem("model.layer_types", given != nullptr ? describe_value(*given) : "[]", what);
   };
   if (!model.layer_types.empty() && draft.good({"model.num_hidden_layers"}) &&
       std::ssize(model.layer_types) != model.num_hidden_layers) {
-    wrong(fmt::format("{} entries", model.layer_types.size()),
-          fmt::format("expected one for each of the num_hidden_layers = {}",
-                      model.num_hidden_layers));
+    wrong(fmt::format("{}; expected one for each of the num_hidden_layers = {}",
+                      counted(std::ssize(model.layer_types), "entry"), model.num_hidden_layers));
   }
   if (draft.good({"model.sliding_window"})) {
     if (slides && !model.sliding_window) {
-      wrong(quote_toml(*sliding), "this type needs model.sliding_window (tokens)");
+      wrong(fmt::format("{} needs model.sliding_window (tokens)", quote_toml(*sliding)));
     } else if (!slides && model.sliding_window) {
       draft.key_problem("model.sliding_window", text_of(*model.sliding_window),
                         "no layer of model.layer_types is sliding_attention; leave it out");
@@ -83,14 +85,15 @@ void check_layer_types(TrainDraft& draft) {
   }
   if (slides && draft.good({"data.mask"}) && !attention::mask_rule(draft.config.data.mask).causal) {
     std::string causal;
-    for (const attention::MaskRule& rule : attention::mask_rules()) {
-      if (rule.causal && rule.trainable())
-        causal += fmt::format("{}{}", causal.empty() ? "" : ", ", rule.name);
+    for (const std::string& name : attention::mask_names()) {
+      if (const attention::MaskRule& rule = attention::mask_rule(name);
+          rule.causal && rule.trainable())
+        causal += fmt::format("{}{}", causal.empty() ? "" : ", ", name);
     }
-    wrong(quote_toml(*sliding),
-          fmt::format("needs a causal mask, and with data.mask = {} queries see later keys; use "
-                      "full_attention, or one of {}",
-                      quote_toml(draft.config.data.mask), causal));
+    wrong(
+        fmt::format("{} needs a causal mask, and with data.mask = {} queries see later keys; use "
+                    "full_attention, or one of the masks {}",
+                    quote_toml(*sliding), quote_toml(draft.config.data.mask), causal));
   }
 }
 
@@ -241,16 +244,17 @@ GridProblem find_grid(const ParallelismConfig& parallelism, std::int64_t world, 
   if (grid.context == -1) {
     if (world % others != 0) {
       return {"parallelism.data_parallel_replicate_degree",
-              fmt::format("{} ranks do not divide into {} replicas; start a multiple of {} ranks",
-                          world, others, others)};
+              fmt::format("{} {} not divide into {}; start a multiple of {} ranks",
+                          counted(world, "rank"), world == 1 ? "does" : "do",
+                          counted(others, "replica"), others)};
     }
     grid.context = world / others;
     return {};
   }
   if (grid.ranks() == world) return {};
   std::string message =
-      fmt::format("data {} * context {} = {} ranks, but there {} {}; start {}", grid.data,
-                  grid.context, grid.ranks(), world == 1 ? "is" : "are", world, grid.ranks());
+      fmt::format("data {} * context {} = {}, but there {} {}; start {}", grid.data, grid.context,
+                  counted(grid.ranks(), "rank"), world == 1 ? "is" : "are", world, grid.ranks());
   if (world % others == 0) {
     message += fmt::format(", or set {} to {} or -1", context_key, world / others);
   }

@@ -1,10 +1,15 @@
 // Every key of the configuration of a run, declared and explained once.
 
+#include <algorithm>
+#include <sstream>
+
 #include "attention/named_masks.h"
+#include "launch/peer_words.h"
 #include "launch/train_config.h"
 #include "models/layer_types.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
+#include "runtime/config/toml_document.h"
 #include "runtime/io/hash.h"
 
 namespace longhaul::launch {
@@ -57,7 +62,11 @@ std::string schemes_reference() {
 std::vector<runtime::ConfigKey> declare() {
   return {
       {LONGHAUL_KEY(job, output_dir, free),
-       .explanation = "Folder of the run: metrics, checkpoints, the resolved configuration."},
+       .explanation =
+           "Folder of the run: metrics, checkpoints, the resolved configuration. In paths `~` at "
+           "the start, `$NAME` and `${NAME}` are replaced, `$$` is a dollar sign; any environment "
+           "variable serves, and one that is unset or empty is an error.",
+       .is_path = true},
 
       {LONGHAUL_KEY(model, architecture, meaning), .explanation = "Model family.",
        .default_value = "\"llama\"", .choices = {"llama"}},
@@ -77,7 +86,7 @@ std::vector<runtime::ConfigKey> declare() {
        .derived_default = "hidden_size / num_attention_heads", .minimum = 2, .maximum = 1 << 16},
       {LONGHAUL_KEY(model, rms_norm_eps, meaning),
        .explanation = "Added to the mean square in RMSNorm.", .default_value = "1e-5", .minimum = 0,
-       .maximum = 1},
+       .maximum = 1, .above_minimum = true},
       {LONGHAUL_KEY(model, rope_theta, meaning),
        .explanation = "Base of the rotary embedding's wavelengths.", .default_value = "10000.0",
        .minimum = 0, .above_minimum = true},
@@ -98,7 +107,8 @@ std::vector<runtime::ConfigKey> declare() {
 
       {LONGHAUL_KEY(data, corpus, run),
        .explanation =
-           "HDF5 corpus that `longhaul tokenize` wrote; its documents are packed end to end."},
+           "HDF5 corpus that `longhaul tokenize` wrote; its documents are packed end to end.",
+       .is_path = true},
       {LONGHAUL_KEY(data, mask, meaning),
        .explanation =
            "What a token attends to; [attention/README.md](attention/README.md#masks) says it of "
@@ -232,7 +242,7 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "true"},
       {LONGHAUL_KEY(checkpoint, folder, free),
        .explanation = "Where they go, inside output_dir unless absolute.",
-       .default_value = "\"checkpoints\""},
+       .default_value = "\"checkpoints\"", .is_path = true},
       {LONGHAUL_KEY(checkpoint, interval, run), .explanation = "Steps between checkpoints.",
        .default_value = "500", .minimum = 1, .maximum = kMaxTokens},
       {LONGHAUL_KEY(checkpoint, keep_latest_k, run),
@@ -253,7 +263,7 @@ std::vector<runtime::ConfigKey> declare() {
       {LONGHAUL_KEY(validation, corpus, run),
        .explanation = "HDF5 corpus of the held-out text, of the training corpus's tokenizer and at "
                       "least seq_len tokens; needed when enabled.",
-       .derived_default = "none"},
+       .derived_default = "none", .is_path = true},
       {LONGHAUL_KEY(validation, freq, run), .explanation = "Steps between validations.",
        .default_value = "10", .minimum = 1, .maximum = kMaxTokens},
       {LONGHAUL_KEY(validation, steps, run),
@@ -294,12 +304,25 @@ std::vector<runtime::ConfigKey> declare() {
 }
 #undef LONGHAUL_KEY
 
+/// What other programs write for a choice is answered with what it is called here.
+std::vector<runtime::ConfigKey> with_peer_values(std::vector<runtime::ConfigKey> keys) {
+  for (const PeerValues& values : peer_values()) {
+    const auto key = std::ranges::find(keys, values.path, &runtime::ConfigKey::path);
+    std::istringstream words(values.words);
+    for (std::string word; key != keys.end() && words >> word;)
+      key->not_choices.emplace_back(word, "here it is called " + runtime::quote_toml(values.value));
+  }
+  return keys;
+}
+
 }  // namespace
 
 const runtime::ConfigSchema& config_schema() {
   static const runtime::ConfigSchema schema(
-      declare(), {"parallelism.context_parallel_degrees", "parallelism.context_parallel_nesting",
-                  "parallelism.context_parallel_around", "parallelism.context_parallel_backward"});
+      with_peer_values(declare()),
+      {"parallelism.context_parallel_degrees", "parallelism.context_parallel_nesting",
+       "parallelism.context_parallel_around", "parallelism.context_parallel_backward"},
+      peer_words());
   return schema;
 }
 

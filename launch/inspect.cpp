@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "launch/old_schemes.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/checkpoint.h"
 #include "runtime/io/corpus.h"
@@ -17,6 +18,7 @@
 namespace longhaul::launch {
 
 namespace fs = std::filesystem;
+using runtime::counted;
 using runtime::ExitCode;
 using runtime::fail;
 
@@ -156,17 +158,19 @@ std::string inspect_checkpoint(const fs::path& folder, std::int64_t step, bool b
     values += elements(tensor);
     bytes += elements(tensor) * runtime::size_bytes(tensor.dtype);
   }
-  report.line("tensors", checkpoint.tensors().size(), ", ", values, " values, ", bytes, " bytes");
+  report.line("tensors", checkpoint.tensors().size(), ", ", counted(values, "value"), ", ",
+              counted(bytes, "byte"));
   if (brief) {
     report.line("files", checkpoint.files().size());
     return report.text().str();
   }
   for (const runtime::TensorInfo& tensor : checkpoint.tensors()) {
     report.line("", tensor.name, " ", runtime::name(tensor.dtype), " ", sizes_text(tensor.sizes),
-                " in ", tensor.slices, tensor.slices == 1 ? " slice" : " slices");
+                " in ", counted(tensor.slices, "slice"));
   }
   report.line("files", checkpoint.files().size());
-  for (const auto& [name, size] : checkpoint.files()) report.line("", name, " ", size, " bytes");
+  for (const auto& [name, size] : checkpoint.files())
+    report.line("", name, " ", counted(size, "byte"));
   const std::string config = translate_config(metadata.config);
   report.text() << "config:\n" << config;
   if (!config.ends_with('\n')) report.text() << '\n';

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/threads.h"
 
 namespace longhaul::launch {
 
@@ -36,7 +37,7 @@ void Loader::start(const StepStart& step) {
     runtime::set_thread_rank(rank);
     return make(step);
   };
-  ahead_ = Ahead{step, std::async(std::launch::async, std::move(work))};
+  ahead_ = Ahead{step, runtime::start_async("loading", std::move(work))};
 }
 
 std::vector<LocalBatch> Loader::take(const StepStart& step) {

@@ -1,5 +1,6 @@
 // The program: the only place that turns errors into exits.
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <iostream>
 #include <new>
 #include <string>
 #include <thread>
@@ -22,6 +24,9 @@ namespace {
 
 using longhaul::runtime::Error;
 using longhaul::runtime::ExitCode;
+
+constexpr const char* kOutputLost =
+    "writing to standard output failed: it is closed, full, or its reader is gone";
 
 // This process's rank among several, as the launcher tells it: MPI may not be up, or no longer.
 int launcher_rank() {
@@ -88,6 +93,24 @@ int report(ExitCode code, std::string message) {
   return static_cast<int>(code);
 }
 
+// A descriptor that is closed at start would go to the first file that is opened, and what is
+// printed would be written into it. In its place stands one that refuses what it is for: printing
+// then fails, as it should.
+void occupy_standard_descriptors() {
+  constexpr int kModes[] = {O_WRONLY, O_RDONLY, O_RDONLY};  // of input, output, errors
+  for (int fd = 0; fd < 3; ++fd) {
+    if (::fcntl(fd, F_GETFD) == -1 && ::open("/dev/null", kModes[fd]) != fd)
+      std::_Exit(static_cast<int>(ExitCode::io));
+  }
+}
+
+// Whether something that was printed is lost. Asked once, at the end: no verb looks after its
+// printing, and a console that is gone ends no run.
+bool output_is_lost() {
+  std::cout.flush();
+  return std::fflush(stdout) != 0 || std::ferror(stdout) != 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -95,6 +118,8 @@ int main(int argc, char** argv) {
   // Under mpirun stdout is a pipe; progress must not wait for a full block.
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 14);
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(), exit 74
+  std::signal(SIGPIPE, SIG_IGN);  // and so is a reader that is gone
+  occupy_standard_descriptors();
   if (launcher_rank() >= 0) std::signal(SIGCONT, longhaul_note_continued);
   int code = 0;
   try {
@@ -104,7 +129,9 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     code = report(ExitCode::memory, "out of memory");
   } catch (const std::exception& error) {
-    code = report(ExitCode::internal, error.what());
+    // Some printing throws (fmt::print) where other printing only leaves its mark on the stream.
+    const bool lost = output_is_lost();
+    code = lost ? report(ExitCode::io, kOutputLost) : report(ExitCode::internal, error.what());
   } catch (...) {
     code = report(ExitCode::internal, "an exception of an unknown type");
   }
@@ -114,8 +141,6 @@ int main(int argc, char** argv) {
     std::fflush(stdout);
     std::_Exit(code);
   }
-  if ((std::fflush(stdout) != 0 || std::ferror(stdout) != 0) && code == 0) {
-    code = report(ExitCode::io, "writing to standard output failed");
-  }
+  if (output_is_lost()) code = report(ExitCode::io, kOutputLost);
   return code;
 }

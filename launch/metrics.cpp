@@ -19,16 +19,6 @@ std::string duration_text(double seconds) {
   return fmt::format("{}d{:02}h", minutes / 1440, minutes % 1440 / 60);
 }
 
-std::string grouped(std::int64_t value) {
-  std::string digits = fmt::format("{}", value);
-  const std::size_t first = value < 0 ? 1 : 0;
-  for (std::size_t at = digits.size(); at > first + 3;) {
-    at -= 3;
-    digits.insert(at, ",");
-  }
-  return digits;
-}
-
 bool unlabelled(const StepMetrics& metrics) {
   return metrics.labels == 0 && std::isnan(metrics.loss);
 }

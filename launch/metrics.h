@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "launch/train_config.h"
+#include "runtime/counted.h"
 
 namespace longhaul::launch {
 
@@ -92,8 +93,7 @@ std::string console_line(const ValidationMetrics& metrics, std::int64_t steps);
 
 /// "45s", "12m05s", "3h12m", "2d03h".
 std::string duration_text(double seconds);
-/// 412301 -> "412,301".
-std::string grouped(std::int64_t value);
+using runtime::grouped;
 
 /// Appends to metrics.jsonl; one write a line, so a killed run leaves at most one torn last line.
 class MetricsWriter {

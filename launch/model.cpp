@@ -41,7 +41,7 @@ std::string layers_text(std::span<const models::MaskKind> kinds) {
                         models::layer_type_names()[kind.window ? 1 : 0]);
     if (kind.window) text += fmt::format(" (window {})", *kind.window);
   }
-  return fmt::format("{} {}: {}", layers, layers == 1 ? "layer" : "layers", text);
+  return fmt::format("{}: {}", layers, text);
 }
 
 }  // namespace longhaul::launch

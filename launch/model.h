@@ -16,7 +16,7 @@ models::Model make_model(const TrainConfig& config, std::int64_t vocabulary);
 
 /// What each layer sees.
 models::LayerMasks layer_masks(const ModelConfig& model);
-/// "8 layers: 2 full_attention, 6 sliding_attention (window 1024)".
+/// After the word layers: "8: 2 full_attention, 6 sliding_attention (window 1024)".
 std::string layers_text(std::span<const models::MaskKind> kinds);
 
 }  // namespace longhaul::launch

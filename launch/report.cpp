@@ -10,6 +10,7 @@
 #include <span>
 
 #include "launch/plot.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/output_file.h"
@@ -17,6 +18,7 @@
 
 namespace longhaul::launch {
 
+using runtime::counted;
 using runtime::ExitCode;
 using runtime::fail;
 
@@ -32,7 +34,7 @@ PlotSeries loss_series(const MetricsLog& log, std::string name, std::string colo
 
 std::string ranks_text(const MetricsLog& log) {
   if (log.ranks <= 0) return "baseline";
-  return fmt::format("{} rank{}", log.ranks, log.ranks == 1 ? "" : "s");
+  return counted(log.ranks, "rank");
 }
 
 // Steps that had a loss, first to last.
@@ -238,7 +240,7 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
     seconds += step.seconds;
   }
   row("memory", fmt::format("{} a rank at most", runtime::size_text(memory)));
-  row("training time", fmt::format("{} in {} steps", duration_text(seconds), run.steps.size()));
+  row("training time", duration_text(seconds) + " in " + counted(std::ssize(run.steps), "step"));
   whole_file();
   if (baseline != nullptr) {
     const Parity parity = compare_runs(run, *baseline);
@@ -247,10 +249,9 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
       row("parity", "no step in common with " + label);
     } else {
       row("parity",
-          fmt::format("with {} over {} step{}: losses differ by at most {:.1e}, gradient norms by "
+          fmt::format("with {} over {}: losses differ by at most {:.1e}, gradient norms by "
                       "{:.1e} (relative)",
-                      label, parity.steps, parity.steps == 1 ? "" : "s", parity.loss,
-                      parity.grad_norm));
+                      label, counted(parity.steps, "step"), parity.loss, parity.grad_norm));
     }
   }
   return table;
@@ -258,27 +259,44 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
 
 namespace {
 
+/// Limits that no run could be judged by are refused before anything is read or written.
+void check_options(const ReportOptions& options) {
+  const auto check = [](const char* name, const std::optional<double>& limit, bool zero) {
+    if (!limit || (std::isfinite(*limit) && (*limit > 0 || (zero && *limit == 0)))) return;
+    fail(ExitCode::usage, name, " is ", *limit, "; expected a number ",
+         zero ? "of at least 0" : "above 0");
+  };
+  check("--max-entropy-ratio", options.max_entropy_ratio, false);
+  check("--max-parity", options.max_parity, true);
+  if (options.max_parity && options.baseline_path.empty())
+    fail(ExitCode::usage, "--max-parity needs --baseline METRICS, the run to compare with");
+}
+
 /// Throws unless the run keeps the limits asked for. What is not a number keeps none.
 void check_limits(const ReportOptions& options, const MetricsLog& run,
                   std::optional<double> entropy, const MetricsLog* baseline) {
-  if (options.max_entropy_ratio > 0) {
+  if (options.max_entropy_ratio) {
     const std::vector<const StepMetrics*> steps = labelled_steps(run);
-    if (!entropy || steps.empty())
-      fail(ExitCode::internal, "no loss or no unigram entropy to judge the run by");
+    if (steps.empty()) fail(ExitCode::internal, "--max-entropy-ratio: the run has no loss yet");
+    if (!entropy)
+      fail(ExitCode::internal,
+           "--max-entropy-ratio: the metrics hold no unigram entropy; name the "
+           "corpus with --corpus");
     const double ratio = steps.back()->loss / *entropy;
-    if (!(ratio <= options.max_entropy_ratio)) {
+    if (!(ratio <= *options.max_entropy_ratio)) {
       fail(ExitCode::internal, "the last loss is ", ratio,
-           " of the unigram entropy; expected at most ", options.max_entropy_ratio);
+           " of the unigram entropy; expected at most ", *options.max_entropy_ratio);
     }
   }
-  if (options.max_parity > 0) {
-    const Parity parity = baseline != nullptr ? compare_runs(run, *baseline) : Parity{};
+  if (options.max_parity) {
+    LONGHAUL_CHECK(baseline != nullptr, "parity without a baseline");
+    const Parity parity = compare_runs(run, *baseline);
     if (parity.steps == 0)
-      fail(ExitCode::internal, "no step in common with a baseline to judge parity by");
+      fail(ExitCode::internal, "--max-parity: the run has no step in common with the baseline");
     const double worst = larger(parity.loss, parity.grad_norm);
-    if (!(worst <= options.max_parity)) {
+    if (!(worst <= *options.max_parity)) {
       fail(ExitCode::internal, "losses or gradient norms differ from the baseline by ", worst,
-           "; expected at most ", options.max_parity);
+           "; expected at most ", *options.max_parity);
     }
   }
 }
@@ -286,6 +304,7 @@ void check_limits(const ReportOptions& options, const MetricsLog& run,
 }  // namespace
 
 int run_report(const ReportOptions& options) {
+  check_options(options);
   std::optional<runtime::OutputFile> plot;
   if (!options.plot_path.empty()) {
     plot.emplace(options.plot_path,

@@ -15,13 +15,15 @@ struct ReportOptions {
   bool force = false;         ///< a plot that is a file already is replaced
   std::string
       corpus_path;  ///< for the unigram entropy where the metrics do not hold it; empty for none
-  double max_entropy_ratio = 0;  ///< the last loss may be this much of the unigram entropy; 0: any
-  double max_parity =
-      0;  ///< losses and gradient norms may differ this much from the baseline's; 0: any
+  /// The last loss may be this much of the unigram entropy; more than 0.
+  std::optional<double> max_entropy_ratio;
+  /// Losses and gradient norms may differ this much from the baseline's; 0: not at all.
+  std::optional<double> max_parity;
 };
 
-/// The verb `report`. Throws Error(io), Error(data) for damaged metrics, Error(internal) when a
-/// limit is exceeded or cannot be judged.
+/// The verb `report`. Throws Error(usage) for a limit that is none or that nothing could be judged
+/// by, Error(io), Error(data) for damaged metrics, Error(internal) when the run exceeds a limit or
+/// does not hold what it is about.
 int run_report(const ReportOptions& options);
 
 /// How far two runs' first steps are apart: the largest |a - b| / |b| over the steps that both

@@ -13,9 +13,12 @@
 #include "launch/schemes.h"
 #include "runtime/build_info.h"
 #include "runtime/cgroup.h"
+#include "runtime/counted.h"
 
 namespace longhaul::launch {
 namespace {
+
+using runtime::counted;
 
 void print_start(const RunHeader& header, const RunStart& start, bool validated) {
   const TrainConfig& config = header.config;
@@ -39,23 +42,24 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
               mask_text(config.data).c_str());
   std::printf("rows     %s\n", documents_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
-  std::printf("ranks    %zu on %zu %s, over %s\n", header.hosts.size(), hosts.size(),
-              hosts.size() == 1 ? "host" : "hosts",
+  std::printf("ranks    %zu on %s, over %s\n", header.hosts.size(),
+              counted(std::ssize(hosts), "host").c_str(),
               header.communicator.substr(0, header.communicator.find(',')).c_str());
   std::printf("cores    %s\n", start.place.cores_text.c_str());
   std::printf("memory   %s\n", start.place.memory_text.c_str());
-  std::printf("batch    %s tokens a step: sequences of %s, %ld passes of %ld on each data rank%s\n",
-              grouped(config.training.tokens_per_step).c_str(),
-              grouped(config.training.seq_len).c_str(), header.accumulation_steps,
-              config.training.micro_batch_size,
+  std::printf("batch    %s a step: sequences of %s, %s of %ld on each data rank%s\n",
+              counted(config.training.tokens_per_step, "token").c_str(),
+              grouped(config.training.seq_len).c_str(),
+              counted(header.accumulation_steps, "pass").c_str(), config.training.micro_batch_size,
               config.training.interleave > 1 ? ", two together" : "");
   std::printf("saves    %s\n", start.room.c_str());
   std::printf("update   %s\n", optimizer_text(config).c_str());
   if (start.validation != nullptr) std::printf("validate %s\n", start.validation->text().c_str());
   if (start.resumed.step >= config.training.steps) {
-    std::printf("done     all %ld steps of this run are in its checkpoint of step %ld; %s to do\n",
-                config.training.steps, start.resumed.step,
-                validated ? "nothing" : "only its validation is left");
+    std::printf(
+        "done     all steps of this run, %ld, are in its checkpoint of step %ld; %s to do\n",
+        config.training.steps, start.resumed.step,
+        validated ? "nothing" : "only its validation is left");
     return;
   }
   if (start.resumed.step > 0)

@@ -56,7 +56,9 @@ std::vector<SwitchPart> read_switch(const std::string& text, std::int64_t steps)
     const std::size_t colon = std::min(part.find(':'), part.size());
     SwitchPart read;
     const auto [parsed, error] = std::from_chars(part.data(), part.data() + colon, read.step);
-    if (colon == part.size() || error != std::errc() || parsed != part.data() + colon) {
+    if (error == std::errc::result_out_of_range && parsed == part.data() + colon) {
+      read.wrong = fmt::format("'{}': the step {}", part, runtime::kBeyond64Bits);
+    } else if (colon == part.size() || error != std::errc() || parsed != part.data() + colon) {
       read.wrong = fmt::format(
           "'{}' is no STEP:SCHEME; expected, for example, \"5:burst,10:group_cast\"", part);
     } else if (read.step <= last || read.step > steps) {

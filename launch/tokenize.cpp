@@ -9,6 +9,7 @@
 
 #include "launch/metrics.h"
 #include "launch/records.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/file.h"
@@ -17,6 +18,7 @@
 namespace longhaul::launch {
 
 namespace fs = std::filesystem;
+using runtime::counted;
 using runtime::ExitCode;
 using runtime::fail;
 
@@ -71,9 +73,8 @@ class Tokenizing {
       ++progress_.files;
     }
     if (summary_.tokens == 0) {
-      fail(ExitCode::data, options_.paths[0].string(), ": no text in ", inputs_.files.size(),
-           inputs_.files.size() == 1 ? " file" : " files",
-           "; a corpus without a token is of no use");
+      fail(ExitCode::data, options_.paths[0].string(), ": no text in ",
+           counted(std::ssize(inputs_.files), "file"), "; a corpus without a token is of no use");
     }
     if (options_.progress) options_.progress(progress_);
     writer_.finish();
@@ -151,25 +152,24 @@ TokenizeSummary tokenize(const TokenizeOptions& options) { return Tokenizing(opt
 
 std::string to_string(const TokenizeSummary& summary) {
   std::string text = fmt::format(
-      "{}: {} documents, {} tokens ({}, vocabulary {}), longest document {} tokens, unigram "
-      "entropy "
-      "{:.4f} nats",
-      summary.output.string(), summary.documents, summary.tokens, summary.tokenizer,
-      summary.vocabulary_size, summary.longest_document_tokens, summary.unigram_entropy);
+      "{}: {}, {} ({}, vocabulary {}), longest document {}, unigram entropy {:.4f} nats",
+      summary.output.string(), counted(summary.documents, "document"),
+      counted(summary.tokens, "token"), summary.tokenizer, summary.vocabulary_size,
+      counted(summary.longest_document_tokens, "token"), summary.unigram_entropy);
   const auto line = [&](const char* name, const std::string& value) {
     if (!value.empty()) text += fmt::format("\n  {:<16}{}", name, value);
   };
   if (!summary.label_weights.empty()) {
-    line("label weights", fmt::format("{}; {} tokens weigh 0, as context only",
-                                      summary.label_weights, summary.tokens_without_weight));
+    line("label weights", fmt::format("{}; {} of weight 0, as context only", summary.label_weights,
+                                      counted(summary.tokens_without_weight, "token")));
   }
   if (summary.unknown_characters > 0) {
-    line("replaced", fmt::format("{} characters by the unknown token: the tokenizer has none for "
-                                 "them",
-                                 summary.unknown_characters));
+    line("replaced", fmt::format("{} by the unknown token: the tokenizer has none for them",
+                                 counted(summary.unknown_characters, "character")));
   }
   if (summary.invalid_bytes > 0)
-    line("replaced", fmt::format("{} bytes that are no UTF-8, by U+FFFD", summary.invalid_bytes));
+    line("replaced",
+         fmt::format("{} of no UTF-8, by U+FFFD", counted(summary.invalid_bytes, "byte")));
   std::string fields;
   std::size_t named = 0;
   for (const auto& [field, count] : summary.unused_fields) {

@@ -21,6 +21,7 @@
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
 #include "runtime/console.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/signals.h"
 
@@ -173,8 +174,8 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
                                       config.parallelism.data_parallel_replicate_degree);
   const int started = runtime::claimed_place(runtime::process_environment()).size;
   if (started > 1) {
-    fail(ExitCode::launch, "comm.backend = \"loopback\" runs all ", ranks,
-         " ranks in one process, but the launcher started ", started,
+    fail(ExitCode::launch, "comm.backend = \"loopback\" runs ", runtime::counted(ranks, "rank"),
+         " in one process, but the launcher started ", started,
          "; start it without mpirun, or set comm.backend = \"mpi\"");
   }
   RunClaim claim(config);

@@ -17,6 +17,7 @@
 #include "models/optimizer.h"
 #include "parallel/sharding.h"
 #include "runtime/cores.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/sequences.h"
@@ -24,6 +25,7 @@
 
 namespace longhaul::launch {
 
+using runtime::counted;
 using runtime::ExitCode;
 using runtime::fail;
 
@@ -36,17 +38,18 @@ std::string grid_text(const TrainConfig& config) {
   if (context == -1) {
     return fmt::format("data {} x context (whatever ranks are left; --ranks N resolves it)", data);
   }
-  return fmt::format("{} ranks: data {} x context {}", data * context, data, context);
+  return fmt::format("{}: data {} x context {}", counted(data * context, "rank"), data, context);
 }
 
 std::string batch_text(const TrainConfig& config) {
   const BatchPlan plan = batch_plan(config);
-  return fmt::format(
-      "{} tokens a step = {} sequences of {}: {} per pass on each of {} data ranks, {} passes{}",
-      grouped(config.training.tokens_per_step), plan.sequences_per_step,
-      grouped(config.training.seq_len), config.training.micro_batch_size,
-      config.parallelism.data_parallel_replicate_degree, plan.accumulation_steps,
-      config.training.interleave > 1 ? ", two together" : "");
+  return fmt::format("{} a step = {} of {}: {} per pass on each of {}, {}{}",
+                     counted(config.training.tokens_per_step, "token"),
+                     counted(plan.sequences_per_step, "sequence"), grouped(config.training.seq_len),
+                     config.training.micro_batch_size,
+                     counted(config.parallelism.data_parallel_replicate_degree, "data rank"),
+                     counted(plan.accumulation_steps, "pass"),
+                     config.training.interleave > 1 ? ", two together" : "");
 }
 
 std::string parameters_text(const models::Model& model, std::int64_t vocabulary) {
@@ -58,10 +61,10 @@ std::string activations_text(const TrainConfig& config, const models::Model& mod
   const std::int64_t tokens = config.training.seq_len * config.training.micro_batch_size;
   const std::int64_t ranks = std::max<std::int64_t>(1, config.parallelism.context_parallel_degree);
   const std::int64_t rows = (tokens + ranks - 1) / ranks, together = config.training.interleave;
-  return fmt::format("{} a rank, kept for backward: {} of {} rows, recomputation {}",
+  return fmt::format("{} a rank, kept for backward: {} of {}, recomputation {}",
                      runtime::size_text(together * model.activation_bytes(rows)),
                      together == 1 ? "one pass" : fmt::format("{} passes together", together),
-                     grouped(rows), config.activation_checkpoint.mode);
+                     counted(rows, "row"), config.activation_checkpoint.mode);
 }
 
 std::string optimizer_text(const TrainConfig& config, const models::Model& model) {
@@ -75,7 +78,7 @@ std::string optimizer_text(const TrainConfig& config, const models::Model& model
                                  models::AdamW::kStateBytes);
   if (config.parallelism.shard == "none") return text + ": " + size(elements) + " on every rank";
   if (context == -1) return text + ", sharded over all ranks";
-  return fmt::format("{}, sharded over {} ranks: at most {} on each", text, ranks,
+  return fmt::format("{}, sharded over {}: at most {} on each", text, counted(ranks, "rank"),
                      size(parallel::Sharding::largest_share(elements, ranks)));
 }
 
@@ -136,9 +139,9 @@ int run_validate(const ValidateOptions& options) {
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));
   fmt::print("# documents   {}\n", documents_text(config.data));
-  fmt::print("# corpus      {} tokens in {} documents, vocabulary {}, {} sequences an epoch{}\n",
-             grouped(corpus.tokens), grouped(corpus.documents), grouped(corpus.vocabulary_size),
-             grouped(sequences.per_epoch()),
+  fmt::print("# corpus      {} in {}, vocabulary {}, {} an epoch{}\n",
+             counted(corpus.tokens, "token"), counted(corpus.documents, "document"),
+             grouped(corpus.vocabulary_size), counted(sequences.per_epoch(), "sequence"),
              corpus.label_weights
                  ? fmt::format(", label weights {}", runtime::hdf5::name(*corpus.label_weights))
                  : "");

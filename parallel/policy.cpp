@@ -8,7 +8,7 @@ std::vector<std::string> policy_names() { return {"auto"}; }
 
 Expression choose_scheme(const std::string& text, const Shapes& shapes,
                          std::optional<runtime::DType> wire_dtype) {
-  if (text != "auto") return parse_scheme(text);
+  if (text != "auto") return parse_scheme(text, policy_names());
   return cheaper_backward(shapes, wire_dtype) == Circulating::queries ? "burst" : "ring";
 }
 

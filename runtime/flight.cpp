@@ -10,6 +10,7 @@
 
 #include "runtime/error.h"
 #include "runtime/flight_impl.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -67,7 +68,7 @@ FlightRecorder::FlightRecorder(const std::string& folder, int rank) {
   record->tick_ns = now_ns();
   std::atomic_thread_fence(std::memory_order_release);
   record->magic = detail::kFlightMagic;
-  heart_ = std::thread([this] { beat(); });
+  heart_ = start_thread("the flight recorder", [this] { beat(); });
 }
 
 FlightRecorder::~FlightRecorder() {

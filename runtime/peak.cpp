@@ -15,6 +15,7 @@
 #include "runtime/cores.h"
 #include "runtime/error.h"
 #include "runtime/stream.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -97,11 +98,11 @@ double measure_fma_flops(int threads, double seconds) {
   std::mutex mutex;
   std::vector<std::jthread> team;
   for (int i = 0; i < threads; ++i) {
-    team.emplace_back([&] {
+    team.push_back(start_thread<std::jthread>("measuring", [&] {
       const double rate = thread_rate(with, seconds);
       std::lock_guard lock(mutex);
       sum += rate;
-    });
+    }));
   }
   team.clear();  // joins
   return sum;

@@ -10,6 +10,7 @@
 
 #include "runtime/error.h"
 #include "runtime/stream_impl.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime::detail {
 namespace {
@@ -58,7 +59,8 @@ class CpuStream final : public StreamImpl {
   CpuStream(const std::string& stream_name, int threads)
       : StreamImpl({DeviceKind::cpu, 0}, stream_name),
         threads_(threads),
-        worker_([this, rank = thread_rank()] { run(rank); }) {}
+        worker_(start_thread("stream '" + stream_name + "'",
+                             [this, rank = thread_rank()] { run(rank); })) {}
 
   ~CpuStream() override {
     {

@@ -24,6 +24,7 @@
 
 #include "runtime/cuda_check_impl.h"
 #include "runtime/stream_impl.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime {
 namespace detail {
@@ -156,7 +157,7 @@ class HostTasks {
     LONGHAUL_CUDA_CHECK(cudaHostAlloc(reinterpret_cast<void**>(&done_), sizeof(*done_),
                                       cudaHostAllocPortable | cudaHostAllocMapped));
     *done_ = 0;
-    worker_ = std::thread([this, rank = thread_rank()] { run(rank); });
+    worker_ = start_thread("host tasks", [this, rank = thread_rank()] { run(rank); });
   }
   ~HostTasks() {
     {

@@ -7,6 +7,7 @@
 
 #include "parallel/schemes/degrees.h"
 #include "parallel/schemes/ring.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
@@ -32,7 +33,8 @@ Expression written_out(const Expression& scheme, const Degrees& degrees) {
 
 std::optional<Refusal> refuse_double_ring(const Combination& c) {
   if (choose_degrees(c.ranks, asked(c.scheme))) return {};
-  Refusal refusal{runtime::concat("outer x inner does not make up ", c.ranks, " ranks"), {}};
+  Refusal refusal{
+      runtime::concat("outer x inner does not make up ", runtime::counted(c.ranks, "rank")), {}};
   for (const Degrees& degrees : legal_degrees(c.ranks, asked({})))
     refusal.nearest.push_back(under_scheme(c, written_out(c.scheme, degrees)));
   return refusal;

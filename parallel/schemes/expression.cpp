@@ -111,13 +111,14 @@ class Parser {
     while (at_ < text_.size() && (is_word(text_[at_]) || is_number(text_[at_]))) ++at_;
     const char *first = text_.data() + begin, *last = text_.data() + at_;
     std::int64_t integer = 0;
-    if (const auto read = std::from_chars(first, last, integer);
-        read.ec == std::errc() && read.ptr == last)
-      return integer;
+    const auto whole = std::from_chars(first, last, integer);
+    if (whole.ec == std::errc() && whole.ptr == last) return integer;
     double decimal = 0;
-    if (const auto read = std::from_chars(first, last, decimal);
-        read.ec == std::errc() && read.ptr == last)
-      return decimal;
+    const auto real = std::from_chars(first, last, decimal);
+    if ((whole.ec == std::errc::result_out_of_range && whole.ptr == last) ||
+        (real.ec == std::errc::result_out_of_range && real.ptr == last))
+      wrong(begin, concat("'", std::string(first, last), "' ", runtime::kBeyond64Bits));
+    if (real.ec == std::errc() && real.ptr == last) return decimal;
     wrong(begin, concat("'", std::string(first, last), "' is no number"));
   }
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "parallel/schemes/other_names.h"
 #include "runtime/config/suggest.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
@@ -41,6 +43,8 @@ Slot bound_slot(const std::string& name, const Record& record, const SchemeInput
 
 [[noreturn]] void unknown(const Expression& given, const std::vector<std::string>& known,
                           const std::string& where) {
+  if (const OtherName* other = find_other_name(given.name))
+    throw ExpressionFault{given.at, concat("unknown scheme '", given.name, "'; ", says(*other))};
   const runtime::Suggestion near = runtime::nearest(given.name, known);
   throw ExpressionFault{
       given.at, concat("unknown scheme '", given.name, "'", where, "; expected ", join(known),
@@ -91,9 +95,21 @@ std::string signature(const Scheme& scheme) {
   return scheme.name + (all.empty() ? "" : "(" + all + ")");
 }
 
-Expression parse_scheme(const std::string& text) {
+Expression parse_scheme(const std::string& text, const std::vector<std::string>& policies) {
   try {
-    return conform_scheme(parse_expression(text));
+    if (const OtherName* other = find_other_name(text))  // such as deepspeed-ulysses, no expression
+      throw ExpressionFault{0, concat("unknown scheme; ", says(*other))};
+    const Expression given = parse_expression(text);
+    if (std::ranges::count(policies, given.name) != 0)
+      throw ExpressionFault{given.at, concat("unknown scheme '", given.name,
+                                             "': it is a policy, which stands alone; expected ",
+                                             join(scheme_names()))};
+    if (find_scheme(given.name) == nullptr) {
+      std::vector<std::string> known = scheme_names();
+      known.insert(known.end(), policies.begin(), policies.end());
+      unknown(given, known, "");
+    }
+    return conform_scheme(given);
   } catch (const ExpressionFault& fault) {
     fail(ExitCode::config, "scheme '", text, "', character ", fault.at + 1, ": ", fault.message);
   }
@@ -127,7 +143,7 @@ std::string advice(const Combination& refused, const Refusal& refusal) {
   for (const Combination& legal : refusal.nearest) {
     std::vector<std::string> changes;
     if (legal.scheme != refused.scheme) changes.push_back("scheme " + legal.scheme.text());
-    if (legal.ranks != refused.ranks) changes.push_back(concat(legal.ranks, " ranks"));
+    if (legal.ranks != refused.ranks) changes.push_back(runtime::counted(legal.ranks, "rank"));
     if (legal.layout != refused.layout) changes.push_back(concat("layout ", name(legal.layout)));
     std::string choice;
     for (const std::string& change : changes) choice += (choice.empty() ? "" : " and ") + change;

@@ -88,8 +88,10 @@ std::vector<std::string> scheme_names();
 std::string signature(const Scheme& scheme);
 
 /// The expression in canonical form: arguments in declared order, none that has its default. Throws
-/// Error(config) with the place in the text, what is wrong there and what was expected.
-Expression parse_scheme(const std::string& text);
+/// Error(config) with the place in the text, what is wrong there and what was expected, and for
+/// what others call a scheme (schemes/other_names.h) with its name here. `policies` are what else
+/// the caller would have taken.
+Expression parse_scheme(const std::string& text, const std::vector<std::string>& policies = {});
 /// The canonical form of an expression that is made of schemes and arguments which exist.
 Expression canonical(const Expression& scheme);
 /// Canonical, with what the scheme chooses itself written out: the name of what runs. Of a legal

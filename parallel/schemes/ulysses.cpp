@@ -12,6 +12,7 @@
 
 #include <memory>
 
+#include "runtime/counted.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
@@ -198,11 +199,12 @@ std::optional<Refusal> refuse_ulysses(const Combination& c) {
   if (heads_divide(c.heads, c.kv_heads, c.ranks)) return {};
   Combination fewer = c;
   while (!heads_divide(c.heads, c.kv_heads, fewer.ranks)) --fewer.ranks;  // one always suits
-  return Refusal{
-      runtime::concat(c.ranks, " ranks cannot share ", c.heads, " query heads and ", c.kv_heads,
-                      " key/value heads: the query heads must be a multiple of the "
-                      "ranks, and of key/value heads and ranks one of the other"),
-      {fewer, under_scheme(c, "usp"), under_scheme(c, "ring")}};
+  return Refusal{runtime::concat(runtime::counted(c.ranks, "rank"), " cannot share ",
+                                 runtime::counted(c.heads, "query head"), " and ",
+                                 runtime::counted(c.kv_heads, "key/value head"),
+                                 ": the query heads must be a multiple of the "
+                                 "ranks, and of key/value heads and ranks one of the other"),
+                 {fewer, under_scheme(c, "usp"), under_scheme(c, "ring")}};
 }
 
 ProgramGenerator prepare_ulysses(const SchemeInputs& inputs) {

@@ -4,6 +4,7 @@
 
 #include "parallel/schemes/degrees.h"
 #include "parallel/schemes/ulysses.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
@@ -54,8 +55,9 @@ std::optional<Refusal> refuse_usp(const Combination& c) {
       if (asked && refusal.reason.empty()) refusal.reason = reason;
     };
     if (!heads_divide(c.heads, c.kv_heads, grid.heads)) {
-      blame(concat("heads=", grid.heads, ": so many ranks cannot share ", c.heads,
-                   " query heads and ", c.kv_heads, " key/value heads"));
+      blame(concat("heads=", grid.heads, ": so many ranks cannot share ",
+                   runtime::counted(c.heads, "query head"), " and ",
+                   runtime::counted(c.kv_heads, "key/value head")));
       continue;
     }
     const Combination ring = inside(c, grid);
@@ -71,7 +73,8 @@ std::optional<Refusal> refuse_usp(const Combination& c) {
     }
   }
   if (refusal.reason.empty())
-    refusal.reason = concat("heads=", *heads, " does not divide ", c.ranks, " ranks");
+    refusal.reason =
+        concat("heads=", *heads, " does not divide ", runtime::counted(c.ranks, "rank"));
   return refusal;
 }
 

@@ -11,6 +11,7 @@
 #include "runtime/comm/ordered_sum.h"
 #include "runtime/comm/staging.h"
 #include "runtime/flight.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -175,7 +176,7 @@ struct OrderedReduce {
         detail::ordered_sum(terms, to, elements, dtype);
       };
       if (begin + chunk < longest && elements > 0) {
-        adding = std::async(std::launch::async, add);
+        adding = start_async("a reduction", add);
       } else {
         add();
       }

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <string_view>
 
+#include "runtime/counted.h"
 #include "runtime/error.h"
 
 extern char** environ;
@@ -108,8 +109,9 @@ void check_launcher(const Environment& environment, const MpiPlace& mpi) {
 
 void check_grid_size(const MpiPlace& mpi, std::int64_t expected, const std::string& grid) {
   if (mpi.size == expected) return;
-  fail(ExitCode::launch, "the process grid (", grid, ") needs ", expected, " ranks, but MPI has ",
-       mpi.size, "; start with `mpirun -np ", expected, "` or `srun --mpi=pmix --ntasks=", expected,
+  fail(ExitCode::launch, "the process grid (", grid, ") needs ", counted(expected, "rank"),
+       ", but MPI has ", mpi.size, "; start with `mpirun -np ", expected,
+       "` or `srun --mpi=pmix --ntasks=", expected,
        "`, or change [parallelism] so that its degrees multiply to ", mpi.size);
 }
 

@@ -16,6 +16,7 @@
 #include "runtime/comm/host_communicator.h"
 #include "runtime/comm/transport.h"
 #include "runtime/error.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -231,7 +232,7 @@ void run_loopback(int ranks, const LoopbackOptions& options,
   };
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) {
-    threads.emplace_back([&, rank] {
+    const auto work = [&, rank] {
       set_thread_rank(concat("rank ", rank));
       try {
         FlightRecorder* recorder =
@@ -244,7 +245,13 @@ void run_loopback(int ranks, const LoopbackOptions& options,
       } catch (...) {
         failed(rank, std::current_exception(), "unknown exception", false);
       }
-    });
+    };
+    try {
+      threads.push_back(start_thread(concat("rank ", rank), work));
+    } catch (const std::exception& error) {  // those that have started must not wait for it
+      failed(rank, std::current_exception(), error.what(), false);
+      break;
+    }
   }
   for (std::thread& thread : threads) thread.join();
   if (first_error) std::rethrow_exception(first_error);

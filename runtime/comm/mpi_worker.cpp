@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "runtime/error.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime::detail {
 namespace {
@@ -63,7 +64,7 @@ class Pacer {
 }  // namespace
 
 void MpiWorker::start(const std::shared_ptr<MpiWorker>& worker) {
-  worker->thread_ = std::thread([worker, rank = thread_rank()] {
+  worker->thread_ = start_thread("MPI", [worker, rank = thread_rank()] {
     set_thread_rank(rank);
     worker->run();
   });

@@ -15,6 +15,7 @@
 
 #include "runtime/cuda_check_impl.h"
 #include "runtime/stream_impl.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime::detail {
 
@@ -40,7 +41,7 @@ class NcclHandle {
     settle(start(&comm_), what, lock);
     check(ncclCommUserRank(comm_, &rank_), what, lock);
     check(ncclCommCount(comm_, &size_), what, lock);
-    watcher_ = std::thread([this, rank = thread_rank()] { watch(rank); });
+    watcher_ = start_thread("NCCL", [this, rank = thread_rank()] { watch(rank); });
   }
   /// Runs calls(call, comm, stream) as one group on the stream, where each NCCL call goes through
   /// call(), and watches it until it is over.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "runtime/config/expand.h"
 #include "runtime/config/suggest.h"
 #include "runtime/error.h"
 
@@ -97,7 +98,11 @@ class Assign {
     slot = *text;
     if (!key_.choices.empty()) return check_choice(&slot, *text);
     if (text->empty()) return "expected " + expectation(key_, &slot);
-    return text->find('\0') == std::string::npos ? "" : "expected a string without NUL";
+    if (text->find('\0') != std::string::npos) return "expected a string without NUL";
+    if (!key_.is_path) return "";
+    ExpandedPath expanded = expand_path(*text);
+    slot = std::move(expanded.path);
+    return expanded.wrong;
   }
 
   std::string wrong_type(const ConfigSlot& slot, const TomlValue& value) const {

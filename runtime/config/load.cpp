@@ -46,7 +46,7 @@ std::vector<std::string> key_names(const ConfigSchema& schema, const std::string
   return names;
 }
 
-// The section that has a key of exactly this name; nullptr when none does.
+// A key of exactly this name in some section; nullptr when there is none.
 const ConfigKey* key_of_name(const ConfigSchema& schema, const std::string& name) {
   for (const ConfigKey& key : schema.keys()) {
     if (name == key.name) return &key;
@@ -59,12 +59,29 @@ std::string suggestion_text(const Suggestion& near, const std::string& what) {
   return fmt::format("; the nearest known {} is '{}'", what, near.word);
 }
 
+// Where what stands under this name in a section (empty: in none) belongs: "; it belongs in
+// [data]". Empty when nobody says so.
+std::string directions(ConfigDraft& draft, const std::string& section, const std::string& name) {
+  const auto [synonym, of_this_section] = draft.schema().synonyms().find_key(section, name);
+  const ConfigKey* same = key_of_name(draft.schema(), name);
+  if (same != nullptr && !of_this_section) {
+    draft.excuse(same->path());
+    return fmt::format("; it belongs in [{}]", same->section);
+  }
+  if (synonym == nullptr) return "";
+  draft.excuse(synonym->path);
+  const ConfigKey* key = draft.schema().find(synonym->path);
+  LONGHAUL_CHECK(key != nullptr, "the synonym ", name, " leads to ", synonym->path);
+  return fmt::format("; here it is called '{}'{}{}{}", key->name,
+                     section == key->section ? "" : fmt::format(" in [{}]", key->section),
+                     *synonym->note != '\0' ? ": " : "", synonym->note);
+}
+
 void report_unknown_key(ConfigDraft& draft, const std::string& section, const std::string& name,
                         const ConfigPlace& place) {
   const std::string start = fmt::format("unknown key '{}' in [{}]", name, section);
-  if (const ConfigKey* elsewhere = key_of_name(draft.schema(), name)) {
-    draft.excuse(elsewhere->path());
-    draft.problem(place, fmt::format("{}; it belongs in [{}]", start, elsewhere->section));
+  if (const std::string text = directions(draft, section, name); !text.empty()) {
+    draft.problem(place, start + text);
     return;
   }
   const Suggestion near = nearest(name, key_names(draft.schema(), section));
@@ -87,6 +104,11 @@ void report_unknown_key(ConfigDraft& draft, const std::string& section, const st
 // Returns the known section that was probably meant, or an empty text.
 std::string report_unknown_section(ConfigDraft& draft, const std::string& name,
                                    const ConfigPlace& place) {
+  if (const auto* synonym = draft.schema().synonyms().find_section(name)) {
+    draft.problem(
+        place, fmt::format("unknown section [{}]; here it is called [{}]", name, synonym->section));
+    return synonym->section;
+  }
   const Suggestion near = nearest(name, draft.schema().sections());
   std::string hint = near.close ? fmt::format("; did you mean [{}]?", near.word)
                                 : fmt::format("; the nearest known section is [{}]", near.word);
@@ -103,10 +125,8 @@ void report_stray_value(ConfigDraft& draft, const TomlSection& section, const Co
     draft.problem(place,
                   fmt::format("'{}' is a section: expected [{}] and its keys, got {}", section.name,
                               section.name, describe_type(*section.stray_value)));
-  } else if (const ConfigKey* key = key_of_name(draft.schema(), section.name)) {
-    draft.excuse(key->path());
-    draft.problem(place, fmt::format("key '{}' outside of a section; it belongs in [{}]",
-                                     section.name, key->section));
+  } else if (const std::string text = directions(draft, "", section.name); !text.empty()) {
+    draft.problem(place, fmt::format("key '{}' outside of a section{}", section.name, text));
   } else {
     std::vector<std::string> names;
     for (const ConfigKey& known : draft.schema().keys()) names.push_back(known.path());
@@ -145,7 +165,8 @@ void take_override(ConfigDraft& draft, const std::string& text, std::size_t orde
   const auto equals = text.find('=');
   const auto dot = text.find('.');
   if (equals == std::string::npos || dot == std::string::npos || dot > equals) {
-    draft.problem(place, "expected section.key=value");
+    const std::string name = text.substr(0, equals);
+    draft.problem(place, "expected section.key=value" + directions(draft, "", name));
     return;
   }
   const std::string section = text.substr(0, dot);
@@ -160,8 +181,16 @@ void take_override(ConfigDraft& draft, const std::string& text, std::size_t orde
   } else if (raw.empty()) {
     draft.problem(place, "no value after '='");
   } else {
-    std::optional<TomlValue> value = parse_toml_value(raw);
+    std::string syntax;
+    std::optional<TomlValue> value = parse_toml_value(raw, &syntax);
     const bool takes_text = key != nullptr && is_text(key->slot(draft.configuration()));
+    // A number or list that is none is told so; a name with such a beginning may be a string.
+    const bool meant_as_toml = raw.starts_with('[') || syntax.ends_with(kBeyond64Bits);
+    if (!value && meant_as_toml && !takes_text) {
+      draft.excuse(path);
+      draft.problem(place, fmt::format("{}: {}", path, syntax));
+      return;
+    }
     // Bare words are strings, and so is anything for a key that takes a string: a folder named
     // 2026.
     if (!value || (takes_text && !std::holds_alternative<std::string>(value->value))) {

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "runtime/config/expand.h"
 #include "runtime/config/schema.h"
 #include "runtime/config/toml_document.h"
 
@@ -12,6 +13,7 @@ namespace {
 
 // nullopt: the key has no value and is left out.
 struct TomlText {
+  bool is_path = false;
   using Text = std::optional<std::string>;
   template <class Element>
   static Text list(const std::vector<Element>& elements) {
@@ -29,7 +31,7 @@ struct TomlText {
   Text operator()(std::int64_t* v) const { return fmt::format("{}", *v); }
   Text operator()(double* v) const { return toml_number(*v); }
   Text operator()(bool* v) const { return *v ? "true" : "false"; }
-  Text operator()(std::string* v) const { return quote_toml(*v); }
+  Text operator()(std::string* v) const { return quote_toml(is_path ? unexpanded_path(*v) : *v); }
   Text operator()(DType* v) const { return quote_toml(name(*v)); }
   Text operator()(WordOrInteger* v) const {
     return v->word.empty() ? fmt::format("{}", v->integer) : quote_toml(v->word);
@@ -39,9 +41,7 @@ struct TomlText {
   Text operator()(std::optional<std::int64_t>* v) const {
     return *v ? Text(fmt::format("{}", **v)) : std::nullopt;
   }
-  Text operator()(std::optional<std::string>* v) const {
-    return *v ? Text(quote_toml(**v)) : std::nullopt;
-  }
+  Text operator()(std::optional<std::string>* v) const { return *v ? (*this)(&**v) : std::nullopt; }
 };
 
 struct JsonValue {
@@ -101,7 +101,7 @@ std::string default_text(const ConfigKey& key) {
 }  // namespace
 
 std::optional<std::string> value_text(const ConfigKey& key, Configuration& config) {
-  return std::visit(TomlText{}, key.slot(config));
+  return std::visit(TomlText{key.is_path}, key.slot(config));
 }
 
 std::string to_toml(const ConfigSchema& schema, Configuration& config) {

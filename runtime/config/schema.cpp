@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 
 #include "runtime/error.h"
 
@@ -66,8 +67,43 @@ struct ExpectationOf {
 
 std::string ConfigKey::path() const { return fmt::format("{}.{}", section, name); }
 
-ConfigSchema::ConfigSchema(std::vector<ConfigKey> keys, std::set<std::string> retired)
-    : keys_(std::move(keys)), retired_(std::move(retired)) {
+namespace {
+
+/// As synonyms are written: "Max-Steps" is max_steps.
+std::string normal(std::string_view word) {
+  std::string text;
+  for (const char c : word)
+    text += c == '-' ? '_' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return text;
+}
+
+bool is_among(const std::string& word, const std::string& words) {
+  return !word.empty() && (" " + words + " ").find(" " + word + " ") != std::string::npos;
+}
+
+}  // namespace
+
+ConfigSynonyms::Found ConfigSynonyms::find_key(std::string_view section,
+                                               std::string_view name) const {
+  const std::string word = normal(name), qualified = normal(section) + "." + word;
+  for (const std::string& wanted : {qualified, word}) {
+    for (const Key& key : keys) {
+      if (is_among(wanted, key.words)) return {&key, wanted == qualified};
+    }
+  }
+  return {};
+}
+
+const ConfigSynonyms::Section* ConfigSynonyms::find_section(std::string_view name) const {
+  for (const Section& section : sections) {
+    if (is_among(normal(name), section.words)) return &section;
+  }
+  return nullptr;
+}
+
+ConfigSchema::ConfigSchema(std::vector<ConfigKey> keys, std::set<std::string> retired,
+                           ConfigSynonyms synonyms)
+    : keys_(std::move(keys)), retired_(std::move(retired)), synonyms_(synonyms) {
   for (const ConfigKey& key : keys_) {
     if (!sections_.empty() && sections_.back() == key.section) continue;
     LONGHAUL_CHECK(std::ranges::count(sections_, key.section) == 0, "keys of [", key.section,
@@ -81,6 +117,11 @@ const ConfigKey* ConfigSchema::find(std::string_view section, std::string_view n
     if (section == key.section && name == key.name) return &key;
   }
   return nullptr;
+}
+
+const ConfigKey* ConfigSchema::find(std::string_view path) const {
+  const std::size_t dot = path.find('.');
+  return dot == path.npos ? nullptr : find(path.substr(0, dot), path.substr(dot + 1));
 }
 
 std::string expectation(const ConfigKey& key, const ConfigSlot& slot) {

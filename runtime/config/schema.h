@@ -55,6 +55,7 @@ struct ConfigKey {
   /// How an absent key gets its value from others; empty for none.
   const char* derived_default = "";
   std::vector<std::string> choices = {};  ///< of strings and dtypes; empty: anything
+  bool is_path = false;                   ///< a string whose ~ and $NAME are expanded (expand.h)
   /// Texts that might be tried and why they are no choice; for errors only.
   std::vector<std::pair<std::string, std::string>> not_choices = {};
   /// Numbers: inclusive bounds. `also` is one more legal value (such as -1).
@@ -69,6 +70,31 @@ struct ConfigKey {
   std::string path() const;
 };
 
+/// Words of other programs and what they are called here. They are named in errors, never accepted.
+struct ConfigSynonyms {
+  /// Words are in lower case, with _ for - and a space between them.
+  struct Key {
+    const char* path;  ///< of the key that they mean
+    /// "section.word" where a word means it in one section only.
+    const char* words;
+    const char* note = "";  ///< where the two do not mean quite the same
+  };
+  struct Section {
+    const char* section;
+    const char* words;
+  };
+  std::span<const Key> keys = {};
+  std::span<const Section> sections = {};
+
+  /// What stands in `section` (empty: outside of any) under this name; nullptr for nothing.
+  struct Found {
+    const Key* key = nullptr;
+    bool of_this_section = false;  ///< not as a word that means the same everywhere
+  };
+  Found find_key(std::string_view section, std::string_view name) const;
+  const Section* find_section(std::string_view name) const;
+};
+
 /// Section, name and slot of a key, from one mention of the member of `config_`.
 #define LONGHAUL_CONFIG_KEY(config_, section_, name_)                                             \
   .section = #section_, .name = #name_,                                                           \
@@ -80,19 +106,23 @@ class ConfigSchema {
  public:
   /// Keys of a section stand together. `retired`: paths of keys that exist no more; what a
   /// configuration gives them is kept for a rule of the program to answer (ConfigDraft::given).
-  explicit ConfigSchema(std::vector<ConfigKey> keys, std::set<std::string> retired = {});
+  explicit ConfigSchema(std::vector<ConfigKey> keys, std::set<std::string> retired = {},
+                        ConfigSynonyms synonyms = {});
 
   std::span<const ConfigKey> keys() const { return keys_; }
   /// nullptr when there is none.
   const ConfigKey* find(std::string_view section, std::string_view name) const;
+  const ConfigKey* find(std::string_view path) const;
   bool is_retired(const std::string& path) const { return retired_.contains(path); }
   /// Section names in order.
   std::span<const std::string> sections() const { return sections_; }
+  const ConfigSynonyms& synonyms() const { return synonyms_; }
 
  private:
   std::vector<ConfigKey> keys_;
   std::set<std::string> retired_;
   std::vector<std::string> sections_;
+  ConfigSynonyms synonyms_;
 };
 
 /// "an integer of at least 1", "one of \"mpi\", \"loopback\"": what a value of this key must be.

@@ -68,6 +68,15 @@ TomlSection section_of(const toml::key& key, const toml::node& node) {
   return section;
 }
 
+/// In the parser's words, but for a float that is too large, whose digits it does not blame.
+std::string reason_of(const toml::parse_error& error) {
+  std::string text(error.description());
+  const std::string vague = "could not be interpreted as a value";
+  if (text.find("floating-point") != std::string::npos && text.ends_with(vague))
+    text.replace(text.size() - vague.size(), vague.size(), kBeyond64Bits);
+  return text;
+}
+
 }  // namespace
 
 std::variant<std::vector<TomlSection>, TomlSyntaxError> parse_toml(const std::string& text) {
@@ -76,7 +85,7 @@ std::variant<std::vector<TomlSection>, TomlSyntaxError> parse_toml(const std::st
     const toml::table root = toml::parse(std::string_view(text));
     for (const auto& [key, node] : root) sections.push_back(section_of(key, node));
   } catch (const toml::parse_error& error) {
-    return TomlSyntaxError{std::string(error.description()), position_of(error.source().begin)};
+    return TomlSyntaxError{reason_of(error), position_of(error.source().begin)};
   }
   std::sort(sections.begin(), sections.end(), [](const TomlSection& a, const TomlSection& b) {
     return before(a.position, b.position);
@@ -84,13 +93,14 @@ std::variant<std::vector<TomlSection>, TomlSyntaxError> parse_toml(const std::st
   return sections;
 }
 
-std::optional<TomlValue> parse_toml_value(const std::string& text) {
+std::optional<TomlValue> parse_toml_value(const std::string& text, std::string* wrong) {
   // A line break would let the text declare further keys.
   if (text.find_first_of("\r\n") != std::string::npos) return std::nullopt;
   try {
     const toml::table root = toml::parse("value = " + text);
     return value_of(*root.get("value"));
-  } catch (const toml::parse_error&) {
+  } catch (const toml::parse_error& error) {
+    if (wrong != nullptr) *wrong = reason_of(error);
     return std::nullopt;
   }
 }

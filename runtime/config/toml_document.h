@@ -50,8 +50,10 @@ struct TomlSyntaxError {
 
 /// The sections in order of position, or the first syntax error.
 std::variant<std::vector<TomlSection>, TomlSyntaxError> parse_toml(const std::string& text);
-/// One value; nullopt when the text is no TOML value.
-std::optional<TomlValue> parse_toml_value(const std::string& text);
+/// One value; nullopt when the text is no TOML value, and why not in `wrong`.
+std::optional<TomlValue> parse_toml_value(const std::string& text, std::string* wrong = nullptr);
+/// How a syntax error about a number that is too large ends.
+inline constexpr const char* kBeyond64Bits = "is not representable in 64 bits";
 /// `text` as a TOML basic string, with quotes.
 std::string quote_toml(const std::string& text);
 /// A double as a TOML float that reads back to the same bits.

@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <regex>
 
 #include "runtime/build_info.h"
+#include "runtime/io/hdf5.h"
 #include "tests/support/process.h"
+#include "tests/support/training_job.h"
 
 namespace longhaul::test {
 namespace {
@@ -94,12 +97,156 @@ TEST(Cli, ErrorsNameTheRankAmongSeveral) {
   EXPECT_FALSE(has(alone.err, "[rank"));
 }
 
-TEST(Cli, AFullOutputIsAnIoError) {
+/// A command line for every verb, that succeeds and prints; the files that they read are in
+/// `folder`.
+std::vector<std::vector<std::string>> every_verb(const TrainingJob& job) {
+  const std::vector<std::string> sets = {
+      "comm.backend=loopback", "parallelism.context_parallel_degree=1", "training.steps=1",
+      "training.tokens_per_step=96", "lr_scheduler.warmup_steps=0"};
+  std::vector<std::string> validate = job.train("run", sets);
+  validate[0] = "validate";
+  const std::string text = job.folder().write("text", "abc");
+  const std::string input = job.folder().file("case.h5");
+  {
+    auto file = runtime::hdf5::File::create(input);
+    for (const char* name : {"q", "k", "v"})
+      file.write<float>(name, {1, 4, 1, 2}, std::vector<float>(8, 0.5f));
+    file.close();
+  }
+  return {{"--help"},
+          {"--version"},
+          {"validate", "--help"},
+          job.train("run", sets),
+          validate,
+          {"validate", "--keys"},
+          {"validate", "--legality"},
+          {"tokenize", text, "--output", job.folder().file("text.h5")},
+          {"inspect", job.corpus()},
+          {"report", job.output("run", "metrics.jsonl")},
+          {"attention", input, "--output", job.folder().file("result.h5"), "--communicator",
+           "loopback"},
+          {"bench", "peak", "--seconds", "0.01", "--threads", "1"},
+          {"bench", "layouts", "--mask", "causal", "--seq-len", "64", "--ranks", "2"}};
+}
+
+TEST(Cli, OutputThatIsLostIsAnIoErrorOfEveryVerb) {
+  const TrainingJob job;
+  for (const std::vector<std::string>& arguments : every_verb(job)) {
+    std::vector<std::string> command = {"bash", "-c", "", longhaul_program()};
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    const std::string shown = arguments[0] + (arguments.size() > 1 ? " " + arguments[1] : "");
+    ProcessOptions options;
+    options.unset = kLauncherNames;
+    command[2] = "\"$0\" \"$@\"";
+    EXPECT_EQ(run_process(command, options).exit_code, 0) << shown;
+    for (const char* redirection : {"> /dev/full", ">&-", "<&- >&- 2>&-",
+                                    // A pipe whose reader is gone when the program starts.
+                                    "> >(exec true)"}) {
+      command[2] = std::string(redirection).find(">(") == std::string::npos
+                       ? "\"$0\" \"$@\" " + std::string(redirection)
+                       : "exec 3> >(exec true); wait $!; exec \"$0\" \"$@\" >&3 3>&-";
+      const ProcessResult result = run_process(command, options);
+      EXPECT_EQ(result.exit_code, 74) << shown << " " << redirection << result.err;
+      if (std::string(redirection).find("2>") == std::string::npos) {
+        EXPECT_TRUE(has(result.err, "writing to standard output failed")) << result.err;
+        EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+      }
+    }
+  }
+  // Nothing that was printed went into a file which had taken the place of the closed output.
+  EXPECT_EQ(longhaul({"inspect", job.folder().file("text.h5")}).exit_code, 0);
+  EXPECT_EQ(longhaul({"inspect", job.corpus()}).exit_code, 0);
+}
+
+TEST(Cli, OneOfAKindIsToldInTheSingular) {
+  const TrainingJob job;
+  std::string all;
+  for (const std::vector<std::string>& arguments : every_verb(job)) {
+    if (arguments.back() == "--help" || arguments.back() == "--keys" ||
+        arguments.back() == "--legality")
+      continue;
+    const ProcessResult result = longhaul(arguments);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    all += result.out;
+  }
+  std::smatch wrong;
+  const std::regex plural(
+      "[^0-9,.=x-]1 ([a-z/]+ )?(ranks|passes|layers|sequences|tokens|documents|steps|threads|hosts|"
+      "nodes|rows|bytes|values|files|slices|heads)\\b");
+  EXPECT_FALSE(std::regex_search(all, wrong, plural)) << wrong[0] << "\n" << all;
+  for (const char* part :
+       {"1 rank: data 1 x context 1", "1 sequence of 96", "each of 1 data rank, 1 pass",
+        "1 pass of 1 on each data rank", "1 document, 3 tokens", "layers      2: "})
+    EXPECT_TRUE(has(all, part)) << part << "\n" << all;
+}
+
+TEST(Cli, WrongVerbsAreAnsweredWithTheNearest) {
+  struct Case {
+    std::vector<std::string> arguments;
+    const char* says;
+  };
+  for (const auto& [arguments, says] : std::initializer_list<Case>{
+           {{"trian", "a.toml"}, "there is no verb 'trian'; did you mean 'train'?"},
+           {{"resume", "a.toml"}, "there is no verb 'resume'; here it is 'train'"},
+           {{"convert", "a"}, "there is no verb 'convert'; here it is 'tokenize'"},
+           {{"evaluate"}, "there is no verb 'evaluate'; here it is 'report'"},
+           {{"bench", "layout"}, "there is no verb 'layout'; did you mean 'layouts'?"},
+           {{"xxxxxxxxxx"}, "there is no verb 'xxxxxxxxxx'; expected one of train, validate, "}}) {
+    const ProcessResult result = longhaul(arguments);
+    EXPECT_EQ(result.exit_code, 64);
+    EXPECT_TRUE(has(result.err, says)) << result.err;
+  }
+}
+
+TEST(Cli, PathsThatNoShellHasExpanded) {
+  const TempDirectory home;
+  home.write("in", "abc");
+  const std::map<std::string, std::string> environment = {{"HOME", home.path().string()},
+                                                          {"LONGHAUL_TEST_EMPTY", ""}};
+  EXPECT_EQ(longhaul({"tokenize", "~/in", "--output=$HOME/a.h5"}, environment).exit_code, 0);
+  EXPECT_EQ(longhaul({"inspect", "${HOME}/a.h5"}, environment).exit_code, 0);
+  EXPECT_EQ(longhaul({"tokenize", "~/in", "--output", "~/$$b.h5"}, environment).exit_code, 0);
+  // What exists as it is written is not expanded.
+  EXPECT_TRUE(std::filesystem::exists(home.file("$b.h5")));
+  EXPECT_EQ(longhaul({"inspect", home.file("$b.h5")}, environment).exit_code, 0);
+  struct Case {
+    const char *path, *says;
+  };
+  for (const auto& [path, says] :
+       std::initializer_list<Case>{{"$LONGHAUL_TEST_NO_SUCH/a", "LONGHAUL_TEST_NO_SUCH is not set"},
+                                   {"a/${LONGHAUL_TEST_EMPTY}", "LONGHAUL_TEST_EMPTY is empty"},
+                                   {"~somebody/a", "the home of another user (~somebody)"},
+                                   {"${HOME/a", "does not begin with ${NAME}"}}) {
+    for (const std::vector<std::string>& arguments : {std::vector<std::string>{"inspect", path},
+                                                      {"report", path},
+                                                      {"validate", path},
+                                                      {"tokenize", "~/in", "--output", path},
+                                                      {"bench", "layouts", "--lengths", path}}) {
+      const ProcessResult result = longhaul(arguments, environment);
+      EXPECT_EQ(result.exit_code, 64) << arguments[0] << result.err;
+      EXPECT_TRUE(has(result.err, says)) << result.err;
+    }
+  }
+}
+
+TEST(Cli, AThreadThatTheSystemRefusesIsNamedWithTheLimits) {
+  const TrainingJob job;
+  // Stacks of 200 TB: no thread can have one.
+  std::vector<std::string> command = {
+      "bash", "-c", "ulimit -Ss 200000000000 2>/dev/null || exit 125; exec \"$0\" \"$@\"",
+      longhaul_program()};
+  const std::vector<std::string> arguments =
+      job.train("run", {"comm.backend=loopback", "parallelism.context_parallel_degree=3"});
+  command.insert(command.end(), arguments.begin(), arguments.end());
   ProcessOptions options;
   options.unset = kLauncherNames;
-  const ProcessResult result =
-      run_process({"sh", "-c", longhaul_program() + " validate --keys > /dev/full"}, options);
-  EXPECT_EQ(result.exit_code, 74) << result.err;
+  const ProcessResult result = run_process(command, options);
+  if (result.exit_code == 125) GTEST_SKIP() << "the stack limit cannot be raised here";
+  EXPECT_EQ(result.exit_code, 69) << result.err;
+  for (const char* part :
+       {"the system refused the thread of ", "Resource temporarily unavailable",
+        "this process has ", "KiB for the stack of each (ulimit -s)", "debug.threads lower"})
+    EXPECT_TRUE(has(result.err, part)) << part << "\n" << result.err;
 }
 
 TEST(Cli, ExitCodesPassThroughMpirun) {

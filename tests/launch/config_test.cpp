@@ -217,6 +217,16 @@ const std::vector<WrongConfig> kWrong = {
     {"zero epsilon",
      {{19, "[optimizer]"}, {20, "eps = 0"}},
      {{"20:7: optimizer.eps = 0: expected a number above 0"}}},
+    {"zero epsilon of the norms, beside another problem",
+     {{8, "rms_norm_eps = 0"}, {14, "steps = -1"}},
+     {{"8:16: model.rms_norm_eps = 0: expected a number above 0 and at most 1"},
+      {"14:9: training.steps = -1: expected an integer of at least 1"}}},
+    {"integer beyond 64 bits",
+     {{14, "steps = 99999999999999999999"}},
+     {{"14:29: ", "'99999999999999999999' is not representable in 64 bits"}}},
+    {"float beyond 64 bits",
+     {{14, "steps = 100\nmax_norm = 1e999"}},
+     {{"15:17: ", "'1e999' is not representable in 64 bits"}}},
     {"unknown choice",
      {{10, "corpus = \"CORPUS\"\nmask = \"document\""}},
      {{"11:8: data.mask = \"document\": expected one of \"full\", \"causal\", ",
@@ -249,21 +259,25 @@ const std::vector<WrongConfig> kWrong = {
       {"11:8: data.mask = \"global_window\": this mask needs data.global"}}},
     {"layer types of another number of layers",
      {{6, "num_hidden_layers = 4\nlayer_types = [\"full_attention\", \"full_attention\"]"}},
-     {{"7:15: model.layer_types = 2 entries: expected one for each of the num_hidden_layers = 4"}}},
+     {{"7:15: model.layer_types = [\"full_attention\", \"full_attention\"]: 2 entries; expected "
+       "one for each of the num_hidden_layers = 4"}}},
     {"unknown layer type",
      {{6, "num_hidden_layers = 1\nlayer_types = [\"sliding\"]"}},
      {{"7:16: model.layer_types", "\"sliding\"", "sliding_attention"}}},
     {"sliding layers without a window",
      {{6, "num_hidden_layers = 1\nlayer_types = [\"sliding_attention\"]"}},
-     {{"7:15: model.layer_types = \"sliding_attention\": this type needs model.sliding_window"}}},
+     {{"7:15: model.layer_types = [\"sliding_attention\"]: \"sliding_attention\" needs "
+       "model.sliding_window (tokens)"}}},
     {"window without sliding layers",
      {{6, "num_hidden_layers = 1\nlayer_types = [\"full_attention\"]\nsliding_window = 8"}},
      {{"8:18: model.sliding_window = 8: no layer of model.layer_types is sliding_attention"}}},
     {"sliding layers of a mask that is not causal",
      {{6, "num_hidden_layers = 1\nlayer_types = [\"sliding_attention\"]\nsliding_window = 8"},
       {10, "corpus = \"CORPUS\"\nmask = \"prefix_causal\"\nprefix = 5"}},
-     {{"7:15: model.layer_types = \"sliding_attention\": needs a causal mask, and with data.mask = "
-       "\"prefix_causal\" queries see later keys; use full_attention, or one of causal, "}}},
+     {{"7:15: model.layer_types = [\"sliding_attention\"]: \"sliding_attention\" needs a causal "
+       "mask, and with data.mask = "
+       "\"prefix_causal\" queries see later keys; use full_attention, or one of the masks causal, "
+       "causal_document, documents, "}}},
     {"interleaving one pass",
      {{13, "tokens_per_step = 4096\ninterleave = 2"}},
      {{"14:14: training.interleave = 2: a step has one pass", "tokens_per_step", "4096",
@@ -276,13 +290,15 @@ const std::vector<WrongConfig> kWrong = {
      {{"18:27: parallelism.context_parallel_layout = \"zig-zag\"", "\"zigzag\"?"}}},
     {"unknown dtype",
      {{14, "steps = 100\ndtype = \"fp32\""}},
-     {{"15:9: training.dtype = \"fp32\": expected one of \"float32\", \"bfloat16\""}}},
+     {{"15:9: training.dtype = \"fp32\": here it is called \"float32\"; expected one of "
+       "\"float32\", \"bfloat16\""}}},
     {"unsupported optimizer",
      {{19, "[optimizer]"}, {20, "name = \"sgd\""}},
      {{"20:8: optimizer.name = \"sgd\": expected \"adamw\""}}},
     {"resume word",
      {{19, "[checkpoint]"}, {20, "resume = \"latest\""}},
-     {{"20:10: checkpoint.resume = \"latest\": expected one of \"auto\", \"never\", or an "
+     {{"20:10: checkpoint.resume = \"latest\": here it is called \"auto\"; expected one of "
+       "\"auto\", \"never\", or an "
        "integer of at least 0"}}},
     {"negative resume step",
      {{19, "[checkpoint]"}, {20, "resume = -1"}},
@@ -368,7 +384,8 @@ const std::vector<WrongConfig> kWrong = {
        "longhaul attention --device cuda", "use \"cpu\""}}},
     {"unknown device",
      {{19, "[device]"}, {20, "kind = \"gpu\""}},
-     {{"20:8: device.kind = \"gpu\": expected one of \"cpu\", \"cuda\""}}},
+     {{"20:8: device.kind = \"gpu\": here it is called \"cuda\"; expected one of \"cpu\", "
+       "\"cuda\""}}},
     {"duplicate key", {{13, "seq_len = 8192"}}, {{"13:", "seq_len"}}},
     {"duplicate section", {{15, "[training]"}}, {{"15:", "training"}}},
     {"no value", {{14, "steps ="}}, {{"14:"}}},
@@ -441,7 +458,32 @@ TEST_F(ConfigTest, WrongOverridesNameThemselves) {
       {"=", "expected section.key=value"},
       {"training.steps=", "no value"},
       {"training.steps=1\nseq_len=2", "got a string"},
-      {"training.steps=[1", "got a string"},
+      {"training.steps=[1", "training.steps: Error while parsing array"},
+      {"training.steps=99999999999999999999",
+       "'99999999999999999999' is not representable in 64 bits"},
+      {"training.steps=-9223372036854775809", "is not representable in 64 bits"},
+      {"training.steps=0x1ffffffffffffffff", "is not representable in 64 bits"},
+      {"training.max_norm=1e999", "'1e999' is not representable in 64 bits"},
+      {"optimizer.lr=-1e400", "is not representable in 64 bits"},
+      {"checkpoint.resume=99999999999999999999", "is not representable in 64 bits"},
+      {"model.vocab_size=99999999999999999999", "is not representable in 64 bits"},
+      {"model.layer_types=[99999999999999999999]", "is not representable in 64 bits"},
+      {"parallelism.context_parallel_scheme=double_ring(outer=99999999999999999999)",
+       "character 19: '99999999999999999999' is not representable in 64 bits"},
+      {"parallelism.context_parallel_switch=99999999999999999999:burst",
+       "the step is not representable in 64 bits"},
+      {"parallelism.context_parallel_scheme=atuo", "did you mean 'auto'?"},
+      {"parallelism.context_parallel_scheme=zzzzzzzz", "group_cast or auto"},
+      {"parallelism.context_parallel_scheme=auto(x=1)",
+       "unknown scheme 'auto': it is a policy, which stands alone; expected ring, "},
+      {"parallelism.context_parallel_scheme=Deepspeed-Ulysses", "here it is called 'ulysses'"},
+      {"parallelism.context_parallel_scheme=zigzag",
+       "here it is called 'ring': with context_parallel_layout = \"zigzag\""},
+      {"parallelism.context_parallel_scheme=usp(around=zigzag)", "here it is called 'ring'"},
+      {"parallelism.context_parallel_switch=5:a2a", "here it is called 'ulysses'"},
+      {"job.output_dir=$LONGHAUL_TEST_NO_SUCH/x",
+       "the environment variable LONGHAUL_TEST_NO_SUCH is not set"},
+      {"checkpoint.folder=~nobody/x", "the home of another user (~nobody) is not looked up"},
       {"training.steps=1 # a comment\n", "got a string"},
       {"trainin.steps=1", "unknown section [trainin]; did you mean [training]?"},
       {"data.mask=ful", "did you mean \"full\"?"},
@@ -456,6 +498,22 @@ TEST_F(ConfigTest, WrongOverridesNameThemselves) {
     for (const std::string& line : found) all += line + "\n";
     EXPECT_NE(all.find(part), std::string::npos) << all;
   }
+}
+
+TEST_F(ConfigTest, PathsAreExpanded) {
+  const std::string home = std::getenv("HOME") != nullptr ? std::getenv("HOME") : "";
+  ASSERT_FALSE(home.empty());
+  const TrainConfig config =
+      load({{2, "output_dir = \"~/runs/$$a\""}}, {"checkpoint.folder=${HOME}/saved"});
+  EXPECT_EQ(config.job.output_dir, home + "/runs/$a");
+  EXPECT_EQ(config.checkpoint.folder, home + "/saved");
+  EXPECT_NE(to_toml(config).find("folder = \"" + home + "/saved\""), std::string::npos);
+  // What is stored loads to the same.
+  TrainDraft stored("stored.toml");
+  runtime::read_config_text(stored, to_toml(config));
+  stored.check();
+  EXPECT_EQ(stored.config.job.output_dir, config.job.output_dir);
+  EXPECT_EQ(to_toml(stored.config), to_toml(config));
 }
 
 TEST_F(ConfigTest, UnreadableFileIsAConfigError) {

@@ -209,6 +209,35 @@ TEST(ReportVerb, WritesThePlotAndTheTable) {
   std::vector<std::string> forced = again;
   forced.push_back("--force");
   EXPECT_EQ(test::run_longhaul(forced).exit_code, 0);
+  struct Limit {
+    std::vector<std::string> options;
+    int exit_code;
+    const char* says;
+  };
+  for (const auto& [options, exit_code, says] : std::initializer_list<Limit>{
+           {{"--max-parity", "0"}, 64, "--max-parity needs --baseline"},
+           {{"--max-parity", "1e-5"}, 64, "--max-parity needs --baseline"},
+           {{"--max-parity", "-1", "--baseline", metrics},
+            64,
+            "--max-parity is -1; expected a number of at least 0"},
+           {{"--max-parity", "nan", "--baseline", metrics}, 64, "--max-parity is nan"},
+           {{"--max-parity", "inf", "--baseline", metrics}, 64, "--max-parity is inf"},
+           {{"--max-parity", "0", "--baseline", metrics}, 0, ""},
+           {{"--max-entropy-ratio", "nan"},
+            64,
+            "--max-entropy-ratio is nan; expected a number above 0"},
+           {{"--max-entropy-ratio", "0"}, 64, "--max-entropy-ratio is 0"},
+           {{"--max-entropy-ratio", "-0.5"}, 64, "--max-entropy-ratio is -0.5"},
+           {{"--max-entropy-ratio", "1e-9"}, 70, "of the unigram entropy; expected at most 1e-09"},
+           {{"--max-entropy-ratio", "100"}, 0, ""}}) {
+    std::vector<std::string> arguments = {"report", metrics, "--plot", folder.file("limit.svg")};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    const auto judged = test::run_longhaul(arguments);
+    EXPECT_EQ(judged.exit_code, exit_code) << options[0] << options[1] << judged.err;
+    EXPECT_NE(judged.err.find(says), std::string::npos) << judged.err;
+    // What is refused is refused before anything is written.
+    EXPECT_EQ(std::filesystem::remove(folder.file("limit.svg")), exit_code != 64) << options[1];
+  }
   EXPECT_EQ(test::run_longhaul({"report", folder.file("absent")}).exit_code, 74);
   EXPECT_EQ(test::run_longhaul({"report", folder.file("loss.svg")}).exit_code, 65);
   EXPECT_EQ(

@@ -114,7 +114,7 @@ TEST_F(ValidateTest, CountsActivationsAndLayers) {
   auto result = validate({"--ranks", "2"});
   EXPECT_TRUE(has(result.out, line(4 * layer, "one pass of 2,048 rows, recomputation none")))
       << result.out;
-  EXPECT_TRUE(has(result.out, "# layers      4 layers: 4 full_attention\n"));
+  EXPECT_TRUE(has(result.out, "# layers      4: 4 full_attention\n"));
   result = validate({"--ranks", "2", "--set", "training.interleave=2"});
   EXPECT_TRUE(
       has(result.out, line(8 * layer, "2 passes together of 2,048 rows, recomputation none")))
@@ -127,8 +127,8 @@ TEST_F(ValidateTest, CountsActivationsAndLayers) {
   EXPECT_TRUE(has(result.out, line(2 * (layer + 3 * input),
                                    "2 passes together of 2,048 rows, recomputation full")))
       << result.out;
-  EXPECT_TRUE(has(result.out,
-                  "# layers      4 layers: 3 sliding_attention (window 512), 1 full_attention\n"))
+  EXPECT_TRUE(
+      has(result.out, "# layers      4: 3 sliding_attention (window 512), 1 full_attention\n"))
       << result.out;
   EXPECT_TRUE(has(result.out, "sliding_window = 512\n"));
 }

@@ -5,7 +5,9 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/config/draft.h"
+#include "runtime/config/expand.h"
 #include "runtime/config/suggest.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "tests/support/process.h"
 
@@ -185,6 +187,61 @@ TEST(ConfigEngine, RetiredKeysAreKeptForTheProgramToAnswer) {
               std::string::npos)
         << error.what();
   }
+}
+
+TEST(ExpandPath, FollowsTheShell) {
+  ::setenv("LONGHAUL_TEST_A", "a b", 1);
+  ::setenv("LONGHAUL_TEST_EMPTY", "", 1);
+  ::unsetenv("LONGHAUL_TEST_UNSET");
+  const char* home = std::getenv("HOME");
+  ASSERT_NE(home, nullptr);
+  struct Case {
+    std::string text, path;
+  };
+  for (const auto& [text, path] :
+       std::initializer_list<Case>{{"", ""},
+                                   {"a/b.h5", "a/b.h5"},
+                                   {"~", home},
+                                   {"~/x", std::string(home) + "/x"},
+                                   {"x/~", "x/~"},
+                                   {"x~/~y", "x~/~y"},
+                                   {"./~x", "./~x"},
+                                   {"$LONGHAUL_TEST_A", "a b"},
+                                   {"${LONGHAUL_TEST_A}", "a b"},
+                                   {"x/$LONGHAUL_TEST_A/y", "x/a b/y"},
+                                   {"x${LONGHAUL_TEST_A}1$LONGHAUL_TEST_A.h5", "xa b1a b.h5"},
+                                   {"$$LONGHAUL_TEST_A", "$LONGHAUL_TEST_A"},
+                                   {"$$$LONGHAUL_TEST_A", "$a b"},
+                                   {"cost$", "cost$"},
+                                   {"$5/$ /$.", "$5/$ /$."}}) {
+    const ExpandedPath result = expand_path(text);
+    EXPECT_EQ(result.path, path) << text;
+    EXPECT_EQ(result.wrong, "") << text;
+  }
+  for (const auto& [text, wrong] :
+       std::initializer_list<Case>{{"$LONGHAUL_TEST_UNSET/x", "LONGHAUL_TEST_UNSET is not set"},
+                                   {"x/${LONGHAUL_TEST_UNSET}", "LONGHAUL_TEST_UNSET is not set"},
+                                   {"$LONGHAUL_TEST_EMPTY/x", "LONGHAUL_TEST_EMPTY is empty"},
+                                   {"~user", "(~user)"},
+                                   {"~user/x", "(~user)"},
+                                   {"${}", "does not begin with ${NAME}"},
+                                   {"${A", "does not begin with ${NAME}"},
+                                   {"${A-b}", "does not begin with ${NAME}"},
+                                   {"${1}", "does not begin with ${NAME}"}})
+    EXPECT_NE(expand_path(text).wrong.find(wrong), std::string::npos) << text;
+}
+
+TEST(Counted, TakesTheNounThatTheNumberAsksFor) {
+  EXPECT_EQ(counted(0, "rank"), "0 ranks");
+  EXPECT_EQ(counted(1, "rank"), "1 rank");
+  EXPECT_EQ(counted(2, "data rank"), "2 data ranks");
+  EXPECT_EQ(counted(1, "pass"), "1 pass");
+  EXPECT_EQ(counted(3, "pass"), "3 passes");
+  EXPECT_EQ(counted(2, "entry"), "2 entries");
+  EXPECT_EQ(counted(2, "key"), "2 keys");
+  EXPECT_EQ(counted(2, "batch"), "2 batches");
+  EXPECT_EQ(counted(1234567, "token"), "1,234,567 tokens");
+  EXPECT_EQ(counted(-1000, "token"), "-1,000 tokens");
 }
 
 TEST(Suggest, EditDistance) {
