@@ -1,6 +1,7 @@
 #include "launch/trainer.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "launch/model.h"
 #include "runtime/comm/gather.h"
