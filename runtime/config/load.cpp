@@ -184,9 +184,7 @@ void take_override(ConfigDraft& draft, const std::string& text, std::size_t orde
     std::string syntax;
     std::optional<TomlValue> value = parse_toml_value(raw, &syntax);
     const bool takes_text = key != nullptr && is_text(key->slot(draft.configuration()));
-    // A number or list that is none is told so; a name with such a beginning may be a string.
-    const bool meant_as_toml = raw.starts_with('[') || syntax.ends_with(kBeyond64Bits);
-    if (!value && meant_as_toml && !takes_text) {
+    if (!value && !takes_text && syntax.ends_with(kBeyond64Bits)) {
       draft.excuse(path);
       draft.problem(place, fmt::format("{}: {}", path, syntax));
       return;

@@ -80,7 +80,7 @@ TEST(Expression, FaultsTellWhereTheyAre) {
       {"made_up(,)", 8, "expected an argument, got ','"},
       {"made_up(servers=3,)", 18, "expected an argument, got ')'"},
       {"made_up(servers=3.x)", 16, "'3.x' is no number"},
-      {"made_up(servers=99999999999999999999)", 16, "expected an integer"},
+      {"made_up(servers=99999999999999999999)", 16, "is not representable in 64 bits"},
       {"made_up(servers=0)", 16, "made_up has servers=0; expected an integer of at least 1"},
       {"made_up(servers=-2)", 16, "servers=-2"},
       {"made_up(servers=1048577)", 16, "at most 1048576"},
