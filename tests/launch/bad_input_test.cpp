@@ -404,7 +404,7 @@ TEST_F(BadInputTest, DamagedCheckpoints) {
   const ProcessResult other =
       longhaul({"train", "run.toml", "--set", "training.steps=7", "--set", "debug.seed=2"});
   EXPECT_EQ(other.exit_code, 78) << other.err;
-  EXPECT_TRUE(has(other.err, "debug.seed 1, this run has 2")) << other.err;
+  EXPECT_TRUE(has(other.err, "debug.seed = 2: the checkpoint was made with 1")) << other.err;
 }
 
 TEST(BadInput, ACorpusThatIsCutUnderARunEndsItNamingTheFile) {
