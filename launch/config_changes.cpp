@@ -5,6 +5,7 @@
 #include "attention/named_masks.h"
 #include "launch/config.h"
 #include "launch/old_schemes.h"
+#include "launch/row_rules.h"
 #include "models/optimizer.h"
 #include "runtime/error.h"
 
@@ -86,6 +87,16 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
       change.before += ", as all runs did before this key existed";
     auto& list = key.on_resume == OnResume::meaning ? changes.meaning : changes.run;
     list.push_back(std::move(change));
+  }
+  // Labels are not a key of their own: today's follow from the mask, and they stayed inside
+  // documents before there were data.positions.
+  if (stored.given("data.positions") == nullptr && now.data.positions == before.data.positions &&
+      row_rules(now.data).labels_cross) {
+    changes.meaning.push_back(
+        {"data.positions",
+         value_text(*config_schema().find("data", "positions"), now).value_or("") +
+             " with labels that cross documents",
+         "\"document\" and labels inside documents, as all runs were before this key existed"});
   }
   if (checkpoint.corpus_digest != run.corpus_digest)
     changes.meaning.push_back(

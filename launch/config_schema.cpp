@@ -135,7 +135,7 @@ std::vector<runtime::ConfigKey> declare() {
                       "`shared_question`; of a block of `causal_blockwise`, whose blocks are the "
                       "documents without it.",
        .derived_default = "none", .minimum = 1, .maximum = kMaxTokens},
-      {LONGHAUL_KEY(data, positions, meaning),
+      {LONGHAUL_KEY(data, positions, meaning), .before_it_existed = "\"document\"",
        .explanation = "Where the positions of the rotary embedding begin: `document`, at each "
                       "document; `sequence`, at the sequence; `auto`, at each document where the "
                       "mask stays inside documents, else at the sequence.",

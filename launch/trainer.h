@@ -97,6 +97,7 @@ class Trainer {
                            std::span<const std::int64_t> numbers);
   /// What loads this rank's share of any source's sequences as training's is loaded.
   LoaderInputs loader_inputs(std::shared_ptr<const runtime::SequenceSource> source) const;
+  models::ParameterStore& store() { return *store_; }
   /// Column sums of every rank's numbers, in rank order. Collective over data x context.
   std::vector<double> sum_over_ranks(const std::vector<double>& own);
 

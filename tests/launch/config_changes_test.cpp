@@ -89,7 +89,8 @@ const std::map<std::string, std::vector<std::string>> kOther = {
     {"model.tie_word_embeddings", {"true"}},
     {"model.vocab_size", {"300"}},
     {"data.corpus", {"FOLDER/moved.h5"}},
-    {"data.mask", {"causal"}},
+    {"data.mask", {"full_document"}},
+    {"data.positions", {"sequence"}},
     {"training.seq_len", {"64"}},
     {"training.micro_batch_size", {"2"}},
     {"training.tokens_per_step", {"256"}},
@@ -117,6 +118,10 @@ const std::map<std::string, std::vector<std::string>> kOther = {
     {"checkpoint.interval", {"7"}},
     {"checkpoint.keep_latest_k", {"0"}},
     {"checkpoint.resume", {"4"}},
+    {"validation.enable", {"true", "validation.corpus=FOLDER/moved.h5"}},
+    {"validation.corpus", {"FOLDER/moved.h5"}},
+    {"validation.freq", {"3"}},
+    {"validation.steps", {"2"}},
     {"metrics.log_freq", {"10"}},
     {"comm.backend", {"loopback"}},
     {"comm.timeout_seconds", {"5"}},
@@ -148,6 +153,7 @@ const Keys kMeaning = {"model.hidden_size",
                        "model.tie_word_embeddings",
                        "model.vocab_size",
                        "data.mask",
+                       "data.positions",
                        "training.seq_len",
                        "debug.seed"};
 const Keys kFree = {"job.output_dir",   "checkpoint.folder",    "checkpoint.resume",
@@ -178,7 +184,9 @@ TEST(ConfigChanges, NumbersOfMasksAndTypesOfLayersAreMeaning) {
       sliding = {"model.layer_types=[\"sliding_attention\", \"full_attention\"]",
                  "model.sliding_window=9"};
   EXPECT_EQ(keys(changes(window, {window[0], "data.window=8"}).meaning), Keys{"data.window"});
-  EXPECT_EQ(keys(changes({}, window).meaning), (Keys{"data.mask", "data.window"}));
+  // Positions follow a mask that crosses documents.
+  EXPECT_EQ(keys(changes({}, window).meaning),
+            (Keys{"data.mask", "data.positions", "data.window"}));
   EXPECT_EQ(keys(changes({"data.mask=prefix_document", "data.prefix=3"},
                          {"data.mask=prefix_document", "data.prefix=4"})
                      .meaning),
@@ -255,6 +263,30 @@ TEST(ConfigChanges, ALearningRateThatJumpsIsTold) {
   EXPECT_NEAR(longer.rate_now, rate(1e-3, 100), 1e-12);
   EXPECT_EQ(longer.lines().size(), 2u);
   EXPECT_EQ(changes({}, {"checkpoint.interval=7"}).lines().size(), 1u);
+}
+
+TEST(ConfigChanges, ACheckpointFromBeforePositionsStartedAgainInEveryDocument) {
+  const auto older = [](const std::vector<std::string>& sets) {
+    auto metadata = checkpoint_of(load(sets));
+    const auto at = metadata.config.find("positions = ");
+    EXPECT_NE(at, std::string::npos) << metadata.config;
+    metadata.config.erase(at, metadata.config.find('\n', at) + 1 - at);
+    return metadata;
+  };
+  const auto found = [&](const std::vector<std::string>& sets) {
+    return compare(older(sets), load(sets)).meaning;
+  };
+  EXPECT_TRUE(found({}).empty());
+  EXPECT_TRUE(found({"data.mask=prefix_document", "data.prefix=3"}).empty());
+  // Where attention crosses documents it meant neither today's positions nor today's labels.
+  for (const char* positions : {"auto", "document"}) {
+    const auto meaning = found({"data.mask=causal", std::string("data.positions=") + positions});
+    ASSERT_EQ(keys(meaning), Keys{"data.positions"}) << positions;
+    EXPECT_TRUE(meaning[0].before.starts_with("\"document\"")) << meaning[0].before;
+    EXPECT_TRUE(meaning[0].before.ends_with("before this key existed")) << meaning[0].before;
+  }
+  EXPECT_EQ(keys(compare(older({}), load({"data.positions=sequence"})).meaning),
+            Keys{"data.positions"});
 }
 
 TEST(ConfigChanges, OlderAndForeignConfigurations) {

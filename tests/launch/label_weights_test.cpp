@@ -66,7 +66,7 @@ TEST(WeightedTraining, LossIsTheWeightedMean) {
                   const test::RawSequences source(plain);
                   for (std::int64_t number = 0; number < 4; ++number) {
                     const models::Evaluation evaluation =
-                        trainer.evaluate(source, std::vector{number});
+                        trainer.evaluate(source, std::vector{number}).tensors;
                     const RawSequence sequence = weighed(number);
                     // Zigzag over one rank is token order.
                     for (std::size_t i = 0; i < sequence.labels.size(); ++i) {
