@@ -92,9 +92,9 @@ std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::Call
       kept -= parts_.blocks[block]->kept_bytes(rows);
     }
   }
-  // Tokens, labels and positions, and the rotation's cosines and sines of them.
+  // Tokens, labels, their weights and positions, and the rotation's cosines and sines of them.
   const std::int64_t fixed =
-      rows * (3 * size_bytes(DType::int32) + parts_.rope_dim * size_bytes(DType::float32));
+      rows * (4 * size_bytes(DType::int32) + parts_.rope_dim * size_bytes(DType::float32));
   return most + together * fixed;
 }
 

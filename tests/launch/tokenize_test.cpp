@@ -143,7 +143,7 @@ TEST(Tokenize, CountsAndNamesWhatItLeavesOut) {
     EXPECT_NE(said.find(part), std::string::npos) << part << " is not in:\n" << said;
   }
   // The output is no input of its own: again into the same folder gives the same corpus.
-  tokenize({{folder / "in"}, folder / "in/earlier.h5", "bytes"});
+  tokenize({{folder / "in"}, folder / "in/earlier.h5", "bytes", true});
   EXPECT_EQ(test::read_text(folder / "in/earlier.h5"), test::read_text(folder / "c.h5"));
   // What is asked for by name is taken, or refused.
   EXPECT_EQ(tokenize({{folder / "in/.git"}, folder / "g.h5", "bytes"}).documents, 1);

@@ -158,6 +158,47 @@ TEST_F(ValidationTest, CountsEveryTokenOnceOnEveryGrid) {
   }
 }
 
+TEST_F(ValidationTest, WeightsOfLabelsHold) {
+  // Token t weighs t % 3 where it is predicted: 0 is no label.
+  {
+    runtime::CorpusWriter writer(path(), kVocabulary, "bytes");
+    const std::vector<std::int32_t> all = tokens();
+    std::int64_t begin = 0;
+    for (const std::int64_t length : kLengths) {
+      std::vector<float> weights;
+      for (std::int64_t t = begin; t < begin + length; ++t)
+        weights.push_back(static_cast<float>(t % 3));
+      writer.append(std::span(all).subspan(static_cast<std::size_t>(begin), weights.size()),
+                    weights);
+      writer.end_document();
+      begin += length;
+    }
+    writer.finish();
+  }
+  double loss = 0, weight = 0;
+  std::int64_t labels = 0;
+  train(on({}), 2, [&](Validation&, Trainer& trainer, runtime::Communicator&) {
+    for (std::int64_t number = 0; number < 6; ++number) {
+      const test::RawSequence sequence = held_out_sequence(number);
+      const models::Evaluation rows =
+          trainer.evaluate(test::RawSequences(held_out_sequence), std::vector{number}).tensors;
+      for (std::size_t row = 0; row < sequence.labels.size(); ++row) {
+        if (sequence.labels[row] < 0) continue;
+        const auto of =
+            static_cast<double>((number * kSeqLen + static_cast<std::int64_t>(row) + 1) % 3);
+        loss += of * static_cast<double>(rows.row_loss.as<float>()[row]);
+        weight += of;
+        labels += of > 0 ? 1 : 0;
+      }
+    }
+  });
+  for (const Grid& grid : {Grid{}, Grid{1, 3}, Grid{2, 2, "balanced", "burst", 2}}) {
+    const ValidationMetrics metrics = validated(on(grid));
+    EXPECT_LE(std::abs(metrics.loss - loss / weight), 1e-6 * loss / weight) << grid.data;
+    EXPECT_EQ(metrics.labels, labels);
+  }
+}
+
 TEST_F(ValidationTest, StepsTakeTheCorpusFromItsBeginning) {
   TrainConfig config = on({1, 2}, 2);
   config.training.tokens_per_step = 2 * kSeqLen;
@@ -166,7 +207,7 @@ TEST_F(ValidationTest, StepsTakeTheCorpusFromItsBeginning) {
   EXPECT_EQ(metrics.labels, 4 * kSeqLen - 8);
   EXPECT_EQ(data(config)->sequences(), 4);
   for (std::int64_t number = 0; number < 6; ++number)
-    EXPECT_EQ(data(config)->documents(number), held_out_sequence(number).documents);
+    EXPECT_EQ(data(config)->documents(number).offsets, held_out_sequence(number).documents);
 }
 
 TEST_F(ValidationTest, SeveralStepsOfItAreOneLoss) {
