@@ -24,9 +24,7 @@ namespace {
 
 using longhaul::runtime::Error;
 using longhaul::runtime::ExitCode;
-
-constexpr const char* kOutputLost =
-    "writing to standard output failed: it is closed, full, or its reader is gone";
+using longhaul::runtime::kOutputLost;
 
 // This process's rank among several, as the launcher tells it: MPI may not be up, or no longer.
 int launcher_rank() {

@@ -14,6 +14,7 @@
 #include "runtime/io/corpus.h"
 #include "runtime/io/file.h"
 #include "runtime/io/tokenizer.h"
+#include "runtime/threads.h"
 
 namespace longhaul::launch {
 
@@ -190,7 +191,8 @@ std::string to_string(const TokenizeSummary& summary) {
 ProgressTeller::ProgressTeller(double every_seconds, std::function<void(const std::string&)> say)
     : every_(every_seconds),
       say_(std::move(say)),
-      thread_([this](const std::stop_token& stop) { tell(stop); }) {}
+      thread_(runtime::start_thread<std::jthread>(
+          "telling the progress", [this](const std::stop_token& stop) { tell(stop); })) {}
 
 void ProgressTeller::set(const TokenizeProgress& progress) {
   const std::lock_guard lock(mutex_);

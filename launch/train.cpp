@@ -255,11 +255,13 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
 
 int run_train(const TrainOptions& options) {
   runtime::signals::install();
-  const runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
+  runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
   TrainDraft draft = load_config(options.config_path, options.overrides);
   const auto data = std::make_shared<const TrainingData>(draft);
-  if (draft.config.comm.backend == "mpi") return train_mpi(draft, data);
-  return train_loopback(draft.config, data);
+  const int code = draft.config.comm.backend == "mpi" ? train_mpi(draft, data)
+                                                      : train_loopback(draft.config, data);
+  if (!console.close() && code == 0) fail(ExitCode::io, runtime::kOutputLost);
+  return code;
 }
 
 }  // namespace longhaul::launch

@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -54,6 +55,7 @@ struct ConsoleRelay::State {
   std::int64_t left_out = 0;  // lines since the last note
   bool ending = false;        // no more lines will come
   bool done = false;          // and all are written, or nobody takes them
+  bool failed = false;        // writing has
   std::int64_t progress = 0;  // pieces written
 
   ~State() {
@@ -129,6 +131,7 @@ void ConsoleRelay::State::hand_on() {
     while (taken && !rest.empty()) {
       taken = write_piece(output, rest);
       const std::lock_guard counted(mutex);
+      failed |= !taken;
       ++progress;
       changed.notify_all();
     }
@@ -159,12 +162,15 @@ ConsoleRelay::ConsoleRelay(int descriptor, std::size_t capacity_bytes)
   require(::fcntl(state.input, F_SETFL, O_NONBLOCK));
   require(::dup2(lines[1], descriptor));
   ::close(lines[1]);
-  collector_ = std::thread([kept = state_] { kept->collect(); });
-  writer_ = std::thread([kept = state_] { kept->hand_on(); });
+  collector_ = start_thread("the console's collector", [kept = state_] { kept->collect(); });
+  writer_ = start_thread("the console's writer", [kept = state_] { kept->hand_on(); });
 }
 
-ConsoleRelay::~ConsoleRelay() {
+ConsoleRelay::~ConsoleRelay() { close(); }
+
+bool ConsoleRelay::close() {
   State& state = *state_;
+  if (!collector_.joinable()) return !state.failed;
   std::fflush(stdout);
   ::dup2(state.output, descriptor_);
   ::close(wake_);
@@ -176,8 +182,10 @@ ConsoleRelay::~ConsoleRelay() {
     moving = state.changed.wait_for(lock, kPatience,
                                     [&] { return state.done || state.progress != seen; });
   }
+  const bool written = !state.failed;
   lock.unlock();
   moving ? writer_.join() : writer_.detach();  // left behind in a write that nobody reads
+  return written;
 }
 
 bool write_within(int descriptor, std::string text, double seconds) {

@@ -22,6 +22,9 @@ class ConsoleRelay {
   /// Gives the descriptor back. Waits for lines on their way, but no longer than a second for a
   /// reader that takes none.
   ~ConsoleRelay();
+  /// The same, earlier. False when writing has failed: the output is closed or full, or its reader
+  /// is gone.
+  bool close();
   ConsoleRelay(const ConsoleRelay&) = delete;
   ConsoleRelay& operator=(const ConsoleRelay&) = delete;
 
@@ -29,9 +32,13 @@ class ConsoleRelay {
   struct State;
   const int descriptor_;
   int wake_ = -1;
-  std::shared_ptr<State> state_;  // shared with a writer that may be left behind
-  std::thread collector_, writer_;
+  std::shared_ptr<State> state_;    // shared with a writer that may be left behind
+  std::thread collector_, writer_;  // not joinable once closed
 };
+
+/// What a program says that ends with exit code 74 because of its output.
+inline constexpr const char* kOutputLost =
+    "writing to standard output failed: it is closed, full, or its reader is gone";
 
 /// Writes a text from another thread, for at most `seconds`. False when that was not enough, or
 /// when writing failed.

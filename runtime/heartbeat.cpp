@@ -18,6 +18,7 @@
 
 #include "runtime/error.h"
 #include "runtime/io/file.h"
+#include "runtime/threads.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -190,7 +191,7 @@ Heartbeat::Heartbeat(fs::path folder, HeartbeatOptions options)
       run_(host_name() + "-" + unique_suffix()),
       started_(utc_now()) {
   claim();
-  heart_ = std::thread([this] { beat_for_ever(); });
+  heart_ = start_thread("the heartbeat", [this] { beat_for_ever(); });
 }
 
 Heartbeat::~Heartbeat() {

@@ -510,8 +510,8 @@ TEST(AttentionVerb, DeltaInBfloat16IsThatOfTraining) {
   }
   EXPECT_GT(std::sqrt(apart / size), 1e-3);  // there is something to tell apart
   for (const char* ranks : {"1", "3"}) {
-    run({test::longhaul_program(), "attention", path, "--output", output, "--mask", "causal",
-         "--communicator", "loopback", "--ranks", ranks, "--dtype", "bfloat16"});
+    run({test::longhaul_program(), "attention", path, "--output", output, "--force", "--mask",
+         "causal", "--communicator", "loopback", "--ranks", ranks, "--dtype", "bfloat16"});
     const auto dq = read(hdf5::File::open(output), "dq", {kBatch, kSeqLen, kHeads, kDim});
     // An output on the border of two bfloat16 may round to the other one.
     EXPECT_LE(test::relative_error(dq, training), 1e-4) << ranks << " ranks";

@@ -120,10 +120,10 @@ std::vector<std::vector<std::string>> every_verb(const TrainingJob& job) {
           validate,
           {"validate", "--keys"},
           {"validate", "--legality"},
-          {"tokenize", text, "--output", job.folder().file("text.h5")},
+          {"tokenize", text, "--force", "--output", job.folder().file("text.h5")},
           {"inspect", job.corpus()},
           {"report", job.output("run", "metrics.jsonl")},
-          {"attention", input, "--output", job.folder().file("result.h5"), "--communicator",
+          {"attention", input, "--force", "--output", job.folder().file("result.h5"), "--communicator",
            "loopback"},
           {"bench", "peak", "--seconds", "0.01", "--threads", "1"},
           {"bench", "layouts", "--mask", "causal", "--seq-len", "64", "--ranks", "2"}};

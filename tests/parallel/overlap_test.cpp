@@ -169,7 +169,7 @@ TEST(Overlap, WhatComesBehindACallThatIsGivenUpWaitsForItsExchange) {
     const Stream compute = Stream::cpu("compute");
     const Tensor q = filled({n, 2, 8}, 0.5, compute), k = filled({n, 2, 8}, 0.25, compute),
                  v = filled({n, 2, 8}, 1, compute), out = filled({n, 2, 8}, NAN, compute),
-                 lse = filled({n, 2}, NAN, compute);
+                 lse = filled({n, 2, 2}, NAN, compute);
     std::vector<Channel> channels;
     channels.push_back(
         {Stream::cpu("channel"),
