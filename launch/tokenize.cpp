@@ -170,7 +170,7 @@ std::string to_string(const TokenizeSummary& summary) {
   }
   if (summary.invalid_bytes > 0)
     line("replaced",
-         fmt::format("{} of no UTF-8, by U+FFFD", counted(summary.invalid_bytes, "byte")));
+         fmt::format("{} that are no UTF-8, by U+FFFD", counted(summary.invalid_bytes, "byte")));
   std::string fields;
   std::size_t named = 0;
   for (const auto& [field, count] : summary.unused_fields) {

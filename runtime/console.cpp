@@ -162,8 +162,15 @@ ConsoleRelay::ConsoleRelay(int descriptor, std::size_t capacity_bytes)
   require(::fcntl(state.input, F_SETFL, O_NONBLOCK));
   require(::dup2(lines[1], descriptor));
   ::close(lines[1]);
-  collector_ = start_thread("the console's collector", [kept = state_] { kept->collect(); });
-  writer_ = start_thread("the console's writer", [kept = state_] { kept->hand_on(); });
+  try {
+    collector_ = start_thread("the console's collector", [kept = state_] { kept->collect(); });
+    writer_ = start_thread("the console's writer", [kept = state_] { kept->hand_on(); });
+  } catch (...) {
+    ::dup2(state.output, descriptor);
+    ::close(wake_);
+    if (collector_.joinable()) collector_.join();
+    throw;
+  }
 }
 
 ConsoleRelay::~ConsoleRelay() { close(); }
@@ -191,11 +198,16 @@ bool ConsoleRelay::close() {
 bool write_within(int descriptor, std::string text, double seconds) {
   const auto written = std::make_shared<std::promise<bool>>();
   std::future<bool> result = written->get_future();
-  std::thread([descriptor, text = std::move(text), written] {
+  const auto write = [descriptor, text = std::move(text), written] {
     // One write: the lines of several processes do not mix.
     written->set_value(::write(descriptor, text.data(), text.size()) ==
                        static_cast<ssize_t>(text.size()));
-  }).detach();
+  };
+  try {
+    std::thread(write).detach();
+  } catch (const std::system_error&) {  // no thread is to be had: better to wait than to be silent
+    write();
+  }
   return result.wait_for(std::chrono::duration<double>(seconds)) == std::future_status::ready &&
          result.get();
 }

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <limits>
+#include <random>
 #include <system_error>
 #include <utility>
 
@@ -161,9 +162,11 @@ void sync_and_drop_cache(const std::filesystem::path& path) {
 
 std::string unique_suffix() {
   static std::atomic<int> calls{0};
+  // Processes of other hosts and containers share folders, and may share time and number.
+  static const unsigned process = std::random_device{}();
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   return concat(std::chrono::duration_cast<std::chrono::milliseconds>(now).count(), "-", ::getpid(),
-                "-", calls++);
+                "-", process, "-", calls++);
 }
 
 }  // namespace longhaul::runtime
