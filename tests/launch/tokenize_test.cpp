@@ -356,7 +356,7 @@ TEST(Tokenizer, CountsWhatItReplaces) {
     }
     put(folder / "in/a", snowmen);
     put(folder / "in/b", invalid);
-    const std::string said = to_string(tokenize({{folder / "in"}, folder / "c.h5", model}));
+    const std::string said = to_string(tokenize({{folder / "in"}, folder / "c.h5", model, true}));
     EXPECT_EQ(said.find("3 characters by the unknown token") != std::string::npos, !byte_pieces)
         << said;
     EXPECT_NE(said.find("13 bytes that are no UTF-8"), std::string::npos) << said;
