@@ -61,7 +61,8 @@ class Attention {
   void set_scheme(const Expression& scheme);
 
   /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H,2]
-  /// fp32 (natural log: high and low part, attention/block.h). A sigmoid has no LSE and no delta: their views are empty.
+  /// fp32 (natural log: high and low part, attention/block.h). A sigmoid has no LSE and no delta:
+  /// their views are empty.
   std::unique_ptr<Execution> forward(const AttentionBatch& batch, runtime::ConstTensorView q,
                                      runtime::ConstTensorView k, runtime::ConstTensorView v,
                                      const attention::Scoring& scoring, runtime::TensorView out,

@@ -2,7 +2,6 @@
 // The Communicator of every host backend: all it needs of one is a Transport.
 // Steps and bytes of each collective: README.md.
 
-
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/transport.h"
 

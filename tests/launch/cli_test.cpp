@@ -123,8 +123,8 @@ std::vector<std::vector<std::string>> every_verb(const TrainingJob& job) {
           {"tokenize", text, "--force", "--output", job.folder().file("text.h5")},
           {"inspect", job.corpus()},
           {"report", job.output("run", "metrics.jsonl")},
-          {"attention", input, "--force", "--output", job.folder().file("result.h5"), "--communicator",
-           "loopback"},
+          {"attention", input, "--force", "--output", job.folder().file("result.h5"),
+           "--communicator", "loopback"},
           {"bench", "peak", "--seconds", "0.01", "--threads", "1"},
           {"bench", "layouts", "--mask", "causal", "--seq-len", "64", "--ranks", "2"}};
 }

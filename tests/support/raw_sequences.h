@@ -13,7 +13,7 @@ namespace longhaul::test {
 struct RawSequence {
   std::vector<std::int32_t> tokens, labels, positions;
   std::vector<std::int64_t> documents;
-  std::int64_t tokens_before = 0;  ///< of the first document
+  std::int64_t tokens_before = 0;         ///< of the first document
   std::vector<float> label_weights = {};  ///< of the labels; empty: the source has none
 };
 
