@@ -6,9 +6,14 @@
 #include "launch/train_config.h"
 #include "launch/trainer.h"
 #include "runtime/comm/communicator.h"
+#include "runtime/error.h"
 #include "runtime/stream.h"
 
 namespace longhaul::launch {
+
+/// Throws Error(io): that checkpoints cannot be written where checkpoint.folder says, why, and what
+/// to do.
+[[noreturn]] void fail_checkpoint_folder(const TrainConfig& config, const runtime::Error& error);
 
 /// Proves that checkpoints can be written where checkpoint.folder says, by every rank; nothing
 /// without checkpoints. Returns the bytes of one. Collective. Throws Error(io), on every rank

@@ -92,11 +92,11 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
   // documents before there were data.positions.
   if (stored.given("data.positions") == nullptr && now.data.positions == before.data.positions &&
       row_rules(now.data).labels_cross) {
+    const auto positions = value_text(*config_schema().find("data", "positions"), now);
     changes.meaning.push_back(
         {"data.positions",
-         value_text(*config_schema().find("data", "positions"), now).value_or("") +
-             " with labels that cross documents",
-         "\"document\" and labels inside documents, as all runs were before this key existed"});
+         "\"document\" and labels inside documents, as all runs were before this key existed",
+         positions.value_or("") + " with labels that cross documents"});
   }
   if (checkpoint.corpus_digest != run.corpus_digest)
     changes.meaning.push_back(

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "launch/checkpoints.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
 #include "runtime/signals.h"
@@ -35,7 +36,12 @@ RunClaim::RunClaim(const TrainConfig& config) {
   const std::string checkpoints = checkpoint_folder(config);
   if (!config.checkpoint.enable || lies_in(checkpoints, config.job.output_dir)) return;
   options.folder_name = "checkpoint.folder";
-  hearts_.push_back(std::make_unique<runtime::Heartbeat>(checkpoints, options));
+  try {
+    hearts_.push_back(std::make_unique<runtime::Heartbeat>(checkpoints, options));
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::io) throw;
+    fail_checkpoint_folder(config, error);
+  }
 }
 
 void RunClaim::check() {

@@ -160,7 +160,7 @@ TEST(Records, BecomeACorpusWithWeights) {
   EXPECT_EQ(weights, expected);
   EXPECT_EQ(summary.tokens_without_weight, 4);
   const std::string said = to_string(summary);
-  EXPECT_NE(said.find("label weights   uint8; 4 tokens weigh 0"), std::string::npos) << said;
+  EXPECT_NE(said.find("label weights   uint8; 4 tokens of weight 0"), std::string::npos) << said;
   EXPECT_NE(said.find("fields not used url (1 times)"), std::string::npos) << said;
   const std::string inspected = inspect({.path = folder / "c.h5"});
   EXPECT_NE(inspected.find("label weights     uint8; 17 tokens weigh more than 0, together 17"),
