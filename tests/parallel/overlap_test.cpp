@@ -16,6 +16,7 @@
 namespace longhaul::parallel {
 namespace {
 
+using attention::HeadMasks;
 using attention::Mask;
 using runtime::Communicator;
 using runtime::DType;
@@ -112,43 +113,63 @@ TEST(Overlap, ARingsHopRunsBesideTheLocalBlock) {
   expect_hop_runs_beside_compute(Direction::backward);
 }
 
+/// What a rank of a ring of two calls forward with; one of its exchanges is gated.
+struct GatedRing {
+  static constexpr std::int64_t kRows = 16;
+
+  GatedRing(std::unique_ptr<Communicator> world, int gated, std::function<bool()> opened,
+            std::atomic<bool>& passed)
+      : rank_(world->rank()) {
+    channels_.push_back(
+        {Stream::cpu("channel"), std::make_unique<Gated>(std::move(world), gated, opened, passed)});
+  }
+
+  std::unique_ptr<Execution> call(const Tensor& out, const Tensor& lse) {
+    return std::make_unique<Execution>(loaded(), std::vector<runtime::ConstTensorView>{q_, k_, v_},
+                                       std::vector<runtime::TensorView>{out, lse}, compute,
+                                       channels_);
+  }
+  Tensor out() const { return filled({kRows, 2, 8}, NAN, compute); }
+  Tensor lse() const { return filled({kRows, 2, 2}, NAN, compute); }
+
+  const Stream compute = Stream::cpu("compute");
+
+ private:
+  std::shared_ptr<const Loaded> loaded() const {
+    const Shapes shapes{2, 2, 8, 8, DType::float32};
+    const HeadMasks mask = Mask::full(2 * kRows);
+    const Layout layout(LayoutKind::contiguous, 2 * kRows, 1, 2);
+    auto prepared = std::make_shared<const Prepared>(
+        prepare(SchemeInputs{mask, layout, shapes, Direction::forward})(rank_),
+        forward_signature(shapes.weighting), attention::Scoring{}, attention::place_of(compute));
+    return std::make_shared<const Loaded>(std::move(prepared), compute);
+  }
+
+  const int rank_;
+  const Tensor q_ = filled({kRows, 2, 8}, 0.5, compute), k_ = filled({kRows, 2, 8}, 0.25, compute),
+               v_ = filled({kRows, 2, 8}, 1, compute);
+  std::vector<Channel> channels_;
+};
+
 TEST(Overlap, ACallFinishesBesideTheExchangeOfAnother) {
   // Two calls in flight on one channel. The second one's exchange may begin only after what comes
   // behind the first call on the compute stream: had finish() waited for the channel and not for
   // its own exchanges, it would wait here for ever.
-  const std::int64_t n = 16;
-  const Shapes shapes{2, 2, 8, 8, DType::float32};
-  const Layout layout(LayoutKind::contiguous, 2 * n, 1, 2);
   std::array<std::atomic<bool>, 2> passed{}, behind{};
-  const SchemeInputs inputs{Mask::full(2 * n), layout, shapes, Direction::forward};
-  const ProgramGenerator generate = prepare(inputs);
   runtime::run_loopback(2, {}, [&](std::unique_ptr<Communicator> world) {
     const auto rank = static_cast<std::size_t>(world->rank());
-    const Stream compute = Stream::cpu("compute");
-    const Tensor q = filled({n, 2, 8}, 0.5, compute), k = filled({n, 2, 8}, 0.25, compute),
-                 v = filled({n, 2, 8}, 1, compute);
-    const Tensor outs[] = {filled({n, 2, 8}, NAN, compute), filled({n, 2, 8}, NAN, compute)};
-    const Tensor lses[] = {filled({n, 2, 2}, NAN, compute), filled({n, 2, 2}, NAN, compute)};
-    std::vector<Channel> channels;
-    channels.push_back(
-        {Stream::cpu("channel"),
-         std::make_unique<Gated>(
-             std::move(world), 1, [&flag = behind[rank]] { return flag.load(); }, passed[rank])});
-    auto prepared = std::make_shared<const Prepared>(
-        generate(static_cast<int>(rank)), forward_signature(shapes.weighting), attention::Scoring{},
-        attention::place_of(compute));
-    const auto loaded = std::make_shared<const Loaded>(std::move(prepared), compute);
-    const std::vector<runtime::ConstTensorView> bound{q, k, v};
+    GatedRing ring(
+        std::move(world), 1, [&flag = behind[rank]] { return flag.load(); }, passed[rank]);
+    const Tensor outs[] = {ring.out(), ring.out()}, lses[] = {ring.lse(), ring.lse()};
     std::vector<std::unique_ptr<Execution>> calls;
     for (std::size_t i = 0; i < 2; ++i) {
-      const std::vector<runtime::TensorView> results{outs[i], lses[i]};
-      calls.push_back(std::make_unique<Execution>(loaded, bound, results, compute, channels));
+      calls.push_back(ring.call(outs[i], lses[i]));
       calls.back()->start();
     }
     calls[0]->finish();
-    compute.host_task([&flag = behind[rank]] { flag = true; });
+    ring.compute.host_task([&flag = behind[rank]] { flag = true; });
     calls[1]->finish();
-    compute.synchronize(runtime::deadline_in(60));
+    ring.compute.synchronize(runtime::deadline_in(60));
     for (std::int64_t i = 0; i < outs[0].elements(); ++i)
       ASSERT_EQ(outs[0].as<float>()[i], outs[1].as<float>()[i]);
   });
@@ -158,34 +179,14 @@ TEST(Overlap, ACallFinishesBesideTheExchangeOfAnother) {
 TEST(Overlap, WhatComesBehindACallThatIsGivenUpWaitsForItsExchange) {
   // Its arena goes back to the compute stream, whose next work may write there, while the channel
   // still receives into it.
-  const std::int64_t n = 16;
-  const Shapes shapes{2, 2, 8, 8, DType::float32};
-  const Layout layout(LayoutKind::contiguous, 2 * n, 1, 2);
   std::array<std::atomic<bool>, 2> passed{}, given_up{};
-  const SchemeInputs inputs{Mask::full(2 * n), layout, shapes, Direction::forward};
-  const ProgramGenerator generate = prepare(inputs);
   runtime::run_loopback(2, {}, [&](std::unique_ptr<Communicator> world) {
     const auto rank = static_cast<std::size_t>(world->rank());
-    const Stream compute = Stream::cpu("compute");
-    const Tensor q = filled({n, 2, 8}, 0.5, compute), k = filled({n, 2, 8}, 0.25, compute),
-                 v = filled({n, 2, 8}, 1, compute), out = filled({n, 2, 8}, NAN, compute),
-                 lse = filled({n, 2, 2}, NAN, compute);
-    std::vector<Channel> channels;
-    channels.push_back(
-        {Stream::cpu("channel"),
-         std::make_unique<Gated>(
-             std::move(world), 0, [&flag = given_up[rank]] { return flag.load(); }, passed[rank])});
-    const std::vector<runtime::ConstTensorView> bound{q, k, v};
-    const std::vector<runtime::TensorView> results{out, lse};
-    {
-      auto prepared = std::make_shared<const Prepared>(
-          generate(static_cast<int>(rank)), forward_signature(shapes.weighting),
-          attention::Scoring{}, attention::place_of(compute));
-      Execution execution(std::make_shared<const Loaded>(std::move(prepared), compute), bound,
-                          results, compute, channels);
-      execution.start();
-    }
-    const runtime::Event behind = compute.record();
+    GatedRing ring(
+        std::move(world), 0, [&flag = given_up[rank]] { return flag.load(); }, passed[rank]);
+    const Tensor out = ring.out(), lse = ring.lse();
+    ring.call(out, lse)->start();  // and no more
+    const runtime::Event behind = ring.compute.record();
     EXPECT_THROW(behind.synchronize(runtime::deadline_in(0.1)), runtime::Error);
     given_up[rank] = true;
     behind.synchronize(runtime::deadline_in(60));
