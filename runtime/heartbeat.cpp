@@ -285,7 +285,14 @@ void Heartbeat::beat() {
   const std::lock_guard lock(file_mutex_);
   if (lost_) return;
   const auto text = read_heartbeat(path_);
-  if (!text) {  // removed by hand, or by a run that is taking over: whoever creates it has it
+  if (!text) {
+    // After a pause in which others take a folder over, one may have done so, and have ended since.
+    if (now_seconds() - last_beat_seconds_ > (kStillPeriods - 1) * options_.period_seconds) {
+      lost_to_ = "one that has ended since";
+      lost_ = true;
+      return;
+    }
+    // Removed by hand, or by a run that is taking over: whoever creates it has it.
     try {
       create();
     } catch (const Error&) {

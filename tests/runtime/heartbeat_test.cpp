@@ -11,6 +11,7 @@
 #include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -191,7 +192,9 @@ TEST(Heartbeat, OfAProcessOfThisHostThatIsGoneIsTakenOverAtOnce) {
   EXPECT_TRUE(other.has("has not moved for"));
 }
 
-TEST(Heartbeat, ARunThatWasSuspendedAndTakenOverNotices) {
+/// A run is suspended, and wakes up when another one has its folder, or has had it.
+void expect_notices(bool ended) {
+  SCOPED_TRACE(ended ? "the other run has ended" : "the other run goes on");
   const TempDirectory folder;
   const pid_t child = fork();
   if (child == 0) {
@@ -204,8 +207,9 @@ TEST(Heartbeat, ARunThatWasSuspendedAndTakenOverNotices) {
       }
       _exit(1);
     } catch (const Error& error) {
-      const std::string pid = "pid " + std::to_string(getppid());
-      const bool named = std::string(error.what()).find(pid) != std::string::npos;
+      const std::string other =
+          ended ? "one that has ended since" : "pid " + std::to_string(getppid());
+      const bool named = std::string(error.what()).find(other) != std::string::npos;
       _exit(named ? static_cast<int>(error.code()) : 2);
     }
   }
@@ -214,15 +218,24 @@ TEST(Heartbeat, ARunThatWasSuspendedAndTakenOverNotices) {
   sleep_periods(1);
   ASSERT_EQ(kill(child, SIGSTOP), 0);
   Told told;
-  Heartbeat heartbeat(folder.path(), told.options());
+  std::optional<Heartbeat> heartbeat(std::in_place, folder.path(), told.options());
   EXPECT_TRUE(told.has("pid " + std::to_string(child)));
+  if (ended) heartbeat.reset();
   ASSERT_EQ(kill(child, SIGCONT), 0);
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), static_cast<int>(ExitCode::launch));
-  heartbeat.check();  // the one that woke up has left the file alone
+  // The one that woke up has left the folder alone.
+  EXPECT_EQ(fs::exists(file_in(folder)), !ended);
+  if (ended) return;
+  heartbeat->check();
   EXPECT_EQ(nlohmann::json::parse(read_text(file_in(folder)))["pid"], getpid());
+}
+
+TEST(Heartbeat, ARunThatWasSuspendedAndTakenOverNotices) {
+  expect_notices(false);
+  expect_notices(true);
 }
 
 TEST(Heartbeat, OfSeveralRunsThatStartAtTheSameMomentOneStarts) {
