@@ -19,13 +19,6 @@ using runtime::ExitCode;
 using runtime::fail;
 using runtime::size_text;
 
-void fail_checkpoint_folder(const TrainConfig& config, const runtime::Error& error) {
-  fail(ExitCode::io, "checkpoint.folder = ", runtime::quote_toml(config.checkpoint.folder),
-       ": checkpoints could not be written: ", error.what(),
-       "; give another folder or the right to write there, or train without them "
-       "(checkpoint.enable = false)");
-}
-
 std::int64_t prove_checkpoints(const Trainer& trainer, const TrainConfig& config,
                                runtime::Communicator& world, const runtime::Stream& stream) {
   if (!config.checkpoint.enable) return 0;
@@ -34,7 +27,8 @@ std::int64_t prove_checkpoints(const Trainer& trainer, const TrainConfig& config
                                             world, stream);
   } catch (const runtime::Error& error) {
     if (error.code() != ExitCode::io) throw;
-    fail_checkpoint_folder(config, error);
+    fail(ExitCode::io, "checkpoint.folder = ", runtime::quote_toml(config.checkpoint.folder),
+         ": checkpoints could not be written: ", error.what(), "; ", kCheckpointRemedy);
   }
 }
 

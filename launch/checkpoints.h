@@ -11,9 +11,10 @@
 
 namespace longhaul::launch {
 
-/// Throws Error(io): that checkpoints cannot be written where checkpoint.folder says, why, and what
-/// to do.
-[[noreturn]] void fail_checkpoint_folder(const TrainConfig& config, const runtime::Error& error);
+/// What to do when checkpoint.folder cannot be written.
+constexpr const char* kCheckpointRemedy =
+    "give another folder or the right to write there, or train without checkpoints "
+    "(checkpoint.enable = false)";
 
 /// Proves that checkpoints can be written where checkpoint.folder says, by every rank; nothing
 /// without checkpoints. Returns the bytes of one. Collective. Throws Error(io), on every rank

@@ -37,6 +37,7 @@ struct RunHeader {
   std::int64_t corpus_tokens = 0;
   std::int64_t vocabulary_size = 0;
   std::optional<double> unigram_entropy;  ///< nats a token
+  std::string label_weights;              ///< their element type; empty without
   std::optional<ValidationHeader> validation;
   double peak_flops = 0;        ///< of all ranks together; what MFU divides by
   std::string flop_convention;  ///< what MFU counts, in words

@@ -90,7 +90,8 @@ Json header_json(const RunHeader& header) {
       {"digest", header.corpus_digest},
       {"tokens", header.corpus_tokens},
       {"vocabulary_size", header.vocabulary_size},
-      {"unigram_entropy", header.unigram_entropy ? Json(*header.unigram_entropy) : Json(nullptr)}};
+      {"unigram_entropy", header.unigram_entropy ? Json(*header.unigram_entropy) : Json(nullptr)},
+      {"label_weights", header.label_weights.empty() ? Json(nullptr) : Json(header.label_weights)}};
   json["validation"] = nullptr;
   if (header.validation) {
     json["validation"] = {{"corpus_digest", header.validation->corpus_digest},

@@ -32,9 +32,11 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
           ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)
           : fmt::format("unigram entropy not stored (longhaul inspect --add-entropy {} stores it)",
                         config.data.corpus);
-  std::printf("corpus   %s, %s tokens, vocabulary %s, %s\n", config.data.corpus.c_str(),
-              grouped(header.corpus_tokens).c_str(), grouped(header.vocabulary_size).c_str(),
-              entropy.c_str());
+  std::printf(
+      "corpus   %s, %s tokens, vocabulary %s, %s%s\n", config.data.corpus.c_str(),
+      grouped(header.corpus_tokens).c_str(), grouped(header.vocabulary_size).c_str(),
+      entropy.c_str(),
+      header.label_weights.empty() ? "" : (", label weights " + header.label_weights).c_str());
   std::printf("grid     data %ld x context %ld%s, attention %s over %s layout, mask %s\n",
               header.grid.data, header.grid.context,
               config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",

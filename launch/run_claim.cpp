@@ -36,12 +36,8 @@ RunClaim::RunClaim(const TrainConfig& config) {
   const std::string checkpoints = checkpoint_folder(config);
   if (!config.checkpoint.enable || lies_in(checkpoints, config.job.output_dir)) return;
   options.folder_name = "checkpoint.folder";
-  try {
-    hearts_.push_back(std::make_unique<runtime::Heartbeat>(checkpoints, options));
-  } catch (const Error& error) {
-    if (error.code() != ExitCode::io) throw;
-    fail_checkpoint_folder(config, error);
-  }
+  options.remedy = kCheckpointRemedy;
+  hearts_.push_back(std::make_unique<runtime::Heartbeat>(checkpoints, options));
 }
 
 void RunClaim::check() {

@@ -18,6 +18,8 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
   for (const SchemeChange& change : resolved_schemes(config))
     header.schemes.push_back({change.step, change.scheme.text()});
   header.unigram_entropy = corpus.info().unigram_entropy;
+  if (corpus.info().label_weights)
+    header.label_weights = runtime::hdf5::name(*corpus.info().label_weights);
   if (validation != nullptr) {
     header.validation = {validation->corpus().digest(), validation->sequences(),
                          validation->tokens()};

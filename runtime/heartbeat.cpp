@@ -224,12 +224,12 @@ std::string Heartbeat::record() const {
 bool Heartbeat::create() {
   const int file = ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (file < 0 && errno == EEXIST) return false;
-  if (file < 0) fail(ExitCode::io, path_.string(), ": cannot be created: ", std::strerror(errno));
+  if (file < 0) fail_io(path_, "cannot be created", std::strerror(errno));
   if (!write_in_place(file, record())) {
     const int code = errno;
     ::close(file);
     ::unlink(path_.c_str());
-    fail(ExitCode::io, path_.string(), ": cannot be written: ", std::strerror(code));
+    fail_io(path_, "cannot be written", std::strerror(code));
   }
   if (file_ >= 0) ::close(file_);
   file_ = file;
@@ -242,9 +242,7 @@ void Heartbeat::claim() {
   for (;;) {
     std::error_code error;
     fs::create_directories(folder_, error);
-    if (error)
-      fail(ExitCode::io, options_.folder_name, " = ", folder_.string(),
-           ": cannot be created: ", error.message());
+    if (error) fail_io(folder_, "cannot be created", error.message());
     if (create()) {
       if (taken_over.empty()) return;
       // Another run may have judged the same file, and removed ours for it.
@@ -263,7 +261,7 @@ void Heartbeat::claim() {
     const auto reason = why_over(path_, *text, options_);
     if (!reason || read_heartbeat(path_) != text) continue;
     if (::unlink(path_.c_str()) != 0 && errno != ENOENT)
-      fail(ExitCode::io, path_.string(), ": cannot be removed: ", std::strerror(errno));
+      fail_io(path_, "cannot be removed", std::strerror(errno));
     taken_over = fmt::format("took     {} over from an earlier run ({}): {}", folder_.string(),
                              owner_of(*text), *reason);
   }
@@ -314,6 +312,11 @@ void Heartbeat::check() {
   if (!lost_ && now_seconds() - last_beat_seconds_ > kUncheckedPeriods * options_.period_seconds)
     beat();
   if (lost_) fail_lost();
+}
+
+void Heartbeat::fail_io(const fs::path& path, const char* what, const std::string& why) const {
+  fail(ExitCode::io, options_.folder_name, ": ", path.string(), " ", what, ": ", why, "; ",
+       options_.remedy);
 }
 
 void Heartbeat::fail_lost() const {

@@ -18,6 +18,8 @@ namespace longhaul::runtime {
 struct HeartbeatOptions {
   /// What the folder is to the user, such as "job.output_dir"; for messages.
   std::string folder_name = "the folder";
+  /// What to do when it cannot be written.
+  std::string remedy = "give another folder or the right to write there";
   /// Between two beats. A heartbeat that stands still for 6 of them is a dead run's.
   double period_seconds = 5;
   /// Gets a line when the constructor waits, and one when it takes a folder over.
@@ -54,6 +56,8 @@ class Heartbeat {
   void beat_for_ever();
   void beat();
   std::string record() const;
+  [[noreturn]] void fail_io(const std::filesystem::path& path, const char* what,
+                            const std::string& why) const;
   [[noreturn]] void fail_lost() const;
 
   const std::filesystem::path folder_, path_;

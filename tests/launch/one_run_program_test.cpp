@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "runtime/io/corpus.h"
 #include "tests/support/training_job.h"
 
 namespace longhaul::test {
@@ -110,6 +112,52 @@ TEST_F(OneRun, ASecondRunIsRefusedAndOneThatWasTakenOverEnds) {
   EXPECT_EQ(ended.exit_code, 69) << ended.err;
   EXPECT_TRUE(has(ended.err, "another run has taken it over (host elsewhere")) << ended.err;
   EXPECT_EQ(read_text(heartbeat("taken")), taker.dump());
+}
+
+TEST_F(OneRun, OfSeveralThatStartTogetherOneTrains) {
+  // In a new folder, and in one whose last run was killed.
+  for (const bool killed : {false, true}) {
+    SCOPED_TRACE(killed);
+    if (killed) {
+      const auto last = start("run");
+      last->signal(SIGKILL);
+      last->wait();
+    }
+    std::vector<std::unique_ptr<Process>> runs;
+    for (int run = 0; run < 3; ++run) {
+      std::vector<std::string> words = {longhaul_program()};
+      for (const std::string& word : job_.train("run", {"training.steps=1000000"}))
+        words.push_back(word);
+      runs.push_back(std::make_unique<Process>(words));
+    }
+    const auto running = [&] {
+      return std::ranges::count_if(runs, [](const auto& run) { return run->running(); });
+    };
+    EXPECT_TRUE(wait_until([&] { return running() == 1; }, 50));
+    for (const auto& run : runs) {
+      if (run->running()) run->signal(SIGTERM);
+      const ProcessResult result = run->wait();
+      const bool refused = result.exit_code == 69 && has(result.err, "a run that goes on");
+      EXPECT_TRUE(refused || result.exit_code == 75) << result.exit_code << result.err;
+    }
+    EXPECT_FALSE(job_.steps("run").empty());
+  }
+}
+
+TEST_F(OneRun, SaysThatLabelsHaveWeights) {
+  runtime::CorpusWriter writer(job_.corpus() + ".weighed", 256, "bytes");
+  writer.append(std::vector<std::int32_t>(200, 7), std::vector<float>(200, 0.3f));
+  writer.end_document();
+  writer.finish();
+  for (const bool weighed : {true, false}) {
+    const ProcessResult result =
+        job_.run(0, "run",
+                 {"training.steps=5", "checkpoint.enable=false", "checkpoint.resume=never",
+                  "training.seq_len=16", "training.tokens_per_step=16",
+                  "data.corpus=" + job_.corpus() + (weighed ? ".weighed" : "")});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_EQ(has(result.out, ", label weights float32\n"), weighed) << result.out;
+  }
 }
 
 TEST_F(OneRun, AKilledRunsFolderIsTakenOverAtOnceOnItsHost) {
