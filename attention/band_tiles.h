@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "attention/host_device.h"
 #include "attention/mask.h"
+#include "runtime/host_device.h"
 
 namespace longhaul::attention::detail {
 

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "attention/host_device.h"
+#include "runtime/host_device.h"
 
 namespace longhaul::attention {
 

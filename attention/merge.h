@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "attention/host_device.h"
 #include "attention/lse.h"
+#include "runtime/host_device.h"
 
 namespace longhaul::attention {
 

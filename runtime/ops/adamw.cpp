@@ -15,7 +15,9 @@ void adamw(const AdamWFactors& factors, ConstTensorView gradient, ConstTensorVie
   detail::require_shape("adamw", "first_moment", first_moment, {n});
   detail::require_shape("adamw", "second_moment", second_moment, {n});
   detail::require_shape("adamw", "gradient_factor", gradient_factor, {1});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("adamw", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_adamw(factors, gradient, gradient_factor, value, first_moment,
+                              second_moment, stream);
   detail::cpu_adamw(factors, gradient, gradient_factor, value, first_moment, second_moment, stream);
 }
 

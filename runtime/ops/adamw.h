@@ -16,7 +16,8 @@ struct AdamWFactors {
 /// g = gradient * gradient_factor; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
 /// value = value (1 - lr wd) - lr (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps).
 /// Shapes: all [n] fp32, contiguous; gradient_factor[1] float64 is read on the stream (gradient
-/// clipping). Source: Loshchilov and Hutter 2019 (AdamW).
+/// clipping: clip_factor()). Where it is not finite, nothing is touched. Source: Loshchilov and
+/// Hutter 2019 (AdamW).
 void adamw(const AdamWFactors& factors, ConstTensorView gradient, ConstTensorView gradient_factor,
            TensorView value, TensorView first_moment, TensorView second_moment,
            const Stream& stream);

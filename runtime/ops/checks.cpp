@@ -4,11 +4,6 @@
 
 namespace longhaul::runtime::ops::detail {
 
-void no_cuda_kernel(const char* op, const Stream& stream) {
-  fail(ExitCode::launch, op, " has no CUDA kernel yet and cannot run on ",
-       to_string(stream.device()), " (stream '", stream.name(), "'); run the model on the CPU");
-}
-
 void require_shape(const char* op, const char* what, ConstTensorView view,
                    std::initializer_list<std::int64_t> sizes) {
   if (std::ranges::equal(view.sizes(), sizes) && view.contiguous()) return;

@@ -10,10 +10,8 @@
 
 namespace longhaul::runtime::ops::detail {
 
-inline bool on_cuda(const Stream& stream) { return stream.device().kind == DeviceKind::cuda; }
-
-/// Throws Error(launch) naming the operation and the device: it has no CUDA kernel yet.
-[[noreturn]] void no_cuda_kernel(const char* op, const Stream& stream);
+/// Whether an operation on this stream is a CUDA kernel's.
+bool on_cuda(const Stream& stream);
 
 /// Throws unless the view has these sizes and is contiguous.
 void require_shape(const char* op, const char* what, ConstTensorView view,

@@ -34,7 +34,8 @@ void cross_entropy_backward(TensorView logits, const Labels& labels, double scal
                             TensorView loss_sum, const Stream& stream) {
   check("cross_entropy", logits, labels, loss_sum);
   if (logits.size(0) == 0) return;
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("cross_entropy_backward", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_cross_entropy_backward(logits, labels, scale, loss_sum, stream);
   detail::cpu_cross_entropy_backward(logits, labels, scale, loss_sum, stream);
 }
 
@@ -45,7 +46,8 @@ void cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss
   detail::require_shape("cross_entropy", "row_loss", row_loss, {rows});
   detail::require_shape("cross_entropy", "row_correct", row_correct, {rows});
   if (rows == 0) return;
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("cross_entropy", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_cross_entropy(logits, labels, loss_sum, row_loss, row_correct, stream);
   detail::cpu_cross_entropy(logits, labels, loss_sum, row_loss, row_correct, stream);
 }
 

@@ -19,14 +19,15 @@ struct Labels {
 /// loss_sum += sum of weight * row loss; logits <- scale * weight * d(row loss)/d(logits), 0 in
 /// rows without a label. Shapes: logits[rows,V] fp32, labels of rows, loss_sum[1] float64. `scale`
 /// is 1 / the global sum of weights when the loss is their mean. Weights of 1 give the bits of
-/// none. Throws (through the stream): Error(data) naming the row of a label outside [-1, V) or of a
-/// weight that is negative or not finite.
+/// none. A label outside [-1, V) or a weight that is negative or not finite: Error(data) naming the
+/// row, through the stream of a CPU; on CUDA, where a kernel cannot report it, the loss and the
+/// row's gradient become NaN, which the norm of the gradients shows.
 void cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
                             TensorView loss_sum, const Stream& stream);
 
 /// Forward only: loss_sum[1] float64 is added to as above; row_loss[rows] float32, unweighted, and
 /// row_correct[rows] uint8 (1 where the first largest logit is the label's) are overwritten, 0 in
-/// rows without a label. Throws as above.
+/// rows without a label. Bad labels and weights as above; on CUDA loss_sum and row_loss become NaN.
 void cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                    TensorView row_loss, TensorView row_correct, const Stream& stream);
 

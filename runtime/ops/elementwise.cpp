@@ -13,7 +13,7 @@ void add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& str
                      b.contiguous() && sum.contiguous(),
                  "add takes contiguous views of equal sizes; got ", a.elements(), ", ",
                  b.elements(), " and ", sum.elements(), " elements");
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("add", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_add(a, b, sum, stream);
   detail::cpu_add(a, b, sum, stream);
 }
 
@@ -21,7 +21,7 @@ void cast(ConstTensorView src, TensorView dst, const Stream& stream) {
   LONGHAUL_CHECK(src.elements() == dst.elements() && src.contiguous() && dst.contiguous(),
                  "cast of ", src.elements(), " elements to ", dst.elements(),
                  "; both must be contiguous");
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("cast", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_cast(src, dst, stream);
   detail::cpu_cast(src, dst, stream);
 }
 

@@ -20,14 +20,14 @@ void check_shapes(const char* op, const ConstTensorView& table, const ConstTenso
 void embedding(ConstTensorView table, ConstTensorView tokens, TensorView out,
                const Stream& stream) {
   check_shapes("embedding", table, tokens, out);
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("embedding", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_embedding(table, tokens, out, stream);
   detail::cpu_embedding(table, tokens, out, stream);
 }
 
 void embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable,
                         const Stream& stream) {
   check_shapes("embedding_backward", dtable, tokens, dout);
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("embedding_backward", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_embedding_backward(dout, tokens, dtable, stream);
   detail::cpu_embedding_backward(dout, tokens, dtable, stream);
 }
 

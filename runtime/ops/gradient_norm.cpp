@@ -11,7 +11,7 @@ void squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& str
   detail::require_dtype("squares_by_chunk", "values", values, {DType::float32});
   detail::require_shape("squares_by_chunk", "sums", sums, {norm_chunks(n)});
   detail::require_dtype("squares_by_chunk", "sums", sums, {DType::float64});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("squares_by_chunk", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_squares_by_chunk(values, sums, stream);
   detail::cpu_squares_by_chunk(values, sums, stream);
 }
 
@@ -20,7 +20,7 @@ void norm_of_chunks(ConstTensorView sums, TensorView norm, const Stream& stream)
   detail::require_dtype("norm_of_chunks", "sums", sums, {DType::float64});
   detail::require_shape("norm_of_chunks", "norm", norm, {1});
   detail::require_dtype("norm_of_chunks", "norm", norm, {DType::float64});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("norm_of_chunks", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_norm_of_chunks(sums, norm, stream);
   detail::cpu_norm_of_chunks(sums, norm, stream);
 }
 
@@ -30,7 +30,8 @@ void clip_factor(ConstTensorView norm, double max_norm, std::int64_t step, Tenso
   detail::require_dtype("clip_factor", "norm", norm, {DType::float64});
   detail::require_shape("clip_factor", "factor", factor, {1});
   detail::require_dtype("clip_factor", "factor", factor, {DType::float64});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("clip_factor", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_clip_factor(norm, max_norm, step, factor, stream);
   detail::cpu_clip_factor(norm, max_norm, step, factor, stream);
 }
 

@@ -48,7 +48,8 @@ void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, con
     if (write == Write::overwrite) fill(c, 0, stream);
     return;
   }
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("matmul", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_matmul(left, right, c, result.leading, write, stream);
   detail::cpu_matmul(left, right, c, result.leading, write, stream);
 }
 

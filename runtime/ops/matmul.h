@@ -12,12 +12,18 @@ ConstTensorView transposed(ConstTensorView matrix);
 /// c = a b, or c += a b, with fp32 accumulation.
 /// Shapes: a[m,k], b[k,n] float32 or bfloat16 (they may differ) -> c[m,n] float32 or bfloat16. In a
 /// and b one dim has stride 1 (either: see transposed()); c's last dim has stride 1. Any size may
-/// be zero. The same shapes and strides give the same bits, whatever the number of threads.
-/// Aliasing: none. Throws: Error on a shape or dtype mismatch.
+/// be zero. The same shapes and strides give the same bits, whatever the number of threads; on CUDA
+/// alignments count too. float32 is never rounded to less: where one operand is bfloat16, or only c
+/// is, CUDA multiplies in float32 on copies, which are slower than equal dtypes. Aliasing: none.
+/// Throws: Error on a shape or dtype mismatch.
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, const Stream& stream);
 
 /// Most memory that a product on a CPU stream of so many threads takes for a while, where a, b and
 /// c are `dtype`.
 std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads);
+
+/// The same on a CUDA stream, for operands of one dtype into c of it or of float32: cuBLASLt's
+/// workspace.
+constexpr std::int64_t kCudaMatmulScratchBytes = std::int64_t{32} << 20;
 
 }  // namespace longhaul::runtime::ops

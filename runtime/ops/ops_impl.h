@@ -2,10 +2,10 @@
 // Private to runtime/ops: what an operation calls after its checks, one function a device. Every
 // function only enqueues; sizes may be zero.
 //
-// x_cpu.cpp holds cpu_x. The CUDA kernels' places are files by family: matmul_cuda.cpp (cuBLASLt),
-// rowwise_cuda.cu (rms_norm, rope, swiglu, add, cast, embedding), loss_cuda.cu (cross_entropy) and
-// update_cuda.cu (adamw, the norm's sums, clip_factor, fill_normal), each with cuda_x beside cpu_x
-// here. Until a kernel exists, x.cpp refuses the device by refuse_device().
+// x_cpu.cpp holds cpu_x. cuda_x is in a file by family: matmul_cuda.cpp (cuBLASLt),
+// rms_norm_cuda.cu, embedding_cuda.cu, pointwise_cuda.cu (rope, swiglu, add, cast), loss_cuda.cu
+// (cross_entropy) and update_cuda.cu (adamw, the norm's sums, clip_factor, fill_normal); or, in a
+// CPU build, in ops_no_cuda.cpp, which refuses.
 
 #include "runtime/ops/adamw.h"
 #include "runtime/ops/cross_entropy.h"
@@ -21,24 +21,41 @@ namespace longhaul::runtime::ops::detail {
 void cpu_adamw(const AdamWFactors& factors, ConstTensorView gradient,
                ConstTensorView gradient_factor, TensorView value, TensorView first_moment,
                TensorView second_moment, const Stream& stream);
+void cuda_adamw(const AdamWFactors& factors, ConstTensorView gradient,
+                ConstTensorView gradient_factor, TensorView value, TensorView first_moment,
+                TensorView second_moment, const Stream& stream);
 
 void cpu_cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
                                 TensorView loss_sum, const Stream& stream);
+void cuda_cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
+                                 TensorView loss_sum, const Stream& stream);
 void cpu_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                        TensorView row_loss, TensorView row_correct, const Stream& stream);
+void cuda_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
+                        TensorView row_loss, TensorView row_correct, const Stream& stream);
 
 void cpu_add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& stream);
+void cuda_add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& stream);
 void cpu_cast(ConstTensorView src, TensorView dst, const Stream& stream);
+void cuda_cast(ConstTensorView src, TensorView dst, const Stream& stream);
 
 void cpu_embedding(ConstTensorView table, ConstTensorView tokens, TensorView out,
                    const Stream& stream);
+void cuda_embedding(ConstTensorView table, ConstTensorView tokens, TensorView out,
+                    const Stream& stream);
 void cpu_embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable,
                             const Stream& stream);
+void cuda_embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable,
+                             const Stream& stream);
 
 void cpu_squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& stream);
+void cuda_squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& stream);
 void cpu_norm_of_chunks(ConstTensorView sums, TensorView norm, const Stream& stream);
+void cuda_norm_of_chunks(ConstTensorView sums, TensorView norm, const Stream& stream);
 void cpu_clip_factor(ConstTensorView norm, double max_norm, std::int64_t step, TensorView factor,
                      const Stream& stream);
+void cuda_clip_factor(ConstTensorView norm, double max_norm, std::int64_t step, TensorView factor,
+                      const Stream& stream);
 
 /// A matrix as gemm libraries take it.
 struct MatrixOperand {
@@ -49,24 +66,41 @@ struct MatrixOperand {
 /// c's rows are `leading_c` elements apart. Neither c nor the depth is empty.
 void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
                 std::int64_t leading_c, Write write, const Stream& stream);
+void cuda_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
+                 std::int64_t leading_c, Write write, const Stream& stream);
 
 void cpu_fill_normal(TensorView values, double mean, double stddev, RandomKey key,
                      std::int64_t first_element, const Stream& stream);
+void cuda_fill_normal(TensorView values, double mean, double stddev, RandomKey key,
+                      std::int64_t first_element, const Stream& stream);
 
 void cpu_rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
                   TensorView inv_rms, const Stream& stream);
+void cuda_rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
+                   TensorView inv_rms, const Stream& stream);
 void cpu_rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
                         TensorView y, const Stream& stream);
+void cuda_rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
+                         TensorView y, const Stream& stream);
 void cpu_rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write write_dx,
                            TensorView dweight, const Stream& stream);
+void cuda_rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write write_dx,
+                            TensorView dweight, const Stream& stream);
 
 void cpu_rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
                     const Stream& stream);
+void cuda_rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
+                     const Stream& stream);
 void cpu_rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
               const Stream& stream);
+void cuda_rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
+               const Stream& stream);
 
 void cpu_swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream);
+void cuda_swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream);
 void cpu_swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView dy,
                          TensorView dgate, TensorView dup, const Stream& stream);
+void cuda_swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView dy,
+                          TensorView dgate, TensorView dup, const Stream& stream);
 
 }  // namespace longhaul::runtime::ops::detail

@@ -10,7 +10,8 @@ void fill_normal(TensorView values, double mean, double stddev, RandomKey key,
   LONGHAUL_CHECK(values.contiguous(), "fill_normal takes a contiguous view");
   LONGHAUL_CHECK(first_element >= 0, "fill_normal: first element is ", first_element,
                  "; expected at least 0");
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("fill_normal", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_fill_normal(values, mean, stddev, key, first_element, stream);
   detail::cpu_fill_normal(values, mean, stddev, key, first_element, stream);
 }
 

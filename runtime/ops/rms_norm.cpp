@@ -20,14 +20,14 @@ void check(const char* op, const ConstTensorView& x, const ConstTensorView& weig
 void rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
               TensorView inv_rms, const Stream& stream) {
   check("rms_norm", x, weight, inv_rms, y);
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("rms_norm", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_rms_norm(x, weight, eps, y, inv_rms, stream);
   detail::cpu_rms_norm(x, weight, eps, y, inv_rms, stream);
 }
 
 void rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
                     TensorView y, const Stream& stream) {
   check("rms_norm_apply", x, weight, inv_rms, y);
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("rms_norm_apply", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_rms_norm_apply(x, weight, inv_rms, y, stream);
   detail::cpu_rms_norm_apply(x, weight, inv_rms, y, stream);
 }
 
@@ -36,7 +36,8 @@ void rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write
   check("rms_norm_backward", inputs.x, inputs.weight, inputs.inv_rms, inputs.dy);
   detail::require_shape("rms_norm_backward", "dx", dx, {inputs.x.size(0), inputs.x.size(1)});
   detail::require_shape("rms_norm_backward", "dweight", dweight, {inputs.x.size(1)});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("rms_norm_backward", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_rms_norm_backward(inputs, dx, write_dx, dweight, stream);
   detail::cpu_rms_norm_backward(inputs, dx, write_dx, dweight, stream);
 }
 

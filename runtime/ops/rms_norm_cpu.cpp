@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "runtime/ops/checks.h"
+#include "runtime/ops/formulas.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops::detail {
@@ -13,7 +14,7 @@ constexpr std::int64_t kColumns = 64;  // of the weight gradient, summed by one 
 template <class T>
 void apply_row(const T* x, const float* weight, float inv_rms, T* y, std::int64_t h) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < h; ++i) y[i] = T(to_float(x[i]) * inv_rms * weight[i]);
+  for (std::int64_t i = 0; i < h; ++i) y[i] = T(normed(to_float(x[i]), inv_rms, weight[i]));
 }
 
 template <class T>
@@ -37,12 +38,12 @@ void backward_row(const T* x, const float* weight, float inv_rms, const float* d
   if (write == Write::add) {
 #pragma omp simd
     for (std::int64_t i = 0; i < h; ++i) {
-      dx[i] = T(to_float(dx[i]) + inv_rms * (weight[i] * dy[i] - to_float(x[i]) * pull));
+      dx[i] = T(to_float(dx[i]) + norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
     }
   } else {
 #pragma omp simd
     for (std::int64_t i = 0; i < h; ++i)
-      dx[i] = T(inv_rms * (weight[i] * dy[i] - to_float(x[i]) * pull));
+      dx[i] = T(norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
   }
 }
 

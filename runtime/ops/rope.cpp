@@ -14,7 +14,8 @@ void rope_table(ConstTensorView positions, double theta, TensorView cosines, Ten
   detail::require_dtype("rope_table", "positions", positions, {DType::int32, DType::int64});
   detail::require_shape("rope_table", "cosines", cosines, {rows, half});
   detail::require_shape("rope_table", "sines", sines, {rows, half});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("rope_table", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_rope_table(positions, theta, cosines, sines, stream);
   detail::cpu_rope_table(positions, theta, cosines, sines, stream);
 }
 
@@ -26,7 +27,7 @@ void rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation
   detail::require_shape("rope", "x", x, {rows, heads, dim});
   detail::require_shape("rope", "cosines", cosines, {rows, dim / 2});
   detail::require_shape("rope", "sines", sines, {rows, dim / 2});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("rope", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_rope(x, cosines, sines, rotation, stream);
   detail::cpu_rope(x, cosines, sines, rotation, stream);
 }
 

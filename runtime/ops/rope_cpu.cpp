@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "runtime/ops/checks.h"
+#include "runtime/ops/formulas.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops::detail {
@@ -29,9 +30,9 @@ template <class T>
 void rotate(T* x, const float* cosines, const float* sines, float sign, std::int64_t half) {
 #pragma omp simd
   for (std::int64_t i = 0; i < half; ++i) {
-    const float a = to_float(x[i]), b = to_float(x[i + half]), s = sign * sines[i];
-    x[i] = T(a * cosines[i] - b * s);
-    x[i + half] = T(b * cosines[i] + a * s);
+    const Pair pair = turned({to_float(x[i]), to_float(x[i + half])}, cosines[i], sign * sines[i]);
+    x[i] = T(pair.first);
+    x[i + half] = T(pair.second);
   }
 }
 

@@ -21,14 +21,15 @@ void check(const char* op, const ConstTensorView& reference,
 
 void swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream) {
   check("swiglu", gate, {up, y});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("swiglu", stream);
+  if (detail::on_cuda(stream)) return detail::cuda_swiglu(gate, up, y, stream);
   detail::cpu_swiglu(gate, up, y, stream);
 }
 
 void swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView dy, TensorView dgate,
                      TensorView dup, const Stream& stream) {
   check("swiglu_backward", gate, {up, dy, dgate, dup});
-  if (detail::on_cuda(stream)) detail::no_cuda_kernel("swiglu_backward", stream);
+  if (detail::on_cuda(stream))
+    return detail::cuda_swiglu_backward(gate, up, dy, dgate, dup, stream);
   detail::cpu_swiglu_backward(gate, up, dy, dgate, dup, stream);
 }
 

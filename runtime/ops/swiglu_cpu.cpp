@@ -2,6 +2,7 @@
 
 #include "runtime/ops/checks.h"
 #include "runtime/ops/exponential.h"
+#include "runtime/ops/formulas.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops::detail {
@@ -24,7 +25,7 @@ void cpu_swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const St
 #pragma omp simd
         for (std::int64_t i = begin; i < end; ++i) {
           const float x = to_float(g[i]);
-          out[i] = T(x / (1.0f + exponential(-x)) * to_float(u[i]));
+          out[i] = T(gated(x, to_float(u[i]), exponential(-x)));
         }
       }
     });
@@ -46,10 +47,11 @@ void cpu_swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorVi
         const std::int64_t end = std::min(n, begin + kChunk);
 #pragma omp simd
         for (std::int64_t i = begin; i < end; ++i) {
-          const float x = to_float(g[i]), grad = to_float(d[i]);
-          const float sigmoid = 1.0f / (1.0f + exponential(-x));
-          dg[i] = T(grad * to_float(u[i]) * sigmoid * (1.0f + x * (1.0f - sigmoid)));
-          du[i] = T(grad * x * sigmoid);
+          const float x = to_float(g[i]);
+          const Pair gradients =
+              gated_gradients(x, to_float(u[i]), exponential(-x), to_float(d[i]));
+          dg[i] = T(gradients.first);
+          du[i] = T(gradients.second);
         }
       }
     });

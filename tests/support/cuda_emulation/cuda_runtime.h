@@ -1,5 +1,5 @@
 #pragma once
-// Enough of CUDA to run the kernels of attention/ on the host: tests compile the .cu files as C++
+// Enough of CUDA to run the project's kernels on the host: tests compile the .cu files as C++
 // against this header in place of the toolkit's. A block's threads are fibers of one OS thread that
 // switch at barriers and shuffles, so shared memory is static memory; blocks run one after another.
 // A thread that reads what another one has yet to write is not found here; wrong indices, masks,
@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 
 #include "runtime/stream.h"
@@ -31,8 +32,30 @@ extern thread_local dim3 threadIdx, blockIdx, gridDim, blockDim;
 
 void __syncthreads();
 void __syncwarp();
-float __shfl_sync(unsigned mask, float value, int lane);
-float __shfl_xor_sync(unsigned mask, float value, int lanes);
+
+namespace longhaul::test {
+/// The bits that the warp's lane gives; every lane of the warp calls it together.
+std::uint64_t shuffle(std::uint64_t bits, unsigned lane);
+}  // namespace longhaul::test
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  std::uint64_t bits = 0;
+  static_assert(sizeof(T) <= sizeof(bits));
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = longhaul::test::shuffle(bits, static_cast<unsigned>(lane) % 32);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ lanes);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, int lanes) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  return __shfl_sync(mask, value, lane >= lanes ? lane - lanes : lane);
+}
 
 inline float __uint_as_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 inline std::uint32_t __float_as_uint(float value) { return std::bit_cast<std::uint32_t>(value); }

@@ -38,7 +38,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<Barrier> warps;
   Barrier all;
-  std::vector<std::array<std::array<float, kWarp>, 2>>
+  std::vector<std::array<std::array<std::uint64_t, kWarp>, 2>>
       shuffled;  // of a warp; in turn, so that one barrier is enough
   const std::function<void()>* body = nullptr;
   unsigned current = 0;
@@ -149,13 +149,9 @@ void __syncwarp() {
   using longhaul::test::block;
   block->wait(block->warp());
 }
-float __shfl_sync(unsigned, float value, int lane) {
-  using longhaul::test::block;
+std::uint64_t longhaul::test::shuffle(std::uint64_t bits, unsigned lane) {
   auto& values = block->shuffled[block->current / 32][block->warp().generation % 2];
-  values[block->current % 32] = value;
+  values[block->current % 32] = bits;
   block->wait(block->warp());
-  return values[static_cast<unsigned>(lane) % 32];
-}
-float __shfl_xor_sync(unsigned mask, float value, int lanes) {
-  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ lanes);
+  return values[lane];
 }

@@ -1,0 +1,60 @@
+#pragma once
+// Private to runtime/ops: what is computed of one element, in fp32. Host and device share it.
+
+#include <cmath>
+
+#include "runtime/host_device.h"
+#include "runtime/ops/adamw.h"
+
+namespace longhaul::runtime::ops::detail {
+
+LONGHAUL_HOST_DEVICE inline float normed(float x, float inv_rms, float weight) {
+  return x * inv_rms * weight;
+}
+/// dx of the norm; pull = inv_rms^2 * mean(weight dy x) of the row.
+LONGHAUL_HOST_DEVICE inline float norm_gradient(float x, float inv_rms, float weight, float dy,
+                                                float pull) {
+  return inv_rms * (weight * dy - x * pull);
+}
+
+struct Pair {
+  float first, second;
+};
+/// (first, second) turned by the angle.
+LONGHAUL_HOST_DEVICE inline Pair turned(Pair pair, float cosine, float sine) {
+  return {pair.first * cosine - pair.second * sine, pair.second * cosine + pair.first * sine};
+}
+
+/// silu(gate) * up; e = e^-gate.
+LONGHAUL_HOST_DEVICE inline float gated(float gate, float up, float e) {
+  return gate / (1.0f + e) * up;
+}
+/// Gradients of gate and up.
+LONGHAUL_HOST_DEVICE inline Pair gated_gradients(float gate, float up, float e, float dy) {
+  const float sigmoid = 1.0f / (1.0f + e);
+  return {dy * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)), dy * gate * sigmoid};
+}
+
+/// AdamWFactors as the update of an element takes them.
+struct AdamWUpdate {
+  float beta1, beta2, rest1, rest2, keep, rate, root, eps;
+
+  explicit AdamWUpdate(const AdamWFactors& f)
+      : beta1(static_cast<float>(f.beta1)),
+        beta2(static_cast<float>(f.beta2)),
+        rest1(static_cast<float>(1 - f.beta1)),
+        rest2(static_cast<float>(1 - f.beta2)),
+        keep(static_cast<float>(1 - f.lr * f.weight_decay)),
+        rate(static_cast<float>(f.lr / (1 - std::pow(f.beta1, static_cast<double>(f.step))))),
+        root(static_cast<float>(1 / std::sqrt(1 - std::pow(f.beta2, static_cast<double>(f.step))))),
+        eps(static_cast<float>(f.eps)) {}
+
+  /// `slope` is the clipped gradient.
+  LONGHAUL_HOST_DEVICE void apply(float slope, float& value, float& first, float& second) const {
+    first = beta1 * first + rest1 * slope;
+    second = beta2 * second + rest2 * slope * slope;
+    value = value * keep - rate * first / (sqrtf(second) * root + eps);
+  }
+};
+
+}  // namespace longhaul::runtime::ops::detail

@@ -1,0 +1,78 @@
+// The CPU build's side of ops_impl.h.
+#include "runtime/ops/ops_impl.h"
+
+namespace longhaul::runtime::ops::detail {
+namespace {
+
+[[noreturn]] void no_cuda(const char* op, const Stream& stream) {
+  fail(ExitCode::launch, op, " cannot run on ", to_string(stream.device()), " (stream '",
+       stream.name(), "'): this build has no CUDA backend; build with LONGHAUL_CUDA=ON");
+}
+
+}  // namespace
+
+void cuda_adamw(const AdamWFactors&, ConstTensorView, ConstTensorView, TensorView, TensorView,
+                TensorView, const Stream& stream) {
+  no_cuda("adamw", stream);
+}
+void cuda_cross_entropy_backward(TensorView, const Labels&, double, TensorView,
+                                 const Stream& stream) {
+  no_cuda("cross_entropy_backward", stream);
+}
+void cuda_cross_entropy(ConstTensorView, const Labels&, TensorView, TensorView, TensorView,
+                        const Stream& stream) {
+  no_cuda("cross_entropy", stream);
+}
+void cuda_add(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("add", stream);
+}
+void cuda_cast(ConstTensorView, TensorView, const Stream& stream) { no_cuda("cast", stream); }
+void cuda_embedding(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("embedding", stream);
+}
+void cuda_embedding_backward(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("embedding_backward", stream);
+}
+void cuda_squares_by_chunk(ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("squares_by_chunk", stream);
+}
+void cuda_norm_of_chunks(ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("norm_of_chunks", stream);
+}
+void cuda_clip_factor(ConstTensorView, double, std::int64_t, TensorView, const Stream& stream) {
+  no_cuda("clip_factor", stream);
+}
+void cuda_matmul(const MatrixOperand&, const MatrixOperand&, TensorView, std::int64_t, Write,
+                 const Stream& stream) {
+  no_cuda("matmul", stream);
+}
+void cuda_fill_normal(TensorView, double, double, RandomKey, std::int64_t, const Stream& stream) {
+  no_cuda("fill_normal", stream);
+}
+void cuda_rms_norm(ConstTensorView, ConstTensorView, double, TensorView, TensorView,
+                   const Stream& stream) {
+  no_cuda("rms_norm", stream);
+}
+void cuda_rms_norm_apply(ConstTensorView, ConstTensorView, ConstTensorView, TensorView,
+                         const Stream& stream) {
+  no_cuda("rms_norm_apply", stream);
+}
+void cuda_rms_norm_backward(const RmsNormBackwardInputs&, TensorView, Write, TensorView,
+                            const Stream& stream) {
+  no_cuda("rms_norm_backward", stream);
+}
+void cuda_rope_table(ConstTensorView, double, TensorView, TensorView, const Stream& stream) {
+  no_cuda("rope_table", stream);
+}
+void cuda_rope(TensorView, ConstTensorView, ConstTensorView, Rotation, const Stream& stream) {
+  no_cuda("rope", stream);
+}
+void cuda_swiglu(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("swiglu", stream);
+}
+void cuda_swiglu_backward(ConstTensorView, ConstTensorView, ConstTensorView, TensorView, TensorView,
+                          const Stream& stream) {
+  no_cuda("swiglu_backward", stream);
+}
+
+}  // namespace longhaul::runtime::ops::detail
