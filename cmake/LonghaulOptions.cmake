@@ -18,14 +18,21 @@ find_program(LONGHAUL_CCACHE ccache)
 if(LONGHAUL_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_C_COMPILER_LAUNCHER ${LONGHAUL_CCACHE})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${LONGHAUL_CCACHE})
-  set(CMAKE_CUDA_COMPILER_LAUNCHER ${LONGHAUL_CCACHE})
 endif()
 
 set(LONGHAUL_HAS_CUDA OFF)
 if(NOT LONGHAUL_CUDA STREQUAL "OFF")
   include(CheckLanguage)
+  # H100 and H200. Others by -D CMAKE_CUDA_ARCHITECTURES="80;90a;100", for example: from 80 on the kernels compile, and what
+  # needs more shared memory than a device has is refused there.
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 90a)
+  endif()
+  if(NOT DEFINED CMAKE_CUDA_COMPILER_LAUNCHER)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/cmake/keep-resource-report)
+    if(LONGHAUL_CCACHE)
+      list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER ${LONGHAUL_CCACHE})
+    endif()
   endif()
   # The toolkit's usual folder is often not on PATH.
   find_program(LONGHAUL_NVCC nvcc HINTS ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
@@ -56,7 +63,7 @@ if(LONGHAUL_HAS_CUDA)
   # One .cu file is one program of the device (no separable compilation); lineinfo costs nothing at run time.
   # 554: a conversion that `requires` rules out. No fast math: -inf and exact zeros mean something. -Wconversion stays off, nvcc's generated host code trips it.
   target_compile_options(longhaul_flags INTERFACE
-    "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--expt-relaxed-constexpr;-Wno-deprecated-gpu-targets;--diag-suppress=554>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;-Xptxas=-v;--expt-relaxed-constexpr;-Wno-deprecated-gpu-targets;--diag-suppress=554>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-march=x86-64-v3,-Wall,-Wextra>"
     "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LONGHAUL_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>")
 endif()

@@ -17,6 +17,7 @@
 #include "launch/cli.h"
 #include "runtime/console.h"
 #include "runtime/cores.h"
+#include "runtime/device_environment.h"
 #include "runtime/error.h"
 #include "runtime/signals.h"
 
@@ -113,6 +114,7 @@ bool output_is_lost() {
 
 int main(int argc, char** argv) {
   longhaul::runtime::wait_passively(argv);
+  longhaul::runtime::set_device_environment();
   // Under mpirun stdout is a pipe; progress must not wait for a full block.
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 14);
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error of write(), exit 74

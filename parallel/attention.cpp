@@ -131,7 +131,10 @@ struct Attention::Impl {
     bool late = false;
     auto& found = find(*batch.impl_, lock, scheme, scheme_text, direction, shapes, scoring, late);
     unprepared_calls += late ? 1 : 0;
-    if (!found.loaded) found.loaded = std::make_shared<const Loaded>(found.prepared, compute);
+    if (!found.loaded) {
+      found.loaded = std::make_shared<const Loaded>(found.prepared, compute);
+      reserve(*found.prepared, compute, channels);
+    }
     return std::make_unique<Execution>(found.loaded, std::span(inputs.begin(), inputs.size()),
                                        std::span(outputs.begin(), outputs.size()), compute,
                                        channels);

@@ -4,6 +4,8 @@
 
 #include "runtime/error.h"
 #include "runtime/ops/host_copy.h"
+#include "runtime/purpose.h"
+#include "runtime/reserve.h"
 
 namespace longhaul::parallel {
 
@@ -37,6 +39,9 @@ Prepared::Prepared(Program program, const Signature& signature, const attention:
   }
   tables_ = std::move(with).take_tables();
   place_slots(signature);
+  staged_bytes_.resize(static_cast<std::size_t>(channels_));
+  for (const auto& [channel, bytes] : count(program_).staged)
+    staged_bytes_[static_cast<std::size_t>(channel)] = bytes;
 }
 
 void Prepared::place_slots(const Signature& signature) {
@@ -71,6 +76,14 @@ Loaded::Loaded(std::shared_ptr<const Prepared> of, const runtime::Stream& comput
   if (from.empty()) return;
   tables = compute.allocate(std::ssize(from));
   runtime::ops::upload_bytes(from, tables.data(), compute);
+}
+
+void reserve(const Prepared& prepared, const runtime::Stream& compute,
+             const std::vector<Channel>& channels) {
+  const runtime::Purpose purpose("slots and messages of an attention call");
+  runtime::reserve_memory(compute, prepared.arena_bytes());
+  for (std::size_t channel = 0; channel < prepared.staged_bytes().size(); ++channel)
+    runtime::reserve_memory(channels[channel].stream, prepared.staged_bytes()[channel]);
 }
 
 }  // namespace longhaul::parallel

@@ -32,6 +32,8 @@ class Prepared {
   /// The arena of a call: its scratch slots, then what kernels overwrite.
   std::int64_t arena_bytes() const { return slots_bytes_ + kernel_bytes_; }
   std::int64_t slots_bytes() const { return slots_bytes_; }
+  /// What the exchanges of each channel stage at most, channel 0 first.
+  const std::vector<std::int64_t>& staged_bytes() const { return staged_bytes_; }
 
   /// Where a field of a slot is.
   struct Place {
@@ -57,6 +59,7 @@ class Prepared {
   std::vector<std::vector<Place>> places_;
   std::size_t inputs_, outputs_;
   std::int64_t slots_bytes_ = 0, kernel_bytes_ = 0;
+  std::vector<std::int64_t> staged_bytes_;
   std::vector<std::byte> tables_;
   int channels_ = 0;
 };
@@ -67,5 +70,10 @@ struct Loaded {
   std::shared_ptr<const Prepared> prepared;
   runtime::Buffer tables;  ///< of the compute stream, on a device
 };
+
+/// Takes from the system what a call's arena and messages need, before its first exchange: so that
+/// no stream waits for another rank meanwhile. Throws Error(memory).
+void reserve(const Prepared& prepared, const runtime::Stream& compute,
+             const std::vector<Channel>& channels);
 
 }  // namespace longhaul::parallel

@@ -34,20 +34,16 @@ std::int64_t rounded_up(std::int64_t bytes, std::int64_t multiple) {
 
 /// Every pool of the process.
 struct Registry {
+  using Segments = std::multimap<std::int64_t, std::byte*>;  // by size
   std::mutex mutex;
   std::vector<std::weak_ptr<Pool>> pools;
-  std::multimap<std::int64_t, std::byte*> pinned;  // segments that ended pools have left, by size
+  Segments pinned;                 // that ended pools have left
+  std::map<int, Segments> device;  // the same, by device
+  Segments& left(Device of, bool is_pinned) { return is_pinned ? pinned : device[of.index]; }
 };
 Registry& registry() {
   static auto* const all = new Registry;  // never destroyed: pools may outlive static objects
   return *all;
-}
-
-std::byte* left_pinned_segment(std::int64_t bytes) {
-  Registry& all = registry();
-  std::lock_guard lock(all.mutex);
-  const auto found = all.pinned.find(bytes);
-  return found == all.pinned.end() ? nullptr : all.pinned.extract(found).mapped();
 }
 
 }  // namespace
@@ -63,7 +59,15 @@ std::shared_ptr<Pool> Pool::make(Device device, bool pinned) {
 
 Pool::~Pool() {
   // A buffer keeps its pool, so every part is free, and every segment one part.
-  for (const auto& [data, part] : parts_) deallocate({data, part.bytes});
+  for (const auto& [data, part] : parts_) {
+    if (keeps()) {
+      Registry& all = registry();
+      std::lock_guard lock(all.mutex);
+      all.left(device_, pinned_).emplace(part.bytes, data);
+    } else {
+      deallocate({data, part.bytes});
+    }
+  }
 }
 
 void Pool::serve(std::weak_ptr<StreamImpl> stream) {
@@ -77,22 +81,28 @@ void Pool::end() {
   ended_ = true;
 }
 
-std::byte* Pool::allocate(std::int64_t bytes) const {
-  if (pinned_) {
-    if (std::byte* const left = left_pinned_segment(bytes)) return left;
+Pool::Segment Pool::allocate(std::int64_t bytes) const {
+  if (keeps()) {
+    Registry& all = registry();
+    std::lock_guard lock(all.mutex);
+    Registry::Segments& left = all.left(device_, pinned_);
+    // One twice as large may hold what a larger request will need.
+    const auto found = left.lower_bound(bytes);
+    if (found != left.end() && found->first <= (kSplits ? 2 * bytes : bytes)) {
+      const Segment segment{found->second, found->first};
+      left.erase(found);
+      return segment;
+    }
   }
   ++allocated_segments;
-  if (pinned_) return pinned_allocate(bytes);
-  if (device_.kind == DeviceKind::cuda) return cuda_allocate(device_, bytes);
-  return static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes)));
+  if (pinned_) return {pinned_allocate(bytes), bytes};
+  if (device_.kind == DeviceKind::cuda) return {cuda_allocate(device_, bytes), bytes};
+  return {static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes))),
+          bytes};
 }
 
 void Pool::deallocate(Segment segment) const {
-  if (pinned_) {
-    Registry& all = registry();
-    std::lock_guard lock(all.mutex);
-    all.pinned.emplace(segment.bytes, segment.data);
-  } else if (device_.kind == DeviceKind::cuda) {
+  if (device_.kind == DeviceKind::cuda) {
     cuda_free(device_, segment.data);
   } else {
     std::free(segment.data);
@@ -106,11 +116,11 @@ Pool::Parts::iterator Pool::find_free(std::int64_t wanted) {
 }
 
 Pool::Parts::iterator Pool::try_segment(std::int64_t bytes) {
-  std::byte* const data = allocate(bytes);
+  const auto [data, held] = allocate(bytes);
   if (data == nullptr) return parts_.end();
-  use_.held_bytes += bytes;
-  free_.emplace(bytes, data);
-  return parts_.emplace(data, Part{bytes, data, true}).first;
+  use_.held_bytes += held;
+  free_.emplace(held, data);
+  return parts_.emplace(data, Part{held, data, true}).first;
 }
 
 /// A free part that holds `wanted` in a new segment; end() where the system has no more.
@@ -214,6 +224,11 @@ void Pool::release_unused_memory() const {
       for (const Segment& segment : of.segments) of.pool->deallocate(segment);
     }
   }
+  if (!waits || !all_passed) return;
+  Registry& all = registry();
+  std::lock_guard lock(all.mutex);
+  for (const auto& [bytes, data] : all.left(device_, false)) cuda_free(device_, data);
+  all.left(device_, false).clear();
 }
 
 std::byte* Pool::try_take(std::int64_t wanted, std::int64_t bytes) {
@@ -233,6 +248,18 @@ std::byte* Pool::try_take(std::int64_t wanted, std::int64_t bytes) {
   use_.current_bytes += bytes;
   use_.peak_bytes = std::max(use_.peak_bytes, use_.current_bytes);
   return data;
+}
+
+bool Pool::try_reserve(std::int64_t wanted) {
+  std::lock_guard lock(mutex_);
+  return find_free(wanted) != parts_.end() || add_segment(wanted) != parts_.end();
+}
+
+void Pool::reserve(std::int64_t bytes) {
+  const std::int64_t wanted = rounded_up(bytes, kAlignment);
+  if (wanted == 0 || try_reserve(wanted)) return;
+  release_unused_memory();
+  if (!try_reserve(wanted)) refuse(bytes);
 }
 
 void Pool::refuse(std::int64_t bytes) const {

@@ -8,9 +8,12 @@
 //
 // Nothing is refused while other pools hold memory that nobody uses: when the system has no more,
 // all pools of the same kind of memory (a CUDA device's, or the host's) give back the segments
-// without a live part, each after its stream has passed what may still use them. Pinned memory is
-// never given back, because the driver would wait for the whole device: what a pool leaves behind
-// serves later ones.
+// without a live part, each after its stream has passed what may still use them.
+//
+// Giving CUDA memory back, a device's or pinned memory of the host, makes the driver wait for all
+// work of the device, where a stream may be waiting for us. So what a pool leaves behind when it
+// ends serves later ones; a device's is given back only before memory is refused, and pinned memory
+// never.
 
 #include <cstddef>
 #include <cstdint>
@@ -44,6 +47,9 @@ class Pool {
   void serve(std::weak_ptr<StreamImpl> stream);
   /// Its stream has ended, with all of its work done.
   void end();
+  /// What the next buffer of so many bytes needs is taken from the system now. Not from a task.
+  /// Throws Error(memory).
+  void reserve(std::int64_t bytes);
 
   static constexpr std::int64_t kAlignment = 256;
 
@@ -64,6 +70,7 @@ class Pool {
   Parts::iterator find_free(std::int64_t wanted);
   Parts::iterator add_segment(std::int64_t wanted);
   Parts::iterator try_segment(std::int64_t bytes);
+  bool try_reserve(std::int64_t wanted);
   /// `wanted` bytes, counted as `bytes`; null when neither the pool nor the system has them.
   std::byte* try_take(std::int64_t wanted, std::int64_t bytes);
   /// Takes the segments without a live part out of the pool, so that nobody gets them any more.
@@ -73,8 +80,11 @@ class Pool {
   bool drain(Deadline deadline) const;
   std::vector<std::shared_ptr<Pool>> pools_of_this_memory() const;
   void release_unused_memory() const;
-  std::byte* allocate(std::int64_t bytes) const;
+  /// At least so many bytes; no data where there are no more.
+  Segment allocate(std::int64_t bytes) const;
   [[noreturn]] void refuse(std::int64_t bytes) const;
+  /// Whether its memory is kept for later pools.
+  bool keeps() const { return device_.kind == DeviceKind::cuda; }
   void deallocate(Segment segment) const;
 
   const Device device_;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/reserve.h"
 #include "runtime/stream_impl.h"
 
 namespace longhaul::runtime {
@@ -98,6 +99,10 @@ Buffer Stream::allocate_host(std::int64_t bytes) const {
   LONGHAUL_CHECK(bytes >= 0, "cannot allocate ", bytes, " bytes");
   std::byte* data = impl_->host_pool->take(bytes);
   return Buffer(impl_->host_pool, data, bytes);
+}
+void reserve_memory(const Stream& stream, std::int64_t bytes) {
+  LONGHAUL_CHECK(bytes >= 0, "cannot reserve ", bytes, " bytes");
+  stream.impl()->pool->reserve(bytes);
 }
 double Stream::waited_seconds() const { return impl_->waited_seconds(); }
 MemoryUse Stream::memory() const { return impl_->pool->use(); }

@@ -11,6 +11,7 @@
 
 #include <cuda.h>
 #include <omp.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <atomic>
@@ -22,7 +23,9 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/backoff_impl.h"
 #include "runtime/cuda_check_impl.h"
+#include "runtime/device_environment.h"
 #include "runtime/stream_impl.h"
 #include "runtime/threads.h"
 
@@ -61,24 +64,6 @@ std::exception_ptr failure_in(const Reach& reach) {
   }
   return nullptr;
 }
-
-/// Polling: at first without sleeping, then with short sleeps, so that a wait does not burn a core.
-class Backoff {
- public:
-  void pause() {
-    if (spins_ < 64) {
-      ++spins_;
-      std::this_thread::yield();
-      return;
-    }
-    std::this_thread::sleep_for(sleep_);
-    sleep_ = std::min(sleep_ * 2, std::chrono::microseconds(200));
-  }
-
- private:
-  int spins_ = 0;
-  std::chrono::microseconds sleep_{10};
-};
 
 class CudaEvent final : public EventImpl {
  public:
@@ -152,10 +137,11 @@ class HostTasks {
     std::uint32_t ticket = 0;          // what the counter becomes afterwards
   };
 
-  HostTasks(Device device, std::shared_ptr<Failure> failure)
-      : device_(device), failure_(std::move(failure)) {
-    LONGHAUL_CUDA_CHECK(cudaHostAlloc(reinterpret_cast<void**>(&done_), sizeof(*done_),
-                                      cudaHostAllocPortable | cudaHostAllocMapped));
+  /// `counter`: 4 bytes of pinned memory.
+  HostTasks(Buffer counter, std::shared_ptr<Failure> failure)
+      : counter_(std::move(counter)),
+        done_(reinterpret_cast<std::uint32_t*>(counter_.data())),
+        failure_(std::move(failure)) {
     *done_ = 0;
     worker_ = start_thread("host tasks", [this, rank = thread_rank()] { run(rank); });
   }
@@ -166,7 +152,6 @@ class HostTasks {
     }
     changed_.notify_one();
     worker_.join();
-    in_destructor(cudaFreeHost(done_));
   }
   HostTasks(const HostTasks&) = delete;
   HostTasks& operator=(const HostTasks&) = delete;
@@ -193,6 +178,8 @@ class HostTasks {
   void run(const std::string& rank) {
     enter_stream_thread();
     set_thread_rank(rank);
+    static_cast<void>(
+        ::prctl(PR_SET_TIMERSLACK, 1000));  // ns; by default each sleep lasts 50 us more
     omp_set_num_threads(1);
     for (;;) {
       Item item;
@@ -215,9 +202,9 @@ class HostTasks {
     }
   }
 
-  const Device device_;
+  const Buffer counter_;
+  std::uint32_t* const done_;  // in it; the device polls it
   const std::shared_ptr<Failure> failure_;
-  std::uint32_t* done_ = nullptr;  // pinned; the device polls it
   std::uint32_t tickets_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -278,7 +265,11 @@ class CudaStream final : public StreamImpl {
   void host_task(std::function<void()> task) override {
     std::lock_guard lock(mutex_);
     use_device(device);
-    if (!host_tasks_) host_tasks_ = std::make_unique<HostTasks>(device, failure_);
+    if (!host_tasks_) {
+      constexpr std::int64_t kBytes = sizeof(std::uint32_t);
+      host_tasks_ =
+          std::make_unique<HostTasks>(Buffer(host_pool, host_pool->take(kBytes), kBytes), failure_);
+    }
     auto ready = std::make_shared<CudaEvent>(name, device, handle_, reach_now());
     host_tasks_->push({std::move(task), std::move(ready), next_++, 0}, handle_);
   }
@@ -321,17 +312,6 @@ class CudaStream final : public StreamImpl {
   std::unique_ptr<HostTasks> host_tasks_;  // from the first task on
 };
 
-/// Before the driver starts. Streams here may wait for work that another thread of this process has
-/// yet to enqueue, so neither the loading of a kernel at its first launch (which may wait for the
-/// whole device) nor a shared hardware queue may stand in between. What the user has set stays.
-void prepare_environment() {
-  static const bool done = [] {
-    return setenv("CUDA_MODULE_LOADING", "EAGER", 0) == 0 &&
-           setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) == 0;
-  }();
-  LONGHAUL_CHECK(done, "setenv failed");
-}
-
 }  // namespace
 
 std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index,
@@ -364,8 +344,8 @@ void cuda_free(Device device, std::byte* data) {
 
 std::byte* pinned_allocate(std::int64_t bytes) {
   void* data = nullptr;
-  const cudaError_t code =
-      cudaHostAlloc(&data, static_cast<std::size_t>(bytes), cudaHostAllocPortable);
+  const cudaError_t code = cudaHostAlloc(&data, static_cast<std::size_t>(bytes),
+                                         cudaHostAllocPortable | cudaHostAllocMapped);
   if (code == cudaErrorMemoryAllocation) {
     in_destructor(cudaGetLastError());
     return nullptr;
@@ -374,12 +354,24 @@ std::byte* pinned_allocate(std::int64_t bytes) {
   return static_cast<std::byte*>(data);
 }
 
-void pinned_free(std::byte* data) { in_destructor(cudaFreeHost(data)); }
-
 }  // namespace detail
 
+// Streams here may wait for work that another thread of this process has yet to enqueue, so neither
+// the loading of a kernel at its first launch (which may wait for the whole device) nor a shared
+// hardware queue may stand in between.
+void set_device_environment() {
+  static const bool done = [] {
+    return setenv("CUDA_MODULE_LOADING", "EAGER", 0) == 0 &&
+           setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) == 0 &&
+           // Several communicators a device: launches keep their order.
+           setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0) == 0 &&
+           setenv("NCCL_RAS_ENABLE", "0", 0) == 0;  // opens no port of its own
+  }();
+  LONGHAUL_CHECK(done, "setenv failed");
+}
+
 int cuda_device_count() {
-  detail::prepare_environment();
+  set_device_environment();
   int count = 0;
   const cudaError_t code = cudaGetDeviceCount(&count);
   switch (code) {

@@ -59,7 +59,6 @@ std::shared_ptr<StreamImpl> make_cuda_stream(const std::string& name, int index,
                                              bool high_priority);
 std::byte* cuda_allocate(Device device, std::int64_t bytes);  // nullptr when out of memory
 void cuda_free(Device device, std::byte* data);
-std::byte* pinned_allocate(std::int64_t bytes);  // nullptr when out of memory
-void pinned_free(std::byte* data);
+std::byte* pinned_allocate(std::int64_t bytes);  // nullptr when out of memory; for good
 
 }  // namespace longhaul::runtime::detail

@@ -1,10 +1,12 @@
 // The CPU build's side of stream_impl.h: there is no CUDA device.
+#include "runtime/device_environment.h"
 #include "runtime/error.h"
 #include "runtime/stream_impl.h"
 
 namespace longhaul::runtime {
 
 int cuda_device_count() { return 0; }
+void set_device_environment() {}
 
 namespace detail {
 namespace {
@@ -16,6 +18,5 @@ std::shared_ptr<StreamImpl> make_cuda_stream(const std::string&, int, bool) { no
 std::byte* cuda_allocate(Device, std::int64_t) { no_cuda(); }
 void cuda_free(Device, std::byte*) { no_cuda(); }
 std::byte* pinned_allocate(std::int64_t) { no_cuda(); }
-void pinned_free(std::byte*) { no_cuda(); }
 }  // namespace detail
 }  // namespace longhaul::runtime

@@ -352,7 +352,10 @@ class PreparedCopy final : public PreparedStep {
 
 class PreparedTransfer final : public PreparedStep {
  public:
-  PreparedTransfer(const Transfer& step, Preparation& with) : what_("attention ") {
+  PreparedTransfer(const Transfer& step, Preparation& with)
+      : what_("attention "),
+        kind_(step.kind),
+        group_(static_cast<int>(group_of(step, with.program().rank).size())) {
     for (const Message& message : step.sends) sends_.push_back(part(message, true, with));
     for (const Message& message : step.receives) receives_.push_back(part(message, false, with));
     const Message* last = !step.receives.empty() ? &step.receives.back()
@@ -386,7 +389,10 @@ class PreparedTransfer final : public PreparedStep {
       }
     }
     const Channel& channel = frame.channel();
-    channel.communicator->exchange(std::move(sends), std::move(receives), what_, channel.stream);
+    // The kind speaks of a group; a communicator's hint, of all its ranks.
+    const auto kind = group_ == channel.communicator->size() ? kind_ : TransferKind::none;
+    channel.communicator->exchange_as(kind, std::move(sends), std::move(receives), what_,
+                                      channel.stream);
   }
 
  private:
@@ -416,6 +422,8 @@ class PreparedTransfer final : public PreparedStep {
   }
 
   std::string what_;
+  const TransferKind kind_;
+  const int group_;  // ranks that take part
   std::vector<Parts> sends_, receives_;
 };
 

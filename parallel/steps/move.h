@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parallel/slot.h"
+#include "runtime/comm/communicator.h"
 
 namespace longhaul::parallel {
 
@@ -50,7 +51,7 @@ struct Message {
 /// - `all_gather`: all its sends list the same views;
 /// - each of its messages meets a transfer that is marked alike over the same group.
 /// So every pair of members exchanges, all the same bytes, and all members know it.
-enum class TransferKind : unsigned char { none, all_gather, all_to_all };
+using TransferKind = runtime::ExchangeKind;
 const char* name(TransferKind kind);
 
 /// A group of sends and receives that progress together; complete when all are.

@@ -14,6 +14,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/rows.h"
@@ -58,6 +59,11 @@ struct ReceiveMessage {
   std::optional<DType> wire_dtype = std::nullopt;
 };
 
+/// A hint that a group of messages is a collective over all ranks of the communicator: every rank
+/// sends one message to every other and receives one from it, all of as many bytes, and all ranks
+/// say so. all_gather: what a rank sends is the same for all. It changes no byte of what arrives.
+enum class ExchangeKind : unsigned char { none, all_gather, all_to_all };
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -72,6 +78,12 @@ class Communicator {
   /// errors.
   virtual void exchange(std::vector<SendMessage> sends, std::vector<ReceiveMessage> receives,
                         const std::string& what, const Stream& stream) = 0;
+  /// The same, with a hint for a backend that has something better than messages.
+  virtual void exchange_as(ExchangeKind, std::vector<SendMessage> sends,
+                           std::vector<ReceiveMessage> receives, const std::string& what,
+                           const Stream& stream) {
+    exchange(std::move(sends), std::move(receives), what, stream);
+  }
 
   /// Sum over ranks, in place, contiguous. Adjoint: all_reduce.
   virtual void all_reduce(TensorView values, const Stream& stream) = 0;

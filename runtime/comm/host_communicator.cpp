@@ -318,7 +318,7 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
   for (const ReceiveMessage& message : receives) {
     for (const ReceivePart& part : message.parts) {
       detail::arrive(arrivals[i], places[i], stream);
-      detail::unpack(places[i], part, message.wire_dtype, stream);
+      detail::unpack(places[i].data, part, message.wire_dtype, stream);
       ++i;
     }
   }

@@ -17,6 +17,8 @@ namespace {
 
 using detail::NcclHandle;
 
+constexpr int kSharedThreadBlocks = 2;  // of a rank that has a device with others
+
 ncclDataType_t nccl_type(DType dtype) {
   switch (dtype) {
     case DType::float32:
@@ -53,6 +55,9 @@ class NcclCommunicator final : public Communicator {
   const std::string& name() const override { return handle_->name(); }
   void exchange(std::vector<SendMessage> sends, std::vector<ReceiveMessage> receives,
                 const std::string& what, const Stream& stream) override;
+  void exchange_as(ExchangeKind kind, std::vector<SendMessage> sends,
+                   std::vector<ReceiveMessage> receives, const std::string& what,
+                   const Stream& stream) override;
   void all_reduce(TensorView values, const Stream& stream) override;
   void all_gather(ConstTensorView input, TensorView output, std::span<const std::int64_t> counts,
                   const Stream& stream) override;
@@ -73,6 +78,14 @@ class NcclCommunicator final : public Communicator {
     LONGHAUL_CHECK(0 <= peer && peer < size(), what, " names rank ", peer, " of communicator '",
                    name(), "', which has ", size());
   }
+  void check_stream(const std::string& what, const Stream& stream) const {
+    LONGHAUL_CHECK(stream.device() == handle_->device(), what, " on '", name(), "' of ",
+                   to_string(handle_->device()), " was given stream '", stream.name(), "' on ",
+                   to_string(stream.device()));
+  }
+  void gather(const std::vector<SendMessage>& sends, const std::vector<ReceiveMessage>& receives,
+              const std::vector<std::int64_t>& parts, const std::string& what,
+              const Stream& stream);
   void check_counts(std::span<const std::int64_t> counts, const char* what) const;
   void check_tensor(const ConstTensorView& view, std::int64_t elements, const char* what,
                     const char* role, const Stream& stream) const;
@@ -112,9 +125,7 @@ void NcclCommunicator::check_tensor(const ConstTensorView& view, std::int64_t el
 void NcclCommunicator::exchange(std::vector<SendMessage> sends,
                                 std::vector<ReceiveMessage> receives, const std::string& what,
                                 const Stream& stream) {
-  LONGHAUL_CHECK(stream.device() == handle_->device(), what, " on '", name(), "' of ",
-                 to_string(handle_->device()), " was given stream '", stream.name(), "' on ",
-                 to_string(stream.device()));
+  check_stream(what, stream);
   struct Message {
     int peer;
     detail::WireMessage wire;
@@ -168,7 +179,61 @@ void NcclCommunicator::exchange(std::vector<SendMessage> sends,
   std::size_t i = 0;
   for (const ReceiveMessage& message : receives) {
     for (const ReceivePart& part : message.parts)
-      detail::unpack(in[i++].wire, part, message.wire_dtype, stream);
+      detail::unpack(in[i++].wire.data, part, message.wire_dtype, stream);
+  }
+}
+
+/// An all_to_all stays a group of messages: NCCL makes the same of ncclAlltoAll, and that would
+/// want all of them in one buffer.
+void NcclCommunicator::exchange_as(ExchangeKind kind, std::vector<SendMessage> sends,
+                                   std::vector<ReceiveMessage> receives, const std::string& what,
+                                   const Stream& stream) {
+  for (const SendMessage& message : sends) check_peer(message.peer, what);
+  for (const ReceiveMessage& message : receives) check_peer(message.peer, what);
+  std::vector<std::int64_t> parts;
+  if (kind == ExchangeKind::all_gather)
+    parts = detail::gathered_parts(sends, receives, rank(), size());
+  if (parts.empty()) return exchange(std::move(sends), std::move(receives), what, stream);
+  gather(sends, receives, parts, what, stream);
+  // What is left are copies.
+  std::erase_if(sends, [&](const SendMessage& message) { return message.peer != rank(); });
+  std::erase_if(receives, [&](const ReceiveMessage& message) { return message.peer != rank(); });
+  exchange(std::move(sends), std::move(receives), what, stream);
+}
+
+/// What this rank sends to all others, by ncclAllGather. Its output has a place for every rank, and
+/// the views have none for this one: it goes by way of staging memory.
+void NcclCommunicator::gather(const std::vector<SendMessage>& sends,
+                              const std::vector<ReceiveMessage>& receives,
+                              const std::vector<std::int64_t>& parts, const std::string& what,
+                              const Stream& stream) {
+  check_stream(what, stream);
+  const auto others = [&](const auto& message) { return message.peer != rank(); };
+  const SendMessage& own = *std::ranges::find_if(sends, others);
+  std::vector<detail::WireMessage> sent;
+  for (const SendPart& part : own.parts) {
+    if (detail::wire_bytes(part, own.wire_dtype) > 0)
+      sent.push_back(detail::pack(part, own.wire_dtype, stream));
+  }
+  std::vector<Buffer> gathered;
+  for (const std::int64_t bytes : parts) gathered.push_back(stream.allocate(bytes * size()));
+  handle_->group(what, stream, [&](const auto& call, ncclComm_t comm, cudaStream_t cuda) {
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      call(ncclAllGather(sent[i].data, gathered[i].data(), static_cast<std::size_t>(parts[i]),
+                         ncclUint8, comm, cuda));
+    }
+  });
+  for (const ReceiveMessage& message : receives) {
+    if (!others(message)) continue;
+    std::size_t i = 0;
+    for (const ReceivePart& part : message.parts) {
+      if (detail::wire_bytes(part, message.wire_dtype) == 0) continue;
+      sent_bytes_ += parts[i];
+      exchanged_bytes_[static_cast<std::size_t>(message.peer)] += parts[i];
+      detail::unpack(gathered[i].data() + parts[i] * message.peer, part, message.wire_dtype,
+                     stream);
+      ++i;
+    }
   }
 }
 
@@ -281,17 +346,13 @@ void check_devices(Communicator& bootstrap, Device device, const Stream& host, D
   }
 }
 
-/// NCCL reads these once, at its first call in the process. What the user has set stays.
-void set_default(const char* name, const std::string& value) {
-  LONGHAUL_CHECK(setenv(name, value.c_str(), 0) == 0, "setenv of ", name, " failed");
-}
-void prepare_environment(const NcclOptions& options, int rank) {
-  set_default("NCCL_LAUNCH_ORDER_IMPLICIT",
-              "1");                     // several communicators a device: launches keep their order
-  set_default("NCCL_RAS_ENABLE", "0");  // opens no port of its own
-  if (!options.share_device) return;
-  // NCCL refuses two ranks with one bus id on one host: give each rank a host of its own, reached
-  // by sockets.
+/// NCCL refuses two ranks with one bus id on one host: gives each rank a host of its own, reached
+/// by sockets. NCCL reads these once, at its first call in the process. What the user has set
+/// stays.
+void pretend_to_be_a_host(int rank) {
+  const auto set_default = [](const char* name, const std::string& value) {
+    LONGHAUL_CHECK(setenv(name, value.c_str(), 0) == 0, "setenv of ", name, " failed");
+  };
   set_default("NCCL_HOSTID", concat("longhaul-rank-", rank));
   set_default("NCCL_SOCKET_IFNAME", "lo");
   set_default("NCCL_IB_DISABLE", "1");
@@ -337,8 +398,10 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& bootstrap,
          options.device, ", but ", devices,
          " are usable; check the driver and CUDA_VISIBLE_DEVICES");
   }
+  LONGHAUL_CHECK(options.max_thread_blocks >= 0, "NCCL communicator '", bootstrap.name(),
+                 "' with max_thread_blocks = ", options.max_thread_blocks, "; expected at least 0");
   detail::use_device(device);
-  prepare_environment(options, bootstrap.rank());
+  if (options.share_device) pretend_to_be_a_host(bootstrap.rank());
   const Deadline deadline = deadline_in(options.timeout_seconds);
   const Stream host = Stream::cpu("nccl set-up");
   if (!options.share_device) check_devices(bootstrap, device, host, deadline);
@@ -357,11 +420,12 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& bootstrap,
   host.synchronize(deadline);
   std::memcpy(&id, bytes.view().data(), sizeof(id));
   auto handle = std::make_shared<NcclHandle>(bootstrap.name(), device, options.timeout_seconds);
-  ncclConfig_t config = config_of(options.max_thread_blocks, handle->name());
+  const int thread_blocks = options.share_device ? kSharedThreadBlocks : options.max_thread_blocks;
+  ncclConfig_t config = config_of(thread_blocks, handle->name());
   handle->init("init", [&](ncclComm_t* comm) {
     return ncclCommInitRankConfig(comm, bootstrap.size(), id, bootstrap.rank(), &config);
   });
-  return std::make_unique<NcclCommunicator>(std::move(handle), options.max_thread_blocks);
+  return std::make_unique<NcclCommunicator>(std::move(handle), thread_blocks);
 }
 
 }  // namespace longhaul::runtime

@@ -2,10 +2,11 @@
 
 #include <future>
 
+#include "runtime/backoff_impl.h"
+
 namespace longhaul::runtime::detail {
 namespace {
 
-constexpr auto kPoll = std::chrono::microseconds(200);
 constexpr auto kWatch = std::chrono::milliseconds(20);
 
 std::string text_of(ncclResult_t code, ncclComm_t comm) {
@@ -32,6 +33,7 @@ void NcclHandle::check(ncclResult_t code, const std::string& what, Lock& lock) {
 void NcclHandle::settle(ncclResult_t code, const std::string& what, Lock& lock) {
   check(code, what, lock);
   const Deadline deadline = deadline_in(timeout_seconds());
+  Backoff backoff;
   while (comm_ != nullptr) {
     ncclResult_t state = ncclSuccess;
     check(ncclCommGetAsyncError(comm_, &state), what, lock);
@@ -45,7 +47,7 @@ void NcclHandle::settle(ncclResult_t code, const std::string& what, Lock& lock) 
       std::rethrow_exception(error_);
     }
     lock.unlock();
-    std::this_thread::sleep_for(kPoll);
+    backoff.pause();
     lock.lock();
     if (error_) std::rethrow_exception(error_);
   }
@@ -127,10 +129,11 @@ NcclHandle::~NcclHandle() {
   in_destructor(cudaSetDevice(device_.index));
   ncclResult_t state = ncclCommFinalize(comm_);
   const Deadline deadline = deadline_in(timeout_seconds());
+  Backoff backoff;
   while (state == ncclInProgress || state == ncclSuccess) {
     if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess || state != ncclInProgress) break;
     if (Clock::now() >= deadline) break;
-    std::this_thread::sleep_for(kPoll);
+    backoff.pause();
   }
   if (state != ncclSuccess || ncclCommDestroy(comm_) != ncclSuccess) {
     give_up(ExitCode::internal, "", lock);

@@ -96,16 +96,50 @@ WireMessage receive_place(const ReceivePart& part, std::optional<DType> wire_dty
   return message;
 }
 
-void unpack(const WireMessage& message, const ReceivePart& part, std::optional<DType> wire_dtype,
+void unpack(const std::byte* bytes, const ReceivePart& part, std::optional<DType> wire_dtype,
             const Stream& stream) {
-  if (message.staging.data() == nullptr) return;
-  const auto packed =
-      wire_view(part, wire_of(part.view, wire_dtype), static_cast<const std::byte*>(message.data));
+  if (bytes == part.view.data()) return;
+  const auto packed = wire_view(part, wire_of(part.view, wire_dtype), bytes);
   if (part.rows.moves != nullptr) {
     copy_rows(packed, part.view, part.rows, stream);
   } else {
     copy(packed, part.view, stream);
   }
+}
+
+namespace {
+
+template <class Message>
+std::vector<std::int64_t> parts_of(const Message& message) {
+  std::vector<std::int64_t> parts;
+  for (const auto& part : message.parts) {
+    const std::int64_t bytes = wire_bytes(part, message.wire_dtype);
+    if (bytes > 0) parts.push_back(bytes);
+  }
+  return parts;
+}
+
+}  // namespace
+
+std::vector<std::int64_t> gathered_parts(const std::vector<SendMessage>& sends,
+                                         const std::vector<ReceiveMessage>& receives, int rank,
+                                         int size) {
+  std::optional<std::vector<std::int64_t>> common;
+  const auto all_alike = [&](const auto& messages) {
+    std::vector<int> met(static_cast<std::size_t>(size), 0);
+    for (const auto& message : messages) {
+      if (message.peer == rank) continue;
+      if (met.at(static_cast<std::size_t>(message.peer))++ > 0) return false;
+      std::vector<std::int64_t> parts = parts_of(message);
+      if (!common)
+        common = std::move(parts);
+      else if (parts != *common)
+        return false;
+    }
+    return std::ranges::count(met, 1) == size - 1;
+  };
+  if (!all_alike(sends) || !all_alike(receives)) return {};
+  return common.value_or(std::vector<std::int64_t>());
 }
 
 WireMessage whole(const ConstTensorView& view) {

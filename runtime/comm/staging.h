@@ -3,7 +3,9 @@
 // and wire dtype, and where host communicators care about the device: everything behind it sees
 // host pointers.
 
+#include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "runtime/comm/communicator.h"
 
@@ -25,11 +27,20 @@ std::int64_t wire_bytes(const ReceivePart& part, std::optional<DType> wire_dtype
 /// wire dtype. The bytes may be read by later work on `stream`.
 WireMessage pack(const SendPart& part, std::optional<DType> wire_dtype, const Stream& stream);
 
-/// Where the wire bytes of a part are to arrive; unpack() then puts them into the view.
+/// Where the wire bytes of a part are to arrive; unpack() then puts them into the view, if they are
+/// not there.
 WireMessage receive_place(const ReceivePart& part, std::optional<DType> wire_dtype,
                           const Stream& stream);
-void unpack(const WireMessage& message, const ReceivePart& part, std::optional<DType> wire_dtype,
+void unpack(const std::byte* bytes, const ReceivePart& part, std::optional<DType> wire_dtype,
             const Stream& stream);
+
+/// What a native all_gather of a group of messages takes: the wire bytes of each part that a rank
+/// sends to all others, empty parts left out. Empty where the messages are not that: where the
+/// ranks' parts differ. So ranks whose messages match come to the same answer. `sends` and
+/// `receives` are marked ExchangeKind::all_gather; those of the rank to itself do not count.
+std::vector<std::int64_t> gathered_parts(const std::vector<SendMessage>& sends,
+                                         const std::vector<ReceiveMessage>& receives, int rank,
+                                         int size);
 
 /// The bytes of a contiguous view. Sends only read; one struct for both directions saves a const
 /// twin.
