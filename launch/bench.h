@@ -59,4 +59,22 @@ struct BenchAttentionOptions {
 /// without the device, Error(config) for what cannot be attended to.
 int run_bench_attention(const BenchAttentionOptions& options);
 
+struct BenchStepOptions {
+  std::string config_path;
+  std::vector<std::string> overrides;  ///< "section.key=value"
+  int steps = 10, warm_up = 3;
+  std::int64_t document_tokens = 0;  ///< of each document that sequences pack; 0: one document each
+  bool find_longest = false;
+  std::int64_t unit = 1024;          ///< what the longest sequence is a multiple of, tokens
+  std::optional<double> memory_gib;  ///< that a rank may take; none: what its device or host has
+  std::string json_path;
+  bool force = false;  ///< replace it
+};
+
+/// `bench step`: times optimizer steps of a configuration's model over random tokens; under mpirun
+/// on all its ranks. Reads no corpus and writes nothing but the JSON that is asked for. With
+/// find_longest it takes, in place of training.seq_len, the longest sequence whose memory estimate
+/// fits. Throws as train; Error(memory) where no sequence fits.
+int run_bench_step(const BenchStepOptions& options);
+
 }  // namespace longhaul::launch

@@ -4,14 +4,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
-#include <numeric>
 #include <vector>
 
 #include "attention/named_masks.h"
 #include "launch/bench.h"
 #include "launch/bench_calls.h"
 #include "launch/bench_gemm.h"
+#include "launch/bench_json.h"
+#include "parallel/local_work.h"
 #include "parallel/policy.h"
 #include "runtime/build_info.h"
 #include "runtime/cores.h"
@@ -22,7 +22,6 @@
 namespace longhaul::launch {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using parallel::Direction;
 using runtime::counted;
 using runtime::DType;
@@ -130,11 +129,6 @@ std::vector<Case> cases_of(const Plan& plan) {
   return cases;
 }
 
-Json json_of(const Spread& s) {
-  return {{"repetitions", s.count}, {"least", s.least},          {"lower_quartile", s.lower},
-          {"median", s.median},     {"upper_quartile", s.upper}, {"most", s.most}};
-}
-
 Json json_of(const Case& of) {
   const parallel::Shapes& s = of.call.shapes;
   return {{"direction", parallel::name(of.call.direction)},
@@ -185,8 +179,9 @@ Json measure_rank(const Case& of, const parallel::Expression& scheme, double gem
   parallel::SchemeInputs inputs{call.mask, call.layout, call.shapes, call.direction, {}, scheme};
   const parallel::Program program = parallel::prepare(inputs)(call.rank);
   const CallTensors tensors(call, stream);
-  const Spread whole = tensors.time_program(local_work(program, true), plan.repeats);
-  const Spread without = tensors.time_program(local_work(program, false), plan.repeats);
+  const Spread whole = tensors.time_program(parallel::local_work(program), plan.repeats);
+  const Spread without =
+      tensors.time_program(parallel::local_work_without_merging(program), plan.repeats);
   const std::int64_t pairs = count(program).pairs;
   const double flops = attention_flops(call.direction, pairs, call.shapes.dim);
   const double rate = flops / whole.median, merging = 1 - without.median / whole.median;

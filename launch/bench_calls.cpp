@@ -1,8 +1,6 @@
 #include "launch/bench_calls.h"
 
 #include <cmath>
-#include <type_traits>
-#include <variant>
 
 #include "parallel/executor.h"
 #include "runtime/error.h"
@@ -56,33 +54,11 @@ class OneCall {
   attention::BlockMemory memory_;
 };
 
-/// Without what the step would merge its results into.
-void write_only(parallel::Attend& step) { step.mode = Mode::write; }
-void write_only(parallel::AttendBackward& step) { step.dq_mode = step.dkv_mode = Mode::write; }
-template <class Other>
-void write_only(Other&) {}
-
-bool merges(const parallel::Operation& operation) {
-  return std::holds_alternative<parallel::Accumulate>(operation);
-}
-
 }  // namespace
 
 double attention_flops(Direction direction, std::int64_t pairs, std::int64_t dim) {
   const double a_pair = static_cast<double>((direction == Direction::forward ? 4 : 10) * dim);
   return a_pair * static_cast<double>(pairs);
-}
-
-parallel::Program local_work(parallel::Program program, bool merge) {
-  std::vector<parallel::Step> kept;
-  for (parallel::Step& step : program.steps) {
-    if (on_channel(step.operation) || (!merge && merges(step.operation))) continue;
-    if (!merge) std::visit([](auto& operation) { write_only(operation); }, step.operation);
-    step.waits.clear();  // on transfers; steps of one stream are in order
-    kept.push_back(std::move(step));
-  }
-  program.steps = std::move(kept);
-  return program;
 }
 
 std::vector<attention::Slice> RankCall::bands() const {

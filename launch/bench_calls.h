@@ -16,11 +16,6 @@ namespace longhaul::launch {
 /// gradient, dq, dk, dv).
 double attention_flops(parallel::Direction direction, std::int64_t pairs, std::int64_t dim);
 
-/// The program's steps that send nothing, in their order, all on the compute stream. `merge` false:
-/// each attends as if its rows had no partial yet, and sums nothing, so that what is missing is the
-/// merging.
-parallel::Program local_work(parallel::Program program, bool merge);
-
 /// What a rank of the context axis attends to under `mask`, which one call could, too: its queries
 /// over all keys. A single rank's is the whole mask.
 struct RankCall {

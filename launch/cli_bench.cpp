@@ -8,6 +8,8 @@
 namespace longhaul::launch {
 namespace {
 
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 32;
+
 /// How often, and for how long.
 void add_repeats(CLI::App* verb, int& repeats, double& seconds) {
   verb->add_option("--repeats", repeats, "Timed repetitions of each case, at most")
@@ -34,7 +36,7 @@ void add_bench_layouts(CLI::App& bench, Action& action) {
   verb->add_option("--mask", options->mask, "documents, or causal over whole sequences")
       ->capture_default_str();
   verb->add_option("--seq-len", options->seq_len, "Tokens of a sequence")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32))
+      ->check(CLI::Range(std::int64_t{1}, kMostTokens))
       ->capture_default_str();
   verb->add_option("--sequences", options->sequences, "Sequences to lay out, one at a time")
       ->check(CLI::Range(1, 1 << 20))
@@ -60,7 +62,7 @@ void add_bench_layouts(CLI::App& bench, Action& action) {
       ->delimiter(',')
       ->check(CLI::IsMember(models::layer_type_names()));
   verb->add_option("--sliding-window", options->sliding_window, "Tokens, of sliding_attention")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32));
+      ->check(CLI::Range(std::int64_t{1}, kMostTokens));
 }
 
 void add_bench_attention(CLI::App& bench, Action& action) {
@@ -68,7 +70,7 @@ void add_bench_attention(CLI::App& bench, Action& action) {
   CLI::App* verb = add_verb(bench, action, "attention",
                             "Rates of local attention calls beside a matrix product's", options,
                             run_bench_attention);
-  const auto tokens = CLI::Range(std::int64_t{1}, std::int64_t{1} << 32);
+  const auto tokens = CLI::Range(std::int64_t{1}, kMostTokens);
   const auto count = CLI::Range(1, 1 << 16);
   verb->add_option("--device", options->device, "cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}))
@@ -118,6 +120,37 @@ void add_bench_attention(CLI::App& bench, Action& action) {
   add_json(verb, options->json_path, options->force);
 }
 
+void add_bench_step(CLI::App& bench, Action& action) {
+  const auto options = std::make_shared<BenchStepOptions>();
+  CLI::App* verb = add_verb(bench, action, "step",
+                            "Time optimizer steps of a configuration's model over random tokens",
+                            options, run_bench_step);
+  expand(verb->add_option("CONFIG", options->config_path, "TOML file; its corpus is not read"))
+      ->required();
+  add_overrides(verb, options->overrides);
+  verb->add_option("--steps", options->steps, "Timed steps")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  verb->add_option("--warm-up", options->warm_up, "Steps before them, which do not count")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  verb->add_option("--document", options->document_tokens,
+                   "Tokens of each of the documents that a sequence packs; 0: a sequence is one")
+      ->check(CLI::Range(std::int64_t{0}, kMostTokens))
+      ->capture_default_str();
+  verb->add_flag("--find-longest", options->find_longest,
+                 "In place of training.seq_len, the longest sequence whose memory estimate fits; "
+                 "where it does not run, the next shorter one that does");
+  verb->add_option("--unit", options->unit, "What the longest sequence is a multiple of, tokens")
+      ->check(CLI::Range(std::int64_t{1}, kMostTokens))
+      ->capture_default_str();
+  verb->add_option("--memory-gib", options->memory_gib,
+                   "What a rank may take in the search for the longest sequence; without it what "
+                   "its device or host has")
+      ->check(CLI::PositiveNumber);
+  add_json(verb, options->json_path, options->force);
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, Action& action) {
@@ -135,6 +168,7 @@ void add_bench(CLI::App& app, Action& action) {
       ->capture_default_str();
   add_bench_layouts(*bench, action);
   add_bench_attention(*bench, action);
+  add_bench_step(*bench, action);
 }
 
 }  // namespace longhaul::launch
