@@ -2,6 +2,7 @@
 // The verb `bench`: measurements of this machine, and of what is planned on it.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,5 +33,48 @@ struct BenchLayoutsOptions {
 /// bytes and tiles of all layers together, and the time that planning takes. Nothing is sent.
 /// Throws Error(data) for a bad list of lengths or one too short.
 int run_bench_layouts(const BenchLayoutsOptions& options);
+
+/// What `bench attention` times: every mask with every number of tokens, head dim and number of
+/// key/value heads, in every direction.
+struct BenchAttentionOptions {
+  std::string device = "cpu";
+  std::optional<std::string> dtype;  ///< float32 on the CPU, bfloat16 on CUDA
+  std::vector<std::string> masks = {"causal", "full", "causal_window", "documents"};
+  std::vector<std::int64_t> tokens;  ///< none: 2,048 on the CPU, 8,192 and 32,768 on CUDA
+  std::vector<std::int64_t> head_dims = {64, 128};
+  std::optional<int> heads;   ///< 8 on the CPU, 16 on CUDA
+  std::vector<int> kv_heads;  ///< none: as many as heads, and a quarter of them
+  std::vector<std::string> directions = {"forward", "backward"};
+  std::int64_t window = 1024, document_tokens = 512;
+  int ranks = 1;  ///< above 1: the local work of one rank, beside one call of the same area
+  std::string scheme = "ring", layout = "zigzag";
+  int repeats = 20;
+  double seconds = 1;  ///< of repeats of a case
+  std::string json_path;
+  bool force = false;  ///< replace it
+};
+
+/// `bench attention`: prints the rate of local attention calls over the mask's visible pairs beside
+/// that of a matrix product, and writes all of it as JSON where asked to. Throws Error(launch)
+/// without the device, Error(config) for what cannot be attended to.
+int run_bench_attention(const BenchAttentionOptions& options);
+
+struct BenchStepOptions {
+  std::string config_path;
+  std::vector<std::string> overrides;  ///< "section.key=value"
+  int steps = 10, warm_up = 3;
+  std::int64_t document_tokens = 0;  ///< of each document that sequences pack; 0: one document each
+  bool find_longest = false;
+  std::int64_t unit = 1024;          ///< what the longest sequence is a multiple of, tokens
+  std::optional<double> memory_gib;  ///< that a rank may take; none: what its device or host has
+  std::string json_path;
+  bool force = false;  ///< replace it
+};
+
+/// `bench step`: times optimizer steps of a configuration's model over random tokens; under mpirun
+/// on all its ranks. Reads no corpus and writes nothing but the JSON that is asked for. With
+/// find_longest it takes, in place of training.seq_len, the longest sequence whose memory estimate
+/// fits. Throws as train; Error(memory) where no sequence fits.
+int run_bench_step(const BenchStepOptions& options);
 
 }  // namespace longhaul::launch

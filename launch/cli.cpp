@@ -1,67 +1,25 @@
 #include "launch/cli.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <filesystem>
-#include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "launch/attention.h"
-#include "launch/bench.h"
+#include "launch/cli_impl.h"
 #include "launch/inspect.h"
 #include "launch/peer_words.h"
 #include "launch/report.h"
 #include "launch/tokenize.h"
 #include "launch/train.h"
 #include "launch/validate.h"
-#include "models/layer_types.h"
 #include "runtime/build_info.h"
-#include "runtime/config/expand.h"
 #include "runtime/config/suggest.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
 namespace {
-
-/// What the command line asked for; filled by the verb that it names.
-using Action = std::function<int()>;
-
-// A verb whose options are filled by the parser and given to `run` after it.
-template <class Options>
-CLI::App* add_verb(CLI::App& app, Action& action, const char* name, const char* description,
-                   const std::shared_ptr<Options>& options, int (*run)(const Options&)) {
-  CLI::App* verb = app.add_subcommand(name, description);
-  verb->callback([&action, options, run] { action = [options, run] { return run(*options); }; });
-  return verb;
-}
-
-/// Of an option that is a path: `~` and `$NAME` are expanded where the shell did not do it, as in
-/// --output=~/corpus.h5. What exists as it is written is that: names may hold a dollar sign.
-CLI::Option* expand(CLI::Option* option) {
-  const auto replace = [](std::string& path) {
-    std::error_code unknown;
-    if (std::filesystem::exists(std::filesystem::symlink_status(path, unknown)))
-      return std::string();
-    runtime::ExpandedPath expanded = runtime::expand_path(path);
-    if (expanded.wrong.empty()) path = std::move(expanded.path);
-    return expanded.wrong;
-  };
-  return option->transform(CLI::Validator(replace, ""));
-}
-
-void add_overrides(CLI::App* verb, std::vector<std::string>& overrides) {
-  verb->add_option("--set", overrides, "Override one key of the configuration; may be repeated")
-      ->type_name("SECTION.KEY=VALUE")
-      ->allow_extra_args(false);
-}
-
-void add_force(CLI::App* verb, const char* option, bool& force) {
-  verb->add_flag("--force", force,
-                 std::string("Replace the file that ") + option + " names, if there is one");
-}
 
 void add_train(CLI::App& app, Action& action) {
   const auto options = std::make_shared<TrainOptions>();
@@ -182,61 +140,6 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
-}
-
-void add_bench_layouts(CLI::App& bench, Action& action) {
-  const auto options = std::make_shared<BenchLayoutsOptions>();
-  CLI::App* verb = add_verb(bench, action, "layouts",
-                            "Balance, bytes, tiles and planning time of every token layout",
-                            options, run_bench_layouts);
-  expand(verb->add_option("--lengths", options->lengths_path,
-                          "Document lengths, one a line, to pack into sequences"));
-  verb->add_option("--mask", options->mask, "documents, or causal over whole sequences")
-      ->capture_default_str();
-  verb->add_option("--seq-len", options->seq_len, "Tokens of a sequence")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32))
-      ->capture_default_str();
-  verb->add_option("--sequences", options->sequences, "Sequences to lay out, one at a time")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  verb->add_option("--ranks", options->ranks, "Context-parallel ranks")
-      ->check(CLI::Range(1, 1 << 14))
-      ->capture_default_str();
-  verb->add_option("--scheme", options->scheme,
-                   "Context-parallel scheme whose bytes to count, an expression")
-      ->capture_default_str();
-  verb->add_option("--heads", options->heads, "Query heads")
-      ->check(CLI::Range(1, 1 << 16))
-      ->capture_default_str();
-  verb->add_option("--kv-heads", options->kv_heads, "Key/value heads")
-      ->check(CLI::Range(1, 1 << 16))
-      ->capture_default_str();
-  verb->add_option("--head-dim", options->head_dim, "Elements of a head")
-      ->check(CLI::Range(1, 1 << 16))
-      ->capture_default_str();
-  verb->add_option("--layer-types", options->layer_types,
-                   "Layers to count together: full_attention or sliding_attention of each, with "
-                   "commas between them")
-      ->delimiter(',')
-      ->check(CLI::IsMember(models::layer_type_names()));
-  verb->add_option("--sliding-window", options->sliding_window, "Tokens, of sliding_attention")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32));
-}
-
-void add_bench(CLI::App& app, Action& action) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure this machine and what is planned on it")
-                        ->require_subcommand(1);
-  const auto options = std::make_shared<BenchPeakOptions>();
-  CLI::App* peak = add_verb(*bench, action, "peak",
-                            "The rate of float32 fused multiply-adds, which MFU divides by",
-                            options, run_bench_peak);
-  peak->add_option("--threads", options->threads, "Threads to use; 0: all cores")
-      ->check(CLI::Range(0, 1 << 16))
-      ->capture_default_str();
-  peak->add_option("--seconds", options->seconds, "How long to measure each")
-      ->check(CLI::Range(0.01, 3600.0))
-      ->capture_default_str();
-  add_bench_layouts(*bench, action);
 }
 
 void add_validate(CLI::App& app, Action& action) {

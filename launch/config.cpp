@@ -12,8 +12,9 @@
 namespace longhaul::launch {
 
 TrainDraft load_config(const std::string& path, const std::vector<std::string>& overrides,
-                       std::optional<std::int64_t> world_size) {
+                       std::optional<std::int64_t> world_size, NamedFiles files) {
   TrainDraft draft(path);
+  draft.reads_files = files == NamedFiles::read;
   read_config(draft, overrides);
   check_rules(draft, world_size);
   check_schemes(draft);

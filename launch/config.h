@@ -18,15 +18,20 @@ class TrainDraft final : public runtime::ConfigDraft {
   explicit TrainDraft(std::string file) : ConfigDraft(config_schema(), std::move(file)) {}
 
   TrainConfig config;
+  bool reads_files = true;  ///< whether the files that keys name must be there
   runtime::Configuration& configuration() override { return config; }
 };
 
+/// Whether a verb reads the files that a configuration names.
+enum class NamedFiles : unsigned char { read, unread };
+
 /// Reads the file and the overrides and judges every key and the rules over several. With
 /// `world_size` the grid must fill it exactly, and a context_parallel_degree of -1 is resolved.
-/// Touches nothing on disk. Throws Error(config) with every problem, each at its place; later rules
-/// may add to the draft.
+/// Touches nothing on disk; with `unread` it does not look for corpora either. Throws Error(config)
+/// with every problem, each at its place; later rules may add to the draft.
 TrainDraft load_config(const std::string& path, const std::vector<std::string>& overrides,
-                       std::optional<std::int64_t> world_size = std::nullopt);
+                       std::optional<std::int64_t> world_size = std::nullopt,
+                       NamedFiles files = NamedFiles::read);
 
 /// Rules over the keys that are good, but for those on schemes (schemes.h).
 void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size);

@@ -324,7 +324,7 @@ void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   resolve_positions(draft);
   check_batch(draft);
   check_steps(draft);
-  check_files(draft);
+  if (draft.reads_files) check_files(draft);
   check_grid(draft, world_size);
   check_device(draft);
   check_backend(draft);

@@ -24,9 +24,7 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
     header.validation = {validation->corpus().digest(), validation->sequences(),
                          validation->tokens()};
   }
-  header.flop_convention =
-      "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) "
-      "pair; masked pairs, recomputation and the embedding lookup count nothing";
+  header.flop_convention = kFlopConvention;
   return header;
 }
 

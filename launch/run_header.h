@@ -8,6 +8,11 @@
 
 namespace longhaul::launch {
 
+/// What MFU counts, in words.
+inline constexpr const char* kFlopConvention =
+    "model FLOPs: 6 per matrix weight and token, and 12 D per head and visible (query, key) pair; "
+    "masked pairs, recomputation and the embedding lookup count nothing";
+
 /// All but what is measured or gathered over ranks: peak_flops, communicator and hosts.
 /// `validation` may be null.
 RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,

@@ -310,6 +310,18 @@ std::unique_ptr<const PreparedStep> prepare(const AttendBackward& step, Preparat
   return std::make_unique<const PreparedAttendBackward>(step, with);
 }
 
+// ---- merging
+
+std::optional<Attend> without_merging(Attend step) {
+  step.mode = Mode::write;
+  return step;
+}
+
+std::optional<AttendBackward> without_merging(AttendBackward step) {
+  step.dq_mode = step.dkv_mode = Mode::write;
+  return step;
+}
+
 // ---- cost
 
 void add_cost(const Attend& step, const Program&, int, Count& count) {

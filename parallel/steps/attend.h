@@ -88,6 +88,10 @@ void rehearse(const AttendBackward& step, Shadow& shadow);
 std::unique_ptr<const PreparedStep> prepare(const Attend& step, Preparation& with);
 std::unique_ptr<const PreparedStep> prepare(const AttendBackward& step, Preparation& with);
 
+/// The same step without what it merges: its results are written, whatever the views hold.
+std::optional<Attend> without_merging(Attend step);
+std::optional<AttendBackward> without_merging(AttendBackward step);
+
 void add_cost(const Attend& step, const Program& program, int stream, Count& count);
 void add_cost(const AttendBackward& step, const Program& program, int stream, Count& count);
 

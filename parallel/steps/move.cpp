@@ -441,6 +441,12 @@ std::unique_ptr<const PreparedStep> prepare(const Transfer& step, Preparation& w
   return std::make_unique<const PreparedTransfer>(step, with);
 }
 
+// ---- merging
+
+std::optional<Accumulate> without_merging(const Accumulate&) { return std::nullopt; }
+std::optional<Copy> without_merging(const Copy& step) { return step; }
+std::optional<Transfer> without_merging(const Transfer& step) { return step; }
+
 // ---- cost
 
 void add_cost(const Accumulate&, const Program&, int, Count&) {}

@@ -87,6 +87,11 @@ std::unique_ptr<const PreparedStep> prepare(const Accumulate& step, Preparation&
 std::unique_ptr<const PreparedStep> prepare(const Copy& step, Preparation& with);
 std::unique_ptr<const PreparedStep> prepare(const Transfer& step, Preparation& with);
 
+/// The step without what it merges; nothing is left of one that only merges.
+std::optional<Accumulate> without_merging(const Accumulate& step);
+std::optional<Copy> without_merging(const Copy& step);
+std::optional<Transfer> without_merging(const Transfer& step);
+
 void add_cost(const Accumulate& step, const Program& program, int stream, Count& count);
 void add_cost(const Copy& step, const Program& program, int stream, Count& count);
 void add_cost(const Transfer& step, const Program& program, int stream, Count& count);

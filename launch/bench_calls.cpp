@@ -1,0 +1,141 @@
+#include "launch/bench_calls.h"
+
+#include <cmath>
+
+#include "parallel/executor.h"
+#include "runtime/error.h"
+#include "runtime/ops/host_copy.h"
+#include "runtime/ops/random.h"
+
+namespace longhaul::launch {
+
+using attention::Mode;
+using parallel::Direction;
+using runtime::ConstTensorView;
+using runtime::DType;
+using runtime::Stream;
+using runtime::Tensor;
+using runtime::TensorView;
+
+namespace {
+
+attention::Scoring scoring_of(const parallel::Shapes& shapes) {
+  return {.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shapes.dim)))};
+}
+
+/// A block call, planned, with memory of its own.
+class OneCall {
+ public:
+  OneCall(attention::Pass pass, const RankCall& call, const Stream& stream)
+      : stream_(stream),
+        plan_(attention::plan_block(
+            pass, call.bands(),
+            {call.layout.rows(call.rank), call.layout.tokens(), call.shapes.heads,
+             call.shapes.kv_heads, call.shapes.dim, call.shapes.value_dim, call.shapes.activation},
+            scoring_of(call.shapes), attention::place_of(stream))),
+        scratch_(stream.allocate(plan_->scratch_bytes())) {
+    memory_ = {scratch_.data(), plan_->table().data()};
+    if (stream.device().kind == runtime::DeviceKind::cpu || plan_->table().empty()) return;
+    table_ = stream.allocate(std::ssize(plan_->table()));
+    runtime::ops::upload_bytes(plan_->table(), table_.data(), stream);
+    memory_.table = table_.data();
+  }
+  void forward(const attention::BlockForwardTensors& tensors) const {
+    plan_->forward(tensors, memory_, stream_);
+  }
+  void backward(const attention::BlockBackwardTensors& tensors) const {
+    plan_->backward(tensors, memory_, stream_);
+  }
+
+ private:
+  const Stream stream_;
+  const std::shared_ptr<const attention::BlockPlan> plan_;
+  runtime::Buffer scratch_, table_;
+  attention::BlockMemory memory_;
+};
+
+}  // namespace
+
+double attention_flops(Direction direction, std::int64_t pairs, std::int64_t dim) {
+  const double a_pair = static_cast<double>((direction == Direction::forward ? 4 : 10) * dim);
+  return a_pair * static_cast<double>(pairs);
+}
+
+std::vector<attention::Slice> RankCall::bands() const {
+  const attention::Run all[] = {{0, mask.tokens()}};
+  return attention::cut(mask, layout.runs(rank), all);
+}
+
+CallTensors::CallTensors(const RankCall& call, const Stream& stream)
+    : call_(call), stream_(stream) {
+  const parallel::Shapes& s = call.shapes;
+  const std::int64_t rows = call.layout.rows(call.rank), tokens = call.layout.tokens();
+  q_ = random(rows, s.heads, 1);
+  k_ = random(tokens, s.kv_heads, 2);
+  v_ = random(tokens, s.kv_heads, 3);
+  out_ = zeros(rows, s.heads, s.dim);
+  lse_ = zeros(rows, s.heads, 2);
+  if (call.direction == Direction::forward) return;
+  dout_ = random(rows, s.heads, 4);
+  delta_ = Tensor({rows, s.heads}, DType::float32, stream);
+  dq_ = zeros(rows, s.heads, s.dim);
+  dk_ = zeros(tokens, s.kv_heads, s.dim);
+  dv_ = zeros(tokens, s.kv_heads, s.dim);
+  OneCall(attention::Pass::forward, call, stream).forward({q_, k_, v_, out_, lse_, Mode::write});
+  attention::block_delta(out_, dout_, delta_, stream);
+}
+
+Tensor CallTensors::random(std::int64_t rows, std::int64_t heads, std::uint64_t number) const {
+  Tensor values({rows, heads, call_.shapes.dim}, call_.shapes.activation, stream_);
+  runtime::ops::fill_normal(values, 0, 1, {1, number}, 0, stream_);
+  return values;
+}
+
+Tensor CallTensors::zeros(std::int64_t rows, std::int64_t heads, std::int64_t width) const {
+  Tensor values({rows, heads, width}, DType::float32, stream_);
+  runtime::fill(values, 0, stream_);
+  return values;
+}
+
+Spread CallTensors::time_one_call(const Repeats& repeats) const {
+  if (call_.direction == Direction::forward) {
+    const OneCall one(attention::Pass::forward, call_, stream_);
+    return time_on_stream(stream_, repeats, [&] {
+      one.forward({q_, k_, v_, out_, lse_, Mode::write});
+    });
+  }
+  // As layers call it: without the output.
+  const OneCall one(attention::Pass::backward, call_, stream_);
+  return time_on_stream(stream_, repeats, [&] {
+    one.backward({{q_, k_, v_, dout_, lse_, delta_}, dq_, Mode::write, dk_, dv_, Mode::write});
+  });
+}
+
+Spread CallTensors::time_program(parallel::Program program, const Repeats& repeats) const {
+  const std::int64_t rows = call_.layout.rows(call_.rank);
+  const auto own = [rows](const Tensor& all) { return all.view().slice(0, 0, rows); };
+  const auto weighting = attention::Weighting::softmax;
+  const bool forward = call_.direction == Direction::forward;
+  const auto prepared = std::make_shared<const parallel::Prepared>(
+      std::move(program),
+      forward ? parallel::forward_signature(weighting) : parallel::backward_signature(weighting),
+      scoring_of(call_.shapes), attention::place_of(stream_));
+  const auto loaded = std::make_shared<const parallel::Loaded>(prepared, stream_);
+  std::vector<ConstTensorView> inputs{q_, own(k_), own(v_)};
+  std::vector<TensorView> outputs{out_, lse_};
+  if (!forward) {
+    inputs = {q_, dout_, lse_, delta_, own(k_), own(v_)};
+    outputs = {dq_, own(dk_), own(dv_)};
+  }
+  {
+    // What others would have sent: the arena that calls take from the stream's pool is this memory.
+    const Tensor arena({(prepared->arena_bytes() + 1) / 2}, DType::bfloat16, stream_);
+    runtime::ops::fill_normal(arena, 0, 1, {1, 5}, 0, stream_);
+  }
+  const std::vector<parallel::Channel> none;
+  return time_on_stream(stream_, repeats, [&] {
+    parallel::Execution(loaded, inputs, outputs, stream_, none).finish();
+  });
+}
+
+}  // namespace longhaul::launch

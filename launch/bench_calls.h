@@ -1,0 +1,54 @@
+#pragma once
+// Attention calls that benchmarks time: one local call, and the local work of one rank of many.
+
+#include <memory>
+#include <string>
+
+#include "attention/block_plan.h"
+#include "launch/timing.h"
+#include "parallel/prepared.h"
+#include "parallel/schemes/scheme.h"
+
+namespace longhaul::launch {
+
+/// Floating-point operations of attention, a multiply-add counted as two: 4 `dim` a visible (query,
+/// key) pair of a head forward (scores, output), 10 `dim` backward (scores again, the weights'
+/// gradient, dq, dk, dv).
+double attention_flops(parallel::Direction direction, std::int64_t pairs, std::int64_t dim);
+
+/// What a rank of the context axis attends to under `mask`, which one call could, too: its queries
+/// over all keys. A single rank's is the whole mask.
+struct RankCall {
+  parallel::Direction direction = parallel::Direction::forward;
+  attention::Mask mask;
+  parallel::Shapes shapes;
+  parallel::Layout layout;
+  int rank = 0;
+
+  /// In row numbers of its queries and of all tokens.
+  std::vector<attention::Slice> bands() const;
+};
+
+/// Its operands: random normal elements of a variance of 1, and of a backward what forward gave.
+class CallTensors {
+ public:
+  CallTensors(const RankCall& call, const runtime::Stream& stream);
+
+  /// One block call: its queries over all keys.
+  Spread time_one_call(const Repeats& repeats) const;
+  /// The steps of a program of it, bound to its tensors; those that other ranks hold lie in the
+  /// arena and are random too.
+  Spread time_program(parallel::Program program, const Repeats& repeats) const;
+
+ private:
+  runtime::Tensor random(std::int64_t rows, std::int64_t heads, std::uint64_t number) const;
+  runtime::Tensor zeros(std::int64_t rows, std::int64_t heads, std::int64_t width) const;
+
+  const RankCall& call_;
+  const runtime::Stream stream_;
+  runtime::Tensor q_, k_, v_, dout_;   // all keys
+  runtime::Tensor out_, lse_, delta_;  // of the rank's rows
+  runtime::Tensor dq_, dk_, dv_;       // gradients of all keys
+};
+
+}  // namespace longhaul::launch
