@@ -1,8 +1,9 @@
-// The operations' contract on a CUDA device; every test skips without one.
+// The contract of operations and of copies on a CUDA device; every test skips without one.
 #include <gtest/gtest.h>
 
 #include "tests/support/gpu.h"
 #include "tests/support/ops_cases.h"
+#include "tests/support/tensor_contract.h"
 
 namespace longhaul::test {
 namespace {
@@ -20,6 +21,13 @@ INSTANTIATE_TEST_SUITE_P(CudaRowwise, OpsOnADevice, testing::ValuesIn(rowwise_ca
 INSTANTIATE_TEST_SUITE_P(CudaUpdate, OpsOnADevice, testing::ValuesIn(loss_and_update_cases()),
                          by_name);
 INSTANTIATE_TEST_SUITE_P(CudaMatmul, OpsOnADevice, testing::ValuesIn(matmul_cases()), by_name);
+
+TEST(Cuda, CopiesSumsAndFillsKeepTheContract) {
+  LONGHAUL_NEEDS_GPU();
+  expect_tensor_contract({runtime::copy, runtime::accumulate, runtime::fill, runtime::copy_rows,
+                          runtime::accumulate_rows},
+                         runtime::Stream::cuda("ops", 0));
+}
 
 }  // namespace
 }  // namespace longhaul::test
