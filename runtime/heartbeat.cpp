@@ -130,7 +130,7 @@ std::string owner_of(const std::string& text) {
 /// The file's text as the filesystem has it now: an NFS client asks the server when a file is
 /// opened. nullopt when there is none; what cannot be read is an empty text.
 std::optional<std::string> read_heartbeat(const fs::path& path) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
   if (file < 0) return errno == ENOENT || errno == ESTALE ? std::nullopt : std::optional("");
   std::string text(kMaxBytes, '\0');
   const ssize_t bytes = ::pread(file, text.data(), text.size(), 0);
