@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
       count = 0;
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        if (count < a || at + a >= rows) continue;
+        if (at + a >= rows) continue;
         const Entry entry = entries[at + a];
         if (entry.token != token) continue;
         count = a + 1;

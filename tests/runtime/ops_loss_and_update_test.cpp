@@ -254,6 +254,24 @@ TEST(AdamWOp, MatchesTheDefinitionOverSteps) {
   EXPECT_EQ(bytes[0], bytes[1]);
 }
 
+TEST(AdamWOp, AFactorThatIsNotFiniteUpdatesNothing) {
+  const Stream stream = Stream::cpu("ops");
+  const std::int64_t n = 127;
+  const Values gradient = random_values(n, 1),
+               start[] = {random_values(n, 2), random_values(n, 3), Values(at(n), 0.5)};
+  for (const double bad : {std::nan(""), double{INFINITY}}) {
+    const Tensor g = make_tensor(gradient, {n}, DType::float32, stream),
+                 factor = make_tensor({bad}, {1}, DType::float64, stream),
+                 w = make_tensor(start[0], {n}, DType::float32, stream),
+                 m = make_tensor(start[1], {n}, DType::float32, stream),
+                 v = make_tensor(start[2], {n}, DType::float32, stream);
+    adamw({1e-2, 0.9, 0.95, 1e-8, 0.1, 1}, g, factor, w, m, v, stream);
+    EXPECT_EQ(read(w, stream), start[0]);
+    EXPECT_EQ(read(m, stream), start[1]);
+    EXPECT_EQ(read(v, stream), start[2]);
+  }
+}
+
 TEST(GradientNorm, IsThreadIndependentAndAccurate) {
   for (const std::int64_t n : {0, 1, 7, 16384, 100003}) {
     SCOPED_TRACE(n);

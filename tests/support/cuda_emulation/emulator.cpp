@@ -130,7 +130,8 @@ void emulate(const cudaLaunchConfig_t& config, const std::function<void()>& thre
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   for (unsigned y = 0; y < config.gridDim.y; ++y) {
-    for (unsigned x = 0; x < config.gridDim.x; ++x) {
+    // From the last one: nothing may count on the order of blocks.
+    for (unsigned x = config.gridDim.x; x-- > 0;) {
       blockIdx = dim3(x, y, 0);
       std::fill_n(reinterpret_cast<float*>(shared_memory), config.dynamicSmemBytes / sizeof(float),
                   NAN);
