@@ -1,5 +1,5 @@
 #pragma once
-// Enough of CUDA to run the kernels of attention/ on the host: tests compile the .cu files as C++
+// Enough of CUDA to run the project's kernels on the host: tests compile the .cu files as C++
 // against this header in place of the toolkit's. A block's threads are fibers of one OS thread that
 // switch at barriers and shuffles, so shared memory is static memory; blocks run one after another.
 // A thread that reads what another one has yet to write is not found here; wrong indices, masks,
@@ -45,6 +45,11 @@ using cudaError_t = int;
 using cudaStream_t = const longhaul::runtime::Stream*;
 constexpr cudaError_t cudaSuccess = 0;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 97;
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = 227 * 1024;  // of sm_90
+  return cudaSuccess;
+}
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes = 0;
