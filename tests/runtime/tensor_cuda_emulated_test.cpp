@@ -279,7 +279,8 @@ TEST(TensorCudaEmulated, FillsEveryDtypeAndNothingElse) {
   check(DType::uint8, 255, std::uint8_t{255});
 }
 
-/// A list of moves in use, with its table where the host's kernels read it.
+/// A list of moves in use, with its table where the host's kernels read it: it must live until they
+/// have.
 RowList listed(const std::vector<RowMove>& moves) {
   auto made = std::make_shared<const RowMoves>(moves);
   const std::byte* table = made->table().data();
@@ -346,8 +347,8 @@ TEST(TensorCudaEmulated, RowsOfAListAreCopiedCastAndAdded) {
           put(to_dtype, as_float(from_dtype, from, a), expected, b);
         }
       });
-      detail::cuda_copy_rows(src.view(from, from_dtype), dst.view(to, to_dtype), listed(moves),
-                             stream);
+      const RowList list = listed(moves);
+      detail::cuda_copy_rows(src.view(from, from_dtype), dst.view(to, to_dtype), list, stream);
       finish(stream);
       if (bits) {
         EXPECT_TRUE(to == expected);
@@ -363,8 +364,9 @@ TEST(TensorCudaEmulated, RowsOfAListAreCopiedCastAndAdded) {
     for_each_moved(src, dst, moves, [&](std::int64_t a, std::int64_t b) {
       sums[static_cast<std::size_t>(b)] += terms[static_cast<std::size_t>(a)];
     });
-    detail::cuda_accumulate_rows(src.view(from, DType::float32), dst.view(to, DType::float32),
-                                 listed(moves), stream);
+    const RowList list = listed(moves);
+    detail::cuda_accumulate_rows(src.view(from, DType::float32), dst.view(to, DType::float32), list,
+                                 stream);
     finish(stream);
     EXPECT_TRUE(to == bytes_of(sums));
   });
