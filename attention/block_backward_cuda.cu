@@ -200,8 +200,7 @@ class BackwardPlan final : public CudaPlan {
     const bool write_dkv = s.k_rows > 0 && s.kv_heads > 0 && (some || t.dkv_mode == Mode::write);
     with_columns(std::max(s.dim, s.value_dim), [&](auto columns) {
       constexpr int kCols = decltype(columns)::value;
-      constexpr std::int64_t kSharedBytes =
-          std::int64_t{2 * kOwnRows + 2 * kOtherRows} * kTileStride<kCols> * 4;
+      constexpr std::int64_t kSharedBytes = shared_bytes<kCols>(Pass::backward);
       with_activation(s.activation, [&](auto activation) {
         using T = decltype(activation);
         const BackwardOperands<T> operands{operand<T>(in.q),       operand<T>(in.k),

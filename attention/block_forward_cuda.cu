@@ -159,9 +159,8 @@ class ForwardPlan final : public CudaPlan {
         using T = decltype(activation);
         launch(forward_kernel<kCols, T>,
                dim3(tiles(s.q_rows, kOwnRows), static_cast<unsigned>(s.heads)), kThreads,
-               std::int64_t{kOwnRows + 2 * kOtherRows} * kTileStride<kCols> * 4, stream,
-               operand<T>(t.q), operand<T>(t.k), operand<T>(t.v), output_operand(t.out),
-               output_operand(t.lse), problem(memory), add);
+               shared_bytes<kCols>(Pass::forward), stream, operand<T>(t.q), operand<T>(t.k),
+               operand<T>(t.v), output_operand(t.out), output_operand(t.lse), problem(memory), add);
       });
     });
   }

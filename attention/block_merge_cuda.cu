@@ -101,6 +101,20 @@ dim3 warp_grid(std::int64_t rows, std::int64_t heads) {
   return dim3(tiles(rows, kWarps), static_cast<unsigned>(heads));
 }
 
+/// Devices before sm_90 have less than wide heads take. A plan for a machine without the device is
+/// not held against it.
+void require_shared_memory(std::int64_t bytes, const BlockShape& shape, runtime::Device device) {
+  if (device.index >= runtime::cuda_device_count()) return;
+  int most = 0;
+  LONGHAUL_CUDA_CHECK(
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index));
+  if (bytes <= most) return;
+  runtime::fail(runtime::ExitCode::config, "head dims ", shape.dim, " and ", shape.value_dim,
+                " take ", bytes, " bytes of shared memory in the CUDA attention kernels; ",
+                runtime::to_string(device), " has ", most,
+                " a block: use smaller heads, or an H100 or newer");
+}
+
 }  // namespace
 
 CudaPlan::CudaPlan(Pass pass, const std::vector<Slice>& bands, const BlockShape& shape,
@@ -112,7 +126,9 @@ CudaPlan::CudaPlan(Pass pass, const std::vector<Slice>& bands, const BlockShape&
                   " heads, got ", shape.heads);
   }
   // What the call would be refused for is refused here.
-  with_columns(std::max(shape.dim, shape.value_dim), [](auto) {});
+  with_columns(std::max(shape.dim, shape.value_dim), [&](auto columns) {
+    require_shared_memory(shared_bytes<decltype(columns)::value>(pass), shape, place.device);
+  });
   with_activation(shape.activation, [](auto) {});
   bands_.reserve(bands.size());
   for (const Slice& band : bands) bands_.push_back(to_band(band));

@@ -217,6 +217,14 @@ __device__ inline bool overlap(Interval a, Interval b) {
   return a.begin < b.end && b.begin < a.end;
 }
 
+/// Of a block, in bytes: forward keeps its own rows and tiles of two operands, backward has two
+/// own.
+template <int kCols>
+constexpr std::int64_t shared_bytes(Pass pass) {
+  const int own = pass == Pass::forward ? kOwnRows : 2 * kOwnRows;
+  return std::int64_t{own + 2 * kOtherRows} * kTileStride<kCols> * 4;
+}
+
 /// A plan of these kernels: its bands are the table.
 class CudaPlan : public BlockPlan {
  public:

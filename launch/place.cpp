@@ -70,9 +70,4 @@ double measure_peak_flops(runtime::Communicator& world, const Place& place,
   return total;
 }
 
-std::string host_name() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
-}
-
 }  // namespace longhaul::launch

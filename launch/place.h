@@ -35,7 +35,4 @@ Place place_rank(const TrainConfig& config, runtime::Communicator& world, const 
 double measure_peak_flops(runtime::Communicator& world, const Place& place,
                           const runtime::Stream& stream);
 
-/// This host's name.
-std::string host_name();
-
 }  // namespace longhaul::launch

@@ -23,6 +23,7 @@
 #include "runtime/console.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
+#include "runtime/host_name.h"
 #include "runtime/signals.h"
 
 namespace longhaul::launch {
@@ -188,7 +189,7 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
   }
   std::vector<int> codes(static_cast<std::size_t>(ranks), 0);
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
-    const Location location{world->rank(), host_name(), "loopback",
+    const Location location{world->rank(), runtime::host_name(), "loopback",
                             world->rank() == 0 ? &claim : nullptr};
     std::unique_ptr<Trainer> trainer;
     const auto rank = static_cast<std::size_t>(world->rank());

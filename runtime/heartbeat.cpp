@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/host_name.h"
 #include "runtime/io/file.h"
 #include "runtime/threads.h"
 
@@ -49,11 +50,6 @@ std::string utc_now() {
   ::gmtime_r(&now, &parts);
   std::array<char, 64> text = {};
   return {text.data(), std::strftime(text.data(), text.size(), "%Y-%m-%d %H:%M:%S UTC", &parts)};
-}
-
-std::string host_name() {
-  std::array<char, 256> name = {};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
 }
 
 /// Whose process numbers these are: a host's since it started, and on it a container's.

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <iostream>
 #include <limits>
 #include <numeric>
 #include <thread>
@@ -13,6 +14,7 @@
 
 #include "runtime/comm/loopback.h"
 #include "runtime/ops/host_copy.h"
+#include "runtime/reserve.h"
 #include "runtime/tensor.h"
 #include "tests/support/gpu.h"
 
@@ -288,6 +290,98 @@ TEST(Cuda, MemoryIsCountedReusedAndRefused) {
     FAIL() << "a petabyte was allocated";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::memory);
+  }
+}
+
+TEST(Cuda, WhatAStreamLeavesServesLaterOnes) {
+  LONGHAUL_NEEDS_GPU();
+  constexpr std::int64_t kBytes = 48 << 20;
+  const auto use = [](const std::string& name) {
+    const Stream stream = cuda_stream(name);
+    const Buffer device = stream.allocate(kBytes), pinned = stream.allocate_host(kBytes);
+    fill({device.data(), DType::float32, stream.device(), {kBytes / 4}}, 1, stream);
+    stream.synchronize(deadline_in(kSeconds));
+  };
+  use("first");
+  const std::int64_t before = system_allocations();
+  for (int i = 0; i < 5; ++i) use("later");
+  EXPECT_EQ(system_allocations(), before);
+}
+
+TEST(Cuda, TheEndOfAStreamWaitsForNoOther) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream waiting = cuda_stream("waiting");
+  std::atomic<bool> released{false}, late{false};
+  waiting.host_task([&] {
+    const Deadline deadline = deadline_in(20);
+    while (!released && Clock::now() < deadline)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    late = !released;
+  });
+  {
+    const Stream ending = cuda_stream("ending");
+    const Tensor device({1 << 20}, DType::float32, ending);
+    const Buffer pinned = ending.allocate_host(1 << 20);
+    fill(device, 1, ending);
+    ending.host_task([data = pinned.data()] { *data = std::byte{1}; });
+    ending.synchronize(deadline_in(10));
+  }
+  released = true;
+  waiting.synchronize(deadline_in(kSeconds));
+  EXPECT_FALSE(late);
+}
+
+TEST(Cuda, ReservedMemoryIsWhatIsHandedOut) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("reserved");
+  reserve_memory(stream, 40 << 20);
+  EXPECT_EQ(stream.memory().peak_bytes, 0);
+  const std::int64_t before = system_allocations();
+  const Buffer first = stream.allocate(30 << 20), second = stream.allocate(10 << 20);
+  EXPECT_EQ(system_allocations(), before);
+}
+
+/// A host task costs the device little beside what it does: what a hop through the host pays.
+TEST(Cuda, HostTasksStartSoon) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("tasks");
+  const Tensor values({1 << 20}, DType::float32, stream);
+  const auto run = [&](int tasks) {
+    const auto begin = Clock::now();
+    for (int i = 0; i < tasks; ++i) {
+      fill(values, i, stream);
+      stream.host_task([] {});
+    }
+    stream.synchronize(deadline_in(kSeconds));
+    return std::chrono::duration<double, std::micro>(Clock::now() - begin).count() / tasks;
+  };
+  run(10);
+  const double each_us = run(200);
+  std::cout << "[          ] " << each_us << " us a kernel and a host task\n";
+  EXPECT_LT(each_us, 500);
+}
+
+/// More than 2^31 elements that no pack takes: kernels walk over them in parts.
+TEST(Cuda, CopiesBeyondTwoBillionElements) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("large");
+  constexpr std::int64_t kRows = 65543, kWidth = 32771;
+  static_assert(kRows * kWidth > std::int64_t{1} << 31);
+  const Tensor from({kRows, kWidth + 2}, DType::uint8, stream),
+      to({kRows, kWidth + 1}, DType::uint8, stream);
+  for (std::int64_t begin = 0, part = 0; begin < kRows; begin += 10007, ++part) {
+    fill(from.view().slice(0, begin, std::min(kRows, begin + 10007)), static_cast<double>(part + 1),
+         stream);
+  }
+  fill(to, 200, stream);
+  runtime::copy(from.view().slice(1, 2, kWidth + 2), to.view().slice(1, 0, kWidth), stream);
+  for (const std::int64_t row : {std::int64_t{0}, std::int64_t{10006}, std::int64_t{10007},
+                                 std::int64_t{50000}, kRows - 1}) {
+    const auto values =
+        to_host<std::uint8_t>(to.view().slice(0, row, row + 1).reshape({kWidth + 1}), stream);
+    std::vector<std::uint8_t> expected(kWidth + 1, static_cast<std::uint8_t>(row / 10007 + 1));
+    expected.back() = 200;
+    EXPECT_EQ(values, expected) << "row " << row;
   }
 }
 

@@ -39,7 +39,6 @@ NcclOptions options() {
   options.device = one_each ? mpi_session().local_rank() : 0;
   options.share_device = !one_each;
   options.timeout_seconds = 60;
-  options.max_thread_blocks = one_each ? 0 : 2;
   return options;
 }
 
@@ -143,6 +142,71 @@ TEST(Nccl, CollectivesWithEvenAndUnevenCounts) {
     EXPECT_EQ(swapped[static_cast<std::size_t>(r)], static_cast<float>(1000 * r + rank));
   world->barrier(stream);
   stream.synchronize(deadline_in(kSeconds));
+}
+
+/// Marked all_gather: equal parts go by NCCL's own, others as messages; what arrives is the same.
+TEST(Nccl, GathersWhatIsMarkedSo) {
+  LONGHAUL_NEEDS_GPU();
+  auto& [world, stream] = fixture();
+  const int rank = world->rank(), size = world->size();
+  struct Case {
+    bool even, to_self, narrow;
+  };
+  for (const auto& [even, to_self, narrow] :
+       {Case{true, false, false}, Case{true, true, false}, Case{true, false, true},
+        Case{false, false, false}, Case{false, true, true}}) {
+    SCOPED_TRACE(concat("even ", even, " to self ", to_self, " narrow ", narrow));
+    // Of a rank: a block of columns, which does not lie together, and a stretch that does.
+    const auto columns = [&](int of) { return even ? 5 : 3 + of; };
+    const auto stretch = [&](int of) { return even || of == 0 ? 11 : 0; };
+    const Tensor own = ramp(7 * 9 + 11, rank, stream);
+    const TensorView matrix = own.view().slice(0, 0, 63).reshape({7, 9});
+    const auto wire = narrow ? std::optional(DType::bfloat16) : std::nullopt;
+    std::vector<Tensor> tables, stretches;
+    std::vector<SendMessage> sends;
+    std::vector<ReceiveMessage> receives;
+    for (int peer = 0; peer < size; ++peer) {
+      tables.emplace_back(std::initializer_list<std::int64_t>{7, 12}, DType::float32, stream);
+      stretches.emplace_back(std::initializer_list<std::int64_t>{11}, DType::float32, stream);
+      fill(tables.back(), -1, stream);
+      fill(stretches.back(), -1, stream);
+      if (peer == rank && !to_self) continue;
+      sends.push_back(
+          {peer,
+           {matrix.slice(1, 1, 1 + columns(rank)), own.view().slice(0, 63, 63 + stretch(rank))},
+           wire});
+      receives.push_back({peer,
+                          {tables.back().view().slice(1, 2, 2 + columns(peer)),
+                           stretches.back().view().slice(0, 0, stretch(peer))},
+                          wire});
+    }
+    world->reset_sent_bytes();
+    world->exchange_as(ExchangeKind::all_gather, std::move(sends), std::move(receives), "gather",
+                       stream);
+    const auto travelled = [&](int value) {
+      return narrow ? static_cast<float>(BFloat16(static_cast<float>(value)))
+                    : static_cast<float>(value);
+    };
+    for (int peer = 0; peer < size; ++peer) {
+      const bool came = peer != rank || to_self;
+      const auto p = static_cast<std::size_t>(peer);
+      const std::vector<float> table = read(tables[p], stream), line = read(stretches[p], stream);
+      for (int i = 0; i < 84; ++i) {
+        const int row = i / 12, column = i % 12 - 2;
+        const bool inside = came && column >= 0 && column < columns(peer);
+        EXPECT_EQ(table[static_cast<std::size_t>(i)],
+                  inside ? travelled(1000 * peer + row * 9 + 1 + column) : -1.0f)
+            << "from " << peer << ", element " << i;
+      }
+      for (int i = 0; i < 11; ++i) {
+        EXPECT_EQ(line[static_cast<std::size_t>(i)],
+                  came && i < stretch(peer) ? travelled(1000 * peer + 63 + i) : -1.0f);
+      }
+    }
+    const std::int64_t width = narrow ? 2 : 4;
+    EXPECT_EQ(world->sent_bytes(), (size - 1) * (7 * columns(rank) + stretch(rank)) * width);
+    EXPECT_EQ(world->exchanged_bytes()[static_cast<std::size_t>(rank)], 0);
+  }
 }
 
 TEST(Nccl, SplitsByColourAndKey) {

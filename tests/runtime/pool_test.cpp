@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "runtime/error.h"
+#include "runtime/reserve.h"
 #include "runtime/stream.h"
 
 namespace longhaul::runtime {
@@ -60,6 +61,32 @@ TEST(Pool, CountsLiveBytesAndTheirPeak) {
   stream.reset_peak();
   EXPECT_EQ(stream.memory().peak_bytes, 0);
   EXPECT_THROW(stream.allocate(-1), Error);
+}
+
+TEST(Pool, WhatIsReservedIsHandedOutWithoutTheSystem) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "buffers are segments of their own under AddressSanitizer";
+#endif
+  const Stream stream = Stream::cpu("reserved");
+  const Buffer live = stream.allocate(5 * kMiB);
+  const MemoryUse used = stream.memory();
+  reserve_memory(stream, 0);
+  EXPECT_EQ(stream.memory().held_bytes, used.held_bytes);
+  const std::int64_t before = system_allocations();
+  reserve_memory(stream, 20 * kMiB);
+  EXPECT_EQ(system_allocations(), before + 1);
+  EXPECT_GE(stream.memory().held_bytes, used.held_bytes + 20 * kMiB);
+  EXPECT_EQ(stream.memory().current_bytes, used.current_bytes);
+  EXPECT_EQ(stream.memory().peak_bytes, used.peak_bytes);
+  EXPECT_EQ(stream.memory().buffers, used.buffers);
+  reserve_memory(stream, 20 * kMiB);  // there is enough
+  {
+    const Buffer a = stream.allocate(7 * kMiB), b = stream.allocate(13 * kMiB);
+    EXPECT_EQ(system_allocations(), before + 1);
+    reserve_memory(stream, 20 * kMiB);  // beside those
+    EXPECT_EQ(system_allocations(), before + 2);
+  }
+  EXPECT_THROW(reserve_memory(stream, -1), Error);
 }
 
 TEST(Pool, OutlivesItsStream) {

@@ -121,6 +121,33 @@ void exchange_between_all(Communicator& world) {
   }
 }
 
+/// What arrives is the same whatever a group of messages is said to be.
+void hints_change_no_byte(Communicator& world) {
+  const Stream stream = Stream::cpu("hints");
+  for (const auto kind : {ExchangeKind::none, ExchangeKind::all_gather, ExchangeKind::all_to_all}) {
+    world.reset_sent_bytes();
+    const Tensor own = tensor_of<float>(127, 31, world.rank(), stream);
+    std::vector<Tensor> kept;
+    std::vector<SendMessage> sends;
+    std::vector<ReceiveMessage> receives;
+    for (int peer = 0; peer < world.size(); ++peer) {
+      kept.emplace_back(std::initializer_list<std::int64_t>{127}, DType::float32, stream);
+      fill(kept.back(), -1, stream);
+      if (peer == world.rank()) continue;
+      sends.push_back({peer, {own}});
+      receives.push_back({peer, {kept.back().view()}});
+    }
+    world.exchange_as(kind, std::move(sends), std::move(receives), "hints", stream);
+    for (int peer = 0; peer < world.size(); ++peer) {
+      expect_same(
+          read<float>(kept[at(peer)], stream),
+          peer == world.rank() ? std::vector<float>(127, -1.0f) : expected_of<float>(127, 31, peer),
+          concat("from ", peer));
+    }
+    EXPECT_EQ(world.sent_bytes(), (world.size() - 1) * 127 * 4);
+  }
+}
+
 /// Sends columns of a matrix and a row block as one message; the receiver places them elsewhere.
 void strided_views(Communicator& world) {
   const Stream stream = Stream::cpu("strided");
@@ -587,6 +614,7 @@ void size_mismatch(Communicator& world) {
 const std::vector<CommCase>& comm_cases() {
   static const std::vector<CommCase> cases{
       {"exchange_between_all", exchange_between_all},
+      {"hints_change_no_byte", hints_change_no_byte},
       {"strided_views", strided_views},
       {"single_strided_view", single_strided_view},
       {"listed_rows", listed_rows},

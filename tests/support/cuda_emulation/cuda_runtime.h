@@ -68,6 +68,11 @@ using cudaError_t = int;
 using cudaStream_t = const longhaul::runtime::Stream*;
 constexpr cudaError_t cudaSuccess = 0;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 97;
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = 227 * 1024;  // of sm_90
+  return cudaSuccess;
+}
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes = 0;
