@@ -164,7 +164,7 @@ bool Pool::drain(Deadline deadline) const {
   }
   std::shared_ptr<EventImpl> passed;
   try {
-    passed = stream->record();
+    passed = stream->record(false);
     passed->synchronize(deadline);
     return true;
   } catch (const Error&) {

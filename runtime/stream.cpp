@@ -47,6 +47,13 @@ void Event::synchronize(Deadline deadline) const {
   if (impl_) impl_->synchronize(deadline);
 }
 
+double seconds_between(const Event& begin, const Event& end) {
+  LONGHAUL_CHECK(begin.impl() && end.impl(), "seconds_between takes events of record_timed()");
+  LONGHAUL_CHECK(begin.impl()->kind() == end.impl()->kind(),
+                 "the time between an event of the CPU and one of a CUDA device");
+  return end.impl()->seconds_since(*begin.impl());
+}
+
 Stream::Stream(std::shared_ptr<detail::StreamImpl> impl) : impl_(std::move(impl)) {
   impl_->pool->serve(impl_);
 }
@@ -82,7 +89,8 @@ void* Stream::cuda_handle() const {
   return impl_->cuda_handle();
 }
 const std::shared_ptr<detail::StreamImpl>& Stream::impl() const { return impl_; }
-Event Stream::record() const { return Event(impl_->record()); }
+Event Stream::record() const { return Event(impl_->record(false)); }
+Event Stream::record_timed() const { return Event(impl_->record(true)); }
 void Stream::wait(const Event& event) const {
   if (event.impl()) impl_->wait(event.impl());
 }

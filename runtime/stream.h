@@ -80,6 +80,11 @@ class Event {
   std::shared_ptr<detail::EventImpl> impl_;
 };
 
+/// From when the first event's stream reached it to when the second's did. Both of record_timed(),
+/// on one device, and complete; on CUDA the device's clock (resolution about half a microsecond).
+/// Negative when the second came first.
+double seconds_between(const Event& begin, const Event& end);
+
 /// A handle to an in-order queue of work on one device. Copies refer to the same queue; when the
 /// last one goes, queued work is finished first.
 class Stream {
@@ -110,6 +115,8 @@ class Stream {
   void* cuda_handle() const;
 
   Event record() const;
+  /// The same, for seconds_between().
+  Event record_timed() const;
   /// Later work on this stream runs after `event`. Streams and events of one device kind only.
   void wait(const Event& event) const;
   /// Host: record().synchronize(deadline).

@@ -36,20 +36,32 @@ class CpuEvent final : public EventImpl {
     changed_.wait(lock, [&] { return done_; });
     if (error_) std::rethrow_exception(error_);
   }
+  double seconds_since(const EventImpl& begin) const override {
+    return std::chrono::duration<double>(reached() - static_cast<const CpuEvent&>(begin).reached())
+        .count();
+  }
   void signal(std::exception_ptr error) {
     {
       std::lock_guard lock(mutex_);
       done_ = true;
+      reached_ = Clock::now();
       error_ = std::move(error);
     }
     changed_.notify_all();
   }
 
  private:
+  Clock::time_point reached() const {
+    std::lock_guard lock(mutex_);
+    LONGHAUL_CHECK(done_, "stream '", stream_, "' has not reached the event yet");
+    return reached_;
+  }
+
   const std::string stream_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool done_ = false;
+  Clock::time_point reached_;
   std::exception_ptr error_;
 };
 
@@ -73,7 +85,7 @@ class CpuStream final : public StreamImpl {
 
   void host_task(std::function<void()> task) override { push({std::move(task), nullptr}); }
 
-  std::shared_ptr<EventImpl> record() override {
+  std::shared_ptr<EventImpl> record(bool) override {
     auto event = std::make_shared<CpuEvent>(name);
     push({nullptr, event});
     return event;

@@ -82,9 +82,10 @@ class Backoff {
 
 class CudaEvent final : public EventImpl {
  public:
-  CudaEvent(std::string stream, Device device, cudaStream_t handle, Reach reach)
-      : stream_(std::move(stream)), device_(device), reach_(std::move(reach)) {
-    LONGHAUL_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+  CudaEvent(std::string stream, Device device, cudaStream_t handle, Reach reach, bool timed = false)
+      : stream_(std::move(stream)), device_(device), timed_(timed), reach_(std::move(reach)) {
+    LONGHAUL_CUDA_CHECK(
+        cudaEventCreateWithFlags(&event_, timed ? cudaEventDefault : cudaEventDisableTiming));
     const cudaError_t recorded = cudaEventRecord(event_, handle);
     if (recorded != cudaSuccess) in_destructor(cudaEventDestroy(event_));
     LONGHAUL_CUDA_CHECK(recorded);
@@ -117,12 +118,25 @@ class CudaEvent final : public EventImpl {
     if (const std::exception_ptr error = failure_in(reach_)) std::rethrow_exception(error);
   }
 
+  double seconds_since(const EventImpl& begin) const override {
+    const auto& other = static_cast<const CudaEvent&>(begin);
+    for (const CudaEvent* event : {&other, this}) {
+      LONGHAUL_CHECK(event->timed_, "an event of stream '", event->stream_, "' keeps no time");
+      LONGHAUL_CHECK(event->complete(), "stream '", event->stream_,
+                     "' has not reached the event yet");
+    }
+    float milliseconds = 0;
+    LONGHAUL_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, other.event_, event_));
+    return milliseconds / 1e3;
+  }
+
   cudaEvent_t handle() const { return event_; }
   const Reach& reach() const { return reach_; }
 
  private:
   const std::string stream_;
   const Device device_;
+  const bool timed_;
   const Reach reach_;
   cudaEvent_t event_ = nullptr;
 };
@@ -283,10 +297,10 @@ class CudaStream final : public StreamImpl {
     host_tasks_->push({std::move(task), std::move(ready), next_++, 0}, handle_);
   }
 
-  std::shared_ptr<EventImpl> record() override {
+  std::shared_ptr<EventImpl> record(bool timed) override {
     std::lock_guard lock(mutex_);
     use_device(device);
-    return std::make_shared<CudaEvent>(name, device, handle_, reach_now());
+    return std::make_shared<CudaEvent>(name, device, handle_, reach_now(), timed);
   }
 
   void wait(const std::shared_ptr<EventImpl>& event) override {
@@ -395,6 +409,19 @@ int cuda_device_count() {
       fail(ExitCode::launch, "the CUDA devices cannot be counted: ", cudaGetErrorName(code), ", ",
            cudaGetErrorString(code));
   }
+}
+
+std::string cuda_device_name(int index) {
+  cudaDeviceProp properties{};
+  LONGHAUL_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+  return properties.name;
+}
+
+DeviceMemory cuda_device_memory(int index) {
+  detail::use_device({DeviceKind::cuda, index});
+  std::size_t free = 0, total = 0;
+  LONGHAUL_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return {static_cast<std::int64_t>(total), static_cast<std::int64_t>(free)};
 }
 
 }  // namespace longhaul::runtime

@@ -16,6 +16,8 @@ class EventImpl {
   virtual DeviceKind kind() const = 0;
   virtual bool complete() const = 0;
   virtual void synchronize(Deadline deadline) const = 0;
+  /// Of an event of the same kind. Both were recorded timed, and are complete.
+  virtual double seconds_since(const EventImpl& begin) const = 0;
 };
 
 class StreamImpl {
@@ -31,7 +33,8 @@ class StreamImpl {
     host_pool->end();
   }
   virtual void host_task(std::function<void()> task) = 0;
-  virtual std::shared_ptr<EventImpl> record() = 0;
+  /// `timed`: for seconds_since().
+  virtual std::shared_ptr<EventImpl> record(bool timed) = 0;
   virtual void wait(const std::shared_ptr<EventImpl>& event) = 0;
   /// Everything recorded on the stream from now on, and everything still unfinished, carries
   /// `error`. For watchers of work that runs outside the stream's tasks.

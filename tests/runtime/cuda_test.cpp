@@ -243,6 +243,26 @@ TEST(Cuda, EventsOrderStreamsAndCarryFailures) {
   EXPECT_FALSE(ran);
 }
 
+TEST(Cuda, TimedEventsTellWhenTheStreamReachedThem) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream stream = cuda_stream("timed");
+  const Event begin = stream.record_timed();
+  stream.host_task([] { std::this_thread::sleep_for(std::chrono::milliseconds(30)); });
+  const Event end = stream.record_timed();
+  end.synchronize(deadline_in(kSeconds));
+  EXPECT_GE(seconds_between(begin, end), 0.03);
+  EXPECT_LT(seconds_between(begin, end), 5);
+  EXPECT_THROW(seconds_between(begin, stream.record()), Error);
+}
+
+TEST(Cuda, NamesTheDeviceAndItsMemory) {
+  LONGHAUL_NEEDS_GPU();
+  EXPECT_FALSE(cuda_device_name(0).empty());
+  const DeviceMemory memory = cuda_device_memory(0);
+  EXPECT_GT(memory.free_bytes, 0);
+  EXPECT_GE(memory.total_bytes, memory.free_bytes);
+}
+
 TEST(Cuda, WaitsHaveDeadlines) {
   LONGHAUL_NEEDS_GPU();
   const Stream stream = cuda_stream("slow");

@@ -53,6 +53,34 @@ TEST(Stream, EventsOrderStreams) {
   }
 }
 
+TEST(Stream, TimedEventsTellWhenTheStreamReachedThem) {
+  const Stream stream = Stream::cpu("s"), other = Stream::cpu("other");
+  const Event begin = stream.record_timed();
+  stream.cpu_task([] { std::this_thread::sleep_for(milliseconds(30)); });
+  const Event middle = stream.record_timed();
+  other.wait(middle);
+  const Event end = other.record_timed();
+  end.synchronize(deadline_in(10));
+  EXPECT_GE(seconds_between(begin, middle), 0.03);
+  EXPECT_GE(seconds_between(middle, end), 0);
+  EXPECT_LE(seconds_between(end, begin), -0.03);
+}
+
+TEST(Stream, OnlyEventsThatHaveBeenReachedHaveATime) {
+  const Stream stream = Stream::cpu("s");
+  std::atomic<bool> go{false};
+  const Event begin = stream.record_timed();
+  stream.cpu_task([&] {
+    while (!go) std::this_thread::yield();
+  });
+  const Event end = stream.record_timed();
+  EXPECT_THROW(seconds_between(begin, end), Error);
+  EXPECT_THROW(seconds_between(begin, Event()), Error);
+  go = true;
+  stream.synchronize(deadline_in(10));
+  EXPECT_GE(seconds_between(begin, end), 0);
+}
+
 TEST(Stream, AnEventCoversOnlyWhatCameBefore) {
   const Stream stream = Stream::cpu("s");
   std::atomic<bool> go{false};
