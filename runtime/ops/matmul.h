@@ -20,4 +20,8 @@ void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, con
 /// c are `dtype`.
 std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads);
 
+/// The same on a CUDA stream, for operands of one dtype into c of it or of float32: cuBLASLt's
+/// workspace.
+constexpr std::int64_t kCudaMatmulScratchBytes = std::int64_t{32} << 20;
+
 }  // namespace longhaul::runtime::ops
