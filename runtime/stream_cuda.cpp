@@ -23,7 +23,6 @@
 #include <vector>
 
 #include "runtime/cuda_check_impl.h"
-#include "runtime/device_identity.h"
 #include "runtime/stream_impl.h"
 #include "runtime/threads.h"
 
@@ -416,18 +415,6 @@ std::string cuda_device_name(int index) {
   cudaDeviceProp properties{};
   LONGHAUL_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
   return properties.name;
-}
-
-std::string cuda_device_uuid(int index) {
-  cudaDeviceProp properties{};
-  LONGHAUL_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
-  std::string text = "GPU-";
-  for (const char byte : properties.uuid.bytes) {
-    const auto value = static_cast<unsigned char>(byte);
-    text += "0123456789abcdef"[value / 16];
-    text += "0123456789abcdef"[value % 16];
-  }
-  return text;
 }
 
 DeviceMemory cuda_device_memory(int index) {

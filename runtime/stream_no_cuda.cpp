@@ -1,5 +1,4 @@
 // The CPU build's side of stream_impl.h: there is no CUDA device.
-#include "runtime/device_identity.h"
 #include "runtime/error.h"
 #include "runtime/stream_impl.h"
 
@@ -13,7 +12,6 @@ namespace {
 
 int cuda_device_count() { return 0; }
 std::string cuda_device_name(int) { no_cuda(); }
-std::string cuda_device_uuid(int) { no_cuda(); }
 DeviceMemory cuda_device_memory(int) { no_cuda(); }
 
 namespace detail {
