@@ -22,10 +22,19 @@ struct BlockShape {
   bool operator==(const BlockShape&) const = default;
 };
 
+/// What computes softmax attention on CUDA. No other device has a choice.
+enum class Kernels : unsigned char {
+  exact,      ///< our own: every contract of block.h, at a fraction of the device's speed
+  automatic,  ///< cuDNN's for what they can do and are faster at, else the exact ones
+  cudnn       ///< cuDNN's, or a refusal
+};
+
 /// Where a call is to run: on a stream of this device, on the CPU with so many threads.
 struct BlockPlace {
   runtime::Device device;
   int threads = 1;
+  Kernels kernels = Kernels::exact;
+  bool deterministic = false;  ///< cuDNN's backward repeats bit for bit; the others always do
 };
 BlockPlace place_of(const runtime::Stream& stream);
 

@@ -9,6 +9,7 @@
 #include "attention/block.h"
 #include "launch/attention_case.h"
 #include "launch/attention_numbers.h"
+#include "launch/device.h"
 #include "launch/metrics.h"
 #include "launch/old_schemes.h"
 #include "parallel/attention.h"
@@ -20,7 +21,6 @@
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
-#include "runtime/comm/nccl.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/ops/host_copy.h"
@@ -350,19 +350,22 @@ AttentionResult run_rank(const Replay& replay, std::vector<int> nodes, Communica
   return result;
 }
 
-/// Collective.
-Stream compute_stream(const AttentionOptions& options, Communicator& world, const std::string& host,
-                      int local_rank) {
-  const auto shares = runtime::gather_cores(world, host);
+/// Where this rank computes. Collective.
+struct Compute {
+  Stream stream;
+  bool shared = false;  ///< ranks compute on one device
+};
+Compute compute_stream(const AttentionOptions& options, Communicator& world,
+                       const std::string& host, int local_rank) {
   if (options.device == "cpu") {
+    const auto shares = runtime::gather_cores(world, host);
     const int given = runtime::threads_of_environment();
     const runtime::CoreShare& own = shares[static_cast<std::size_t>(world.rank())];
-    return Stream::cpu("compute", given > 0 ? given : own.threads);
+    return {Stream::cpu("compute", given > 0 ? given : own.threads)};
   }
-  const int devices = runtime::cuda_device_count();
-  if (devices == 0)
-    fail(ExitCode::launch, "--device cuda: no CUDA device can be used; use --device cpu");
-  return Stream::cuda("compute", local_rank % devices);
+  const auto devices = cuda_devices(world, {host, local_rank, true, "--device cuda"});
+  return {Stream::cuda("compute", devices[static_cast<std::size_t>(world.rank())].index),
+          share_devices(devices)};
 }
 
 void check_old_options(const AttentionOptions& options) {
@@ -406,7 +409,7 @@ int run_loopback_ranks(const AttentionOptions& options, const runtime::OutputFil
   runtime::run_loopback(
       ranks, {.timeout_seconds = options.timeout_seconds, .recorders = {}},
       [&](std::unique_ptr<Communicator> world) {
-        const Stream compute = compute_stream(options, *world, "", world->rank());
+        const Stream compute = compute_stream(options, *world, "", world->rank()).stream;
         auto context = world->split(0, world->rank(), "context");
         const int per_node = options.ranks_per_node > 0 ? options.ranks_per_node : ranks;
         const AttentionResult result = run_rank(replay, parallel::nodes_in_order(ranks, per_node),
@@ -426,18 +429,16 @@ int run_process(const AttentionOptions& options, const runtime::OutputFile& outp
   const Replay replay = make_replay(options, session.size());
   const std::unique_ptr<Communicator> world = session.world();
   {
-    const Stream compute =
+    const auto [compute, shared] =
         compute_stream(options, *world, session.host_name(), session.local_rank());
-    std::unique_ptr<Communicator> context;
+    std::optional<runtime::NcclOptions> nccl;
     if (options.communicator == "nccl") {
-      runtime::NcclOptions nccl;
-      nccl.device = compute.device().index;
-      nccl.timeout_seconds = options.timeout_seconds;
-      nccl.share_device = session.local_size() > runtime::cuda_device_count();
-      context = runtime::make_nccl_communicator(*world, nccl);
-    } else {
-      context = world->split(0, world->rank(), "context");
+      nccl.emplace();
+      nccl->device = compute.device().index;
+      nccl->timeout_seconds = options.timeout_seconds;
+      nccl->share_device = shared;
     }
+    auto context = device_communicator(world->split(0, world->rank(), "context"), nccl);
     const AttentionResult result =
         run_rank(replay, nodes_of_ranks(*world, session.host_name(), options.ranks_per_node),
                  *world, std::move(context), compute);

@@ -301,18 +301,18 @@ void check_grid(TrainDraft& draft, std::optional<std::int64_t> world_size) {
 }
 
 void check_device(TrainDraft& draft) {
-  if (!draft.good({"device.kind"}) || draft.config.device.kind != "cuda") return;
-  draft.key_problem("device.kind", "\"cuda\"",
-                    "training on CUDA devices does not exist yet, only its attention does "
-                    "(longhaul attention --device cuda); use \"cpu\"");
-}
-
-void check_backend(TrainDraft& draft) {
-  if (!draft.good({"comm.backend"}) || draft.config.comm.backend != "nccl") return;
-  draft.key_problem(
-      "comm.backend", "\"nccl\"",
-      "training on CUDA devices does not exist yet, only its attention does (longhaul attention "
-      "--communicator nccl); use \"mpi\" or \"loopback\"");
+  const TrainConfig& config = draft.config;
+  if (!draft.good({"device.kind"}) || config.device.kind == "cuda") return;
+  if (draft.good({"comm.backend"}) && config.comm.backend == "nccl") {
+    draft.key_problem("comm.backend", "\"nccl\"",
+                      "it moves memory of GPUs, and device.kind is \"cpu\"; set device.kind = "
+                      "\"cuda\", or use \"mpi\" or \"loopback\"");
+  }
+  if (draft.good({"device.attention"}) && config.device.attention == "cudnn") {
+    draft.key_problem("device.attention", "\"cudnn\"",
+                      "cuDNN runs on GPUs, and device.kind is \"cpu\"; set device.kind = \"cuda\", "
+                      "or use \"auto\"");
+  }
 }
 
 }  // namespace
@@ -327,7 +327,6 @@ void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   if (draft.reads_files) check_files(draft);
   check_grid(draft, world_size);
   check_device(draft);
-  check_backend(draft);
 }
 
 GridShape resolve_grid(const ParallelismConfig& parallelism, std::int64_t world_size) {

@@ -278,23 +278,41 @@ std::vector<runtime::ConfigKey> declare() {
 
       {LONGHAUL_KEY(comm, backend, run),
        .explanation = "`mpi`: processes of mpirun or srun; `loopback`: ranks as threads of one "
-                      "process; `nccl`: "
-                      "device memory between GPUs, refused by train until it runs on GPUs.",
+                      "process; `nccl`: processes of mpirun or srun whose GPUs exchange "
+                      "gradients and attention's messages without the host.",
        .default_value = "\"mpi\"", .choices = {"mpi", "loopback", "nccl"}},
       {LONGHAUL_KEY(comm, timeout_seconds, free),
        .explanation = "A wait for another rank that lasts longer ends the job with exit code 76.",
        .default_value = "300.0", .minimum = 0, .maximum = 1e6, .above_minimum = true},
+      {LONGHAUL_KEY(comm, nccl_max_ctas, free),
+       .explanation = "Thread blocks that each of NCCL's communicators may take from the kernels "
+                      "beside it; 0 leaves the choice to NCCL. Of `nccl`.",
+       .default_value = "8", .minimum = 0, .maximum = 64},
 
       {LONGHAUL_KEY(device, kind, run),
-       .explanation = "What trains: `cpu`; `cuda` is refused by train until it runs on GPUs.",
+       .explanation = "What trains: `cpu`, or `cuda`: the GPUs of a host are dealt to its ranks. A "
+                      "checkpoint of one resumes on the other.",
        .default_value = "\"cpu\"", .choices = {"cpu", "cuda"}},
+      {LONGHAUL_KEY(device, attention, run),
+       .explanation =
+           "Kernels of softmax attention on `cuda`: `exact`, our own, in float32 inside; `cudnn`, "
+           "cuDNN's, and what it cannot do is refused; `auto`, cuDNN's for what they can do and "
+           "are "
+           "faster at, else our own. The CPU has one kind.",
+       .default_value = "\"auto\"", .choices = {"auto", "cudnn", "exact"}},
+      {LONGHAUL_KEY(device, share, free),
+       .explanation =
+           "Processes may share a GPU, in turns and each with its own memory: for tests. "
+           "Ranks of `loopback` share it anyway.",
+       .default_value = "false"},
 
       {LONGHAUL_KEY(debug, seed, meaning),
        .explanation = "Seed of initial weights and of the order of documents.",
        .default_value = "1", .minimum = 0, .maximum = static_cast<double>(std::int64_t{1} << 53)},
       {LONGHAUL_KEY(debug, deterministic, free),
-       .explanation = "Promise bitwise reruns. Changes nothing yet: everything that trains repeats "
-                      "bit for bit.",
+       .explanation = "Promise bitwise reruns on the same grid and devices, or end with 78: on "
+                      "`cuda` some kernels of cuDNN do not repeat, and are then not used. All "
+                      "else repeats bit for bit anyway.",
        .default_value = "false"},
       {LONGHAUL_KEY(debug, threads, free),
        .explanation = "OpenMP threads of a rank; 0: $OMP_NUM_THREADS if set, else the node's cores "

@@ -13,6 +13,7 @@
 #include "launch/schemes.h"
 #include "models/optimizer.h"
 #include "parallel/sharding.h"
+#include "runtime/build_info.h"
 #include "runtime/cgroup.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/grid.h"
@@ -63,6 +64,21 @@ MemoryEstimate states_of(const TrainConfig& config, const models::Model& model, 
   return estimate;
 }
 
+/// Whether this build can tell what attention's kernels will overwrite.
+bool knows_kernels(const TrainConfig& config) {
+  return !on_cuda(config) || runtime::build_info().cuda;
+}
+
+/// Where the blocks of attention calls run.
+attention::BlockPlace block_place(const MemoryQuestion& question) {
+  attention::BlockPlace place{{}, question.threads};
+  if (!on_cuda(question.config) || !knows_kernels(question.config)) return place;
+  place.device.kind = runtime::DeviceKind::cuda;
+  place.kernels = attention_kernels(question.config);
+  place.deterministic = question.config.debug.deterministic;
+  return place;
+}
+
 /// Of each mask's calls, the most under the schemes of the run.
 std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Model& model,
                                 const LocalBatch& batch, int context_rank) {
@@ -77,7 +93,7 @@ std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Mo
       if (config.parallelism.context_parallel_wire_dtype != DType::float32)
         inputs.wire_dtype = config.parallelism.context_parallel_wire_dtype;
       const CallBytes bytes =
-          parallel::call_bytes(inputs, context_rank, call.scoring, {{}, question.threads});
+          parallel::call_bytes(inputs, context_rank, call.scoring, block_place(question));
       CallBytes& of = most[call.mask];
       of = {std::max(of.forward, bytes.forward), std::max(of.backward, bytes.backward),
             std::max(of.staged, bytes.staged)};
@@ -86,8 +102,9 @@ std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Mo
   return most;
 }
 
-/// Of the sums of gradients over ranks.
+/// Of the sums of gradients over ranks. Those of GPUs are staged in host memory, or by NCCL.
 std::int64_t gradient_messages(const TrainConfig& config, const models::Model& model, int rank) {
+  if (on_cuda(config)) return 0;
   const auto ranks = static_cast<int>(grid_of(config).ranks());
   std::int64_t most = 0;
   const parallel::Sharding sharding(model.table(), ranks);
@@ -164,39 +181,72 @@ std::string remedies_text(const MemoryQuestion& question, int rank) {
     advice += ", parallelism.shard = \"optimizer\"";
   if (ranks > 1) {
     const std::int64_t fitting = memory / std::max<std::int64_t>(1, states / ranks);
-    if (fitting > 0) advice += fmt::format(", at most {} of its ranks on a host", fitting);
+    if (fitting > 0)
+      advice += fmt::format(", at most {} of its ranks on a {}", fitting,
+                            on_cuda(config) ? "GPU" : "host");
   }
   fail(ExitCode::memory, "parameters, gradients and optimizer state alone take ", size_text(states),
        ranks > 1 ? fmt::format(" in {} ranks", ranks) : "", " on ", where, ", which has ",
        size_text(memory), ": ", advice);
 }
 
-/// What the ranks of a host need together.
-struct HostNeed {
+/// What a rank's tensors lie in: its host's memory, or its GPU's.
+struct Room {
+  std::string key;    ///< a word: the same for all ranks that share it
+  std::string where;  ///< "host a"
+  std::int64_t bytes = 0;
+};
+
+Room room_of(const Place& place, int rank) {
+  if (place.devices.empty())
+    return {place.host, "host " + place.host, runtime::node_memory_bytes()};
+  const RankDevice& device = place.devices[static_cast<std::size_t>(rank)];
+  return {device.uuid, device.text(), runtime::cuda_device_memory(device.index).free_bytes};
+}
+
+/// What the ranks that share a room need together.
+struct Need {
+  std::string where;
   std::int64_t ranks = 0, states = 0, total = 0, memory = 0;
   std::int64_t largest = 0;  ///< total of one rank
 };
 
-std::map<std::string, HostNeed> gather_needs(runtime::Communicator& world, const std::string& host,
-                                             const MemoryEstimate& own) {
-  std::map<std::string, HostNeed> hosts;
-  const std::string text =
-      runtime::concat(own.states(), " ", own.total(), " ", runtime::node_memory_bytes(), " ", host);
+/// By Room::key.
+std::map<std::string, Need> gather_needs(runtime::Communicator& world, const Room& room,
+                                         const MemoryEstimate& own) {
+  std::map<std::string, Need> needs;
+  const std::string text = runtime::concat(own.states(), " ", own.total(), " ", room.bytes, " ",
+                                           room.key, " ", room.where);
   for (const std::string& other : runtime::gather_texts(world, text, runtime::Stream::cpu("memory"),
                                                         runtime::deadline_in(3600))) {
     std::istringstream words(other);
     std::int64_t states = 0, total = 0, memory = 0;
-    std::string name;
-    words >> states >> total >> memory >> std::ws;
-    std::getline(words, name);
-    HostNeed& need = hosts[name];
+    std::string key;
+    words >> states >> total >> memory >> key >> std::ws;
+    Need& need = needs[key];
+    std::getline(words, need.where);
     ++need.ranks;
     need.states += states;
     need.total += total;
     need.largest = std::max(need.largest, total);
     need.memory = memory;
   }
-  return hosts;
+  return needs;
+}
+
+/// Of this machine, of which a configuration is judged: one GPU's or the host's; 0 for a GPU where
+/// there is none.
+std::int64_t memory_here(const TrainConfig& config) {
+  if (!on_cuda(config)) return runtime::node_memory_bytes();
+  return runtime::cuda_device_count() == 0 ? 0 : runtime::cuda_device_memory(0).total_bytes;
+}
+
+/// Ranks that surely share this machine's memory, or one of its GPUs: those of one process are all
+/// here, of others nobody knows yet how many share a host.
+std::int64_t ranks_together(const TrainConfig& config, std::int64_t ranks) {
+  if (config.comm.backend != "loopback") return 1;
+  const int devices = on_cuda(config) ? std::max(1, runtime::cuda_device_count()) : 1;
+  return (ranks + devices - 1) / devices;
 }
 
 }  // namespace
@@ -226,9 +276,10 @@ MemoryEstimate estimate_memory(const MemoryQuestion& question, int rank) {
       model.pass_bytes(rows, std::vector<CallBytes>(calls.size()), together);
   estimate.attention = pass - without;
   estimate.activations = std::min(without, together * model.activation_bytes(rows));
-  estimate.passing =
-      without - estimate.activations +
-      runtime::ops::cpu_matmul_scratch_bytes(config.training.dtype, question.threads);
+  estimate.passing = without - estimate.activations +
+                     (on_cuda(config) ? runtime::ops::kCudaMatmulScratchBytes
+                                      : runtime::ops::cpu_matmul_scratch_bytes(
+                                            config.training.dtype, question.threads));
   std::int64_t staged = 0;
   for (const CallBytes& call : calls) staged = std::max(staged, call.staged);
   estimate.messages = staged + gradient_messages(config, model, rank);
@@ -247,21 +298,22 @@ std::string estimate_text(const MemoryEstimate& estimate) {
 
 std::string check_memory(const MemoryQuestion& question, runtime::Communicator& world,
                          const Place& place) {
-  const auto states = gather_needs(world, place.host, estimate_states(question, world.rank()));
-  for (const auto& [host, need] : states) {
+  const Room room = room_of(place, world.rank());
+  for (const auto& [key, need] :
+       gather_needs(world, room, estimate_states(question, world.rank()))) {
     if (need.states > need.memory)
-      refuse_states(question, "host " + host, need.ranks, need.states, need.memory);
+      refuse_states(question, need.where, need.ranks, need.states, need.memory);
   }
   const MemoryEstimate own = estimate_memory(question, world.rank());
-  const auto needs = gather_needs(world, place.host, own);
+  const auto needs = gather_needs(world, room, own);
   std::string text = estimate_text(own);
   std::int64_t largest = 0;
-  for (const auto& [host, need] : needs) largest = std::max(largest, need.largest);
+  for (const auto& [key, need] : needs) largest = std::max(largest, need.largest);
   if (largest > own.total()) text += fmt::format("; at most {} on another", size_text(largest));
-  for (const auto& [host, need] : needs) {
+  for (const auto& [key, need] : needs) {
     if (need.total <= need.memory) continue;
-    text += fmt::format("\nwarning  {} ranks may need {} on host {}, which has {}", need.ranks,
-                        size_text(need.total), host, size_text(need.memory)) +
+    text += fmt::format("\nwarning  {} ranks may need {} on {}, which has {}", need.ranks,
+                        size_text(need.total), need.where, size_text(need.memory)) +
             remedies_text(question, world.rank());
     break;
   }
@@ -269,13 +321,13 @@ std::string check_memory(const MemoryQuestion& question, runtime::Communicator& 
 }
 
 std::string judge_memory(const MemoryQuestion& question) {
-  const std::int64_t memory = runtime::node_memory_bytes();
-  const auto ranks = static_cast<int>(grid_of(question.config).ranks());
-  // Ranks of one process are all here; of others nobody knows yet how many share a host.
-  const bool here = question.config.comm.backend == "loopback";
-  const std::int64_t together = here ? ranks : 1;
+  const TrainConfig& config = question.config;
+  const std::int64_t memory = memory_here(config);
+  const auto ranks = static_cast<int>(grid_of(config).ranks());
+  const std::int64_t together = ranks_together(config, ranks);
+  const char* const here = on_cuda(config) ? "this host's GPU" : "this host";
   const std::int64_t states = together * estimate_states(question, 0).states();
-  if (states > memory) refuse_states(question, "this host", together, states, memory);
+  if (memory > 0 && states > memory) refuse_states(question, here, together, states, memory);
   MemoryEstimate most;
   int worst = 0;
   constexpr int kTried = 16;  // of many ranks, some, the ends among them
@@ -288,13 +340,16 @@ std::string judge_memory(const MemoryQuestion& question) {
     worst = rank;
   }
   std::string text = estimate_text(most);
+  if (!knows_kernels(config))
+    text += ", and what attention's kernels take for a while, which only a build with CUDA knows";
+  if (memory == 0) return text + "; there is no GPU here to hold it against";
   if (together * most.total() > memory) {
-    text += fmt::format("\nwarning  {} may need {} on this host, which has {}",
+    text += fmt::format("\nwarning  {} may need {} on {}, which has {}",
                         together == 1 ? "a rank" : fmt::format("{} ranks", together),
-                        size_text(together * most.total()), size_text(memory)) +
+                        size_text(together * most.total()), here, size_text(memory)) +
             remedies_text(question, worst);
   } else {
-    text += fmt::format("; this host's {} hold {} such rank{}", size_text(memory),
+    text += fmt::format("; {}'s {} hold {} such rank{}", here, size_text(memory),
                         memory / most.total(), memory / most.total() == 1 ? "" : "s");
   }
   return text;

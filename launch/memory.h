@@ -42,10 +42,10 @@ MemoryEstimate estimate_memory(const MemoryQuestion& question, int rank);
 /// "1.3 GiB a rank: parameters 0.2 GiB, ..."
 std::string estimate_text(const MemoryEstimate& estimate);
 
-/// Of a run that starts, on the hosts that its ranks are on: this rank's estimate in words, and
-/// what another needs where that is more, with a warning and what each remedy would save where a
-/// host has less. Collective; throws on every rank alike: Error(memory) when parameters and states
-/// alone exceed what the ranks of a host have together.
+/// Of a run that starts, on the hosts or GPUs that its ranks are on: this rank's estimate in words,
+/// and what another needs where that is more, with a warning and what each remedy would save where
+/// a host or GPU has less. Collective; throws on every rank alike: Error(memory) when parameters
+/// and states alone exceed what the ranks of a host have together.
 std::string check_memory(const MemoryQuestion& question, runtime::Communicator& world,
                          const Place& place);
 

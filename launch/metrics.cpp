@@ -36,10 +36,11 @@ std::string console_line(const StepMetrics& metrics, const ConsoleContext& conte
     if (memory.ends_with(unit)) memory.resize(memory.size() - unit.size());
     memory += "/" + total;
   }
-  const double comm = metrics.seconds > 0 ? 100 * metrics.comm_seconds / metrics.seconds : 0;
+  const double share = metrics.seconds > 0 ? 100 * metrics.comm_seconds / metrics.seconds : 0;
+  const std::string comm = std::isnan(share) ? "-" : fmt::format("{:.1f}%", share);
   return fmt::format(
       "step {}/{} | loss {:.4f} | gnorm {:.2f} | lr {:.2e} | {} tok/s | mfu {:.1f}% | mem {} | "
-      "comm {:.1f}% | eta {}",
+      "comm {} | eta {}",
       metrics.step, context.steps, metrics.loss, metrics.grad_norm, metrics.learning_rate,
       grouped(std::llround(metrics.tokens_per_second)), 100 * metrics.mfu, memory, comm,
       duration_text(context.seconds_left));

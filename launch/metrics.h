@@ -39,7 +39,11 @@ struct RunHeader {
   std::optional<double> unigram_entropy;  ///< nats a token
   std::string label_weights;              ///< their element type; empty without
   std::optional<ValidationHeader> validation;
+  /// What each rank computes on, where that is not the CPU: "GPU 0 NVIDIA H100 80GB HBM3 of host
+  /// a".
+  std::vector<std::string> devices;
   double peak_flops = 0;        ///< of all ranks together; what MFU divides by
+  std::string peak_convention;  ///< how it was measured, in words
   std::string flop_convention;  ///< what MFU counts, in words
 };
 
@@ -56,7 +60,7 @@ struct StepMetrics {
   double seconds = 0;
   double mfu = 0;  ///< fraction
   std::int64_t memory_bytes = 0;
-  double comm_seconds = 0;  ///< compute waited for communication
+  double comm_seconds = 0;  ///< compute waited for communication; NaN: not measured
   std::int64_t epoch = 0;
   std::int64_t cursor = 0;  ///< global sequence cursor after the step: sequences taken so far
   std::int64_t attention_area = 0;  ///< (query, key) pairs of the masks, all layers together
@@ -86,7 +90,8 @@ struct ConsoleContext {
 };
 
 /// "step 120/10000 | loss 3.2145 | gnorm 0.84 | lr 3.00e-04 | 412,301 tok/s | mfu 41.2% |
-/// mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m"; of a step without labels
+/// mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m", "comm -" where it is not measured; of a step without
+/// labels
 /// "step 121/10000 | no labels, nothing updated | lr 3.00e-04 | eta 3h12m".
 std::string console_line(const StepMetrics& metrics, const ConsoleContext& context);
 /// "step 120/10000 | validation loss 3.1022 | 1,048,576 tokens in 3s | 412,301 tok/s".

@@ -84,6 +84,7 @@ Json header_json(const RunHeader& header) {
     json["schemes"].push_back({{"step", step}, {"scheme", scheme}});
   json["hosts"] = header.hosts;
   json["communicator"] = header.communicator;
+  json["devices"] = header.devices;
   json["parameters"] = header.parameters;
   json["accumulation_steps"] = header.accumulation_steps;
   json["corpus"] = {
@@ -99,6 +100,7 @@ Json header_json(const RunHeader& header) {
                           {"tokens", header.validation->tokens}};
   }
   json["peak_flops"] = header.peak_flops;
+  json["peak_convention"] = header.peak_convention;
   json["flop_convention"] = header.flop_convention;
   return json;
 }

@@ -2,9 +2,28 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "launch/device.h"
 #include "models/llama.h"
 
 namespace longhaul::launch {
+
+namespace {
+
+/// Rows of logits at a time on a GPU: as many as make its matmuls long, within a GiB of logits and
+/// their gradients in the activation dtype.
+std::int64_t device_chunk_rows(const TrainConfig& config, std::int64_t vocabulary) {
+  constexpr std::int64_t kBytes = std::int64_t{1} << 30, kLeast = 512, kMost = 8192,
+                         kMultiple = 128;
+  const std::int64_t wide = runtime::size_bytes(runtime::DType::float32);
+  const runtime::DType dtype = config.training.dtype;
+  const std::int64_t rounded = dtype == runtime::DType::float32 ? 0 : runtime::size_bytes(dtype);
+  const std::int64_t rows = kBytes / (vocabulary * (wide + rounded));
+  return std::clamp(rows / kMultiple * kMultiple, kLeast, kMost);
+}
+
+}  // namespace
 
 models::Model make_model(const TrainConfig& config, std::int64_t vocabulary) {
   const ModelConfig& m = config.model;
@@ -25,6 +44,7 @@ models::Model make_model(const TrainConfig& config, std::int64_t vocabulary) {
   models::ModelOptions options;
   options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
                                                                   : models::Recompute::none;
+  if (on_cuda(config)) options.head_chunk_rows = device_chunk_rows(config, vocabulary);
   return models::llama(llama, options);
 }
 

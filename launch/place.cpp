@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "launch/bench_gemm.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/gather_cores.h"
 #include "runtime/peak.h"
@@ -52,22 +53,50 @@ Place place_rank(const TrainConfig& config, runtime::Communicator& world,
   const std::string source = given > 0         ? " (debug.threads)"
                              : environment > 0 ? " (OMP_NUM_THREADS)"
                                                : "";
-  return {location, ranks[rank], threads[rank], cores_text(ranks, threads, source), {}};
+  Place place{location, ranks[rank], threads[rank], cores_text(ranks, threads, source)};
+  if (on_cuda(config)) {
+    const bool may_share = config.comm.backend == "loopback" || config.device.share;
+    place.devices = cuda_devices(
+        world, {location.host, location.local_rank, may_share, "device.kind = \"cuda\""});
+    place.device = {runtime::DeviceKind::cuda, place.devices[rank].index};
+    place.device_memory_bytes = runtime::cuda_device_memory(place.device.index).total_bytes;
+  }
+  return place;
 }
 
-double measure_peak_flops(runtime::Communicator& world, const Place& place,
-                          const runtime::Stream& stream) {
-  double host = 0;
-  if (place.local_rank == 0) {
-    const int own = place.cores.own_cores;
-    host = runtime::measure_fma_flops(own, 0.2) * place.cores.host_cores / own;
+PeakFlops measure_peak_flops(runtime::Communicator& world, const Place& place, runtime::DType dtype,
+                             const runtime::Stream& compute, const runtime::Stream& stream) {
+  PeakFlops peak;
+  double own = 0;
+  if (place.devices.empty()) {
+    peak.convention = "float32 multiply-adds in registers, on all cores of the ranks";
+    if (place.local_rank == 0) {
+      const int cores = place.cores.own_cores;
+      own = runtime::measure_fma_flops(cores, 0.2) * place.cores.host_cores / cores;
+    }
+  } else {
+    peak.convention =
+        fmt::format("{} matmul of 8,192 x 8,192 matrices, measured on each GPU at the start",
+                    runtime::name(dtype));
+    if (ranks_beside(place.devices, world.rank()).front() == world.rank())
+      own = measure_gemm(dtype, {.warm_up = 3, .most = 10, .seconds = 0.2}, compute)
+                .flops_per_second();
   }
-  double total = 0;
   for (const auto& rank :
-       runtime::gather_numbers(world, {host}, stream, runtime::deadline_in(3600))) {
-    total += rank[0];
+       runtime::gather_numbers(world, {own}, stream, runtime::deadline_in(3600))) {
+    peak.flops += rank[0];
   }
-  return total;
+  return peak;
+}
+
+std::optional<runtime::NcclOptions> nccl_options(const TrainConfig& config, const Place& place) {
+  if (config.comm.backend != "nccl") return std::nullopt;
+  runtime::NcclOptions nccl;
+  nccl.device = place.device.index;
+  nccl.timeout_seconds = config.comm.timeout_seconds;
+  nccl.max_thread_blocks = static_cast<int>(config.comm.nccl_max_ctas);
+  nccl.share_device = share_devices(place.devices);
+  return nccl;
 }
 
 }  // namespace longhaul::launch

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "launch/device.h"
 #include "launch/train_config.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/cores.h"
@@ -25,14 +26,28 @@ struct Place : Location {
   int threads = 1;  ///< OpenMP threads of this rank's compute
   std::string
       cores_text;  ///< "2 threads a rank on 2 cores, waiting passively"; the same on all ranks
-  std::string memory_text;  ///< see check_memory()
+  std::string memory_text = {};  ///< see check_memory()
+  /// Of all ranks, in rank order; empty on the CPU.
+  std::vector<RankDevice> devices = {};
+  runtime::Device device = {};           ///< this rank's
+  std::int64_t device_memory_bytes = 0;  ///< of that GPU; 0 on the CPU
 };
-/// debug.threads, else $OMP_NUM_THREADS, else the rank's share of its host's cores. Collective.
+/// Threads: debug.threads, else $OMP_NUM_THREADS, else the rank's share of its host's cores.
+/// Devices: see cuda_devices(). Collective.
 Place place_rank(const TrainConfig& config, runtime::Communicator& world, const Location& location);
 
-/// fp32 FMA rate of the cores that all ranks may use, measured by one rank of each host while the
-/// others wait. Collective.
-double measure_peak_flops(runtime::Communicator& world, const Place& place,
-                          const runtime::Stream& stream);
+/// What MFU divides by.
+struct PeakFlops {
+  double flops = 0;        ///< a second, of all that the ranks compute on
+  std::string convention;  ///< what was measured, in words
+};
+/// On the CPU the fp32 FMA rate of the cores that all ranks may use, measured by one rank of each
+/// host while the others wait. On CUDA the rate of a large matmul of `dtype`, of every device that
+/// a rank computes on, measured on the trainer's own stream by one rank of each. Collective.
+PeakFlops measure_peak_flops(runtime::Communicator& world, const Place& place, runtime::DType dtype,
+                             const runtime::Stream& compute, const runtime::Stream& stream);
+
+/// What NCCL communicators of this rank are made with; none where ranks use another backend.
+std::optional<runtime::NcclOptions> nccl_options(const TrainConfig& config, const Place& place);
 
 }  // namespace longhaul::launch

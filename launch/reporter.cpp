@@ -20,6 +20,13 @@ namespace {
 
 using runtime::counted;
 
+/// Later lines under the first, behind the word that it follows.
+std::string indented(std::string text) {
+  for (auto at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 1))
+    text.insert(at + 1, "         ");
+  return text;
+}
+
 void print_start(const RunHeader& header, const RunStart& start, bool validated) {
   const TrainConfig& config = header.config;
   std::printf("%s\n", runtime::version_line().c_str());
@@ -48,6 +55,10 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
               counted(std::ssize(hosts), "host").c_str(),
               header.communicator.substr(0, header.communicator.find(',')).c_str());
   std::printf("cores    %s\n", start.place.cores_text.c_str());
+  if (!start.place.devices.empty())
+    std::printf("devices  %s\n", indented(binding_text(start.place.devices)).c_str());
+  std::printf("peak     %.4g TFLOP/s: %s; mfu divides by it\n", header.peak_flops / 1e12,
+              header.peak_convention.c_str());
   std::printf("memory   %s\n", start.place.memory_text.c_str());
   std::printf("batch    %s a step: sequences of %s, %s of %ld on each data rank%s\n",
               counted(config.training.tokens_per_step, "token").c_str(),
@@ -81,6 +92,8 @@ const char* stop_hint(const TrainConfig& config) {
 Reporter::Reporter(const RunHeader& header, const RunStart& start)
     : config_(header.config),
       peak_flops_(header.peak_flops),
+      memory_bytes_(start.place.device_memory_bytes > 0 ? start.place.device_memory_bytes
+                                                        : runtime::node_memory_bytes()),
       writer_(config_.job.output_dir + "/metrics.jsonl", header, start.resumed.step) {
   write_resolved_config(config_);
   if (!writer_.kept_in().empty())
@@ -116,7 +129,7 @@ void Reporter::step(const StepResult& result, const Trainer& trainer,
   if (!due && !unlabelled(metrics)) return;
   ConsoleContext context;
   context.steps = config_.training.steps;
-  context.memory_total_bytes = runtime::node_memory_bytes();
+  context.memory_total_bytes = memory_bytes_;
   context.seconds_left =
       seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
   std::printf("%s\n", console_line(metrics, context).c_str());

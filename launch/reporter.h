@@ -43,6 +43,7 @@ class Reporter {
  private:
   const TrainConfig config_;
   const double peak_flops_;
+  const std::int64_t memory_bytes_;  // of the host, or of the GPU
   MetricsWriter writer_;
   double seconds_ = 0;
   std::int64_t steps_ = 0;

@@ -94,7 +94,11 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   const Resumed resumed = resume(trainer, config, world, stream);
 
   RunHeader header = run_header(config, data.corpus, data.validation.get(), trainer);
-  header.peak_flops = measure_peak_flops(world, place, stream);
+  const PeakFlops peak =
+      measure_peak_flops(world, place, config.training.dtype, trainer.compute(), stream);
+  header.peak_flops = peak.flops;
+  header.peak_convention = peak.convention;
+  for (const RankDevice& device : place.devices) header.devices.push_back(device.text());
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   const RunStart start{place, data.validation.get(),
@@ -165,6 +169,8 @@ int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingDa
   inputs.sequences = {data, &data->sequences};  // a trainer that is left behind goes on reading
   inputs.corpus_digest = data->corpus.digest();
   inputs.threads = place.threads;
+  inputs.device = place.device;
+  inputs.nccl = nccl_options(config, place);
   inputs.recorder = recorder;
   trainer = std::make_unique<Trainer>(std::move(inputs), world);
   return train_rank(config, world, place, *trainer, *data, recorder);
@@ -259,8 +265,8 @@ int run_train(const TrainOptions& options) {
   runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
   TrainDraft draft = load_config(options.config_path, options.overrides);
   const auto data = std::make_shared<const TrainingData>(draft);
-  const int code = draft.config.comm.backend == "mpi" ? train_mpi(draft, data)
-                                                      : train_loopback(draft.config, data);
+  const int code = draft.config.comm.backend == "loopback" ? train_loopback(draft.config, data)
+                                                           : train_mpi(draft, data);
   if (!console.close() && code == 0) fail(ExitCode::io, runtime::kOutputLost);
   return code;
 }

@@ -104,10 +104,13 @@ struct MetricsConfig {
 struct CommConfig {
   std::string backend;  ///< "mpi", "loopback" or "nccl"
   double timeout_seconds = 0;
+  std::int64_t nccl_max_ctas = 0;  ///< of each communicator; 0: as many as NCCL likes
 };
 
 struct DeviceConfig {
-  std::string kind;  ///< "cpu"; "cuda" is refused
+  std::string kind;       ///< "cpu" or "cuda"
+  std::string attention;  ///< "auto", "cudnn" or "exact"
+  bool share = false;     ///< processes may share a CUDA device
 };
 
 struct DebugConfig {

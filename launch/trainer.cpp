@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
+#include "launch/device.h"
 #include "launch/model.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
+#include "runtime/ops/gradient_norm.h"
 #include "runtime/ops/host_copy.h"
 #include "runtime/purpose.h"
 #include "runtime/tensor.h"
+#include "runtime/trace_range.h"
 
 namespace longhaul::launch {
 
@@ -41,8 +44,9 @@ std::vector<double> sum(const std::vector<std::vector<double>>& rows) {
 }
 
 /// The one place that chooses the device of training: all other work follows this stream's.
-runtime::Stream compute_stream(const TrainConfig&, int threads) {
-  return runtime::Stream::cpu("compute", threads);
+runtime::Stream compute_stream(const runtime::Device& device, int threads) {
+  if (device.kind == runtime::DeviceKind::cpu) return runtime::Stream::cpu("compute", threads);
+  return runtime::Stream::cuda("compute", device.index);
 }
 
 }  // namespace
@@ -53,7 +57,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
       context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
       plan_(batch_plan(inputs_.config)),
-      compute_(compute_stream(inputs_.config, inputs_.threads)),
+      compute_(compute_stream(inputs_.device, inputs_.threads)),
       control_stream_(runtime::Stream::cpu("control")),
       model_(make_model(inputs_.config, inputs_.vocab_size)),
       batch_shape_{inputs_.config.data, model_.masks(),
@@ -62,14 +66,18 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
       loader_(loader_inputs(inputs_.sequences)) {
   const TrainConfig& config = inputs_.config;
   using enum runtime::Axis;
-  auto gradient_comm = grid_.split(world, {data, context}, "gradients");
+  const auto of_device = [&](std::unique_ptr<Communicator> ranks) {
+    return device_communicator(std::move(ranks), inputs_.nccl);
+  };
+  auto gradient_comm = of_device(grid_.split(world, {data, context}, "gradients"));
   control_comm_ = grid_.split(world, {data, context}, "control");
-  parallel::AttentionOptions attention{.wire_dtype =
-                                           config.parallelism.context_parallel_wire_dtype};
+  parallel::AttentionOptions attention{.wire_dtype = config.parallelism.context_parallel_wire_dtype,
+                                       .kernels = attention_kernels(config),
+                                       .deterministic = config.debug.deterministic};
   schemes_ = scheme_changes(config);
   attention.scheme = scheme_ = schemes_.front().scheme;
   attention_ = std::make_unique<parallel::Attention>(
-      attention, grid_.split(world, {context}, "context"), compute_);
+      attention, of_device(grid_.split(world, {context}, "context")), compute_);
 
   store_ =
       std::make_unique<models::ParameterStore>(model_.table(), config.training.dtype, compute_);
@@ -148,9 +156,13 @@ StepResult Trainer::step(bool stop) {
   const TrainConfig& config = inputs_.config;
   const std::int64_t step_number = completed_steps_ + 1;
   if (inputs_.recorder != nullptr) inputs_.recorder->set_step(step_number);
+  const runtime::TraceRange trace("step", step_number);
 
   // This rank's share of the step's sequences, made while the last step ran; then the next one's.
-  std::vector<LocalBatch> batches = loader_.take({step_number, cursor_});
+  std::vector<LocalBatch> batches = [&] {
+    const runtime::TraceRange trace_loading("batches");
+    return loader_.take({step_number, cursor_});
+  }();
   set_scheme(step_number);
   if (step_number < config.training.steps)
     loader_.start({step_number + 1, cursor_ + plan_.sequences_per_step});
@@ -187,6 +199,7 @@ StepResult Trainer::step(bool stop) {
     result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
     result.comm_seconds = std::max(result.comm_seconds, rank[3]);
   }
+  if (on_device()) result.comm_seconds = std::nan("");
   result.grad_norm = labels > 0 ? mine.grad_norm : std::nan("");
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
@@ -201,9 +214,9 @@ StepResult Trainer::step(bool stop) {
 Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, double lr) {
   // Each finished group of gradients is reduced while the next is computed.
   store_->zero_gradients(compute_);
-  std::vector<std::shared_ptr<const std::vector<double>>>
-      losses;  // of each pass, once synchronised
+  std::vector<Tensor> losses;  // of each pass
   for (std::size_t done = 0; done < batches.size();) {
+    const runtime::TraceRange trace("forward and backward");
     std::vector<models::Batch> together;
     for (Rows& rows : rows_) {
       if (done < batches.size()) together.push_back(upload(std::move(batches[done++]), rows));
@@ -216,19 +229,31 @@ Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, 
         exchange_->reduce(store_->gradients(), finished);
       };
     }
-    for (const Tensor& loss : model_.forward_backward(resources(), together, options))
-      losses.push_back(runtime::ops::download<double>(loss, compute_));
+    std::ranges::move(model_.forward_backward(resources(), together, options),
+                      std::back_inserter(losses));
   }
 
-  // Clip and update.
-  const Tensor norm = exchange_->gradient_norm(store_->gradients());
+  // Clip and update. The host reads what is left at the end, so that no device waits for it before.
+  const std::int64_t step = completed_steps_ + 1;
+  const Tensor norm = [&] {
+    const runtime::TraceRange trace("update");
+    Tensor found = exchange_->gradient_norm(store_->gradients());
+    optimizer_->step(lr, step, found, compute_);
+    exchange_->share(store_->values());
+    return found;
+  }();
   const auto host_norm = runtime::ops::download<double>(norm, compute_);
-  optimizer_->step(lr, completed_steps_ + 1, norm, compute_);
-  exchange_->share(store_->values());
-  compute_.synchronize(host_deadline());
+  std::vector<std::shared_ptr<const std::vector<double>>> host_losses;
+  for (const Tensor& loss : losses)
+    host_losses.push_back(runtime::ops::download<double>(loss, compute_));
+  {
+    const runtime::TraceRange trace("the host waits");
+    compute_.synchronize(host_deadline());
+  }
   Update update;
-  for (const auto& loss : losses) update.loss_sum += loss->front();
+  for (const auto& loss : host_losses) update.loss_sum += loss->front();
   update.grad_norm = host_norm->front();
+  runtime::ops::require_finite_norm(update.grad_norm, step);
   return update;
 }
 
@@ -261,7 +286,8 @@ std::vector<runtime::TensorSlice> Trainer::checkpoint_slices() const {
   std::vector<runtime::TensorSlice> slices;
   for (const parallel::FlatState& state : states()) {
     for (auto& [name, sizes, start, view] : state_boxes(store_->table(), state, owned))
-      slices.push_back({std::move(name), std::move(sizes), std::move(start), view});
+      slices.push_back({std::move(name), std::move(sizes), std::move(start), view,
+                        on_device() ? std::optional(compute_) : std::nullopt});
   }
   return slices;
 }
@@ -306,7 +332,8 @@ ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
       }
     }
     for (const auto& block : state_boxes(store_->table(), state, state.ranges))
-      checkpoint.read(block.name, block.start, block.view);
+      on_device() ? checkpoint.read(block.name, block.start, block.view, compute_)
+                  : checkpoint.read(block.name, block.start, block.view);
   }
   store_->values_changed();
   optimizer_->set_updates(metadata.optimizer_step);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@
 #include "parallel/parameter_exchange.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/comm/grid.h"
+#include "runtime/comm/nccl.h"
+#include "runtime/device.h"
 #include "runtime/flight.h"
 #include "runtime/io/checkpoint.h"
 
@@ -30,8 +33,10 @@ struct TrainerInputs {
   std::int64_t vocab_size = 0;
   std::shared_ptr<const runtime::SequenceSource> sequences;
   std::string corpus_digest;
-  int threads = 1;                              ///< OpenMP threads of this rank's compute
-  runtime::FlightRecorder* recorder = nullptr;  ///< may be null
+  int threads = 1;  ///< OpenMP threads of this rank's compute on a CPU
+  runtime::Device device = {};
+  std::optional<runtime::NcclOptions> nccl = {};  ///< of ranks whose GPUs exchange by NCCL
+  runtime::FlightRecorder* recorder = nullptr;    ///< may be null
 };
 
 /// What a step did, the same on every rank but for `seconds`.
@@ -45,7 +50,8 @@ struct StepResult {
   std::vector<std::int64_t> areas;  ///< (query, key) pairs of each of the model's masks
   std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
-  double comm_seconds = 0;        ///< compute waited for communication, largest over ranks
+  /// Compute waited for communication, largest over ranks; NaN where that is not measured: CUDA.
+  double comm_seconds = 0;
   std::int64_t memory_bytes = 0;  ///< peaks of tensors and of staged messages, largest over ranks
   bool stop_requested = false;    ///< some rank was asked to stop
 };
@@ -83,6 +89,8 @@ class Trainer {
   std::int64_t cursor() const { return cursor_; }
   std::int64_t parameters() const { return store_->table().elements(); }
   const models::Model& model() const { return model_; }
+  /// Where all of its work goes.
+  const runtime::Stream& compute() const { return compute_; }
   const parallel::Attention& attention() const { return *attention_; }
   /// Of this rank's tensors in the last step; messages are not among them.
   std::int64_t peak_tensor_bytes() const { return compute_.memory().peak_bytes; }
@@ -122,6 +130,7 @@ class Trainer {
   std::int64_t last_step() const { return std::max<std::int64_t>(1, completed_steps_); }
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
   std::vector<parallel::FlatState> states() const;
+  bool on_device() const { return compute_.device().kind != runtime::DeviceKind::cpu; }
 
   const TrainerInputs inputs_;
   const runtime::ProcessGrid grid_;

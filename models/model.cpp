@@ -7,6 +7,7 @@
 #include "runtime/ops/embedding.h"
 #include "runtime/ops/rope.h"
 #include "runtime/purpose.h"
+#include "runtime/trace_range.h"
 
 namespace longhaul::models {
 
@@ -136,6 +137,7 @@ Stages Model::activate(const PassContext& context, const Layer& layer, Tensor in
 /// Goes on to the next stage of a layer; what it allocates is in the layer's name.
 bool advance(Stages& stages, const char* what, std::size_t layer) {
   const runtime::Purpose purpose(what, static_cast<std::int64_t>(layer), kActivationRemedy);
+  const runtime::TraceRange trace(what, static_cast<std::int64_t>(layer));
   return stages.advance();
 }
 
@@ -166,6 +168,7 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
   const Tensor dhidden(hidden.view().sizes(), parts_.dtype, compute);
   {
     const runtime::Purpose purpose("the head and its logits", kActivationRemedy);
+    const runtime::TraceRange trace("head");
     head_.loss_and_backward(resources, hidden, {batch.labels, batch.label_weights},
                             options.loss_scale, loss_sum, dhidden);
   }

@@ -64,7 +64,10 @@ struct Attention::Impl {
       : scheme(options.scheme),
         scheme_text(scheme.text()),
         context(std::move(ranks)),
-        compute(stream) {
+        compute(stream),
+        place(attention::place_of(stream)) {
+    place.kernels = options.kernels;
+    place.deterministic = options.deterministic;
     if (options.wire_dtype != runtime::DType::float32) wire_dtype = options.wire_dtype;
     open_channels();
   }
@@ -75,6 +78,7 @@ struct Attention::Impl {
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
   runtime::Stream compute;
+  attention::BlockPlace place;  ///< of its blocks
   std::vector<Channel> channels;
   mutable Cache cache;
 
@@ -102,7 +106,7 @@ struct Attention::Impl {
                                     ? forward_signature(shapes.weighting)
                                     : backward_signature(shapes.weighting);
     auto made = std::make_shared<const Prepared>(parallel::prepare(inputs)(context->rank()),
-                                                 signature, scoring, attention::place_of(compute));
+                                                 signature, scoring, place);
     cache.add(key, made);
     return made;
   }

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "attention/block.h"
+#include "attention/block_plan.h"
 #include "attention/head_masks.h"
 #include "parallel/executor.h"
 #include "parallel/layout.h"
@@ -20,6 +20,9 @@ struct AttentionOptions {
   Expression scheme = {};
   /// Dtype of gradient accumulators between ranks; LSE and delta always travel as fp32.
   runtime::DType wire_dtype = runtime::DType::float32;
+  /// What computes blocks on CUDA, and whether it must repeat bit for bit.
+  attention::Kernels kernels = attention::Kernels::exact;
+  bool deterministic = false;
 };
 
 /// What the calls of a batch have in common: masks and layout, the same on all ranks, and the calls

@@ -2,6 +2,7 @@
 
 #include "runtime/error.h"
 #include "runtime/purpose.h"
+#include "runtime/trace_range.h"
 
 namespace longhaul::parallel {
 
@@ -124,6 +125,7 @@ void Execution::enqueue(std::size_t index) {
   const Channel* channel =
       step.stream == kCompute ? nullptr : &channels_[static_cast<std::size_t>(step.stream - 1)];
   const Stream& stream = channel == nullptr ? compute_ : channel->stream;
+  const runtime::TraceRange trace(name(step.operation));
   for (const int wait : step.waits) stream.wait(events_[static_cast<std::size_t>(wait)]);
   prepared_.step(index).run(
       Frame({prepared_.program(), read_, written_, arena_.data() + prepared_.slots_bytes(),

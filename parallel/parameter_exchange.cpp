@@ -25,14 +25,14 @@ View part(const View& flat, const ElementRange& range) {
 ParameterExchange::ParameterExchange(const ParameterTable& table, bool sharded,
                                      std::unique_ptr<runtime::Communicator> comm,
                                      const runtime::Stream& compute)
-    : sharded_(sharded),
-      comm_(std::move(comm)),
+    : comm_(std::move(comm)),
+      sharded_(sharded && comm_->size() > 1),
       compute_(compute),
       stream_(compute.sibling("gradients", 1)),
       sharding_(table, comm_->size()),
       elements_(table.elements()),
-      updated_(sharded ? sharding_.owned(comm_->rank())
-                       : std::vector<ElementRange>{{0, table.elements()}}),
+      updated_(sharded_ ? sharding_.owned(comm_->rank())
+                        : std::vector<ElementRange>{{0, table.elements()}}),
       complete_(elements_),
       waiting_(sharding_.buckets().size()) {}
 

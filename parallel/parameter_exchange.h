@@ -45,8 +45,8 @@ class ParameterExchange {
   void reset_peak() const { stream_.reset_peak(); }
 
  private:
-  const bool sharded_;
   const std::unique_ptr<runtime::Communicator> comm_;
+  const bool sharded_;
   const runtime::Stream compute_, stream_;
   const Sharding sharding_;
   const std::int64_t elements_;

@@ -227,4 +227,25 @@ void Checkpoint::read(const std::string& name, std::span<const std::int64_t> sta
   }
 }
 
+void Checkpoint::read(const std::string& name, std::span<const std::int64_t> start, TensorView out,
+                      const Stream& stream, std::int64_t staged_bytes) const {
+  LONGHAUL_CHECK(out.contiguous() && out.device() == stream.device(), "tensor '", name,
+                 "' is read to ", to_string(out.device()), " by a stream of ",
+                 to_string(stream.device()), "; expected contiguous memory of that device");
+  if (out.elements() == 0) return;
+  LONGHAUL_CHECK(out.dims() >= 1, "tensor '", name, "' is read to a scalar");
+  const std::int64_t rows = out.size(0), row_bytes = out.bytes() / rows;
+  const std::int64_t step = std::min(rows, rows_within(staged_bytes, row_bytes));
+  const Buffer staging = stream.allocate_host(step * row_bytes);
+  std::vector<std::int64_t> at(start.begin(), start.end());
+  for (std::int64_t row = 0; row < rows; row += step) {
+    const TensorView part = out.slice(0, row, std::min(rows, row + step));
+    const TensorView staged(staging.data(), part.dtype(), Device{}, part.sizes());
+    read(name, at, staged);
+    runtime::copy(staged, part, stream);
+    stream.synchronize(deadline_in(kOpenTimeoutSeconds));  // before the memory is written again
+    at[0] += step;
+  }
+}
+
 }  // namespace longhaul::runtime

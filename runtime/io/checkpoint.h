@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/comm/communicator.h"
+#include "runtime/io/host_rows.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::runtime {
@@ -37,7 +38,10 @@ struct TensorSlice {
   std::string name;                 ///< letters, digits, '.', '_', '-'; at most 200
   std::vector<std::int64_t> sizes;  ///< of the global tensor; 1 to 5 dims
   std::vector<std::int64_t> start;  ///< of the slice; its sizes are the view's
-  ConstTensorView view;             ///< host memory, any strides; its contents must be ready
+  /// In host memory, any strides, its contents ready; or contiguous on the device of `stream`,
+  /// ready in the stream's order.
+  ConstTensorView view;
+  std::optional<Stream> stream = std::nullopt;
 };
 
 struct SaveOptions {
@@ -46,6 +50,8 @@ struct SaveOptions {
   /// For the whole save. Ranks wait for slower ones until then, whatever the communicator's
   /// timeout.
   double timeout_seconds = 3600;
+  /// Of slices that lie on a device, so much is in host memory at a time, or one row.
+  std::int64_t staged_bytes = kStagedBytes;
 };
 
 /// Writes a checkpoint and returns when it is committed and read back; then removes checkpoints of
@@ -105,6 +111,10 @@ class Checkpoint {
   /// The slice at `start` of the global tensor `name`, of the sizes of `out` (host memory, any
   /// strides, the tensor's dtype). Blocks.
   void read(const std::string& name, std::span<const std::int64_t> start, TensorView out) const;
+  /// The same into contiguous memory of a stream's device, behind what the stream has been given so
+  /// far. Blocks until `out` is complete. So much is in host memory at a time, or one row.
+  void read(const std::string& name, std::span<const std::int64_t> start, TensorView out,
+            const Stream& stream, std::int64_t staged_bytes = kStagedBytes) const;
 
  private:
   struct State;

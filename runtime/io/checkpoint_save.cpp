@@ -12,7 +12,6 @@
 #include "runtime/io/checkpoint_manifest_impl.h"
 #include "runtime/io/disk.h"
 #include "runtime/size_text.h"
-#include "runtime/tensor_impl.h"
 
 namespace longhaul::runtime {
 namespace checkpoint {
@@ -27,31 +26,32 @@ std::vector<std::int64_t> sizes_of(const ConstTensorView& view) {
   return {view.sizes().begin(), view.sizes().end()};
 }
 
-/// The view's bytes in row-major order: its own memory, or a copy in `scratch`.
-std::span<const std::byte> packed(const ConstTensorView& view, std::vector<std::byte>& scratch) {
-  const auto bytes = static_cast<std::size_t>(view.bytes());
-  if (view.contiguous()) return {view.data(), bytes};
-  scratch.resize(bytes);
-  detail::copy_now(view, TensorView(scratch.data(), view.dtype(), view.device(), view.sizes()));
-  return scratch;
-}
-
 void check_slice(const TensorSlice& slice) {
   LONGHAUL_CHECK(valid_tensor_name(slice.name), "tensor name '", slice.name,
                  "'; letters, digits, '.', '_' and '-' are allowed");
-  LONGHAUL_CHECK(slice.view.device().kind == DeviceKind::cpu, "tensor '", slice.name, "' lies on ",
-                 to_string(slice.view.device()), "; copy it to the host first");
+  LONGHAUL_CHECK(slice.stream || slice.view.device().kind == DeviceKind::cpu, "tensor '",
+                 slice.name, "' lies on ", to_string(slice.view.device()),
+                 "; expected a stream of that device beside it");
   const auto dims = static_cast<std::size_t>(slice.view.dims());
   LONGHAUL_CHECK(slice.sizes.size() == dims && slice.start.size() == dims, "tensor '", slice.name,
                  "': a view of ", dims, " dims for a tensor of ", slice.sizes.size());
 }
 
+/// Rows [begin, end) of a dataset of these sizes.
+struct RowBlock {
+  std::vector<std::int64_t> start, count;
+  RowBlock(const std::vector<std::int64_t>& sizes, std::int64_t begin, std::int64_t end)
+      : start(sizes.size(), 0), count(sizes) {
+    start[0] = begin;
+    count[0] = end - begin;
+  }
+};
+
 /// Writes this rank's file; the entries' file number is this rank's.
 std::vector<TensorEntry> write_rank_file(const fs::path& path, std::span<const TensorSlice> slices,
-                                         int rank) {
+                                         int rank, std::int64_t staged_bytes) {
   std::vector<TensorEntry> entries;
   std::map<std::string, int> pieces;  // of each name, in this file
-  std::vector<std::byte> scratch;
   hdf5::File file = hdf5::File::create(path);
   for (const TensorSlice& slice : slices) {
     check_slice(slice);
@@ -62,8 +62,13 @@ std::vector<TensorEntry> write_rank_file(const fs::path& path, std::span<const T
       const std::vector<std::int64_t> count = sizes_of(slice.view);
       hdf5::Dataset stored = file.create_dataset(dataset, element_of(entry.dtype), count,
                                                  hdf5::Storage::chunked_with_checksums);
-      stored.write_bytes(std::vector<std::int64_t>(count.size(), 0), count, element_of(entry.dtype),
-                         packed(slice.view, scratch));
+      HostRows rows(slice.view, slice.stream, staged_bytes);
+      for (std::int64_t begin = 0; begin < rows.count(); begin += rows.most()) {
+        const std::int64_t end = std::min(rows.count(), begin + rows.most());
+        const RowBlock block(count, begin, end);
+        stored.write_bytes(block.start, block.count, element_of(entry.dtype),
+                           rows.read(begin, end));
+      }
       entry.slices.push_back({rank, dataset, slice.start, count});
     }
     entries.push_back(std::move(entry));
@@ -74,19 +79,17 @@ std::vector<TensorEntry> write_rank_file(const fs::path& path, std::span<const T
 
 /// Compares a dataset with the memory that it was written from, some rows at a time.
 void compare_dataset(const hdf5::File& file, const SliceEntry& entry, DType dtype,
-                     std::span<const std::byte> expected) {
+                     HostRows& expected) {
   const hdf5::Dataset dataset = file.dataset(entry.dataset);
-  const std::int64_t rows = entry.count[0];
-  const auto row_bytes = static_cast<std::int64_t>(expected.size()) / rows;
-  const std::int64_t step = std::max<std::int64_t>(1, kCompareBytes / row_bytes);
+  const std::int64_t rows = expected.count(), row_bytes = expected.row_bytes();
+  const std::int64_t step = std::min(expected.most(), rows_within(kCompareBytes, row_bytes));
   std::vector<std::byte> stored;
-  std::vector<std::int64_t> start(entry.count.size(), 0), count = entry.count;
   for (std::int64_t row = 0; row < rows; row += step) {
-    start[0] = row;
-    count[0] = std::min(step, rows - row);
-    stored.resize(static_cast<std::size_t>(count[0] * row_bytes));
-    dataset.read_bytes(start, count, element_of(dtype), stored);
-    if (std::memcmp(stored.data(), expected.data() + row * row_bytes, stored.size()) != 0) {
+    const RowBlock block(entry.count, row, std::min(rows, row + step));
+    stored.resize(static_cast<std::size_t>(block.count[0] * row_bytes));
+    dataset.read_bytes(block.start, block.count, element_of(dtype), stored);
+    const auto wanted = expected.read(row, row + block.count[0]);
+    if (std::memcmp(stored.data(), wanted.data(), stored.size()) != 0) {
       fail(ExitCode::io, file.path().string(), ": dataset '", entry.dataset,
            "' reads back differently from what was written");
     }
@@ -97,15 +100,14 @@ void compare_dataset(const hdf5::File& file, const SliceEntry& entry, DType dtyp
 /// every dataset is compared with memory; the digest goes ahead of HDF5, which finds its pages in
 /// the kernel's cache.
 FileDigest read_back(const fs::path& path, std::span<const TensorSlice> slices,
-                     const std::vector<TensorEntry>& entries) {
+                     const std::vector<TensorEntry>& entries, std::int64_t staged_bytes) {
   FileDigester digester(path);
   const hdf5::File file = hdf5::File::open(path);
-  std::vector<std::byte> scratch;
   std::int64_t written = 0;  // datasets lie in the order in which they were made
   for (std::size_t index = 0; index < entries.size(); ++index) {
     for (const SliceEntry& entry : entries[index].slices) {
-      const auto expected = packed(slices[index].view, scratch);
-      written += std::ssize(expected);
+      HostRows expected(slices[index].view, slices[index].stream, staged_bytes);
+      written += slices[index].view.bytes();
       digester.advance_to(written);
       compare_dataset(file, entry, entries[index].dtype, expected);
     }
@@ -114,12 +116,13 @@ FileDigest read_back(const fs::path& path, std::span<const TensorSlice> slices,
 }
 
 /// This rank's file on the device, and the report about it.
-std::string write_phase(const fs::path& path, std::span<const TensorSlice> slices, int rank) {
-  const std::vector<TensorEntry> entries = write_rank_file(path, slices, rank);
+std::string write_phase(const fs::path& path, std::span<const TensorSlice> slices, int rank,
+                        std::int64_t staged_bytes) {
+  const std::vector<TensorEntry> entries = write_rank_file(path, slices, rank, staged_bytes);
   sync_and_drop_cache(path);
   FileDigest digest;
   try {
-    digest = read_back(path, slices, entries);
+    digest = read_back(path, slices, entries, staged_bytes);
   } catch (const Error& error) {
     fail(ExitCode::io, error.what());  // whatever it is, it was not written as asked
   }
@@ -278,8 +281,8 @@ void save(const SaveOptions& options, const CheckpointMetadata& metadata,
 
   // 2. Every rank's file, on the device and read back.
   const std::string file = rank_file_name(comm.rank(), comm.size());
-  const std::vector<std::string> reports =
-      phase([&] { return write_phase(attempt_path / file, slices, comm.rank()); });
+  const std::vector<std::string> reports = phase(
+      [&] { return write_phase(attempt_path / file, slices, comm.rank(), options.staged_bytes); });
 
   // 3. The manifest, and the rename that commits.
   fs::path older;

@@ -1,5 +1,7 @@
 #include "runtime/ops/gradient_norm.h"
 
+#include <cmath>
+
 #include "runtime/ops/checks.h"
 #include "runtime/ops/ops_impl.h"
 
@@ -33,6 +35,12 @@ void clip_factor(ConstTensorView norm, double max_norm, std::int64_t step, Tenso
   if (detail::on_cuda(stream))
     return detail::cuda_clip_factor(norm, max_norm, step, factor, stream);
   detail::cpu_clip_factor(norm, max_norm, step, factor, stream);
+}
+
+void require_finite_norm(double norm, std::int64_t step) {
+  if (std::isfinite(norm)) return;
+  fail(ExitCode::internal, "the gradient norm of step ", step, " is ", norm,
+       "; nothing was updated. Lower the learning rate or max_norm, or look for bad data");
 }
 
 }  // namespace longhaul::runtime::ops

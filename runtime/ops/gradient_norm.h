@@ -30,4 +30,7 @@ void norm_of_chunks(ConstTensorView sums, TensorView norm, const Stream& stream)
 void clip_factor(ConstTensorView norm, double max_norm, std::int64_t step, TensorView factor,
                  const Stream& stream);
 
+/// For whoever reads the norm: throws that Error(internal) when it is not finite.
+void require_finite_norm(double norm, std::int64_t step);
+
 }  // namespace longhaul::runtime::ops

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "runtime/ops/checks.h"
+#include "runtime/ops/gradient_norm.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops::detail {
@@ -32,10 +33,7 @@ void cpu_norm_of_chunks(ConstTensorView sums, TensorView norm, const Stream& str
 void cpu_clip_factor(ConstTensorView norm, double max_norm, std::int64_t step, TensorView factor,
                      const Stream& stream) {
   stream.cpu_task([=, value = norm.as<double>(), out = factor.as<double>()] {
-    if (!std::isfinite(*value)) {
-      fail(ExitCode::internal, "the gradient norm of step ", step, " is ", *value,
-           "; nothing was updated. Lower the learning rate or max_norm, or look for bad data");
-    }
+    require_finite_norm(*value, step);
     *out = max_norm > 0 && *value > max_norm ? max_norm / *value : 1.0;
   });
 }

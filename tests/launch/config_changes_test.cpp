@@ -125,6 +125,10 @@ const std::map<std::string, std::vector<std::string>> kOther = {
     {"metrics.log_freq", {"10"}},
     {"comm.backend", {"loopback"}},
     {"comm.timeout_seconds", {"5"}},
+    {"comm.nccl_max_ctas", {"4"}},
+    {"device.kind", {"cuda"}},
+    {"device.attention", {"exact"}},
+    {"device.share", {"true"}},
     {"debug.seed", {"2"}},
     {"debug.deterministic", {"true"}},
     {"debug.threads", {"3"}},
@@ -140,8 +144,7 @@ const Keys kNotAlone = {"model.architecture",
                         "optimizer.name",
                         "lr_scheduler.decay_type",
                         "parallelism.tensor_parallel_degree",
-                        "parallelism.pipeline_parallel_degree",
-                        "device.kind"};
+                        "parallelism.pipeline_parallel_degree"};
 const Keys kMeaning = {"model.hidden_size",
                        "model.intermediate_size",
                        "model.num_hidden_layers",
@@ -157,8 +160,8 @@ const Keys kMeaning = {"model.hidden_size",
                        "training.seq_len",
                        "debug.seed"};
 const Keys kFree = {"job.output_dir",   "checkpoint.folder",    "checkpoint.resume",
-                    "metrics.log_freq", "comm.timeout_seconds", "debug.deterministic",
-                    "debug.threads"};
+                    "metrics.log_freq", "comm.timeout_seconds", "comm.nccl_max_ctas",
+                    "device.share",     "debug.deterministic",  "debug.threads"};
 
 TEST(ConfigChanges, EveryKeyIsRefusedToldOrFree) {
   for (const runtime::ConfigKey& key : config_schema().keys()) {

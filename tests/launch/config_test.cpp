@@ -108,6 +108,9 @@ TEST_F(ConfigTest, LoadsWithDefaults) {
   EXPECT_EQ(config.parallelism.context_parallel_layout, "zigzag");
   EXPECT_EQ(config.checkpoint.resume.word, "auto");
   EXPECT_EQ(config.device.kind, "cpu");
+  EXPECT_EQ(config.device.attention, "auto");
+  EXPECT_FALSE(config.device.share);
+  EXPECT_EQ(config.comm.nccl_max_ctas, 8);
   EXPECT_EQ(batch_plan(config).sequences_per_step, 2);
   EXPECT_EQ(batch_plan(config).accumulation_steps, 2);
   EXPECT_EQ(checkpoint_folder(config), folder_.file("out/checkpoints"));
@@ -378,10 +381,13 @@ const std::vector<WrongConfig> kWrong = {
     {"loopback of unknown size",
      {{18, "context_parallel_degree = -1"}, {19, "[comm]"}, {20, "backend = \"loopback\""}},
      {{"18:27: parallelism.context_parallel_degree = -1: comm.backend = \"loopback\""}}},
-    {"training on CUDA",
-     {{19, "[device]"}, {20, "kind = \"cuda\""}},
-     {{"20:8: device.kind = \"cuda\": training on CUDA devices does not exist yet",
-       "longhaul attention --device cuda", "use \"cpu\""}}},
+    {"memory of GPUs on the CPU",
+     {{19, "[comm]"}, {20, "backend = \"nccl\""}},
+     {{"20:11: comm.backend = \"nccl\": it moves memory of GPUs, and device.kind is \"cpu\"",
+       "set device.kind = \"cuda\"", "or use \"mpi\""}}},
+    {"cuDNN on the CPU",
+     {{19, "[device]"}, {20, "attention = \"cudnn\""}},
+     {{"20:13: device.attention = \"cudnn\": cuDNN runs on GPUs, and device.kind is \"cpu\""}}},
     {"unknown device",
      {{19, "[device]"}, {20, "kind = \"gpu\""}},
      {{"20:8: device.kind = \"gpu\": here it is called \"cuda\"; expected one of \"cpu\", "

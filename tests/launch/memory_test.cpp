@@ -7,8 +7,10 @@
 #include <functional>
 
 #include "runtime/cgroup.h"
+#include "runtime/device.h"
 #include "runtime/purpose.h"
 #include "runtime/size_text.h"
+#include "tests/support/gpu.h"
 #include "tests/support/training_job.h"
 #include "tests/support/training_run.h"
 
@@ -49,30 +51,34 @@ constexpr const char* kNoLimit = "a sanitizer needs more address space than this
 #endif
 
 /// Runs two steps and holds the estimate of the rank that needs most to the measured peak.
+void expect_estimate(TrainConfig config, std::int64_t vocabulary, double tolerance) {
+  config.training.steps = 2;
+  const std::int64_t seq_len = config.training.seq_len;
+  const test::RawSequences::Generator generator = [=](std::int64_t number) {
+    return test::random_sequence(vocabulary, seq_len, number);
+  };
+  const auto results = test::run_training(config, vocabulary, generator, {.steps = 2});
+  const auto measured =
+      static_cast<double>(std::max(results[0].memory_bytes, results[1].memory_bytes));
+  const test::RawSequences source(generator);
+  const MemoryQuestion question{config, vocabulary, source, 1};
+  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
+                                      config.parallelism.data_parallel_replicate_degree);
+  double estimated = 0;
+  for (int rank = 0; rank < ranks; ++rank)
+    estimated = std::max(estimated, static_cast<double>(estimate_memory(question, rank).total()));
+  EXPECT_NEAR(estimated, measured, tolerance * measured)
+      << estimate_text(estimate_memory(question, 0)) << "\nratio " << estimated / measured;
+}
+
 void expect_estimate(const Case& c) {
   SCOPED_TRACE(c.name);
   TrainConfig config = test::small_training(256);
   config.model.hidden_size = 48;
   config.model.intermediate_size = 112;
   config.model.head_dim = 12;
-  config.training.steps = 2;
   c.change(config);
-  const std::int64_t seq_len = config.training.seq_len;
-  const test::RawSequences::Generator generator = [=](std::int64_t number) {
-    return sequence(seq_len, number);
-  };
-  const auto results = test::run_training(config, kVocabulary, generator, {.steps = 2});
-  const auto measured =
-      static_cast<double>(std::max(results[0].memory_bytes, results[1].memory_bytes));
-  const test::RawSequences source(generator);
-  const MemoryQuestion question{config, kVocabulary, source, 1};
-  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
-                                      config.parallelism.data_parallel_replicate_degree);
-  double estimated = 0;
-  for (int rank = 0; rank < ranks; ++rank)
-    estimated = std::max(estimated, static_cast<double>(estimate_memory(question, rank).total()));
-  EXPECT_NEAR(estimated, measured, 0.1 * measured)
-      << estimate_text(estimate_memory(question, 0)) << "\nratio " << estimated / measured;
+  expect_estimate(config, kVocabulary, 0.1);
 }
 
 TEST(Memory, TheEstimateIsWithinATenthOfWhatIsMeasured) {
@@ -213,6 +219,72 @@ TEST(Memory, AnEstimateBeyondTheHostWarnsWithWhatEachRemedySaves) {
         [](TrainConfig& t) { t.parallelism.context_parallel_degree = 2; });
   saves("training.interleave = 1", [](TrainConfig& t) { t.training.interleave = 1; });
   EXPECT_EQ(text.find("micro_batch_size"), std::string::npos) << text;  // it is 1
+}
+
+/// 100 million weights over 32,000 tokens.
+TrainConfig on_gpu(const std::function<void(TrainConfig&)>& change) {
+  TrainConfig config = test::small_training(8192);
+  config.model.hidden_size = 1024;
+  config.model.intermediate_size = 2816;
+  config.model.num_hidden_layers = 4;
+  config.model.num_attention_heads = 8;
+  config.model.num_key_value_heads = 4;
+  config.model.head_dim = 128;
+  config.training.tokens_per_step = 16384;
+  config.training.dtype = runtime::DType::bfloat16;
+  config.comm.backend = "loopback";
+  config.device.kind = "cuda";
+  change(config);
+  return config;
+}
+
+TEST(Memory, OnAGpuLogitsTakeAGibAndMessagesAreTheHosts) {
+  constexpr std::int64_t kMany = 128'256;
+  const test::RawSequences source([](std::int64_t number) { return sequence(8192, number); });
+  const TrainConfig gpu = on_gpu([](TrainConfig& t) {
+    t.parallelism.context_parallel_degree = 2;
+    t.parallelism.data_parallel_replicate_degree = 1;
+  });
+  TrainConfig cpu = gpu;
+  cpu.device.kind = "cpu";
+  const MemoryEstimate on_cpu = estimate_memory({cpu, kMany, source, 1}, 0),
+                       estimate = estimate_memory({gpu, kMany, source, 1}, 0);
+  EXPECT_EQ(estimate.states(), on_cpu.states());
+  EXPECT_EQ(estimate.activations, on_cpu.activations);
+  EXPECT_LT(estimate.messages, on_cpu.messages);
+  // Rows of 128,256 logits in float32 and bfloat16: 512 of them on the CPU, within a GiB on a GPU.
+  const std::int64_t row = kMany * 6;
+  const double more = static_cast<double>(estimate.passing - on_cpu.passing);
+  EXPECT_NEAR(more, static_cast<double>((std::int64_t{1} << 30) - 512 * row), 0.15 * (1 << 30));
+}
+
+TEST(MemoryCuda, TheEstimateIsWithinATwentiethOfWhatIsMeasured) {
+  LONGHAUL_NEEDS_GPU();
+  for (const Case& c : std::vector<Case>{
+           {"bfloat16", [](TrainConfig&) {}},
+           {"recomputed", [](TrainConfig& t) { t.activation_checkpoint.mode = "full"; }},
+           {"float32", [](TrainConfig& t) { t.training.dtype = runtime::DType::float32; }},
+           {"two ranks", [](TrainConfig& t) { t.parallelism.context_parallel_degree = 2; }}}) {
+    SCOPED_TRACE(c.name);
+    expect_estimate(on_gpu(c.change), 32'000, 0.05);
+  }
+}
+
+/// A machine without a GPU judges what is to run on one.
+TEST(Memory, AConfigurationForGpusIsJudgedAnywhere) {
+  const test::TrainingJob job;
+  const auto result = test::run_longhaul({"validate", job.config(), "--ranks", "2", "--set",
+                                          "device.kind=cuda", "--set", "comm.backend=nccl"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  const auto at = result.out.find("# memory ");
+  ASSERT_NE(at, std::string::npos) << result.out;
+  const std::string line = result.out.substr(at, result.out.find('\n', at) - at);
+  EXPECT_NE(line.find("parameters"), std::string::npos) << line;
+  if (runtime::cuda_device_count() > 0) {
+    EXPECT_NE(line.find("this host's GPU"), std::string::npos) << line;
+  } else {
+    EXPECT_NE(line.find("there is no GPU here to hold it against"), std::string::npos) << line;
+  }
 }
 
 TEST(Memory, AnErrorNamesWhatAskedForIt) {

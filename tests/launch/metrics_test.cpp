@@ -31,7 +31,9 @@ RunHeader header_of(std::int64_t context) {
   header.communicator = "Open MPI v4.1.4, package: test";
   header.parameters = 1234;
   header.unigram_entropy = 3.4671;
+  header.devices = {"GPU 0 A of host a"};
   header.peak_flops = 1e11;
+  header.peak_convention = "a matmul";
   header.flop_convention = "mask area";
   return header;
 }
@@ -101,6 +103,9 @@ TEST(Console, LineIsTheDesigns) {
   metrics.memory_bytes = 12 << 20;
   EXPECT_NE(console_line(metrics, context).find("| mem 12.0 MiB/79.1 GiB |"), std::string::npos)
       << console_line(metrics, context);
+  metrics.comm_seconds = NAN;  // not measured
+  EXPECT_NE(console_line(metrics, context).find("| comm - | eta"), std::string::npos)
+      << console_line(metrics, context);
 }
 
 TEST(Console, LineOfAValidation) {
@@ -138,6 +143,8 @@ TEST_F(MetricsTest, HeaderThenOneRecordAStep) {
   EXPECT_EQ(header["grid"]["context"], 4);
   EXPECT_EQ(header["hosts"], json({"a", "b"}));
   EXPECT_EQ(header["communicator"], "Open MPI v4.1.4, package: test");
+  EXPECT_EQ(header["devices"], json({"GPU 0 A of host a"}));
+  EXPECT_EQ(header["peak_convention"], "a matmul");
   for (std::size_t i = 1; i < lines.size(); ++i) {
     const json record = json::parse(lines[i]);
     for (const char* key : {"step", "loss", "grad_norm", "learning_rate", "tokens",

@@ -8,8 +8,11 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <fstream>
+#include <map>
 #include <random>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "runtime/comm/loopback.h"
@@ -149,6 +152,70 @@ TEST(Checkpoint, AnySlicingReadsBackInAnyOther) {
       }
     }
   }
+}
+
+/// The bytes of a checkpoint's files, by name.
+std::map<std::string, std::string> files_in(const fs::path& folder) {
+  std::map<std::string, std::string> files;
+  for (const std::string& name : names_in(folder)) {
+    std::ifstream file(folder / name, std::ios::binary);
+    std::ostringstream bytes;
+    bytes << file.rdbuf();
+    files[name] = bytes.str();
+  }
+  return files;
+}
+
+TEST(Checkpoint, WhatIsStagedSomeRowsAtATimeIsWrittenAndReadTheSame) {
+  TempDirectory direct, staged;
+  save(direct.path(), 7, 3);
+  // Blocks of one row, of a few rows that do not divide the tensors, and of everything.
+  for (const std::int64_t bytes : {1, 100, 1 << 20}) {
+    SCOPED_TRACE(bytes);
+    std::int64_t held = 0;
+    run_loopback(3, {}, [&](std::unique_ptr<Communicator> comm) {
+      const Stream stream = Stream::cpu("io"), owner = Stream::cpu("owner");
+      std::vector<std::vector<std::byte>> memory;
+      auto slices = slices_of(kTensors, comm->rank(), 3, 0, 7, memory);
+      std::int64_t largest_row = 0;
+      for (TensorSlice& slice : slices) {
+        slice.stream = owner;
+        if (slice.view.elements() > 0)
+          largest_row = std::max(largest_row, slice.view.bytes() / slice.view.size(0));
+      }
+      SaveOptions options{staged.path()};
+      options.staged_bytes = bytes;
+      save_checkpoint(options, metadata_of(7), slices, *comm, stream);
+      EXPECT_LE(owner.memory().peak_bytes, std::max(bytes, largest_row));
+      EXPECT_GT(owner.memory().buffers, 0);
+      if (comm->rank() == 0) held = owner.memory().current_bytes;
+    });
+    EXPECT_EQ(held, 0);
+    EXPECT_EQ(files_in(staged / "step-00000007"), files_in(direct / "step-00000007"));
+    const Checkpoint checkpoint = Checkpoint::open(staged.path(), 7);
+    const Stream owner = Stream::cpu("owner");
+    for (const Spec& spec : kTensors) {
+      const std::vector<std::byte> expected = global_bytes(spec, 7);
+      std::vector<std::byte> result(expected.size(), std::byte{0xee});
+      checkpoint.read(spec.name, std::vector<std::int64_t>(spec.sizes.size(), 0),
+                      TensorView(result.data(), spec.dtype, Device{}, spec.sizes), owner, bytes);
+      EXPECT_EQ(result, expected) << spec.name;
+    }
+  }
+}
+
+TEST(Checkpoint, StagedTensorsAreContiguous) {
+  TempDirectory folder;
+  save(folder.path(), 7, 1);
+  const Checkpoint checkpoint = Checkpoint::open(folder.path(), 7);
+  const Stream owner = Stream::cpu("owner");
+  std::vector<float> wide(1000);
+  const TensorView strided =
+      TensorView(reinterpret_cast<std::byte*>(wide.data()), DType::float32, Device{}, {10, 10})
+          .slice(1, 0, 5);
+  EXPECT_THROW(checkpoint.read("layers.0.wq", std::vector<std::int64_t>{0, 0}, strided, owner),
+               Error);
+  EXPECT_THROW(HostRows(strided, owner, 100), Error);
 }
 
 TEST(Checkpoint, RanksOpenTogether) {

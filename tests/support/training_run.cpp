@@ -5,6 +5,8 @@
 #include <bit>
 #include <utility>
 
+#include "launch/device.h"
+
 namespace longhaul::test {
 
 launch::TrainConfig small_training(std::int64_t seq_len) {
@@ -59,6 +61,7 @@ std::vector<launch::StepResult> run_training(
     inputs.vocab_size = vocabulary;
     inputs.sequences = sequences;
     inputs.corpus_digest = "test";
+    if (launch::on_cuda(config)) inputs.device = {runtime::DeviceKind::cuda, 0};
     launch::Trainer trainer(std::move(inputs), *world);
     trainer.initialise();
     const runtime::Stream stream = runtime::Stream::cpu("host");

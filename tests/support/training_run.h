@@ -22,8 +22,8 @@ struct RunSteps {
   std::function<void(launch::Trainer&, runtime::Communicator&)> after = {};
 };
 
-/// Trains data x context loopback ranks and returns rank 0's results, after checking that every
-/// rank has the same.
+/// Trains data x context loopback ranks, on the CPU or all of them on CUDA device 0, and returns
+/// rank 0's results, after checking that every rank has the same.
 std::vector<launch::StepResult> run_training(const launch::TrainConfig& config,
                                              std::int64_t vocabulary,
                                              const RawSequences::Generator& sequences,
