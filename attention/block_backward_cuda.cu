@@ -5,6 +5,7 @@
 
 #include "attention/block_impl.h"
 #include "attention/block_tile.cuh"
+#include "attention/sdpa_block_impl.h"
 
 namespace longhaul::attention::detail {
 namespace {
@@ -228,6 +229,7 @@ class BackwardPlan final : public CudaPlan {
 std::shared_ptr<const BlockPlan> cuda_plan_backward(std::vector<Slice> bands,
                                                     const BlockShape& shape, const Scoring& scoring,
                                                     const BlockPlace& place) {
+  if (auto plan = sdpa_plan(Pass::backward, bands, shape, scoring, place)) return plan;
   return std::make_shared<const BackwardPlan>(bands, shape, scoring, place);
 }
 

@@ -4,6 +4,7 @@
 
 #include "attention/block_impl.h"
 #include "attention/block_tile.cuh"
+#include "attention/sdpa_block_impl.h"
 
 namespace longhaul::attention::detail {
 namespace {
@@ -171,6 +172,7 @@ class ForwardPlan final : public CudaPlan {
 std::shared_ptr<const BlockPlan> cuda_plan_forward(std::vector<Slice> bands,
                                                    const BlockShape& shape, const Scoring& scoring,
                                                    const BlockPlace& place) {
+  if (auto plan = sdpa_plan(Pass::forward, bands, shape, scoring, place)) return plan;
   return std::make_shared<const ForwardPlan>(bands, shape, scoring, place);
 }
 

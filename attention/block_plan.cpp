@@ -23,6 +23,9 @@ void check_shape(const BlockShape& s) {
                  "the activation dtype is ", name(s.activation), "; expected float32 or bfloat16");
   LONGHAUL_CHECK(s.kv_heads == 0 ? s.heads == 0 : s.heads % s.kv_heads == 0, s.heads,
                  " query heads are no multiple of ", s.kv_heads, " key/value heads");
+  LONGHAUL_CHECK(s.heads_of_q_rows() >= s.heads && s.heads_of_kv_rows() >= s.kv_heads, "views of ",
+                 s.heads, " and ", s.kv_heads, " heads in rows of ", s.q_row_heads, " and ",
+                 s.kv_row_heads);
 }
 
 void check_scoring(const Scoring& scoring) {
@@ -144,6 +147,10 @@ std::shared_ptr<const BlockPlan> plan_block(Pass pass, const std::vector<Slice>&
   check_scoring(scoring);
   check_shape(shape);
   const bool cuda = place.device.kind == DeviceKind::cuda, forward = pass == Pass::forward;
+  if (place.kernels == Kernels::cudnn && !cuda) {
+    runtime::fail(runtime::ExitCode::config, "attention by cuDNN is demanded on ",
+                  to_string(place.device), "; expected CUDA");
+  }
   const auto plan = forward ? (cuda ? detail::cuda_plan_forward : detail::cpu_plan_forward)
                             : (cuda ? detail::cuda_plan_backward : detail::cpu_plan_backward);
   return plan(sorted(bands, shape), shape, scoring, place);

@@ -1,5 +1,6 @@
 # longhaul_library(NAME DEPENDS...): one static library of a top-level folder, from its sources.
-# x_cuda.cpp and x_cuda.cu are built with CUDA, x_no_cuda.cpp without: callers never see which.
+# x_cuda.cpp and x_cuda.cu are built with CUDA, x_no_cuda.cpp without: callers never see which. So are x_cudnn.cpp and
+# x_no_cudnn.cpp with cuDNN.
 function(longhaul_library name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp ${CMAKE_CURRENT_SOURCE_DIR}/*.cu)
   if(LONGHAUL_HAS_CUDA)
@@ -8,6 +9,13 @@ function(longhaul_library name)
     list(FILTER sources EXCLUDE REGEX "(_cuda\\.cpp|\\.cu)$")
     file(GLOB_RECURSE no_cuda CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_no_cuda.cpp)
     list(APPEND sources ${no_cuda})
+  endif()
+  file(GLOB_RECURSE no_cudnn CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_no_cudnn.cpp)
+  if(LONGHAUL_HAS_CUDNN)
+    list(REMOVE_ITEM sources ${no_cudnn})
+  else()
+    list(FILTER sources EXCLUDE REGEX "_cudnn\\.cpp$")
+    list(APPEND sources ${no_cudnn})
   endif()
   if(NOT sources)
     file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/empty.cpp "")

@@ -218,7 +218,9 @@ attention::BlockShape shape_of(const View& q, const View& kv, const std::optiona
           kv.heads(),
           width_of(q, 0, with),
           v ? width_of(*v, 0, with) : width_of(kv, 1, with),
-          with.record(q).fields[0].dtype};
+          with.record(q).fields[0].dtype,
+          with.program().slot(q).heads,
+          with.program().slot(kv).heads};
 }
 
 /// The program's records and the scoring have the LSE, or neither does.
