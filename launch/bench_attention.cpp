@@ -10,7 +10,7 @@
 #include "launch/bench.h"
 #include "launch/bench_calls.h"
 #include "launch/bench_gemm.h"
-#include "launch/bench_json.h"
+#include "launch/bench_json_impl.h"
 #include "parallel/local_work.h"
 #include "parallel/policy.h"
 #include "runtime/build_info.h"

@@ -1,5 +1,6 @@
 #include "launch/bench_calls.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "parallel/executor.h"
@@ -62,8 +63,25 @@ double attention_flops(Direction direction, std::int64_t pairs, std::int64_t dim
 }
 
 std::vector<attention::Slice> RankCall::bands() const {
-  const attention::Run all[] = {{0, mask.tokens()}};
-  return attention::cut(mask, layout.runs(rank), all);
+  const auto strided = [](const attention::Run& run) { return run.stride != 1; };
+  if (std::ranges::none_of(layout.runs(rank), strided)) {
+    const attention::Run all[] = {{0, mask.tokens()}};
+    return attention::cut(mask, layout.runs(rank), all);
+  }
+  // Strided rows have bands over rows that are strided alike: each rank's.
+  std::vector<attention::Slice> bands;
+  std::int64_t before = 0;
+  for (int other = 0; other < layout.ranks(); ++other) {
+    for (attention::Slice band : attention::cut(mask, layout.runs(rank), layout.runs(other))) {
+      band.k_begin += before;
+      band.k_end += before;
+      if (band.lo > -attention::kUnbounded) band.lo += before;
+      if (band.hi < attention::kUnbounded) band.hi += before;
+      bands.push_back(band);
+    }
+    before += layout.rows(other);
+  }
+  return bands;
 }
 
 CallTensors::CallTensors(const RankCall& call, const Stream& stream)

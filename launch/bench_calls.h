@@ -25,7 +25,8 @@ struct RankCall {
   parallel::Layout layout;
   int rank = 0;
 
-  /// In row numbers of its queries and of all tokens.
+  /// In row numbers of its queries and of all keys: in token order, or rank after rank where a
+  /// rank's tokens are strided.
   std::vector<attention::Slice> bands() const;
 };
 

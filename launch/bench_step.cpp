@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "launch/bench.h"
-#include "launch/bench_json.h"
+#include "launch/bench_json_impl.h"
 #include "launch/config.h"
 #include "launch/longest.h"
 #include "launch/memory.h"

@@ -5,12 +5,13 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <thread>
 
 #include "attention/block.h"
 #include "runtime/error.h"
+#include "runtime/ops/host_copy.h"
+#include "tests/support/host_tensors.h"
 #include "tests/support/scheme_cases.h"
 
 namespace longhaul::test {
@@ -53,25 +54,24 @@ double relative(double squared_error, const std::vector<double>& exact) {
 /// Rows `tokens` of a global [rows, width] array, as [rows, heads, width / heads].
 Tensor take(const std::vector<float>& global, const std::vector<std::int64_t>& tokens,
             std::int64_t heads, std::int64_t width, DType dtype, const Stream& stream) {
-  const auto n = static_cast<std::int64_t>(tokens.size());
+  const auto n = static_cast<std::int64_t>(tokens.size()), row = heads * width;
+  std::vector<float> values;
+  values.reserve(static_cast<std::size_t>(n * row));
+  for (const std::int64_t token : tokens)
+    values.insert(values.end(), global.begin() + token * row, global.begin() + (token + 1) * row);
   Tensor rows({n, heads, width}, DType::float32, stream);
-  stream.synchronize(deadline());  // poisoned first
-  const auto row = static_cast<std::size_t>(heads * width);
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    std::memcpy(rows.as<float>() + i * row,
-                global.data() + static_cast<std::size_t>(tokens[i]) * row, row * sizeof(float));
-  }
+  runtime::ops::upload(std::move(values), rows, stream);
   Tensor rounded({n, heads, width}, dtype, stream);
   runtime::copy(rows, rounded, stream);
   stream.synchronize(deadline());
   return rounded;
 }
 
-std::vector<std::byte> bytes_of(const Tensor& tensor) {
-  return {tensor.view().data(), tensor.view().data() + tensor.bytes()};
-}
-std::vector<float> floats_of(const Tensor& tensor) {
-  return {tensor.as<float>(), tensor.as<float>() + tensor.elements()};
+/// Waits for the stream.
+std::vector<float> floats_of(const Tensor& tensor, const Stream& stream) {
+  const auto values = runtime::ops::download<float>(tensor, stream);
+  stream.synchronize(deadline());
+  return *values;
 }
 
 std::uint64_t digest_of(std::uint64_t digest, const std::vector<float>& values) {
@@ -137,7 +137,7 @@ class RankTensors {
     const auto widths = problem_.widths();
     into.digest = 0xcbf29ce484222325ull;
     for (std::size_t t = 0; t < rows.size(); ++t) {
-      rows[t] = floats_of(outputs_[t]);
+      rows[t] = floats_of(outputs_[t], stream_);
       into.digest = digest_of(into.digest, rows[t]);
       const auto width = static_cast<std::size_t>(widths[t]);
       double squares = 0, rounded_squares = 0;
@@ -156,7 +156,7 @@ class RankTensors {
       if (note) problem_.note(rows, tokens_);
       return;
     }
-    const std::vector<float> lse = floats_of(lse_);
+    const std::vector<float> lse = floats_of(lse_, stream_);
     into.digest = digest_of(into.digest, lse);
     const auto heads = static_cast<std::size_t>(problem_.inputs.heads);
     for (std::size_t i = 0; i < lse.size() / 2; ++i) {
@@ -175,7 +175,8 @@ class RankTensors {
 
  private:
   std::array<std::vector<std::byte>, 4> inputs() const {
-    return {bytes_of(q_), bytes_of(k_), bytes_of(v_), bytes_of(dout_)};
+    return {read_bytes(q_, stream_), read_bytes(k_, stream_), read_bytes(v_, stream_),
+            read_bytes(dout_, stream_)};
   }
   const Problem& problem_;
   std::vector<attention::Run> runs_;
@@ -284,8 +285,10 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
                                          runtime::Communicator& world) {
   std::vector<SpreadRank> ranks(jobs.size());
   if (jobs.empty()) return ranks;
-  const Stream compute = Stream::cpu("compute", options.threads);
-  if (options.poison) compute.poison_new_memory();
+  const bool cpu = options.device.kind == runtime::DeviceKind::cpu;
+  const Stream compute =
+      cpu ? Stream::cpu("compute", options.threads) : Stream::cuda("compute", options.device.index);
+  if (cpu && options.poison) compute.poison_new_memory();
   parallel::Attention attention({jobs[0].scheme, options.wire_dtype},
                                 world.split(0, world.rank(), "context"), compute);
   std::unique_ptr<RankTensors> tensors;
@@ -371,11 +374,13 @@ parallel::Schedule schedule_of(const SpreadJob& job, Direction direction,
   return build_schedule(scheme_inputs(job, direction, options));
 }
 
-void expect_right(const SpreadJob& job, const SpreadReport& report) {
+void expect_right(const SpreadJob& job, const SpreadReport& report,
+                  const std::array<double, 4>& least) {
   for (std::size_t t = 0; t < kTensors.size(); ++t) {
-    EXPECT_TRUE(report.error[t] <= job.problem->oracle().bound[t])
+    const double bound = std::max(job.problem->oracle().bound[t], least[t]);
+    EXPECT_TRUE(report.error[t] <= bound)
         << show(job) << ": " << kTensors[t] << " has relative error " << report.error[t]
-        << ", bound " << job.problem->oracle().bound[t];
+        << ", bound " << bound;
   }
   EXPECT_LE(report.lse_error, 1e-5) << show(job) << ": lse";
 }

@@ -86,8 +86,10 @@ struct BackwardFeed {
   const runtime::Stream& stream;
 };
 
-/// How jobs are run. Outputs hold NaN before each, and so does scratch when `poison` is set.
+/// How jobs are run. Outputs hold NaN before each, and so does scratch on the CPU when `poison` is
+/// set.
 struct SpreadOptions {
+  runtime::Device device{};  ///< of every rank
   runtime::DType wire_dtype = runtime::DType::float32;
   bool poison = true;
   int threads = 1;
@@ -130,8 +132,10 @@ parallel::SchemeInputs scheme_inputs(const SpreadJob& job, parallel::Direction d
 parallel::Schedule schedule_of(const SpreadJob& job, parallel::Direction direction,
                                const SpreadOptions& options = {});
 
-/// Out and gradients within the problem's bounds, LSE within 1e-5 max(1, |lse|).
-void expect_right(const SpreadJob& job, const SpreadReport& report);
+/// Out and gradients within the problem's bounds, or within `least` where that is larger, LSE
+/// within 1e-5 max(1, |lse|).
+void expect_right(const SpreadJob& job, const SpreadReport& report,
+                  const std::array<double, 4>& least = {});
 /// Each rank sent each peer what its programs count.
 void expect_bytes_as_counted(const SpreadJob& job, const SpreadReport& report,
                              const SpreadOptions& options = {});
