@@ -1,5 +1,5 @@
 // copy() where a CUDA stream takes part: by the copy engines where the bytes lie together, else by
-// kernels (tensor_cuda.cu).
+// kernels (tensor_kernels_cuda.cu).
 
 #include "runtime/cuda_check_impl.h"
 #include "runtime/tensor_impl.h"

@@ -12,8 +12,9 @@ namespace longhaul::runtime::detail {
 void copy_now(ConstTensorView src, TensorView dst);
 void accumulate_now(ConstTensorView src, TensorView dst);
 
-// Provided by tensor_cuda.cpp and tensor_cuda.cu, or by tensor_no_cuda.cpp in a CPU build.
+// Provided by tensor_cuda.cpp, or by tensor_no_cuda.cpp in a CPU build.
 void cuda_copy(ConstTensorView src, TensorView dst, const Stream& stream);
+// Provided by tensor_kernels_cuda.cu, or by tensor_kernels_no_cuda.cpp.
 void cuda_copy_on_device(ConstTensorView src, TensorView dst, const Stream& stream);
 void cuda_accumulate(ConstTensorView src, TensorView dst, const Stream& stream);
 void cuda_fill(TensorView dst, double value, const Stream& stream);
