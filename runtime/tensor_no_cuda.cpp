@@ -1,20 +1,8 @@
-// The CPU build's side of tensor_impl.h.
+// The CPU build's side of tensor_impl.h: copies.
 #include "runtime/tensor_impl.h"
 
 namespace longhaul::runtime::detail {
 void cuda_copy(ConstTensorView, TensorView, const Stream&) {
-  fail(ExitCode::launch, "this build has no CUDA backend");
-}
-void cuda_accumulate(ConstTensorView, TensorView, const Stream&) {
-  fail(ExitCode::launch, "this build has no CUDA backend");
-}
-void cuda_fill(TensorView, double, const Stream&) {
-  fail(ExitCode::launch, "this build has no CUDA backend");
-}
-void cuda_copy_rows(ConstTensorView, TensorView, const RowList&, const Stream&) {
-  fail(ExitCode::launch, "this build has no CUDA backend");
-}
-void cuda_accumulate_rows(ConstTensorView, TensorView, const RowList&, const Stream&) {
   fail(ExitCode::launch, "this build has no CUDA backend");
 }
 }  // namespace longhaul::runtime::detail
