@@ -64,16 +64,18 @@ MemoryEstimate states_of(const TrainConfig& config, const models::Model& model, 
   return estimate;
 }
 
-/// Whether this build can tell what attention's kernels will overwrite.
+/// Whether it can be known here what attention's kernels overwrite: cuDNN plans on a device only.
 bool knows_kernels(const TrainConfig& config) {
-  return !on_cuda(config) || runtime::build_info().cuda;
+  return !on_cuda(config) || runtime::cuda_device_count() > 0 ||
+         (runtime::build_info().cuda && attention_kernels(config) == attention::Kernels::exact);
 }
 
-/// Where the blocks of attention calls run.
+/// Where the blocks of attention calls run; where that cannot be planned here, what is nearest.
 attention::BlockPlace block_place(const MemoryQuestion& question) {
   attention::BlockPlace place{{}, question.threads};
-  if (!on_cuda(question.config) || !knows_kernels(question.config)) return place;
-  place.device.kind = runtime::DeviceKind::cuda;
+  if (!on_cuda(question.config) || !runtime::build_info().cuda) return place;
+  place.device = {runtime::DeviceKind::cuda, question.device.index};
+  if (!knows_kernels(question.config)) return place;
   place.kernels = attention_kernels(question.config);
   place.deterministic = question.config.debug.deterministic;
   return place;
@@ -134,8 +136,8 @@ std::vector<Remedy> remedies(const MemoryQuestion& question, int rank) {
     TrainConfig other = config;
     change(other);
     try {
-      const MemoryQuestion changed{other, question.vocabulary, question.sequences,
-                                   question.threads};
+      const MemoryQuestion changed{other, question.vocabulary, question.sequences, question.threads,
+                                   question.device};
       const std::int64_t saved = now - estimate_memory(changed, rank).total();
       if (saved > 0) found.push_back({what, saved});
     } catch (const runtime::Error& error) {
@@ -341,7 +343,8 @@ std::string judge_memory(const MemoryQuestion& question) {
   }
   std::string text = estimate_text(most);
   if (!knows_kernels(config))
-    text += ", and what attention's kernels take for a while, which only a build with CUDA knows";
+    text +=
+        ", and what attention's kernels take for a while, which only a machine with a GPU knows";
   if (memory == 0) return text + "; there is no GPU here to hold it against";
   if (together * most.total() > memory) {
     text += fmt::format("\nwarning  {} may need {} on {}, which has {}",
