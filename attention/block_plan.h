@@ -19,6 +19,12 @@ struct BlockShape {
   std::int64_t heads = 0, kv_heads = 0;
   std::int64_t dim = 0, value_dim = 0;
   runtime::DType activation = runtime::DType::float32;
+  /// Heads from row to row in memory, where q and dout, or k and v, are heads of wider tensors; 0:
+  /// their own heads follow each other. What is bound in another way is copied by each call whose
+  /// kernels need to know.
+  std::int64_t q_row_heads = 0, kv_row_heads = 0;
+  std::int64_t heads_of_q_rows() const { return q_row_heads == 0 ? heads : q_row_heads; }
+  std::int64_t heads_of_kv_rows() const { return kv_row_heads == 0 ? kv_heads : kv_row_heads; }
   bool operator==(const BlockShape&) const = default;
 };
 
@@ -35,6 +41,8 @@ struct BlockPlace {
   int threads = 1;
   Kernels kernels = Kernels::exact;
   bool deterministic = false;  ///< cuDNN's backward repeats bit for bit; the others always do
+  /// Of a plan only its sizes are asked for: it cannot run, and needs neither a device nor cuDNN.
+  bool sizes_only = false;
 };
 BlockPlace place_of(const runtime::Stream& stream);
 

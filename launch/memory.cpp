@@ -64,18 +64,16 @@ MemoryEstimate states_of(const TrainConfig& config, const models::Model& model, 
   return estimate;
 }
 
-/// Whether it can be known here what attention's kernels overwrite: cuDNN plans on a device only.
+/// Whether this build knows what attention's kernels overwrite.
 bool knows_kernels(const TrainConfig& config) {
-  return !on_cuda(config) || runtime::cuda_device_count() > 0 ||
-         (runtime::build_info().cuda && attention_kernels(config) == attention::Kernels::exact);
+  return !on_cuda(config) || runtime::build_info().cuda;
 }
 
-/// Where the blocks of attention calls run; where that cannot be planned here, what is nearest.
+/// Where the blocks of attention calls run; where that cannot be planned here, the CPU.
 attention::BlockPlace block_place(const MemoryQuestion& question) {
   attention::BlockPlace place{{}, question.threads};
-  if (!on_cuda(question.config) || !runtime::build_info().cuda) return place;
+  if (!on_cuda(question.config) || !knows_kernels(question.config)) return place;
   place.device = {runtime::DeviceKind::cuda, question.device.index};
-  if (!knows_kernels(question.config)) return place;
   place.kernels = attention_kernels(question.config);
   place.deterministic = question.config.debug.deterministic;
   return place;
@@ -343,8 +341,7 @@ std::string judge_memory(const MemoryQuestion& question) {
   }
   std::string text = estimate_text(most);
   if (!knows_kernels(config))
-    text +=
-        ", and what attention's kernels take for a while, which only a machine with a GPU knows";
+    text += ", and what attention's kernels take for a while, which only a build with CUDA knows";
   if (memory == 0) return text + "; there is no GPU here to hold it against";
   if (together * most.total() > memory) {
     text += fmt::format("\nwarning  {} may need {} on {}, which has {}",
