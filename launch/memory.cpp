@@ -64,16 +64,16 @@ MemoryEstimate states_of(const TrainConfig& config, const models::Model& model, 
   return estimate;
 }
 
-/// Whether this build can tell what attention's kernels will overwrite.
+/// Whether this build knows what attention's kernels overwrite.
 bool knows_kernels(const TrainConfig& config) {
   return !on_cuda(config) || runtime::build_info().cuda;
 }
 
-/// Where the blocks of attention calls run.
+/// Where the blocks of attention calls run; where that cannot be planned here, the CPU.
 attention::BlockPlace block_place(const MemoryQuestion& question) {
   attention::BlockPlace place{{}, question.threads};
   if (!on_cuda(question.config) || !knows_kernels(question.config)) return place;
-  place.device.kind = runtime::DeviceKind::cuda;
+  place.device = {runtime::DeviceKind::cuda, question.device.index};
   place.kernels = attention_kernels(question.config);
   place.deterministic = question.config.debug.deterministic;
   return place;
@@ -134,8 +134,8 @@ std::vector<Remedy> remedies(const MemoryQuestion& question, int rank) {
     TrainConfig other = config;
     change(other);
     try {
-      const MemoryQuestion changed{other, question.vocabulary, question.sequences,
-                                   question.threads};
+      const MemoryQuestion changed{other, question.vocabulary, question.sequences, question.threads,
+                                   question.device};
       const std::int64_t saved = now - estimate_memory(changed, rank).total();
       if (saved > 0) found.push_back({what, saved});
     } catch (const runtime::Error& error) {

@@ -33,7 +33,8 @@ struct MemoryQuestion {
   const TrainConfig& config;
   std::int64_t vocabulary = 0;
   const runtime::SequenceSource& sequences;
-  int threads = 1;  ///< of a rank
+  int threads = 1;              ///< of a rank
+  runtime::Device device = {};  ///< that plans attention's calls, where they are to run on one
 };
 /// Parameters, gradients and optimizer alone: cheap.
 MemoryEstimate estimate_states(const MemoryQuestion& question, int rank);

@@ -11,10 +11,10 @@ namespace longhaul::launch {
 
 namespace {
 
-/// Rows of logits at a time on a GPU: as many as make its matmuls long, within a GiB of logits and
-/// their gradients in the activation dtype.
+/// Rows of logits at a time on a GPU: within 2 GiB of logits and their gradients in the activation
+/// dtype, and so many because each chunk's matmul reads and writes all gradients of the head.
 std::int64_t device_chunk_rows(const TrainConfig& config, std::int64_t vocabulary) {
-  constexpr std::int64_t kBytes = std::int64_t{1} << 30, kLeast = 512, kMost = 8192,
+  constexpr std::int64_t kBytes = std::int64_t{2} << 30, kLeast = 512, kMost = 8192,
                          kMultiple = 128;
   const std::int64_t wide = runtime::size_bytes(runtime::DType::float32);
   const runtime::DType dtype = config.training.dtype;

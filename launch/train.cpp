@@ -161,8 +161,8 @@ int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingDa
                Communicator& world, const Location& location, runtime::FlightRecorder* recorder,
                std::unique_ptr<Trainer>& trainer) {
   Place place = place_rank(config, world, location);
-  place.memory_text =
-      check_memory({config, data->vocab_size, data->sequences, place.threads}, world, place);
+  place.memory_text = check_memory(
+      {config, data->vocab_size, data->sequences, place.threads, place.device}, world, place);
   TrainerInputs inputs;
   inputs.config = config;
   inputs.vocab_size = data->vocab_size;
@@ -241,8 +241,9 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
   world->record_to(recorder.get());
   std::unique_ptr<Trainer> trainer;
   try {
-    const Location location{session.local_rank(), session.host_name(), session.mpi_version(),
-                            claim.get()};
+    const bool nccl = config.comm.backend == "nccl";
+    const Location location{session.local_rank(), session.host_name(),
+                            (nccl ? "NCCL beside " : "") + session.mpi_version(), claim.get()};
     const int code = start_rank(config, data, *world, location, recorder.get(), trainer);
     trainer.reset();
     world.reset();

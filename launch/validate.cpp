@@ -7,7 +7,6 @@
 
 #include "launch/batches.h"
 #include "launch/config.h"
-#include "launch/device.h"
 #include "launch/legality.h"
 #include "launch/memory.h"
 #include "launch/metrics.h"
@@ -139,11 +138,6 @@ int run_validate(const ValidateOptions& options) {
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));
-  if (on_cuda(config)) {
-    fmt::print("# device      cuda: a GPU for each rank of a host{}; attention {}\n",
-               config.comm.backend == "loopback" || config.device.share ? ", or shared" : "",
-               config.device.attention);
-  }
   fmt::print("# documents   {}\n", documents_text(config.data));
   fmt::print("# corpus      {} in {}, vocabulary {}, {} an epoch{}\n",
              counted(corpus.tokens, "token"), counted(corpus.documents, "document"),

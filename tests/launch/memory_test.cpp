@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "runtime/build_info.h"
 #include "runtime/cgroup.h"
 #include "runtime/device.h"
 #include "runtime/purpose.h"
@@ -238,7 +239,7 @@ TrainConfig on_gpu(const std::function<void(TrainConfig&)>& change) {
   return config;
 }
 
-TEST(Memory, OnAGpuLogitsTakeAGibAndMessagesAreTheHosts) {
+TEST(Memory, OnAGpuLogitsTakeTwoGibAndMessagesAreTheHosts) {
   constexpr std::int64_t kMany = 128'256;
   const test::RawSequences source([](std::int64_t number) { return sequence(8192, number); });
   const TrainConfig gpu = on_gpu([](TrainConfig& t) {
@@ -252,10 +253,10 @@ TEST(Memory, OnAGpuLogitsTakeAGibAndMessagesAreTheHosts) {
   EXPECT_EQ(estimate.states(), on_cpu.states());
   EXPECT_EQ(estimate.activations, on_cpu.activations);
   EXPECT_LT(estimate.messages, on_cpu.messages);
-  // Rows of 128,256 logits in float32 and bfloat16: 512 of them on the CPU, within a GiB on a GPU.
+  // Rows of 128,256 logits in float32 and bfloat16: 512 of them on the CPU, within 2 GiB on a GPU.
   const std::int64_t row = kMany * 6;
   const double more = static_cast<double>(estimate.passing - on_cpu.passing);
-  EXPECT_NEAR(more, static_cast<double>((std::int64_t{1} << 30) - 512 * row), 0.15 * (1 << 30));
+  EXPECT_NEAR(more, static_cast<double>((std::int64_t{2} << 30) - 512 * row), 0.15 * (1 << 30));
 }
 
 TEST(MemoryCuda, TheEstimateIsWithinATwentiethOfWhatIsMeasured) {
@@ -270,21 +271,36 @@ TEST(MemoryCuda, TheEstimateIsWithinATwentiethOfWhatIsMeasured) {
   }
 }
 
-/// A machine without a GPU judges what is to run on one.
-TEST(Memory, AConfigurationForGpusIsJudgedAnywhere) {
-  const test::TrainingJob job;
-  const auto result = test::run_longhaul({"validate", job.config(), "--ranks", "2", "--set",
-                                          "device.kind=cuda", "--set", "comm.backend=nccl"});
+/// The line that `validate` says of the memory of a configuration.
+std::string judged(const std::string& config, const std::vector<std::string>& sets) {
+  std::vector<std::string> validate{"validate", config};
+  for (const std::string& set : sets) validate.insert(validate.end(), {"--set", set});
+  const auto result = test::run_longhaul(validate);
   EXPECT_EQ(result.exit_code, 0) << result.err;
   const auto at = result.out.find("# memory ");
-  ASSERT_NE(at, std::string::npos) << result.out;
-  const std::string line = result.out.substr(at, result.out.find('\n', at) - at);
-  EXPECT_NE(line.find("parameters"), std::string::npos) << line;
-  if (runtime::cuda_device_count() > 0) {
-    EXPECT_NE(line.find("this host's GPU"), std::string::npos) << line;
-  } else {
-    EXPECT_NE(line.find("there is no GPU here to hold it against"), std::string::npos) << line;
-  }
+  EXPECT_NE(at, std::string::npos) << result.out;
+  return at == std::string::npos ? "" : result.out.substr(at, result.out.find('\n', at) - at);
+}
+
+/// A machine without a GPU judges what is to run on one, as far as it can be known there.
+TEST(Memory, AConfigurationForGpusIsJudgedAnywhere) {
+  const test::TrainingJob job;
+  const bool gpu = runtime::cuda_device_count() > 0;
+  const std::string here = gpu ? "this host's GPU's" : "there is no GPU here to hold it against",
+                    kernels = "which only a build with CUDA knows";
+  const auto has = [](const std::string& line, const std::string& part) {
+    return line.find(part) != std::string::npos;
+  };
+  const std::string some =
+      judged(job.config(), {"device.kind=cuda", "comm.backend=nccl", "training.dtype=bfloat16",
+                            "parallelism.context_parallel_degree=2"});
+  EXPECT_TRUE(has(some, "parameters") && has(some, here)) << some;
+  EXPECT_EQ(has(some, kernels), !runtime::build_info().cuda) << some;
+  // The example is 1.2 billion weights, which take 18 bytes each with their states.
+  const std::string example =
+      judged(std::string(LONGHAUL_SOURCE_DIR) + "/launch/configs/llama-1b-gpu.toml",
+             {"data.corpus=" + job.corpus(), "training.seq_len=96", "training.tokens_per_step=96"});
+  EXPECT_TRUE(has(example, "optimizer 9.2 GiB") && has(example, here)) << example;
 }
 
 TEST(Memory, AnErrorNamesWhatAskedForIt) {
