@@ -41,6 +41,8 @@ struct BlockPlace {
   int threads = 1;
   Kernels kernels = Kernels::exact;
   bool deterministic = false;  ///< cuDNN's backward repeats bit for bit; the others always do
+  /// Of a plan only its sizes are asked for: it cannot run, and needs neither a device nor cuDNN.
+  bool sizes_only = false;
 };
 BlockPlace place_of(const runtime::Stream& stream);
 

@@ -1,6 +1,7 @@
 #include "parallel/steps/attend.h"
 
 #include "parallel/frame.h"
+#include "parallel/kernel_use.h"
 #include "parallel/schedule.h"
 #include "parallel/verifier/form.h"
 #include "parallel/verifier/shadow.h"
@@ -310,6 +311,33 @@ std::unique_ptr<const PreparedStep> prepare(const Attend& step, Preparation& wit
 std::unique_ptr<const PreparedStep> prepare(const AttendBackward& step, Preparation& with) {
   check_weighting(step.q_bundle, 4, with);
   return std::make_unique<const PreparedAttendBackward>(step, with);
+}
+
+// ---- kernels
+
+namespace {
+
+void add_kernels(attention::Pass pass, const std::vector<Slice>& bands,
+                 const attention::BlockShape& shape, const Preparation& with,
+                 KernelUse::Paths& paths) {
+  const auto choice = attention::choose_kernels(pass, bands, shape, with.scoring(), with.place());
+  attention::KernelShares shares = attention::shares_of(choice, bands);
+  shares *= shape.heads;
+  paths.pairs += shares;
+  paths.calls += static_cast<std::int64_t>(choice.calls.size());
+  if (shares.exact > 0) paths.why_exact[choice.why] += shares.exact;
+}
+
+}  // namespace
+
+void add_kernels(const Attend& step, const Preparation& with, KernelUse& use) {
+  add_kernels(attention::Pass::forward, step.bands, shape_of(step.q, step.kv, step.v, with), with,
+              use.forward);
+}
+
+void add_kernels(const AttendBackward& step, const Preparation& with, KernelUse& use) {
+  add_kernels(attention::Pass::backward, step.bands, shape_of(step.q_bundle, step.kv, step.v, with),
+              with, use.backward);
 }
 
 // ---- cost

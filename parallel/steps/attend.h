@@ -12,6 +12,7 @@
 namespace longhaul::parallel {
 
 struct Count;
+struct KernelUse;
 struct Program;
 class Form;
 class Preparation;
@@ -87,6 +88,10 @@ void rehearse(const AttendBackward& step, Shadow& shadow);
 /// Plans it; what could be refused is refused here.
 std::unique_ptr<const PreparedStep> prepare(const Attend& step, Preparation& with);
 std::unique_ptr<const PreparedStep> prepare(const AttendBackward& step, Preparation& with);
+
+/// What would compute it on CUDA.
+void add_kernels(const Attend& step, const Preparation& with, KernelUse& use);
+void add_kernels(const AttendBackward& step, const Preparation& with, KernelUse& use);
 
 void add_cost(const Attend& step, const Program& program, int stream, Count& count);
 void add_cost(const AttendBackward& step, const Program& program, int stream, Count& count);
