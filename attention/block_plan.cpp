@@ -62,6 +62,7 @@ std::vector<Slice> sorted(const std::vector<Slice>& bands, const BlockShape& s) 
 void check_inputs(ConstTensorView q, ConstTensorView k, ConstTensorView v, const BlockPlan& plan,
                   const Stream& stream) {
   const BlockShape& s = plan.shape();
+  LONGHAUL_CHECK(!plan.place().sizes_only, "a plan of sizes alone was run");
   LONGHAUL_CHECK(stream.device() == plan.place().device && stream.threads() == plan.place().threads,
                  "a block call planned for ", plan.place().threads, " threads of ",
                  to_string(plan.place().device), " on stream '", stream.name(), "' of ",

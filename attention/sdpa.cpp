@@ -67,4 +67,15 @@ std::string to_string(const SdpaForm& f) {
                                 ", scale ", f.scale);
 }
 
+std::int64_t expected_workspace_bytes(const SdpaForm& f) {
+  if (f.pass == Pass::forward) return f.ragged ? 32768 : 256;
+  // The sums of dq and rowsum(dout out) in float32; dk and dv of each query head of a group.
+  const std::int64_t q_rows = f.ragged ? f.q_total : f.batch * f.q_rows,
+                     k_rows = f.ragged ? f.k_total : f.batch * f.k_rows;
+  std::int64_t bytes = 4 * f.heads * q_rows * (f.dim + 1);
+  if (f.heads > f.kv_heads) bytes += 2 * f.heads * k_rows * (f.dim + f.value_dim);
+  if (f.deterministic) bytes += 2 * f.batch * f.heads * f.q_rows * f.k_rows;
+  return bytes + 65536;
+}
+
 }  // namespace longhaul::attention::detail

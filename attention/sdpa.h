@@ -43,6 +43,10 @@ std::string to_string(const SdpaForm& form);
 SdpaForm form_of(const SdpaCall& call, Pass pass, const BlockShape& shape, float scale,
                  bool deterministic);
 
+/// What a graph of cuDNN 9.19 asks for at most, to within a twentieth (tests/attention/
+/// sdpa_graphs_test.cpp); known without one.
+std::int64_t expected_workspace_bytes(const SdpaForm& form);
+
 /// Of one run, on the device; what a pass or form has no use for is null. All 16-byte aligned.
 struct SdpaOperands {
   const std::byte *q = nullptr, *k = nullptr, *v = nullptr, *dout = nullptr;  // bfloat16

@@ -133,7 +133,7 @@ class SdpaBlockPlan final : public BlockPlan {
     for (const SdpaCall& call : choice.calls) {
       PlannedCall& planned = calls_.emplace_back();
       planned.form = form_of(call, pass, shape, scoring.scale, place.deterministic);
-      planned.graph = sdpa(planned.form, place.device);
+      if (!place.sizes_only) planned.graph = sdpa(planned.form, place.device);
       planned.q_begin = call.pieces.front().q_begin;
       planned.k_begin = call.pieces.front().k_begin;
       std::vector<RowRange> q_ranges, k_ranges;
@@ -145,7 +145,9 @@ class SdpaBlockPlan final : public BlockPlan {
       planned.k_ranges = add_ranges(std::move(k_ranges), table_);
       if (call.ragged) planned.entries = entries_of(call, planned.form.batch);
       any_ragged_ |= call.ragged;
-      workspace_bytes = std::max(workspace_bytes, planned.graph->workspace_bytes());
+      workspace_bytes =
+          std::max(workspace_bytes, planned.graph ? planned.graph->workspace_bytes()
+                                                  : expected_workspace_bytes(planned.form));
       if (!call.ragged) {
         const auto entries = static_cast<std::int64_t>(call.pieces.size());
         lse_floats = std::max(lse_floats, entries * planned.form.q_rows * shape.heads);
@@ -346,7 +348,7 @@ std::shared_ptr<const BlockPlan> sdpa_plan(Pass pass, const std::vector<Slice>& 
                                            const BlockPlace& place) {
   const KernelChoice choice = choose_kernels(pass, bands, shape, scoring, place);
   if (choice.exact()) return nullptr;
-  if (const std::string none = no_sdpa_reason(); !none.empty()) {
+  if (const std::string none = no_sdpa_reason(); !none.empty() && !place.sizes_only) {
     if (place.kernels == Kernels::automatic) return nullptr;
     runtime::fail(runtime::ExitCode::launch, "attention by cuDNN is demanded, but ", none);
   }

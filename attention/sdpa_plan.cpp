@@ -222,6 +222,13 @@ KernelShares& KernelShares::operator+=(const KernelShares& other) {
   return *this;
 }
 
+KernelShares& KernelShares::operator*=(std::int64_t factor) {
+  dense *= factor;
+  ragged *= factor;
+  exact *= factor;
+  return *this;
+}
+
 KernelShares shares_of(const KernelChoice& choice, const std::vector<Slice>& bands) {
   KernelShares shares;
   if (choice.exact()) {

@@ -38,6 +38,7 @@ struct KernelShares {
     return total() == 0 ? 0 : static_cast<double>(dense + ragged) / static_cast<double>(total());
   }
   KernelShares& operator+=(const KernelShares& other);
+  KernelShares& operator*=(std::int64_t factor);
 };
 KernelShares shares_of(const KernelChoice& choice, const std::vector<Slice>& bands);
 

@@ -7,6 +7,7 @@
 
 #include "launch/batches.h"
 #include "launch/config.h"
+#include "launch/kernels.h"
 #include "launch/legality.h"
 #include "launch/memory.h"
 #include "launch/metrics.h"
@@ -92,7 +93,14 @@ std::string attention_text(const TrainConfig& config) {
                          : "decided once the ranks are known (--ranks N)");
 }
 
-/// Comment lines; the threads are those that a lone rank would have.
+/// A text of several lines as comments.
+std::string commented(std::string text) {
+  for (auto at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 1))
+    text.insert(at + 1, "# ");
+  return text;
+}
+
+/// The threads are those that a lone rank would have.
 std::string memory_text(const TrainConfig& config, std::int64_t vocabulary,
                         const runtime::Sequences& sequences) {
   const int given = static_cast<int>(config.debug.threads),
@@ -100,10 +108,7 @@ std::string memory_text(const TrainConfig& config, std::int64_t vocabulary,
   const int threads = given > 0         ? given
                       : environment > 0 ? environment
                                         : runtime::available_cores();
-  std::string text = judge_memory({config, vocabulary, sequences, threads});
-  for (auto at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 1))
-    text.insert(at + 1, "# ");
-  return text;
+  return commented(judge_memory({config, vocabulary, sequences, threads}));
 }
 
 }  // namespace
@@ -138,6 +143,11 @@ int run_validate(const ValidateOptions& options) {
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));
+  if (config.device.kind == "cuda" && config.parallelism.context_parallel_degree > 0) {
+    fmt::print("# kernels     {}\n",
+               commented(kernels_text({config, vocabulary, sequences},
+                                      attention::Kernels::automatic, config.debug.deterministic)));
+  }
   fmt::print("# documents   {}\n", documents_text(config.data));
   fmt::print("# corpus      {} in {}, vocabulary {}, {} an epoch{}\n",
              counted(corpus.tokens, "token"), counted(corpus.documents, "document"),

@@ -9,6 +9,8 @@ namespace longhaul::parallel {
 CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scoring& scoring,
                      const attention::BlockPlace& place) {
   CallBytes bytes;
+  attention::BlockPlace sizes = place;
+  sizes.sizes_only = true;
   for (const Direction direction : {Direction::forward, Direction::backward}) {
     SchemeInputs call = inputs;
     call.direction = direction;
@@ -18,7 +20,7 @@ CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scor
     const Prepared prepared(std::move(program),
                             forward ? forward_signature(inputs.shapes.weighting)
                                     : backward_signature(inputs.shapes.weighting),
-                            scoring, place);
+                            scoring, sizes);
     (forward ? bytes.forward : bytes.backward) = prepared.arena_bytes();
   }
   return bytes;

@@ -2,7 +2,7 @@
 #include "runtime/tensor_impl.h"
 
 namespace longhaul::runtime::detail {
-void cuda_copy_on_device(ConstTensorView, TensorView, const Stream&) {
+void cuda_copy_elements(ConstTensorView, TensorView, const Stream&) {
   fail(ExitCode::launch, "this build has no CUDA backend");
 }
 void cuda_accumulate(ConstTensorView, TensorView, const Stream&) {

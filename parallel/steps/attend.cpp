@@ -1,6 +1,7 @@
 #include "parallel/steps/attend.h"
 
 #include "parallel/frame.h"
+#include "parallel/kernel_use.h"
 #include "parallel/schedule.h"
 #include "parallel/verifier/form.h"
 #include "parallel/verifier/shadow.h"
@@ -322,6 +323,33 @@ std::optional<Attend> without_merging(Attend step) {
 std::optional<AttendBackward> without_merging(AttendBackward step) {
   step.dq_mode = step.dkv_mode = Mode::write;
   return step;
+}
+
+// ---- kernels
+
+namespace {
+
+void add_kernels(attention::Pass pass, const std::vector<Slice>& bands,
+                 const attention::BlockShape& shape, const Preparation& with,
+                 KernelUse::Paths& paths) {
+  const auto choice = attention::choose_kernels(pass, bands, shape, with.scoring(), with.place());
+  attention::KernelShares shares = attention::shares_of(choice, bands);
+  shares *= shape.heads;
+  paths.pairs += shares;
+  paths.calls += static_cast<std::int64_t>(choice.calls.size());
+  if (shares.exact > 0) paths.why_exact[choice.why] += shares.exact;
+}
+
+}  // namespace
+
+void add_kernels(const Attend& step, const Preparation& with, KernelUse& use) {
+  add_kernels(attention::Pass::forward, step.bands, shape_of(step.q, step.kv, step.v, with), with,
+              use.forward);
+}
+
+void add_kernels(const AttendBackward& step, const Preparation& with, KernelUse& use) {
+  add_kernels(attention::Pass::backward, step.bands, shape_of(step.q_bundle, step.kv, step.v, with),
+              with, use.backward);
 }
 
 // ---- cost

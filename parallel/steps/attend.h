@@ -12,6 +12,7 @@
 namespace longhaul::parallel {
 
 struct Count;
+struct KernelUse;
 struct Program;
 class Form;
 class Preparation;
@@ -91,6 +92,10 @@ std::unique_ptr<const PreparedStep> prepare(const AttendBackward& step, Preparat
 /// The same step without what it merges: its results are written, whatever the views hold.
 std::optional<Attend> without_merging(Attend step);
 std::optional<AttendBackward> without_merging(AttendBackward step);
+
+/// What would compute it on CUDA.
+void add_kernels(const Attend& step, const Preparation& with, KernelUse& use);
+void add_kernels(const AttendBackward& step, const Preparation& with, KernelUse& use);
 
 void add_cost(const Attend& step, const Program& program, int stream, Count& count);
 void add_cost(const AttendBackward& step, const Program& program, int stream, Count& count);

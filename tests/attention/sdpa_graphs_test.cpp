@@ -82,6 +82,9 @@ void expect_built(const NamedBands& what, Heads heads, Dims dims, bool determini
       std::int64_t bytes = -1;
       EXPECT_NO_THROW(bytes = detail::sdpa_workspace_bytes(form, h200(), 90));
       EXPECT_LE(bytes, std::int64_t{3} << 29);
+      const std::int64_t expected = detail::expected_workspace_bytes(form);
+      EXPECT_LE(bytes, expected);
+      EXPECT_LE(expected, bytes + bytes / 20 + 131072) << bytes;
     }
   }
 }
