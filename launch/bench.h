@@ -38,6 +38,7 @@ int run_bench_layouts(const BenchLayoutsOptions& options);
 /// key/value heads, in every direction.
 struct BenchAttentionOptions {
   std::string device = "cpu";
+  std::string kernels = "auto";      ///< on CUDA: auto, cudnn or exact
   std::optional<std::string> dtype;  ///< float32 on the CPU, bfloat16 on CUDA
   std::vector<std::string> masks = {"causal", "full", "causal_window", "documents"};
   std::vector<std::int64_t> tokens;  ///< none: 2,048 on the CPU, 8,192 and 32,768 on CUDA

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/named_masks.h"
+#include "attention/sdpa_plan.h"
 #include "launch/bench.h"
 #include "launch/bench_calls.h"
 #include "launch/bench_gemm.h"
@@ -38,6 +39,7 @@ struct Plan {
   int heads = 0;
   std::vector<Direction> directions;
   parallel::LayoutKind layout = parallel::LayoutKind::contiguous;
+  attention::Kernels kernels = attention::Kernels::automatic;
   Repeats repeats;
 };
 
@@ -69,6 +71,8 @@ Plan plan_of(const BenchAttentionOptions& options) {
   for (const std::string& name : o.directions)
     plan.directions.push_back(name == "forward" ? Direction::forward : Direction::backward);
   plan.layout = parallel::layout_from_name(o.layout);
+  if (o.kernels == "exact") plan.kernels = attention::Kernels::exact;
+  if (o.kernels == "cudnn") plan.kernels = attention::Kernels::cudnn;
   plan.repeats.most = o.repeats;
   plan.repeats.seconds = o.seconds;
   return plan;
@@ -120,7 +124,7 @@ std::vector<Case> cases_of(const Plan& plan) {
         for (const int kv_heads : o.kv_heads) {
           for (const Direction direction : plan.directions) {
             const parallel::Shapes shapes{plan.heads, kv_heads, dim, dim, plan.dtype};
-            cases.push_back({name, tokens, {direction, mask, shapes, layout, rank}});
+            cases.push_back({name, tokens, {direction, mask, shapes, layout, rank, plan.kernels}});
           }
         }
       }
@@ -158,17 +162,32 @@ double flops_of(const RankCall& call) {
                          call.shapes.dim);
 }
 
+/// What computes the one call: "cuDNN", "cuDNN, ragged", "exact"; empty on the CPU.
+std::string kernels_of(const RankCall& call, const Stream& stream) {
+  if (stream.device().kind == runtime::DeviceKind::cpu) return "";
+  const auto pass =
+      call.direction == Direction::forward ? attention::Pass::forward : attention::Pass::backward;
+  const auto bands = call.bands();
+  const attention::KernelChoice choice =
+      choose_kernels(pass, bands, call.shape(), call.scoring(), call.place(stream));
+  if (choice.exact()) return "exact";
+  return shares_of(choice, bands).ragged > 0 ? "cuDNN, ragged" : "cuDNN";
+}
+
 /// A row of calls that are a whole one: time, rate, share of the GEMM's.
 Json measure_one(const Case& of, double gemm, const Plan& plan, const Stream& stream) {
   const CallTensors tensors(of.call, stream);
   const Spread spread = tensors.time_one_call(plan.repeats);
   const double flops = flops_of(of.call), rate = flops / spread.median;
-  fmt::print("{}{}{:>10.3f}{:>9.3f}\n", label(of), times(spread), rate / 1e12, rate / gemm);
+  const std::string kernels = kernels_of(of.call, stream);
+  fmt::print("{}{}{:>10.3f}{:>9.3f}{}{}\n", label(of), times(spread), rate / 1e12, rate / gemm,
+             kernels.empty() ? "" : "  ", kernels);
   Json row = json_of(of);
   row["flops"] = flops;
   row["seconds"] = json_of(spread);
   row["flops_per_second"] = rate;
   row["of_gemm"] = rate / gemm;
+  if (!kernels.empty()) row["kernels"] = kernels;
   return row;
 }
 
@@ -262,7 +281,9 @@ int run_bench_attention(const BenchAttentionOptions& options) {
         scheme.text(), o.layout, counted(o.ranks, "rank"));
   }
   fmt::print("{}{}   TFLOP/s  of GEMM{}\n", kLabels, kTimes,
-             several ? "  one call ms of that  merging" : "");
+             several     ? "  one call ms of that  merging"
+             : plan.cuda ? "  kernels"
+                         : "");
   Json rows = Json::array();
   for (const Case& of : cases) {
     rows.push_back(several ? measure_rank(of, scheme, gemm.flops_per_second(), plan, stream)

@@ -20,20 +20,13 @@ using runtime::TensorView;
 
 namespace {
 
-attention::Scoring scoring_of(const parallel::Shapes& shapes) {
-  return {.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shapes.dim)))};
-}
-
 /// A block call, planned, with memory of its own.
 class OneCall {
  public:
   OneCall(attention::Pass pass, const RankCall& call, const Stream& stream)
       : stream_(stream),
-        plan_(attention::plan_block(
-            pass, call.bands(),
-            {call.layout.rows(call.rank), call.layout.tokens(), call.shapes.heads,
-             call.shapes.kv_heads, call.shapes.dim, call.shapes.value_dim, call.shapes.activation},
-            scoring_of(call.shapes), attention::place_of(stream))),
+        plan_(attention::plan_block(pass, call.bands(), call.shape(), call.scoring(),
+                                    call.place(stream))),
         scratch_(stream.allocate(plan_->scratch_bytes())) {
     memory_ = {scratch_.data(), plan_->table().data()};
     if (stream.device().kind == runtime::DeviceKind::cpu || plan_->table().empty()) return;
@@ -82,6 +75,21 @@ std::vector<attention::Slice> RankCall::bands() const {
     before += layout.rows(other);
   }
   return bands;
+}
+
+attention::BlockShape RankCall::shape() const {
+  return {layout.rows(rank), layout.tokens(),  shapes.heads,     shapes.kv_heads,
+          shapes.dim,        shapes.value_dim, shapes.activation};
+}
+
+attention::Scoring RankCall::scoring() const {
+  return {.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shapes.dim)))};
+}
+
+attention::BlockPlace RankCall::place(const Stream& stream) const {
+  attention::BlockPlace place = attention::place_of(stream);
+  place.kernels = kernels;
+  return place;
 }
 
 CallTensors::CallTensors(const RankCall& call, const Stream& stream)
@@ -137,7 +145,7 @@ Spread CallTensors::time_program(parallel::Program program, const Repeats& repea
   const auto prepared = std::make_shared<const parallel::Prepared>(
       std::move(program),
       forward ? parallel::forward_signature(weighting) : parallel::backward_signature(weighting),
-      scoring_of(call_.shapes), attention::place_of(stream_));
+      call_.scoring(), call_.place(stream_));
   const auto loaded = std::make_shared<const parallel::Loaded>(prepared, stream_);
   std::vector<ConstTensorView> inputs{q_, own(k_), own(v_)};
   std::vector<TensorView> outputs{out_, lse_};

@@ -24,10 +24,15 @@ struct RankCall {
   parallel::Shapes shapes;
   parallel::Layout layout;
   int rank = 0;
+  attention::Kernels kernels = attention::Kernels::automatic;  ///< on CUDA
 
   /// In row numbers of its queries and of all keys: in token order, or rank after rank where a
   /// rank's tokens are strided.
   std::vector<attention::Slice> bands() const;
+  /// The shape of its one call.
+  attention::BlockShape shape() const;
+  attention::Scoring scoring() const;
+  attention::BlockPlace place(const runtime::Stream& stream) const;
 };
 
 /// Its operands: random normal elements of a variance of 1, and of a backward what forward gave.

@@ -10,6 +10,7 @@
 #include "launch/bench.h"
 #include "launch/bench_json_impl.h"
 #include "launch/config.h"
+#include "launch/device.h"
 #include "launch/longest.h"
 #include "launch/memory.h"
 #include "launch/model.h"
@@ -27,6 +28,7 @@
 #include "runtime/comm/mpi.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
+#include "runtime/host_name.h"
 #include "runtime/io/output_file.h"
 #include "runtime/size_text.h"
 
@@ -68,14 +70,14 @@ struct Figures {
   Spread step;
   std::optional<double> forward_seconds = {};  ///< of all its passes alone
   double flops = 0;                            ///< model FLOPs of a step
-  double peak_flops = 0;
+  PeakFlops peak;
   double loss = 0;
   std::int64_t memory_bytes = 0, estimated_bytes = 0;
-  std::string estimate_text, cores_text;
+  std::string estimate_text, cores_text, devices_text;
   std::int64_t parameters = 0;
 
   double tokens_per_second() const { return static_cast<double>(tokens) / step.median; }
-  double mfu() const { return flops / step.median / peak_flops; }
+  double mfu() const { return flops / step.median / peak.flops; }
   double over_estimate() const {
     return static_cast<double>(memory_bytes) / static_cast<double>(estimated_bytes) - 1;
   }
@@ -114,6 +116,7 @@ Figures measure(const Bench& bench, Communicator& world, const Location& locatio
   const MemoryQuestion question{config, bench.vocabulary, *sequences, place.threads};
   Figures figures;
   figures.cores_text = place.cores_text;
+  if (!place.devices.empty()) figures.devices_text = binding_text(place.devices);
   figures.estimate_text = check_memory(question, world, place);
 
   TrainerInputs inputs;
@@ -121,10 +124,13 @@ Figures measure(const Bench& bench, Communicator& world, const Location& locatio
   inputs.vocab_size = bench.vocabulary;
   inputs.sequences = sequences;
   inputs.threads = place.threads;
+  inputs.device = place.device;
+  inputs.nccl = nccl_options(config, place);
   Trainer trainer(std::move(inputs), world);
   trainer.initialise();
   figures.parameters = trainer.parameters();
-  figures.peak_flops = measure_peak_flops(world, place, runtime::Stream::cpu("host"));
+  figures.peak = measure_peak_flops(world, place, config.training.dtype, trainer.compute(),
+                                    runtime::Stream::cpu("host"));
 
   std::vector<double> own;
   StepResult last;
@@ -149,7 +155,10 @@ std::int64_t available_bytes(const Bench& bench, Communicator& world, const Loca
   if (bench.options.memory_gib)
     return static_cast<std::int64_t>(*bench.options.memory_gib * static_cast<double>(1 << 30));
   const Place place = place_rank(bench.config, world, location);
-  const std::int64_t own = runtime::node_memory_bytes() / place.cores.ranks;
+  const std::int64_t own = place.devices.empty()
+                               ? runtime::node_memory_bytes() / place.cores.ranks
+                               : runtime::cuda_device_memory(place.device.index).free_bytes /
+                                     std::ssize(ranks_beside(place.devices, world.rank()));
   return -static_cast<std::int64_t>(largest_over_ranks(world, {-static_cast<double>(own)})[0]);
 }
 
@@ -209,6 +218,7 @@ void print(const Bench& bench, const Figures& f) {
                  ? "documents of " + grouped(bench.options.document_tokens)
                  : "one document");
   fmt::print("cores    {}\n", f.cores_text);
+  if (!f.devices_text.empty()) fmt::print("devices  {}\n", f.devices_text);
   fmt::print("memory   {}\n", f.estimate_text);
   fmt::print(
       "step     {:.4f} s (median of {} after {}; quartiles {:.4f} to {:.4f}, least {:.4f})\n",
@@ -219,9 +229,10 @@ void print(const Bench& bench, const Figures& f) {
         "forward  {:.4f} s alone, {:.1f}% of the step; the rest is backward and the update\n",
         *f.forward_seconds, 100 * *f.forward_seconds / f.step.median);
   }
-  fmt::print("speed    {} tok/s, mfu {:.1f}% of {:.1f} TFLOP/s\n",
-             grouped(std::llround(f.tokens_per_second())), 100 * f.mfu(), f.peak_flops / 1e12);
-  fmt::print("mfu      {}\n", kFlopConvention);
+  fmt::print("speed    {} tok/s, {:.4g} model TFLOP/s, mfu {:.1f}% of {:.4g}\n",
+             grouped(std::llround(f.tokens_per_second())), f.flops / f.step.median / 1e12,
+             100 * f.mfu(), f.peak.flops / 1e12);
+  fmt::print("mfu      {}; over {}\n", kFlopConvention, f.peak.convention);
   fmt::print("peak     {} a rank, {:+.1f}% of the estimated {}\n", size_text(f.memory_bytes),
              100 * f.over_estimate(), size_text(f.estimated_bytes));
   fmt::print("loss     {:.4f} after {}\n", f.loss,
@@ -239,7 +250,9 @@ std::string json_text(const Bench& bench, const Figures& f) {
             {"tokens_per_second", f.tokens_per_second()},
             {"flops", f.flops},
             {"flop_convention", kFlopConvention},
-            {"peak_flops", f.peak_flops},
+            {"peak_flops", f.peak.flops},
+            {"peak_convention", f.peak.convention},
+            {"devices", f.devices_text},
             {"mfu", f.mfu()},
             {"memory_bytes", f.memory_bytes},
             {"estimated_bytes", f.estimated_bytes},
@@ -265,7 +278,7 @@ void run_loopback_ranks(const Bench& bench, const runtime::OutputFile* json_file
   runtime::LoopbackOptions options;
   options.timeout_seconds = bench.config.comm.timeout_seconds;
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
-    run_rank(bench, *world, {world->rank(), host_name(), "loopback", nullptr}, json_file);
+    run_rank(bench, *world, {world->rank(), runtime::host_name(), "loopback", nullptr}, json_file);
   });
 }
 

@@ -75,6 +75,11 @@ void add_bench_attention(CLI::App& bench, Action& action) {
   verb->add_option("--device", options->device, "cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
+  verb->add_option("--kernels", options->kernels,
+                   "What attends on CUDA: exact, our own; cudnn, or a refusal; auto, cuDNN's where "
+                   "they can and are faster")
+      ->check(CLI::IsMember({"auto", "cudnn", "exact"}))
+      ->capture_default_str();
   verb->add_option("--dtype", options->dtype,
                    "float32 or bfloat16; without it float32 on the CPU, bfloat16 on CUDA");
   verb->add_option("--mask", options->masks, "Masks, with commas between them")

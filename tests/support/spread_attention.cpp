@@ -289,7 +289,7 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
   const Stream compute =
       cpu ? Stream::cpu("compute", options.threads) : Stream::cuda("compute", options.device.index);
   if (cpu && options.poison) compute.poison_new_memory();
-  parallel::Attention attention({jobs[0].scheme, options.wire_dtype},
+  parallel::Attention attention({jobs[0].scheme, options.wire_dtype, options.kernels},
                                 world.split(0, world.rank(), "context"), compute);
   std::unique_ptr<RankTensors> tensors;
   const SpreadJob* before = nullptr;

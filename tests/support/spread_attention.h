@@ -90,6 +90,7 @@ struct BackwardFeed {
 /// set.
 struct SpreadOptions {
   runtime::Device device{};  ///< of every rank
+  attention::Kernels kernels = attention::Kernels::exact;
   runtime::DType wire_dtype = runtime::DType::float32;
   bool poison = true;
   int threads = 1;
