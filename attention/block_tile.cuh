@@ -84,7 +84,8 @@ __device__ void dot_rows(const float* own, const float* other, int dim,
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) result[r] = 0.0f;
-  constexpr int kUnrolled = kCols > 4 ? 1 : 4;  // more would spill registers of wide rows
+  // More would spill registers of wide rows.
+  [[maybe_unused]] constexpr int kUnrolled = kCols > 4 ? 1 : 4;
 #pragma unroll kUnrolled
   for (int d = 0; d < dim; d += 4) {  // the tiles are zero from dim to the next multiple of 32
     const float4 b = *reinterpret_cast<const float4*>(other + lane * kTileStride<kCols> + d);

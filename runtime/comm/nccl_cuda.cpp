@@ -1,5 +1,7 @@
 #include "runtime/comm/nccl.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -10,6 +12,7 @@
 
 #include "runtime/comm/nccl_handle_impl.h"
 #include "runtime/comm/staging.h"
+#include "runtime/host_name.h"
 #include "runtime/ops/host_copy.h"
 
 namespace longhaul::runtime {
@@ -349,11 +352,11 @@ void check_devices(Communicator& bootstrap, Device device, const Stream& host, D
 /// NCCL refuses two ranks with one bus id on one host: gives each rank a host of its own, reached
 /// by sockets. NCCL reads these once, at its first call in the process. What the user has set
 /// stays.
-void pretend_to_be_a_host(int rank) {
+void pretend_to_be_a_host() {
   const auto set_default = [](const char* name, const std::string& value) {
     LONGHAUL_CHECK(setenv(name, value.c_str(), 0) == 0, "setenv of ", name, " failed");
   };
-  set_default("NCCL_HOSTID", concat("longhaul-rank-", rank));
+  set_default("NCCL_HOSTID", concat("longhaul-", host_name(), "-", ::getpid()));
   set_default("NCCL_SOCKET_IFNAME", "lo");
   set_default("NCCL_IB_DISABLE", "1");
   set_default("NCCL_NVLS_ENABLE", "0");
@@ -401,7 +404,7 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& bootstrap,
   LONGHAUL_CHECK(options.max_thread_blocks >= 0, "NCCL communicator '", bootstrap.name(),
                  "' with max_thread_blocks = ", options.max_thread_blocks, "; expected at least 0");
   detail::use_device(device);
-  if (options.share_device) pretend_to_be_a_host(bootstrap.rank());
+  if (options.share_device) pretend_to_be_a_host();
   const Deadline deadline = deadline_in(options.timeout_seconds);
   const Stream host = Stream::cpu("nccl set-up");
   if (!options.share_device) check_devices(bootstrap, device, host, deadline);

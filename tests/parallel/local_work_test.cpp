@@ -62,7 +62,9 @@ TEST(LocalWork, WithoutMergingNothingIsReadThatIsWritten) {
       // An `add` reads what it writes; the verifier knows it by the mode, tests by its spelling.
       std::visit(
           [](const auto& operation) {
-            if constexpr (requires { operation.mode; }) EXPECT_EQ(operation.mode, Mode::write);
+            if constexpr (requires { operation.mode; }) {
+              EXPECT_EQ(operation.mode, Mode::write);
+            }
             if constexpr (requires { operation.dq_mode; }) {
               EXPECT_EQ(operation.dq_mode, Mode::write);
               EXPECT_EQ(operation.dkv_mode, Mode::write);
