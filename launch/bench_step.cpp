@@ -113,7 +113,7 @@ Figures measure(const Bench& bench, Communicator& world, const Location& locatio
   const TrainConfig& config = bench.config;
   Place place = place_rank(config, world, location);
   const auto sequences = bench.sequences();
-  const MemoryQuestion question{config, bench.vocabulary, *sequences, place.threads};
+  const MemoryQuestion question{config, bench.vocabulary, *sequences, place.threads, place.device};
   Figures figures;
   figures.cores_text = place.cores_text;
   if (!place.devices.empty()) figures.devices_text = binding_text(place.devices);
@@ -166,11 +166,12 @@ std::int64_t available_bytes(const Bench& bench, Communicator& world, const Loca
 std::int64_t longest_by_estimate(const Bench& bench, Communicator& world,
                                  const Location& location) {
   const std::int64_t available = available_bytes(bench, world, location);
-  const int threads = place_rank(bench.config, world, location).threads;
+  const Place place = place_rank(bench.config, world, location);
   const std::int64_t tokens = longest_fitting(bench.options.unit, available, [&](std::int64_t of) {
     const Bench longer = with_length(bench, of);
     const auto sequences = longer.sequences();
-    const MemoryQuestion question{longer.config, bench.vocabulary, *sequences, threads};
+    const MemoryQuestion question{longer.config, bench.vocabulary, *sequences, place.threads,
+                                  place.device};
     const double own = static_cast<double>(estimate_memory(question, world.rank()).total());
     return static_cast<std::int64_t>(largest_over_ranks(world, {own})[0]);
   });

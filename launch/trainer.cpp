@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "launch/device.h"
 #include "launch/model.h"
+#include "launch/rehearsal.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
 #include "runtime/ops/gradient_norm.h"
@@ -71,6 +73,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   };
   auto gradient_comm = of_device(grid_.split(world, {data, context}, "gradients"));
   control_comm_ = grid_.split(world, {data, context}, "control");
+  if (on_device() && world.size() > 1) alone_ = grid_.split(world, {}, "rehearsal");
   parallel::AttentionOptions attention{.wire_dtype = config.parallelism.context_parallel_wire_dtype,
                                        .kernels = attention_kernels(config),
                                        .deterministic = config.debug.deterministic};
@@ -95,6 +98,13 @@ Trainer::~Trainer() = default;
 void Trainer::initialise() {
   store_->initialise(static_cast<std::uint64_t>(inputs_.config.debug.seed), compute_);
   compute_.synchronize(host_deadline());
+  if (alone_ == nullptr) return;
+  std::vector<std::int64_t> numbers(
+      static_cast<std::size_t>(inputs_.config.training.micro_batch_size));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  rehearse(model_, *store_, std::move(alone_),
+           make_local_batch(*inputs_.sequences, numbers, batch_shape_), compute_);
+  sum_over_ranks({0.0});  // all ranks have
 }
 
 /// Makes what a batch's attention calls need in a step; on any thread.

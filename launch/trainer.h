@@ -69,7 +69,8 @@ class Trainer {
   Trainer(TrainerInputs inputs, runtime::Communicator& world);
   ~Trainer();
 
-  /// Draws the weights from the seed; nothing is read.
+  /// Draws the weights from the seed; nothing is read of a checkpoint. Collective where ranks share
+  /// work on devices: their kernels are loaded before any waits for another (rehearsal.h).
   void initialise();
   /// Continues from a checkpoint of any grid; returns what of the configuration is not as it was.
   /// Collective. Throws Error(config) where that gives the checkpoint another meaning
@@ -140,6 +141,7 @@ class Trainer {
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
   std::unique_ptr<runtime::Communicator> control_comm_;
+  std::unique_ptr<runtime::Communicator> alone_;  ///< for a rehearsal, until that is over
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;

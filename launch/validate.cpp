@@ -1,4 +1,5 @@
 #include "launch/validate.h"
+#include "launch/device.h"
 
 #include <fmt/format.h>
 
@@ -145,8 +146,8 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# attention   {}\n", attention_text(config));
   if (config.device.kind == "cuda" && config.parallelism.context_parallel_degree > 0) {
     fmt::print("# kernels     {}\n",
-               commented(kernels_text({config, vocabulary, sequences},
-                                      attention::Kernels::automatic, config.debug.deterministic)));
+               commented(kernels_text({config, vocabulary, sequences}, attention_kernels(config),
+                                      config.debug.deterministic)));
   }
   fmt::print("# documents   {}\n", documents_text(config.data));
   fmt::print("# corpus      {} in {}, vocabulary {}, {} an epoch{}\n",

@@ -53,18 +53,4 @@ void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, con
   detail::cpu_matmul(left, right, c, result.leading, write, stream);
 }
 
-void load_linear(std::int64_t rows, std::int64_t out, std::int64_t in, DType dtype,
-                 const Stream& stream) {
-  if (!detail::on_cuda(stream)) return;
-  const Tensor x({rows, in}, dtype, stream), y({rows, out}, dtype, stream),
-      weight({out, in}, dtype, stream), gradient({out, in}, DType::float32, stream);
-  for (const DType result : {dtype, DType::float32}) {
-    const Tensor forward({rows, out}, result, stream), backward({rows, in}, result, stream);
-    matmul(x, transposed(weight), forward, Write::overwrite, stream);
-    matmul(y, weight, backward, Write::overwrite, stream);
-    if (dtype == DType::float32) break;
-  }
-  matmul(transposed(y), x, gradient, Write::overwrite, stream);
-}
-
 }  // namespace longhaul::runtime::ops

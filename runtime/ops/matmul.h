@@ -18,14 +18,6 @@ ConstTensorView transposed(ConstTensorView matrix);
 /// Throws: Error on a shape or dtype mismatch.
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, const Stream& stream);
 
-/// Runs each product of a linear layer with weights [out,in] once, on memory of its own: rows of
-/// activations in `dtype`, results in it or float32, the weights' gradient in float32. Nothing on
-/// the CPU. On CUDA a library's kernel is loaded at its first use, which waits for all of the
-/// device's streams; so where ranks are threads of a process, and their streams wait for each
-/// other, this comes before the first exchange.
-void load_linear(std::int64_t rows, std::int64_t out, std::int64_t in, DType dtype,
-                 const Stream& stream);
-
 /// Most memory that a product on a CPU stream of so many threads takes for a while, where a, b and
 /// c are `dtype`.
 std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads);

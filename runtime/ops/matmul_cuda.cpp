@@ -203,9 +203,18 @@ MatrixOperand widened(const MatrixOperand& operand, Tensor& copy, const Stream& 
 
 void cuda_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
                  std::int64_t leading_c, Write write, const Stream& stream) {
-  if (a.view.dtype() == DType::bfloat16 && b.view.dtype() == DType::bfloat16)
-    return multiply(a, b, c, leading_c, write, stream);
-  // cuBLASLt multiplies equal dtypes, and float32 into float32 only.
+  // cuBLASLt rounds the product before it adds it to a bfloat16 c.
+  const bool rounds_twice = write == Write::add && c.dtype() == DType::bfloat16;
+  const bool both = a.view.dtype() == DType::bfloat16 && b.view.dtype() == DType::bfloat16;
+  if (both && !rounds_twice) return multiply(a, b, c, leading_c, write, stream);
+  if (both) {
+    const Tensor wide({c.size(0), c.size(1)}, DType::float32, stream);
+    runtime::copy(c, wide, stream);
+    multiply(a, b, wide, c.size(1), write, stream);
+    runtime::copy(wide, c, stream);
+    return;
+  }
+  // It multiplies equal dtypes, and float32 into float32 only.
   Tensor a_copy, b_copy;
   const MatrixOperand left = widened(a, a_copy, stream), right = widened(b, b_copy, stream);
   if (c.dtype() == DType::float32) return multiply(left, right, c, leading_c, write, stream);

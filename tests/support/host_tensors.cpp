@@ -4,6 +4,8 @@
 #include <cstring>
 #include <random>
 
+#include "runtime/ops/host_copy.h"
+
 namespace longhaul::test {
 namespace {
 
@@ -93,8 +95,11 @@ std::vector<double> read(ConstTensorView view, const Stream& stream) {
 }
 
 std::vector<std::byte> read_bytes(ConstTensorView view, const Stream& stream) {
+  const auto bytes = runtime::ops::download<std::uint8_t>(
+      ConstTensorView(view.data(), DType::uint8, view.device(), {view.bytes()}), stream);
   stream.synchronize(deadline_in(120));
-  return {view.data(), view.data() + view.bytes()};
+  const auto* begin = reinterpret_cast<const std::byte*>(bytes->data());
+  return {begin, begin + bytes->size()};
 }
 
 double relative_error(const std::vector<double>& actual, const std::vector<double>& expected) {

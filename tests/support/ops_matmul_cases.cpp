@@ -149,20 +149,11 @@ void many_terms(const Stream& stream) {
   }
 }
 
-void loading(const Stream& stream) {
-  for (const DType dtype : {DType::float32, DType::bfloat16}) {
-    ops::load_linear(127, 40, 64, dtype, stream);
-    ops::load_linear(0, 40, 64, dtype, stream);
-  }
-  stream.synchronize(deadline_in(120));
-}
-
 constexpr OpsCase kCases[] = {
     {"EveryShape", every_shape},
     {"EveryDType", every_dtype},
     {"StridesAndAlignments", strides_and_alignments},
     {"ManyTerms", many_terms},
-    {"Loading", loading},
 };
 
 }  // namespace
