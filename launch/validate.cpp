@@ -1,5 +1,4 @@
 #include "launch/validate.h"
-#include "launch/device.h"
 
 #include <fmt/format.h>
 
@@ -8,6 +7,7 @@
 
 #include "launch/batches.h"
 #include "launch/config.h"
+#include "launch/device.h"
 #include "launch/kernels.h"
 #include "launch/legality.h"
 #include "launch/memory.h"
