@@ -153,6 +153,11 @@ TEST(SdpaPlan, CallsAreExactlyTheBands) {
                                           {14, 19, 14, 19, -3, 0},
                                           {19, 20, 12, 16}};
       expect_calls(choose(windows, shape(20)), windows, 20, 20);
+      // Equal, but over the same rows, or the same keys.
+      const std::vector<Slice> beside = {{0, 10, 0, 5}, {0, 10, 7, 12}, {0, 10, 14, 19}};
+      expect_calls(choose(beside, shape(20)), beside, 20, 20);
+      const std::vector<Slice> below = {{0, 5, 0, 10}, {7, 12, 0, 10}, {14, 19, 0, 10}};
+      expect_calls(choose(below, shape(20)), below, 20, 20);
       for (int round = 0; round < 100; ++round) {
         const auto bands = test::random_small_disjoint_slices(60, 60, 30, random);
         expect_calls(choose(bands, shape(60)), bands, 60, 60);
