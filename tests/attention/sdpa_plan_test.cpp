@@ -193,6 +193,23 @@ TEST(SdpaPlan, LargeDocumentsAreDenseAndTheRestRagged) {
   EXPECT_EQ(choice.calls[3].pieces.size(), 4u);
 }
 
+TEST(SdpaPlan, ManyMiddlingDocumentsShareAGraph) {
+  std::vector<std::int64_t> lengths;
+  for (std::int64_t length = 2000; length < 2064; ++length) lengths.push_back(length);
+  std::int64_t rows = 0;
+  for (const std::int64_t length : lengths) rows += length;
+  const auto choice =
+      choose_kernels(Pass::forward, documents(lengths), shape(rows), {}, on(Kernels::automatic));
+  ASSERT_EQ(choice.calls.size(), 5u);
+  EXPECT_EQ(choice.calls.back().pieces.size(), 60u);
+  // Larger ones are worth a graph each.
+  for (std::int64_t& length : lengths) length += 4000;
+  rows += std::ssize(lengths) * 4000;
+  const auto large =
+      choose_kernels(Pass::forward, documents(lengths), shape(rows), {}, on(Kernels::automatic));
+  EXPECT_EQ(large.calls.size(), 33u);
+}
+
 TEST(SdpaPlan, ShortDocumentsGoWithWindowedOnes) {
   std::vector<Slice> bands;
   for (const Slice& document : documents({700, 80, 1, 1800, 16}))
