@@ -15,10 +15,11 @@ using runtime::concat;
 
 // Estimates from launch/gpu/RESULTS.md; only which kernels `automatic` takes depends on them.
 constexpr double kExactFlops = 1.2e13, kSdpaFlops = 2e14, kSdpaCallSeconds = 2e-5;
-/// Of a dense call beside others: some 50 microseconds of work.
-constexpr double kDenseFlops = 1.5e10;
-/// A graph takes up to a second to make, and every batch has documents of other lengths.
-constexpr std::size_t kDenseForms = 4;
+/// A graph takes up to a second to make, and every batch has documents of other lengths: so many
+/// pieces of some 50 microseconds get one of their own, and more where they take half a
+/// millisecond, which a ragged graph's would nearly double.
+constexpr double kDenseFlops = 1.5e10, kLargeFlops = 1e11;
+constexpr std::size_t kDenseForms = 4, kLargeForms = 32;
 /// Deterministic backward holds two bytes a query head, query row and key row of an entry.
 constexpr std::int64_t kDeterministicBytes = std::int64_t{1} << 30;
 
@@ -168,10 +169,11 @@ std::vector<SdpaCall> calls_of(Pass pass, const std::vector<Slice>& bands, const
   std::vector<Piece> left;
   for (Group& group : groups) {
     const auto& first = group.pieces.front();
-    const bool known = std::ranges::find(forms, group.form()) != forms.end();
-    const bool alone = groups.size() == 1, large = flops(pass, group.pairs, shape) >= kDenseFlops,
-               fits = fits_dense(group, shape, deterministic);
-    if (fits && (alone || (large && (known || forms.size() < kDenseForms)))) {
+    const bool known = std::ranges::find(forms, group.form()) != forms.end(),
+               alone = groups.size() == 1, fits = fits_dense(group, shape, deterministic);
+    const double work = flops(pass, group.pairs, shape);
+    const std::size_t most = work >= kLargeFlops ? kLargeForms : kDenseForms;
+    if (fits && (alone || (work >= kDenseFlops && (known || forms.size() < most)))) {
       if (!known) forms.push_back(group.form());
       calls.push_back({false, first.mask, std::move(group.pieces)});
     } else {

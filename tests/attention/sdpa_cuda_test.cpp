@@ -1,6 +1,9 @@
 // Block calls through cuDNN on a device, against the fp64 reference.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "attention/sdpa.h"
 #include "tests/support/gpu.h"
 #include "tests/support/sdpa_cases.h"
@@ -49,9 +52,52 @@ TEST(SdpaCuda, KeepsTheBlockContract) {
   test::expect_sdpa_contract({Stream::cuda("kernel", 0), forward, backward}, true);
 }
 
-TEST(SdpaCuda, LargerCalls) {
+TEST(SdpaCuda, KeepsTheBlockContractMergedAndStrided) {
   LONGHAUL_NEEDS_CUDNN();
   test::expect_sdpa_contract({Stream::cuda("kernel", 0), forward, backward}, false);
+}
+
+/// Calls of a size that trains, beside the exact kernels, which are held to the reference.
+TEST(SdpaCuda, LargeCallsAreTheExactKernels) {
+  LONGHAUL_NEEDS_CUDNN();
+  constexpr std::int64_t kRows = 8192;
+  std::vector<Slice> documents;
+  for (std::int64_t at = 0, length = 3000; at < kRows; length = (length * 7 + 5) % 997 + 1) {
+    const std::int64_t end = std::min(at + length, kRows);
+    documents.push_back({at, end, at, end, -kUnbounded, 0});
+    at = end;
+  }
+  const std::pair<const char*, std::vector<Slice>> masks[] = {
+      {"causal", {{0, kRows, 0, kRows, -kUnbounded, 0}}},
+      {"window", {{0, kRows, 0, kRows, -1023, 0}}},
+      {"a hop of zigzag", {{0, kRows, 0, kRows / 2}}},
+      {"a window's hop", {{0, kRows, 0, kRows, 5000, kUnbounded}}},
+      {"documents", documents}};
+  const Stream stream = Stream::cuda("kernel", 0);
+  for (const auto& [name, bands] : masks) {
+    SCOPED_TRACE(name);
+    test::AttentionCase which{kRows, kRows, 8, 2, 128, 128, bands};
+    which.bf16 = true;
+    which.fill(5);
+    const auto got = test::run_block({stream, forward, backward}, which);
+    EXPECT_TRUE(test::run_block({stream, forward, backward}, which) == got);
+    const auto exact = test::run_block({stream}, which);
+    const auto near = [](const char* what, const std::vector<float>& a, const std::vector<float>& b,
+                         double bound) {
+      EXPECT_LE(test::relative_error(a, std::vector<double>(b.begin(), b.end())), bound) << what;
+    };
+    near("out", got.out, exact.out, 4e-3);
+    near("dq", got.dq, exact.dq, 6e-3);
+    near("dk", got.dk, exact.dk, 6e-3);
+    near("dv", got.dv, exact.dv, 6e-3);
+    for (std::size_t i = 0; i < got.lse.size(); ++i) {
+      if (std::isinf(exact.lse[i]))
+        ASSERT_EQ(got.lse[i], exact.lse[i]) << "lse " << i;
+      else
+        ASSERT_NEAR(got.lse[i], exact.lse[i], 1e-5 * std::max(1.0f, std::abs(exact.lse[i])))
+            << "lse " << i;
+    }
+  }
 }
 
 }  // namespace

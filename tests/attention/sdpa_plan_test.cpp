@@ -153,6 +153,11 @@ TEST(SdpaPlan, CallsAreExactlyTheBands) {
                                           {14, 19, 14, 19, -3, 0},
                                           {19, 20, 12, 16}};
       expect_calls(choose(windows, shape(20)), windows, 20, 20);
+      // Equal, but over the same rows, or the same keys.
+      const std::vector<Slice> beside = {{0, 10, 0, 5}, {0, 10, 7, 12}, {0, 10, 14, 19}};
+      expect_calls(choose(beside, shape(20)), beside, 20, 20);
+      const std::vector<Slice> below = {{0, 5, 0, 10}, {7, 12, 0, 10}, {14, 19, 0, 10}};
+      expect_calls(choose(below, shape(20)), below, 20, 20);
       for (int round = 0; round < 100; ++round) {
         const auto bands = test::random_small_disjoint_slices(60, 60, 30, random);
         expect_calls(choose(bands, shape(60)), bands, 60, 60);
@@ -186,6 +191,23 @@ TEST(SdpaPlan, LargeDocumentsAreDenseAndTheRestRagged) {
   }
   EXPECT_TRUE(choice.calls[3].ragged);
   EXPECT_EQ(choice.calls[3].pieces.size(), 4u);
+}
+
+TEST(SdpaPlan, ManyMiddlingDocumentsShareAGraph) {
+  std::vector<std::int64_t> lengths;
+  for (std::int64_t length = 2000; length < 2064; ++length) lengths.push_back(length);
+  std::int64_t rows = 0;
+  for (const std::int64_t length : lengths) rows += length;
+  const auto choice =
+      choose_kernels(Pass::forward, documents(lengths), shape(rows), {}, on(Kernels::automatic));
+  ASSERT_EQ(choice.calls.size(), 5u);
+  EXPECT_EQ(choice.calls.back().pieces.size(), 60u);
+  // Larger ones are worth a graph each.
+  for (std::int64_t& length : lengths) length += 4000;
+  rows += std::ssize(lengths) * 4000;
+  const auto large =
+      choose_kernels(Pass::forward, documents(lengths), shape(rows), {}, on(Kernels::automatic));
+  EXPECT_EQ(large.calls.size(), 33u);
 }
 
 TEST(SdpaPlan, ShortDocumentsGoWithWindowedOnes) {

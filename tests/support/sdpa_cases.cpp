@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "tests/support/attention_kinds.h"
 
@@ -51,7 +52,7 @@ double norm(const std::vector<double>& values) {
 
 std::vector<NamedCase> sdpa_cases(bool quick) {
   std::vector<NamedCase> cases;
-  const std::int64_t q = quick ? 130 : 1030, k = quick ? 150 : 1190;
+  constexpr std::int64_t q = 130, k = 150;
   for (const auto& [name, bands] : band_kinds(q, k)) {
     cases.push_back({name, make(q, k, 4, 2, 64, 64, bands)});
     cases.push_back(
@@ -68,8 +69,7 @@ std::vector<NamedCase> sdpa_cases(bool quick) {
   cases.push_back({"one pair", make(1, 1, 2, 1, 16, 16, {{0, 1, 0, 1}})});
   cases.push_back({"one query", make(1, 99, 2, 1, 16, 16, {{0, 1, 0, 99}})});
   cases.push_back({"one key", make(99, 1, 2, 1, 16, 16, {{0, 99, 0, 1}})});
-  const std::int64_t chunk = quick ? 33 : 513;
-  cases.push_back({"zigzag", make(2 * chunk, 2 * chunk, 4, 2, 64, 64, zigzag_own(chunk))});
+  cases.push_back({"zigzag", make(66, 66, 4, 2, 64, 64, zigzag_own(33))});
   const auto uneven = documents({7, 1, 64, 0, 19, 37, 2});
   cases.push_back({"uneven documents", make(130, 130, 4, 1, 64, 64, uneven)});
   cases.push_back(
@@ -107,20 +107,24 @@ std::vector<NamedCase> sdpa_cases(bool quick) {
 }
 
 void expect_matches_in_bfloat16(const AttentionCase& which, const AttentionResult& got) {
-  const auto exact = run_reference<double>(which, true);
+  using Result = attention::ReferenceResult<double>;
+  using Magnitude = std::vector<double> Result::*;
+  const Result exact = run_reference<double>(which);
+  std::optional<Result> magnitudes;  // only where a bound needs them
   const auto check = [&](const char* what, const std::vector<float>& a,
-                         const std::vector<double>& b, double bound,
-                         const std::vector<double>& magnitudes) {
-    const double size = norm(b), error = relative_error(a, b);
-    const double cancelled = 0x1p-9 * norm(magnitudes) / (size > 0 ? size : 1);
-    EXPECT_TRUE(error <= std::max(bound, cancelled))
-        << what << ": relative error " << error << ", bound " << bound << ", or " << cancelled
-        << " where terms cancel";
+                         const std::vector<double>& b, double bound, Magnitude magnitude) {
+    const double error = relative_error(a, b);
+    if (error > bound && magnitude != nullptr) {
+      if (!magnitudes) magnitudes = run_reference<double>(which, true);
+      const double size = norm(b);
+      bound = std::max(bound, 0x1p-9 * norm((*magnitudes).*magnitude) / (size > 0 ? size : 1));
+    }
+    EXPECT_TRUE(error <= bound) << what << ": relative error " << error << ", bound " << bound;
   };
-  check("out", got.out, exact.out, 4e-3, {});
-  check("dq", got.dq, exact.dq, 6e-3, exact.dq_magnitude);
-  check("dk", got.dk, exact.dk, 6e-3, exact.dk_magnitude);
-  check("dv", got.dv, exact.dv, 6e-3, exact.dv_magnitude);
+  check("out", got.out, exact.out, 4e-3, nullptr);
+  check("dq", got.dq, exact.dq, 6e-3, &Result::dq_magnitude);
+  check("dk", got.dk, exact.dk, 6e-3, &Result::dk_magnitude);
+  check("dv", got.dv, exact.dv, 6e-3, &Result::dv_magnitude);
   ASSERT_EQ(got.lse.size(), exact.lse.size());
   for (std::size_t i = 0; i < got.lse.size(); ++i) {
     if (std::isinf(exact.lse[i])) {

@@ -10,7 +10,7 @@ namespace longhaul::test {
 
 /// bfloat16, every form that a call can take: full, causal, windows, either bound alone, ragged
 /// documents, equal ones as a batch, several calls a row, rows and keys that nothing sees, head
-/// groups, head dims, parts that are added or merged, strided views. `quick`: small ones.
+/// groups, head dims, parts that are added or merged, strided views. `quick`: some of them.
 std::vector<NamedCase> sdpa_cases(bool quick);
 
 /// Out within 4e-3, gradients within 6e-3 of the fp64 reference, in norm: rounding to bfloat16 is
