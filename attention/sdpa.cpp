@@ -68,14 +68,23 @@ std::string to_string(const SdpaForm& f) {
 }
 
 std::int64_t expected_workspace_bytes(const SdpaForm& f) {
-  if (f.pass == Pass::forward) return f.ragged ? 32768 : 256;
-  // The sums of dq and rowsum(dout out) in float32; dk and dv of each query head of a group.
+  const std::int64_t entries = 512 * f.batch + 4096;
+  if (f.pass == Pass::forward) {
+    // One query is attended to by several blocks, whose partials are merged.
+    const std::int64_t parts = f.q_rows == 1 ? 128 * f.batch * f.heads * (f.value_dim + 2) : 0;
+    return parts + (f.ragged ? entries + 16384 : 256);
+  }
   const std::int64_t q_rows = f.ragged ? f.q_total : f.batch * f.q_rows,
                      k_rows = f.ragged ? f.k_total : f.batch * f.k_rows;
-  std::int64_t bytes = 4 * f.heads * q_rows * (f.dim + 1);
-  if (f.heads > f.kv_heads) bytes += 2 * f.heads * k_rows * (f.dim + f.value_dim);
-  if (f.deterministic) bytes += 2 * f.batch * f.heads * f.q_rows * f.k_rows;
-  return bytes + 65536;
+  // rowsum(dout out), and sums of dq in float32.
+  std::int64_t bytes = 4 * f.heads * q_rows * (f.deterministic ? 1 : f.dim + 1);
+  // dk and dv of each query head of a group, ragged in float32.
+  if (f.heads > f.kv_heads) bytes += (f.ragged ? 4 : 2) * f.heads * k_rows * (f.dim + f.value_dim);
+  const auto whole = [](std::int64_t rows, std::int64_t tile) {
+    return (rows + tile - 1) / tile * tile;
+  };
+  if (f.deterministic) bytes += 2 * f.batch * f.heads * whole(f.q_rows, 64) * whole(f.k_rows, 128);
+  return bytes + entries;
 }
 
 }  // namespace longhaul::attention::detail

@@ -157,7 +157,7 @@ class Builder {
 void require(fe::error_t error, const char* stage, const SdpaForm& form, ExitCode code) {
   if (error.is_good()) return;
   runtime::fail(code, "cuDNN ", cudnnGetVersion(), " refused at '", stage, "' the attention graph ",
-                to_string(form), ": ", error.get_message());
+                to_string(form), ": ", error.get_message(), "; the exact kernels do without it");
 }
 
 std::shared_ptr<fe::graph::Graph> build(const SdpaForm& form, const Target& target) {

@@ -31,10 +31,11 @@ std::string refusal(const BlockShape& s, const Scoring& scoring) {
   if (scoring.weighting != Weighting::softmax) return "cuDNN has no sigmoid attention";
   if (scoring.softcap != 0) return "cuDNN's kernels have no softcap";
   const std::int64_t d = s.dim, dv = s.value_dim;
-  const bool small = d % 8 == 0 && dv % 8 == 0 && d >= 8 && dv >= 8 && d <= 128 && dv <= 128;
+  // Others than multiples of 16 take kernels whose ragged workspace is that of a padded batch.
+  const bool small = d % 16 == 0 && dv % 16 == 0 && d >= 16 && dv >= 16 && d <= 128 && dv <= 128;
   if (!small && !(d == 256 && dv == 256) && !(d == 192 && dv == 128)) {
     return concat("head dims are ", d, " and ", dv,
-                  "; cuDNN's kernels take multiples of 8 up to 128, 256 and 256, 192 and 128");
+                  "; cuDNN's kernels take multiples of 16 up to 128, 256 and 256, 192 and 128");
   }
   constexpr std::int64_t kMost = std::int64_t{1} << 31;
   if (s.q_rows * s.heads >= kMost || s.k_rows * s.kv_heads >= kMost)

@@ -13,7 +13,7 @@ namespace longhaul::parallel {
 struct KernelUse {
   struct Paths {
     attention::KernelShares pairs;  ///< of each query head
-    std::int64_t calls = 0;  ///< of cuDNN
+    std::int64_t calls = 0;         ///< of cuDNN
     /// Pairs of the exact kernels by why they serve.
     std::map<std::string, std::int64_t> why_exact = {};
   };

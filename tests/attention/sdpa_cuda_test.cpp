@@ -49,12 +49,13 @@ void backward(const BlockBackwardInputs& in, const std::vector<Slice>& bands,
 
 TEST(SdpaCuda, KeepsTheBlockContract) {
   LONGHAUL_NEEDS_CUDNN();
-  test::expect_sdpa_contract({Stream::cuda("kernel", 0), forward, backward}, true);
+  test::expect_sdpa_contract({Stream::cuda("kernel", 0), forward, backward}, test::sdpa_cases());
 }
 
 TEST(SdpaCuda, KeepsTheBlockContractMergedAndStrided) {
   LONGHAUL_NEEDS_CUDNN();
-  test::expect_sdpa_contract({Stream::cuda("kernel", 0), forward, backward}, false);
+  test::expect_sdpa_contract({Stream::cuda("kernel", 0), forward, backward},
+                             test::sdpa_bound_otherwise());
 }
 
 /// Calls of a size that trains, beside the exact kernels, which are held to the reference.

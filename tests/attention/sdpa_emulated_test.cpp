@@ -10,7 +10,7 @@ namespace {
 
 TEST(SdpaEmulated, KeepsTheBlockContract) {
   const test::EmulatedPlans plans(Kernels::cudnn);
-  test::expect_sdpa_contract(plans.device(), true);
+  test::expect_sdpa_contract(plans.device(), test::sdpa_cases());
 }
 
 }  // namespace

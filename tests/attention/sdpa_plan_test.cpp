@@ -280,7 +280,7 @@ TEST(SdpaPlan, SaysWhyTheExactKernelsServe) {
       choose_kernels(Pass::forward, documents({5}), shape(5), {}, on(Kernels::cudnn)).exact());
   test::expect_error(runtime::ExitCode::config,
                      "attention by cuDNN is demanded, but head dims are 160 and 160; cuDNN's "
-                     "kernels take multiples of 8 up to 128, 256 and 256, 192 and 128; let the "
+                     "kernels take multiples of 16 up to 128, 256 and 256, 192 and 128; let the "
                      "choice be automatic, or exact",
                      [&] { why(of, {}, Kernels::cudnn); });
 }

@@ -10,8 +10,10 @@ namespace longhaul::test {
 
 /// bfloat16, every form that a call can take: full, causal, windows, either bound alone, ragged
 /// documents, equal ones as a batch, several calls a row, rows and keys that nothing sees, head
-/// groups, head dims, parts that are added or merged, strided views. `quick`: some of them.
-std::vector<NamedCase> sdpa_cases(bool quick);
+/// groups, head dims, parts that are added.
+std::vector<NamedCase> sdpa_cases();
+/// Every kind of band in parts that are merged, and over strided views.
+std::vector<NamedCase> sdpa_bound_otherwise();
 
 /// Out within 4e-3, gradients within 6e-3 of the fp64 reference, in norm: rounding to bfloat16 is
 /// 1.7e-3, and a kernel rounds weights and results (measured: at most 3.1e-3,
@@ -20,6 +22,6 @@ std::vector<NamedCase> sdpa_cases(bool quick);
 void expect_matches_in_bfloat16(const AttentionCase& which, const AttentionResult& got);
 
 /// Runs them all, each twice: equal bit for bit.
-void expect_sdpa_contract(const BlockDevice& device, bool quick);
+void expect_sdpa_contract(const BlockDevice& device, const std::vector<NamedCase>& cases);
 
 }  // namespace longhaul::test
