@@ -41,6 +41,10 @@ SdpaForm form_of(const SdpaCall& call, Pass pass, const BlockShape& shape, float
     if (pass == Pass::backward) {
       f.q_total = rounded_up(shape.q_rows);
       f.k_total = rounded_up(shape.k_rows);
+      // It lays its float32 sums out by the operands' offsets, so wider rows would leave its
+      // memory.
+      f.q_row_heads = f.heads;
+      f.kv_row_heads = f.kv_heads;
     }
     return f;
   }

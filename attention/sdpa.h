@@ -29,7 +29,9 @@ struct SdpaForm {
   std::int64_t q_step = 0, k_step = 0;  ///< rows from entry to entry; not read of a ragged form
   /// Ragged backward: rows that the entries lie in, all together.
   std::int64_t q_total = 0, k_total = 0;
-  std::int64_t q_row_heads = 0, kv_row_heads = 0;  ///< heads from row to row of q and dout; of k, v
+  /// Heads from row to row of q and dout; of k, v. Ragged backward: their own, nothing between
+  /// rows.
+  std::int64_t q_row_heads = 0, kv_row_heads = 0;
   SdpaMask mask = {};
   float scale = 1;
   bool operator==(const SdpaForm&) const = default;

@@ -115,6 +115,7 @@ struct PlannedCall {
 /// Byte offsets in scratch memory.
 struct Scratch {
   std::int64_t out = 0, lse = 0, dq = 0, dk = 0, dv = 0, workspace = 0, bytes = 0;
+  std::int64_t q = 0, dout = 0, k = 0, v = 0;  ///< copies whose rows lie together
 
   std::int64_t take(std::int64_t size) {
     const std::int64_t at = bytes;
@@ -143,7 +144,7 @@ class SdpaBlockPlan final : public BlockPlan {
       }
       planned.q_ranges = add_ranges(std::move(q_ranges), table_);
       planned.k_ranges = add_ranges(std::move(k_ranges), table_);
-      if (call.ragged) planned.entries = entries_of(call, planned.form.batch);
+      if (call.ragged) planned.entries = entries_of(call, planned.form);
       any_ragged_ |= call.ragged;
       workspace_bytes =
           std::max(workspace_bytes, planned.graph ? planned.graph->workspace_bytes()
@@ -192,11 +193,13 @@ class SdpaBlockPlan final : public BlockPlan {
     float* dense_lse = ragged_lse + (any_ragged_ ? aligned_floats(s.q_rows * s.heads) : 0);
     stand_in_for_out(dout.view(), in.delta, out, stream);
     if (any_ragged_) copy_lse(in.lse, {1, s.q_rows, 0, 0, true}, ragged_lse, stream);
+    const Packed packed = any_ragged_ ? packed_of(q, k, v, dout, memory, stream) : Packed();
     for (const PlannedCall& call : calls_) {
       SdpaOperands o = operands(call, q, k, v, memory);
       const std::int64_t q_begin = call.form.ragged ? 0 : call.q_begin,
                          k_begin = call.form.ragged ? 0 : call.k_begin;
       o.dout = dout.row(q_begin);
+      if (call.form.ragged) o.q = packed.q, o.k = packed.k, o.v = packed.v, o.dout = packed.dout;
       o.out = out + q_begin * s.heads * s.value_dim * kBFloat16Bytes;
       o.lse = ragged_lse;
       if (!call.form.ragged) {
@@ -249,10 +252,29 @@ class SdpaBlockPlan final : public BlockPlan {
     runtime::Buffer copy_;
   };
 
+  /// What ragged backward graphs read.
+  struct Packed {
+    const std::byte *q = nullptr, *k = nullptr, *v = nullptr, *dout = nullptr;
+  };
+  Packed packed_of(const Bound& q, const Bound& k, const Bound& v, const Bound& dout,
+                   const BlockMemory& memory, const Stream& stream) const {
+    const auto packed = [&](const Bound& operand, bool wide, std::int64_t at) {
+      if (!wide) return operand.row(0);
+      const ConstTensorView& view = operand.view();
+      const TensorView copy(memory.scratch + at, view.dtype(), view.device(), view.sizes());
+      runtime::copy(view, copy, stream);
+      return static_cast<const std::byte*>(copy.data());
+    };
+    return {packed(q, wide_q(), scratch_.q), packed(k, wide_kv(), scratch_.k),
+            packed(v, wide_kv(), scratch_.v), packed(dout, wide_q(), scratch_.dout)};
+  }
+  bool wide_q() const { return shape().heads_of_q_rows() != shape().heads; }
+  bool wide_kv() const { return shape().heads_of_kv_rows() != shape().kv_heads; }
+
   static std::int64_t aligned_floats(std::int64_t count) { return (count + 63) / 64 * 64; }
 
   /// Entries beyond the pieces have no rows.
-  TableEntries entries_of(const SdpaCall& call, std::int64_t batch) {
+  TableEntries entries_of(const SdpaCall& call, const SdpaForm& form) {
     const BlockShape& s = shape();
     std::vector<std::int32_t> q_lengths, k_lengths;
     std::vector<std::int64_t> q_begins, k_begins;
@@ -262,7 +284,7 @@ class SdpaBlockPlan final : public BlockPlan {
       q_begins.push_back(piece.q_begin);
       k_begins.push_back(piece.k_begin);
     }
-    const auto entries = static_cast<std::size_t>(batch);
+    const auto entries = static_cast<std::size_t>(form.batch);
     q_lengths.resize(entries);
     k_lengths.resize(entries);
     q_begins.resize(entries + 1, call.pieces.back().q_end);
@@ -273,10 +295,10 @@ class SdpaBlockPlan final : public BlockPlan {
     };
     return {table_.add(q_lengths),
             table_.add(k_lengths),
-            add(q_begins, shape().heads_of_q_rows() * s.dim),
-            add(k_begins, shape().heads_of_kv_rows() * s.dim),
-            add(k_begins, shape().heads_of_kv_rows() * s.value_dim),
-            add(q_begins, shape().heads_of_q_rows() * s.value_dim),
+            add(q_begins, form.q_row_heads * s.dim),
+            add(k_begins, form.kv_row_heads * s.dim),
+            add(k_begins, form.kv_row_heads * s.value_dim),
+            add(q_begins, form.q_row_heads * s.value_dim),
             add(q_begins, s.heads * s.value_dim),
             add(q_begins, s.heads),
             add(q_begins, s.heads * s.dim),
@@ -296,6 +318,18 @@ class SdpaBlockPlan final : public BlockPlan {
       scratch_.dq = scratch_.take(s.q_rows * s.heads * s.dim * kBFloat16Bytes);
       scratch_.dk = scratch_.take(s.k_rows * s.kv_heads * s.dim * kBFloat16Bytes);
       scratch_.dv = scratch_.take(s.k_rows * s.kv_heads * s.value_dim * kBFloat16Bytes);
+    }
+    const auto copy = [&](std::int64_t& at, std::int64_t rows, std::int64_t heads,
+                          std::int64_t dim) {
+      at = scratch_.take(rows * heads * dim * kBFloat16Bytes);
+    };
+    if (backward && any_ragged_ && wide_q()) {
+      copy(scratch_.q, s.q_rows, s.heads, s.dim);
+      copy(scratch_.dout, s.q_rows, s.heads, s.value_dim);
+    }
+    if (backward && any_ragged_ && wide_kv()) {
+      copy(scratch_.k, s.k_rows, s.kv_heads, s.dim);
+      copy(scratch_.v, s.k_rows, s.kv_heads, s.value_dim);
     }
     scratch_.workspace = scratch_.take(workspace_bytes);
   }

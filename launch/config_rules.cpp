@@ -302,7 +302,21 @@ void check_grid(TrainDraft& draft, std::optional<std::int64_t> world_size) {
 
 void check_device(TrainDraft& draft) {
   const TrainConfig& config = draft.config;
-  if (!draft.good({"device.kind"}) || config.device.kind == "cuda") return;
+  if (!draft.good({"device.kind"})) return;
+  if (config.device.kind == "cuda") {
+    // Data ranks may have different numbers of batches, so they cannot wait for each other there.
+    const std::int64_t data = config.parallelism.data_parallel_replicate_degree;
+    if (draft.good(
+            {"validation.enable", "comm.backend", "parallelism.data_parallel_replicate_degree"}) &&
+        config.validation.enable && config.comm.backend == "loopback" && data > 1) {
+      draft.key_problem(
+          "validation.enable", "true",
+          runtime::concat("with comm.backend = \"loopback\" on a GPU, whose ranks are threads "
+                          "that load kernels in turn, it takes one data rank, not ",
+                          data, "; use comm.backend = \"mpi\" or \"nccl\""));
+    }
+    return;
+  }
   if (draft.good({"comm.backend"}) && config.comm.backend == "nccl") {
     draft.key_problem("comm.backend", "\"nccl\"",
                       "it moves memory of GPUs, and device.kind is \"cpu\"; set device.kind = "

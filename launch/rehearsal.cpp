@@ -1,15 +1,18 @@
 #include "launch/rehearsal.h"
 
 #include <numeric>
+#include <utility>
 
-#include "parallel/attention.h"
 #include "runtime/ops/host_copy.h"
 
 namespace longhaul::launch {
-namespace {
 
 using runtime::DType;
 using runtime::Tensor;
+
+namespace {
+
+constexpr const char* kScheme = "ring";  // of one rank: nothing is sent
 
 Tensor uploaded(std::vector<std::int32_t> values, const runtime::Stream& compute) {
   Tensor tensor({std::ssize(values)}, DType::int32, compute);
@@ -19,28 +22,31 @@ Tensor uploaded(std::vector<std::int32_t> values, const runtime::Stream& compute
 
 }  // namespace
 
-void rehearse(const models::Model& model, models::ParameterStore& store,
-              std::unique_ptr<runtime::Communicator> alone, const LocalBatch& batch,
-              const runtime::Stream& compute) {
+Rehearsal::Rehearsal(const models::Model& model, models::ParameterStore& store,
+                     std::unique_ptr<runtime::Communicator> alone, const runtime::Stream& compute)
+    : model_(model),
+      store_(store),
+      compute_(compute),
+      attention_({.scheme = parallel::parse_scheme(kScheme)}, std::move(alone), compute) {}
+
+void Rehearsal::before(const LocalBatch& batch) {
   const std::int64_t rows = std::ssize(batch.rows.tokens);
-  if (rows == 0) return;
+  if (rows == 0 || !rows_.insert(rows).second) return;
   std::vector<std::int32_t> numbers(static_cast<std::size_t>(rows));
   std::iota(numbers.begin(), numbers.end(), 0);
-  const Tensor tokens = uploaded(batch.rows.tokens, compute),
-               labels = uploaded(batch.rows.labels, compute),
-               positions = uploaded(std::move(numbers), compute);
-
-  const auto scheme = parallel::parse_scheme("ring");
-  parallel::Attention attention({.scheme = scheme}, std::move(alone), compute);
+  const Tensor tokens = uploaded(batch.rows.tokens, compute_),
+               labels = uploaded(batch.rows.labels, compute_),
+               positions = uploaded(std::move(numbers), compute_);
   models::Batch pass{tokens, labels, positions, {}};
-  for (std::size_t mask = 0; mask < model.masks().size(); ++mask) {
+  for (std::size_t mask = 0; mask < model_.masks().size(); ++mask) {
     pass.attention.push_back(
-        attention.batch(attention::Mask::causal(rows),
-                        parallel::Layout(parallel::LayoutKind::contiguous, rows, 1, 1)));
+        attention_.batch(attention::Mask::causal(rows),
+                         parallel::Layout(parallel::LayoutKind::contiguous, rows, 1, 1)));
   }
-  model.prepare(attention, scheme, pass.attention);
-  static_cast<void>(model.forward_backward({store, attention, compute}, std::span(&pass, 1), {}));
-  compute.synchronize(runtime::deadline_in(3600));
+  model_.prepare(attention_, parallel::parse_scheme(kScheme), pass.attention);
+  static_cast<void>(
+      model_.forward_backward({store_, attention_, compute_}, std::span(&pass, 1), {}));
+  compute_.synchronize(runtime::deadline_in(3600));
 }
 
 }  // namespace longhaul::launch

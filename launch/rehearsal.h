@@ -1,22 +1,35 @@
 #pragma once
-// Before ranks wait for each other on a device.
+// Where ranks are threads of one process that share a device, before they wait for each other.
 
 #include <memory>
+#include <set>
 
 #include "launch/batches.h"
 #include "models/model.h"
+#include "parallel/attention.h"
 #include "runtime/comm/communicator.h"
 
 namespace longhaul::launch {
 
-/// Runs forward and backward over as many rows as the batch has, attention within them alone. A
-/// library's kernel is loaded at its first use, and a pool grows where it has too little: either
-/// may wait for all of the device's streams, and so for ever while one of them waits for a rank
-/// that waits here. After this both are done for rows of that number. Gradients hold anything
-/// afterwards; weights are not touched. `alone`: a communicator of this rank only. Returns when
-/// done.
-void rehearse(const models::Model& model, models::ParameterStore& store,
-              std::unique_ptr<runtime::Communicator> alone, const LocalBatch& batch,
-              const runtime::Stream& compute);
+/// A library's kernel is loaded at its first use, and a pool grows where it has too little: either
+/// may make the driver wait for all of the device's streams while no other thread can reach it, and
+/// so for ever where one of those streams waits for another rank.
+class Rehearsal {
+ public:
+  /// `alone`: a communicator of this rank only. The model and the store outlive this.
+  Rehearsal(const models::Model& model, models::ParameterStore& store,
+            std::unique_ptr<runtime::Communicator> alone, const runtime::Stream& compute);
+  /// The first time for each number of rows: forward and backward over as many, attention within
+  /// them alone, so that all is loaded and taken that a pass over them needs. Gradients hold
+  /// anything afterwards. Returns when done. No stream may wait for a rank until all ranks have.
+  void before(const LocalBatch& batch);
+
+ private:
+  const models::Model& model_;
+  models::ParameterStore& store_;
+  const runtime::Stream compute_;
+  parallel::Attention attention_;
+  std::set<std::int64_t> rows_;  // numbers that were there
+};
 
 }  // namespace longhaul::launch

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "launch/device.h"
 #include "launch/model.h"
@@ -73,7 +72,6 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   };
   auto gradient_comm = of_device(grid_.split(world, {data, context}, "gradients"));
   control_comm_ = grid_.split(world, {data, context}, "control");
-  if (on_device() && world.size() > 1) alone_ = grid_.split(world, {}, "rehearsal");
   parallel::AttentionOptions attention{.wire_dtype = config.parallelism.context_parallel_wire_dtype,
                                        .kernels = attention_kernels(config),
                                        .deterministic = config.debug.deterministic};
@@ -91,6 +89,10 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
       *store_, exchange_->updated(), compute_);
+  if (!threads_share_device()) return;
+  rehearsal_ =
+      std::make_unique<Rehearsal>(model_, *store_, grid_.split(world, {}, "rehearsal"), compute_);
+  evaluation_comm_ = grid_.split(world, {context}, "evaluation");
 }
 
 Trainer::~Trainer() = default;
@@ -98,13 +100,6 @@ Trainer::~Trainer() = default;
 void Trainer::initialise() {
   store_->initialise(static_cast<std::uint64_t>(inputs_.config.debug.seed), compute_);
   compute_.synchronize(host_deadline());
-  if (alone_ == nullptr) return;
-  std::vector<std::int64_t> numbers(
-      static_cast<std::size_t>(inputs_.config.training.micro_batch_size));
-  std::iota(numbers.begin(), numbers.end(), 0);
-  rehearse(model_, *store_, std::move(alone_),
-           make_local_batch(*inputs_.sequences, numbers, batch_shape_), compute_);
-  sum_over_ranks({0.0});  // all ranks have
 }
 
 /// Makes what a batch's attention calls need in a step; on any thread.
@@ -114,9 +109,21 @@ void Trainer::prepare(LocalBatch& batch, std::int64_t step) const {
   model_.prepare(*attention_, scheme_of(step), batch.attention);
 }
 
+/// Then kernels may be loaded only while no stream waits for another rank.
+bool Trainer::threads_share_device() const {
+  return on_device() && inputs_.config.comm.backend == "loopback" && grid_.size() > 1;
+}
+
+/// prepare() where threads share a device. Nobody's streams may wait until all have done it.
+void Trainer::prepare_together(LocalBatch& batch, std::int64_t step) {
+  prepare(batch, step);
+  rehearsal_->before(batch);
+}
+
 LoaderInputs Trainer::loader_inputs(std::shared_ptr<const runtime::SequenceSource> source) const {
   LoaderInputs inputs{std::move(source), inputs_.config, data_rank_, batch_shape_};
-  inputs.prepare = [this](LocalBatch& batch, std::int64_t step) { prepare(batch, step); };
+  if (!threads_share_device())
+    inputs.prepare = [this](LocalBatch& batch, std::int64_t step) { prepare(batch, step); };
   return inputs;
 }
 
@@ -174,8 +181,13 @@ StepResult Trainer::step(bool stop) {
     return loader_.take({step_number, cursor_});
   }();
   set_scheme(step_number);
+  if (rehearsal_) {
+    for (LocalBatch& batch : batches) prepare_together(batch, step_number);
+    compute_.reset_peak();
+  }
   if (step_number < config.training.steps)
     loader_.start({step_number + 1, cursor_ + plan_.sequences_per_step});
+  // Nothing is exchanged on a device before this sum: all ranks are ready then.
   // Labels and their weight, and each mask's area from one rank of each context group.
   std::vector<double> counts(2 + model_.masks().size(), 0.0);
   for (const LocalBatch& batch : batches) {
@@ -269,6 +281,10 @@ Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, 
 
 BatchEvaluation Trainer::evaluate(LocalBatch batch) {
   set_scheme(last_step());
+  if (rehearsal_) {
+    prepare_together(batch, last_step());
+    runtime::gather_numbers(*evaluation_comm_, {0.0}, control_stream_, host_deadline());
+  }
   BatchEvaluation result;
   result.tensors = model_.evaluate(resources(), upload(std::move(batch), rows_.front()));
   const auto loss = runtime::ops::download<double>(result.tensors.loss_sum, compute_);
@@ -280,7 +296,7 @@ BatchEvaluation Trainer::evaluate(LocalBatch batch) {
 BatchEvaluation Trainer::evaluate(const runtime::SequenceSource& source,
                                   std::span<const std::int64_t> numbers) {
   LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
-  prepare(batch, last_step());
+  if (!rehearsal_) prepare(batch, last_step());
   return evaluate(std::move(batch));
 }
 

@@ -12,6 +12,7 @@
 
 #include "launch/config_changes.h"
 #include "launch/loader.h"
+#include "launch/rehearsal.h"
 #include "launch/schemes.h"
 #include "launch/train_config.h"
 #include "models/model.h"
@@ -69,8 +70,7 @@ class Trainer {
   Trainer(TrainerInputs inputs, runtime::Communicator& world);
   ~Trainer();
 
-  /// Draws the weights from the seed; nothing is read of a checkpoint. Collective where ranks share
-  /// work on devices: their kernels are loaded before any waits for another (rehearsal.h).
+  /// Draws the weights from the seed; nothing is read.
   void initialise();
   /// Continues from a checkpoint of any grid; returns what of the configuration is not as it was.
   /// Collective. Throws Error(config) where that gives the checkpoint another meaning
@@ -116,6 +116,8 @@ class Trainer {
     runtime::Tensor tokens, labels, positions, label_weights;
   };
   void prepare(LocalBatch& batch, std::int64_t step) const;
+  bool threads_share_device() const;
+  void prepare_together(LocalBatch& batch, std::int64_t step);
   const parallel::Expression& scheme_of(std::int64_t step) const;
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
@@ -141,7 +143,7 @@ class Trainer {
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
   std::unique_ptr<runtime::Communicator> control_comm_;
-  std::unique_ptr<runtime::Communicator> alone_;  ///< for a rehearsal, until that is over
+  std::unique_ptr<runtime::Communicator> evaluation_comm_;  ///< of ranks that share a device
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
@@ -150,6 +152,7 @@ class Trainer {
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<parallel::ParameterExchange> exchange_;
   std::unique_ptr<models::AdamW> optimizer_;
+  std::unique_ptr<Rehearsal> rehearsal_;  ///< where ranks are threads that share a device
   Loader loader_;
   std::vector<Rows> rows_;  // of each pass that goes through the model together
   std::int64_t completed_steps_ = 0;

@@ -30,20 +30,17 @@ BlockPlace by_cudnn(const Stream& stream) {
   place.deterministic = true;
   return place;
 }
-BlockShape shape_of(ConstTensorView q, ConstTensorView k, ConstTensorView v) {
-  return {q.size(0), k.size(0), q.size(1), k.size(1), q.size(2), v.size(2), q.dtype()};
-}
-
 void forward(ConstTensorView q, ConstTensorView k, ConstTensorView v,
              const std::vector<Slice>& bands, const Scoring& scoring, TensorView out,
              TensorView lse, Mode mode, const Stream& stream) {
-  run_once(plan_block(Pass::forward, bands, shape_of(q, k, v), scoring, by_cudnn(stream)),
+  run_once(plan_block(Pass::forward, bands, test::shape_shown(q, k, v), scoring, by_cudnn(stream)),
            BlockForwardTensors{q, k, v, out, lse, mode}, stream);
 }
 void backward(const BlockBackwardInputs& in, const std::vector<Slice>& bands,
               const Scoring& scoring, TensorView dq, Mode dq_mode, TensorView dk, TensorView dv,
               Mode dkv_mode, const Stream& stream) {
-  run_once(plan_block(Pass::backward, bands, shape_of(in.q, in.k, in.v), scoring, by_cudnn(stream)),
+  run_once(plan_block(Pass::backward, bands, test::shape_shown(in.q, in.k, in.v), scoring,
+                      by_cudnn(stream)),
            BlockBackwardTensors{in, dq, dq_mode, dk, dv, dkv_mode}, stream);
 }
 

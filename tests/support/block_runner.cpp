@@ -77,6 +77,20 @@ std::vector<Slice> causal(std::int64_t q_rows, std::int64_t k_rows, std::int64_t
 
 }  // namespace
 
+attention::BlockShape shape_shown(runtime::ConstTensorView q, runtime::ConstTensorView k,
+                                  runtime::ConstTensorView v) {
+  attention::BlockShape s{q.size(0), k.size(0), q.size(1), k.size(1),
+                          q.size(2), v.size(2), q.dtype()};
+  // Some heads of rows that hold more.
+  const auto row_heads = [](const runtime::ConstTensorView& view) {
+    const std::int64_t dim = view.size(2);
+    return view.stride(1) == dim && view.stride(0) % dim == 0 ? view.stride(0) / dim : 0;
+  };
+  s.q_row_heads = row_heads(q);
+  s.kv_row_heads = row_heads(k);
+  return s;
+}
+
 AttentionResult run_block(const BlockDevice& device, const AttentionCase& c,
                           const BlockOptions& options) {
   const Stream& stream = device.stream;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/block_plan.h"
 #include "tests/support/attention_case.h"
 
 namespace longhaul::test {
@@ -27,6 +28,10 @@ struct BlockOptions {
       false;  ///< forward parts are merged by merge() (sigmoid: added) in place of Mode::add
   bool strided = false;  ///< heads outermost, gaps between rows
 };
+
+/// The shape that views of a call show, wider rows included.
+attention::BlockShape shape_shown(runtime::ConstTensorView q, runtime::ConstTensorView k,
+                                  runtime::ConstTensorView v);
 
 /// Outputs hold NaN before.
 AttentionResult run_block(const BlockDevice& device, const AttentionCase& which,

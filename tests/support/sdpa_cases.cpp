@@ -101,6 +101,9 @@ std::vector<NamedCase> sdpa_cases() {
     cases.push_back({runtime::concat(heads, " heads on one"),
                      make(67, 67, heads, 1, 64, 64, {{0, 67, 0, 67, -kUnbounded, 0}})});
   }
+  AttentionCase by_head = make(130, 130, 4, 2, 64, 64, {});
+  by_head.head_bands = {uneven, uneven, documents({40, 90}), documents({40, 90})};
+  cases.push_back({"documents of each head", by_head, {.key_cuts = {70}}});
   AttentionCase sinks = make(67, 90, 4, 2, 64, 64, {{0, 67, 0, 90, -40, 23}});
   sinks.sinks = {0.5f, 3, -1, -std::numeric_limits<float>::infinity()};
   cases.push_back({"sinks", sinks, {.key_cuts = {30}}});

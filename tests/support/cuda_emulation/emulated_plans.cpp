@@ -27,9 +27,6 @@ std::vector<Slice> sorted(const std::vector<Slice>& bands) {
   return kept;
 }
 
-attention::BlockShape shape_of(ConstTensorView q, ConstTensorView k, ConstTensorView v) {
-  return {q.size(0), k.size(0), q.size(1), k.size(1), q.size(2), v.size(2), q.dtype()};
-}
 attention::BlockPlace place_of(const Stream& stream) {
   attention::BlockPlace place = attention::place_of(stream);
   place.kernels = kernels;
@@ -39,7 +36,7 @@ attention::BlockPlace place_of(const Stream& stream) {
 void forward(ConstTensorView q, ConstTensorView k, ConstTensorView v,
              const std::vector<Slice>& bands, const attention::Scoring& scoring, TensorView out,
              TensorView lse, Mode mode, const Stream& stream) {
-  plans.push_back(attention::detail::cuda_plan_forward(sorted(bands), shape_of(q, k, v), scoring,
+  plans.push_back(attention::detail::cuda_plan_forward(sorted(bands), shape_shown(q, k, v), scoring,
                                                        place_of(stream)));
   run_once(plans.back(), attention::BlockForwardTensors{q, k, v, out, lse, mode}, stream);
 }
@@ -47,8 +44,8 @@ void forward(ConstTensorView q, ConstTensorView k, ConstTensorView v,
 void backward(const attention::BlockBackwardInputs& in, const std::vector<Slice>& bands,
               const attention::Scoring& scoring, TensorView dq, Mode dq_mode, TensorView dk,
               TensorView dv, Mode dkv_mode, const Stream& stream) {
-  plans.push_back(attention::detail::cuda_plan_backward(sorted(bands), shape_of(in.q, in.k, in.v),
-                                                        scoring, place_of(stream)));
+  plans.push_back(attention::detail::cuda_plan_backward(
+      sorted(bands), shape_shown(in.q, in.k, in.v), scoring, place_of(stream)));
   run_once(plans.back(), attention::BlockBackwardTensors{in, dq, dq_mode, dk, dv, dkv_mode},
            stream);
 }

@@ -34,6 +34,9 @@ class Entry {
  public:
   Entry(const SdpaForm& form, const SdpaOperands& o, std::int64_t number) : f_(form) {
     const auto n = static_cast<std::size_t>(number);
+    LONGHAUL_CHECK(!f_.ragged || f_.pass == Pass::forward ||
+                       (f_.q_row_heads == f_.heads && f_.kv_row_heads == f_.kv_heads),
+                   "wider rows in ", to_string(f_));
     q_rows_ = f_.ragged ? o.q_lengths[n] : f_.q_rows;
     k_rows_ = f_.ragged ? o.k_lengths[n] : f_.k_rows;
     LONGHAUL_CHECK(q_rows_ <= f_.q_rows && k_rows_ <= f_.k_rows, "an entry of ", q_rows_, " x ",
