@@ -69,9 +69,10 @@ void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metad
 /// them. Empty for a folder that does not exist.
 std::vector<std::int64_t> list_checkpoints(const std::filesystem::path& folder);
 
-/// Moves the checkpoints of steps after `step` to FOLDER.N, the first free number, so that a run
-/// that starts before them does not mix with them. Returns that folder; empty when there was
-/// nothing to move. Not collective: one rank calls it while the others wait. Throws Error(io).
+/// Moves the checkpoints of steps after `step` to FOLDER/aside-N, the first free number, so that a
+/// run that starts before them does not mix with them. (Inside of the folder, which may be a mount
+/// point or a link to another disk.) Returns that folder; empty when there was nothing to move. Not
+/// collective: one rank calls it while the others wait. Throws Error(io).
 std::filesystem::path set_aside_newer_checkpoints(const std::filesystem::path& folder,
                                                   std::int64_t step);
 

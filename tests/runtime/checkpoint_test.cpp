@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "runtime/comm/loopback.h"
+#include "runtime/io/file.h"
 #include "runtime/io/hash.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_directory.h"
@@ -453,6 +454,38 @@ TEST(Checkpoint, PrunesOldestFirstAndNeverTheNewOne) {
             (std::set<std::string>{"step-00000050", "step-notes", "step-5"}));
 }
 
+TEST(Checkpoint, LaterOnesAreSetAsideInTheFolderItself) {
+  TempDirectory folder;
+  // Another disk, where this machine has one.
+  const bool memory = fs::is_directory("/dev/shm");
+  const fs::path disk =
+      memory ? fs::path(concat("/dev/shm/longhaul-", unique_suffix())) : folder / "disk";
+  const Cleanup remove([&] { fs::remove_all(disk); });
+  fs::create_directory(disk);
+  fs::create_directory(folder / "near");
+  fs::create_directory_symlink(disk, folder / "link");
+  for (const fs::path& named : {folder / "near/", folder / "link", folder / "near/../near/."}) {
+    SCOPED_TRACE(named);
+    const std::set<std::string> beside = names_in(folder.path());
+    for (const std::int64_t step : {1, 2, 3}) save(named, step, 1);
+    test::write_text(named / "heartbeat.json", "{}");
+    const fs::path first = set_aside_newer_checkpoints(named, 1);
+    EXPECT_EQ(list_checkpoints(first), (std::vector<std::int64_t>{2, 3}));
+    EXPECT_EQ(list_checkpoints(named), std::vector<std::int64_t>{1});
+    EXPECT_EQ(names_in(named),
+              (std::set<std::string>{"step-00000001", "heartbeat.json", first.filename()}));
+    EXPECT_EQ(names_in(folder.path()), beside);
+    EXPECT_EQ(set_aside_newer_checkpoints(named, 1), "");
+    const fs::path second = set_aside_newer_checkpoints(named, 0);
+    EXPECT_TRUE(fs::equivalent(second.parent_path(), named));
+    EXPECT_NE(second, first);
+    expect_reads(Checkpoint::open(second, 1), 1, 0, 1);
+    save(named, 4, 1, 0, 1);  // and what a run removes there is not what was set aside
+    EXPECT_EQ(list_checkpoints(first), (std::vector<std::int64_t>{2, 3}));
+    for (const auto& entry : fs::directory_iterator(named)) fs::remove_all(entry.path());
+  }
+}
+
 TEST(Checkpoint, SavingAStepAgainReplacesIt) {
   TempDirectory folder;
   save(folder.path(), 10, 3, 0, 2, 100);
@@ -591,6 +624,27 @@ TEST(Checkpoint, AFullDiskAbandonsTheAttempt) {
   // The same process goes on saving once there is room.
   save(folder.path(), 2, 2, 0, 1, -1, kLarger);
   EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000002"});
+}
+
+TEST(Checkpoint, WhatCannotBeSetAsideLeavesNothingEmpty) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to make folders of another user";
+  TempDirectory folder;
+  save(folder.path(), 7, 1);
+  // Whoever may write into the folder, but not move what others have put there.
+  fs::permissions(folder.path(), fs::perms::all | fs::perms::sticky_bit);
+  const pid_t child = start_child([&]() -> int {
+    if (::setresuid(65534, 65534, 65534) != 0) return 98;
+    try {
+      set_aside_newer_checkpoints(folder.path(), 0);
+    } catch (const Error& error) {
+      return static_cast<int>(error.code());
+    }
+    return 97;
+  });
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), static_cast<int>(ExitCode::io));
+  EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000007"});
 }
 
 TEST(Checkpoint, AnUnwritableFolderIsAnIoErrorOnEveryRank) {
