@@ -113,9 +113,8 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   };
   const auto save = [&] {
     if (!config.checkpoint.enable || saved_step == trainer.completed_steps()) return;
-    require_claim();
     phase("checkpoint");
-    trainer.save(checkpoint_folder(config), config.checkpoint.keep_latest_k);
+    trainer.save(checkpoint_folder(config), config.checkpoint.keep_latest_k, require_claim);
     saved_step = trainer.completed_steps();
   };
   const auto stop = [] { return runtime::signals::requested() != 0; };

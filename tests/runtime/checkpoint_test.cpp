@@ -486,6 +486,76 @@ TEST(Checkpoint, LaterOnesAreSetAsideInTheFolderItself) {
   }
 }
 
+/// A save by three ranks whose caller loses the folder at the n-th time that it is asked.
+void expect_lost(const fs::path& folder, std::int64_t step, int lost_at) {
+  std::atomic<int> asked = 0, refused = 0;
+  run_loopback(3, {}, [&](std::unique_ptr<Communicator> comm) {
+    const Stream stream = Stream::cpu("io");
+    std::vector<std::vector<std::byte>> memory;
+    const auto slices = slices_of(kTensors, comm->rank(), 3, 0, step, memory);
+    SaveOptions options{folder, 1};
+    options.before_change = [&] {
+      EXPECT_EQ(comm->rank(), 0);
+      if (++asked >= lost_at) fail(ExitCode::launch, "another run has it");
+    };
+    expect_error(ExitCode::launch, "another run has it",
+                 [&] { save_checkpoint(options, metadata_of(step), slices, *comm, stream); });
+    ++refused;
+  });
+  EXPECT_EQ(refused, 3);
+  EXPECT_EQ(asked, lost_at) << "it went on after it had been told";
+}
+
+TEST(Checkpoint, AFolderThatIsLostInTheMiddleOfASaveIsLeftAlone) {
+  TempDirectory folder;
+  save(folder.path(), 1, 2);
+  save(folder.path(), 4, 2, 0, 0, 100);
+  fs::create_directory(folder / "step-00000009.tmp-of-the-other-run");
+  const std::set<std::string> before = names_in(folder.path());
+  for (const std::int64_t step : {4, 5}) {
+    for (const int lost_at : {1, 2}) {  // before it begins, and before its own appears
+      SCOPED_TRACE(lost_at);
+      if (lost_at > 1) fs::remove(folder / "step-00000009.tmp-of-the-other-run");
+      expect_lost(folder.path(), step, lost_at);
+      fs::create_directory(folder / "step-00000009.tmp-of-the-other-run");
+      EXPECT_EQ(names_in(folder.path()), before);
+      expect_reads(Checkpoint::open(folder.path(), 4), 1, 0, 100);
+    }
+  }
+  fs::remove(folder / "step-00000009.tmp-of-the-other-run");
+  expect_lost(folder.path(), 5, 3);  // before older ones go
+  EXPECT_EQ(list_checkpoints(folder.path()), (std::vector<std::int64_t>{1, 4, 5}));
+}
+
+TEST(Checkpoint, AFailedSaveAsksFirstWhoseTheFolderIsAndNamesWhatIsThere) {
+  for (const bool lost : {true, false}) {
+    TempDirectory folder;
+    save(folder.path(), 9, 1);  // of a step that is still to come: another run's
+    int asked = 0;
+    run_loopback(1, {}, [&](std::unique_ptr<Communicator> comm) {
+      const Stream stream = Stream::cpu("io");
+      std::vector<std::vector<std::byte>> memory;
+      const auto slices = slices_of(kTensors, 0, 1, 0, 6, memory);
+      SaveOptions options{folder.path()};
+      options.before_change = [&] {
+        // As a new owner's save does to what it takes for an attempt that died.
+        if (++asked == 2) {
+          for (const std::string& name : names_in(folder.path())) {
+            if (name.starts_with("step-00000006.tmp")) fs::remove_all(folder / name);
+          }
+        } else if (asked == 3 && lost) {
+          fail(ExitCode::launch, "another run has it");
+        }
+      };
+      expect_error(lost ? ExitCode::launch : ExitCode::io,
+                   lost ? "another run has it" : "the checkpoint of step 9 is complete and safe",
+                   [&] { save_checkpoint(options, metadata_of(6), slices, *comm, stream); });
+    });
+    EXPECT_EQ(asked, 3);
+    EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000009"});
+  }
+}
+
 TEST(Checkpoint, SavingAStepAgainReplacesIt) {
   TempDirectory folder;
   save(folder.path(), 10, 3, 0, 2, 100);
