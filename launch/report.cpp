@@ -307,6 +307,8 @@ int run_report(const ReportOptions& options) {
   check_options(options);
   std::optional<runtime::OutputFile> plot;
   if (!options.plot_path.empty()) {
+    runtime::require_no_input(options.plot_path, "--plot",
+                              {options.metrics_path, options.baseline_path, options.corpus_path});
     plot.emplace(options.plot_path,
                  options.force ? runtime::Existing::replace : runtime::Existing::refuse);
   }

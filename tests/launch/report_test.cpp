@@ -209,6 +209,18 @@ TEST(ReportVerb, WritesThePlotAndTheTable) {
   std::vector<std::string> forced = again;
   forced.push_back("--force");
   EXPECT_EQ(test::run_longhaul(forced).exit_code, 0);
+  // Its own inputs are never the plot, by whichever name.
+  std::filesystem::copy_file(metrics, folder.file("other.jsonl"));
+  std::filesystem::create_symlink("other.jsonl", folder.file("link"));
+  for (const std::string& plot : {metrics, folder.file("other.jsonl"), folder.file("link")}) {
+    const std::string before = test::read_text(plot);
+    const auto own = test::run_longhaul(
+        {"report", metrics, "--baseline", folder.file("other.jsonl"), "--plot", plot, "--force"});
+    EXPECT_EQ(own.exit_code, 64) << own.err;
+    EXPECT_NE(own.err.find("--plot " + plot + ": is among the inputs"), std::string::npos)
+        << own.err;
+    EXPECT_EQ(test::read_text(plot), before);
+  }
   struct Limit {
     std::vector<std::string> options;
     int exit_code;
