@@ -261,9 +261,9 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
 }  // namespace
 
 int run_train(const TrainOptions& options) {
-  runtime::signals::install();
-  runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
   TrainDraft draft = load_config(options.config_path, options.overrides);
+  runtime::signals::install();    // until here a signal ends the program as it ends any other
+  runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
   const auto data = std::make_shared<const TrainingData>(draft);
   const int code = draft.config.comm.backend == "loopback" ? train_loopback(draft.config, data)
                                                            : train_mpi(draft, data);

@@ -2,6 +2,7 @@
 // of their output that stop or go away.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -250,6 +251,26 @@ TEST_F(OneRun, AnInterruptEndsOtherVerbsAsItEndsAnyProgram) {
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   bench.signal(SIGINT);
   EXPECT_EQ(bench.wait().signal, SIGINT);
+}
+
+TEST_F(OneRun, ASignalEndsARunThatStillReadsItsConfiguration) {
+  const std::string pipe = job_.folder().file("pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  for (const int signal : {SIGTERM, SIGHUP, SIGINT}) {
+    Process run({"sh", "-c", "trap - INT HUP TERM; exec " + longhaul_program() + " train " + pipe},
+                {.timeout_seconds = 20});
+    // It has left the shell behind.
+    const auto has_begun = [&] {
+      return read_text("/proc/" + std::to_string(run.pid()) + "/cmdline")
+          .starts_with(longhaul_program());
+    };
+    ASSERT_TRUE(wait_until(has_begun, 20));
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    run.signal(signal);
+    const ProcessResult result = run.wait();
+    EXPECT_EQ(result.signal, signal) << result.err;
+    EXPECT_FALSE(result.timed_out);
+  }
 }
 
 TEST_F(OneRun, ReadersOfItsOutputMayStopOrGo) {
