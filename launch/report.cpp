@@ -128,7 +128,9 @@ std::string validation_text(const MetricsLog& log) {
   for (const ValidationMetrics& row : log.validations) {
     if (std::isfinite(row.loss) && (best == nullptr || row.loss < best->loss)) best = &row;
   }
-  std::string text = fmt::format("{:.4f} nats a token (step {})", last.loss, last.step);
+  std::string text = std::isfinite(last.loss)
+                         ? fmt::format("{:.4f} nats a token (step {})", last.loss, last.step)
+                         : fmt::format("without labels (step {})", last.step);
   if (best != nullptr)
     text += fmt::format("; the best of {} is {:.4f} (step {})", log.validations.size(), best->loss,
                         best->step);

@@ -180,6 +180,8 @@ std::string to_string(const TokenizeSummary& summary) {
   line("left out", summary.inputs.repositories.text("repository", "repositories"));
   line("left out", summary.inputs.hdf5_files.text("earlier corpus or other HDF5 file",
                                                   "earlier corpora or other HDF5 files"));
+  line("left out",
+       summary.inputs.special_files.text("pipe, socket or device", "pipes, sockets or devices"));
   return text;
 }
 

@@ -188,6 +188,22 @@ TEST(SummaryTable, SaysWhatAPersonAsks) {
   EXPECT_NE(summary_table({}, {}, nullptr).find("none recorded"), std::string::npos);
 }
 
+TEST(SummaryTable, AValidationWithoutLabelsIsNoNumber) {
+  MetricsLog run = falling_run(4, 1, 1);
+  ValidationMetrics validation;
+  validation.step = 2;
+  validation.loss = 2.5;
+  run.validations.push_back(validation);
+  validation.step = 4;
+  validation.loss = std::nan("");
+  run.validations.push_back(validation);
+  const std::string table = summary_table(run, {}, nullptr);
+  EXPECT_NE(
+      table.find("validation loss   without labels (step 4); the best of 2 is 2.5000 (step 2)"),
+      std::string::npos)
+      << table;
+}
+
 TEST(ReportVerb, WritesThePlotAndTheTable) {
   const test::TempDirectory folder;
   const std::string metrics = folder.file("metrics.jsonl");
