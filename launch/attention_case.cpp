@@ -158,10 +158,7 @@ AttentionCase read_attention_case(const std::string& path, const MaskRequest& ma
 
 runtime::OutputFile result_file(const std::string& path, const std::string& case_path,
                                 runtime::Existing existing) {
-  std::error_code ignored;  // a path that does not exist is equivalent to nothing
-  if (std::filesystem::equivalent(path, case_path, ignored)) {
-    fail(ExitCode::usage, "--output ", path, " is the case itself; give another file");
-  }
+  runtime::require_no_input(path, "--output", {case_path});
   return {path, existing};
 }
 

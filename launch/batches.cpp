@@ -54,8 +54,8 @@ std::string mask_text(const DataConfig& data) {
   return numbers.empty() ? data.mask : data.mask + " (" + numbers + ")";
 }
 
-LocalBatch make_local_batch(const runtime::SequenceSource& source,
-                            std::span<const std::int64_t> numbers, const BatchShape& shape) {
+PlannedBatch plan_batch(const runtime::SequenceSource& source,
+                        std::span<const std::int64_t> numbers, const BatchShape& shape) {
   LONGHAUL_CHECK(!numbers.empty(), "a batch of no sequences");
   std::vector<runtime::PackedDocuments> documents;
   for (const std::int64_t number : numbers) {
@@ -73,7 +73,13 @@ LocalBatch make_local_batch(const runtime::SequenceSource& source,
   }
   auto layout = parallel::Layout::make(shape.layout, masks_of_layers(masks, shape.kinds),
                                        std::ssize(numbers), shape.ranks);
+  return {std::move(masks), std::move(layout)};
+}
 
+LocalBatch make_local_batch(const runtime::SequenceSource& source,
+                            std::span<const std::int64_t> numbers, const BatchShape& shape) {
+  PlannedBatch plan = plan_batch(source, numbers, shape);
+  const parallel::Layout& layout = plan.layout;
   // A rank's tokens rise, so its rows come sequence by sequence.
   runtime::Rows rows;
   for (auto* values : {&rows.tokens, &rows.labels, &rows.positions})
@@ -84,7 +90,7 @@ LocalBatch make_local_batch(const runtime::SequenceSource& source,
                  " rows read of ", layout.rows(shape.rank));
   LONGHAUL_CHECK(rows.label_weights.empty() || rows.label_weights.size() == rows.labels.size(),
                  rows.label_weights.size(), " label weights of ", rows.labels.size(), " rows");
-  LocalBatch batch{std::move(masks), std::move(layout), std::move(rows)};
+  LocalBatch batch{std::move(plan.masks), std::move(plan.layout), std::move(rows)};
   for (std::size_t row = 0; row < batch.rows.labels.size(); ++row) {
     if (batch.rows.labels[row] < 0) continue;
     const double weight =

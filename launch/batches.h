@@ -30,6 +30,17 @@ struct BatchShape {
   int ranks = 1, rank = 0;  ///< of the context axis
 };
 
+/// What is known of a micro-batch without its tokens; the same on all ranks.
+struct PlannedBatch {
+  std::vector<attention::Mask> masks;  ///< one for each kind of layer
+  parallel::Layout layout;
+};
+/// The sequences `numbers`, all equally long, become one token axis. Masks and layout follow from
+/// their documents; a layout that depends on the mask is made for all layers together. Reads no
+/// token.
+PlannedBatch plan_batch(const runtime::SequenceSource& source,
+                        std::span<const std::int64_t> numbers, const BatchShape& shape);
+
 /// A micro-batch on this rank: B whole sequences' masks and layout, and the rows of them that this
 /// rank holds.
 struct LocalBatch {
@@ -42,9 +53,7 @@ struct LocalBatch {
   std::vector<std::shared_ptr<const parallel::AttentionBatch>> attention = {};
 };
 
-/// The sequences `numbers`, all equally long, become one token axis. Masks and layout follow
-/// from their documents and are the same on all ranks; a layout that depends on the mask is made
-/// for all layers together. Of the tokens only shape.rank's rows are read.
+/// What plan_batch() says, and shape.rank's rows: of the tokens only those are read.
 LocalBatch make_local_batch(const runtime::SequenceSource& source,
                             std::span<const std::int64_t> numbers, const BatchShape& shape);
 

@@ -9,6 +9,7 @@
 
 #include "launch/batches.h"
 #include "launch/config.h"
+#include "launch/demanding_batches.h"
 #include "launch/model.h"
 #include "launch/schemes.h"
 #include "models/optimizer.h"
@@ -81,7 +82,7 @@ attention::BlockPlace block_place(const MemoryQuestion& question) {
 
 /// Of each mask's calls, the most under the schemes of the run.
 std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Model& model,
-                                const LocalBatch& batch, int context_rank) {
+                                const PlannedBatch& batch, int context_rank) {
   const TrainConfig& config = question.config;
   std::vector<CallBytes> most(batch.masks.size());
   std::set<std::size_t> seen;  // blocks differ by their mask only
@@ -264,26 +265,30 @@ MemoryEstimate estimate_memory(const MemoryQuestion& question, int rank) {
                          parallel::layout_from_name(config.parallelism.context_parallel_layout),
                          static_cast<int>(config.parallelism.context_parallel_degree),
                          context_rank};
-  std::vector<std::int64_t> numbers;
-  for (std::int64_t i = 0; i < config.training.micro_batch_size; ++i) numbers.push_back(i);
-  const LocalBatch batch = make_local_batch(question.sequences, numbers, shape);
-
-  MemoryEstimate estimate = states_of(config, model, rank);
-  const std::int64_t rows = batch.layout.rows(context_rank), together = config.training.interleave;
-  const std::vector<CallBytes> calls = calls_of(question, model, batch, context_rank);
-  const std::int64_t pass = model.pass_bytes(rows, calls, together);
-  const std::int64_t without =
-      model.pass_bytes(rows, std::vector<CallBytes>(calls.size()), together);
-  estimate.attention = pass - without;
-  estimate.activations = std::min(without, together * model.activation_bytes(rows));
-  estimate.passing = without - estimate.activations +
-                     (on_cuda(config) ? runtime::ops::kCudaMatmulScratchBytes
-                                      : runtime::ops::cpu_matmul_scratch_bytes(
-                                            config.training.dtype, question.threads));
-  std::int64_t staged = 0;
-  for (const CallBytes& call : calls) staged = std::max(staged, call.staged);
-  estimate.messages = staged + gradient_messages(config, model, rank);
-  return estimate;
+  const MemoryEstimate states = states_of(config, model, rank);
+  MemoryEstimate most;
+  for (const std::vector<std::int64_t>& numbers : demanding_batches(config, question.sequences)) {
+    const PlannedBatch batch = plan_batch(question.sequences, numbers, shape);
+    MemoryEstimate estimate = states;
+    const std::int64_t rows = batch.layout.rows(context_rank),
+                       together = config.training.interleave;
+    const std::vector<CallBytes> calls = calls_of(question, model, batch, context_rank);
+    const std::int64_t pass = model.pass_bytes(rows, calls, together);
+    const std::int64_t without =
+        model.pass_bytes(rows, std::vector<CallBytes>(calls.size()), together);
+    estimate.attention = pass - without;
+    estimate.activations = std::min(without, together * model.activation_bytes(rows));
+    estimate.passing = without - estimate.activations +
+                       (on_cuda(config) ? runtime::ops::kCudaMatmulScratchBytes
+                                        : runtime::ops::cpu_matmul_scratch_bytes(
+                                              config.training.dtype, question.threads));
+    std::int64_t staged = 0;
+    for (const CallBytes& call : calls) staged = std::max(staged, call.staged);
+    estimate.messages = staged;
+    if (estimate.total() > most.total()) most = estimate;
+  }
+  most.messages += gradient_messages(config, model, rank);
+  return most;
 }
 
 std::string estimate_text(const MemoryEstimate& estimate) {

@@ -27,8 +27,8 @@ struct MemoryEstimate {
   std::int64_t total() const { return states() + activations + attention + passing + messages; }
 };
 
-/// What is estimated: a configuration with a known grid, over `sequences`, whose first ones stand
-/// for all.
+/// What is estimated: a configuration with a known grid, over `sequences`, of which the most
+/// demanding among the first stand for all (demanding_batches.h).
 struct MemoryQuestion {
   const TrainConfig& config;
   std::int64_t vocabulary = 0;
@@ -38,7 +38,7 @@ struct MemoryQuestion {
 };
 /// Parameters, gradients and optimizer alone: cheap.
 MemoryEstimate estimate_states(const MemoryQuestion& question, int rank);
-/// All of it: prepares the rank's attention calls once.
+/// All of it: prepares the rank's attention calls once for each of those.
 MemoryEstimate estimate_memory(const MemoryQuestion& question, int rank);
 /// "1.3 GiB a rank: parameters 0.2 GiB, ..."
 std::string estimate_text(const MemoryEstimate& estimate);

@@ -126,6 +126,22 @@ constexpr runtime::ConfigSynonyms::Key kKeys[] = {
      "save_dir save_path ckpt_dir ckpt_path checkpoint_dir checkpoint_path "
      "checkpoint.path checkpoint.dir checkpoint.directory checkpoint.save "
      "checkpoint.output_dir"},
+    {"validation.enable", "do_eval do_validation enable_validation", "true or false"},
+    {"validation.corpus",
+     "eval_data eval_dataset eval_data_path eval_file val_data val_dataset val_data_path "
+     "val_file valid_data valid_data_path valid_data_prefix validation_data validation_file "
+     "validation_dataset",
+     "a file that `longhaul tokenize` writes"},
+    {"validation.freq",
+     "eval_interval eval_freq eval_every eval_steps val_interval val_every val_check_interval "
+     "validation_interval validation_freq validation.interval validation.every "
+     "validation.frequency validation.every_n_steps",
+     "steps between validations; 'steps' is how many one takes"},
+    {"validation.steps",
+     "eval_iters eval_batches max_eval_steps max_eval_iters val_iters val_steps val_batches "
+     "limit_val_batches validation_steps validation.iters validation.num_steps "
+     "validation.batches",
+     "of tokens_per_step tokens in one validation"},
     {"job.output_dir",
      "out_dir output_path output_folder run_dir work_dir dump_folder job.folder "
      "job.path job.dir"},
@@ -141,6 +157,17 @@ constexpr runtime::ConfigSynonyms::Key kKeys[] = {
     {"debug.seed", "random_seed manual_seed rng_seed data_seed init_seed"},
     {"debug.threads", "num_threads n_threads cpu_threads omp_num_threads"},
     {"debug.deterministic", "full_determinism deterministic_mode use_deterministic_algorithms"},
+    {"",
+     "dropout attention_dropout hidden_dropout residual_dropout embedding_dropout ffn_dropout "
+     "attn_dropout resid_pdrop attn_pdrop embd_pdrop dropout_rate dropout_p",
+     "there is no dropout here"},
+    {"",
+     "num_experts n_experts num_local_experts n_routed_experts num_experts_per_tok "
+     "moe_top_k moe_num_experts expert_parallel_degree expert_model_parallel_size ep_size",
+     "mixtures of experts are not supported"},
+    {"", "lora lora_rank lora_alpha lora_r use_lora peft",
+     "adapters such as LoRA are not supported"},
+    {"", "compile torch_compile use_compile", "there is nothing to compile here"},
 };
 
 constexpr runtime::ConfigSynonyms::Section kSections[] = {
@@ -152,6 +179,7 @@ constexpr runtime::ConfigSynonyms::Section kSections[] = {
     {"parallelism", "parallel distributed"},
     {"activation_checkpoint", "activation_checkpointing ac"},
     {"checkpoint", "checkpointing checkpoints ckpt"},
+    {"validation", "eval evaluation evaluator validate validator valid val"},
     {"metrics", "logging log logger"},
     {"comm", "communication communicator nccl"},
     {"job", "run experiment"},

@@ -128,7 +128,9 @@ std::string validation_text(const MetricsLog& log) {
   for (const ValidationMetrics& row : log.validations) {
     if (std::isfinite(row.loss) && (best == nullptr || row.loss < best->loss)) best = &row;
   }
-  std::string text = fmt::format("{:.4f} nats a token (step {})", last.loss, last.step);
+  std::string text = std::isfinite(last.loss)
+                         ? fmt::format("{:.4f} nats a token (step {})", last.loss, last.step)
+                         : fmt::format("without labels (step {})", last.step);
   if (best != nullptr)
     text += fmt::format("; the best of {} is {:.4f} (step {})", log.validations.size(), best->loss,
                         best->step);
@@ -307,6 +309,8 @@ int run_report(const ReportOptions& options) {
   check_options(options);
   std::optional<runtime::OutputFile> plot;
   if (!options.plot_path.empty()) {
+    runtime::require_no_input(options.plot_path, "--plot",
+                              {options.metrics_path, options.baseline_path, options.corpus_path});
     plot.emplace(options.plot_path,
                  options.force ? runtime::Existing::replace : runtime::Existing::refuse);
   }

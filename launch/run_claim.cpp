@@ -17,11 +17,6 @@ using runtime::ExitCode;
 
 constexpr double kRankTimeoutSeconds = 3600;  // of ranks that wait for the claim
 
-bool lies_in(const fs::path& path, const fs::path& folder) {
-  const fs::path way = fs::weakly_canonical(path).lexically_relative(fs::weakly_canonical(folder));
-  return !way.empty() && *way.begin() != "..";
-}
-
 }  // namespace
 
 RunClaim::RunClaim(const TrainConfig& config) {
@@ -32,11 +27,16 @@ RunClaim::RunClaim(const TrainConfig& config) {
   };
   options.give_up = [] { return runtime::signals::requested() != 0; };
   options.folder_name = "job.output_dir";
-  hearts_.push_back(std::make_unique<runtime::Heartbeat>(config.job.output_dir, options));
   const std::string checkpoints = checkpoint_folder(config);
-  if (!config.checkpoint.enable || lies_in(checkpoints, config.job.output_dir)) return;
+  const auto seen = runtime::Heartbeat::look(checkpoints);
+  hearts_.push_back(std::make_unique<runtime::Heartbeat>(config.job.output_dir, options));
+  std::error_code missing;  // a folder that is not there yet is another one
+  if (!config.checkpoint.enable || fs::equivalent(checkpoints, config.job.output_dir, missing))
+    return;
+  // Also where it lies in output_dir: a run with another output_dir may name it too.
   options.folder_name = "checkpoint.folder";
   options.remedy = kCheckpointRemedy;
+  options.seen = seen;
   hearts_.push_back(std::make_unique<runtime::Heartbeat>(checkpoints, options));
 }
 

@@ -10,8 +10,8 @@
 
 namespace longhaul::launch {
 
-/// Rank 0's hold on the folders that a run writes into: job.output_dir, and checkpoint.folder where
-/// that lies outside of it. They are free again when it ends.
+/// Rank 0's hold on the folders that a run writes into: job.output_dir, and the folder of its
+/// checkpoints, which runs of other output_dirs may name. They are free again when it ends.
 class RunClaim {
  public:
   /// Waits where another run may be going on, and prints why. Throws as runtime::Heartbeat; gives

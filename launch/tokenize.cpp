@@ -13,6 +13,7 @@
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
 #include "runtime/io/file.h"
+#include "runtime/io/output_file.h"
 #include "runtime/io/tokenizer.h"
 #include "runtime/threads.h"
 
@@ -33,13 +34,7 @@ TokenizeInputs inputs_of(const TokenizeOptions& options) {
   if (options.paths.empty()) fail(ExitCode::usage, "tokenize: no input; name files or folders");
   if (options.output.empty()) fail(ExitCode::usage, "tokenize: no output; give --output corpus.h5");
   TokenizeInputs inputs = tokenize_inputs(options.paths);
-  for (const fs::path& file : inputs.files) {
-    std::error_code code;  // an output that does not exist yet is equivalent to nothing
-    if (fs::equivalent(file, options.output, code)) {
-      fail(ExitCode::usage, options.output.string(),
-           ": is among the inputs; put the output elsewhere or remove it first");
-    }
-  }
+  runtime::require_no_input(options.output, "--output", inputs.files);
   return inputs;
 }
 
@@ -185,6 +180,8 @@ std::string to_string(const TokenizeSummary& summary) {
   line("left out", summary.inputs.repositories.text("repository", "repositories"));
   line("left out", summary.inputs.hdf5_files.text("earlier corpus or other HDF5 file",
                                                   "earlier corpora or other HDF5 files"));
+  line("left out",
+       summary.inputs.special_files.text("pipe, socket or device", "pipes, sockets or devices"));
   return text;
 }
 

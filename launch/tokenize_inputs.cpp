@@ -93,6 +93,8 @@ class Collector {
         inputs.linked_folders.add(path.string());
       } else if (status.type() == fs::file_type::regular && is_hdf5(path)) {
         inputs.hdf5_files.add(path.string());
+      } else if (fs::is_other(status)) {
+        inputs.special_files.add(path.string());
       } else {
         add_file(path, status, code);
       }

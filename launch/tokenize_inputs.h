@@ -25,6 +25,7 @@ struct TokenizeInputs {
   LeftOut linked_folders;  ///< not entered: they could lead back to where we are
   LeftOut repositories;    ///< .git, .hg, .svn
   LeftOut hdf5_files;      ///< earlier corpora and the like, which are no text
+  LeftOut special_files;   ///< named pipes, sockets, devices
 };
 
 /// The files among `paths`, and below those that are folders in the order of path names (byte

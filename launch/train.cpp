@@ -113,9 +113,8 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   };
   const auto save = [&] {
     if (!config.checkpoint.enable || saved_step == trainer.completed_steps()) return;
-    require_claim();
     phase("checkpoint");
-    trainer.save(checkpoint_folder(config), config.checkpoint.keep_latest_k);
+    trainer.save(checkpoint_folder(config), config.checkpoint.keep_latest_k, require_claim);
     saved_step = trainer.completed_steps();
   };
   const auto stop = [] { return runtime::signals::requested() != 0; };
@@ -262,9 +261,9 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
 }  // namespace
 
 int run_train(const TrainOptions& options) {
-  runtime::signals::install();
-  runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
   TrainDraft draft = load_config(options.config_path, options.overrides);
+  runtime::signals::install();    // until here a signal ends the program as it ends any other
+  runtime::ConsoleRelay console;  // whoever reads stdout cannot stop the run
   const auto data = std::make_shared<const TrainingData>(draft);
   const int code = draft.config.comm.backend == "loopback" ? train_loopback(draft.config, data)
                                                            : train_mpi(draft, data);

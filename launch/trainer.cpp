@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "launch/device.h"
 #include "launch/model.h"
@@ -318,7 +319,8 @@ std::vector<runtime::TensorSlice> Trainer::checkpoint_slices() const {
   return slices;
 }
 
-void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k) {
+void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k,
+                   std::function<void()> before_change) {
   TrainConfig config = inputs_.config;
   config.model.vocab_size = inputs_.vocab_size;  // resolved
   compute_.synchronize(host_deadline());
@@ -334,6 +336,7 @@ void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest
   runtime::SaveOptions options;
   options.folder = folder;
   options.keep_latest_k = keep_latest_k;
+  options.before_change = std::move(before_change);
   runtime::save_checkpoint(options, metadata, checkpoint_slices(), *control_comm_, control_stream_);
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -78,8 +79,11 @@ class Trainer {
   ConfigChanges load(const runtime::Checkpoint& checkpoint);
   /// What a checkpoint holds of this rank, for save(); views of the trainer's own memory.
   std::vector<runtime::TensorSlice> checkpoint_slices() const;
-  /// Collective; returns when the checkpoint is committed.
-  void save(const std::filesystem::path& folder, std::int64_t keep_latest_k);
+  /// Collective; returns when the checkpoint is committed. `before_change`: of
+  /// runtime::SaveOptions.
+  void save(
+      const std::filesystem::path& folder, std::int64_t keep_latest_k,
+      std::function<void()> before_change = [] {});
 
   /// One optimizer step over tokens_per_step tokens. Collective. `stop` is this rank's wish to stop
   /// after it.

@@ -189,6 +189,7 @@ bool ConsoleRelay::close() {
     moving = state.changed.wait_for(lock, kPatience,
                                     [&] { return state.done || state.progress != seen; });
   }
+  state.failed |= !moving;  // what nobody takes is lost
   const bool written = !state.failed;
   lock.unlock();
   moving ? writer_.join() : writer_.detach();  // left behind in a write that nobody reads

@@ -22,8 +22,8 @@ class ConsoleRelay {
   /// Gives the descriptor back. Waits for lines on their way, but no longer than a second for a
   /// reader that takes none.
   ~ConsoleRelay();
-  /// The same, earlier. False when writing has failed: the output is closed or full, or its reader
-  /// is gone.
+  /// The same, earlier. False when lines are lost that no note stands for: the output is closed or
+  /// full, or its reader is gone or takes no more.
   bool close();
   ConsoleRelay(const ConsoleRelay&) = delete;
   ConsoleRelay& operator=(const ConsoleRelay&) = delete;
@@ -38,7 +38,7 @@ class ConsoleRelay {
 
 /// What a program says that ends with exit code 74 because of its output.
 inline constexpr const char* kOutputLost =
-    "writing to standard output failed: it is closed, full, or its reader is gone";
+    "writing to standard output failed: it is closed, full, or its reader is gone or reads no more";
 
 /// Writes a text from another thread, for at most `seconds`. False when that was not enough, or
 /// when writing failed.

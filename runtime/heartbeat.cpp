@@ -142,27 +142,33 @@ bool write_in_place(int file, const std::string& text) {
          ::fdatasync(file) == 0;
 }
 
+/// Before another look at the file: waits, and ends the waiting when told to.
+void pause(const fs::path& path, const std::string& text, const HeartbeatOptions& options) {
+  if (options.give_up())
+    fail(ExitCode::launch, options.folder_name, " = ", path.parent_path().string(),
+         ": stopped while it waited for the heartbeat of another run (", owner_of(text), ")");
+  sleep_seconds(options.period_seconds / kPollsPerPeriod);
+}
+
 /// Waits until it is known whether the run of a heartbeat goes on. Returns why it does not, or
 /// nullopt when its file has gone. Throws when it does.
 std::optional<std::string> why_over(const fs::path& path, std::string& text,
                                     const HeartbeatOptions& options) {
   const double still = kStillPeriods * options.period_seconds;
-  double since = now_seconds();
+  const bool seen = options.seen && options.seen->text == text;
+  double since = seen ? options.seen->seconds : now_seconds();
   bool said = false;
   for (;;) {
     const auto before = parse(text);
     if (before && before->process_is_gone()) return "that process is no more";
     if (now_seconds() - since > still)
       return fmt::format("its heartbeat has not moved for {:g} s", still);
-    if (options.give_up())
-      fail(ExitCode::launch, options.folder_name, " = ", path.parent_path().string(),
-           ": stopped while it waited for the heartbeat of another run (", owner_of(text), ")");
     if (!said)
       options.say(fmt::format(
           "waits    for up to {:g} s: {} is of a run ({}); if it goes on, it moves within {:g} s",
           still, path.string(), owner_of(text), options.period_seconds));
     said = true;
-    sleep_seconds(options.period_seconds / kPollsPerPeriod);
+    pause(path, text, options);
     const auto now_text = read_heartbeat(path);
     if (!now_text) return std::nullopt;
     if (*now_text == text) continue;
@@ -179,6 +185,13 @@ std::optional<std::string> why_over(const fs::path& path, std::string& text,
 }
 
 }  // namespace
+
+std::optional<HeartbeatSeen> Heartbeat::look(const fs::path& folder) {
+  const double now = now_seconds();
+  auto text = read_heartbeat(folder / kFileName);
+  if (!text) return std::nullopt;
+  return HeartbeatSeen{std::move(*text), now};
+}
 
 Heartbeat::Heartbeat(fs::path folder, HeartbeatOptions options)
     : folder_(std::move(folder)),
@@ -233,12 +246,21 @@ bool Heartbeat::create() {
   return true;
 }
 
+void Heartbeat::create_folder() const {
+  std::error_code error;
+  if (fs::is_symlink(fs::symlink_status(folder_, error)) && !fs::exists(folder_, error)) {
+    fail_io(
+        folder_, "cannot be created",
+        "it is a link to " + fs::read_symlink(folder_, error).string() + ", which does not exist");
+  }
+  fs::create_directories(folder_, error);
+  if (error) fail_io(folder_, "cannot be created", error.message());
+}
+
 void Heartbeat::claim() {
   std::string taken_over;
   for (;;) {
-    std::error_code error;
-    fs::create_directories(folder_, error);
-    if (error) fail_io(folder_, "cannot be created", error.message());
+    create_folder();
     if (create()) {
       if (taken_over.empty()) return;
       // Another run may have judged the same file, and removed ours for it.
@@ -247,15 +269,18 @@ void Heartbeat::claim() {
       const auto found = text ? parse(*text) : std::nullopt;
       if (!found || found->run != run_) {
         ::close(std::exchange(file_, -1));
+        pause(path_, text.value_or(""), options_);
         continue;
       }
       options_.say(taken_over);
       return;
     }
     std::optional<std::string> text = read_heartbeat(path_);
-    if (!text) continue;
-    const auto reason = why_over(path_, *text, options_);
-    if (!reason || read_heartbeat(path_) != text) continue;
+    const auto reason = text ? why_over(path_, *text, options_) : std::nullopt;
+    if (!reason || read_heartbeat(path_) != text) {  // it has gone, or is another one by now
+      pause(path_, text.value_or(""), options_);
+      continue;
+    }
     if (::unlink(path_.c_str()) != 0 && errno != ENOENT)
       fail_io(path_, "cannot be removed", std::strerror(errno));
     taken_over = fmt::format("took     {} over from an earlier run ({}): {}", folder_.string(),
@@ -311,8 +336,8 @@ void Heartbeat::check() {
 }
 
 void Heartbeat::fail_io(const fs::path& path, const char* what, const std::string& why) const {
-  fail(ExitCode::io, options_.folder_name, ": ", path.string(), " ", what, ": ", why, "; ",
-       options_.remedy);
+  fail(ExitCode::io, options_.folder_name, " = ", folder_.string(), ": ", path.string(), " ", what,
+       ": ", why, "; ", options_.remedy);
 }
 
 void Heartbeat::fail_lost() const {

@@ -10,10 +10,17 @@
 #include <filesystem>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
 namespace longhaul::runtime {
+
+/// A heartbeat as it was found.
+struct HeartbeatSeen {
+  std::string text;
+  double seconds = 0;  ///< when, on the clock of this machine
+};
 
 struct HeartbeatOptions {
   /// What the folder is to the user, such as "job.output_dir"; for messages.
@@ -22,6 +29,8 @@ struct HeartbeatOptions {
   std::string remedy = "give another folder or the right to write there";
   /// Between two beats. A heartbeat that stands still for 6 of them is a dead run's.
   double period_seconds = 5;
+  /// What look() found there before: a heartbeat that is still the same has stood still since.
+  std::optional<HeartbeatSeen> seen = std::nullopt;
   /// Gets a line when the constructor waits, and one when it takes a folder over.
   std::function<void(const std::string&)> say = [](const std::string&) {};
   /// Asked while the constructor waits: true makes it give up.
@@ -33,6 +42,10 @@ struct HeartbeatOptions {
 class Heartbeat {
  public:
   static constexpr const char* kFileName = "heartbeat.json";
+
+  /// The heartbeat in a folder, for HeartbeatOptions::seen: a run that takes several folders, and
+  /// waits for the first, need not wait anew for the next. nullopt when there is none.
+  static std::optional<HeartbeatSeen> look(const std::filesystem::path& folder);
 
   /// Takes hold of `folder`, which is created. Where another run's heartbeat is there, it writes
   /// nothing before that run is known to be over: at once where its process was on this host and is
@@ -52,6 +65,7 @@ class Heartbeat {
 
  private:
   bool create();
+  void create_folder() const;
   void claim();
   void beat_for_ever();
   void beat();

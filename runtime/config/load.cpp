@@ -54,9 +54,9 @@ const ConfigKey* key_of_name(const ConfigSchema& schema, const std::string& name
   return nullptr;
 }
 
-std::string suggestion_text(const Suggestion& near, const std::string& what) {
-  if (near.close) return fmt::format("; did you mean '{}'?", near.word);
-  return fmt::format("; the nearest known {} is '{}'", what, near.word);
+// Nothing for a word that is like none: a far one would only mislead.
+std::string suggestion_text(const Suggestion& near) {
+  return near.close ? fmt::format("; did you mean '{}'?", near.word) : "; no key has such a name";
 }
 
 // Where what stands under this name in a section (empty: in none) belongs: "; it belongs in
@@ -69,9 +69,12 @@ std::string directions(ConfigDraft& draft, const std::string& section, const std
     return fmt::format("; it belongs in [{}]", same->section);
   }
   if (synonym == nullptr) return "";
-  draft.excuse(synonym->path);
+  if (*synonym->path == '\0') return fmt::format("; {}", synonym->note);
   const ConfigKey* key = draft.schema().find(synonym->path);
   LONGHAUL_CHECK(key != nullptr, "the synonym ", name, " leads to ", synonym->path);
+  // A key of that name in the section itself is rather the one that was meant.
+  if (const ConfigKey* own = draft.schema().find(section, key->name); own != nullptr) key = own;
+  draft.excuse(key->path());
   return fmt::format("; here it is called '{}'{}{}{}", key->name,
                      section == key->section ? "" : fmt::format(" in [{}]", key->section),
                      *synonym->note != '\0' ? ": " : "", synonym->note);
@@ -98,7 +101,7 @@ void report_unknown_key(ConfigDraft& draft, const std::string& section, const st
       return;
     }
   }
-  draft.problem(place, start + suggestion_text(near, "key"));
+  draft.problem(place, start + suggestion_text(near));
 }
 
 // Returns the known section that was probably meant, or an empty text.
@@ -110,8 +113,13 @@ std::string report_unknown_section(ConfigDraft& draft, const std::string& name,
     return synonym->section;
   }
   const Suggestion near = nearest(name, draft.schema().sections());
-  std::string hint = near.close ? fmt::format("; did you mean [{}]?", near.word)
-                                : fmt::format("; the nearest known section is [{}]", near.word);
+  std::string hint;
+  if (near.close) {
+    hint = fmt::format("; did you mean [{}]?", near.word);
+  } else {
+    for (const std::string& known : draft.schema().sections())
+      hint += fmt::format("{}[{}]", hint.empty() ? "; there are " : ", ", known);
+  }
   draft.problem(place, fmt::format("unknown section [{}]{}", name, hint));
   return near.close ? near.word : "";
 }
@@ -131,7 +139,7 @@ void report_stray_value(ConfigDraft& draft, const TomlSection& section, const Co
     std::vector<std::string> names;
     for (const ConfigKey& known : draft.schema().keys()) names.push_back(known.path());
     draft.problem(place, fmt::format("unknown key '{}' outside of a section{}", section.name,
-                                     suggestion_text(nearest(section.name, names), "key")));
+                                     suggestion_text(nearest(section.name, names))));
   }
 }
 

@@ -74,7 +74,7 @@ struct ConfigKey {
 struct ConfigSynonyms {
   /// Words are in lower case, with _ for - and a space between them.
   struct Key {
-    const char* path;  ///< of the key that they mean
+    const char* path;  ///< of the key that they mean; "" where there is none: the note says why
     /// "section.word" where a word means it in one section only.
     const char* words;
     const char* note = "";  ///< where the two do not mean quite the same

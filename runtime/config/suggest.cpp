@@ -33,7 +33,8 @@ Suggestion nearest(std::string_view word, std::span<const std::string> candidate
     const std::size_t distance = edit_distance(word, candidate);
     if (best.word.empty() || distance < best.distance) best = {candidate, distance, false};
   }
-  best.close = !best.word.empty() && best.distance <= std::max<std::size_t>(2, word.size() / 2);
+  best.close =
+      !best.word.empty() && best.distance <= std::max<std::size_t>(1, (word.size() + 1) / 3);
   return best;
 }
 

@@ -71,12 +71,17 @@ std::vector<std::int64_t> list_checkpoints(const fs::path& folder) {
 
 fs::path set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step) {
   fs::path aside;
+  Cleanup remove_empty([&] {
+    std::error_code ignored;  // it stays where something is in it by now
+    if (!aside.empty()) fs::remove(aside, ignored);
+  });
   try {
     for (const Entry& entry : list_entries(folder)) {
       if (entry.kind == EntryKind::attempt || entry.step <= step) continue;
       for (int number = 1; aside.empty(); ++number) {
-        const fs::path free = concat(folder.string(), ".", number);
-        if (fs::create_directory(free)) aside = free;
+        const fs::path free = folder / concat("aside-", number);
+        if (fs::exists(fs::symlink_status(free)) || !fs::create_directory(free)) continue;
+        aside = free;
       }
       fs::rename(entry.path, aside / entry.path.filename());
     }
@@ -84,6 +89,7 @@ fs::path set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step) 
       sync_folder(aside);
       sync_folder(folder);
     }
+    remove_empty.dismiss();
   } catch (const fs::filesystem_error& error) {
     fail(ExitCode::io, folder.string(), ": cannot set its later checkpoints aside: ", error.what());
   }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -52,6 +53,11 @@ struct SaveOptions {
   double timeout_seconds = 3600;
   /// Of slices that lie on a device, so much is in host memory at a time, or one row.
   std::int64_t staged_bytes = kStagedBytes;
+  /// Rank 0 calls it right before each change to what others may see in the folder. It throws Error
+  /// when the folder is no longer the caller's: the save then removes its own attempt, changes
+  /// nothing else there, and throws that error on every rank. Also asked when a save fails, since
+  /// that may be why.
+  std::function<void()> before_change = [] {};
 };
 
 /// Writes a checkpoint and returns when it is committed and read back; then removes checkpoints of
@@ -69,9 +75,10 @@ void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metad
 /// them. Empty for a folder that does not exist.
 std::vector<std::int64_t> list_checkpoints(const std::filesystem::path& folder);
 
-/// Moves the checkpoints of steps after `step` to FOLDER.N, the first free number, so that a run
-/// that starts before them does not mix with them. Returns that folder; empty when there was
-/// nothing to move. Not collective: one rank calls it while the others wait. Throws Error(io).
+/// Moves the checkpoints of steps after `step` to FOLDER/aside-N, the first free number, so that a
+/// run that starts before them does not mix with them. (Inside of the folder, which may be a mount
+/// point or a link to another disk.) Returns that folder; empty when there was nothing to move. Not
+/// collective: one rank calls it while the others wait. Throws Error(io).
 std::filesystem::path set_aside_newer_checkpoints(const std::filesystem::path& folder,
                                                   std::int64_t step);
 

@@ -225,25 +225,24 @@ void prune(const fs::path& folder, std::int64_t step, std::int64_t keep_latest_k
   }
 }
 
-/// What a failed save leaves: the newest complete checkpoint of an earlier step.
-std::string safe_text(const fs::path& folder, std::int64_t step) {
+/// What a failed save leaves: the newest complete checkpoint, of whatever step.
+std::string safe_text(const fs::path& folder) {
   std::vector<std::int64_t> steps;
   try {
     steps = list_checkpoints(folder);
   } catch (const Error& error) {
     return concat("which one is safe cannot be told: ", error.what());
   }
-  std::erase_if(steps, [&](std::int64_t other) { return other >= step; });
-  if (steps.empty()) return "no earlier checkpoint is complete, so the run would begin again";
+  if (steps.empty()) return "no checkpoint is complete, so the run would begin again";
   return concat("the checkpoint of step ", steps.back(),
                 " is complete and safe, and the run goes on from there when it is started again");
 }
 
 [[noreturn]] void explain_failed_save(const fs::path& folder, std::int64_t step,
                                       const Error& error) {
-  const std::string safe = safe_text(folder, step);
+  const std::string safe = safe_text(folder);
   if (!says_no_space(error.what()))
-    fail(error.code(), error.what(), "; step ", step, " is not saved: ", safe);
+    fail(error.code(), error.what(), "; saving step ", step, " has failed: ", safe);
   const std::optional<std::int64_t> free = free_bytes(folder);
   fail(error.code(), "no space left on ", folder.string(),
        free ? concat(" (", size_text(*free), " free)") : "", " for the checkpoint of step ", step,
@@ -268,6 +267,7 @@ void save(const SaveOptions& options, const CheckpointMetadata& metadata,
   });
   const std::string name = phase([&]() -> std::string {
     if (!lead) return "";
+    options.before_change();
     fs::create_directories(options.folder);
     remove_leftovers(options.folder);
     const std::string fresh = concat(step_name(metadata.step), ".tmp-", unique_suffix());
@@ -290,6 +290,7 @@ void save(const SaveOptions& options, const CheckpointMetadata& metadata,
     if (!lead) return "";
     write_new_file(attempt_path / kManifestName, to_text(merge(metadata, reports)));
     sync_folder(attempt_path);
+    options.before_change();
     older = publish(attempt_path, options.folder, metadata.step);
     return "";
   });
@@ -304,11 +305,17 @@ void save(const SaveOptions& options, const CheckpointMetadata& metadata,
     });
   } catch (const Error& error) {
     if (error.code() != ExitCode::data && error.code() != ExitCode::io) throw;
-    if (lead) withdraw(target, older, metadata.step);
+    phase([&]() -> std::string {
+      if (!lead) return "";
+      options.before_change();
+      withdraw(target, older, metadata.step);
+      return "";
+    });
     fail(ExitCode::io, "the new checkpoint does not read back: ", error.what());
   }
   phase([&]() -> std::string {
     if (!lead) return "";
+    options.before_change();
     remove_leftovers(options.folder);
     prune(options.folder, metadata.step, options.keep_latest_k);
     return "";
@@ -325,6 +332,11 @@ void save_checkpoint(const SaveOptions& options, const CheckpointMetadata& metad
     checkpoint::save(options, metadata, slices, comm, stream);
   } catch (const Error& error) {
     if (error.code() != ExitCode::io) throw;
+    const checkpoint::Report owner = checkpoint::attempt([&]() -> std::string {
+      if (comm.rank() == 0) options.before_change();
+      return "";
+    });
+    checkpoint::agree(owner, comm, stream, deadline_in(options.timeout_seconds));
     checkpoint::explain_failed_save(options.folder, metadata.step, error);
   }
 }

@@ -6,6 +6,7 @@
 
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
+#include "runtime/io/disk.h"
 #include "runtime/io/file.h"
 #include "runtime/io/hash.h"
 #include "runtime/io/unigram_impl.h"
@@ -15,6 +16,7 @@ namespace {
 
 constexpr std::int64_t kBlockTokens = std::int64_t{1} << 20;
 constexpr std::int64_t kCopyTokens = std::int64_t{1} << 20;  // from the spool at a time
+constexpr std::int64_t kFullBytes = std::int64_t{64} << 10;  // a disk with less is full
 
 hdf5::Element element_for(std::int64_t vocabulary_size) {
   if (vocabulary_size <= std::int64_t{1} << 8) return hdf5::Element::uint8;
@@ -212,10 +214,18 @@ void CorpusWriter::finish() {
   state.flush_block();
   state.spool.close();
   if (state.weight_spool) state.weight_spool->close();
-  state.write_file();
-  // Reads what was written: a swallowed write error must not survive under the final name.
-  sync_and_drop_cache(state.partial_path);
-  Corpus::open(state.partial_path).verify();
+  try {
+    state.write_file();
+    // Reads what was written: a swallowed write error must not survive under the final name.
+    sync_and_drop_cache(state.partial_path);
+    Corpus::open(state.partial_path).verify();
+  } catch (const Error& error) {
+    // Not everything that fails on a full disk says so: pages may only be missing when they are
+    // read.
+    const auto free = free_bytes(state.partial_path.parent_path());
+    if (!says_no_space(error.what()) && (!free || *free >= kFullBytes)) throw;
+    fail(ExitCode::io, "no space left for ", state.output.named().string(), ": ", error.what());
+  }
   state.output.publish(state.partial_path);
 }
 

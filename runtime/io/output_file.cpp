@@ -115,6 +115,16 @@ void OutputFile::publish(const fs::path& finished) const {
   sync_folder(folder_of(target_));
 }
 
+void require_no_input(const fs::path& output, const char* option,
+                      const std::vector<fs::path>& inputs) {
+  for (const fs::path& input : inputs) {
+    std::error_code ignored;  // what does not exist is equivalent to nothing
+    if (!fs::equivalent(output, input, ignored)) continue;
+    fail(ExitCode::usage, option, " ", output.string(), ": is among the inputs (", input.string(),
+         "); give another file");
+  }
+}
+
 void write_output(const OutputFile& output, const std::string& contents) {
   const fs::path unfinished = output.beside("tmp");
   Cleanup remove([&] {

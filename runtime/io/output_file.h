@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 namespace longhaul::runtime {
 
@@ -38,6 +39,11 @@ class OutputFile {
   std::filesystem::path named_, target_;
   Existing existing_;
 };
+
+/// Throws Error(usage) when an output is, behind all links, a file that is read; empty names are
+/// none. `option` is what names the output on the command line.
+void require_no_input(const std::filesystem::path& output, const char* option,
+                      const std::vector<std::filesystem::path>& inputs);
 
 /// Writes all of `contents` as an output.
 void write_output(const OutputFile& output, const std::string& contents);

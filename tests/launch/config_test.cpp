@@ -150,7 +150,7 @@ const std::vector<WrongConfig> kWrong = {
     {"swapped letters", {{12, "seq_lne = 4096"}}, {{"12:1: unknown key 'seq_lne'", "'seq_len'"}}},
     {"far from any key",
      {{19, "[metrics]"}, {20, "zzz = 1"}},
-     {{"20:1: unknown key 'zzz' in [metrics]", "nearest known key is 'log_freq'"}}},
+     {{"20:1: unknown key 'zzz' in [metrics]", "'zzz' in [metrics]; no key has such a name"}}},
     {"key of another section",
      {{16, "lr = 0.1"}},
      {{"16:1: unknown key 'lr' in [lr_scheduler]; it belongs in [optimizer]"}}},

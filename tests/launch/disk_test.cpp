@@ -171,6 +171,21 @@ TEST(Disk, ADiskThatFillsUpIsForetoldAndSaysWhichStepIsSafe) {
   EXPECT_EQ(enough.out.find("warning"), std::string::npos) << enough.out;
 }
 
+TEST(Disk, ACorpusThatFitsOnlyOnceIsToldAsAFullDisk) {
+  const test::TempDirectory folder;
+  const SmallDisk disk(folder.file("disk"));
+  if (const std::string why = disk.missing(); !why.empty()) GTEST_SKIP() << why;
+  // Tokens pass through a file beside the corpus. The last page that is missing is one of either.
+  const std::string text = folder.write("text", std::string(600 << 10, 'a'));
+  for (const std::int64_t kib : {300, 604, 1100, 1200}) {
+    const ProcessResult result = disk.run(
+        kib << 10,
+        {test::longhaul_program(), "tokenize", "--output", folder.file("disk/corpus.h5"), text});
+    EXPECT_EQ(result.exit_code, 74) << kib << result.out << result.err;
+    EXPECT_NE(result.err.find("error: no space left for "), std::string::npos) << kib << result.err;
+  }
+}
+
 TEST(Disk, AFolderThatCannotBeWrittenToIsRefusedBeforeTheFirstStep) {
   const test::TrainingJob job;
   test::write_text(job.folder().file("plain"), "");

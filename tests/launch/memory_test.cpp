@@ -51,13 +51,19 @@ ProcessResult run_within(std::int64_t kib, const test::TrainingJob& job, int ran
 constexpr const char* kNoLimit = "a sanitizer needs more address space than this test leaves";
 #endif
 
+/// As many sequences as two steps take, again and again, so that an estimate and a run see the same
+/// ones.
+test::RawSequences::Generator repeated(const TrainConfig& config,
+                                       test::RawSequences::Generator generator) {
+  const std::int64_t count = 2 * config.training.tokens_per_step / config.training.seq_len;
+  return [=](std::int64_t number) { return generator(number % count); };
+}
+
 /// Runs two steps and holds the estimate of the rank that needs most to the measured peak.
-void expect_estimate(TrainConfig config, std::int64_t vocabulary, double tolerance) {
+void expect_estimate(TrainConfig config, std::int64_t vocabulary, double tolerance,
+                     const test::RawSequences::Generator& sequences) {
   config.training.steps = 2;
-  const std::int64_t seq_len = config.training.seq_len;
-  const test::RawSequences::Generator generator = [=](std::int64_t number) {
-    return test::random_sequence(vocabulary, seq_len, number);
-  };
+  const test::RawSequences::Generator generator = repeated(config, sequences);
   const auto results = test::run_training(config, vocabulary, generator, {.steps = 2});
   const auto measured =
       static_cast<double>(std::max(results[0].memory_bytes, results[1].memory_bytes));
@@ -70,6 +76,13 @@ void expect_estimate(TrainConfig config, std::int64_t vocabulary, double toleran
     estimated = std::max(estimated, static_cast<double>(estimate_memory(question, rank).total()));
   EXPECT_NEAR(estimated, measured, tolerance * measured)
       << estimate_text(estimate_memory(question, 0)) << "\nratio " << estimated / measured;
+}
+
+void expect_estimate(const TrainConfig& config, std::int64_t vocabulary, double tolerance) {
+  const std::int64_t seq_len = config.training.seq_len;
+  expect_estimate(config, vocabulary, tolerance, [=](std::int64_t number) {
+    return test::random_sequence(vocabulary, seq_len, number);
+  });
 }
 
 void expect_estimate(const Case& c) {
@@ -132,6 +145,74 @@ TEST(Memory, TheEstimateIsWithinATenthOfWhatIsMeasured) {
               t.model.intermediate_size = 700;
             }}}) {
     expect_estimate(c);
+  }
+}
+
+TEST(Memory, DocumentsOfMixedLengthAreEstimatedByTheMostDemandingSequences) {
+  // One sequence of eight is one document, the others are of documents of seven tokens.
+  static constexpr std::int64_t kTokens = 1024;
+  const auto generator = [](std::int64_t long_one) {
+    return [=](std::int64_t number) {
+      test::RawSequence raw = sequence(kTokens, number);
+      raw.documents = {0};
+      while (number != long_one && raw.documents.back() + 7 < kTokens)
+        raw.documents.push_back(raw.documents.back() + 7);
+      raw.documents.push_back(kTokens);
+      for (std::int64_t t = 0, d = 0; t < kTokens; ++t) {
+        if (t == raw.documents[static_cast<std::size_t>(d) + 1]) ++d;
+        raw.positions[static_cast<std::size_t>(t)] =
+            static_cast<std::int32_t>(t - raw.documents[static_cast<std::size_t>(d)]);
+      }
+      return raw;
+    };
+  };
+  for (const char* scheme : {"group_cast", "ring"}) {
+    for (const std::int64_t micro_batch : {1, 2}) {
+      TrainConfig config = test::small_training(kTokens);
+      config.model.num_hidden_layers = 1;
+      config.model.intermediate_size = 16;
+      config.activation_checkpoint.mode = "full";
+      config.training.micro_batch_size = micro_batch;
+      config.parallelism.data_parallel_replicate_degree = 1;
+      config.parallelism.context_parallel_degree = 4;
+      config.parallelism.context_parallel_scheme = scheme;
+      for (const std::int64_t long_one : {0, 5, 7}) {
+        SCOPED_TRACE(
+            fmt::format("{}, {} a pass, the long one is {}", scheme, micro_batch, long_one));
+        expect_estimate(config, kVocabulary, 0.1, generator(long_one));
+      }
+    }
+  }
+}
+
+/// Counts what is asked of it.
+class CountedSequences final : public runtime::SequenceSource {
+ public:
+  runtime::PackedDocuments documents(std::int64_t number) const override {
+    ++asked_;
+    most_ = std::max(most_, number);
+    return {{0, 100 + number, 256}, 0};
+  }
+  void read(std::int64_t, std::span<const runtime::Run>, runtime::Rows&) const override {
+    ADD_FAILURE() << "an estimate reads tokens";
+  }
+  std::int64_t asked() const { return asked_; }
+  std::int64_t most() const { return most_; }
+
+ private:
+  mutable std::int64_t asked_ = 0, most_ = -1;
+};
+
+TEST(Memory, AnEstimateLooksAtSoManySequencesAndReadsNoToken) {
+  for (const std::int64_t micro_batch : {1, 7, 100}) {
+    TrainConfig config = test::small_training(256);
+    config.training.micro_batch_size = micro_batch;
+    const CountedSequences source;
+    const MemoryQuestion question{config, kVocabulary, source, 1};
+    EXPECT_GT(estimate_memory(question, 0).activations, 0);
+    EXPECT_LT(source.most(), std::max<std::int64_t>(64, micro_batch));
+    EXPECT_GE(source.most(), std::min<std::int64_t>(64, 9 * micro_batch) - 1);
+    EXPECT_LE(source.asked(), std::max<std::int64_t>(64, micro_batch) + 8 * micro_batch);
   }
 }
 

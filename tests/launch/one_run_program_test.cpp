@@ -2,6 +2,7 @@
 // of their output that stop or go away.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -41,7 +42,7 @@ class OneRun : public testing::Test {
   std::map<std::string, std::string> contents(const std::string& name) const {
     std::map<std::string, std::string> found;
     for (const auto& entry : fs::recursive_directory_iterator(job_.output(name))) {
-      if (entry.path() == heartbeat(name)) continue;
+      if (entry.path().filename() == "heartbeat.json") continue;
       found[entry.path()] = std::to_string(entry.last_write_time().time_since_epoch().count());
       if (entry.is_regular_file()) found[entry.path()] += read_text(entry.path());
     }
@@ -112,6 +113,51 @@ TEST_F(OneRun, ASecondRunIsRefusedAndOneThatWasTakenOverEnds) {
   EXPECT_EQ(ended.exit_code, 69) << ended.err;
   EXPECT_TRUE(has(ended.err, "another run has taken it over (host elsewhere")) << ended.err;
   EXPECT_EQ(read_text(heartbeat("taken")), taker.dump());
+}
+
+TEST_F(OneRun, ACheckpointFolderIsOneRunsFromWhicheverSideItIsNamed) {
+  const std::vector<std::string> often = {"checkpoint.interval=20", "checkpoint.keep_latest_k=2"};
+  const auto with_folder = [&](const std::string& name) {
+    std::vector<std::string> sets = often;
+    sets.push_back("checkpoint.folder=" + job_.output(name, "checkpoints"));
+    return sets;
+  };
+  // Each folder lies in the output_dir of one run, and the other run names it.
+  const auto inside = start("inside", often);
+  const auto outside = start("outside", with_folder("later"));
+  const auto saved = [&](const std::string& name) {
+    return wait_until([&] { return !job_.checkpoints(name).empty(); }, 50);
+  };
+  ASSERT_TRUE(saved("inside") && saved("later"));
+  std::vector<std::string> sets = with_folder("inside");
+  sets.emplace_back("checkpoint.resume=never");
+  const ProcessResult second = job_.run(0, "second", sets);
+  const ProcessResult later = job_.run(0, "later", {"checkpoint.resume=never"});
+  for (const ProcessResult& result : {second, later}) {
+    EXPECT_EQ(result.exit_code, 69) << result.out << result.err;
+    EXPECT_TRUE(has(result.err, "checkpoint.folder = ") && has(result.err, "a run that goes on"))
+        << result.err;
+  }
+  for (const auto& [run, name] : {std::pair(inside.get(), "inside"), {outside.get(), "later"}}) {
+    EXPECT_TRUE(run->running());
+    EXPECT_EQ(job_.checkpoints(name).empty(), false) << name;
+    run->signal(SIGTERM);
+    EXPECT_EQ(run->wait().exit_code, 75) << name;
+    EXPECT_FALSE(fs::exists(job_.output(name, "checkpoints/heartbeat.json"))) << name;
+  }
+  // What is set aside is the checkpoints alone, of a killed run whose heartbeat still lies there.
+  const auto killed = start("killed", often);
+  ASSERT_TRUE(saved("killed"));
+  killed->signal(SIGKILL);
+  killed->wait();
+  ASSERT_TRUE(fs::exists(job_.output("killed", "checkpoints/heartbeat.json")));
+  const ProcessResult fresh =
+      job_.run(0, "killed", {"checkpoint.resume=never", "training.steps=5"});
+  EXPECT_EQ(fresh.exit_code, 0) << fresh.err;
+  EXPECT_TRUE(fs::exists(job_.output("killed", "checkpoints/aside-1")));
+  EXPECT_FALSE(fs::exists(job_.output("killed", "checkpoints/aside-1/heartbeat.json")));
+  EXPECT_FALSE(fs::exists(job_.output("killed", "checkpoints/heartbeat.json")));
+  EXPECT_EQ(job_.checkpoints("killed"), std::vector<std::int64_t>{5});
 }
 
 TEST_F(OneRun, OfSeveralThatStartTogetherOneTrains) {
@@ -207,6 +253,26 @@ TEST_F(OneRun, AnInterruptEndsOtherVerbsAsItEndsAnyProgram) {
   EXPECT_EQ(bench.wait().signal, SIGINT);
 }
 
+TEST_F(OneRun, ASignalEndsARunThatStillReadsItsConfiguration) {
+  const std::string pipe = job_.folder().file("pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  for (const int signal : {SIGTERM, SIGHUP, SIGINT}) {
+    Process run({"sh", "-c", "trap - INT HUP TERM; exec " + longhaul_program() + " train " + pipe},
+                {.timeout_seconds = 20});
+    // It has left the shell behind.
+    const auto has_begun = [&] {
+      return read_text("/proc/" + std::to_string(run.pid()) + "/cmdline")
+          .starts_with(longhaul_program());
+    };
+    ASSERT_TRUE(wait_until(has_begun, 20));
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    run.signal(signal);
+    const ProcessResult result = run.wait();
+    EXPECT_EQ(result.signal, signal) << result.err;
+    EXPECT_FALSE(result.timed_out);
+  }
+}
+
 TEST_F(OneRun, ReadersOfItsOutputMayStopOrGo) {
   const ProcessResult gone = train_into("gone", "head -1");
   EXPECT_FALSE(gone.timed_out);
@@ -217,7 +283,7 @@ TEST_F(OneRun, ReadersOfItsOutputMayStopOrGo) {
   const ProcessResult stuck =
       train_into("stuck", "while [ ! -s " + job_.folder().file("code") + " ]; do sleep 0.05; done");
   EXPECT_FALSE(stuck.timed_out);
-  EXPECT_EQ(code(), 0);
+  EXPECT_EQ(code(), 74) << "what the pipe had no room for is lost";
   EXPECT_EQ(job_.steps("stuck").size(), std::size_t{kLines});
   const ProcessResult closed =
       run_process({"sh", "-c", longhaul_program() + " train " + job_.config() + " >&-"});

@@ -188,6 +188,22 @@ TEST(SummaryTable, SaysWhatAPersonAsks) {
   EXPECT_NE(summary_table({}, {}, nullptr).find("none recorded"), std::string::npos);
 }
 
+TEST(SummaryTable, AValidationWithoutLabelsIsNoNumber) {
+  MetricsLog run = falling_run(4, 1, 1);
+  ValidationMetrics validation;
+  validation.step = 2;
+  validation.loss = 2.5;
+  run.validations.push_back(validation);
+  validation.step = 4;
+  validation.loss = std::nan("");
+  run.validations.push_back(validation);
+  const std::string table = summary_table(run, {}, nullptr);
+  EXPECT_NE(
+      table.find("validation loss   without labels (step 4); the best of 2 is 2.5000 (step 2)"),
+      std::string::npos)
+      << table;
+}
+
 TEST(ReportVerb, WritesThePlotAndTheTable) {
   const test::TempDirectory folder;
   const std::string metrics = folder.file("metrics.jsonl");
@@ -209,6 +225,18 @@ TEST(ReportVerb, WritesThePlotAndTheTable) {
   std::vector<std::string> forced = again;
   forced.push_back("--force");
   EXPECT_EQ(test::run_longhaul(forced).exit_code, 0);
+  // Its own inputs are never the plot, by whichever name.
+  std::filesystem::copy_file(metrics, folder.file("other.jsonl"));
+  std::filesystem::create_symlink("other.jsonl", folder.file("link"));
+  for (const std::string& plot : {metrics, folder.file("other.jsonl"), folder.file("link")}) {
+    const std::string before = test::read_text(plot);
+    const auto own = test::run_longhaul(
+        {"report", metrics, "--baseline", folder.file("other.jsonl"), "--plot", plot, "--force"});
+    EXPECT_EQ(own.exit_code, 64) << own.err;
+    EXPECT_NE(own.err.find("--plot " + plot + ": is among the inputs"), std::string::npos)
+        << own.err;
+    EXPECT_EQ(test::read_text(plot), before);
+  }
   struct Limit {
     std::vector<std::string> options;
     int exit_code;

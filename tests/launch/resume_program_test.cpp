@@ -44,10 +44,10 @@ TEST(Resume, AFreshStartDoesNotMixWithAnEarlierRun) {
 
   const std::string fresh =
       run({"training.steps=2", "checkpoint.resume=never", "optimizer.lr=1e-4"});
-  EXPECT_NE(fresh.find("checkpoints.1"), std::string::npos) << fresh;
+  EXPECT_NE(fresh.find("checkpoints/aside-1\n"), std::string::npos) << fresh;
   EXPECT_EQ(job.checkpoints("again"), (std::vector<std::int64_t>{2}));
-  EXPECT_TRUE(fs::exists(job.output("again", "checkpoints.1/step-00000002")));
-  EXPECT_TRUE(fs::exists(job.output("again", "checkpoints.1/step-00000004")));
+  EXPECT_TRUE(fs::exists(job.output("again", "checkpoints/aside-1/step-00000002")));
+  EXPECT_TRUE(fs::exists(job.output("again", "checkpoints/aside-1/step-00000004")));
   EXPECT_TRUE(fs::exists(job.output("again", "metrics.jsonl.1")));
 
   const std::string rest = run({"training.steps=4", "optimizer.lr=1e-4"});
@@ -100,7 +100,7 @@ TEST(Resume, FromAGivenStep) {
   // What came later before is kept, steps as checkpoints.
   EXPECT_NE(resumed.out.find("later metrics of an earlier run are now in"), std::string::npos)
       << resumed.out;
-  EXPECT_TRUE(fs::exists(job.output("run", "checkpoints.1/step-00000006")));
+  EXPECT_TRUE(fs::exists(job.output("run", "checkpoints/aside-1/step-00000006")));
   const ProcessResult report = run_longhaul({"report", job.output("run", "metrics.jsonl.1")});
   EXPECT_EQ(report.exit_code, 0) << report.err;
   EXPECT_NE(report.out.find("(step 5)"), std::string::npos) << report.out;

@@ -105,7 +105,7 @@ TEST(Tokenize, RefusesWhatItCannotRead) {
   fs::remove(folder / "broken");
   ASSERT_EQ(::mkfifo((folder / "in/pipe").c_str(), 0600), 0);
   refused(ExitCode::data, "pipe: is neither a file nor a folder",
-          {{folder / "in"}, output, "bytes"});
+          {{folder / "in/pipe"}, output, "bytes"});
   fs::remove(folder / "in/pipe");
   if (::geteuid() != 0) {  // root reads everything
     fs::permissions(folder / "in/a", fs::perms::none);
@@ -130,6 +130,8 @@ TEST(Tokenize, CountsAndNamesWhatItLeavesOut) {
     fs::create_symlink("gone", folder / ("in/sub/link" + std::to_string(i)));
   fs::create_symlink("round", folder / "in/round");
   fs::create_symlink("..", folder / "in/up");
+  ASSERT_EQ(::mkfifo((folder / "in/sub/pipe").c_str(), 0600), 0);
+  fs::create_symlink("pipe", folder / "in/sub/pipe_too");
   tokenize({{folder / "in"}, folder / "in/earlier.h5", "bytes"});
   const TokenizeSummary summary = tokenize({{folder / "in"}, folder / "c.h5", "bytes"});
   EXPECT_EQ(texts(folder / "c.h5"), (std::vector<std::string>{"text too", "text"}));
@@ -137,6 +139,8 @@ TEST(Tokenize, CountsAndNamesWhatItLeavesOut) {
   for (const std::string& part :
        {"\n  left out        8 dangling links (" + in + "/round, " + in + "/sub/link0, " + in +
             "/sub/link1, " + in + "/sub/link2, " + in + "/sub/link3, ...)",
+        "\n  left out        2 pipes, sockets or devices (" + in + "/sub/pipe, " + in +
+            "/sub/pipe_too)",
         "\n  left out        1 linked folder (" + in + "/up)", std::string("3 repositories ("),
         in + "/sub/.git", in + "/sub/.hg",
         "\n  left out        1 earlier corpus or other HDF5 file (" + in + "/earlier.h5)"}) {

@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "runtime/comm/loopback.h"
+#include "runtime/io/file.h"
 #include "runtime/io/hash.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_directory.h"
@@ -453,6 +454,108 @@ TEST(Checkpoint, PrunesOldestFirstAndNeverTheNewOne) {
             (std::set<std::string>{"step-00000050", "step-notes", "step-5"}));
 }
 
+TEST(Checkpoint, LaterOnesAreSetAsideInTheFolderItself) {
+  TempDirectory folder;
+  // Another disk, where this machine has one.
+  const bool memory = fs::is_directory("/dev/shm");
+  const fs::path disk =
+      memory ? fs::path(concat("/dev/shm/longhaul-", unique_suffix())) : folder / "disk";
+  const Cleanup remove([&] { fs::remove_all(disk); });
+  fs::create_directory(disk);
+  fs::create_directory(folder / "near");
+  fs::create_directory_symlink(disk, folder / "link");
+  for (const fs::path& named : {folder / "near/", folder / "link", folder / "near/../near/."}) {
+    SCOPED_TRACE(named);
+    const std::set<std::string> beside = names_in(folder.path());
+    for (const std::int64_t step : {1, 2, 3}) save(named, step, 1);
+    test::write_text(named / "heartbeat.json", "{}");
+    const fs::path first = set_aside_newer_checkpoints(named, 1);
+    EXPECT_EQ(list_checkpoints(first), (std::vector<std::int64_t>{2, 3}));
+    EXPECT_EQ(list_checkpoints(named), std::vector<std::int64_t>{1});
+    EXPECT_EQ(names_in(named),
+              (std::set<std::string>{"step-00000001", "heartbeat.json", first.filename()}));
+    EXPECT_EQ(names_in(folder.path()), beside);
+    EXPECT_EQ(set_aside_newer_checkpoints(named, 1), "");
+    const fs::path second = set_aside_newer_checkpoints(named, 0);
+    EXPECT_TRUE(fs::equivalent(second.parent_path(), named));
+    EXPECT_NE(second, first);
+    expect_reads(Checkpoint::open(second, 1), 1, 0, 1);
+    save(named, 4, 1, 0, 1);  // and what a run removes there is not what was set aside
+    EXPECT_EQ(list_checkpoints(first), (std::vector<std::int64_t>{2, 3}));
+    for (const auto& entry : fs::directory_iterator(named)) fs::remove_all(entry.path());
+  }
+}
+
+/// A save by three ranks whose caller loses the folder at the n-th time that it is asked.
+void expect_lost(const fs::path& folder, std::int64_t step, int lost_at) {
+  std::atomic<int> asked = 0, refused = 0;
+  run_loopback(3, {}, [&](std::unique_ptr<Communicator> comm) {
+    const Stream stream = Stream::cpu("io");
+    std::vector<std::vector<std::byte>> memory;
+    const auto slices = slices_of(kTensors, comm->rank(), 3, 0, step, memory);
+    SaveOptions options{folder, 1};
+    options.before_change = [&] {
+      EXPECT_EQ(comm->rank(), 0);
+      if (++asked >= lost_at) fail(ExitCode::launch, "another run has it");
+    };
+    expect_error(ExitCode::launch, "another run has it",
+                 [&] { save_checkpoint(options, metadata_of(step), slices, *comm, stream); });
+    ++refused;
+  });
+  EXPECT_EQ(refused, 3);
+  EXPECT_EQ(asked, lost_at) << "it went on after it had been told";
+}
+
+TEST(Checkpoint, AFolderThatIsLostInTheMiddleOfASaveIsLeftAlone) {
+  TempDirectory folder;
+  save(folder.path(), 1, 2);
+  save(folder.path(), 4, 2, 0, 0, 100);
+  fs::create_directory(folder / "step-00000009.tmp-of-the-other-run");
+  const std::set<std::string> before = names_in(folder.path());
+  for (const std::int64_t step : {4, 5}) {
+    for (const int lost_at : {1, 2}) {  // before it begins, and before its own appears
+      SCOPED_TRACE(lost_at);
+      if (lost_at > 1) fs::remove(folder / "step-00000009.tmp-of-the-other-run");
+      expect_lost(folder.path(), step, lost_at);
+      fs::create_directory(folder / "step-00000009.tmp-of-the-other-run");
+      EXPECT_EQ(names_in(folder.path()), before);
+      expect_reads(Checkpoint::open(folder.path(), 4), 1, 0, 100);
+    }
+  }
+  fs::remove(folder / "step-00000009.tmp-of-the-other-run");
+  expect_lost(folder.path(), 5, 3);  // before older ones go
+  EXPECT_EQ(list_checkpoints(folder.path()), (std::vector<std::int64_t>{1, 4, 5}));
+}
+
+TEST(Checkpoint, AFailedSaveAsksFirstWhoseTheFolderIsAndNamesWhatIsThere) {
+  for (const bool lost : {true, false}) {
+    TempDirectory folder;
+    save(folder.path(), 9, 1);  // of a step that is still to come: another run's
+    int asked = 0;
+    run_loopback(1, {}, [&](std::unique_ptr<Communicator> comm) {
+      const Stream stream = Stream::cpu("io");
+      std::vector<std::vector<std::byte>> memory;
+      const auto slices = slices_of(kTensors, 0, 1, 0, 6, memory);
+      SaveOptions options{folder.path()};
+      options.before_change = [&] {
+        // As a new owner's save does to what it takes for an attempt that died.
+        if (++asked == 2) {
+          for (const std::string& name : names_in(folder.path())) {
+            if (name.starts_with("step-00000006.tmp")) fs::remove_all(folder / name);
+          }
+        } else if (asked == 3 && lost) {
+          fail(ExitCode::launch, "another run has it");
+        }
+      };
+      expect_error(lost ? ExitCode::launch : ExitCode::io,
+                   lost ? "another run has it" : "the checkpoint of step 9 is complete and safe",
+                   [&] { save_checkpoint(options, metadata_of(6), slices, *comm, stream); });
+    });
+    EXPECT_EQ(asked, 3);
+    EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000009"});
+  }
+}
+
 TEST(Checkpoint, SavingAStepAgainReplacesIt) {
   TempDirectory folder;
   save(folder.path(), 10, 3, 0, 2, 100);
@@ -591,6 +694,27 @@ TEST(Checkpoint, AFullDiskAbandonsTheAttempt) {
   // The same process goes on saving once there is room.
   save(folder.path(), 2, 2, 0, 1, -1, kLarger);
   EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000002"});
+}
+
+TEST(Checkpoint, WhatCannotBeSetAsideLeavesNothingEmpty) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to make folders of another user";
+  TempDirectory folder;
+  save(folder.path(), 7, 1);
+  // Whoever may write into the folder, but not move what others have put there.
+  fs::permissions(folder.path(), fs::perms::all | fs::perms::sticky_bit);
+  const pid_t child = start_child([&]() -> int {
+    if (::setresuid(65534, 65534, 65534) != 0) return 98;
+    try {
+      set_aside_newer_checkpoints(folder.path(), 0);
+    } catch (const Error& error) {
+      return static_cast<int>(error.code());
+    }
+    return 97;
+  });
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), static_cast<int>(ExitCode::io));
+  EXPECT_EQ(names_in(folder.path()), std::set<std::string>{"step-00000007"});
 }
 
 TEST(Checkpoint, AnUnwritableFolderIsAnIoErrorOnEveryRank) {

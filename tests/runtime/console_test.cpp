@@ -70,7 +70,7 @@ class Console : public ::testing::Test {
 TEST_F(Console, LinesArriveAsTheyWereWritten) {
   std::string all;
   {
-    const ConsoleRelay relay(console());
+    ConsoleRelay relay(console());
     for (int i = 0; i < 100; ++i) {
       print(line(i));
       all += line(i);
@@ -78,6 +78,7 @@ TEST_F(Console, LinesArriveAsTheyWereWritten) {
     print("no end of ");
     print("line");
     all += "no end of line";
+    EXPECT_TRUE(relay.close());
   }
   EXPECT_EQ(read_until("line"), all);
   print("its own again\n");
@@ -123,9 +124,11 @@ TEST_F(Console, AReaderThatStopsBlocksNobodyAndIsToldWhatItMissed) {
 TEST_F(Console, AReaderThatIsStuckHoldsUpTheEndForASecondOnly) {
   auto begin = Clock::now();
   {
-    const ConsoleRelay relay(console());
+    ConsoleRelay relay(console());
     for (int i = 0; i < 2'000; ++i) print(line(i));
     begin = Clock::now();
+    EXPECT_FALSE(relay.close()) << "what nobody has read is lost";
+    EXPECT_FALSE(relay.close());
   }
   EXPECT_LT(seconds_since(begin), 10);
   begin = Clock::now();

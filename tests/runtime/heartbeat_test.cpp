@@ -286,7 +286,50 @@ TEST(Heartbeat, AWaitEndsWhenTheProcessIsAskedToStop) {
   EXPECT_EQ(read_text(file_in(folder)), pretended(1).dump());
 }
 
+TEST(Heartbeat, ALinkToNothingInItsPlaceIsTakenOverLikeAnyFile) {
+  const TempDirectory folder;
+  fs::create_symlink("/nowhere/at/all", file_in(folder));
+  Told told;
+  HeartbeatOptions options = told.options();
+  const auto begin = std::chrono::steady_clock::now();
+  options.give_up = [&] { return seconds_since(begin) > 0.4; };
+  expect_error(ExitCode::launch, "is not readable", [&] { Heartbeat(folder.path(), options); });
+  EXPECT_TRUE(fs::is_symlink(file_in(folder)));
+  options.give_up = [&] { return seconds_since(begin) > 20; };
+  Heartbeat heartbeat(folder.path(), options);
+  EXPECT_TRUE(told.has("has not moved for 0.9 s"));
+  EXPECT_FALSE(fs::is_symlink(file_in(folder)));
+  heartbeat.check();
+}
+
+TEST(Heartbeat, OneThatWasSeenBeforeHasStoodStillSinceThen) {
+  const TempDirectory folder;
+  write_text(file_in(folder), pretended(1).dump());
+  const auto seen = Heartbeat::look(folder.path());
+  ASSERT_TRUE(seen);
+  sleep_periods(6.5);
+  Told told;
+  HeartbeatOptions options = told.options();
+  options.seen = seen;
+  const auto begin = std::chrono::steady_clock::now();
+  { const Heartbeat heartbeat(folder.path(), options); }
+  EXPECT_LT(seconds_since(begin), 4 * kPeriod);
+  EXPECT_TRUE(told.has("took") && !told.has("waits"));
+  EXPECT_FALSE(Heartbeat::look(folder.path()));
+  // One that has moved since is looked at anew.
+  write_text(file_in(folder), pretended(2).dump());
+  Told again;
+  options = again.options();
+  options.seen = seen;
+  const Heartbeat heartbeat(folder.path(), options);
+  EXPECT_TRUE(again.has("waits"));
+}
+
 TEST(Heartbeat, AFolderThatCannotBeWrittenIsAnIoError) {
+  const TempDirectory folder;
+  fs::create_symlink("/nowhere/at/all", folder / "link");
+  expect_error(ExitCode::io, "it is a link to /nowhere/at/all, which does not exist",
+               [&] { Heartbeat(folder / "link", {.folder_name = "checkpoint.folder"}); });
   expect_error(ExitCode::io, "/proc/no/such",
                [] { Heartbeat("/proc/no/such", {.folder_name = "job.output_dir"}); });
 }
