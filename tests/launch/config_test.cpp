@@ -396,9 +396,11 @@ const std::vector<WrongConfig> kWrong = {
       {22, "[device]"},
       {23, "kind = \"cuda\""},
       {24, "[validation]"},
-      {25, "enable = true"}},
+      {25, "enable = true"},
+      {26, "corpus = \"none.h5\""}},
      {{"25:10: validation.enable = true: with comm.backend = \"loopback\" on a GPU",
-       "one data rank, not 2", "use comm.backend = \"mpi\" or \"nccl\""}}},
+       "one data rank, not 2", "use comm.backend = \"mpi\" or \"nccl\""},
+      {"26:10: validation.corpus = \"none.h5\": no such file"}}},
     {"unknown device",
      {{19, "[device]"}, {20, "kind = \"gpu\""}},
      {{"20:8: device.kind = \"gpu\": here it is called \"cuda\"; expected one of \"cpu\", "
