@@ -1,3 +1,5 @@
+// Long: a table of wrong configurations, each with what is said of it.
+
 #include "launch/config.h"
 
 #include <fmt/format.h>
