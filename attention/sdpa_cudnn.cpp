@@ -268,8 +268,10 @@ class CudnnSdpa final : public Sdpa {
 SdpaForm small(SdpaForm form) {
   constexpr std::int64_t kRows = 128;
   form.batch = 1;
-  form.q_rows = form.k_rows = kRows;
-  form.q_step = form.k_step = form.ragged ? 0 : kRows;
+  form.k_rows = kRows;
+  if (form.q_rows > 1) form.q_rows = kRows;  // one query has kernels of its own
+  form.q_step = form.ragged ? 0 : form.q_rows;
+  form.k_step = form.ragged ? 0 : kRows;
   form.q_total = form.k_total = form.q_total > 0 ? kRows : 0;
   form.q_row_heads = form.heads;
   form.kv_row_heads = form.kv_heads;
@@ -324,7 +326,8 @@ class Graphs {
   /// So that nothing of it is loaded when a stream first runs it, maybe while it waits for a peer.
   /// On zeros, in memory that is kept: freeing waits for all the device's work.
   void run_once(const SdpaForm& form, const CudnnSdpa& graph) {
-    const std::int64_t rows = form.q_rows, dim = std::max(form.dim, form.value_dim);
+    const std::int64_t rows = std::max(form.q_rows, form.k_rows),
+                       dim = std::max(form.dim, form.value_dim);
     const std::int64_t tensor_bytes = rows * form.heads * dim * 2;
     const std::int64_t lse_bytes = rows * form.heads * 4;
     const std::int64_t bytes =

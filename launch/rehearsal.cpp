@@ -40,7 +40,7 @@ void Rehearsal::before(const LocalBatch& batch) {
   models::Batch pass{tokens, labels, positions, {}};
   for (std::size_t mask = 0; mask < model_.masks().size(); ++mask) {
     pass.attention.push_back(
-        attention_.batch(attention::Mask::causal(rows),
+        attention_.batch(attention::Mask::causal(rows).within(-63, 0),
                          parallel::Layout(parallel::LayoutKind::contiguous, rows, 1, 1)));
   }
   model_.prepare(attention_, parallel::parse_scheme(kScheme), pass.attention);

@@ -1,5 +1,5 @@
 #pragma once
-// Where ranks are threads of one process that share a device, before they wait for each other.
+// Before streams of a device wait for threads of their process.
 
 #include <memory>
 #include <set>
@@ -13,15 +13,16 @@ namespace longhaul::launch {
 
 /// A library's kernel is loaded at its first use, and a pool grows where it has too little: either
 /// may make the driver wait for all of the device's streams while no other thread can reach it, and
-/// so for ever where one of those streams waits for another rank.
+/// so for ever where one of those streams waits for a thread.
 class Rehearsal {
  public:
   /// `alone`: a communicator of this rank only. The model and the store outlive this.
   Rehearsal(const models::Model& model, models::ParameterStore& store,
             std::unique_ptr<runtime::Communicator> alone, const runtime::Stream& compute);
-  /// The first time for each number of rows: forward and backward over as many, attention within
-  /// them alone, so that all is loaded and taken that a pass over them needs. Gradients hold
-  /// anything afterwards. Returns when done. No stream may wait for a rank until all ranks have.
+  /// The first time for each number of rows: forward and backward over as many, with attention to a
+  /// few rows, so that all is loaded and taken that a pass needs but its own attention calls.
+  /// Gradients hold anything afterwards. Returns when done. No stream of the process may wait for
+  /// a thread meanwhile.
   void before(const LocalBatch& batch);
 
  private:

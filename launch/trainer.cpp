@@ -90,10 +90,11 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
       *store_, exchange_->updated(), compute_);
-  if (!threads_share_device()) return;
+  if (!loads_while_idle()) return;
   rehearsal_ =
       std::make_unique<Rehearsal>(model_, *store_, grid_.split(world, {}, "rehearsal"), compute_);
-  evaluation_comm_ = grid_.split(world, {context}, "evaluation");
+  if (config.comm.backend == "loopback")
+    evaluation_comm_ = grid_.split(world, {data, context}, "evaluation");
 }
 
 Trainer::~Trainer() = default;
@@ -110,12 +111,20 @@ void Trainer::prepare(LocalBatch& batch, std::int64_t step) const {
   model_.prepare(*attention_, scheme_of(step), batch.attention);
 }
 
-/// Then kernels may be loaded only while no stream waits for another rank.
-bool Trainer::threads_share_device() const {
-  return on_device() && inputs_.config.comm.backend == "loopback" && grid_.size() > 1;
+/// Whether streams wait for threads of this process: of other ranks (loopback), or the one that
+/// hands messages over (mpi). Then kernels may be loaded only while no stream waits.
+bool Trainer::loads_while_idle() const {
+  return on_device() && inputs_.config.comm.backend != "nccl" && grid_.size() > 1;
 }
 
-/// prepare() where threads share a device. Nobody's streams may wait until all have done it.
+/// Ranks that are threads of one process wait for each other.
+void Trainer::meet() {
+  if (evaluation_comm_)
+    runtime::gather_numbers(*evaluation_comm_, {0.0}, control_stream_, host_deadline());
+}
+
+/// prepare() where kernels may be loaded only while no stream of the process waits: between
+/// meetings of its ranks.
 void Trainer::prepare_together(LocalBatch& batch, std::int64_t step) {
   prepare(batch, step);
   rehearsal_->before(batch);
@@ -123,7 +132,7 @@ void Trainer::prepare_together(LocalBatch& batch, std::int64_t step) {
 
 LoaderInputs Trainer::loader_inputs(std::shared_ptr<const runtime::SequenceSource> source) const {
   LoaderInputs inputs{std::move(source), inputs_.config, data_rank_, batch_shape_};
-  if (!threads_share_device())
+  if (!loads_while_idle())
     inputs.prepare = [this](LocalBatch& batch, std::int64_t step) { prepare(batch, step); };
   return inputs;
 }
@@ -283,8 +292,9 @@ Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, 
 BatchEvaluation Trainer::evaluate(LocalBatch batch) {
   set_scheme(last_step());
   if (rehearsal_) {
+    meet();
     prepare_together(batch, last_step());
-    runtime::gather_numbers(*evaluation_comm_, {0.0}, control_stream_, host_deadline());
+    meet();
   }
   BatchEvaluation result;
   result.tensors = model_.evaluate(resources(), upload(std::move(batch), rows_.front()));

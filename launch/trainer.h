@@ -120,7 +120,8 @@ class Trainer {
     runtime::Tensor tokens, labels, positions, label_weights;
   };
   void prepare(LocalBatch& batch, std::int64_t step) const;
-  bool threads_share_device() const;
+  bool loads_while_idle() const;
+  void meet();
   void prepare_together(LocalBatch& batch, std::int64_t step);
   const parallel::Expression& scheme_of(std::int64_t step) const;
   models::Batch upload(LocalBatch batch, Rows& rows);
@@ -147,7 +148,8 @@ class Trainer {
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
   std::unique_ptr<runtime::Communicator> control_comm_;
-  std::unique_ptr<runtime::Communicator> evaluation_comm_;  ///< of ranks that share a device
+  std::unique_ptr<runtime::Communicator>
+      evaluation_comm_;  ///< of ranks that are threads on a device
   std::vector<SchemeChange> schemes_;
   parallel::Expression scheme_;  ///< what attention_ uses now
   std::unique_ptr<parallel::Attention> attention_;
@@ -156,7 +158,7 @@ class Trainer {
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<parallel::ParameterExchange> exchange_;
   std::unique_ptr<models::AdamW> optimizer_;
-  std::unique_ptr<Rehearsal> rehearsal_;  ///< where ranks are threads that share a device
+  std::unique_ptr<Rehearsal> rehearsal_;  ///< where kernels are loaded while all is idle
   Loader loader_;
   std::vector<Rows> rows_;  // of each pass that goes through the model together
   std::int64_t completed_steps_ = 0;

@@ -193,13 +193,18 @@ TEST(TrainerCuda, ValidationIsTheCpus) {
   const auto loss_on = [&](const TrainConfig& config) {
     double loss = 0;
     run_training(config, kVocabulary, documents,
-                 {.steps = 1, .after = [&](Trainer& trainer, auto&) {
-                    loss = trainer.evaluate(source, std::vector<std::int64_t>{100, 101}).loss;
+                 {.steps = 1, .after = [&](Trainer& trainer, auto& world) {
+                    double own = 0;  // two in a row, of documents of their own
+                    for (const std::int64_t first : {100, 102})
+                      own += trainer.evaluate(source, std::vector{first, first + 1}).loss;
+                    const double all = trainer.sum_over_ranks({own})[0];
+                    if (world.rank() == 0) loss = all;
                   }});
     return loss;
   };
   const double expected = loss_on(on_cpu());
-  EXPECT_NEAR(loss_on(on_gpu()), expected, kFloat32 * expected);
+  for (const std::int64_t ranks : {1, 3})
+    EXPECT_NEAR(loss_on(on_gpu(ranks)), expected, kFloat32 * expected) << ranks;
 }
 
 TEST(TrainerCuda, TheProgramSaysWhatItRunsOn) {
