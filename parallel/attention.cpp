@@ -83,9 +83,7 @@ struct Attention::Impl {
   mutable Cache cache;
 
   void open_channels() {
-    // One rank sends nothing.
-    const auto wanted =
-        static_cast<std::size_t>(context->size() == 1 ? 0 : scheme_from_name(scheme.name).channels);
+    const auto wanted = static_cast<std::size_t>(scheme_from_name(scheme.name).channels);
     while (channels.size() < wanted) {
       const std::string name = runtime::concat(context->name(), ".", channels.size());
       channels.push_back({compute.sibling(name), context->split(0, context->rank(), name)});
