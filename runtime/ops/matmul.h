@@ -14,9 +14,8 @@ ConstTensorView transposed(ConstTensorView matrix);
 /// and b one dim has stride 1 (either: see transposed()); c's last dim has stride 1. Any size may
 /// be zero. The same shapes and strides give the same bits, whatever the number of threads; on CUDA
 /// alignments count too. float32 is never rounded to less: where one operand is bfloat16, or only c
-/// is, CUDA multiplies in float32 on copies, which are slower than equal dtypes; it adds to a bfloat16
-/// c in a float32 copy of it. Aliasing: none.
-/// Throws: Error on a shape or dtype mismatch.
+/// is, CUDA multiplies in float32 on copies, which are slower than equal dtypes; it adds to a
+/// bfloat16 c in a float32 copy of it. Aliasing: none. Throws: Error on a shape or dtype mismatch.
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, const Stream& stream);
 
 /// Most memory that a product on a CPU stream of so many threads takes for a while, where a, b and
