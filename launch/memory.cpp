@@ -97,7 +97,7 @@ std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Mo
           parallel::call_bytes(inputs, context_rank, call.scoring, block_place(question));
       CallBytes& of = most[call.mask];
       of = {std::max(of.forward, bytes.forward), std::max(of.backward, bytes.backward),
-            std::max(of.staged, bytes.staged)};
+            std::max(of.staged, bytes.staged), std::max(of.gathered, bytes.gathered)};
     }
   }
   return most;
@@ -282,9 +282,9 @@ MemoryEstimate estimate_memory(const MemoryQuestion& question, int rank) {
                        (on_cuda(config) ? runtime::ops::kCudaMatmulScratchBytes
                                         : runtime::ops::cpu_matmul_scratch_bytes(
                                               config.training.dtype, question.threads));
-    std::int64_t staged = 0;
-    for (const CallBytes& call : calls) staged = std::max(staged, call.staged);
-    estimate.messages = staged;
+    const bool nccl = config.comm.backend == "nccl";
+    for (const CallBytes& call : calls)
+      estimate.messages = std::max(estimate.messages, nccl ? call.gathered : call.staged);
     if (estimate.total() > most.total()) most = estimate;
   }
   most.messages += gradient_messages(config, model, rank);

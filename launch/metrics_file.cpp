@@ -71,9 +71,10 @@ Json header_json(const RunHeader& header) {
   json["record"] = "header";
   json["config"] = Json::parse(to_json(header.config));
   json["config_digest"] = fmt::format("{:016x}", digest(header.config));
-  json["build"] = {{"version", build.version},   {"commit", build.commit},
-                   {"compiler", build.compiler}, {"build_type", build.build_type},
-                   {"cuda", build.cuda},         {"digest", runtime::build_digest()}};
+  json["build"] = {
+      {"version", build.version},         {"commit", build.commit}, {"compiler", build.compiler},
+      {"build_type", build.build_type},   {"cuda", build.cuda},     {"cudnn", build.cudnn},
+      {"digest", runtime::build_digest()}};
   json["grid"] = {{"ranks", header.grid.ranks()},
                   {"data", header.grid.data},
                   {"context", header.grid.context},

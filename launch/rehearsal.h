@@ -1,5 +1,5 @@
 #pragma once
-// Before streams of a device wait for threads of their process.
+// Before streams of a device wait for other ranks.
 
 #include <memory>
 #include <set>
@@ -13,7 +13,8 @@ namespace longhaul::launch {
 
 /// A library's kernel is loaded at its first use, and a pool grows where it has too little: either
 /// may make the driver wait for all of the device's streams while no other thread can reach it, and
-/// so for ever where one of those streams waits for a thread.
+/// so for ever where one of those streams waits for a thread of the process. Where none does, as
+/// over NCCL, it would only hold up the other ranks: there once is enough.
 class Rehearsal {
  public:
   /// `alone`: a communicator of this rank only. The model and the store outlive this.
@@ -24,6 +25,8 @@ class Rehearsal {
   /// Gradients hold anything afterwards. Returns when done. No stream of the process may wait for
   /// a thread meanwhile.
   void before(const LocalBatch& batch);
+  /// Whether it has been done for any number of rows.
+  bool done() const { return !rows_.empty(); }
 
  private:
   const models::Model& model_;

@@ -90,7 +90,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
       *store_, exchange_->updated(), compute_);
-  if (!loads_while_idle()) return;
+  if (!on_device() || grid_.size() == 1) return;
   rehearsal_ =
       std::make_unique<Rehearsal>(model_, *store_, grid_.split(world, {}, "rehearsal"), compute_);
   if (config.comm.backend == "loopback")
@@ -128,6 +128,11 @@ void Trainer::meet() {
 void Trainer::prepare_together(LocalBatch& batch, std::int64_t step) {
   prepare(batch, step);
   rehearsal_->before(batch);
+}
+
+/// Takes from the system what the batch's attention needs, before any rank waits for another.
+void Trainer::load(const LocalBatch& batch) const {
+  for (const auto& calls : batch.attention) attention_->load(*calls);
 }
 
 LoaderInputs Trainer::loader_inputs(std::shared_ptr<const runtime::SequenceSource> source) const {
@@ -191,9 +196,15 @@ StepResult Trainer::step(bool stop) {
     return loader_.take({step_number, cursor_});
   }();
   set_scheme(step_number);
-  if (rehearsal_) {
+  if (loads_while_idle()) {
     for (LocalBatch& batch : batches) prepare_together(batch, step_number);
+  } else if (rehearsal_ && !rehearsal_->done() && !batches.empty()) {
+    rehearsal_->before(batches.front());
+  }
+  if (on_device()) {
+    for (const LocalBatch& batch : batches) load(batch);
     compute_.reset_peak();
+    attention_->reset_peak();
   }
   if (step_number < config.training.steps)
     loader_.start({step_number + 1, cursor_ + plan_.sequences_per_step});
@@ -291,9 +302,10 @@ Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, 
 
 BatchEvaluation Trainer::evaluate(LocalBatch batch) {
   set_scheme(last_step());
-  if (rehearsal_) {
+  if (loads_while_idle()) {
     meet();
     prepare_together(batch, last_step());
+    load(batch);
     meet();
   }
   BatchEvaluation result;
@@ -307,7 +319,7 @@ BatchEvaluation Trainer::evaluate(LocalBatch batch) {
 BatchEvaluation Trainer::evaluate(const runtime::SequenceSource& source,
                                   std::span<const std::int64_t> numbers) {
   LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
-  if (!rehearsal_) prepare(batch, last_step());
+  if (!loads_while_idle()) prepare(batch, last_step());
   return evaluate(std::move(batch));
 }
 

@@ -123,6 +123,7 @@ class Trainer {
   bool loads_while_idle() const;
   void meet();
   void prepare_together(LocalBatch& batch, std::int64_t step);
+  void load(const LocalBatch& batch) const;
   const parallel::Expression& scheme_of(std::int64_t step) const;
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
@@ -158,7 +159,7 @@ class Trainer {
   std::unique_ptr<models::ParameterStore> store_;
   std::unique_ptr<parallel::ParameterExchange> exchange_;
   std::unique_ptr<models::AdamW> optimizer_;
-  std::unique_ptr<Rehearsal> rehearsal_;  ///< where kernels are loaded while all is idle
+  std::unique_ptr<Rehearsal> rehearsal_;  ///< of ranks that exchange from a device
   Loader loader_;
   std::vector<Rows> rows_;  // of each pass that goes through the model together
   std::int64_t completed_steps_ = 0;

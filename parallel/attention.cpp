@@ -127,6 +127,13 @@ struct Attention::Impl {
         text, direction, shapes, scoring, prepare(batch, under, direction, shapes, scoring)});
   }
 
+  /// With the batch's lock held.
+  void load(AttentionBatch::Impl::Call& call) const {
+    if (call.loaded) return;
+    call.loaded = std::make_shared<const Loaded>(call.prepared, compute);
+    reserve(*call.prepared, compute, channels);
+  }
+
   std::unique_ptr<Execution> call(const AttentionBatch& batch, Direction direction,
                                   const Shapes& shapes, const attention::Scoring& scoring,
                                   std::initializer_list<ConstTensorView> inputs,
@@ -135,10 +142,7 @@ struct Attention::Impl {
     bool late = false;
     auto& found = find(*batch.impl_, lock, scheme, scheme_text, direction, shapes, scoring, late);
     unprepared_calls += late ? 1 : 0;
-    if (!found.loaded) {
-      found.loaded = std::make_shared<const Loaded>(found.prepared, compute);
-      reserve(*found.prepared, compute, channels);
-    }
+    load(found);
     return std::make_unique<Execution>(found.loaded, std::span(inputs.begin(), inputs.size()),
                                        std::span(outputs.begin(), outputs.size()), compute,
                                        channels);
@@ -168,6 +172,11 @@ void Attention::prepare(const AttentionBatch& batch, const Expression& scheme, c
   bool made = false;
   for (const Direction direction : {Direction::forward, Direction::backward})
     impl_->find(*batch.impl_, lock, scheme, text, direction, shapes, scoring, made);
+}
+
+void Attention::load(const AttentionBatch& batch) const {
+  std::unique_lock lock(batch.impl_->mutex);
+  for (auto& call : batch.impl_->calls) impl_->load(call);
 }
 
 std::int64_t Attention::unprepared_calls() const { return impl_->unprepared_calls; }

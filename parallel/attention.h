@@ -58,6 +58,9 @@ class Attention {
   /// not run.
   void prepare(const AttentionBatch& batch, const Expression& scheme, const Shapes& shapes,
                const attention::Scoring& scoring) const;
+  /// Uploads what a batch's prepared calls read and takes from the system what they and their
+  /// messages need; else a call's first use does. On compute's thread.
+  void load(const AttentionBatch& batch) const;
   /// Calls so far that nobody had prepared.
   std::int64_t unprepared_calls() const;
   /// The scheme of the calls that follow. Collective: it may open another channel.

@@ -15,7 +15,9 @@ CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scor
     SchemeInputs call = inputs;
     call.direction = direction;
     Program program = prepare(call)(rank);
-    bytes.staged = std::max(bytes.staged, count(program).staging_bytes());
+    const Count counted = count(program);
+    bytes.staged = std::max(bytes.staged, counted.staging_bytes());
+    bytes.gathered = std::max(bytes.gathered, counted.staging_bytes(true));
     const bool forward = direction == Direction::forward;
     const Prepared prepared(std::move(program),
                             forward ? forward_signature(inputs.shapes.weighting)

@@ -12,6 +12,7 @@ namespace longhaul::parallel {
 struct CallBytes {
   std::int64_t forward = 0, backward = 0;  ///< its arena: slots of blocks that travel, temporaries
   std::int64_t staged = 0;                 ///< of messages in staging memory, at most at once
+  std::int64_t gathered = 0;               ///< the same where an all_gather is native
 };
 /// Both ways of a call under inputs.scheme; inputs.direction is not read. Prepares the call, as the
 /// model does once a batch. Throws Error for what could not run.

@@ -4,6 +4,8 @@
 
 #include "runtime/error.h"
 #include "runtime/ops/gradient_norm.h"
+#include "runtime/purpose.h"
+#include "runtime/reserve.h"
 
 namespace longhaul::parallel {
 
@@ -34,7 +36,21 @@ ParameterExchange::ParameterExchange(const ParameterTable& table, bool sharded,
       updated_(sharded_ ? sharding_.owned(comm_->rank())
                         : std::vector<ElementRange>{{0, table.elements()}}),
       complete_(elements_),
-      waiting_(sharding_.buckets().size()) {}
+      waiting_(sharding_.buckets().size()) {
+  const runtime::Purpose purpose("messages of gradients between ranks");
+  const auto take = [&](std::span<const std::int64_t> counts, DType dtype) {
+    const runtime::MessageMemory memory =
+        comm_->memory_of_segments(counts, dtype, stream_.device().kind);
+    runtime::reserve_memory(stream_, memory.stream_bytes, memory.buffers);
+    runtime::reserve_host_memory(stream_, memory.host_bytes, memory.buffers);
+  };
+  const int ranks = comm_->size();
+  if (ranks == 1) return;
+  for (const Bucket& bucket : sharding_.buckets())
+    take(sharded_ ? bucket.counts : runtime::even_counts(bucket.range.elements(), ranks),
+         DType::float32);
+  if (sharded_) take(runtime::even_counts(ops::norm_chunks(elements_), ranks), DType::float64);
+}
 
 void ParameterExchange::reduce(TensorView gradients, ElementRange finished) {
   LONGHAUL_CHECK(finished.end == complete_, "gradients [", finished.begin, ", ", finished.end,

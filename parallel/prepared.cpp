@@ -39,9 +39,9 @@ Prepared::Prepared(Program program, const Signature& signature, const attention:
   }
   tables_ = std::move(with).take_tables();
   place_slots(signature);
-  staged_bytes_.resize(static_cast<std::size_t>(channels_));
-  for (const auto& [channel, bytes] : count(program_).staged)
-    staged_bytes_[static_cast<std::size_t>(channel)] = bytes;
+  exchanged_.resize(static_cast<std::size_t>(channels_));
+  for (const auto& [channel, group] : count(program_).exchanged)
+    exchanged_[static_cast<std::size_t>(channel)] = group;
 }
 
 void Prepared::place_slots(const Signature& signature) {
@@ -82,8 +82,13 @@ void reserve(const Prepared& prepared, const runtime::Stream& compute,
              const std::vector<Channel>& channels) {
   const runtime::Purpose purpose("slots and messages of an attention call");
   runtime::reserve_memory(compute, prepared.arena_bytes());
-  for (std::size_t channel = 0; channel < prepared.staged_bytes().size(); ++channel)
-    runtime::reserve_memory(channels[channel].stream, prepared.staged_bytes()[channel]);
+  for (std::size_t number = 0; number < prepared.exchanged().size(); ++number) {
+    const Channel& channel = channels[number];
+    const runtime::MessageMemory memory =
+        channel.communicator->memory_of(prepared.exchanged()[number], channel.stream.device().kind);
+    runtime::reserve_memory(channel.stream, memory.stream_bytes, memory.buffers);
+    runtime::reserve_host_memory(channel.stream, memory.host_bytes, memory.buffers);
+  }
 }
 
 }  // namespace longhaul::parallel

@@ -32,8 +32,8 @@ class Prepared {
   /// The arena of a call: its scratch slots, then what kernels overwrite.
   std::int64_t arena_bytes() const { return slots_bytes_ + kernel_bytes_; }
   std::int64_t slots_bytes() const { return slots_bytes_; }
-  /// What the exchanges of each channel stage at most, channel 0 first.
-  const std::vector<std::int64_t>& staged_bytes() const { return staged_bytes_; }
+  /// Of the exchanges of each channel, the most of each, channel 0 first.
+  const std::vector<runtime::GroupBytes>& exchanged() const { return exchanged_; }
 
   /// Where a field of a slot is.
   struct Place {
@@ -59,7 +59,7 @@ class Prepared {
   std::vector<std::vector<Place>> places_;
   std::size_t inputs_, outputs_;
   std::int64_t slots_bytes_ = 0, kernel_bytes_ = 0;
-  std::vector<std::int64_t> staged_bytes_;
+  std::vector<runtime::GroupBytes> exchanged_;
   std::vector<std::byte> tables_;
   int channels_ = 0;
 };

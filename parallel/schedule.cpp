@@ -28,9 +28,10 @@ Count count(const Program& program) {
   return total;
 }
 
-std::int64_t Count::staging_bytes() const {
+std::int64_t Count::staging_bytes(bool gathers) const {
   std::int64_t bytes = 0;
-  for (const auto& [channel, most] : staged) bytes += most;
+  for (const auto& [channel, most] : exchanged)
+    bytes += gathers ? std::max(most.staged, most.gathered) : most.staged;
   return bytes;
 }
 

@@ -60,11 +60,12 @@ struct Count {
   std::int64_t pairs = 0;  ///< (query, key) pairs attended, summed over query heads
   /// Sum of scratch slots: the peak, since slots live for the whole call.
   std::int64_t scratch_bytes = 0;
-  /// What an exchange of each channel stages at most: parts of messages that do not lie together,
-  /// or travel as another dtype. Where the caller's tensors are contiguous.
-  std::map<int, std::int64_t> staged = {};
-  /// Of all channels: the peak, since staging lives as long as its exchange.
-  std::int64_t staging_bytes() const;
+  /// Of the exchanges of each channel, the most of each. What is staged are parts of messages that
+  /// do not lie together, or travel as another dtype, where the caller's tensors are contiguous.
+  std::map<int, runtime::GroupBytes> exchanged = {};
+  /// Of all channels: the peak, since staging lives as long as its exchange. `gathers`: where an
+  /// all_gather is native.
+  std::int64_t staging_bytes(bool gathers = false) const;
 };
 Count count(const Program& program);
 

@@ -33,8 +33,9 @@ std::string digest_of_executable() {
 }  // namespace
 
 const BuildInfo& build_info() {
-  static const BuildInfo info = {LONGHAUL_VERSION, LONGHAUL_COMMIT, LONGHAUL_COMPILER,
-                                 LONGHAUL_BUILD_TYPE, LONGHAUL_CUDA_BUILD != 0};
+  static const BuildInfo info = {LONGHAUL_VERSION,         LONGHAUL_COMMIT,
+                                 LONGHAUL_COMPILER,        LONGHAUL_BUILD_TYPE,
+                                 LONGHAUL_CUDA_BUILD != 0, LONGHAUL_CUDNN_BUILD != 0};
   return info;
 }
 
@@ -47,7 +48,11 @@ std::string version_line() {
   const BuildInfo& info = build_info();
   return fmt::format("longhaul {} ({}{}, {}, {}, build {})", info.version,
                      info.commit.empty() ? "" : "commit " + info.commit + ", ", info.compiler,
-                     info.build_type, info.cuda ? "CUDA" : "CPU only", build_digest());
+                     info.build_type,
+                     !info.cuda   ? "CPU only"
+                     : info.cudnn ? "CUDA with cuDNN"
+                                  : "CUDA without cuDNN",
+                     build_digest());
 }
 
 }  // namespace longhaul::runtime

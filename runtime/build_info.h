@@ -13,6 +13,7 @@ struct BuildInfo {
   std::string compiler;    ///< "GNU 12.2.0"
   std::string build_type;  ///< "Release"
   bool cuda = false;       ///< the CUDA backend is built in
+  bool cudnn = false;      ///< and cuDNN's attention
 };
 
 const BuildInfo& build_info();

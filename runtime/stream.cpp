@@ -108,9 +108,17 @@ Buffer Stream::allocate_host(std::int64_t bytes) const {
   std::byte* data = impl_->host_pool->take(bytes);
   return Buffer(impl_->host_pool, data, bytes);
 }
-void reserve_memory(const Stream& stream, std::int64_t bytes) {
+namespace {
+void reserve_in(detail::Pool& pool, std::int64_t bytes, std::int64_t buffers) {
   LONGHAUL_CHECK(bytes >= 0, "cannot reserve ", bytes, " bytes");
-  stream.impl()->pool->reserve(bytes);
+  if (bytes > 0) pool.reserve(bytes + (buffers - 1) * detail::Pool::kAlignment);
+}
+}  // namespace
+void reserve_memory(const Stream& stream, std::int64_t bytes, std::int64_t buffers) {
+  reserve_in(*stream.impl()->pool, bytes, buffers);
+}
+void reserve_host_memory(const Stream& stream, std::int64_t bytes, std::int64_t buffers) {
+  reserve_in(*stream.impl()->host_pool, bytes, buffers);
 }
 double Stream::waited_seconds() const { return impl_->waited_seconds(); }
 MemoryUse Stream::memory() const { return impl_->pool->use(); }

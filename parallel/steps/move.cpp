@@ -278,6 +278,13 @@ std::int64_t staged_bytes(const Message& message, const Program& program) {
   return bytes;
 }
 
+std::int64_t parts_of(const Message& message, const Program& program) {
+  std::int64_t parts = 0;
+  for (const MessageStretch& stretch : stretches_of(message))
+    parts += std::ssize(program.slot(stretch.first).record.fields);
+  return parts;
+}
+
 class PreparedAccumulate final : public PreparedStep {
  public:
   PreparedAccumulate(const Accumulate& step, Preparation& with) {
@@ -453,18 +460,28 @@ void add_cost(const Accumulate&, const Program&, int, Count&) {}
 void add_cost(const Copy&, const Program&, int, Count&) {}
 
 void add_cost(const Transfer& step, const Program& program, int stream, Count& count) {
-  std::int64_t staged = 0;
-  for (const Message& message : step.receives) staged += staged_bytes(message, program);
+  runtime::GroupBytes group;
+  for (const auto* side : {&step.sends, &step.receives}) {
+    for (const Message& message : *side) {
+      group.moved += message_bytes(message, program);
+      group.staged += staged_bytes(message, program);
+      group.parts += parts_of(message, program);
+    }
+  }
   for (const Message& message : step.sends) {
-    staged += staged_bytes(message, program);
     if (message.peer == program.rank) continue;
     const std::int64_t bytes = message_bytes(message, program);
     count.sent_bytes += bytes;
     count.sent_to[message.peer] += bytes;
     count.sent_messages += bytes > 0 ? 1 : 0;
+    if (step.kind == TransferKind::all_gather) {
+      const auto ranks = std::ssize(group_of(step, program.rank));
+      group.gathered = ranks * bytes + staged_bytes(message, program);
+    }
   }
-  std::int64_t& most = count.staged[stream - 1];
-  most = std::max(most, staged);
+  runtime::GroupBytes& most = count.exchanged[stream - 1];
+  most = {std::max(most.moved, group.moved), std::max(most.staged, group.staged),
+          std::max(most.gathered, group.gathered), std::max(most.parts, group.parts)};
 }
 
 }  // namespace longhaul::parallel

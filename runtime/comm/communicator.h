@@ -64,6 +64,23 @@ struct ReceiveMessage {
 /// say so. all_gather: what a rank sends is the same for all. It changes no byte of what arrives.
 enum class ExchangeKind : unsigned char { none, all_gather, all_to_all };
 
+/// Memory that messages take of a stream beside their tensors while they are exchanged.
+struct MessageMemory {
+  std::int64_t stream_bytes = 0;  ///< Stream::allocate()
+  std::int64_t host_bytes = 0;    ///< Stream::allocate_host(): the same memory on a CPU
+  std::int64_t buffers = 0;
+};
+
+/// What a group of messages is made of.
+struct GroupBytes {
+  std::int64_t moved = 0;   ///< sent and received, to oneself too
+  std::int64_t staged = 0;  ///< of those, in parts that go by way of staging memory
+  /// In a native all_gather: its output, with a place for every rank, and what is staged of one
+  /// message. 0 where the group is none.
+  std::int64_t gathered = 0;
+  std::int64_t parts = 0;
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -85,6 +102,9 @@ class Communicator {
     exchange(std::move(sends), std::move(receives), what, stream);
   }
 
+  /// What exchange_as() of such a group takes on a stream of that kind, at most.
+  virtual MessageMemory memory_of(const GroupBytes& group, DeviceKind kind) const = 0;
+
   /// Sum over ranks, in place, contiguous. Adjoint: all_reduce.
   virtual void all_reduce(TensorView values, const Stream& stream) = 0;
   /// output = inputs of all ranks one after another; counts[r] = elements of rank r's input.
@@ -95,6 +115,10 @@ class Communicator {
   /// Adjoint: all_gather.
   virtual void reduce_scatter(ConstTensorView input, TensorView output,
                               std::span<const std::int64_t> counts, const Stream& stream) = 0;
+  /// What reduce_scatter() and all_gather() of these counts take on a stream of that kind, at most,
+  /// one at a time. An all_reduce of n elements is both, of n dealt evenly.
+  virtual MessageMemory memory_of_segments(std::span<const std::int64_t> counts, DType dtype,
+                                           DeviceKind kind) const = 0;
   /// Completes when every rank has reached it.
   virtual void barrier(const Stream& stream) = 0;
 
@@ -110,5 +134,8 @@ class Communicator {
   /// Those of exchange() alone, by the rank that they went to; size() entries, 0 for oneself.
   virtual std::span<const std::int64_t> exchanged_bytes() const = 0;
 };
+
+/// What an all_reduce deals to each rank.
+std::vector<std::int64_t> even_counts(std::int64_t elements, int ranks);
 
 }  // namespace longhaul::runtime

@@ -194,20 +194,19 @@ std::int64_t reduce_chunk(std::span<const std::int64_t> counts, DType dtype) {
   return std::max<std::int64_t>(1, std::min(longest, fitting));
 }
 
-/// What all_reduce() deals to each rank.
-std::vector<std::int64_t> even_counts(std::int64_t elements, int ranks) {
-  std::vector<std::int64_t> counts;
-  for (std::int64_t r = 0; r < ranks; ++r)
-    counts.push_back(elements * (r + 1) / ranks - elements * r / ranks);
-  return counts;
-}
-
 void check_sum_dtype(DType dtype, const char* what) {
   LONGHAUL_CHECK(dtype == DType::float32 || dtype == DType::float64, what,
                  " sums float32 or float64, not ", name(dtype));
 }
 
 }  // namespace
+
+std::vector<std::int64_t> even_counts(std::int64_t elements, int ranks) {
+  std::vector<std::int64_t> counts;
+  for (std::int64_t r = 0; r < ranks; ++r)
+    counts.push_back(elements * (r + 1) / ranks - elements * r / ranks);
+  return counts;
+}
 
 void HostCommunicator::Core::run(const ExchangeInfo& info, std::span<const Outgoing> sends,
                                  std::span<const Incoming> receives) {
@@ -404,6 +403,20 @@ void HostCommunicator::all_reduce(TensorView values, const Stream& stream) {
   // In place: a sum overwrites its own segment, which is never sent.
   reduce_scatter(flat, own, counts, stream);
   all_gather(own, flat, counts, stream);
+}
+
+/// On a device everything that moves does so through pinned memory.
+MessageMemory HostCommunicator::memory_of(const GroupBytes& group, DeviceKind kind) const {
+  const bool pinned = kind != DeviceKind::cpu;
+  return {group.staged, pinned ? group.moved : 0, group.parts};
+}
+
+MessageMemory HostCommunicator::memory_of_segments(std::span<const std::int64_t> counts,
+                                                   DType dtype, DeviceKind kind) const {
+  const std::int64_t own = counts[static_cast<std::size_t>(core_->rank)],
+                     all = std::reduce(counts.begin(), counts.end()),
+                     pinned = kind == DeviceKind::cpu ? 0 : (own + all) * size_bytes(dtype);
+  return {0, pinned + reduce_staging_bytes(counts, core_->rank, dtype), 3};
 }
 
 void HostCommunicator::barrier(const Stream& stream) {

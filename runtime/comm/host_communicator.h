@@ -30,6 +30,9 @@ class HostCommunicator final : public Communicator {
                   const Stream& stream) override;
   void reduce_scatter(ConstTensorView input, TensorView output,
                       std::span<const std::int64_t> counts, const Stream& stream) override;
+  MessageMemory memory_of(const GroupBytes& group, DeviceKind kind) const override;
+  MessageMemory memory_of_segments(std::span<const std::int64_t> counts, DType dtype,
+                                   DeviceKind kind) const override;
   void barrier(const Stream& stream) override;
   /// One rank issues its splits, of any communicator, in the same order as the ranks it shares them
   /// with.

@@ -66,6 +66,14 @@ class NcclCommunicator final : public Communicator {
                   const Stream& stream) override;
   void reduce_scatter(ConstTensorView input, TensorView output,
                       std::span<const std::int64_t> counts, const Stream& stream) override;
+  /// What it is without a native gather may be more: parts that differ over ranks go as messages.
+  MessageMemory memory_of(const GroupBytes& group, DeviceKind) const override {
+    return {std::max(group.staged, group.gathered), 0, group.parts};
+  }
+  MessageMemory memory_of_segments(std::span<const std::int64_t>, DType,
+                                   DeviceKind) const override {
+    return {};
+  }
   void barrier(const Stream& stream) override;
   std::unique_ptr<Communicator> split(int color, int key, const std::string& name) override;
   double set_timeout(double seconds) override { return handle_->set_timeout(seconds); }

@@ -374,7 +374,8 @@ TEST_F(BadInputTest, DamagedCorpora) {
 
 TEST_F(BadInputTest, DamagedCheckpoints) {
   write_config({});
-  ASSERT_EQ(longhaul({"train", "run.toml"}).exit_code, 0);
+  const ProcessResult trained = longhaul({"train", "run.toml"});
+  ASSERT_EQ(trained.exit_code, 0) << trained.err;
   const std::string checkpoint = path("out/checkpoints/step-00000003");
   ASSERT_TRUE(fs::is_directory(checkpoint));
   std::vector<std::string> files;

@@ -264,6 +264,31 @@ TEST(Memory, SteadyStateAsksTheSystemForNone) {
   }
 }
 
+TEST(Memory, ACallThatIsLoadedAsksTheSystemForNone) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "buffers are segments of their own under AddressSanitizer";
+#endif
+  constexpr int kRanks = 4;
+  const test::ProblemSizes sizes{8, 4, 8, 8};
+  const std::vector<std::int64_t> offsets{0, 16, 24, 60, 64};
+  const test::Problem causal("causal", Mask::causal(64), sizes),
+      documents("documents", Mask::documents(offsets), sizes);
+  for (const DType wire : {DType::float32, DType::bfloat16}) {
+    for (const test::Problem* problem : {&causal, &documents}) {
+      for (const Layout& layout : test::all_layouts(problem->masks, 1, kRanks)) {
+        for (const Expression& scheme : test::all_schemes(kRanks, 8, 4)) {
+          if (refuse({scheme, kRanks, 8, 4, layout.kind(), true})) continue;
+          // New streams for each, which hold nothing yet.
+          const std::vector<test::SpreadJob> jobs{{problem, layout, scheme}};
+          const auto reports = test::run_jobs(
+              jobs, kRanks, {.wire_dtype = wire, .poison = false, .ahead = true, .judge = false});
+          EXPECT_EQ(reports[0].ranks[0].taken, 0) << show(jobs[0]) << " wire " << name(wire);
+        }
+      }
+    }
+  }
+}
+
 /// Offsets of random documents, some of one token, some nearly as long as the sequence.
 std::vector<std::int64_t> random_documents(std::int64_t n, std::mt19937& random) {
   std::vector<std::int64_t> offsets{0};

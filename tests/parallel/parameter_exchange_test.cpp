@@ -11,6 +11,8 @@
 
 #include "runtime/comm/loopback.h"
 #include "runtime/error.h"
+#include "runtime/reserve.h"
+#include "tests/support/gpu.h"
 #include "tests/support/host_tensors.h"
 
 namespace longhaul::parallel {
@@ -161,6 +163,53 @@ TEST(Exchange, ReducesWhatIsFinishedWhileComputeGoesOn) {
       EXPECT_GT(test::read(exchange.gradient_norm(flat), compute)[0], 0);
     });
     EXPECT_EQ(overlapped, kRanks);
+  }
+}
+
+/// A step of exchanges whose memory was taken when they were made.
+void expect_nothing_taken(const Stream& compute, bool sharded, std::unique_ptr<Communicator> world,
+                          const ParameterTable& parameters) {
+  const auto deadline = [] { return runtime::deadline_in(60); };
+  const std::unique_ptr<Communicator> meeting = world->split(0, world->rank(), "meeting");
+  const Stream host = Stream::cpu("meeting");
+  const auto meet = [&] {
+    meeting->barrier(host);
+    host.synchronize(deadline());
+  };
+  ParameterExchange exchange(parameters, sharded, std::move(world), compute);
+  const Tensor flat({parameters.elements()}, DType::float32, compute);
+  fill(flat, 1, compute);
+  runtime::reserve_memory(compute, 1 << 20);  // of the norm
+  compute.synchronize(deadline());
+  meet();
+  const std::int64_t before = runtime::system_allocations();
+  meet();
+  exchange.reduce(flat, {0, parameters.elements()});
+  const Tensor norm = exchange.gradient_norm(flat);
+  exchange.share(flat);
+  compute.synchronize(deadline());
+  meet();
+  EXPECT_EQ(runtime::system_allocations(), before) << (sharded ? "sharded" : "not sharded");
+  meet();
+}
+
+TEST(Exchange, TakesItsMemoryWhenItIsMade) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "buffers are segments of their own under AddressSanitizer";
+#endif
+  for (const bool sharded : {false, true}) {
+    runtime::run_loopback(3, {}, [&](std::unique_ptr<Communicator> world) {
+      expect_nothing_taken(Stream::cpu("compute"), sharded, std::move(world), table());
+    });
+  }
+}
+
+TEST(ExchangeCuda, TakesItsMemoryWhenItIsMade) {
+  LONGHAUL_NEEDS_GPU();
+  for (const bool sharded : {false, true}) {
+    runtime::run_loopback(3, {}, [&](std::unique_ptr<Communicator> world) {
+      expect_nothing_taken(Stream::cuda("compute", 0), sharded, std::move(world), table());
+    });
   }
 }
 

@@ -62,6 +62,7 @@ void expect_all_right(const std::vector<SpreadJob>& jobs, attention::Kernels ker
   double lse = 0;
   for (std::size_t j = 0; j < jobs.size(); ++j) {
     expect_right(jobs[j], reports[j], least);
+    EXPECT_EQ(reports[j].ranks.front().taken, 0) << show(jobs[j]);
     for (std::size_t t = 0; t < most.size(); ++t) most[t] = std::max(most[t], reports[j].error[t]);
     lse = std::max(lse, reports[j].lse_error);
   }

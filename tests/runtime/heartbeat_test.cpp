@@ -270,7 +270,12 @@ TEST(Heartbeat, ComesBackWhenItsFileWasRemovedByHand) {
   Heartbeat heartbeat(folder.path(), told.options());
   fs::remove(file_in(folder));
   const auto begin = std::chrono::steady_clock::now();
-  while (!fs::exists(file_in(folder)) && seconds_since(begin) < 20) sleep_periods(0.2);
+  const auto written = [&] {
+    std::error_code none;
+    const auto bytes = fs::file_size(file_in(folder), none);
+    return !none && bytes > 0;  // it is there a moment before it holds anything
+  };
+  while (!written() && seconds_since(begin) < 20) sleep_periods(0.2);
   heartbeat.check();
   EXPECT_EQ(nlohmann::json::parse(read_text(file_in(folder)))["pid"], getpid());
 }

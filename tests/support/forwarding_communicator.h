@@ -34,6 +34,15 @@ class ForwardingCommunicator : public runtime::Communicator {
                       const runtime::Stream& stream) override {
     inner_->reduce_scatter(input, output, counts, stream);
   }
+  runtime::MessageMemory memory_of(const runtime::GroupBytes& group,
+                                   runtime::DeviceKind kind) const override {
+    return inner_->memory_of(group, kind);
+  }
+  runtime::MessageMemory memory_of_segments(std::span<const std::int64_t> counts,
+                                            runtime::DType dtype,
+                                            runtime::DeviceKind kind) const override {
+    return inner_->memory_of_segments(counts, dtype, kind);
+  }
   void barrier(const runtime::Stream& stream) override { inner_->barrier(stream); }
   std::unique_ptr<runtime::Communicator> split(int color, int key,
                                                const std::string& name) override {

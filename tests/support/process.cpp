@@ -162,8 +162,12 @@ ProcessResult run_longhaul(const std::vector<std::string>& arguments,
 
 std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string>& arguments) {
   std::vector<std::string> command = {
-      LONGHAUL_MPIEXEC,      "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np",
-      std::to_string(ranks), longhaul_program()};
+      LONGHAUL_MPIEXEC,     "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np",
+      std::to_string(ranks)};
+#ifdef __SANITIZE_ADDRESS__
+  command.insert(command.end(), {"-x", "ASAN_OPTIONS=detect_leaks=0"});  // Open MPI leaks
+#endif
+  command.push_back(longhaul_program());
   command.insert(command.end(), arguments.begin(), arguments.end());
   return command;
 }

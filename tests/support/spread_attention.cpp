@@ -291,6 +291,12 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
   if (cpu && options.poison) compute.poison_new_memory();
   parallel::Attention attention({jobs[0].scheme, options.wire_dtype, options.kernels},
                                 world.split(0, world.rank(), "context"), compute);
+  const bool ahead = options.ahead || !cpu;
+  const Stream host = Stream::cpu("meeting");
+  const auto meet = [&] {
+    world.barrier(host);
+    host.synchronize(deadline());
+  };
   std::unique_ptr<RankTensors> tensors;
   const SpreadJob* before = nullptr;
   const auto check_inputs = [&] {
@@ -306,6 +312,14 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
     attention.set_scheme(job.scheme);
     const auto batch = attention.batch(job.problem->masks, job.layout);
     SpreadRank& rank = ranks[j];
+    if (ahead) {
+      meet();
+      attention.prepare(*batch, job.scheme, job.problem->shapes(), job.problem->inputs.scoring);
+      attention.load(*batch);
+      meet();
+      rank.taken = -runtime::system_allocations();
+      meet();
+    }
     for (int repeat = 0; repeat < options.repeats; ++repeat) {
       const auto sent_before = attention.sent_to();
       const double waited_before = compute.waited_seconds();
@@ -320,6 +334,11 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
         const std::int64_t more = bytes - (found == sent_before.end() ? 0 : found->second);
         if (more > 0) rank.sent_to[peer] = more;
       }
+    }
+    if (ahead) {
+      meet();
+      rank.taken += runtime::system_allocations();
+      meet();
     }
     if (options.judge) tensors->judge(rank, options.envelope);
   }

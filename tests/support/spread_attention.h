@@ -94,7 +94,10 @@ struct SpreadOptions {
   runtime::DType wire_dtype = runtime::DType::float32;
   bool poison = true;
   int threads = 1;
-  int repeats = 1;        ///< whole calls of a job, one after another; the last one's results count
+  int repeats = 1;  ///< whole calls of a job, one after another; the last one's results count
+  /// Calls are prepared and loaded before, and all ranks meet between; on a device always: kernels
+  /// are loaded, and memory is taken, only while no rank's stream waits for another.
+  bool ahead = false;
   bool judge = true;      ///< hold results against the oracle
   bool envelope = false;  ///< note results in the problem's envelope
   std::function<void(const BackwardFeed&)> sabotage = {};  ///< enqueued before backward
@@ -109,6 +112,7 @@ struct SpreadRank {
   std::map<int, std::int64_t> sent_to{};  ///< bytes by peer, of one forward and backward
   double seconds = 0;                     ///< of the last repeat
   double waited_seconds = 0;              ///< its compute stream waited
+  std::int64_t taken = 0;  ///< memory that all ranks took from the system meanwhile; calls ahead
 };
 /// Collective over `world`; one entry a job. Fails the test when an input was modified.
 std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
