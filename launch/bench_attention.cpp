@@ -177,7 +177,7 @@ std::string kernels_of(const RankCall& call, const Stream& stream) {
 /// A row of calls that are a whole one: time, rate, share of the GEMM's.
 Json measure_one(const Case& of, double gemm, const Plan& plan, const Stream& stream) {
   const CallTensors tensors(of.call, stream);
-  const Spread spread = tensors.time_one_call(plan.repeats);
+  const Spread spread = time_on_stream(stream, plan.repeats, tensors.one_call());
   const double flops = flops_of(of.call), rate = flops / spread.median;
   const std::string kernels = kernels_of(of.call, stream);
   fmt::print("{}{}{:>10.3f}{:>9.3f}{}{}\n", label(of), times(spread), rate / 1e12, rate / gemm,
@@ -198,19 +198,19 @@ Json measure_rank(const Case& of, const parallel::Expression& scheme, double gem
   parallel::SchemeInputs inputs{call.mask, call.layout, call.shapes, call.direction, {}, scheme};
   const parallel::Program program = parallel::prepare(inputs)(call.rank);
   const CallTensors tensors(call, stream);
-  const Spread whole = tensors.time_program(parallel::local_work(program), plan.repeats);
-  const Spread without =
-      tensors.time_program(parallel::local_work_without_merging(program), plan.repeats);
   const std::int64_t pairs = count(program).pairs;
-  const double flops = attention_flops(call.direction, pairs, call.shapes.dim);
-  const double rate = flops / whole.median, merging = 1 - without.median / whole.median;
+  std::vector<Enqueue> works{tensors.steps_of(parallel::local_work(program)),
+                             tensors.steps_of(parallel::local_work_without_merging(program))};
   // Some schemes have a rank attend for others: there is no one call to compare with.
-  std::optional<Spread> one;
-  if (pairs == attention::area(call.bands()) * call.shapes.heads)
-    one = tensors.time_one_call(plan.repeats);
+  const bool comparable = pairs == attention::area(call.bands()) * call.shapes.heads;
+  if (comparable) works.push_back(tensors.one_call());
+  const Turns turns = time_in_turn(stream, plan.repeats, works);
+  const Spread whole = turns.spread(0), without = turns.spread(1);
+  const double flops = attention_flops(call.direction, pairs, call.shapes.dim);
+  const double rate = flops / whole.median, merging = 1 - turns.ratio(1, 0);
   const std::string beside =
-      one ? fmt::format("{:>13.3f}{:>8.3f}", 1e3 * one->median, one->median / whole.median)
-          : fmt::format("{:>13}{:>8}", "-", "-");
+      comparable ? fmt::format("{:>13.3f}{:>8.3f}", 1e3 * turns.spread(2).median, turns.ratio(2, 0))
+                 : fmt::format("{:>13}{:>8}", "-", "-");
   fmt::print("{}{}{:>10.3f}{:>9.3f}{}{:>8.1f}%\n", label(of), times(whole), rate / 1e12,
              rate / gemm, beside, 100 * merging);
   Json row = json_of(of);
@@ -221,9 +221,9 @@ Json measure_rank(const Case& of, const parallel::Expression& scheme, double gem
   row["of_gemm"] = rate / gemm;
   row["without_merging_seconds"] = json_of(without);
   row["merging"] = merging;
-  if (one) {
-    row["one_call_seconds"] = json_of(*one);
-    row["of_one_call"] = one->median / whole.median;
+  if (comparable) {
+    row["one_call_seconds"] = json_of(turns.spread(2));
+    row["of_one_call"] = turns.ratio(2, 0);
   }
   return row;
 }

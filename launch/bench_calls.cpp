@@ -123,21 +123,17 @@ Tensor CallTensors::zeros(std::int64_t rows, std::int64_t heads, std::int64_t wi
   return values;
 }
 
-Spread CallTensors::time_one_call(const Repeats& repeats) const {
-  if (call_.direction == Direction::forward) {
-    const OneCall one(attention::Pass::forward, call_, stream_);
-    return time_on_stream(stream_, repeats, [&] {
-      one.forward({q_, k_, v_, out_, lse_, Mode::write});
-    });
-  }
-  // As layers call it: without the output.
-  const OneCall one(attention::Pass::backward, call_, stream_);
-  return time_on_stream(stream_, repeats, [&] {
-    one.backward({{q_, k_, v_, dout_, lse_, delta_}, dq_, Mode::write, dk_, dv_, Mode::write});
-  });
+Enqueue CallTensors::one_call() const {
+  const bool forward = call_.direction == Direction::forward;
+  const auto one = std::make_shared<const OneCall>(
+      forward ? attention::Pass::forward : attention::Pass::backward, call_, stream_);
+  if (forward) return [=, this] { one->forward({q_, k_, v_, out_, lse_, Mode::write}); };
+  return [=, this] {  // as layers call it: without the output
+    one->backward({{q_, k_, v_, dout_, lse_, delta_}, dq_, Mode::write, dk_, dv_, Mode::write});
+  };
 }
 
-Spread CallTensors::time_program(parallel::Program program, const Repeats& repeats) const {
+Enqueue CallTensors::steps_of(parallel::Program program) const {
   const std::int64_t rows = call_.layout.rows(call_.rank);
   const auto own = [rows](const Tensor& all) { return all.view().slice(0, 0, rows); };
   const auto weighting = attention::Weighting::softmax;
@@ -158,10 +154,10 @@ Spread CallTensors::time_program(parallel::Program program, const Repeats& repea
     const Tensor arena({(prepared->arena_bytes() + 1) / 2}, DType::bfloat16, stream_);
     runtime::ops::fill_normal(arena, 0, 1, {1, 5}, 0, stream_);
   }
-  const std::vector<parallel::Channel> none;
-  return time_on_stream(stream_, repeats, [&] {
+  return [=, this] {
+    static const std::vector<parallel::Channel> none;
     parallel::Execution(loaded, inputs, outputs, stream_, none).finish();
-  });
+  };
 }
 
 }  // namespace longhaul::launch

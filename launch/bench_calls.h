@@ -40,11 +40,11 @@ class CallTensors {
  public:
   CallTensors(const RankCall& call, const runtime::Stream& stream);
 
-  /// One block call: its queries over all keys.
-  Spread time_one_call(const Repeats& repeats) const;
+  /// One block call: its queries over all keys. Refers to this.
+  Enqueue one_call() const;
   /// The steps of a program of it, bound to its tensors; those that other ranks hold lie in the
-  /// arena and are random too.
-  Spread time_program(parallel::Program program, const Repeats& repeats) const;
+  /// arena and are random too. Refers to this.
+  Enqueue steps_of(parallel::Program program) const;
 
  private:
   runtime::Tensor random(std::int64_t rows, std::int64_t heads, std::uint64_t number) const;

@@ -15,7 +15,7 @@ struct Interval {
   double seconds() const { return runtime::seconds_between(begin, end); }
 };
 
-Interval enqueue_timed(const runtime::Stream& stream, const std::function<void()>& enqueue) {
+Interval enqueue_timed(const runtime::Stream& stream, const Enqueue& enqueue) {
   Interval interval;
   interval.begin = stream.record_timed();
   enqueue();
@@ -46,23 +46,42 @@ int repetitions(const Repeats& repeats, double one_seconds) {
   return std::clamp(fitting, std::min(repeats.least, repeats.most), repeats.most);
 }
 
-Spread time_on_stream(const runtime::Stream& stream, const Repeats& repeats,
-                      const std::function<void()>& enqueue) {
+Spread time_on_stream(const runtime::Stream& stream, const Repeats& repeats, const Enqueue& work) {
+  return time_in_turn(stream, repeats, {work}).spread(0);
+}
+
+double Turns::ratio(std::size_t work, std::size_t than) const {
+  std::vector<double> ratios;
+  for (std::size_t turn = 0; turn < seconds_[work].size(); ++turn)
+    ratios.push_back(seconds_[work][turn] / seconds_[than][turn]);
+  return spread_of(std::move(ratios)).median;
+}
+
+Turns time_in_turn(const runtime::Stream& stream, const Repeats& repeats,
+                   const std::vector<Enqueue>& works) {
   LONGHAUL_CHECK(repeats.warm_up >= 1 && repeats.most >= 1, repeats.warm_up, " warm-ups and ",
                  repeats.most, " repetitions; expected at least one of each");
   double last = 0;
   for (int i = 0; i < repeats.warm_up; ++i) {
-    const Interval interval = enqueue_timed(stream, enqueue);
-    stream.synchronize(deadline());
-    last = interval.seconds();
+    last = 0;
+    for (const Enqueue& work : works) {
+      const Interval interval = enqueue_timed(stream, work);
+      stream.synchronize(deadline());
+      last += interval.seconds();
+    }
   }
-  std::vector<Interval> intervals;
-  for (int i = repetitions(repeats, last); i > 0; --i)
-    intervals.push_back(enqueue_timed(stream, enqueue));
+  std::vector<std::vector<Interval>> intervals(works.size());
+  for (int turn = repetitions(repeats, last); turn > 0; --turn) {
+    for (std::size_t work = 0; work < works.size(); ++work)
+      intervals[work].push_back(enqueue_timed(stream, works[work]));
+  }
   stream.synchronize(deadline());
-  std::vector<double> seconds;
-  for (const Interval& interval : intervals) seconds.push_back(interval.seconds());
-  return spread_of(std::move(seconds));
+  std::vector<std::vector<double>> seconds;
+  for (const auto& of_work : intervals) {
+    auto& times = seconds.emplace_back();
+    for (const Interval& interval : of_work) times.push_back(interval.seconds());
+  }
+  return Turns(std::move(seconds));
 }
 
 }  // namespace longhaul::launch

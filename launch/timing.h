@@ -26,11 +26,28 @@ struct Repeats {
 /// How many repetitions fit, when one takes `one_seconds`.
 int repetitions(const Repeats& repeats, double one_seconds);
 
-/// Runs `enqueue`, which only enqueues on `stream`, again and again; returns what each that counts
-/// took on the stream: on CUDA by the device's clock, from the event before its first kernel to the
-/// one behind its last. They are all enqueued before the first is waited for, so that a device is
-/// never idle between them.
-Spread time_on_stream(const runtime::Stream& stream, const Repeats& repeats,
-                      const std::function<void()>& enqueue);
+/// Work that only enqueues on the stream that it is timed on.
+using Enqueue = std::function<void()>;
+
+/// Runs the work again and again; returns what each that counts took on the stream: on CUDA by the
+/// device's clock, from the event before its first kernel to the one behind its last. They are all
+/// enqueued before the first is waited for, so that a device is never idle between them.
+Spread time_on_stream(const runtime::Stream& stream, const Repeats& repeats, const Enqueue& work);
+
+/// Times of several that took turns.
+class Turns {
+ public:
+  explicit Turns(std::vector<std::vector<double>> seconds) : seconds_(std::move(seconds)) {}
+  Spread spread(std::size_t work) const { return spread_of(seconds_[work]); }
+  /// How long `work` took as often as `than`: the median over turns, in which both ran next to each
+  /// other, so that a clock that drifts cancels.
+  double ratio(std::size_t work, std::size_t than) const;
+
+ private:
+  std::vector<std::vector<double>> seconds_;  ///< by work, then turn
+};
+/// The same of several, each in turn; `repeats` are of turns.
+Turns time_in_turn(const runtime::Stream& stream, const Repeats& repeats,
+                   const std::vector<Enqueue>& works);
 
 }  // namespace longhaul::launch

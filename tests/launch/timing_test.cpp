@@ -59,6 +59,27 @@ TEST(Timing, EveryRepetitionIsTimedAndNoWarmUp) {
   EXPECT_LT(spread.least, 0.2);
 }
 
+TEST(Timing, RatiosAreThoseOfOneTurn) {
+  // A device that becomes twice as slow half way: the medians lie in different halves, the turns
+  // tell what is true.
+  const Turns turns({{10, 10, 20, 20, 20}, {9, 9, 9, 18, 18}});
+  EXPECT_DOUBLE_EQ(turns.ratio(1, 0), 0.9);
+  EXPECT_DOUBLE_EQ(turns.spread(0).median, 20);
+  EXPECT_DOUBLE_EQ(turns.spread(1).median, 9);
+}
+
+TEST(Timing, SeveralTakeTurns) {
+  const Stream stream = Stream::cpu("timed");
+  std::string order;
+  const auto work = [&](char letter) {
+    return [&order, &stream, letter] { stream.cpu_task([&order, letter] { order += letter; }); };
+  };
+  const Turns turns = time_in_turn(stream, {.warm_up = 1, .most = 3, .seconds = 60},
+                                   {work('a'), work('b'), work('c')});
+  EXPECT_EQ(order, "abcabcabcabc");
+  EXPECT_EQ(turns.spread(2).count, 3);
+}
+
 TEST(Timing, ErrorsOfWhatIsTimedAreTold) {
   const Stream stream = Stream::cpu("timed");
   EXPECT_THROW(time_on_stream(stream, {},

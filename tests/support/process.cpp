@@ -165,7 +165,9 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string
       LONGHAUL_MPIEXEC,     "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np",
       std::to_string(ranks)};
 #ifdef __SANITIZE_ADDRESS__
-  command.insert(command.end(), {"-x", "ASAN_OPTIONS=detect_leaks=0"});  // Open MPI leaks
+  command.insert(
+      command.end(),
+      {"-x", "ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0"});  // Open MPI leaks
 #endif
   command.push_back(longhaul_program());
   command.insert(command.end(), arguments.begin(), arguments.end());
