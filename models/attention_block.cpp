@@ -6,7 +6,7 @@
 
 #include "attention/block.h"
 #include "models/weights.h"
-#include "runtime/ops/elementwise.h"
+#include "runtime/ops/cast.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/rms_norm.h"
 #include "runtime/ops/rope.h"
@@ -25,19 +25,6 @@ namespace {
 /// [n,H,D] -> [n,H*D].
 TensorView as_rows(const TensorView& view) {
   return view.reshape({view.size(0), view.size(1) * view.size(2)});
-}
-
-/// y = x W^T: T[n,in] -> T[n,out].
-void project(ConstTensorView x, const Weight& weight, TensorView y, const runtime::Stream& stream) {
-  ops::matmul(x, ops::transposed(weight.value), y, Write::overwrite, stream);
-}
-
-/// The fp32 tensor itself, or its copy in the activation dtype.
-Tensor in_activation_dtype(Tensor values, DType dtype, const runtime::Stream& stream) {
-  if (values.dtype() == dtype) return values;
-  Tensor rounded(values.view().sizes(), dtype, stream);
-  ops::cast(values, rounded, stream);
-  return rounded;
 }
 
 }  // namespace
@@ -66,14 +53,14 @@ class AttentionBlock::Pass final : public BlockPass {
     call->advance();
     co_await in_flight;
     call->finish();
-    attended_ = in_activation_dtype(std::move(out), shape_.dtype, compute_);
+    attended_ = rounded(std::move(out));
   }
 
   Tensor output() const override {
     const Weights weights(store_, block_.group());
     Tensor out({rows(), shape_.hidden}, shape_.dtype, compute_);
-    project(as_rows(attended_), weights.working(block_.o_), out, compute_);
-    ops::add(input_, out, out, compute_);
+    ops::matmul_add(as_rows(attended_), ops::transposed(weights.working(block_.o_).value), input_,
+                    out, compute_);
     return out;
   }
 
@@ -96,7 +83,8 @@ class AttentionBlock::Pass final : public BlockPass {
       call->finish();
     }
     dout = Tensor();
-    backward_before(std::move(dq), std::move(dk), std::move(dv), dx);
+    const Tensor dqkv = before_rotation(std::move(dq), std::move(dk), std::move(dv));
+    backward_before(dqkv, dx);
   }
 
  private:
@@ -112,15 +100,25 @@ class AttentionBlock::Pass final : public BlockPass {
     q_ = Tensor({rows(), shape_.heads, shape_.head_dim}, shape_.dtype, compute_);
     k_ = Tensor({rows(), shape_.kv_heads, shape_.head_dim}, shape_.dtype, compute_);
     v_ = Tensor({rows(), shape_.kv_heads, shape_.head_dim}, shape_.dtype, compute_);
-    project(normed, weights.working(block_.q_), as_rows(q_), compute_);
-    project(normed, weights.working(block_.k_), as_rows(k_), compute_);
-    project(normed, weights.working(block_.v_), as_rows(v_), compute_);
-    rotate(q_, ops::Rotation::forward);
-    rotate(k_, ops::Rotation::forward);
+    for (const auto& [heads, name] :
+         {std::pair{&q_, &block_.q_}, std::pair{&k_, &block_.k_}, std::pair{&v_, &block_.v_}}) {
+      ops::matmul(normed, ops::transposed(weights.working(*name).value), as_rows(*heads),
+                  Write::overwrite, compute_);
+    }
+    rotate(q_, ops::Rotation::forward, q_);
+    rotate(k_, ops::Rotation::forward, k_);
   }
 
-  void rotate(TensorView heads, ops::Rotation rotation) const {
-    ops::rope(heads, context_.rope.cosines, context_.rope.sines, rotation, compute_);
+  void rotate(ConstTensorView heads, ops::Rotation rotation, TensorView rotated) const {
+    ops::rope(heads, context_.rope.cosines, context_.rope.sines, rotation, rotated, compute_);
+  }
+
+  /// The fp32 tensor itself, or its copy in T.
+  Tensor rounded(Tensor values) const {
+    if (values.dtype() == shape_.dtype) return values;
+    Tensor copy(values.view().sizes(), shape_.dtype, compute_);
+    ops::cast(values, copy, compute_);
+    return copy;
   }
 
   /// dout from dx, through the output projection. The residual path's gradient stays in dx.
@@ -131,28 +129,28 @@ class AttentionBlock::Pass final : public BlockPass {
     ops::matmul(dx, o.value, as_rows(dout), Write::overwrite, compute_);
   }
 
-  /// Into dx, through rotation, projections and norm.
-  void backward_before(Tensor dq, Tensor dk, Tensor dv, TensorView dx) const {
-    rotate(dq, ops::Rotation::inverse);
-    rotate(dk, ops::Rotation::inverse);
-    dq = in_activation_dtype(std::move(dq), shape_.dtype, compute_);
-    dk = in_activation_dtype(std::move(dk), shape_.dtype, compute_);
-    dv = in_activation_dtype(std::move(dv), shape_.dtype, compute_);
+  /// Gradients of what the projections gave, T[n,H+2*H_kv,D]: heads of q, of k, of v.
+  Tensor before_rotation(Tensor dq, Tensor dk, Tensor dv) const {
+    const std::int64_t k_heads = shape_.heads, v_heads = k_heads + shape_.kv_heads,
+                       end = v_heads + shape_.kv_heads;
+    Tensor dqkv({rows(), end, shape_.head_dim}, shape_.dtype, compute_);
+    rotate(dq, ops::Rotation::inverse, dqkv.view().slice(1, 0, k_heads));
+    rotate(dk, ops::Rotation::inverse, dqkv.view().slice(1, k_heads, v_heads));
+    copy(dv, dqkv.view().slice(1, v_heads, end), compute_);
+    return dqkv;
+  }
 
+  /// Into dx, through projections and norm.
+  void backward_before(const Tensor& dqkv, TensorView dx) const {
     const Weights weights(store_, block_.group());
     const Weight norm = weights.value(block_.norm_);
     const Tensor normed({rows(), shape_.hidden}, shape_.dtype, compute_);
     ops::rms_norm_apply(input_, norm.value, inv_rms_, normed, compute_);
     const Tensor dnormed({rows(), shape_.hidden}, DType::float32, compute_);
-    Write write = Write::overwrite;
-    for (const auto& [gradient, name] :
-         {std::pair{&dq, &block_.q_}, std::pair{&dk, &block_.k_}, std::pair{&dv, &block_.v_}}) {
-      const Weight weight = weights.working(*name);
-      const TensorView values = as_rows(*gradient);
-      ops::matmul(ops::transposed(values), normed, weight.gradient, Write::add, compute_);
-      ops::matmul(values, weight.value, dnormed, write, compute_);
-      write = Write::add;
-    }
+    const Weight qkv = weights.working(block_.q_, block_.v_);
+    const TensorView gradients = as_rows(dqkv);
+    ops::matmul(ops::transposed(gradients), normed, qkv.gradient, Write::add, compute_);
+    ops::matmul(gradients, qkv.value, dnormed, Write::overwrite, compute_);
     ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add, norm.gradient,
                            compute_);
   }
@@ -185,7 +183,7 @@ AttentionBlock::AttentionBlock(const AttentionShape& shape, std::size_t mask,
                      keys = shape.kv_heads * shape.head_dim;
   using enum parallel::Initialisation;
   table.add({norm_, {h}, ones, 0, false, -1, group, {}});
-  table.add({q_, {queries, h}, normal, stddev, true, 0, group, {}});
+  table.add({q_, {queries, h}, normal, stddev, true, 0, group, {}});  // with k and v one matrix
   table.add({k_, {keys, h}, normal, stddev, true, 0, group, {}});
   table.add({v_, {keys, h}, normal, stddev, true, 0, group, {}});
   table.add({o_, {h, queries}, normal, residual_stddev, true, 1, group, {}});
@@ -214,21 +212,22 @@ std::optional<AttentionCall> AttentionBlock::attention_call() const {
 }
 
 /// Forward: out in fp32 beside the call. Backward: dout in T, dq, dk, dv and delta in fp32 beside
-/// the call; then gradients in T beside their fp32 ones, the normalised rows and their gradient.
+/// the call; then those three in T beside their fp32 ones; then the former, the normalised rows and
+/// their gradient.
 PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
                                            std::span<const parallel::CallBytes> calls) const {
   const std::int64_t element = size_bytes(shape_.dtype), wide = size_bytes(DType::float32);
   const std::int64_t queries = rows * shape_.heads * shape_.head_dim,
                      keys = rows * shape_.kv_heads * shape_.head_dim, hidden = rows * shape_.hidden;
   const std::int64_t gradients = (queries + 2 * keys) * wide,
-                     rounded = shape_.dtype == DType::float32 ? gradients
-                                                              : (queries + 2 * keys) * element;
+                     rounded = (queries + 2 * keys) * element;
   PassingBytes bytes;
   bytes.forward = std::max(queries * wide + calls[mask_].forward, hidden * element);
   bytes.exchange =
       std::max(queries * wide + calls[mask_].forward,
                queries * element + gradients + rows * shape_.heads * wide + calls[mask_].backward);
-  bytes.backward = std::max(bytes.exchange, rounded + hidden * (element + wide));
+  bytes.backward = rounded + std::max(gradients, hidden * (element + wide));
+  bytes.backward = std::max(bytes.backward, bytes.exchange);
   return bytes;
 }
 
