@@ -92,21 +92,40 @@ class AttentionBlock::Pass final : public BlockPass {
 
   /// q, k and v of the input.
   void before() {
+    const Tensor qkv = projected();
+    const Parts parts = parts_of(qkv);
+    q_ = Tensor(parts.q.sizes(), shape_.dtype, compute_);
+    k_ = Tensor(parts.k.sizes(), shape_.dtype, compute_);
+    v_ = Tensor(parts.v.sizes(), shape_.dtype, compute_);
+    rotate(parts.q, ops::Rotation::forward, q_);
+    rotate(parts.k, ops::Rotation::forward, k_);
+    copy(parts.v, v_, compute_);
+  }
+
+  /// T[n,H+2*H_kv,D]: heads of q, of k, of v.
+  Tensor heads_of_all() const {
+    return Tensor({rows(), shape_.heads + 2 * shape_.kv_heads, shape_.head_dim}, shape_.dtype,
+                  compute_);
+  }
+  struct Parts {
+    TensorView q, k, v;
+  };
+  Parts parts_of(const TensorView& qkv) const {
+    const std::int64_t k = shape_.heads, v = k + shape_.kv_heads;
+    return {qkv.slice(1, 0, k), qkv.slice(1, k, v), qkv.slice(1, v, qkv.size(1))};
+  }
+
+  /// The projections of the normalised input, not rotated.
+  Tensor projected() {
     const Weights weights(store_, block_.group());
     const Tensor normed({rows(), shape_.hidden}, shape_.dtype, compute_);
     inv_rms_ = Tensor({rows()}, DType::float32, compute_);
     ops::rms_norm(input_, weights.value(block_.norm_).value, shape_.norm_eps, normed, inv_rms_,
                   compute_);
-    q_ = Tensor({rows(), shape_.heads, shape_.head_dim}, shape_.dtype, compute_);
-    k_ = Tensor({rows(), shape_.kv_heads, shape_.head_dim}, shape_.dtype, compute_);
-    v_ = Tensor({rows(), shape_.kv_heads, shape_.head_dim}, shape_.dtype, compute_);
-    for (const auto& [heads, name] :
-         {std::pair{&q_, &block_.q_}, std::pair{&k_, &block_.k_}, std::pair{&v_, &block_.v_}}) {
-      ops::matmul(normed, ops::transposed(weights.working(*name).value), as_rows(*heads),
-                  Write::overwrite, compute_);
-    }
-    rotate(q_, ops::Rotation::forward, q_);
-    rotate(k_, ops::Rotation::forward, k_);
+    Tensor qkv = heads_of_all();
+    ops::matmul(normed, ops::transposed(weights.working(block_.q_, block_.v_).value), as_rows(qkv),
+                Write::overwrite, compute_);
+    return qkv;
   }
 
   void rotate(ConstTensorView heads, ops::Rotation rotation, TensorView rotated) const {
@@ -129,14 +148,13 @@ class AttentionBlock::Pass final : public BlockPass {
     ops::matmul(dx, o.value, as_rows(dout), Write::overwrite, compute_);
   }
 
-  /// Gradients of what the projections gave, T[n,H+2*H_kv,D]: heads of q, of k, of v.
+  /// Gradients of what the projections gave.
   Tensor before_rotation(Tensor dq, Tensor dk, Tensor dv) const {
-    const std::int64_t k_heads = shape_.heads, v_heads = k_heads + shape_.kv_heads,
-                       end = v_heads + shape_.kv_heads;
-    Tensor dqkv({rows(), end, shape_.head_dim}, shape_.dtype, compute_);
-    rotate(dq, ops::Rotation::inverse, dqkv.view().slice(1, 0, k_heads));
-    rotate(dk, ops::Rotation::inverse, dqkv.view().slice(1, k_heads, v_heads));
-    copy(dv, dqkv.view().slice(1, v_heads, end), compute_);
+    Tensor dqkv = heads_of_all();
+    const Parts parts = parts_of(dqkv);
+    rotate(dq, ops::Rotation::inverse, parts.q);
+    rotate(dk, ops::Rotation::inverse, parts.k);
+    copy(dv, parts.v, compute_);
     return dqkv;
   }
 
@@ -211,9 +229,10 @@ std::optional<AttentionCall> AttentionBlock::attention_call() const {
                        scoring()};
 }
 
-/// Forward: out in fp32 beside the call. Backward: dout in T, dq, dk, dv and delta in fp32 beside
-/// the call; then those three in T beside their fp32 ones; then the former, the normalised rows and
-/// their gradient.
+/// Forward: q, k and v twice, where the attention's out is not there yet; its out in fp32 beside
+/// the call; the block's output. Backward: dout in T, dq, dk, dv and delta in fp32 beside the call;
+/// then those three in T beside their fp32 ones; then the former, the normalised rows and their
+/// gradient.
 PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
                                            std::span<const parallel::CallBytes> calls) const {
   const std::int64_t element = size_bytes(shape_.dtype), wide = size_bytes(DType::float32);
@@ -222,7 +241,8 @@ PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
   const std::int64_t gradients = (queries + 2 * keys) * wide,
                      rounded = (queries + 2 * keys) * element;
   PassingBytes bytes;
-  bytes.forward = std::max(queries * wide + calls[mask_].forward, hidden * element);
+  bytes.forward =
+      std::max({2 * keys * element, queries * wide + calls[mask_].forward, hidden * element});
   bytes.exchange =
       std::max(queries * wide + calls[mask_].forward,
                queries * element + gradients + rows * shape_.heads * wide + calls[mask_].backward);
