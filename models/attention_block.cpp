@@ -6,7 +6,7 @@
 
 #include "attention/block.h"
 #include "models/weights.h"
-#include "runtime/ops/elementwise.h"
+#include "runtime/ops/cast.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/rms_norm.h"
 #include "runtime/ops/rope.h"
@@ -25,19 +25,6 @@ namespace {
 /// [n,H,D] -> [n,H*D].
 TensorView as_rows(const TensorView& view) {
   return view.reshape({view.size(0), view.size(1) * view.size(2)});
-}
-
-/// y = x W^T: T[n,in] -> T[n,out].
-void project(ConstTensorView x, const Weight& weight, TensorView y, const runtime::Stream& stream) {
-  ops::matmul(x, ops::transposed(weight.value), y, Write::overwrite, stream);
-}
-
-/// The fp32 tensor itself, or its copy in the activation dtype.
-Tensor in_activation_dtype(Tensor values, DType dtype, const runtime::Stream& stream) {
-  if (values.dtype() == dtype) return values;
-  Tensor rounded(values.view().sizes(), dtype, stream);
-  ops::cast(values, rounded, stream);
-  return rounded;
 }
 
 }  // namespace
@@ -66,14 +53,14 @@ class AttentionBlock::Pass final : public BlockPass {
     call->advance();
     co_await in_flight;
     call->finish();
-    attended_ = in_activation_dtype(std::move(out), shape_.dtype, compute_);
+    attended_ = rounded(std::move(out));
   }
 
   Tensor output() const override {
     const Weights weights(store_, block_.group());
     Tensor out({rows(), shape_.hidden}, shape_.dtype, compute_);
-    project(as_rows(attended_), weights.working(block_.o_), out, compute_);
-    ops::add(input_, out, out, compute_);
+    ops::matmul_add(as_rows(attended_), ops::transposed(weights.working(block_.o_).value), input_,
+                    out, compute_);
     return out;
   }
 
@@ -96,7 +83,8 @@ class AttentionBlock::Pass final : public BlockPass {
       call->finish();
     }
     dout = Tensor();
-    backward_before(std::move(dq), std::move(dk), std::move(dv), dx);
+    const Tensor dqkv = before_rotation(std::move(dq), std::move(dk), std::move(dv));
+    backward_before(dqkv, dx);
   }
 
  private:
@@ -104,23 +92,52 @@ class AttentionBlock::Pass final : public BlockPass {
 
   /// q, k and v of the input.
   void before() {
+    const Tensor qkv = projected();
+    const Parts parts = parts_of(qkv);
+    q_ = Tensor(parts.q.sizes(), shape_.dtype, compute_);
+    k_ = Tensor(parts.k.sizes(), shape_.dtype, compute_);
+    v_ = Tensor(parts.v.sizes(), shape_.dtype, compute_);
+    rotate(parts.q, ops::Rotation::forward, q_);
+    rotate(parts.k, ops::Rotation::forward, k_);
+    copy(parts.v, v_, compute_);
+  }
+
+  /// T[n,H+2*H_kv,D]: heads of q, of k, of v.
+  Tensor heads_of_all() const {
+    return Tensor({rows(), shape_.heads + 2 * shape_.kv_heads, shape_.head_dim}, shape_.dtype,
+                  compute_);
+  }
+  struct Parts {
+    TensorView q, k, v;
+  };
+  Parts parts_of(const TensorView& qkv) const {
+    const std::int64_t k = shape_.heads, v = k + shape_.kv_heads;
+    return {qkv.slice(1, 0, k), qkv.slice(1, k, v), qkv.slice(1, v, qkv.size(1))};
+  }
+
+  /// The projections of the normalised input, not rotated.
+  Tensor projected() {
     const Weights weights(store_, block_.group());
     const Tensor normed({rows(), shape_.hidden}, shape_.dtype, compute_);
     inv_rms_ = Tensor({rows()}, DType::float32, compute_);
     ops::rms_norm(input_, weights.value(block_.norm_).value, shape_.norm_eps, normed, inv_rms_,
                   compute_);
-    q_ = Tensor({rows(), shape_.heads, shape_.head_dim}, shape_.dtype, compute_);
-    k_ = Tensor({rows(), shape_.kv_heads, shape_.head_dim}, shape_.dtype, compute_);
-    v_ = Tensor({rows(), shape_.kv_heads, shape_.head_dim}, shape_.dtype, compute_);
-    project(normed, weights.working(block_.q_), as_rows(q_), compute_);
-    project(normed, weights.working(block_.k_), as_rows(k_), compute_);
-    project(normed, weights.working(block_.v_), as_rows(v_), compute_);
-    rotate(q_, ops::Rotation::forward);
-    rotate(k_, ops::Rotation::forward);
+    Tensor qkv = heads_of_all();
+    ops::matmul(normed, ops::transposed(weights.working(block_.q_, block_.v_).value), as_rows(qkv),
+                Write::overwrite, compute_);
+    return qkv;
   }
 
-  void rotate(TensorView heads, ops::Rotation rotation) const {
-    ops::rope(heads, context_.rope.cosines, context_.rope.sines, rotation, compute_);
+  void rotate(ConstTensorView heads, ops::Rotation rotation, TensorView rotated) const {
+    ops::rope(heads, context_.rope.cosines, context_.rope.sines, rotation, rotated, compute_);
+  }
+
+  /// The fp32 tensor itself, or its copy in T.
+  Tensor rounded(Tensor values) const {
+    if (values.dtype() == shape_.dtype) return values;
+    Tensor copy(values.view().sizes(), shape_.dtype, compute_);
+    ops::cast(values, copy, compute_);
+    return copy;
   }
 
   /// dout from dx, through the output projection. The residual path's gradient stays in dx.
@@ -131,28 +148,27 @@ class AttentionBlock::Pass final : public BlockPass {
     ops::matmul(dx, o.value, as_rows(dout), Write::overwrite, compute_);
   }
 
-  /// Into dx, through rotation, projections and norm.
-  void backward_before(Tensor dq, Tensor dk, Tensor dv, TensorView dx) const {
-    rotate(dq, ops::Rotation::inverse);
-    rotate(dk, ops::Rotation::inverse);
-    dq = in_activation_dtype(std::move(dq), shape_.dtype, compute_);
-    dk = in_activation_dtype(std::move(dk), shape_.dtype, compute_);
-    dv = in_activation_dtype(std::move(dv), shape_.dtype, compute_);
+  /// Gradients of what the projections gave.
+  Tensor before_rotation(Tensor dq, Tensor dk, Tensor dv) const {
+    Tensor dqkv = heads_of_all();
+    const Parts parts = parts_of(dqkv);
+    rotate(dq, ops::Rotation::inverse, parts.q);
+    rotate(dk, ops::Rotation::inverse, parts.k);
+    copy(dv, parts.v, compute_);
+    return dqkv;
+  }
 
+  /// Into dx, through projections and norm.
+  void backward_before(const Tensor& dqkv, TensorView dx) const {
     const Weights weights(store_, block_.group());
     const Weight norm = weights.value(block_.norm_);
     const Tensor normed({rows(), shape_.hidden}, shape_.dtype, compute_);
     ops::rms_norm_apply(input_, norm.value, inv_rms_, normed, compute_);
     const Tensor dnormed({rows(), shape_.hidden}, DType::float32, compute_);
-    Write write = Write::overwrite;
-    for (const auto& [gradient, name] :
-         {std::pair{&dq, &block_.q_}, std::pair{&dk, &block_.k_}, std::pair{&dv, &block_.v_}}) {
-      const Weight weight = weights.working(*name);
-      const TensorView values = as_rows(*gradient);
-      ops::matmul(ops::transposed(values), normed, weight.gradient, Write::add, compute_);
-      ops::matmul(values, weight.value, dnormed, write, compute_);
-      write = Write::add;
-    }
+    const Weight qkv = weights.working(block_.q_, block_.v_);
+    const TensorView gradients = as_rows(dqkv);
+    ops::matmul(ops::transposed(gradients), normed, qkv.gradient, Write::add, compute_);
+    ops::matmul(gradients, qkv.value, dnormed, Write::overwrite, compute_);
     ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add, norm.gradient,
                            compute_);
   }
@@ -185,7 +201,7 @@ AttentionBlock::AttentionBlock(const AttentionShape& shape, std::size_t mask,
                      keys = shape.kv_heads * shape.head_dim;
   using enum parallel::Initialisation;
   table.add({norm_, {h}, ones, 0, false, -1, group, {}});
-  table.add({q_, {queries, h}, normal, stddev, true, 0, group, {}});
+  table.add({q_, {queries, h}, normal, stddev, true, 0, group, {}});  // with k and v one matrix
   table.add({k_, {keys, h}, normal, stddev, true, 0, group, {}});
   table.add({v_, {keys, h}, normal, stddev, true, 0, group, {}});
   table.add({o_, {h, queries}, normal, residual_stddev, true, 1, group, {}});
@@ -213,22 +229,25 @@ std::optional<AttentionCall> AttentionBlock::attention_call() const {
                        scoring()};
 }
 
-/// Forward: out in fp32 beside the call. Backward: dout in T, dq, dk, dv and delta in fp32 beside
-/// the call; then gradients in T beside their fp32 ones, the normalised rows and their gradient.
+/// Forward: q, k and v twice, where the attention's out is not there yet; its out in fp32 beside
+/// the call; the block's output. Backward: dout in T, dq, dk, dv and delta in fp32 beside the call;
+/// then those three in T beside their fp32 ones; then the former, the normalised rows and their
+/// gradient.
 PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
                                            std::span<const parallel::CallBytes> calls) const {
   const std::int64_t element = size_bytes(shape_.dtype), wide = size_bytes(DType::float32);
   const std::int64_t queries = rows * shape_.heads * shape_.head_dim,
                      keys = rows * shape_.kv_heads * shape_.head_dim, hidden = rows * shape_.hidden;
   const std::int64_t gradients = (queries + 2 * keys) * wide,
-                     rounded = shape_.dtype == DType::float32 ? gradients
-                                                              : (queries + 2 * keys) * element;
+                     rounded = (queries + 2 * keys) * element;
   PassingBytes bytes;
-  bytes.forward = std::max(queries * wide + calls[mask_].forward, hidden * element);
+  bytes.forward =
+      std::max({2 * keys * element, queries * wide + calls[mask_].forward, hidden * element});
   bytes.exchange =
       std::max(queries * wide + calls[mask_].forward,
                queries * element + gradients + rows * shape_.heads * wide + calls[mask_].backward);
-  bytes.backward = std::max(bytes.exchange, rounded + hidden * (element + wide));
+  bytes.backward = rounded + std::max(gradients, hidden * (element + wide));
+  bytes.backward = std::max(bytes.backward, bytes.exchange);
   return bytes;
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "models/weights.h"
-#include "runtime/ops/elementwise.h"
+#include "runtime/ops/cast.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/rms_norm.h"
 

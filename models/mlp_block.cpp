@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "models/weights.h"
-#include "runtime/ops/elementwise.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/rms_norm.h"
 #include "runtime/ops/swiglu.h"
@@ -34,49 +33,40 @@ class MlpBlock::Pass final : public BlockPass {
     inv_rms_ = Tensor({rows()}, DType::float32, compute_);
     ops::rms_norm(input_, weights.value(block_.norm_).value, shape_.norm_eps, normed, inv_rms_,
                   compute_);
-    gate_ = activation(shape_.intermediate);
-    up_ = activation(shape_.intermediate);
-    for (const auto& [values, name] :
-         {std::pair{&gate_, &block_.gate_}, std::pair{&up_, &block_.up_}}) {
-      ops::matmul(normed, ops::transposed(weights.working(*name).value), *values, Write::overwrite,
-                  compute_);
-    }
+    gate_up_ = activation(2 * shape_.intermediate);
+    ops::matmul(normed, ops::transposed(weights.working(block_.gate_, block_.up_).value), gate_up_,
+                Write::overwrite, compute_);
     co_return;
   }
 
   Tensor output() const override {
     const Weights weights(store_, block_.group());
     const Tensor gated = activation(shape_.intermediate);
-    ops::swiglu(gate_, up_, gated, compute_);
+    ops::swiglu(gate_up_, gated, compute_);
     Tensor out = activation(shape_.hidden);
-    ops::matmul(gated, ops::transposed(weights.working(block_.down_).value), out, Write::overwrite,
-                compute_);
-    ops::add(input_, out, out, compute_);
+    ops::matmul_add(gated, ops::transposed(weights.working(block_.down_).value), input_, out,
+                    compute_);
     return out;
   }
 
   Stages backward(TensorView dx) override {
     const Weights weights(store_, block_.group());
-    const Weight norm = weights.value(block_.norm_), gate = weights.working(block_.gate_),
-                 up = weights.working(block_.up_), down = weights.working(block_.down_);
+    const Weight norm = weights.value(block_.norm_), down = weights.working(block_.down_),
+                 gate_up = weights.working(block_.gate_, block_.up_);
     Tensor dgated = activation(shape_.intermediate);
+    ops::matmul(dx, down.value, dgated, Write::overwrite, compute_);
+    ops::swiglu_backward(gate_up_, dgated, compute_);
+    const Tensor dgate_up = std::move(gate_up_);  // what the operation left in their place
     {
-      const Tensor gated = activation(shape_.intermediate);
-      ops::swiglu(gate_, up_, gated, compute_);
+      const Tensor gated = std::move(dgated);
       ops::matmul(ops::transposed(dx), gated, down.gradient, Write::add, compute_);
-      ops::matmul(dx, down.value, dgated, Write::overwrite, compute_);
     }
-    const Tensor dgate = activation(shape_.intermediate), dup = activation(shape_.intermediate);
-    ops::swiglu_backward(gate_, up_, dgated, dgate, dup, compute_);
-    dgated = Tensor();
 
     const Tensor normed = activation(shape_.hidden);
     ops::rms_norm_apply(input_, norm.value, inv_rms_, normed, compute_);
-    ops::matmul(ops::transposed(dgate), normed, gate.gradient, Write::add, compute_);
-    ops::matmul(ops::transposed(dup), normed, up.gradient, Write::add, compute_);
+    ops::matmul(ops::transposed(dgate_up), normed, gate_up.gradient, Write::add, compute_);
     const Tensor dnormed({rows(), shape_.hidden}, DType::float32, compute_);
-    ops::matmul(dgate, gate.value, dnormed, Write::overwrite, compute_);
-    ops::matmul(dup, up.value, dnormed, Write::add, compute_);
+    ops::matmul(dgate_up, gate_up.value, dnormed, Write::overwrite, compute_);
     // The residual path's gradient is already in dx.
     ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add, norm.gradient,
                            compute_);
@@ -93,8 +83,8 @@ class MlpBlock::Pass final : public BlockPass {
   const MlpShape& shape_;
   const ParameterStore& store_;
   const runtime::Stream& compute_;
-  Tensor inv_rms_;    // fp32[n]
-  Tensor gate_, up_;  // T[n,f]
+  Tensor inv_rms_;  // fp32[n]
+  Tensor gate_up_;  // T[n,2f], a row's gates before its ups
 };
 
 MlpBlock::MlpBlock(const MlpShape& shape, const std::string& prefix, int group, double stddev,
@@ -108,7 +98,7 @@ MlpBlock::MlpBlock(const MlpShape& shape, const std::string& prefix, int group, 
   const std::int64_t h = shape.hidden, f = shape.intermediate;
   using enum parallel::Initialisation;
   table.add({norm_, {h}, ones, 0, false, -1, group, {}});
-  table.add({gate_, {f, h}, normal, stddev, true, 0, group, {}});
+  table.add({gate_, {f, h}, normal, stddev, true, 0, group, {}});  // before up: one matrix
   table.add({up_, {f, h}, normal, stddev, true, 0, group, {}});
   table.add({down_, {h, f}, normal, residual_stddev, true, 1, group, {}});
 }
@@ -117,21 +107,20 @@ std::unique_ptr<BlockPass> MlpBlock::begin(const PassContext& context) const {
   return std::make_unique<Pass>(*this, context);
 }
 
-/// Input, gate and up in T; in fp32 a number a row.
+/// Input, gates and ups in T; in fp32 a number a row.
 std::int64_t MlpBlock::kept_bytes(std::int64_t rows) const {
   return rows * ((shape_.hidden + 2 * shape_.intermediate) * size_bytes(shape_.dtype) +
                  size_bytes(DType::float32));
 }
 
-/// Forward: the swiglu output beside the block's. Backward: that of the swiglu and its two inputs,
-/// then those two, the normalised rows and, in fp32, their gradient.
+/// Forward: the swiglu output beside the block's. Backward: that one or its gradient, whose other
+/// gradients take the place of what is kept; then the normalised rows and, in fp32, their gradient.
 PassingBytes MlpBlock::passing_bytes(std::int64_t rows,
                                      std::span<const parallel::CallBytes>) const {
   const std::int64_t element = size_bytes(shape_.dtype), wide = size_bytes(DType::float32);
   const std::int64_t hidden = rows * shape_.hidden, inner = rows * shape_.intermediate;
-  return {
-      .forward = (hidden + inner) * element,
-      .backward = std::max(3 * inner * element, 2 * inner * element + hidden * (element + wide))};
+  return {.forward = (hidden + inner) * element,
+          .backward = std::max(inner * element, hidden * (element + wide))};
 }
 
 double MlpBlock::flops(std::int64_t tokens, std::span<const std::int64_t>) const {

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "runtime/ops/elementwise.h"
+#include "runtime/ops/cast.h"
 #include "runtime/ops/random.h"
 #include "runtime/purpose.h"
 
@@ -78,6 +78,10 @@ TensorView ParameterStore::value(const std::string& name) const {
 
 TensorView ParameterStore::gradient(const std::string& name) const {
   return view_of(gradients_, table_.find(name));
+}
+
+ConstTensorView ParameterStore::working() const {
+  return working_.empty() ? values_.view() : working_.view();
 }
 
 ConstTensorView ParameterStore::working(const std::string& name) const {

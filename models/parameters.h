@@ -32,10 +32,11 @@ class ParameterStore {
 
   runtime::TensorView values() const { return values_.view(); }
   runtime::TensorView gradients() const { return gradients_.view(); }
+  /// What matmuls read: the values, or their bfloat16 copy as of the last refresh.
+  runtime::ConstTensorView working() const;
 
   runtime::TensorView value(const std::string& name) const;
   runtime::TensorView gradient(const std::string& name) const;
-  /// What a matmul reads: the value, or its bfloat16 copy as of the last refresh.
   runtime::ConstTensorView working(const std::string& name) const;
 
   /// Call after writing values other than through initialise() or the optimizer: after loading a

@@ -26,6 +26,9 @@ class Weights {
   Weight value(const std::string& name) const;
   /// In the activation dtype: what matmuls read.
   Weight working(const std::string& name) const;
+  /// Neighbours in the table as one matrix, the rows of `first` to those of `last`: what one matmul
+  /// reads in the place of several. Throws unless they have as many columns.
+  Weight working(const std::string& first, const std::string& last) const;
 
  private:
   void check(const std::string& name) const;

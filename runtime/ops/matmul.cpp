@@ -26,6 +26,29 @@ detail::MatrixOperand operand(const char* what, const ConstTensorView& view) {
   return result;
 }
 
+/// c = a b, or that and the addend, where it has data.
+void multiply(ConstTensorView a, ConstTensorView b, ConstTensorView addend, TensorView c,
+              const Stream& stream) {
+  const detail::MatrixOperand left = operand("a", a), right = operand("b", b),
+                              result = operand("c", c);
+  LONGHAUL_CHECK(!result.transposed, "matmul: c's last dim must be contiguous");
+  LONGHAUL_CHECK(a.size(0) == c.size(0) && a.size(1) == b.size(0) && b.size(1) == c.size(1),
+                 "matmul of [", a.size(0), ",", a.size(1), "] and [", b.size(0), ",", b.size(1),
+                 "] into [", c.size(0), ",", c.size(1), "]");
+  if (c.elements() == 0) return;
+  detail::MatrixOperand added;
+  if (addend.data() != nullptr) added = operand("the addend", addend);
+  LONGHAUL_CHECK(!added.transposed, "matmul: the addend's last dim must be contiguous");
+  if (a.size(1) == 0) {
+    if (addend.data() == nullptr) return fill(c, 0, stream);
+    if (addend.data() != c.data()) copy(addend, c, stream);
+    return;
+  }
+  if (detail::on_cuda(stream))
+    return detail::cuda_matmul(left, right, added, c, result.leading, stream);
+  detail::cpu_matmul(left, right, added, c, result.leading, stream);
+}
+
 }  // namespace
 
 ConstTensorView transposed(ConstTensorView matrix) {
@@ -37,20 +60,15 @@ ConstTensorView transposed(ConstTensorView matrix) {
 }
 
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, const Stream& stream) {
-  const detail::MatrixOperand left = operand("a", a), right = operand("b", b),
-                              result = operand("c", c);
-  LONGHAUL_CHECK(!result.transposed, "matmul: c's last dim must be contiguous");
-  LONGHAUL_CHECK(a.size(0) == c.size(0) && a.size(1) == b.size(0) && b.size(1) == c.size(1),
-                 "matmul of [", a.size(0), ",", a.size(1), "] and [", b.size(0), ",", b.size(1),
-                 "] into [", c.size(0), ",", c.size(1), "]");
-  if (c.elements() == 0) return;
-  if (a.size(1) == 0) {
-    if (write == Write::overwrite) fill(c, 0, stream);
-    return;
-  }
-  if (detail::on_cuda(stream))
-    return detail::cuda_matmul(left, right, c, result.leading, write, stream);
-  detail::cpu_matmul(left, right, c, result.leading, write, stream);
+  multiply(a, b, write == Write::add ? ConstTensorView(c) : ConstTensorView(), c, stream);
+}
+
+void matmul_add(ConstTensorView a, ConstTensorView b, ConstTensorView addend, TensorView c,
+                const Stream& stream) {
+  LONGHAUL_CHECK(std::ranges::equal(addend.sizes(), c.sizes()), "matmul_add: the addend has ",
+                 addend.elements(), " elements, c ", c.elements(), "; expected equal sizes");
+  detail::require_dtype("matmul_add", "the addend", addend, {c.dtype()});
+  multiply(a, b, addend, c, stream);
 }
 
 }  // namespace longhaul::runtime::ops

@@ -18,6 +18,12 @@ ConstTensorView transposed(ConstTensorView matrix);
 /// bfloat16 c in a float32 copy of it. Aliasing: none. Throws: Error on a shape or dtype mismatch.
 void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, const Stream& stream);
 
+/// c = a b + addend, as matmul() but for the rounding of a bfloat16 c, which on CUDA may be that of
+/// the product first and then that of the sum.
+/// Shapes: as there; addend[m,n] of c's dtype, its last dim with stride 1.
+void matmul_add(ConstTensorView a, ConstTensorView b, ConstTensorView addend, TensorView c,
+                const Stream& stream);
+
 /// Most memory that a product on a CPU stream of so many threads takes for a while, where a, b and
 /// c are `dtype`.
 std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads);

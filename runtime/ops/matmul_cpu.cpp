@@ -45,10 +45,9 @@ Panel panel(const MatrixOperand& from, std::int64_t row, std::int64_t col, std::
 }
 
 struct Product {
-  MatrixOperand a, b;
+  MatrixOperand a, b, addend;
   TensorView c;
   std::int64_t leading_c = 1;
-  Write write = Write::overwrite;
   std::int64_t depth_step = 0;
   bool direct = true;  // c is float32: gemm writes into it
 };
@@ -62,17 +61,21 @@ std::int64_t scratch_floats(DType a, DType b, DType c) {
   return floats;
 }
 
-/// fp32 sums of one tile -> bfloat16 c.
-void store_tile(const Product& product, const float* sums, std::int64_t row, std::int64_t col,
-                std::int64_t rows, std::int64_t cols) {
+/// fp32 sums of one tile, which may be c's own, and the addend, if any -> c.
+template <class T>
+void store_tile(const Product& product, const float* sums, std::int64_t leading_sums,
+                std::int64_t row, std::int64_t col, std::int64_t rows, std::int64_t cols) {
+  const MatrixOperand& addend = product.addend;
   for (std::int64_t i = 0; i < rows; ++i) {
-    BFloat16* out = product.c.as<BFloat16>() + (row + i) * product.leading_c + col;
-    const float* in = sums + i * cols;
-    if (product.write == Write::add) {
-      for (std::int64_t j = 0; j < cols; ++j) out[j] = BFloat16(static_cast<float>(out[j]) + in[j]);
-    } else {
-      for (std::int64_t j = 0; j < cols; ++j) out[j] = BFloat16(in[j]);
+    T* out = product.c.as<T>() + (row + i) * product.leading_c + col;
+    const float* in = sums + i * leading_sums;
+    if (addend.view.data() == nullptr) {
+      for (std::int64_t j = 0; j < cols; ++j) out[j] = T(in[j]);
+      continue;
     }
+    const T* added = addend.view.as<T>() + (row + i) * addend.leading + col;
+#pragma omp simd
+    for (std::int64_t j = 0; j < cols; ++j) out[j] = T(to_float(added[j]) + in[j]);
   }
 }
 
@@ -88,17 +91,22 @@ dnnl_status_t compute_tile(const Product& product, std::int64_t row, std::int64_
       b_scratch + (product.b.view.dtype() != DType::float32 ? kTileCols * kPanelDepth : 0);
   float* c = product.direct ? product.c.as<float>() + row * product.leading_c + col : c_scratch;
   const std::int64_t leading_c = product.direct ? product.leading_c : cols;
+  const bool onto_c = product.addend.view.data() == product.c.data();
   for (std::int64_t at = 0; at < depth; at += product.depth_step) {
     const std::int64_t count = std::min(product.depth_step, depth - at);
     const Panel a = panel(product.a, row, at, rows, count, a_scratch);
     const Panel b = panel(product.b, at, col, count, cols, b_scratch);
-    const bool add = at > 0 || (product.direct && product.write == Write::add);
+    const bool add = at > 0 || (product.direct && onto_c);
     const dnnl_status_t status = dnnl_sgemm(
         product.a.transposed ? 'T' : 'N', product.b.transposed ? 'T' : 'N', rows, cols, count, 1.0f,
         a.data, a.leading, b.data, b.leading, add ? 1.0f : 0.0f, c, leading_c);
     if (status != dnnl_success) return status;
   }
-  if (!product.direct) store_tile(product, c_scratch, row, col, rows, cols);
+  if (!product.direct) {
+    store_tile<BFloat16>(product, c, leading_c, row, col, rows, cols);
+  } else if (product.addend.view.data() != nullptr && !onto_c) {
+    store_tile<float>(product, c, leading_c, row, col, rows, cols);
+  }
   return dnnl_success;
 }
 
@@ -129,9 +137,9 @@ void multiply(const Product& product, float* scratch, std::int64_t scratch_step)
 
 }  // namespace
 
-void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
-                std::int64_t leading_c, Write write, const Stream& stream) {
-  Product product{a, b, c, leading_c, write, 0, c.dtype() == DType::float32};
+void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, const MatrixOperand& addend,
+                TensorView c, std::int64_t leading_c, const Stream& stream) {
+  Product product{a, b, addend, c, leading_c, 0, c.dtype() == DType::float32};
   const bool widened = a.view.dtype() != DType::float32 || b.view.dtype() != DType::float32;
   product.depth_step = widened ? kPanelDepth : a.view.size(1);
   const std::int64_t step = scratch_floats(a.view.dtype(), b.view.dtype(), c.dtype());

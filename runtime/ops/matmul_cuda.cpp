@@ -48,11 +48,11 @@ Matrix by_columns(const MatrixOperand& operand) {
           view.size(1 - inner), operand.leading, operand.transposed ? CUBLAS_OP_T : CUBLAS_OP_N};
 }
 
-/// c = left right, or added to c; by columns.
+/// c = left right, or that and the addend, which else is c as well; by columns.
 struct Problem {
-  Matrix left, right, c;
+  Matrix left, right, addend, c;
 
-  using Key = std::array<std::int64_t, 14>;
+  using Key = std::array<std::int64_t, 16>;
   Key key(int device) const {
     return {device,
             c.rows,
@@ -60,6 +60,7 @@ struct Problem {
             left.operation == CUBLAS_OP_T ? left.rows : left.cols,
             left.leading,
             right.leading,
+            addend.leading,
             c.leading,
             left.operation,
             right.operation,
@@ -67,6 +68,7 @@ struct Problem {
             static_cast<std::int64_t>(c.dtype),
             alignment(left.data),
             alignment(right.data),
+            alignment(addend.data),
             alignment(c.data)};
   }
 };
@@ -79,11 +81,12 @@ struct Descriptors {
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.right.operation);
     set(left, p.left);
     set(right, p.right);
+    set(addend, p.addend);
     set(c, p.c);
   }
 
   cublasLtMatmulDescOpaque_t operation{};
-  cublasLtMatrixLayoutOpaque_t left{}, right{}, c{};
+  cublasLtMatrixLayoutOpaque_t left{}, right{}, addend{}, c{};
 
  private:
   void set(cublasLtMatmulDescAttributes_t attribute, cublasOperation_t value) {
@@ -149,12 +152,12 @@ class Library {
         static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(p.left.data));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(p.right.data));
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(p.c.data));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(p.addend.data));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(p.c.data));
     cublasLtMatmulHeuristicResult_t result{};
     int count = 0;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-        handle, &descriptors.operation, &descriptors.left, &descriptors.right, &descriptors.c,
+        handle, &descriptors.operation, &descriptors.left, &descriptors.right, &descriptors.addend,
         &descriptors.c, &preference, 1, &result, &count);
     LONGHAUL_CHECK(status == CUBLAS_STATUS_SUCCESS && count > 0, "cuBLASLt ", cublasLtGetVersion(),
                    " has no algorithm for c[", p.c.cols, ",", p.c.rows, "] of ", name(p.left.dtype),
@@ -171,20 +174,21 @@ class Library {
 };
 
 /// Operands of one dtype that cuBLASLt multiplies into c's.
-void multiply(const MatrixOperand& a, const MatrixOperand& b, TensorView c, std::int64_t leading_c,
-              Write write, const Stream& stream) {
+void multiply(const MatrixOperand& a, const MatrixOperand& b, const MatrixOperand& addend,
+              TensorView c, std::int64_t leading_c, const Stream& stream) {
   const cudaStream_t handle = runtime::detail::cuda_stream(stream);
   const int device = stream.device().index;
-  const Problem problem{by_columns(b), by_columns(a),
-                        Matrix{c.data(), c.dtype(), c.size(1), c.size(0), leading_c, CUBLAS_OP_N}};
+  const Matrix result{c.data(), c.dtype(), c.size(1), c.size(0), leading_c, CUBLAS_OP_N};
+  const bool adds = addend.view.data() != nullptr;
+  const Problem problem{by_columns(b), by_columns(a), adds ? by_columns(addend) : result, result};
   Descriptors descriptors(problem);
   const Algorithm algorithm = Library::instance().algorithm(problem, descriptors, device);
   const Buffer workspace = stream.allocate(algorithm.workspace_bytes);
-  const float one = 1.0f, beta = write == Write::add ? 1.0f : 0.0f;
+  const float one = 1.0f, beta = adds ? 1.0f : 0.0f;
   LONGHAUL_CUBLAS_CHECK(cublasLtMatmul(
       Library::instance().handle(device), &descriptors.operation, &one, problem.left.data,
-      &descriptors.left, problem.right.data, &descriptors.right, &beta, c.data(), &descriptors.c,
-      c.data(), &descriptors.c, &algorithm.algo, workspace.data(),
+      &descriptors.left, problem.right.data, &descriptors.right, &beta, problem.addend.data,
+      &descriptors.addend, c.data(), &descriptors.c, &algorithm.algo, workspace.data(),
       static_cast<std::size_t>(algorithm.workspace_bytes), handle));
 }
 
@@ -201,27 +205,22 @@ MatrixOperand widened(const MatrixOperand& operand, Tensor& copy, const Stream& 
 
 }  // namespace
 
-void cuda_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
-                 std::int64_t leading_c, Write write, const Stream& stream) {
-  // cuBLASLt rounds the product before it adds it to a bfloat16 c.
-  const bool rounds_twice = write == Write::add && c.dtype() == DType::bfloat16;
+void cuda_matmul(const MatrixOperand& a, const MatrixOperand& b, const MatrixOperand& addend,
+                 TensorView c, std::int64_t leading_c, const Stream& stream) {
+  // cuBLASLt multiplies equal dtypes, float32 into float32 only, and may round the product before
+  // it adds it to what is bfloat16: not to a c of which matmul() promises one rounding.
   const bool both = a.view.dtype() == DType::bfloat16 && b.view.dtype() == DType::bfloat16;
-  if (both && !rounds_twice) return multiply(a, b, c, leading_c, write, stream);
-  if (both) {
-    const Tensor wide({c.size(0), c.size(1)}, DType::float32, stream);
-    runtime::copy(c, wide, stream);
-    multiply(a, b, wide, c.size(1), write, stream);
-    runtime::copy(wide, c, stream);
-    return;
-  }
-  // It multiplies equal dtypes, and float32 into float32 only.
+  const bool adds = addend.view.data() != nullptr, onto_c = addend.view.data() == c.data();
   Tensor a_copy, b_copy;
-  const MatrixOperand left = widened(a, a_copy, stream), right = widened(b, b_copy, stream);
-  if (c.dtype() == DType::float32) return multiply(left, right, c, leading_c, write, stream);
+  const MatrixOperand left = both ? a : widened(a, a_copy, stream),
+                      right = both ? b : widened(b, b_copy, stream);
+  if (c.dtype() == DType::float32 || (both && !onto_c))
+    return multiply(left, right, addend, c, leading_c, stream);
   const Tensor wide({c.size(0), c.size(1)}, DType::float32, stream);
-  if (write == Write::add) runtime::copy(c, wide, stream);
-  multiply(left, right, wide, c.size(1), write, stream);
-  runtime::copy(wide, c, stream);
+  if (adds) copy(addend.view, wide, stream);
+  multiply(left, right, adds ? MatrixOperand{wide, false, c.size(1)} : MatrixOperand(), wide,
+           c.size(1), stream);
+  copy(wide, c, stream);
 }
 
 }  // namespace longhaul::runtime::ops::detail

@@ -3,7 +3,7 @@
 // function only enqueues; sizes may be zero.
 //
 // x_cpu.cpp holds cpu_x. cuda_x is in a file by family: matmul_cuda.cpp (cuBLASLt),
-// rms_norm_cuda.cu, embedding_cuda.cu, pointwise_cuda.cu (rope, swiglu, add, cast), loss_cuda.cu
+// rms_norm_cuda.cu, embedding_cuda.cu, pointwise_cuda.cu (rope, swiglu, cast), loss_cuda.cu
 // (cross_entropy) and update_cuda.cu (adamw, the norm's sums, clip_factor, fill_normal); or, in a
 // CPU build, in ops_no_cuda.cpp, which refuses.
 
@@ -34,8 +34,6 @@ void cpu_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView 
 void cuda_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                         TensorView row_loss, TensorView row_correct, const Stream& stream);
 
-void cpu_add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& stream);
-void cuda_add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& stream);
 void cpu_cast(ConstTensorView src, TensorView dst, const Stream& stream);
 void cuda_cast(ConstTensorView src, TensorView dst, const Stream& stream);
 
@@ -63,11 +61,13 @@ struct MatrixOperand {
   bool transposed = false;
   std::int64_t leading = 1;  ///< stride of the dim that is not contiguous
 };
-/// c's rows are `leading_c` elements apart. Neither c nor the depth is empty.
-void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
-                std::int64_t leading_c, Write write, const Stream& stream);
-void cuda_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
-                 std::int64_t leading_c, Write write, const Stream& stream);
+/// c = a b, or a b + addend where the addend has data: c itself, or another matrix of c's dtype.
+/// c's rows are `leading_c` elements apart; neither it nor the addend is transposed. Neither c nor
+/// the depth is empty.
+void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, const MatrixOperand& addend,
+                TensorView c, std::int64_t leading_c, const Stream& stream);
+void cuda_matmul(const MatrixOperand& a, const MatrixOperand& b, const MatrixOperand& addend,
+                 TensorView c, std::int64_t leading_c, const Stream& stream);
 
 void cpu_fill_normal(TensorView values, double mean, double stddev, RandomKey key,
                      std::int64_t first_element, const Stream& stream);
@@ -91,16 +91,14 @@ void cpu_rope_table(ConstTensorView positions, double theta, TensorView cosines,
                     const Stream& stream);
 void cuda_rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
                      const Stream& stream);
-void cpu_rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
-              const Stream& stream);
-void cuda_rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
-               const Stream& stream);
+void cpu_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
+              TensorView y, const Stream& stream);
+void cuda_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
+               TensorView y, const Stream& stream);
 
-void cpu_swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream);
-void cuda_swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream);
-void cpu_swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView dy,
-                         TensorView dgate, TensorView dup, const Stream& stream);
-void cuda_swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView dy,
-                          TensorView dgate, TensorView dup, const Stream& stream);
+void cpu_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream);
+void cuda_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream);
+void cpu_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream);
+void cuda_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream);
 
 }  // namespace longhaul::runtime::ops::detail

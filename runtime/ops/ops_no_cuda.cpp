@@ -23,9 +23,6 @@ void cuda_cross_entropy(ConstTensorView, const Labels&, TensorView, TensorView, 
                         const Stream& stream) {
   no_cuda("cross_entropy", stream);
 }
-void cuda_add(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
-  no_cuda("add", stream);
-}
 void cuda_cast(ConstTensorView, TensorView, const Stream& stream) { no_cuda("cast", stream); }
 void cuda_embedding(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
   no_cuda("embedding", stream);
@@ -42,8 +39,8 @@ void cuda_norm_of_chunks(ConstTensorView, TensorView, const Stream& stream) {
 void cuda_clip_factor(ConstTensorView, double, std::int64_t, TensorView, const Stream& stream) {
   no_cuda("clip_factor", stream);
 }
-void cuda_matmul(const MatrixOperand&, const MatrixOperand&, TensorView, std::int64_t, Write,
-                 const Stream& stream) {
+void cuda_matmul(const MatrixOperand&, const MatrixOperand&, const MatrixOperand&, TensorView,
+                 std::int64_t, const Stream& stream) {
   no_cuda("matmul", stream);
 }
 void cuda_fill_normal(TensorView, double, double, RandomKey, std::int64_t, const Stream& stream) {
@@ -64,14 +61,12 @@ void cuda_rms_norm_backward(const RmsNormBackwardInputs&, TensorView, Write, Ten
 void cuda_rope_table(ConstTensorView, double, TensorView, TensorView, const Stream& stream) {
   no_cuda("rope_table", stream);
 }
-void cuda_rope(TensorView, ConstTensorView, ConstTensorView, Rotation, const Stream& stream) {
+void cuda_rope(ConstTensorView, ConstTensorView, ConstTensorView, Rotation, TensorView,
+               const Stream& stream) {
   no_cuda("rope", stream);
 }
-void cuda_swiglu(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
-  no_cuda("swiglu", stream);
-}
-void cuda_swiglu_backward(ConstTensorView, ConstTensorView, ConstTensorView, TensorView, TensorView,
-                          const Stream& stream) {
+void cuda_swiglu(ConstTensorView, TensorView, const Stream& stream) { no_cuda("swiglu", stream); }
+void cuda_swiglu_backward(TensorView, TensorView, const Stream& stream) {
   no_cuda("swiglu_backward", stream);
 }
 

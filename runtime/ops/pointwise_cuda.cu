@@ -1,4 +1,4 @@
-// What goes element by element on CUDA: rotation, the gated activation, additions, casts.
+// What goes element by element on CUDA: rotation, the gated activation, casts.
 
 #include "runtime/kernel.cuh"
 #include "runtime/ops/checks.h"
@@ -27,20 +27,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int N, class T>
+/// A block takes a row at a time. Rows lie x_step and y_step elements apart; y may be x.
+template <int N, class From, class To>
 __global__ void __launch_bounds__(kThreads)
-    rope_kernel(T* x, const float* cosines, const float* sines, float sign, std::int64_t rows,
-                int heads, int half) {
+    rope_kernel(const From* x, std::int64_t x_step, const float* cosines, const float* sines,
+                float sign, To* y, std::int64_t y_step, std::int64_t rows, int heads, int half) {
   const int parts = half / N;  // of a head
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    T* of_row = x + row * heads * 2 * half;
     for (int item = static_cast<int>(threadIdx.x); item < heads * parts;
          item += static_cast<int>(blockDim.x)) {
-      const int head = item / parts, i = item % parts * N;
-      T* at = of_row + head * 2 * half + i;
+      const int i = item % parts * N, at = item / parts * 2 * half + i;
+      const From* from = x + row * x_step + at;
+      To* to = y + row * y_step + at;
       float first[N], second[N], cosine[N], sine[N];
-      load(at, first);
-      load(at + half, second);
+      load(from, first);
+      load(from + half, second);
       load(cosines + row * half + i, cosine);
       load(sines + row * half + i, sine);
 #pragma unroll
@@ -49,56 +50,55 @@ __global__ void __launch_bounds__(kThreads)
         first[j] = pair.first;
         second[j] = pair.second;
       }
-      store(first, at);
-      store(second, at + half);
+      store(first, to);
+      store(second, to + half);
     }
   }
 }
 
-template <class T>
+/// A block takes a row at a time.
+template <int N, class T>
 __global__ void __launch_bounds__(kThreads)
-    swiglu_kernel(const T* gate, const T* up, T* y, std::int64_t n, bool packed) {
-  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
-    float gates[count()], ups[count()];
-    load(gate + i, gates);
-    load(up + i, ups);
+    swiglu_kernel(const T* gate_up, T* y, std::int64_t rows, std::int64_t f) {
+  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const T* of_row = gate_up + row * 2 * f;
+    for (std::int64_t i = static_cast<std::int64_t>(threadIdx.x) * N; i < f;
+         i += static_cast<std::int64_t>(blockDim.x) * N) {
+      float gates[N], ups[N];
+      load(of_row + i, gates);
+      load(of_row + f + i, ups);
 #pragma unroll
-    for (int j = 0; j < count(); ++j) ups[j] = gated(gates[j], ups[j], expf(-gates[j]));
-    store(ups, y + i);
-  });
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    swiglu_backward_kernel(const T* gate, const T* up, const T* dy, T* dgate, T* dup,
-                           std::int64_t n, bool packed) {
-  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
-    float gates[count()], ups[count()], slopes[count()];
-    load(gate + i, gates);
-    load(up + i, ups);
-    load(dy + i, slopes);
-#pragma unroll
-    for (int j = 0; j < count(); ++j) {
-      const Pair gradients = gated_gradients(gates[j], ups[j], expf(-gates[j]), slopes[j]);
-      gates[j] = gradients.first;
-      ups[j] = gradients.second;
+      for (int j = 0; j < N; ++j) ups[j] = gated(gates[j], ups[j], expf(-gates[j]));
+      store(ups, y + row * f + i);
     }
-    store(gates, dgate + i);
-    store(ups, dup + i);
-  });
+  }
 }
 
-template <class A, class B, class Sum>
+/// The same. A thread reads all that it overwrites.
+template <int N, class T>
 __global__ void __launch_bounds__(kThreads)
-    add_kernel(const A* a, const B* b, Sum* sum, std::int64_t n, bool packed) {
-  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
-    float left[count()], right[count()];
-    load(a + i, left);
-    load(b + i, right);
+    swiglu_backward_kernel(T* gate_up, T* dy, std::int64_t rows, std::int64_t f) {
+  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    T* of_row = gate_up + row * 2 * f;
+    for (std::int64_t i = static_cast<std::int64_t>(threadIdx.x) * N; i < f;
+         i += static_cast<std::int64_t>(blockDim.x) * N) {
+      float gates[N], ups[N], slopes[N];
+      load(of_row + i, gates);
+      load(of_row + f + i, ups);
+      load(dy + row * f + i, slopes);
 #pragma unroll
-    for (int j = 0; j < count(); ++j) left[j] += right[j];
-    store(left, sum + i);
-  });
+      for (int j = 0; j < N; ++j) {
+        const float e = expf(-gates[j]), value = gated(gates[j], ups[j], e);
+        const Pair gradients = gated_gradients(gates[j], ups[j], e, slopes[j]);
+        gates[j] = gradients.first;
+        ups[j] = gradients.second;
+        slopes[j] = value;
+      }
+      store(gates, of_row + i);
+      store(ups, of_row + f + i);
+      store(slopes, dy + row * f + i);
+    }
+  }
 }
 
 template <class From, class To>
@@ -129,51 +129,44 @@ void cuda_rope_table(ConstTensorView positions, double theta, TensorView cosines
   run(positions.as<std::int64_t>());
 }
 
-void cuda_rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
-               const Stream& stream) {
+void cuda_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
+               TensorView y, const Stream& stream) {
   const std::int64_t rows = x.size(0), heads = x.size(1), half = x.size(2) / 2;
+  const std::int64_t x_step = x.stride(0), y_step = y.stride(0);
   if (x.elements() == 0) return;
   const float sign = rotation == Rotation::forward ? 1.0f : -1.0f;
-  with_activation("rope", x.dtype(), [&]<class T>() {
-    with_count(aligned_rows(half, x.data(), cosines.data(), sines.data()), [&](auto count) {
-      launch(rope_kernel<count(), T>, blocks_for(rows, 1), threads_for(heads * half / count()),
-             stream, x.as<T>(), cosines.as<float>(), sines.as<float>(), sign, rows,
-             static_cast<int>(heads), static_cast<int>(half));
+  const bool packed = aligned_rows(half, x.data(), y.data(), cosines.data(), sines.data()) &&
+                      x_step % kPack == 0 && y_step % kPack == 0;
+  with_activation("rope", x.dtype(), [&]<class From>() {
+    with_activation("rope", y.dtype(), [&]<class To>() {
+      with_count(packed, [&](auto count) {
+        launch(rope_kernel<count(), From, To>, blocks_for(rows, 1),
+               threads_for(heads * half / count()), stream, x.as<From>(), x_step,
+               cosines.as<float>(), sines.as<float>(), sign, y.as<To>(), y_step, rows,
+               static_cast<int>(heads), static_cast<int>(half));
+      });
     });
   });
 }
 
-void cuda_swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream) {
-  const std::int64_t n = gate.elements();
-  if (n == 0) return;
-  const bool packed = aligned(gate.data(), up.data(), y.data());
-  with_activation("swiglu", gate.dtype(), [&]<class T>() {
-    launch(swiglu_kernel<T>, blocks_for_packs(n, packed), kThreads, stream, gate.as<T>(),
-           up.as<T>(), y.as<T>(), n, packed);
+void cuda_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream) {
+  const std::int64_t rows = y.size(0), f = y.size(1);
+  if (y.elements() == 0) return;
+  with_activation("swiglu", y.dtype(), [&]<class T>() {
+    with_count(aligned_rows(f, gate_up.data(), y.data()), [&](auto count) {
+      launch(swiglu_kernel<count(), T>, blocks_for(rows, 1), threads_for(f / count()), stream,
+             gate_up.as<T>(), y.as<T>(), rows, f);
+    });
   });
 }
 
-void cuda_swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView dy,
-                          TensorView dgate, TensorView dup, const Stream& stream) {
-  const std::int64_t n = gate.elements();
-  if (n == 0) return;
-  const bool packed = aligned(gate.data(), up.data(), dy.data(), dgate.data(), dup.data());
-  with_activation("swiglu_backward", gate.dtype(), [&]<class T>() {
-    launch(swiglu_backward_kernel<T>, blocks_for_packs(n, packed), kThreads, stream, gate.as<T>(),
-           up.as<T>(), dy.as<T>(), dgate.as<T>(), dup.as<T>(), n, packed);
-  });
-}
-
-void cuda_add(ConstTensorView a, ConstTensorView b, TensorView sum, const Stream& stream) {
-  const std::int64_t n = a.elements();
-  if (n == 0) return;
-  const bool packed = aligned(a.data(), b.data(), sum.data());
-  with_activation("add", a.dtype(), [&]<class A>() {
-    with_activation("add", b.dtype(), [&]<class B>() {
-      with_activation("add", sum.dtype(), [&]<class Sum>() {
-        launch(add_kernel<A, B, Sum>, blocks_for_packs(n, packed), kThreads, stream, a.as<A>(),
-               b.as<B>(), sum.as<Sum>(), n, packed);
-      });
+void cuda_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream) {
+  const std::int64_t rows = dy.size(0), f = dy.size(1);
+  if (dy.elements() == 0) return;
+  with_activation("swiglu_backward", dy.dtype(), [&]<class T>() {
+    with_count(aligned_rows(f, gate_up.data(), dy.data()), [&](auto count) {
+      launch(swiglu_backward_kernel<count(), T>, blocks_for(rows, 1), threads_for(f / count()),
+             stream, gate_up.as<T>(), dy.as<T>(), rows, f);
     });
   });
 }

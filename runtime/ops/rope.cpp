@@ -1,9 +1,25 @@
 #include "runtime/ops/rope.h"
 
+#include <algorithm>
+
 #include "runtime/ops/checks.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops {
+namespace {
+
+/// Throws unless each of the rows is contiguous and they do not overlap.
+void require_heads(const char* what, ConstTensorView view, ConstTensorView like) {
+  LONGHAUL_CHECK(std::ranges::equal(view.sizes(), like.sizes()), "rope: x has ", like.elements(),
+                 " elements, ", what, " ", view.elements(), "; expected equal sizes");
+  if (view.elements() == 0) return;
+  LONGHAUL_CHECK(view.slice(0, 0, 1).contiguous() &&
+                     (view.size(0) == 1 || view.stride(0) >= view.size(1) * view.size(2)),
+                 "rope: ", what, " has strides ", view.stride(0), ", ", view.stride(1), ", ",
+                 view.stride(2), "; expected contiguous rows");
+}
+
+}  // namespace
 
 void rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
                 const Stream& stream) {
@@ -19,16 +35,17 @@ void rope_table(ConstTensorView positions, double theta, TensorView cosines, Ten
   detail::cpu_rope_table(positions, theta, cosines, sines, stream);
 }
 
-void rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
-          const Stream& stream) {
+void rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
+          TensorView y, const Stream& stream) {
   LONGHAUL_CHECK(x.dims() == 3 && x.size(2) % 2 == 0, "rope: x has ", x.dims(),
                  " dims; expected [rows, heads, even D]");
-  const std::int64_t rows = x.size(0), heads = x.size(1), dim = x.size(2);
-  detail::require_shape("rope", "x", x, {rows, heads, dim});
+  const std::int64_t rows = x.size(0), dim = x.size(2);
+  require_heads("x", x, x);
+  require_heads("y", y, x);
   detail::require_shape("rope", "cosines", cosines, {rows, dim / 2});
   detail::require_shape("rope", "sines", sines, {rows, dim / 2});
-  if (detail::on_cuda(stream)) return detail::cuda_rope(x, cosines, sines, rotation, stream);
-  detail::cpu_rope(x, cosines, sines, rotation, stream);
+  if (detail::on_cuda(stream)) return detail::cuda_rope(x, cosines, sines, rotation, y, stream);
+  detail::cpu_rope(x, cosines, sines, rotation, y, stream);
 }
 
 }  // namespace longhaul::runtime::ops

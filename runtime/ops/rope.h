@@ -15,10 +15,12 @@ enum class Rotation : unsigned char {
   inverse  ///< the adjoint: gradients of rotated values -> gradients of the values
 };
 
-/// Rotates in place each pair (i, i + D/2) of every head by its row's angle i ("rotate half", the
-/// convention of Hugging Face's Llama weights). Shapes: x[rows,heads,D] float32 or bfloat16,
-/// contiguous, D even; tables [rows,D/2] fp32. Source: Su et al. 2021 (RoFormer).
-void rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
-          const Stream& stream);
+/// y <- x with each pair (i, i + D/2) of every head turned by its row's angle i ("rotate half", the
+/// convention of Hugging Face's Llama weights). Computed in fp32, rounded once.
+/// Shapes: x[rows,heads,D] float32 or bfloat16, D even -> y same, of either dtype; rows may lie
+/// apart in each (a slice of heads); tables [rows,D/2] fp32, contiguous. Aliasing: y may be x.
+/// Source: Su et al. 2021 (RoFormer).
+void rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
+          TensorView y, const Stream& stream);
 
 }  // namespace longhaul::runtime::ops

@@ -26,13 +26,15 @@ void fill_tables(const Position* positions, double theta, float* cosines, float*
   }
 }
 
-template <class T>
-void rotate(T* x, const float* cosines, const float* sines, float sign, std::int64_t half) {
+/// One head.
+template <class From, class To>
+void rotate(const From* x, const float* cosines, const float* sines, float sign, To* y,
+            std::int64_t half) {
 #pragma omp simd
   for (std::int64_t i = 0; i < half; ++i) {
     const Pair pair = turned({to_float(x[i]), to_float(x[i + half])}, cosines[i], sign * sines[i]);
-    x[i] = T(pair.first);
-    x[i + half] = T(pair.second);
+    y[i] = To(pair.first);
+    y[i + half] = To(pair.second);
   }
 }
 
@@ -52,22 +54,24 @@ void cpu_rope_table(ConstTensorView positions, double theta, TensorView cosines,
   }
 }
 
-void cpu_rope(TensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
-              const Stream& stream) {
-  const std::int64_t rows = x.size(0), heads = x.size(1), dim = x.size(2);
+void cpu_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
+              TensorView y, const Stream& stream) {
+  const std::int64_t rows = x.size(0), heads = x.size(1), dim = x.size(2), half = dim / 2;
+  const std::int64_t x_step = x.stride(0), y_step = y.stride(0);
   const float sign = rotation == Rotation::forward ? 1.0f : -1.0f;
-  with_activation("rope", x.dtype(), [&]<class T>() {
-    T* values = x.as<T>();
-    const float* c = cosines.as<float>();
-    const float* s = sines.as<float>();
-    stream.cpu_task([=] {
+  const float* c = cosines.as<float>();
+  const float* s = sines.as<float>();
+  with_activation("rope", x.dtype(), [&]<class From>() {
+    with_activation("rope", y.dtype(), [&]<class To>() {
+      stream.cpu_task([=, from = x.as<From>(), to = y.as<To>()] {
 #pragma omp parallel for if (rows * heads * dim >= kParallelElements)
-      for (std::int64_t row = 0; row < rows; ++row) {
-        for (std::int64_t head = 0; head < heads; ++head) {
-          rotate(values + (row * heads + head) * dim, c + row * (dim / 2), s + row * (dim / 2),
-                 sign, dim / 2);
+        for (std::int64_t row = 0; row < rows; ++row) {
+          for (std::int64_t head = 0; head < heads; ++head) {
+            rotate(from + row * x_step + head * dim, c + row * half, s + row * half, sign,
+                   to + row * y_step + head * dim, half);
+          }
         }
-      }
+      });
     });
   });
 }

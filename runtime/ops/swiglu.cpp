@@ -6,31 +6,27 @@
 namespace longhaul::runtime::ops {
 namespace {
 
-void check(const char* op, const ConstTensorView& reference,
-           std::initializer_list<ConstTensorView> others) {
-  LONGHAUL_CHECK(reference.dims() == 2, op, ": gate has ", reference.dims(),
+void check(const char* op, const ConstTensorView& gate_up, const char* what,
+           const ConstTensorView& gated) {
+  LONGHAUL_CHECK(gated.dims() == 2, op, ": ", what, " has ", gated.dims(),
                  " dims; expected [rows, f]");
-  detail::require_shape(op, "gate", reference, {reference.size(0), reference.size(1)});
-  for (const ConstTensorView& other : others) {
-    detail::require_shape(op, "an operand", other, {reference.size(0), reference.size(1)});
-    detail::require_dtype(op, "an operand", other, {reference.dtype()});
-  }
+  detail::require_shape(op, what, gated, {gated.size(0), gated.size(1)});
+  detail::require_shape(op, "gate_up", gate_up, {gated.size(0), 2 * gated.size(1)});
+  detail::require_dtype(op, "gate_up", gate_up, {gated.dtype()});
 }
 
 }  // namespace
 
-void swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream) {
-  check("swiglu", gate, {up, y});
-  if (detail::on_cuda(stream)) return detail::cuda_swiglu(gate, up, y, stream);
-  detail::cpu_swiglu(gate, up, y, stream);
+void swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream) {
+  check("swiglu", gate_up, "y", y);
+  if (detail::on_cuda(stream)) return detail::cuda_swiglu(gate_up, y, stream);
+  detail::cpu_swiglu(gate_up, y, stream);
 }
 
-void swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView dy, TensorView dgate,
-                     TensorView dup, const Stream& stream) {
-  check("swiglu_backward", gate, {up, dy, dgate, dup});
-  if (detail::on_cuda(stream))
-    return detail::cuda_swiglu_backward(gate, up, dy, dgate, dup, stream);
-  detail::cpu_swiglu_backward(gate, up, dy, dgate, dup, stream);
+void swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream) {
+  check("swiglu_backward", gate_up, "dy", dy);
+  if (detail::on_cuda(stream)) return detail::cuda_swiglu_backward(gate_up, dy, stream);
+  detail::cpu_swiglu_backward(gate_up, dy, stream);
 }
 
 }  // namespace longhaul::runtime::ops

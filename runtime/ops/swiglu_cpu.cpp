@@ -1,57 +1,45 @@
-#include <algorithm>
-
 #include "runtime/ops/checks.h"
 #include "runtime/ops/exponential.h"
 #include "runtime/ops/formulas.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops::detail {
-namespace {
 
-constexpr std::int64_t kChunk = 4096;
-
-}  // namespace
-
-void cpu_swiglu(ConstTensorView gate, ConstTensorView up, TensorView y, const Stream& stream) {
-  with_activation("swiglu", gate.dtype(), [&]<class T>() {
-    const T* g = gate.as<T>();
-    const T* u = up.as<T>();
-    T* out = y.as<T>();
-    const std::int64_t n = gate.elements();
-    stream.cpu_task([=] {
-#pragma omp parallel for if (n >= kParallelElements)
-      for (std::int64_t begin = 0; begin < n; begin += kChunk) {
-        const std::int64_t end = std::min(n, begin + kChunk);
+void cpu_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream) {
+  const std::int64_t rows = y.size(0), f = y.size(1);
+  with_activation("swiglu", y.dtype(), [&]<class T>() {
+    stream.cpu_task([rows, f, in = gate_up.as<T>(), out = y.as<T>()] {
+#pragma omp parallel for if (rows * f >= kParallelElements)
+      for (std::int64_t row = 0; row < rows; ++row) {
+        const T* gates = in + row * 2 * f;
+        const T* ups = gates + f;
+        T* ys = out + row * f;
 #pragma omp simd
-        for (std::int64_t i = begin; i < end; ++i) {
-          const float x = to_float(g[i]);
-          out[i] = T(gated(x, to_float(u[i]), exponential(-x)));
+        for (std::int64_t i = 0; i < f; ++i) {
+          const float gate = to_float(gates[i]);
+          ys[i] = T(gated(gate, to_float(ups[i]), exponential(-gate)));
         }
       }
     });
   });
 }
 
-void cpu_swiglu_backward(ConstTensorView gate, ConstTensorView up, ConstTensorView dy,
-                         TensorView dgate, TensorView dup, const Stream& stream) {
-  with_activation("swiglu_backward", gate.dtype(), [&]<class T>() {
-    const T* g = gate.as<T>();
-    const T* u = up.as<T>();
-    const T* d = dy.as<T>();
-    T* dg = dgate.as<T>();
-    T* du = dup.as<T>();
-    const std::int64_t n = gate.elements();
-    stream.cpu_task([=] {
-#pragma omp parallel for if (n >= kParallelElements)
-      for (std::int64_t begin = 0; begin < n; begin += kChunk) {
-        const std::int64_t end = std::min(n, begin + kChunk);
+void cpu_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream) {
+  const std::int64_t rows = dy.size(0), f = dy.size(1);
+  with_activation("swiglu_backward", dy.dtype(), [&]<class T>() {
+    stream.cpu_task([rows, f, wide = gate_up.as<T>(), narrow = dy.as<T>()] {
+#pragma omp parallel for if (rows * f >= kParallelElements)
+      for (std::int64_t row = 0; row < rows; ++row) {
+        T* gates = wide + row * 2 * f;
+        T* ups = gates + f;
+        T* dys = narrow + row * f;
 #pragma omp simd
-        for (std::int64_t i = begin; i < end; ++i) {
-          const float x = to_float(g[i]);
-          const Pair gradients =
-              gated_gradients(x, to_float(u[i]), exponential(-x), to_float(d[i]));
-          dg[i] = T(gradients.first);
-          du[i] = T(gradients.second);
+        for (std::int64_t i = 0; i < f; ++i) {
+          const float gate = to_float(gates[i]), up = to_float(ups[i]), e = exponential(-gate);
+          const Pair gradients = gated_gradients(gate, up, e, to_float(dys[i]));
+          gates[i] = T(gradients.first);
+          ups[i] = T(gradients.second);
+          dys[i] = T(gated(gate, up, e));
         }
       }
     });

@@ -152,9 +152,8 @@ LlamaConfig round_config(std::int64_t layers) {
   return config;
 }
 
-std::int64_t peak_bytes(std::int64_t layers, const ModelOptions& options, int passes) {
+std::int64_t peak_bytes(const LlamaConfig& config, const ModelOptions& options, int passes) {
   std::int64_t peak = 0;
-  const LlamaConfig config = round_config(layers);
   with_rigs(1, config, options, [&](Rig& rig) {
     std::vector<Batch> mine;
     for (int i = 0; i < passes; ++i) mine.push_back(rig.use(document_batch(config, {256}, 5)));
@@ -164,6 +163,24 @@ std::int64_t peak_bytes(std::int64_t layers, const ModelOptions& options, int pa
     peak = rig.stream.memory().peak_bytes - before;
   });
   return peak;
+}
+std::int64_t peak_bytes(std::int64_t layers, const ModelOptions& options, int passes) {
+  return peak_bytes(round_config(layers), options, passes);
+}
+
+TEST(Interleave, PassBytesAreWhatIsHeld) {
+  const ModelOptions options{.head_chunk_rows = 8};
+  LlamaConfig wide_mlp = round_config(2), wide_attention = round_config(2);
+  wide_mlp.intermediate_size = 1024;
+  wide_attention.num_attention_heads = wide_attention.num_key_value_heads = 16;
+  for (const LlamaConfig& config : {wide_mlp, wide_attention}) {
+    // Attention of one rank needs no arena. What a batch brings is there before.
+    const std::vector<parallel::CallBytes> calls(1);
+    const auto predicted = static_cast<double>(llama(config, options).pass_bytes(256, calls, 1) -
+                                               256 * 4 * size_bytes(DType::int32));
+    const auto measured = static_cast<double>(peak_bytes(config, options, 1));
+    EXPECT_NEAR(predicted, measured, 0.02 * measured) << config.intermediate_size;
+  }
 }
 
 TEST(Interleave, ActivationBytesAreWhatIsHeld) {

@@ -7,6 +7,7 @@
 
 #include "models/llama.h"
 #include "models/optimizer.h"
+#include "models/weights.h"
 #include "tests/support/host_tensors.h"
 #include "tests/support/model_rig.h"
 
@@ -78,6 +79,37 @@ TEST(ParameterStore, WorkingCopyFollowsValues) {
   store.values_changed();
   store.refresh_working_copy(stream);
   EXPECT_EQ(read(store.working("lm_head.weight"), stream)[3], 1.0);
+}
+
+TEST(Weights, NeighboursAreOneMatrix) {
+  const Stream stream = Stream::cpu("one");
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    ParameterStore store(llama(small_config(false, dtype), {}).table(), dtype, stream);
+    store.initialise(1, stream);
+    store.refresh_working_copy(stream);
+    fill(store.gradients(), 7, stream);
+    const Weights weights(store, 2);
+    const std::string prefix = "model.layers.1.self_attn.";
+    const Weight all = weights.working(prefix + "q_proj.weight", prefix + "v_proj.weight");
+    // By hand: q has 16 rows, k and v have 8, of 10 each.
+    EXPECT_EQ(all.value.size(0), 32);
+    EXPECT_EQ(all.value.size(1), 10);
+    fill(all.gradient, 3, stream);
+    std::vector<double> rows;
+    for (const char* name : {"q_proj.weight", "k_proj.weight", "v_proj.weight"}) {
+      const auto of_one = read(store.working(prefix + name), stream);
+      rows.insert(rows.end(), of_one.begin(), of_one.end());
+      for (const double value : read(store.gradient(prefix + name), stream)) EXPECT_EQ(value, 3);
+    }
+    EXPECT_EQ(read(all.value, stream), rows);
+    EXPECT_EQ(read(store.gradient("model.layers.1.input_layernorm.weight"), stream)[9], 7);
+    EXPECT_EQ(read(store.gradient(prefix + "o_proj.weight"), stream)[0], 7);
+    // Other columns; the wrong way round; another group.
+    EXPECT_THROW(weights.working(prefix + "q_proj.weight", prefix + "o_proj.weight"), Error);
+    EXPECT_THROW(weights.working(prefix + "v_proj.weight", prefix + "q_proj.weight"), Error);
+    EXPECT_THROW(
+        weights.working("model.layers.0.self_attn.q_proj.weight", prefix + "v_proj.weight"), Error);
+  }
 }
 
 TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {

@@ -10,9 +10,9 @@ namespace longhaul::runtime::ops::detail {
 
 bool on_cuda(const Stream&) { return true; }
 
-void cuda_matmul(const MatrixOperand& a, const MatrixOperand& b, TensorView c,
-                 std::int64_t leading_c, Write write, const Stream& stream) {
-  cpu_matmul(a, b, c, leading_c, write, stream);
+void cuda_matmul(const MatrixOperand& a, const MatrixOperand& b, const MatrixOperand& addend,
+                 TensorView c, std::int64_t leading_c, const Stream& stream) {
+  cpu_matmul(a, b, addend, c, leading_c, stream);
 }
 
 }  // namespace longhaul::runtime::ops::detail

@@ -15,11 +15,14 @@ using test::random_values;
 using test::read;
 using test::read_bytes;
 
+enum class Added : unsigned char { nothing, c, another };
+constexpr Added kAdded[] = {Added::nothing, Added::c, Added::another};
+
 struct Case {
   std::int64_t m = 0, n = 0, k = 0;
   bool a_transposed = false, b_transposed = false;
   DType a = DType::float32, b = DType::float32, c = DType::float32;
-  Write write = Write::overwrite;
+  Added added = Added::nothing;
 };
 
 /// sum_l a(i,l) b(l,j) of the stored matrices, in T.
@@ -47,37 +50,44 @@ std::vector<double> product(const Case& p, const std::vector<double>& a,
 }
 
 Tensor run(const Case& p, const std::vector<double>& a, const std::vector<double>& b,
-           const std::vector<double>& start, const Stream& stream) {
+           const std::vector<double>& added, const Stream& stream) {
   const Tensor ta = p.a_transposed ? make_tensor(a, {p.k, p.m}, p.a, stream)
                                    : make_tensor(a, {p.m, p.k}, p.a, stream);
   const Tensor tb = p.b_transposed ? make_tensor(b, {p.n, p.k}, p.b, stream)
                                    : make_tensor(b, {p.k, p.n}, p.b, stream);
-  Tensor c = make_tensor(start, {p.m, p.n}, p.c, stream);
-  matmul(p.a_transposed ? transposed(ta) : ConstTensorView(ta),
-         p.b_transposed ? transposed(tb) : ConstTensorView(tb), c, p.write, stream);
+  const ConstTensorView left = p.a_transposed ? transposed(ta) : ConstTensorView(ta),
+                        right = p.b_transposed ? transposed(tb) : ConstTensorView(tb);
+  // Overwriting must not read what is there.
+  const std::vector<double> nothing(added.size(), std::numeric_limits<double>::quiet_NaN());
+  Tensor c = make_tensor(p.added == Added::c ? added : nothing, {p.m, p.n}, p.c, stream);
+  if (p.added == Added::another) {
+    matmul_add(left, right, make_tensor(added, {p.m, p.n}, p.c, stream), c, stream);
+  } else {
+    matmul(left, right, c, p.added == Added::c ? Write::add : Write::overwrite, stream);
+  }
   return c;
 }
 
 void expect_product(const Case& p) {
   SCOPED_TRACE(concat("m ", p.m, " n ", p.n, " k ", p.k, " transposed ", p.a_transposed,
                       p.b_transposed, " ", name(p.a), " ", name(p.b), " ", name(p.c),
-                      p.write == Write::add ? " add" : ""));
+                      p.added == Added::nothing ? ""
+                      : p.added == Added::c     ? " onto c"
+                                                : " onto another"));
   const auto count = [](std::int64_t rows, std::int64_t cols) { return rows * cols; };
   const auto a = random_values(count(p.m, p.k), 1, p.a == DType::bfloat16);
   const auto b = random_values(count(p.k, p.n), 2, p.b == DType::bfloat16);
-  // Overwriting must not read what is there.
-  std::vector<double> start(static_cast<std::size_t>(p.m * p.n),
-                            std::numeric_limits<double>::quiet_NaN());
-  if (p.write == Write::add) start = random_values(p.m * p.n, 3, p.c == DType::bfloat16);
+  std::vector<double> added(static_cast<std::size_t>(p.m * p.n));
+  if (p.added != Added::nothing) added = random_values(p.m * p.n, 3, p.c == DType::bfloat16);
   std::vector<double> expected = product<double>(p, a, b), plain = product<float>(p, a, b);
-  for (std::size_t i = 0; i < expected.size() && p.write == Write::add; ++i) {
-    expected[i] += start[i];
-    plain[i] = static_cast<double>(static_cast<float>(plain[i]) + static_cast<float>(start[i]));
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    expected[i] += added[i];
+    plain[i] = static_cast<double>(static_cast<float>(plain[i]) + static_cast<float>(added[i]));
   }
   const double rounding = p.c == DType::bfloat16 ? 0x1p-8 : 3e-6;
   const double tolerance = std::max(rounding, 2 * test::relative_error(plain, expected));
   const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
-  const Tensor c = run(p, a, b, start, one), again = run(p, a, b, start, two);
+  const Tensor c = run(p, a, b, added, one), again = run(p, a, b, added, two);
   EXPECT_LE(test::relative_error(read(c, one), expected), tolerance);
   EXPECT_EQ(read_bytes(c, one), read_bytes(again, two)) << "differs between 1 and 2 threads";
 }
@@ -87,9 +97,9 @@ TEST(Matmul, EveryShapeAndTranspose) {
     for (const std::int64_t n : {0, 1, 5, 64}) {
       for (const std::int64_t k : {0, 1, 31, 128}) {
         for (const int transposes : {0, 1, 2, 3}) {
-          for (const Write write : {Write::overwrite, Write::add}) {
+          for (const Added added : kAdded) {
             expect_product({m, n, k, (transposes & 1) != 0, (transposes & 2) != 0, DType::float32,
-                            DType::float32, DType::float32, write});
+                            DType::float32, DType::float32, added});
           }
         }
       }
@@ -100,11 +110,11 @@ TEST(Matmul, EveryShapeAndTranspose) {
 TEST(Matmul, ManyTilesAndPanels) {
   for (const int transposes : {0, 1, 2, 3}) {
     for (const DType dtype : {DType::float32, DType::bfloat16}) {
-      for (const Write write : {Write::overwrite, Write::add}) {
+      for (const Added added : kAdded) {
         expect_product({131, 259, 1031, (transposes & 1) != 0, (transposes & 2) != 0, dtype, dtype,
-                        dtype, write});
+                        dtype, added});
         expect_product({129, 257, 513, (transposes & 1) != 0, (transposes & 2) != 0, dtype,
-                        DType::float32, DType::float32, write});
+                        DType::float32, DType::float32, added});
       }
     }
   }
@@ -113,9 +123,9 @@ TEST(Matmul, ManyTilesAndPanels) {
 TEST(Matmul, BFloat16InputsFloat32Output) {
   for (const std::int64_t m : {1, 7, 127}) {
     expect_product(
-        {m, 33, 700, false, true, DType::bfloat16, DType::bfloat16, DType::float32, Write::add});
+        {m, 33, 700, false, true, DType::bfloat16, DType::bfloat16, DType::float32, Added::c});
     expect_product({m, 33, 700, true, false, DType::bfloat16, DType::bfloat16, DType::float32,
-                    Write::overwrite});
+                    Added::nothing});
   }
 }
 
@@ -149,6 +159,11 @@ TEST(Matmul, RefusesWrongShapesAndDtypes) {
   EXPECT_THROW(matmul(a, b, c, Write::overwrite, stream), Error);
   const Tensor d({4, 6}, DType::float64, stream);
   EXPECT_THROW(matmul(a, d, c, Write::overwrite, stream), Error);
+  const Tensor right({4, 6}, DType::float32, stream), narrow({3, 6}, DType::bfloat16, stream),
+      short_of({3, 5}, DType::float32, stream), upright({6, 3}, DType::float32, stream);
+  EXPECT_THROW(matmul_add(a, right, narrow, c, stream), Error);
+  EXPECT_THROW(matmul_add(a, right, short_of, c, stream), Error);
+  EXPECT_THROW(matmul_add(a, right, transposed(upright), c, stream), Error);
 }
 
 }  // namespace

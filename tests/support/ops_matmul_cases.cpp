@@ -14,11 +14,14 @@ namespace {
 using namespace runtime;
 using ops::Write;
 
+enum class Added : unsigned char { nothing, c, another };
+constexpr Added kAdded[] = {Added::nothing, Added::c, Added::another};
+
 struct Product {
   std::int64_t m = 0, n = 0, k = 0;
   bool a_transposed = false, b_transposed = false;
   DType a = DType::float32, b = DType::float32, c = DType::float32;
-  Write write = Write::overwrite;
+  Added added = Added::nothing;
   std::int64_t extra = 0;   ///< columns of the memory beyond the views'
   std::int64_t offset = 0;  ///< elements from an aligned address to the memory
 };
@@ -49,18 +52,32 @@ Matrix matrix(const Values& values, std::int64_t rows, std::int64_t cols, bool t
 void expect_product(const Product& p, const Stream& stream) {
   SCOPED_TRACE(concat("m ", p.m, " n ", p.n, " k ", p.k, " transposed ", p.a_transposed,
                       p.b_transposed, " ", name(p.a), " ", name(p.b), " ", name(p.c), " extra ",
-                      p.extra, " offset ", p.offset, p.write == Write::add ? " add" : ""));
+                      p.extra, " offset ", p.offset,
+                      p.added == Added::nothing ? ""
+                      : p.added == Added::c     ? " onto c"
+                                                : " onto another"));
   const Values a = random_values(p.m * p.k, 1, p.a == DType::bfloat16),
                b = random_values(p.k * p.n, 2, p.b == DType::bfloat16);
+  const Values added = p.added == Added::nothing
+                           ? Values(at(p.m * p.n))
+                           : random_values(p.m * p.n, 3, p.c == DType::bfloat16);
   // Overwriting must not read what is there.
-  const Values start = p.write == Write::add ? random_values(p.m * p.n, 3, p.c == DType::bfloat16)
-                                             : Values(at(p.m * p.n), NAN);
+  const Values start = p.added == Added::c ? added : Values(at(p.m * p.n), NAN);
+  Product of_addend = p;
+  if (p.extra > 0) of_addend.extra += 2;
   const Matrix ta = matrix(a, p.m, p.k, p.a_transposed, p.a, p, stream),
-               tb = matrix(b, p.k, p.n, p.b_transposed, p.b, p, stream);
+               tb = matrix(b, p.k, p.n, p.b_transposed, p.b, p, stream),
+               addend = matrix(added, p.m, p.n, false, p.c, of_addend, stream);
+  const auto addend_bytes = get_bytes(addend.memory, stream);
   std::vector<std::uint8_t> bytes[2];
   for (auto& of_run : bytes) {
     const Matrix tc = matrix(start, p.m, p.n, false, p.c, p, stream);
-    ops::matmul(ta.view, tb.view, tc.inner, p.write, stream);
+    if (p.added == Added::another) {
+      ops::matmul_add(ta.view, tb.view, addend.view, tc.inner, stream);
+    } else {
+      ops::matmul(ta.view, tb.view, tc.inner, p.added == Added::c ? Write::add : Write::overwrite,
+                  stream);
+    }
     of_run = get_bytes(tc.memory, stream);
     if (&of_run == &bytes[1]) break;
     const Values c = get(tc.memory, stream);
@@ -71,21 +88,25 @@ void expect_product(const Product& p, const Stream& stream) {
           ASSERT_EQ(actual, 77) << "outside of c";
           continue;
         }
-        const double before = p.write == Write::add ? start[at(i * p.n + j)] : 0;
-        double expected = before, magnitude = std::abs(before);
+        double product = 0, magnitude = std::abs(added[at(i * p.n + j)]);
         for (std::int64_t l = 0; l < p.k; ++l) {
           const double term = a[at(i * p.k + l)] * b[at(l * p.n + j)];
-          expected += term;
+          product += term;
           magnitude += std::abs(term);
         }
-        // Any order of k + 1 additions in fp32, and one rounding of the result.
+        const double expected = added[at(i * p.n + j)] + product;
+        // Any order of k + 1 additions in fp32, and one rounding of the result; before it one of
+        // the product, where it is added to another matrix.
+        const double roundings =
+            std::abs(expected) + (p.added == Added::another ? std::abs(product) : 0);
         const double tolerance = static_cast<double>(p.k + 1) * 0x1p-24 * magnitude +
-                                 unit_roundoff(p.c) * std::abs(expected) * 1.01;
+                                 unit_roundoff(p.c) * roundings * 1.01;
         ASSERT_LE(std::abs(actual - expected), tolerance) << "c[" << i << "," << j << "]";
       }
     }
   }
   EXPECT_EQ(bytes[0], bytes[1]) << "differs between two runs";
+  EXPECT_EQ(get_bytes(addend.memory, stream), addend_bytes) << "the addend was written";
 }
 
 void every_shape(const Stream& stream) {
@@ -94,9 +115,9 @@ void every_shape(const Stream& stream) {
       for (const std::int64_t n : {0, 1, 5, 64}) {
         for (const std::int64_t k : {0, 1, 31, 128}) {
           for (const int transposes : {0, 1, 2, 3}) {
-            for (const Write write : {Write::overwrite, Write::add}) {
+            for (const Added added : kAdded) {
               expect_product({m, n, k, (transposes & 1) != 0, (transposes & 2) != 0, dtype, dtype,
-                              DType::float32, write},
+                              DType::float32, added},
                              stream);
             }
           }
@@ -111,11 +132,11 @@ void every_dtype(const Stream& stream) {
   for (const DType a : kBoth) {
     for (const DType b : kBoth) {
       for (const DType c : kBoth) {
-        for (const Write write : {Write::overwrite, Write::add}) {
+        for (const Added added : kAdded) {
           for (const int transposes : {0, 1, 2, 3}) {
             const bool first = (transposes & 1) != 0, second = (transposes & 2) != 0;
-            expect_product({33, 40, 72, first, second, a, b, c, write}, stream);
-            expect_product({7, 1, 129, first, second, a, b, c, write}, stream);
+            expect_product({33, 40, 72, first, second, a, b, c, added}, stream);
+            expect_product({7, 1, 129, first, second, a, b, c, added}, stream);
           }
         }
       }
@@ -128,9 +149,11 @@ void strides_and_alignments(const Stream& stream) {
     for (const std::int64_t extra : {1, 8}) {
       for (const std::int64_t offset : {0, 1, 4}) {
         for (const int transposes : {0, 1, 2, 3}) {
-          expect_product({40, 48, 64, (transposes & 1) != 0, (transposes & 2) != 0, dtype, dtype,
-                          dtype, Write::add, extra, offset},
-                         stream);
+          for (const Added added : {Added::c, Added::another}) {
+            expect_product({40, 48, 64, (transposes & 1) != 0, (transposes & 2) != 0, dtype, dtype,
+                            dtype, added, extra, offset},
+                           stream);
+          }
         }
       }
     }
@@ -141,10 +164,13 @@ void many_terms(const Stream& stream) {
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
     for (const bool transposed : {false, true}) {
       // Few elements of c and a long sum, where a library may cut the depth.
-      expect_product(
-          {8, 16, 8192, transposed, !transposed, dtype, dtype, DType::float32, Write::add}, stream);
-      expect_product(
-          {131, 259, 1031, transposed, transposed, dtype, dtype, dtype, Write::overwrite}, stream);
+      expect_product({8, 16, 8192, transposed, !transposed, dtype, dtype, DType::float32, Added::c},
+                     stream);
+      for (const Added added : {Added::nothing, Added::another}) {
+        expect_product({8, 16, 8192, transposed, !transposed, dtype, dtype, dtype, added}, stream);
+        expect_product({131, 259, 1031, transposed, transposed, dtype, dtype, dtype, added},
+                       stream);
+      }
     }
   }
 }
