@@ -5,7 +5,8 @@ set_tests_properties(nccl.np1 nccl.np2 PROPERTIES LABELS "mpi;gpu" RUN_SERIAL ON
 
 # A peer that never answers, with a timeout that a test can wait for.
 add_mpi_test(runtime/hang RANKS 2 3)
-set_tests_properties(hang.np2 hang.np3 PROPERTIES ENVIRONMENT "LONGHAUL_TEST_TIMEOUT_SECONDS=2")
+set_tests_properties(hang.np2 hang.np3 PROPERTIES
+  ENVIRONMENT_MODIFICATION LONGHAUL_TEST_TIMEOUT_SECONDS=set:2)
 
 # What mpi_exit_test.cpp starts.
 add_executable(mpi_exit_program ${CMAKE_CURRENT_SOURCE_DIR}/runtime/mpi_exit_program.cpp)
