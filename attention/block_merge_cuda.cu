@@ -1,8 +1,11 @@
 // The small kernels of the block contract: delta, merge, sinks; and what all plans of the CUDA
 // kernels share.
 
+#include <bit>
+
 #include "attention/block_impl.h"
 #include "attention/block_tile.cuh"
+#include "runtime/kernel.cuh"
 
 namespace longhaul::attention::detail {
 namespace {
@@ -18,20 +21,42 @@ __device__ WarpItem warp_item() {
           static_cast<int>(blockIdx.y), static_cast<int>(threadIdx.x) % 32};
 }
 
-template <class Out, class Dout>
-__global__ void __launch_bounds__(kThreads)
-    delta_kernel(Operand<const Out> out, Operand<const Dout> dout, Operand<float> delta,
-                 std::int64_t rows, int dim) {
-  const WarpItem item = warp_item();
-  if (item.row >= rows) return;
-  const Out* a = out.head(item.head) + item.row * out.row_stride;
-  const Dout* b = dout.head(item.head) + item.row * dout.row_stride;
-  float sum = 0.0f;
-  for (int d = item.lane; d < dim; d += 32) {
-    sum = fmaf(runtime::detail::load_float(a[d]), runtime::detail::load_float(b[d]), sum);
+constexpr int kElements = 8;  // of a head, that a lane of delta_kernel takes at a time
+
+/// Elements [d, d + kElements) of a head; 0 past its end.
+template <bool kPacked, class T>
+__device__ void load_elements(const T* head, int d, int dim, float (&values)[kElements]) {
+  if constexpr (kPacked) {
+    runtime::detail::load(head + d, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i)
+      values[i] = d + i < dim ? runtime::detail::load_float(head[d + i]) : 0.0f;
   }
-  sum = warp_sum(sum);
-  if (item.lane == 0) delta.head(item.head)[item.row * delta.row_stride] = sum;
+}
+
+/// A block a row, `lanes` neighbours a head: a power of two. How the elements are loaded does not
+/// change the order of the sum.
+template <bool kPacked, class Out, class Dout>
+__global__ void __launch_bounds__(kThreads)
+    delta_kernel(Operand<const Out> out, Operand<const Dout> dout, Operand<float> delta, int heads,
+                 int dim, int lanes) {
+  const std::int64_t row = blockIdx.x;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % lanes;
+  const int together = static_cast<int>(blockDim.x) / lanes;
+  for (int first = 0; first < heads; first += together) {
+    const int head = first + thread / lanes;
+    float sum = 0.0f;
+    for (int d = lane * kElements; head < heads && d < dim; d += lanes * kElements) {
+      float a[kElements], b[kElements];
+      load_elements<kPacked>(out.head(head) + row * out.row_stride, d, dim, a);
+      load_elements<kPacked>(dout.head(head) + row * dout.row_stride, d, dim, b);
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) sum = fmaf(a[i], b[i], sum);
+    }
+    for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    if (head < heads && lane == 0) delta.head(head)[row * delta.row_stride] = sum;
+  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -101,6 +126,13 @@ dim3 warp_grid(std::int64_t rows, std::int64_t heads) {
   return dim3(tiles(rows, kWarps), static_cast<unsigned>(heads));
 }
 
+/// Whether every kElements elements of each row and head can be loaded at once.
+bool packed(const runtime::ConstTensorView& view) {
+  static_assert(kElements == runtime::detail::kPack);
+  return runtime::detail::aligned_rows(view.size(2), view.data()) &&
+         view.stride(0) % kElements == 0 && view.stride(1) % kElements == 0;
+}
+
 /// Devices before sm_90 have less than wide heads take. A plan for a machine without the device is
 /// not held against it.
 void require_shared_memory(std::int64_t bytes, const BlockShape& shape, runtime::Device device) {
@@ -157,9 +189,14 @@ void cuda_block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dou
     using Out = decltype(out_type);
     with_activation(dout.dtype(), [&](auto dout_type) {
       using Dout = decltype(dout_type);
-      launch(delta_kernel<Out, Dout>, warp_grid(out.size(0), out.size(1)), kThreads, 0, stream,
-             operand<Out>(out), operand<Dout>(dout), output_operand(delta), out.size(0),
-             static_cast<int>(out.size(2)));
+      const int heads = static_cast<int>(out.size(1)), dim = static_cast<int>(out.size(2));
+      const auto needed = static_cast<unsigned>((dim + kElements - 1) / kElements);
+      const int lanes = static_cast<int>(std::bit_ceil(std::clamp(needed, 1u, 32u)));
+      launch(packed(out) && packed(dout) ? delta_kernel<true, Out, Dout>
+                                         : delta_kernel<false, Out, Dout>,
+             dim3(tiles(out.size(0), 1)), runtime::detail::threads_for(std::int64_t{heads} * lanes),
+             0, stream, operand<Out>(out), operand<Dout>(dout), output_operand(delta), heads, dim,
+             lanes);
     });
   });
 }

@@ -11,15 +11,12 @@ namespace longhaul::launch {
 
 namespace {
 
-/// Rows of logits at a time on a GPU: within 2 GiB of logits and their gradients in the activation
-/// dtype, and so many because each chunk's matmul reads and writes all gradients of the head.
-std::int64_t device_chunk_rows(const TrainConfig& config, std::int64_t vocabulary) {
+/// Rows of logits at a time on a GPU: within 2 GiB of logits, and so many because each chunk's
+/// matmul reads and writes all gradients of the head.
+std::int64_t device_chunk_rows(std::int64_t vocabulary) {
   constexpr std::int64_t kBytes = std::int64_t{2} << 30, kLeast = 512, kMost = 8192,
                          kMultiple = 128;
-  const std::int64_t wide = runtime::size_bytes(runtime::DType::float32);
-  const runtime::DType dtype = config.training.dtype;
-  const std::int64_t rounded = dtype == runtime::DType::float32 ? 0 : runtime::size_bytes(dtype);
-  const std::int64_t rows = kBytes / (vocabulary * (wide + rounded));
+  const std::int64_t rows = kBytes / (vocabulary * runtime::size_bytes(runtime::DType::float32));
   return std::clamp(rows / kMultiple * kMultiple, kLeast, kMost);
 }
 
@@ -44,7 +41,7 @@ models::Model make_model(const TrainConfig& config, std::int64_t vocabulary) {
   models::ModelOptions options;
   options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
                                                                   : models::Recompute::none;
-  if (on_cuda(config)) options.head_chunk_rows = device_chunk_rows(config, vocabulary);
+  if (on_cuda(config)) options.head_chunk_rows = device_chunk_rows(vocabulary);
   return models::llama(llama, options);
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "models/weights.h"
-#include "runtime/ops/cast.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/rms_norm.h"
 
@@ -30,13 +29,11 @@ double Head::flops(std::int64_t tokens) const {
          (static_cast<double>(options_.hidden) * static_cast<double>(options_.vocabulary));
 }
 
-/// The normalised rows in T, their gradient in fp32 and a number a row; a chunk of logits in fp32,
-/// and in T where that is another dtype.
+/// The normalised rows in T, their gradient in fp32 and a number a row; a chunk of logits in fp32.
 std::int64_t Head::passing_bytes(std::int64_t rows) const {
   const std::int64_t element = size_bytes(options_.dtype), wide = size_bytes(DType::float32);
-  const std::int64_t rounded = options_.dtype == DType::float32 ? 0 : element;
   return rows * (options_.hidden * (element + wide) + wide) +
-         std::min(chunk_rows_, rows) * options_.vocabulary * (wide + rounded);
+         std::min(chunk_rows_, rows) * options_.vocabulary * wide;
 }
 
 Tensor Head::normed(const Resources& resources, ConstTensorView hidden, TensorView inv_rms) const {
@@ -60,20 +57,13 @@ void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
   const Tensor drows({n, h}, DType::float32, compute);
   const std::int64_t step = std::min(chunk_rows_, n);
   const Tensor logits({step, vocabulary}, DType::float32, compute);
-  const bool rounded = options_.dtype != DType::float32;
-  const Tensor dlogits_rounded({rounded ? step : 0, vocabulary}, options_.dtype, compute);
   for (std::int64_t begin = 0; begin < n; begin += step) {
     const std::int64_t end = std::min(n, begin + step);
     const ConstTensorView chunk = rows.view().slice(0, begin, end);
     const TensorView scores = logits.view().slice(0, 0, end - begin);
     ops::matmul(chunk, ops::transposed(weight.value), scores, Write::overwrite, compute);
-    ops::cross_entropy_backward(scores, labels.slice(begin, end), loss_scale, loss_sum, compute);
-    ConstTensorView dlogits = scores;
-    if (rounded) {
-      const TensorView copy = dlogits_rounded.view().slice(0, 0, end - begin);
-      ops::cast(scores, copy, compute);
-      dlogits = copy;
-    }
+    const ConstTensorView dlogits = ops::cross_entropy_backward(
+        scores, labels.slice(begin, end), loss_scale, options_.dtype, loss_sum, compute);
     ops::matmul(ops::transposed(dlogits), chunk, weight.gradient, Write::add, compute);
     ops::matmul(dlogits, weight.value, drows.view().slice(0, begin, end), Write::overwrite,
                 compute);

@@ -21,7 +21,7 @@ struct HeadOptions {
 class Head {
  public:
   /// The parameters are in the table. `chunk_rows` rows of logits exist at a time: chunk_rows * V *
-  /// 4 bytes (* 6 with bfloat16 activations).
+  /// 4 bytes, which their gradient takes over.
   Head(const HeadOptions& options, const parallel::ParameterTable& table, std::int64_t chunk_rows);
 
   /// Of the matrix, forward and backward: 6 a weight and token.

@@ -23,6 +23,15 @@ void check(const char* op, const ConstTensorView& logits, const Labels& labels,
   LONGHAUL_CHECK(logits.size(1) > 0, op, ": the vocabulary is empty");
 }
 
+/// Rows of another dtype, each at the front of the logits' row.
+TensorView in_place_of(const TensorView& logits, DType dtype) {
+  const std::int64_t row_bytes = logits.stride(0) * size_bytes(logits.dtype());
+  TensorView view;
+  view.assign(logits.data(), dtype, logits.device(), 2, {logits.size(0), logits.size(1)},
+              {row_bytes / size_bytes(dtype), 1});
+  return view;
+}
+
 }  // namespace
 
 Labels Labels::slice(std::int64_t begin, std::int64_t end) const {
@@ -30,13 +39,16 @@ Labels Labels::slice(std::int64_t begin, std::int64_t end) const {
           weights.data() == nullptr ? weights : weights.slice(0, begin, end)};
 }
 
-void cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
-                            TensorView loss_sum, const Stream& stream) {
+TensorView cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
+                                  DType dtype, TensorView loss_sum, const Stream& stream) {
   check("cross_entropy", logits, labels, loss_sum);
-  if (logits.size(0) == 0) return;
-  if (detail::on_cuda(stream))
-    return detail::cuda_cross_entropy_backward(logits, labels, scale, loss_sum, stream);
-  detail::cpu_cross_entropy_backward(logits, labels, scale, loss_sum, stream);
+  const TensorView dlogits = in_place_of(logits, dtype);
+  detail::require_dtype("cross_entropy", "dlogits", dlogits, {DType::float32, DType::bfloat16});
+  if (logits.size(0) == 0) return dlogits;
+  (detail::on_cuda(stream)
+       ? detail::cuda_cross_entropy_backward
+       : detail::cpu_cross_entropy_backward)(logits, labels, scale, dlogits, loss_sum, stream);
+  return dlogits;
 }
 
 void cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
 
 #include "runtime/ops/checks.h"
 #include "runtime/ops/exponential.h"
@@ -64,41 +66,57 @@ void check_labels(const Rows& labels, std::int64_t rows, std::int64_t vocabulary
   }
 }
 
-/// weight * row loss; logits become scale * weight * (softmax - one-hot).
-double backward_row(float* logits, std::int32_t label, double weight, double scale,
-                    std::int64_t vocabulary) {
+/// weight * row loss; dlogits, the front of the logits' memory, becomes scale * weight *
+/// (softmax - one-hot) in T.
+template <class T>
+double backward_row(const float* logits, std::int32_t label, double weight, double scale,
+                    std::byte* dlogits, std::int64_t vocabulary) {
+  constexpr std::int64_t kTile = 256;
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(T));
   if (weight == 0) {
-    std::fill(logits, logits + vocabulary, 0.0f);
+    std::fill_n(dlogits, vocabulary * kBytes, std::byte{0});  // 0 in any dtype
     return 0;
   }
   const RowSums sums = row_sums(logits, vocabulary);
   const double loss = row_loss_of(sums, logits[label]);
   scale *= weight;
   const auto factor = static_cast<float>(scale / sums.exponentials);
-#pragma omp simd
-  for (std::int64_t i = 0; i < vocabulary; ++i) {
-    logits[i] = exponential(logits[i] - sums.maximum) * factor;
-  }
   // p - 1 from the other side, so that a confident row keeps its digits: p - 1 = -(1 - e^-loss).
-  logits[label] = static_cast<float>(scale * std::expm1(-loss));
+  const auto at_label = static_cast<float>(scale * std::expm1(-loss));
+  // A tile is written after it was read: it lies over its own logits and those before.
+  for (std::int64_t begin = 0; begin < vocabulary; begin += kTile) {
+    const std::int64_t count = std::min(kTile, vocabulary - begin);
+    std::array<T, kTile> tile;
+#pragma omp simd
+    for (std::int64_t i = 0; i < count; ++i) {
+      tile[static_cast<std::size_t>(i)] = T(exponential(logits[begin + i] - sums.maximum) * factor);
+    }
+    if (begin <= label && label < begin + count)
+      tile[static_cast<std::size_t>(label - begin)] = T(at_label);
+    std::memcpy(dlogits + begin * kBytes, tile.data(), static_cast<std::size_t>(count * kBytes));
+  }
   return weight * loss;
 }
 
 }  // namespace
 
-void cpu_cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
-                                TensorView loss_sum, const Stream& stream) {
+void cpu_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,
+                                TensorView dlogits, TensorView loss_sum, const Stream& stream) {
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
+  const std::int64_t row_bytes = dlogits.stride(0) * size_bytes(dlogits.dtype());
   const Buffer losses = stream.allocate(rows * static_cast<std::int64_t>(sizeof(double)));
   auto* row_losses = reinterpret_cast<double*>(losses.data());
-  stream.cpu_task([=, values = logits.as<float>(), of = Rows(labels), sum = loss_sum.as<double>()] {
-    check_labels(of, rows, vocabulary);
+  with_activation("cross_entropy_backward", dlogits.dtype(), [&]<class T>() {
+    stream.cpu_task([=, values = logits.as<float>(), to = dlogits.data(), of = Rows(labels),
+                     sum = loss_sum.as<double>()] {
+      check_labels(of, rows, vocabulary);
 #pragma omp parallel for if (rows * vocabulary >= kParallelElements)
-    for (std::int64_t row = 0; row < rows; ++row) {
-      row_losses[row] =
-          backward_row(values + row * vocabulary, of.label(row), of.weight(row), scale, vocabulary);
-    }
-    for (std::int64_t row = 0; row < rows; ++row) *sum += row_losses[row];
+      for (std::int64_t row = 0; row < rows; ++row) {
+        row_losses[row] = backward_row<T>(values + row * vocabulary, of.label(row), of.weight(row),
+                                          scale, to + row * row_bytes, vocabulary);
+      }
+      for (std::int64_t row = 0; row < rows; ++row) *sum += row_losses[row];
+    });
   });
 }
 

@@ -1,5 +1,5 @@
-// Cross entropy on CUDA, a block a row: the largest logit and the sum of exponentials in one pass
-// over the row, the gradient in a second one. Sums are in double.
+// Cross entropy on CUDA, a block a row, which goes through it by tiles: the largest logit and the
+// sum of exponentials in one pass, the gradient in a second one. Sums are in double.
 
 #include <cfloat>
 
@@ -33,38 +33,63 @@ struct RowSums {
   double exponentials;  // sum of e^(logit - maximum)
 };
 
-/// Calls body(first element, Count<N>()) for this thread's elements of a row.
-template <class Body>
-__device__ void for_each_logit(std::int64_t vocabulary, bool packed, const Body& body) {
-  const std::int64_t whole = packed ? vocabulary / kPack : 0;
-  for (std::int64_t i = threadIdx.x; i < whole; i += blockDim.x) body(i * kPack, Count<kPack>());
-  for (std::int64_t i = whole * kPack + threadIdx.x; i < vocabulary; i += blockDim.x)
-    body(i, Count<1>());
+constexpr int kTilePacks = 4;  // of a thread, loaded together
+
+/// A block's tile of a row begins at a multiple of this; a pack of N elements is a thread's.
+template <int N>
+__device__ std::int64_t tile_elements() {
+  return static_cast<std::int64_t>(blockDim.x) * (kTilePacks * N);
+}
+/// The first element of this thread's pack of the tile.
+template <int N>
+__device__ std::int64_t pack_begin(std::int64_t tile, int pack) {
+  return tile + (static_cast<std::int64_t>(blockDim.x) * pack + threadIdx.x) * N;
+}
+
+/// This thread's packs of a tile; -inf, which weighs nothing, past the row's end.
+template <int N>
+__device__ void load_tile(const float* row, std::int64_t tile, std::int64_t vocabulary,
+                          float (&values)[kTilePacks][N]) {
+#pragma unroll
+  for (int pack = 0; pack < kTilePacks; ++pack) {
+    const std::int64_t i = pack_begin<N>(tile, pack);
+    if (i < vocabulary) {
+      load(row + i, values[pack]);
+    } else {
+#pragma unroll
+      for (float& value : values[pack]) value = -INFINITY;
+    }
+  }
 }
 
 /// The same sums on every thread. `beats` looks at each logit once: (index, value).
-template <class Beats>
-__device__ RowSums row_sums(const float* logits, std::int64_t vocabulary, bool packed,
-                            const Beats& beats) {
+template <int N, class Beats>
+__device__ RowSums row_sums(const float* logits, std::int64_t vocabulary, const Beats& beats) {
   // A finite start: e^(-inf - start) is 0, also where a thread sees nothing but -inf.
   float largest = -FLT_MAX;
   double sum = 0;
-  for_each_logit(vocabulary, packed, [&](std::int64_t i, auto count) {
-    float values[count()];
-    load(logits + i, values);
-    float of_pack = values[0];
+  for (std::int64_t tile = 0; tile < vocabulary; tile += tile_elements<N>()) {
+    float values[kTilePacks][N];
+    load_tile(logits, tile, vocabulary, values);
+    float of_tile = -INFINITY;
 #pragma unroll
-    for (int j = 1; j < count(); ++j) of_pack = fmaxf(of_pack, values[j]);
-    if (of_pack > largest) {
-      sum *= exp(static_cast<double>(largest) - static_cast<double>(of_pack));
-      largest = of_pack;
+    for (const auto& pack : values) {
+#pragma unroll
+      for (const float value : pack) of_tile = fmaxf(of_tile, value);
+    }
+    if (of_tile > largest) {
+      sum *= exp(static_cast<double>(largest) - static_cast<double>(of_tile));
+      largest = of_tile;
     }
 #pragma unroll
-    for (int j = 0; j < count(); ++j) {
-      sum += static_cast<double>(expf(values[j] - largest));
-      beats(i + j, values[j]);
+    for (int pack = 0; pack < kTilePacks; ++pack) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        sum += static_cast<double>(expf(values[pack][j] - largest));
+        beats(pack_begin<N>(tile, pack) + j, values[pack][j]);
+      }
     }
-  });
+  }
   const float maximum = block_max(largest);
   sum *= exp(static_cast<double>(largest) - static_cast<double>(maximum));
   return {maximum, block_sum(sum)};
@@ -75,27 +100,30 @@ __device__ double row_loss(const RowSums& sums, float label_logit) {
          (static_cast<double>(sums.maximum) - static_cast<double>(label_logit));
 }
 
-/// weight * row loss into losses; logits <- scale * weight * (softmax - one-hot).
+/// weight * row loss into losses; dlogits, whose row begins where the row of logits does, becomes
+/// scale * weight * (softmax - one-hot).
+template <int N, class T>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(float* logits, const Rows labels, double scale, double* losses, bool packed) {
+    backward_kernel(const float* logits, const Rows labels, double scale, double* losses,
+                    T* dlogits, std::int64_t stride) {
   __shared__ float gradients[2];  // of e^(logit - maximum), and at the label
   for (std::int64_t row = blockIdx.x; row < labels.rows; row += gridDim.x) {
-    float* of_row = logits + row * labels.vocabulary;
+    const float* from = logits + row * labels.vocabulary;
+    T* to = dlogits + row * stride;
     const double weight = labels.weight(row);
     const std::int32_t label = labels.labels[row];
     if (!(weight > 0)) {  // 0 or NaN, and so are the gradients
-      for_each_logit(labels.vocabulary, packed, [&](std::int64_t i, auto count) {
-        float values[count()];
+      float values[N];
 #pragma unroll
-        for (int j = 0; j < count(); ++j) values[j] = static_cast<float>(weight);
-        store(values, of_row + i);
-      });
+      for (float& value : values) value = static_cast<float>(weight);
+      for (std::int64_t i = threadIdx.x * N; i < labels.vocabulary; i += blockDim.x * N)
+        store(values, to + i);
       if (threadIdx.x == 0) losses[row] = weight;
       continue;
     }
-    const RowSums sums = row_sums(of_row, labels.vocabulary, packed, [](std::int64_t, float) {});
+    const RowSums sums = row_sums<N>(from, labels.vocabulary, [](std::int64_t, float) {});
     if (threadIdx.x == 0) {
-      const double loss = row_loss(sums, of_row[label]);
+      const double loss = row_loss(sums, from[label]);
       losses[row] = weight * loss;
       gradients[0] = static_cast<float>(scale * weight / sums.exponentials);
       // p - 1 from the other side, so that a confident row keeps its digits: -(1 - e^-loss).
@@ -104,20 +132,33 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     // Read before the barriers of the next row's sums, so before the next write.
     const float factor = gradients[0], at_label = gradients[1];
-    for_each_logit(labels.vocabulary, packed, [&](std::int64_t i, auto count) {
-      float values[count()];
-      load(of_row + i, values);
+    for (std::int64_t tile = 0; tile < labels.vocabulary; tile += tile_elements<N>()) {
+      float values[kTilePacks][N];
+      load_tile(from, tile, labels.vocabulary, values);
+      // Narrower gradients of a tile lie over other threads' logits of this tile or of those
+      // before, which have been read now; never over a later tile's.
+      if constexpr (sizeof(T) < sizeof(float)) __syncthreads();
 #pragma unroll
-      for (int j = 0; j < count(); ++j)
-        values[j] = i + j == label ? at_label : expf(values[j] - sums.maximum) * factor;
-      store(values, of_row + i);
-    });
+      for (int pack = 0; pack < kTilePacks; ++pack) {
+        const std::int64_t i = pack_begin<N>(tile, pack);
+        if (i >= labels.vocabulary) continue;
+        float(&of_pack)[N] = values[pack];
+#pragma unroll
+        for (float& value : of_pack) value = expf(value - sums.maximum) * factor;
+        if (i <= label && label < i + N) {
+#pragma unroll
+          for (int j = 0; j < N; ++j) of_pack[j] = i + j == label ? at_label : of_pack[j];
+        }
+        store(of_pack, to + i);
+      }
+    }
   }
 }
 
+template <int N>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const float* logits, const Rows labels, double* losses, float* row_losses,
-                   std::uint8_t* row_correct, bool packed) {
+                   std::uint8_t* row_correct) {
   for (std::int64_t row = blockIdx.x; row < labels.rows; row += gridDim.x) {
     const float* of_row = logits + row * labels.vocabulary;
     const double weight = labels.weight(row);
@@ -132,10 +173,9 @@ __global__ void __launch_bounds__(kThreads)
     const std::int32_t label = labels.labels[row];
     const float at_label = of_row[label];
     bool first_largest = at_label == at_label;
-    const RowSums sums =
-        row_sums(of_row, labels.vocabulary, packed, [&](std::int64_t i, float value) {
-          if (value > at_label || (value == at_label && i < label)) first_largest = false;
-        });
+    const RowSums sums = row_sums<N>(of_row, labels.vocabulary, [&](std::int64_t i, float value) {
+      if (value > at_label || (value == at_label && i < label)) first_largest = false;
+    });
     const bool beaten = block_max(first_largest ? 0.0f : 1.0f) > 0.0f;
     if (threadIdx.x > 0) continue;
     const double loss = row_loss(sums, at_label);
@@ -178,13 +218,17 @@ void sum_losses(std::int64_t rows, TensorView loss_sum, const Stream& stream, co
 
 }  // namespace
 
-void cuda_cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
-                                 TensorView loss_sum, const Stream& stream) {
+void cuda_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,
+                                 TensorView dlogits, TensorView loss_sum, const Stream& stream) {
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
   sum_losses(rows, loss_sum, stream, [&](double* losses) {
-    launch(backward_kernel, blocks_for(rows, 1), threads_for(vocabulary), stream,
-           logits.as<float>(), rows_of(labels, vocabulary), scale, losses,
-           aligned_rows(vocabulary, logits.data()));
+    with_activation("cross_entropy_backward", dlogits.dtype(), [&]<class T>() {
+      with_count(aligned_rows(vocabulary, logits.data()), [&](auto count) {
+        launch(backward_kernel<count(), T>, blocks_for(rows, 1), threads_for(vocabulary), stream,
+               logits.as<float>(), rows_of(labels, vocabulary), scale, losses, dlogits.as<T>(),
+               dlogits.stride(0));
+      });
+    });
   });
 }
 
@@ -192,9 +236,11 @@ void cuda_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView
                         TensorView row_loss, TensorView row_correct, const Stream& stream) {
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
   sum_losses(rows, loss_sum, stream, [&](double* losses) {
-    launch(forward_kernel, blocks_for(rows, 1), threads_for(vocabulary), stream, logits.as<float>(),
-           rows_of(labels, vocabulary), losses, row_loss.as<float>(),
-           row_correct.as<std::uint8_t>(), aligned_rows(vocabulary, logits.data()));
+    with_count(aligned_rows(vocabulary, logits.data()), [&](auto count) {
+      launch(forward_kernel<count()>, blocks_for(rows, 1), threads_for(vocabulary), stream,
+             logits.as<float>(), rows_of(labels, vocabulary), losses, row_loss.as<float>(),
+             row_correct.as<std::uint8_t>());
+    });
   });
 }
 

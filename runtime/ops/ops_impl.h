@@ -25,10 +25,11 @@ void cuda_adamw(const AdamWFactors& factors, ConstTensorView gradient,
                 ConstTensorView gradient_factor, TensorView value, TensorView first_moment,
                 TensorView second_moment, const Stream& stream);
 
-void cpu_cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
-                                TensorView loss_sum, const Stream& stream);
-void cuda_cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
-                                 TensorView loss_sum, const Stream& stream);
+/// `dlogits` lies in the logits' memory, row by row.
+void cpu_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,
+                                TensorView dlogits, TensorView loss_sum, const Stream& stream);
+void cuda_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,
+                                 TensorView dlogits, TensorView loss_sum, const Stream& stream);
 void cpu_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                        TensorView row_loss, TensorView row_correct, const Stream& stream);
 void cuda_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,

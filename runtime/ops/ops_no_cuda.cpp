@@ -15,7 +15,7 @@ void cuda_adamw(const AdamWFactors&, ConstTensorView, ConstTensorView, TensorVie
                 TensorView, const Stream& stream) {
   no_cuda("adamw", stream);
 }
-void cuda_cross_entropy_backward(TensorView, const Labels&, double, TensorView,
+void cuda_cross_entropy_backward(ConstTensorView, const Labels&, double, TensorView, TensorView,
                                  const Stream& stream) {
   no_cuda("cross_entropy_backward", stream);
 }

@@ -159,7 +159,7 @@ TEST(Head, MemoryDoesNotGrowWithRowsTimesVocabulary) {
       };
       const std::int64_t small = peak(64), large = peak(512);
       EXPECT_LE(large - small, (512 - 64) * (h * 8 + 16)) << "more than rows of the hidden size";
-      EXPECT_LE(large, chunk * vocabulary * 6 + 512 * (h * 8 + 16) + (1 << 21));
+      EXPECT_LE(large, chunk * vocabulary * 4 + 512 * (h * 8 + 16) + (1 << 21));
     });
   }
 }

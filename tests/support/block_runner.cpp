@@ -8,6 +8,7 @@
 
 #include "runtime/ops/host_copy.h"
 #include "tests/support/attention_kinds.h"
+#include "tests/support/host_tensors.h"
 #include "tests/support/random_masks.h"
 
 namespace longhaul::test {
@@ -24,15 +25,15 @@ using runtime::TensorView;
 
 constexpr double kSeconds = 600;
 
-/// A device tensor [rows, heads, dim], plain or, strided, as [heads, rows, dim + 3]; all NaN at
+/// A device tensor [rows, heads, dim], plain or, strided, as [heads, rows, dim + gap]; all NaN at
 /// first.
 class OnDevice {
  public:
   OnDevice(std::int64_t rows, std::int64_t heads, std::int64_t dim, DType dtype, bool strided,
-           const Stream& stream)
-      : memory_({rows * heads * (dim + 3)}, dtype, stream) {
-    const std::int64_t row = strided ? dim + 3 : heads * dim,
-                       head = strided ? rows * (dim + 3) : dim;
+           const Stream& stream, std::int64_t gap = 3)
+      : memory_({rows * heads * (dim + gap)}, dtype, stream) {
+    const std::int64_t row = strided ? dim + gap : heads * dim,
+                       head = strided ? rows * (dim + gap) : dim;
     view_.assign(memory_.view().data(), dtype, stream.device(), 3, {rows, heads, dim},
                  {row, head, 1});
     fill(memory_, std::numeric_limits<double>::quiet_NaN(), stream);
@@ -211,6 +212,47 @@ void expect_documents_apart(const BlockDevice& device, std::int64_t tokens, std:
   }
 }
 
+/// delta against its definition, in both dtypes and in layouts that can be loaded by 16 bytes and
+/// that cannot, which give the same bits.
+void expect_deltas(const BlockDevice& device) {
+  struct Sizes {
+    std::int64_t rows, heads, dim;
+  };
+  for (const auto& [rows, heads, dim] :
+       {Sizes{0, 2, 8}, Sizes{1, 1, 1}, Sizes{7, 3, 20}, Sizes{5, 5, 64}, Sizes{2, 37, 128},
+        Sizes{3, 127, 8}, Sizes{3, 2, 264}, Sizes{2, 1, 1031}}) {
+    const std::vector<double> a = random_values(rows * heads * dim, 1, true),
+                              b = random_values(rows * heads * dim, 2, true);
+    std::vector<double> expected, scale;
+    for (std::size_t at = 0; at < a.size(); ++at) {
+      if (at % static_cast<std::size_t>(dim) == 0) expected.push_back(0), scale.push_back(0);
+      expected.back() += a[at] * b[at];
+      scale.back() += std::abs(a[at] * b[at]);
+    }
+    for (const DType out_dtype : {DType::float32, DType::bfloat16}) {
+      for (const DType dout_dtype : {DType::float32, DType::bfloat16}) {
+        std::vector<std::vector<float>> results;
+        for (const std::int64_t gap : {0, 8, 3}) {
+          const bool strided = gap > 0;
+          const OnDevice out(rows, heads, dim, out_dtype, strided, device.stream, gap),
+              dout(rows, heads, dim, dout_dtype, strided, device.stream, gap),
+              delta(rows, heads, 1, DType::float32, strided, device.stream, gap);
+          out.set({a.begin(), a.end()}, device.stream);
+          dout.set({b.begin(), b.end()}, device.stream);
+          device.delta(out.view(), dout.view(), delta.flat(), device.stream);
+          results.push_back(delta.get(device.stream));
+          SCOPED_TRACE(runtime::concat(rows, " x ", heads, " x ", dim, " gap ", gap, " out ",
+                                       name(out_dtype), " dout ", name(dout_dtype)));
+          ASSERT_EQ(results.back().size(), expected.size());
+          for (std::size_t i = 0; i < expected.size(); ++i)
+            EXPECT_NEAR(results.back()[i], expected[i], 64 * 0x1p-24 * scale[i]) << i;
+          EXPECT_EQ(results.back(), results[0]) << "other bits than where it is contiguous";
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<NamedCase> block_cases(bool quick) {
@@ -290,6 +332,7 @@ std::vector<NamedCase> block_cases(bool quick) {
 }
 
 void expect_block_contract(const BlockDevice& device, bool quick) {
+  expect_deltas(device);
   expect_documents_apart(device, quick ? 50 : 300, quick ? 27 : 161);
   for (const auto& [name, which, options] : block_cases(quick)) {
     SCOPED_TRACE(name);

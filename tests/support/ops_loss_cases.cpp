@@ -56,10 +56,20 @@ Placed placed_weights(const std::optional<Values>& weights, std::int64_t rows,
   return weights ? put(*weights, {rows}, DType::float32, stream) : Placed{};
 }
 
+/// Rows that may lie apart, one after another.
+Values get_rows(ConstTensorView view, const Stream& stream) {
+  Values all;
+  for (std::int64_t row = 0; row < view.size(0); ++row) {
+    const Values values = get(view.slice(0, row, row + 1), stream);
+    all.insert(all.end(), values.begin(), values.end());
+  }
+  return all;
+}
+
 void expect_losses(std::int64_t rows, std::int64_t vocabulary, std::int64_t offset, bool weighed,
-                   const Stream& stream) {
-  SCOPED_TRACE(
-      concat(rows, " rows, V ", vocabulary, " offset ", offset, weighed ? " weighed" : ""));
+                   DType dtype, const Stream& stream) {
+  SCOPED_TRACE(concat(rows, " rows, V ", vocabulary, " offset ", offset, weighed ? " weighed" : "",
+                      " gradient in ", name(dtype)));
   const double scale = 1.0 / 77;
   Values logits = random_values(rows * vocabulary, 1), labels;
   std::optional<Values> weights;
@@ -92,20 +102,27 @@ void expect_losses(std::int64_t rows, std::int64_t vocabulary, std::int64_t offs
   EXPECT_NEAR(get(forward_sum, stream)[0], expected.sum, 4 * kFloat * (1 + expected.sum));
   expect_near(get(row_loss, stream), expected.rows, 4 * kFloat);
   EXPECT_EQ(get(correct, stream), expected.correct);
-  std::vector<std::uint8_t> sums[2], gradients[2];
+  std::vector<std::uint8_t> sums[2];
+  Values gradients[2];
   for (const std::int64_t chunk : {rows, std::int64_t{40}}) {
     const std::size_t which = chunk == rows ? 0 : 1;
     const Placed tl = put(logits, {rows, vocabulary}, DType::float32, stream, offset),
                  sum = put({0}, {1}, DType::float64, stream);
     for (std::int64_t begin = 0; begin < rows; begin += chunk) {
       const std::int64_t end = std::min(rows, begin + chunk);
-      ops::cross_entropy_backward(tl.view.slice(0, begin, end), all.slice(begin, end), scale, sum,
-                                  stream);
+      const TensorView scores = tl.view.slice(0, begin, end);
+      const TensorView gradient =
+          ops::cross_entropy_backward(scores, all.slice(begin, end), scale, dtype, sum, stream);
+      EXPECT_EQ(gradient.data(), scores.data());
+      EXPECT_EQ(gradient.stride(0) * size_bytes(dtype), vocabulary * 4);
+      const Values of_chunk = get_rows(gradient, stream);
+      gradients[which].insert(gradients[which].end(), of_chunk.begin(), of_chunk.end());
     }
     EXPECT_NEAR(get(sum, stream)[0], expected.sum, 4 * kFloat * (1 + expected.sum));
-    expect_within(get(tl, stream), expected.gradient, expected.gradient_scale, 16 * kFloat);
+    const double rounding = dtype == DType::float32 ? 0 : unit_roundoff(dtype);
+    expect_within(gradients[which], expected.gradient, expected.gradient_scale,
+                  16 * kFloat + rounding);
     sums[which] = get_bytes(sum, stream);
-    gradients[which] = get_bytes(tl, stream);
     if (rows == 0) break;
   }
   if (rows == 0) return;
@@ -123,8 +140,11 @@ void cross_entropy(const Stream& stream) {
                                                   {41, 264, 0},
                                                   {41, 264, 1},
                                                   {3, 4099, 0},
-                                                  {3, 8192, 0}})
-      expect_losses(rows, vocabulary, offset, weighed, stream);
+                                                  {3, 8192, 0},
+                                                  {2, 24840, 0}}) {
+      for (const DType dtype : {DType::float32, DType::bfloat16})
+        expect_losses(rows, vocabulary, offset, weighed, dtype, stream);
+    }
   }
 }
 
@@ -132,7 +152,7 @@ void confident_rows(const Stream& stream) {
   const Placed logits = put({1e4, -1e4, 30, 0, 0, 1e4}, {3, 2}, DType::float32, stream),
                ids = put({0, 0, 0}, {3}, DType::int32, stream),
                sum = put({0}, {1}, DType::float64, stream);
-  ops::cross_entropy_backward(logits, {ids}, 1, sum, stream);
+  ops::cross_entropy_backward(logits, {ids}, 1, DType::float32, sum, stream);
   EXPECT_NEAR(get(sum, stream)[0], std::log1p(std::exp(-30.0)) + 1e4, 1e-5);
   const Values gradient = get(logits, stream);
   // p - 1 in fp32 would keep no digit of it.
@@ -148,6 +168,7 @@ void bad_labels(const Stream& stream) {
   for (const auto& [label, weight] :
        {Bad{2, 1}, Bad{-2, 1}, Bad{0, -1}, Bad{1, NAN}, Bad{1, INFINITY}}) {
     SCOPED_TRACE(concat("label ", label, " weight ", weight));
+    const DType dtype = label < 0 ? DType::bfloat16 : DType::float32;
     const Placed logits = put({0, 0, 0, 0, 1, 2}, {3, 2}, DType::float32, stream),
                  ids = put({1, label, 0}, {3}, DType::int32, stream),
                  weights = put({1, weight, 1}, {3}, DType::float32, stream),
@@ -156,8 +177,9 @@ void bad_labels(const Stream& stream) {
                  row_loss = put_nothing({3}, DType::float32, stream),
                  correct = put_nothing({3}, DType::uint8, stream);
     ops::cross_entropy(logits, {ids, weights}, forward_sum, row_loss, correct, stream);
-    ops::cross_entropy_backward(logits, {ids, weights}, 1, sum, stream);
-    const Values gradient = get(logits, stream), losses = get(row_loss, stream);
+    const Values gradient = get_rows(
+        ops::cross_entropy_backward(logits, {ids, weights}, 1, dtype, sum, stream), stream);
+    const Values losses = get(row_loss, stream);
     EXPECT_TRUE(std::isnan(get(sum, stream)[0]));
     EXPECT_TRUE(std::isnan(get(forward_sum, stream)[0]));
     EXPECT_TRUE(std::isnan(losses[1]));
@@ -169,7 +191,7 @@ void bad_labels(const Stream& stream) {
     const Placed logits = put({0, logit, 1}, {1, 3}, DType::float32, stream),
                  ids = put({0}, {1}, DType::int32, stream),
                  sum = put({0}, {1}, DType::float64, stream);
-    ops::cross_entropy_backward(logits, {ids}, 1, sum, stream);
+    ops::cross_entropy_backward(logits, {ids}, 1, DType::float32, sum, stream);
     EXPECT_FALSE(std::isfinite(get(sum, stream)[0])) << logit;
   }
 }

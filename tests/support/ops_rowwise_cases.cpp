@@ -98,7 +98,9 @@ void norm_backward(const Stream& stream) {
                                                                                   {33, 136, 0},
                                                                                   {33, 136, 1},
                                                                                   {101, 264, 0},
-                                                                                  {3, 2056, 0}}) {
+                                                                                  {3, 2056, 0},
+                                                                                  {35, 521, 0},
+                                                                                  {35, 4104, 0}}) {
       const Values x = inputs(rows * h, 1, dtype), weight = random_values(h, 2),
                    dy = random_values(rows * h, 3), dx_start = inputs(rows * h, 4, dtype),
                    dweight_start = random_values(h, 5);
