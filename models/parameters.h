@@ -38,11 +38,13 @@ class ParameterStore {
   /// What a matmul reads: the value, or its bfloat16 copy as of the last refresh.
   runtime::ConstTensorView working(const std::string& name) const;
 
-  /// Call after writing values other than through initialise() or the optimizer: after loading a
-  /// checkpoint. (What other ranks have updated arrives after the optimizer's own call.)
+  /// Call after writing values without the working copy, as a checkpoint's arrive.
   void values_changed() { stale_ = true; }
   /// Casts the working copy when values have changed since; the model does this once a pass.
   void refresh_working_copy(const runtime::Stream& stream);
+  /// bfloat16, flat, in table order; without data when the activations are float32. Whoever writes
+  /// values may keep it current instead of calling values_changed().
+  runtime::TensorView working_copy() const { return working_.view(); }
 
   void zero_gradients(const runtime::Stream& stream);
 
