@@ -127,7 +127,7 @@ class AttentionBlock::Pass final : public BlockPass {
   void backward_after(ConstTensorView dx, TensorView dout) const {
     const Weights weights(store_, block_.group());
     const Weight o = weights.working(block_.o_);
-    ops::matmul(ops::transposed(dx), as_rows(attended_), o.gradient, Write::add, compute_);
+    o.add_product(ops::transposed(dx), as_rows(attended_), compute_);
     ops::matmul(dx, o.value, as_rows(dout), Write::overwrite, compute_);
   }
 
@@ -149,18 +149,18 @@ class AttentionBlock::Pass final : public BlockPass {
          {std::pair{&dq, &block_.q_}, std::pair{&dk, &block_.k_}, std::pair{&dv, &block_.v_}}) {
       const Weight weight = weights.working(*name);
       const TensorView values = as_rows(*gradient);
-      ops::matmul(ops::transposed(values), normed, weight.gradient, Write::add, compute_);
+      weight.add_product(ops::transposed(values), normed, compute_);
       ops::matmul(values, weight.value, dnormed, write, compute_);
       write = Write::add;
     }
-    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add, norm.gradient,
-                           compute_);
+    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add,
+                           norm.gradient(compute_), compute_);
   }
 
   const AttentionBlock& block_;
   const AttentionShape& shape_;
   const PassContext& context_;
-  const ParameterStore& store_;
+  ParameterStore& store_;
   const runtime::Stream& compute_;
   const parallel::AttentionBatch& batch_;
   const attention::Scoring scoring_;

@@ -74,12 +74,12 @@ void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
       ops::cast(scores, copy, compute);
       dlogits = copy;
     }
-    ops::matmul(ops::transposed(dlogits), chunk, weight.gradient, Write::add, compute);
+    weight.add_product(ops::transposed(dlogits), chunk, compute);
     ops::matmul(dlogits, weight.value, drows.view().slice(0, begin, end), Write::overwrite,
                 compute);
   }
   ops::rms_norm_backward({hidden, norm.value, inv_rms, drows}, dhidden, Write::overwrite,
-                         norm.gradient, compute);
+                         norm.gradient(compute), compute);
 }
 
 void Head::evaluate(const Resources& resources, ConstTensorView hidden, const ops::Labels& labels,

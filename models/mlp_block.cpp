@@ -63,7 +63,7 @@ class MlpBlock::Pass final : public BlockPass {
     {
       const Tensor gated = activation(shape_.intermediate);
       ops::swiglu(gate_, up_, gated, compute_);
-      ops::matmul(ops::transposed(dx), gated, down.gradient, Write::add, compute_);
+      down.add_product(ops::transposed(dx), gated, compute_);
       ops::matmul(dx, down.value, dgated, Write::overwrite, compute_);
     }
     const Tensor dgate = activation(shape_.intermediate), dup = activation(shape_.intermediate);
@@ -72,14 +72,14 @@ class MlpBlock::Pass final : public BlockPass {
 
     const Tensor normed = activation(shape_.hidden);
     ops::rms_norm_apply(input_, norm.value, inv_rms_, normed, compute_);
-    ops::matmul(ops::transposed(dgate), normed, gate.gradient, Write::add, compute_);
-    ops::matmul(ops::transposed(dup), normed, up.gradient, Write::add, compute_);
+    gate.add_product(ops::transposed(dgate), normed, compute_);
+    up.add_product(ops::transposed(dup), normed, compute_);
     const Tensor dnormed({rows(), shape_.hidden}, DType::float32, compute_);
     ops::matmul(dgate, gate.value, dnormed, Write::overwrite, compute_);
     ops::matmul(dup, up.value, dnormed, Write::add, compute_);
     // The residual path's gradient is already in dx.
-    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add, norm.gradient,
-                           compute_);
+    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add,
+                           norm.gradient(compute_), compute_);
     co_return;
   }
 
@@ -91,7 +91,7 @@ class MlpBlock::Pass final : public BlockPass {
 
   const MlpBlock& block_;
   const MlpShape& shape_;
-  const ParameterStore& store_;
+  ParameterStore& store_;
   const runtime::Stream& compute_;
   Tensor inv_rms_;    // fp32[n]
   Tensor gate_, up_;  // T[n,f]

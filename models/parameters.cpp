@@ -1,5 +1,6 @@
 #include "models/parameters.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "runtime/ops/elementwise.h"
@@ -15,6 +16,7 @@ using runtime::DType;
 using runtime::ExitCode;
 using runtime::Stream;
 using runtime::TensorView;
+using runtime::ops::Write;
 
 namespace {
 
@@ -46,7 +48,8 @@ ParameterStore::ParameterStore(parallel::ParameterTable table, DType working_dty
     : table_(std::move(table)),
       working_dtype_(working_dtype),
       values_(storage(table_, DType::float32, "the model's parameters", compute)),
-      gradients_(storage(table_, DType::float32, "the parameters' gradients", compute)) {
+      gradients_(storage(table_, DType::float32, "the parameters' gradients", compute)),
+      next_writes_(table_.parameters().size(), Write::overwrite) {
   if (working_dtype != DType::float32 && working_dtype != DType::bfloat16) {
     fail(ExitCode::config, "activations are float32 or bfloat16, not ", name(working_dtype));
   }
@@ -89,6 +92,18 @@ void ParameterStore::refresh_working_copy(const Stream& stream) {
     runtime::ops::cast(values_, working_, stream);
 }
 
-void ParameterStore::zero_gradients(const Stream& stream) { fill(gradients_, 0, stream); }
+void ParameterStore::drop_gradients() { std::ranges::fill(next_writes_, Write::overwrite); }
+
+Write ParameterStore::next_write(const std::string& name) {
+  const auto index = &table_.find(name) - table_.parameters().data();
+  return std::exchange(next_writes_[static_cast<std::size_t>(index)], Write::add);
+}
+
+void ParameterStore::complete_gradients(int group, const Stream& stream) {
+  for (const Parameter& parameter : table_.parameters()) {
+    if (parameter.group == group && next_write(parameter.name) == Write::overwrite)
+      fill(view_of(gradients_, parameter), 0, stream);
+  }
+}
 
 }  // namespace longhaul::models

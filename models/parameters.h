@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "parallel/sharding.h"
+#include "runtime/ops/write.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::models {
@@ -15,11 +16,15 @@ runtime::TensorView view_of(const runtime::TensorView& flat, const parallel::Par
 
 /// Owns values and gradients (fp32, flat, in table order) and, when the activations are bfloat16, a
 /// bfloat16 copy of the values that the matmuls read. Everything lives on the compute stream.
+///
+/// A step does not clear its gradients: the first operation that writes one overwrites it, later
+/// ones add. The store knows which of them is enqueued next, parameter by parameter; operations are
+/// enqueued by one thread, on the compute stream.
 class ParameterStore {
  public:
   /// `working_dtype` is the dtype of the activations. Memory: 8 bytes a parameter, 10 with
-  /// bfloat16. Gradients are zero, values uninitialised until initialise() or a checkpoint fills
-  /// them.
+  /// bfloat16. Gradients are zero and none is written yet, values uninitialised until initialise()
+  /// or a checkpoint fills them.
   ParameterStore(parallel::ParameterTable table, runtime::DType working_dtype,
                  const runtime::Stream& compute);
 
@@ -46,7 +51,14 @@ class ParameterStore {
   /// values may keep it current instead of calling values_changed().
   runtime::TensorView working_copy() const { return working_.view(); }
 
-  void zero_gradients(const runtime::Stream& stream);
+  /// Begins a step: no gradient is written yet. Until then, what gradients() holds is the last
+  /// step's.
+  void drop_gradients();
+  /// How the operation that is enqueued now writes a parameter's gradient: it overwrites when it is
+  /// the first since drop_gradients().
+  [[nodiscard]] runtime::ops::Write next_write(const std::string& name);
+  /// The gradients of a group that nothing has written since drop_gradients() become zeros.
+  void complete_gradients(int group, const runtime::Stream& stream);
 
   /// What a checkpoint holds of the model: every value under its parameter's name.
   parallel::FlatState state() const { return {"", values_, {{0, table_.elements()}}}; }
@@ -57,6 +69,7 @@ class ParameterStore {
   runtime::Tensor values_, gradients_;
   runtime::Tensor working_;  // empty when the activations are float32
   bool stale_ = true;
+  std::vector<runtime::ops::Write> next_writes_;  // of each parameter of the table
 };
 
 }  // namespace longhaul::models

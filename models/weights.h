@@ -8,17 +8,31 @@
 
 namespace longhaul::models {
 
-/// A parameter as an op reads it, and its fp32 gradient, to which ops add.
-struct Weight {
-  runtime::ConstTensorView value;
-  runtime::TensorView gradient;
+/// A parameter as an op reads it, and the way to its fp32 gradient. Borrows the store.
+class Weight {
+ public:
+  Weight(runtime::ConstTensorView as_read, ParameterStore& store, const std::string& name)
+      : value(as_read), store_(store), name_(name) {}
+
+  const runtime::ConstTensorView value;
+
+  /// Adds the product a b to the gradient [m,n]: a[m,k], b[k,n] as matmul() takes them. The first
+  /// of a step is written over what the gradient held.
+  void add_product(runtime::ConstTensorView a, runtime::ConstTensorView b,
+                   const runtime::Stream& stream) const;
+  /// The gradient, for an op that adds to it: the first of a step finds zeros.
+  [[nodiscard]] runtime::TensorView gradient(const runtime::Stream& stream) const;
+
+ private:
+  ParameterStore& store_;
+  const std::string& name_;  ///< the table's
 };
 
 /// The parameters of a group, at hand while this lives. What is enqueued meanwhile may use them.
 /// Borrows the store.
 class Weights {
  public:
-  Weights(const ParameterStore& store, int group) : store_(store), group_(group) {}
+  Weights(ParameterStore& store, int group) : store_(store), group_(group) {}
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
@@ -28,9 +42,10 @@ class Weights {
   Weight working(const std::string& name) const;
 
  private:
-  void check(const std::string& name) const;
+  /// The parameter's own name; throws when it is of another group.
+  const std::string& checked(const std::string& name) const;
 
-  const ParameterStore& store_;
+  ParameterStore& store_;
   const int group_;
 };
 

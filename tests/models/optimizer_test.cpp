@@ -153,7 +153,7 @@ TEST(Optimizer, AModelLearnsARepeatedSequence) {
     const Batch mine = rig.use(batch);
     double first = 0, last = 0;
     for (int step = 1; step <= 150; ++step) {
-      rig.store.zero_gradients(rig.stream);
+      rig.store.drop_gradients();
       const Tensor loss = rig.forward_backward(mine, {1.0 / 29, {}});
       optimizer.step(1e-2, step, norm_of_gradients(rig.store, rig.stream), rig.stream);
       last = read(loss, rig.stream)[0] / 29;

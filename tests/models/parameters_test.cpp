@@ -80,6 +80,33 @@ TEST(ParameterStore, WorkingCopyFollowsValues) {
   EXPECT_EQ(read(store.working("lm_head.weight"), stream)[3], 1.0);
 }
 
+TEST(ParameterStore, TheFirstWriteOfAStepOverwrites) {
+  using runtime::ops::Write;
+  const Stream stream = Stream::cpu("one");
+  ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
+  const std::string norm = "model.layers.0.input_layernorm.weight",
+                    up = "model.layers.0.mlp.up_proj.weight", head = "lm_head.weight";
+  for (int step = 0; step < 2; ++step) {
+    store.drop_gradients();
+    fill(store.gradients(), 3, stream);  // the last step's
+    for (const std::string& name : {norm, up}) {
+      EXPECT_EQ(store.next_write(name), Write::overwrite) << name;
+      EXPECT_EQ(store.next_write(name), Write::add) << name;
+    }
+    store.complete_gradients(1, stream);
+    for (const parallel::Parameter& parameter : store.table().parameters()) {
+      const bool zero = parameter.group == 1 && parameter.name != norm && parameter.name != up;
+      for (const double value : read(store.gradient(parameter.name), stream))
+        ASSERT_EQ(value, zero ? 0 : 3) << parameter.name;
+      if (zero) {
+        EXPECT_EQ(store.next_write(parameter.name), Write::add) << parameter.name;
+      }
+    }
+    EXPECT_EQ(store.next_write(head), Write::overwrite);
+  }
+  EXPECT_THROW((void)store.next_write("no such"), Error);
+}
+
 TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {
   const Stream stream = Stream::cpu("one");
   ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
