@@ -148,8 +148,9 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
   const runtime::Stream& compute = resources.compute;
   const auto complete = [&](int group) {
     if (!last) return;
-    resources.store.complete_gradients(group, compute);
-    if (options.on_gradients) options.on_gradients(table().group_range(group));
+    const parallel::ElementRange range = table().group_range(group);
+    resources.store.zero_unwritten(range, compute);
+    if (options.on_gradients) options.on_gradients(range);
   };
 
   const PassContext pass = context(resources, batch);

@@ -1,6 +1,5 @@
 #include "models/parameters.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "runtime/ops/elementwise.h"
@@ -49,7 +48,7 @@ ParameterStore::ParameterStore(parallel::ParameterTable table, DType working_dty
       working_dtype_(working_dtype),
       values_(storage(table_, DType::float32, "the model's parameters", compute)),
       gradients_(storage(table_, DType::float32, "the parameters' gradients", compute)),
-      next_writes_(table_.parameters().size(), Write::overwrite) {
+      written_(table_.parameters().size(), false) {
   if (working_dtype != DType::float32 && working_dtype != DType::bfloat16) {
     fail(ExitCode::config, "activations are float32 or bfloat16, not ", name(working_dtype));
   }
@@ -92,17 +91,27 @@ void ParameterStore::refresh_working_copy(const Stream& stream) {
     runtime::ops::cast(values_, working_, stream);
 }
 
-void ParameterStore::drop_gradients() { std::ranges::fill(next_writes_, Write::overwrite); }
+void ParameterStore::drop_gradients() { written_.assign(written_.size(), false); }
 
-Write ParameterStore::next_write(const std::string& name) {
-  const auto index = &table_.find(name) - table_.parameters().data();
-  return std::exchange(next_writes_[static_cast<std::size_t>(index)], Write::add);
+Write ParameterStore::next_write(parallel::ElementRange range, const Stream& stream) {
+  std::vector<std::size_t> inside;
+  bool any = false;
+  for (std::size_t i = 0; i < written_.size(); ++i) {
+    if (common(table_.parameters()[i].range, range).elements() == 0) continue;
+    inside.push_back(i);
+    any |= written_[i];
+  }
+  if (any) zero_unwritten(range, stream);
+  for (const std::size_t i : inside) written_[i] = true;
+  return any ? Write::add : Write::overwrite;
 }
 
-void ParameterStore::complete_gradients(int group, const Stream& stream) {
-  for (const Parameter& parameter : table_.parameters()) {
-    if (parameter.group == group && next_write(parameter.name) == Write::overwrite)
-      fill(view_of(gradients_, parameter), 0, stream);
+void ParameterStore::zero_unwritten(parallel::ElementRange range, const Stream& stream) {
+  for (std::size_t i = 0; i < written_.size(); ++i) {
+    const Parameter& parameter = table_.parameters()[i];
+    if (written_[i] || common(parameter.range, range).elements() == 0) continue;
+    fill(view_of(gradients_, parameter), 0, stream);
+    written_[i] = true;
   }
 }
 

@@ -51,14 +51,15 @@ class ParameterStore {
   /// values may keep it current instead of calling values_changed().
   runtime::TensorView working_copy() const { return working_.view(); }
 
-  /// Begins a step: no gradient is written yet. Until then, what gradients() holds is the last
-  /// step's.
+  /// Begins a step: no gradient is written yet, and until it is, it holds the last step's.
   void drop_gradients();
-  /// How the operation that is enqueued now writes a parameter's gradient: it overwrites when it is
-  /// the first since drop_gradients().
-  [[nodiscard]] runtime::ops::Write next_write(const std::string& name);
-  /// The gradients of a group that nothing has written since drop_gradients() become zeros.
-  void complete_gradients(int group, const runtime::Stream& stream);
+  /// How the operation that is enqueued now writes the gradients of `range`, which is of whole
+  /// parameters: it overwrites when none of them is written since drop_gradients(). Else it adds,
+  /// and those that are not become zeros before it.
+  [[nodiscard]] runtime::ops::Write next_write(parallel::ElementRange range,
+                                               const runtime::Stream& stream);
+  /// The gradients of `range` that are not written since drop_gradients() become zeros.
+  void zero_unwritten(parallel::ElementRange range, const runtime::Stream& stream);
 
   /// What a checkpoint holds of the model: every value under its parameter's name.
   parallel::FlatState state() const { return {"", values_, {{0, table_.elements()}}}; }
@@ -69,7 +70,7 @@ class ParameterStore {
   runtime::Tensor values_, gradients_;
   runtime::Tensor working_;  // empty when the activations are float32
   bool stale_ = true;
-  std::vector<runtime::ops::Write> next_writes_;  // of each parameter of the table
+  std::vector<bool> written_;  // whether each parameter's gradient is, in this step
 };
 
 }  // namespace longhaul::models

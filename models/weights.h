@@ -11,8 +11,10 @@ namespace longhaul::models {
 /// A parameter as an op reads it, and the way to its fp32 gradient. Borrows the store.
 class Weight {
  public:
-  Weight(runtime::ConstTensorView as_read, ParameterStore& store, const std::string& name)
-      : value(as_read), store_(store), name_(name) {}
+  /// `range`: what it is of the store.
+  Weight(runtime::ConstTensorView as_read, runtime::TensorView gradient, ParameterStore& store,
+         parallel::ElementRange range)
+      : value(as_read), gradient_(gradient), store_(store), range_(range) {}
 
   const runtime::ConstTensorView value;
 
@@ -24,8 +26,9 @@ class Weight {
   [[nodiscard]] runtime::TensorView gradient(const runtime::Stream& stream) const;
 
  private:
+  const runtime::TensorView gradient_;
   ParameterStore& store_;
-  const std::string& name_;  ///< the table's
+  const parallel::ElementRange range_;
 };
 
 /// The parameters of a group, at hand while this lives. What is enqueued meanwhile may use them.
@@ -42,8 +45,8 @@ class Weights {
   Weight working(const std::string& name) const;
 
  private:
-  /// The parameter's own name; throws when it is of another group.
-  const std::string& checked(const std::string& name) const;
+  /// Where it lies in the store; throws when it is of another group.
+  parallel::ElementRange range_of(const std::string& name) const;
 
   ParameterStore& store_;
   const int group_;
