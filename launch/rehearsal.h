@@ -20,10 +20,10 @@ class Rehearsal {
   /// `alone`: a communicator of this rank only. The model and the store outlive this.
   Rehearsal(const models::Model& model, models::ParameterStore& store,
             std::unique_ptr<runtime::Communicator> alone, const runtime::Stream& compute);
-  /// The first time for each number of rows: forward and backward over as many, with attention to a
-  /// few rows, so that all is loaded and taken that a pass needs but its own attention calls.
-  /// Gradients hold anything afterwards. Returns when done. No stream of the process may wait for
-  /// a thread meanwhile.
+  /// The first time for each number of rows: forward and backward over as many, as a step's first
+  /// pass and as a later one, with attention to a few rows, so that all is loaded and taken that a
+  /// pass needs but its own attention calls. Gradients hold anything afterwards. Returns when done.
+  /// No stream of the process may wait for a thread meanwhile.
   void before(const LocalBatch& batch);
   /// Whether it has been done for any number of rows.
   bool done() const { return !rows_.empty(); }

@@ -256,7 +256,7 @@ StepResult Trainer::step(bool stop) {
 
 Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, double lr) {
   // Each finished group of gradients is reduced while the next is computed.
-  store_->zero_gradients(compute_);
+  store_->drop_gradients();
   std::vector<Tensor> losses;  // of each pass
   for (std::size_t done = 0; done < batches.size();) {
     const runtime::TraceRange trace("forward and backward");

@@ -144,7 +144,7 @@ class AttentionBlock::Pass final : public BlockPass {
   void backward_after(ConstTensorView dx, TensorView dout) const {
     const Weights weights(store_, block_.group());
     const Weight o = weights.working(block_.o_);
-    ops::matmul(ops::transposed(dx), as_rows(attended_), o.gradient, Write::add, compute_);
+    o.add_product(ops::transposed(dx), as_rows(attended_), compute_);
     ops::matmul(dx, o.value, as_rows(dout), Write::overwrite, compute_);
   }
 
@@ -167,16 +167,16 @@ class AttentionBlock::Pass final : public BlockPass {
     const Tensor dnormed({rows(), shape_.hidden}, DType::float32, compute_);
     const Weight qkv = weights.working(block_.q_, block_.v_);
     const TensorView gradients = as_rows(dqkv);
-    ops::matmul(ops::transposed(gradients), normed, qkv.gradient, Write::add, compute_);
+    qkv.add_product(ops::transposed(gradients), normed, compute_);
     ops::matmul(gradients, qkv.value, dnormed, Write::overwrite, compute_);
-    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add, norm.gradient,
-                           compute_);
+    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add,
+                           norm.gradient(compute_), compute_);
   }
 
   const AttentionBlock& block_;
   const AttentionShape& shape_;
   const PassContext& context_;
-  const ParameterStore& store_;
+  ParameterStore& store_;
   const runtime::Stream& compute_;
   const parallel::AttentionBatch& batch_;
   const attention::Scoring scoring_;

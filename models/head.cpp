@@ -64,12 +64,12 @@ void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
     ops::matmul(chunk, ops::transposed(weight.value), scores, Write::overwrite, compute);
     const ConstTensorView dlogits = ops::cross_entropy_backward(
         scores, labels.slice(begin, end), loss_scale, options_.dtype, loss_sum, compute);
-    ops::matmul(ops::transposed(dlogits), chunk, weight.gradient, Write::add, compute);
+    weight.add_product(ops::transposed(dlogits), chunk, compute);
     ops::matmul(dlogits, weight.value, drows.view().slice(0, begin, end), Write::overwrite,
                 compute);
   }
   ops::rms_norm_backward({hidden, norm.value, inv_rms, drows}, dhidden, Write::overwrite,
-                         norm.gradient, compute);
+                         norm.gradient(compute), compute);
 }
 
 void Head::evaluate(const Resources& resources, ConstTensorView hidden, const ops::Labels& labels,

@@ -59,17 +59,17 @@ class MlpBlock::Pass final : public BlockPass {
     const Tensor dgate_up = std::move(gate_up_);  // what the operation left in their place
     {
       const Tensor gated = std::move(dgated);
-      ops::matmul(ops::transposed(dx), gated, down.gradient, Write::add, compute_);
+      down.add_product(ops::transposed(dx), gated, compute_);
     }
 
     const Tensor normed = activation(shape_.hidden);
     ops::rms_norm_apply(input_, norm.value, inv_rms_, normed, compute_);
-    ops::matmul(ops::transposed(dgate_up), normed, gate_up.gradient, Write::add, compute_);
+    gate_up.add_product(ops::transposed(dgate_up), normed, compute_);
     const Tensor dnormed({rows(), shape_.hidden}, DType::float32, compute_);
     ops::matmul(dgate_up, gate_up.value, dnormed, Write::overwrite, compute_);
     // The residual path's gradient is already in dx.
-    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add, norm.gradient,
-                           compute_);
+    ops::rms_norm_backward({input_, norm.value, inv_rms_, dnormed}, dx, Write::add,
+                           norm.gradient(compute_), compute_);
     co_return;
   }
 
@@ -81,7 +81,7 @@ class MlpBlock::Pass final : public BlockPass {
 
   const MlpBlock& block_;
   const MlpShape& shape_;
-  const ParameterStore& store_;
+  ParameterStore& store_;
   const runtime::Stream& compute_;
   Tensor inv_rms_;  // fp32[n]
   Tensor gate_up_;  // T[n,2f], a row's gates before its ups

@@ -141,12 +141,16 @@ bool advance(Stages& stages, const char* what, std::size_t layer) {
   return stages.advance();
 }
 
-/// One pass, in order. It completes groups of gradients when it is the `last` to add to them.
+/// One pass, in order. It completes groups of gradients when it is the `last` to add to them: what
+/// no row of theirs has reached is then zero.
 Stages Model::forward_backward(const Resources& resources, const Batch& batch,
                                const PassOptions& options, bool last, Tensor& loss_sum) const {
   const runtime::Stream& compute = resources.compute;
   const auto complete = [&](int group) {
-    if (last && options.on_gradients) options.on_gradients(table().group_range(group));
+    if (!last) return;
+    const parallel::ElementRange range = table().group_range(group);
+    resources.store.zero_unwritten(range, compute);
+    if (options.on_gradients) options.on_gradients(range);
   };
 
   const PassContext pass = context(resources, batch);
@@ -191,7 +195,8 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
 
   if (batch.embedding_gradient.data() != nullptr) copy(dhidden, batch.embedding_gradient, compute);
   const Weights weights(resources.store, 0);
-  ops::embedding_backward(dhidden, batch.tokens, weights.value(parts_.embedding).gradient, compute);
+  ops::embedding_backward(dhidden, batch.tokens, weights.value(parts_.embedding).gradient(compute),
+                          compute);
   complete(0);
 }
 

@@ -89,7 +89,8 @@ class Model {
   std::int64_t pass_bytes(std::int64_t rows, std::span<const parallel::CallBytes> calls,
                           std::int64_t together) const;
 
-  /// Adds the gradients of loss_scale * weighted sum of token losses of every batch to the store's;
+  /// Adds the gradients of loss_scale * weighted sum of token losses of every batch to the store's,
+  /// after which each is written (ParameterStore::drop_gradients()), be it with zeros;
   /// returns each batch's unscaled sum over this rank's rows, float64[1]. The passes go through the
   /// model together, stage by stage, the first before the second at each: an exchange of one hides
   /// behind the work of the other. Each adds to a gradient as if they came one after the other, but

@@ -39,7 +39,8 @@ AdamW::AdamW(const AdamWOptions& options, ParameterStore& store,
       store_(store),
       updated_(std::move(updated)),
       first_moments_(moments(updated_, compute)),
-      second_moments_(moments(updated_, compute)) {
+      second_moments_(moments(updated_, compute)),
+      updates_all_(elements_of(updated_) == store.table().elements()) {
   fill(first_moments_, 0, compute);
   fill(second_moments_, 0, compute);
   std::int64_t moments = 0;
@@ -62,18 +63,21 @@ void AdamW::step(double lr, std::int64_t step, ConstTensorView norm, const Strea
   const Tensor factor({1}, DType::float64, stream);
   ops::clip_factor(norm, options_.max_norm, step, factor, stream);
   ++updates_;
+  const runtime::TensorView copy = updates_all_ ? store_.working_copy() : runtime::TensorView();
   for (const Stretch& stretch : stretches_) {
     const auto from = [elements = stretch.range.elements()](const runtime::TensorView& flat,
                                                             std::int64_t begin) {
       return flat.slice(0, begin, begin + elements);
     };
+    ops::AdamWState state{from(store_.values(), stretch.range.begin),
+                          from(first_moments_, stretch.moments),
+                          from(second_moments_, stretch.moments)};
+    if (copy.data() != nullptr) state.rounded = from(copy, stretch.range.begin);
     ops::adamw({lr, options_.beta1, options_.beta2, options_.eps,
                 stretch.weight_decay ? options_.weight_decay : 0, updates_},
-               from(store_.gradients(), stretch.range.begin), factor,
-               from(store_.values(), stretch.range.begin), from(first_moments_, stretch.moments),
-               from(second_moments_, stretch.moments), stream);
+               from(store_.gradients(), stretch.range.begin), factor, state, stream);
   }
-  store_.values_changed();
+  if (!updates_all_) store_.values_changed();
 }
 
 std::vector<parallel::FlatState> AdamW::states() const {

@@ -28,7 +28,9 @@ class AdamW {
   AdamW(const AdamWOptions& options, ParameterStore& store,
         std::vector<parallel::ElementRange> updated, const runtime::Stream& compute);
 
-  /// Clips by `norm`, float64[1] of all gradients, updates its ranges and counts the update.
+  /// Clips by `norm`, float64[1] of all gradients, updates its ranges and counts the update. When
+  /// these are all of the store, its working copy follows; else the values that other ranks have
+  /// updated come later, and the store is told that values change.
   /// Throws (through the stream, before anything is updated): Error(internal) naming the run's
   /// `step` when the norm is not finite.
   void step(double lr, std::int64_t step, runtime::ConstTensorView norm,
@@ -54,6 +56,7 @@ class AdamW {
   ParameterStore& store_;
   const std::vector<parallel::ElementRange> updated_;
   const runtime::Tensor first_moments_, second_moments_;
+  const bool updates_all_;  ///< of the store
   std::vector<Stretch> stretches_;
   std::int64_t updates_ = 0;
 };

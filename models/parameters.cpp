@@ -15,6 +15,7 @@ using runtime::DType;
 using runtime::ExitCode;
 using runtime::Stream;
 using runtime::TensorView;
+using runtime::ops::Write;
 
 namespace {
 
@@ -46,7 +47,8 @@ ParameterStore::ParameterStore(parallel::ParameterTable table, DType working_dty
     : table_(std::move(table)),
       working_dtype_(working_dtype),
       values_(storage(table_, DType::float32, "the model's parameters", compute)),
-      gradients_(storage(table_, DType::float32, "the parameters' gradients", compute)) {
+      gradients_(storage(table_, DType::float32, "the parameters' gradients", compute)),
+      written_(table_.parameters().size(), false) {
   if (working_dtype != DType::float32 && working_dtype != DType::bfloat16) {
     fail(ExitCode::config, "activations are float32 or bfloat16, not ", name(working_dtype));
   }
@@ -93,6 +95,28 @@ void ParameterStore::refresh_working_copy(const Stream& stream) {
     runtime::ops::cast(values_, working_, stream);
 }
 
-void ParameterStore::zero_gradients(const Stream& stream) { fill(gradients_, 0, stream); }
+void ParameterStore::drop_gradients() { written_.assign(written_.size(), false); }
+
+Write ParameterStore::next_write(parallel::ElementRange range, const Stream& stream) {
+  std::vector<std::size_t> inside;
+  bool any = false;
+  for (std::size_t i = 0; i < written_.size(); ++i) {
+    if (common(table_.parameters()[i].range, range).elements() == 0) continue;
+    inside.push_back(i);
+    any |= written_[i];
+  }
+  if (any) zero_unwritten(range, stream);
+  for (const std::size_t i : inside) written_[i] = true;
+  return any ? Write::add : Write::overwrite;
+}
+
+void ParameterStore::zero_unwritten(parallel::ElementRange range, const Stream& stream) {
+  for (std::size_t i = 0; i < written_.size(); ++i) {
+    const Parameter& parameter = table_.parameters()[i];
+    if (written_[i] || common(parameter.range, range).elements() == 0) continue;
+    fill(view_of(gradients_, parameter), 0, stream);
+    written_[i] = true;
+  }
+}
 
 }  // namespace longhaul::models

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "parallel/sharding.h"
+#include "runtime/ops/write.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::models {
@@ -15,11 +16,15 @@ runtime::TensorView view_of(const runtime::TensorView& flat, const parallel::Par
 
 /// Owns values and gradients (fp32, flat, in table order) and, when the activations are bfloat16, a
 /// bfloat16 copy of the values that the matmuls read. Everything lives on the compute stream.
+///
+/// A step does not clear its gradients: the first operation that writes one overwrites it, later
+/// ones add. The store knows which of them is enqueued next, parameter by parameter; operations are
+/// enqueued by one thread, on the compute stream.
 class ParameterStore {
  public:
   /// `working_dtype` is the dtype of the activations. Memory: 8 bytes a parameter, 10 with
-  /// bfloat16. Gradients are zero, values uninitialised until initialise() or a checkpoint fills
-  /// them.
+  /// bfloat16. Gradients are zero and none is written yet, values uninitialised until initialise()
+  /// or a checkpoint fills them.
   ParameterStore(parallel::ParameterTable table, runtime::DType working_dtype,
                  const runtime::Stream& compute);
 
@@ -39,13 +44,23 @@ class ParameterStore {
   runtime::TensorView gradient(const std::string& name) const;
   runtime::ConstTensorView working(const std::string& name) const;
 
-  /// Call after writing values other than through initialise() or the optimizer: after loading a
-  /// checkpoint. (What other ranks have updated arrives after the optimizer's own call.)
+  /// Call after writing values without the working copy, as a checkpoint's arrive.
   void values_changed() { stale_ = true; }
   /// Casts the working copy when values have changed since; the model does this once a pass.
   void refresh_working_copy(const runtime::Stream& stream);
+  /// bfloat16, flat, in table order; without data when the activations are float32. Whoever writes
+  /// values may keep it current instead of calling values_changed().
+  runtime::TensorView working_copy() const { return working_.view(); }
 
-  void zero_gradients(const runtime::Stream& stream);
+  /// Begins a step: no gradient is written yet, and until it is, it holds the last step's.
+  void drop_gradients();
+  /// How the operation that is enqueued now writes the gradients of `range`, which is of whole
+  /// parameters: it overwrites when none of them is written since drop_gradients(). Else it adds,
+  /// and those that are not become zeros before it.
+  [[nodiscard]] runtime::ops::Write next_write(parallel::ElementRange range,
+                                               const runtime::Stream& stream);
+  /// The gradients of `range` that are not written since drop_gradients() become zeros.
+  void zero_unwritten(parallel::ElementRange range, const runtime::Stream& stream);
 
   /// What a checkpoint holds of the model: every value under its parameter's name.
   parallel::FlatState state() const { return {"", values_, {{0, table_.elements()}}}; }
@@ -56,6 +71,7 @@ class ParameterStore {
   runtime::Tensor values_, gradients_;
   runtime::Tensor working_;  // empty when the activations are float32
   bool stale_ = true;
+  std::vector<bool> written_;  // whether each parameter's gradient is, in this step
 };
 
 }  // namespace longhaul::models

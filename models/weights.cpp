@@ -1,30 +1,41 @@
 #include "models/weights.h"
 
 #include "runtime/error.h"
+#include "runtime/ops/matmul.h"
 
 namespace longhaul::models {
 
-void Weights::check(const std::string& name) const {
-  const int group = store_.table().find(name).group;
-  LONGHAUL_CHECK(group == group_, "parameter '", name, "' is of group ", group, "; group ", group_,
-                 " was fetched");
+using runtime::ConstTensorView;
+using runtime::Stream;
+using runtime::TensorView;
+
+void Weight::add_product(ConstTensorView a, ConstTensorView b, const Stream& stream) const {
+  runtime::ops::matmul(a, b, gradient_, store_.next_write(range_, stream), stream);
+}
+
+TensorView Weight::gradient(const Stream& stream) const {
+  store_.zero_unwritten(range_, stream);
+  return gradient_;
+}
+
+parallel::ElementRange Weights::range_of(const std::string& name) const {
+  const parallel::Parameter& parameter = store_.table().find(name);
+  LONGHAUL_CHECK(parameter.group == group_, "parameter '", name, "' is of group ", parameter.group,
+                 "; group ", group_, " was fetched");
+  return parameter.range;
 }
 
 Weight Weights::value(const std::string& name) const {
-  check(name);
-  return {store_.value(name), store_.gradient(name)};
+  return {store_.value(name), store_.gradient(name), store_, range_of(name)};
 }
 
 Weight Weights::working(const std::string& name) const {
-  check(name);
-  return {store_.working(name), store_.gradient(name)};
+  return {store_.working(name), store_.gradient(name), store_, range_of(name)};
 }
 
 Weight Weights::working(const std::string& first, const std::string& last) const {
-  check(first);
-  check(last);
   const parallel::ParameterTable& table = store_.table();
-  const parallel::ElementRange range{table.find(first).range.begin, table.find(last).range.end};
+  const parallel::ElementRange range{range_of(first).begin, range_of(last).end};
   const std::int64_t columns = table.find(first).sizes.back();
   LONGHAUL_CHECK(range.elements() > 0, "parameter '", last, "' does not follow '", first, "'");
   for (const parallel::Parameter& parameter : table.parameters()) {
@@ -36,7 +47,7 @@ Weight Weights::working(const std::string& first, const std::string& last) const
   const auto matrix = [&](const auto& flat) {
     return flat.slice(0, range.begin, range.end).reshape({range.elements() / columns, columns});
   };
-  return {matrix(store_.working()), matrix(store_.gradients())};
+  return {matrix(store_.working()), matrix(store_.gradients()), store_, range};
 }
 
 }  // namespace longhaul::models

@@ -8,17 +8,34 @@
 
 namespace longhaul::models {
 
-/// A parameter as an op reads it, and its fp32 gradient, to which ops add.
-struct Weight {
-  runtime::ConstTensorView value;
-  runtime::TensorView gradient;
+/// A parameter as an op reads it, and the way to its fp32 gradient. Borrows the store.
+class Weight {
+ public:
+  /// `range`: what it is of the store.
+  Weight(runtime::ConstTensorView as_read, runtime::TensorView gradient, ParameterStore& store,
+         parallel::ElementRange range)
+      : value(as_read), gradient_(gradient), store_(store), range_(range) {}
+
+  const runtime::ConstTensorView value;
+
+  /// Adds the product a b to the gradient [m,n]: a[m,k], b[k,n] as matmul() takes them. The first
+  /// of a step is written over what the gradient held.
+  void add_product(runtime::ConstTensorView a, runtime::ConstTensorView b,
+                   const runtime::Stream& stream) const;
+  /// The gradient, for an op that adds to it: the first of a step finds zeros.
+  [[nodiscard]] runtime::TensorView gradient(const runtime::Stream& stream) const;
+
+ private:
+  const runtime::TensorView gradient_;
+  ParameterStore& store_;
+  const parallel::ElementRange range_;
 };
 
 /// The parameters of a group, at hand while this lives. What is enqueued meanwhile may use them.
 /// Borrows the store.
 class Weights {
  public:
-  Weights(const ParameterStore& store, int group) : store_(store), group_(group) {}
+  Weights(ParameterStore& store, int group) : store_(store), group_(group) {}
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
@@ -31,9 +48,10 @@ class Weights {
   Weight working(const std::string& first, const std::string& last) const;
 
  private:
-  void check(const std::string& name) const;
+  /// Where it lies in the store; throws when it is of another group.
+  parallel::ElementRange range_of(const std::string& name) const;
 
-  const ParameterStore& store_;
+  ParameterStore& store_;
   const int group_;
 };
 

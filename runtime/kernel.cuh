@@ -63,11 +63,17 @@ void with_count(bool packed, const Body& body) {
   body(Count<1>());
 }
 
-template <class T>
-struct alignas(16) Sixteen {
-  static constexpr int kElements = 16 / static_cast<int>(sizeof(T));
-  T at[kElements];
+/// N elements of one access, of at most 16 bytes.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Access {
+  static constexpr int kElements = N;
+  T at[N];
 };
+template <class T>
+using Sixteen = Access<T, 16 / static_cast<int>(sizeof(T))>;
+/// The widest access that takes a part of N elements.
+template <class T, int N>
+using WidestAccess = Access<T, std::min(N, Sixteen<T>::kElements)>;
 
 /// values <- N elements at `from`, which is aligned to 16 bytes unless N is 1.
 template <int N, class T>
@@ -75,13 +81,13 @@ __device__ inline void load(const T* from, float (&values)[N]) {
   if constexpr (N == 1) {
     values[0] = load_float(*from);
   } else {
-    using Part = Sixteen<T>;
+    using Part = WidestAccess<T, N>;
 #pragma unroll
     for (int part = 0; part < N / Part::kElements; ++part) {
-      const Part sixteen = reinterpret_cast<const Part*>(from)[part];
+      const Part access = reinterpret_cast<const Part*>(from)[part];
 #pragma unroll
       for (int i = 0; i < Part::kElements; ++i)
-        values[part * Part::kElements + i] = load_float(sixteen.at[i]);
+        values[part * Part::kElements + i] = load_float(access.at[i]);
     }
   }
 }
@@ -90,26 +96,27 @@ __device__ inline void store(const float (&values)[N], T* to) {
   if constexpr (N == 1) {
     store_float(values[0], *to);
   } else {
-    using Part = Sixteen<T>;
+    using Part = WidestAccess<T, N>;
 #pragma unroll
     for (int part = 0; part < N / Part::kElements; ++part) {
-      Part sixteen;
+      Part access;
 #pragma unroll
       for (int i = 0; i < Part::kElements; ++i)
-        store_float(values[part * Part::kElements + i], sixteen.at[i]);
-      reinterpret_cast<Part*>(to)[part] = sixteen;
+        store_float(values[part * Part::kElements + i], access.at[i]);
+      reinterpret_cast<Part*>(to)[part] = access;
     }
   }
 }
 
-/// Calls body(first element, Count<N>()) for this thread's elements of [0, n), all blocks together.
-template <class Body>
+/// Calls body(first element, Count<N>()) for this thread's elements of [0, n), all blocks together;
+/// N is kAtATime where elements are `packed`, and 1.
+template <int kAtATime = kPack, class Body>
 __device__ inline void for_each_pack(std::int64_t n, bool packed, const Body& body) {
   const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  const std::int64_t whole = packed ? n / kPack : 0;
-  for (std::int64_t i = thread; i < whole; i += step) body(i * kPack, Count<kPack>());
-  for (std::int64_t i = whole * kPack + thread; i < n; i += step) body(i, Count<1>());
+  const std::int64_t whole = packed ? n / kAtATime : 0;
+  for (std::int64_t i = thread; i < whole; i += step) body(i * kAtATime, Count<kAtATime>());
+  for (std::int64_t i = whole * kAtATime + thread; i < n; i += step) body(i, Count<1>());
 }
 /// Blocks for a kernel of for_each_pack().
 inline std::int64_t blocks_for_packs(std::int64_t n, bool packed) {

@@ -6,19 +6,23 @@
 namespace longhaul::runtime::ops {
 
 void adamw(const AdamWFactors& factors, ConstTensorView gradient, ConstTensorView gradient_factor,
-           TensorView value, TensorView first_moment, TensorView second_moment,
-           const Stream& stream) {
+           const AdamWState& state, const Stream& stream) {
   LONGHAUL_CHECK(factors.step >= 1, "adamw: step is ", factors.step, "; expected at least 1");
-  const std::int64_t n = value.elements();
-  detail::require_shape("adamw", "value", value, {n});
-  detail::require_shape("adamw", "gradient", gradient, {n});
-  detail::require_shape("adamw", "first_moment", first_moment, {n});
-  detail::require_shape("adamw", "second_moment", second_moment, {n});
-  detail::require_shape("adamw", "gradient_factor", gradient_factor, {1});
+  const std::int64_t n = state.value.elements();
+  const auto require = [&](const char* what, const ConstTensorView& view, std::int64_t size,
+                           DType dtype) {
+    detail::require_shape("adamw", what, view, {size});
+    detail::require_dtype("adamw", what, view, {dtype});
+  };
+  require("value", state.value, n, DType::float32);
+  require("gradient", gradient, n, DType::float32);
+  require("first_moment", state.first_moment, n, DType::float32);
+  require("second_moment", state.second_moment, n, DType::float32);
+  require("gradient_factor", gradient_factor, 1, DType::float64);
+  if (state.rounded.data() != nullptr) require("rounded", state.rounded, n, DType::bfloat16);
   if (detail::on_cuda(stream))
-    return detail::cuda_adamw(factors, gradient, gradient_factor, value, first_moment,
-                              second_moment, stream);
-  detail::cpu_adamw(factors, gradient, gradient_factor, value, first_moment, second_moment, stream);
+    return detail::cuda_adamw(factors, gradient, gradient_factor, state, stream);
+  detail::cpu_adamw(factors, gradient, gradient_factor, state, stream);
 }
 
 }  // namespace longhaul::runtime::ops

@@ -13,13 +13,20 @@ struct AdamWFactors {
   std::int64_t step = 1;    ///< from 1: corrects the moments' bias
 };
 
+/// What an update changes: [n] each.
+struct AdamWState {
+  TensorView value, first_moment, second_moment;  ///< fp32
+  /// When it has data: bfloat16 <- the new value, rounded as cast() rounds. What it held is not
+  /// read.
+  TensorView rounded = {};
+};
+
 /// g = gradient * gradient_factor; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
 /// value = value (1 - lr wd) - lr (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps).
-/// Shapes: all [n] fp32, contiguous; gradient_factor[1] float64 is read on the stream (gradient
-/// clipping: clip_factor()). Where it is not finite, nothing is touched. Source: Loshchilov and
-/// Hutter 2019 (AdamW).
+/// Shapes: gradient[n] fp32, contiguous as the state is; gradient_factor[1] float64 is read on the
+/// stream (gradient clipping: clip_factor()). Where it is not finite, nothing is touched. Aliasing:
+/// none. Throws: Error on a shape or dtype mismatch. Source: Loshchilov and Hutter 2019 (AdamW).
 void adamw(const AdamWFactors& factors, ConstTensorView gradient, ConstTensorView gradient_factor,
-           TensorView value, TensorView first_moment, TensorView second_moment,
-           const Stream& stream);
+           const AdamWState& state, const Stream& stream);
 
 }  // namespace longhaul::runtime::ops

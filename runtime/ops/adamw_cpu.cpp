@@ -13,12 +13,12 @@ constexpr std::int64_t kChunk = 16384;
 }  // namespace
 
 void cpu_adamw(const AdamWFactors& factors, ConstTensorView gradient,
-               ConstTensorView gradient_factor, TensorView value, TensorView first_moment,
-               TensorView second_moment, const Stream& stream) {
-  const std::int64_t n = value.elements();
+               ConstTensorView gradient_factor, const AdamWState& state, const Stream& stream) {
+  const std::int64_t n = state.value.elements();
+  BFloat16* rounded = state.rounded.data() == nullptr ? nullptr : state.rounded.as<BFloat16>();
   stream.cpu_task([=, g = gradient.as<float>(), factor = gradient_factor.as<double>(),
-                   w = value.as<float>(), m = first_moment.as<float>(),
-                   v = second_moment.as<float>()] {
+                   w = state.value.as<float>(), m = state.first_moment.as<float>(),
+                   v = state.second_moment.as<float>()] {
     if (!std::isfinite(*factor)) return;
     const AdamWUpdate update(factors);
     const auto slope_factor = static_cast<float>(*factor);
@@ -28,6 +28,9 @@ void cpu_adamw(const AdamWFactors& factors, ConstTensorView gradient,
 #pragma omp simd
       for (std::int64_t i = begin; i < end; ++i)
         update.apply(g[i] * slope_factor, w[i], m[i], v[i]);
+      if (rounded == nullptr) continue;
+#pragma omp simd
+      for (std::int64_t i = begin; i < end; ++i) rounded[i] = BFloat16(w[i]);
     }
   });
 }

@@ -19,11 +19,9 @@
 namespace longhaul::runtime::ops::detail {
 
 void cpu_adamw(const AdamWFactors& factors, ConstTensorView gradient,
-               ConstTensorView gradient_factor, TensorView value, TensorView first_moment,
-               TensorView second_moment, const Stream& stream);
+               ConstTensorView gradient_factor, const AdamWState& state, const Stream& stream);
 void cuda_adamw(const AdamWFactors& factors, ConstTensorView gradient,
-                ConstTensorView gradient_factor, TensorView value, TensorView first_moment,
-                TensorView second_moment, const Stream& stream);
+                ConstTensorView gradient_factor, const AdamWState& state, const Stream& stream);
 
 /// `dlogits` lies in the logits' memory, row by row.
 void cpu_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,

@@ -11,8 +11,8 @@ namespace {
 
 }  // namespace
 
-void cuda_adamw(const AdamWFactors&, ConstTensorView, ConstTensorView, TensorView, TensorView,
-                TensorView, const Stream& stream) {
+void cuda_adamw(const AdamWFactors&, ConstTensorView, ConstTensorView, const AdamWState&,
+                const Stream& stream) {
   no_cuda("adamw", stream);
 }
 void cuda_cross_entropy_backward(ConstTensorView, const Labels&, double, TensorView, TensorView,

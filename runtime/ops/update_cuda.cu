@@ -1,6 +1,7 @@
 // The gradient's norm, AdamW and random numbers on CUDA.
 
 #include <cfloat>
+#include <limits>
 
 #include "runtime/kernel.cuh"
 #include "runtime/ops/checks.h"
@@ -55,14 +56,18 @@ struct AdamWMemory {
   const float* gradient;
   const double* factor;
   float *value, *first, *second;
+  BFloat16* rounded;  // null: there is none
 };
 
-__global__ void __launch_bounds__(kThreads)
+/// Four elements a thread, so that a warp reads and writes whole lines in each access.
+constexpr int kAdamWPack = 4;
+
+__global__ void __launch_bounds__(kThreads, 6)
     adamw_kernel(const AdamWMemory at, const AdamWUpdate update, std::int64_t n, bool packed) {
   const double factor = *at.factor;
   if (!(fabs(factor) <= DBL_MAX)) return;
   const auto slope_factor = static_cast<float>(factor);
-  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
+  for_each_pack<kAdamWPack>(n, packed, [&](std::int64_t i, auto count) {
     float slopes[count()], values[count()], first[count()], second[count()];
     load(at.gradient + i, slopes);
     load(at.value + i, values);
@@ -74,6 +79,7 @@ __global__ void __launch_bounds__(kThreads)
     store(values, at.value + i);
     store(first, at.first + i);
     store(second, at.second + i);
+    if (at.rounded != nullptr) store(values, at.rounded + i);
   });
 }
 
@@ -117,15 +123,22 @@ void cuda_clip_factor(ConstTensorView norm, double max_norm, std::int64_t, Tenso
 }
 
 void cuda_adamw(const AdamWFactors& factors, ConstTensorView gradient,
-                ConstTensorView gradient_factor, TensorView value, TensorView first_moment,
-                TensorView second_moment, const Stream& stream) {
-  const std::int64_t n = value.elements();
+                ConstTensorView gradient_factor, const AdamWState& state, const Stream& stream) {
+  const std::int64_t n = state.value.elements();
   if (n == 0) return;
-  const AdamWMemory at{gradient.as<float>(), gradient_factor.as<double>(), value.as<float>(),
-                       first_moment.as<float>(), second_moment.as<float>()};
-  const bool packed = aligned(at.gradient, at.value, at.first, at.second);
-  launch(adamw_kernel, blocks_for_packs(n, packed), kThreads, stream, at, AdamWUpdate(factors), n,
-         packed);
+  const AdamWMemory at{gradient.as<float>(),
+                       gradient_factor.as<double>(),
+                       state.value.as<float>(),
+                       state.first_moment.as<float>(),
+                       state.second_moment.as<float>(),
+                       state.rounded.data() == nullptr ? nullptr : state.rounded.as<BFloat16>()};
+  const bool packed = aligned(at.gradient, at.value, at.first, at.second, at.rounded);
+  // As many blocks as there is work: those that run at a time lie side by side in memory, and the
+  // last ones leave no multiprocessor idle for long. A grid may have 2^31 - 1.
+  const std::int64_t each = packed ? kThreads * kAdamWPack : kThreads;
+  const std::int64_t blocks =
+      std::min<std::int64_t>((n + each - 1) / each, std::numeric_limits<std::int32_t>::max());
+  launch(adamw_kernel, blocks, kThreads, stream, at, AdamWUpdate(factors), n, packed);
 }
 
 void cuda_fill_normal(TensorView values, double mean, double stddev, RandomKey key,

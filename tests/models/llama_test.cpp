@@ -207,9 +207,35 @@ TEST(Llama, TwoMicroBatchesEqualOneBatchOfBoth) {
     const Tensor b = rig.forward_backward(rig.use(part(8, 21)), {1.0 / 19, {}});
     EXPECT_NEAR(read(a, rig.stream)[0] + read(b, rig.stream)[0], loss, kLossBound * loss);
     expect_gradients(rig.gradients(), expected, kLossBound);
-    rig.store.zero_gradients(rig.stream);
-    for (const double value : read(rig.store.gradients(), rig.stream)) EXPECT_EQ(value, 0);
   });
+}
+
+TEST_P(Tying, AStepOverwritesTheGradientsOfTheOneBefore) {
+  const LlamaConfig config = small_config(GetParam());
+  const OracleBatch before = document_batch(config, {8, 13}, 11),
+                    first = document_batch(config, {5, 1, 6}, 3),
+                    second = document_batch(config, {17}, 5);
+  const ModelOptions options{.head_chunk_rows = 5};
+  for (const bool together : {false, true}) {
+    const auto step = [&](Rig& rig) {
+      const Batch batches[] = {rig.use(first), rig.use(second)};
+      if (together) {
+        EXPECT_EQ(rig.model.forward_backward(rig.resources, batches, {0.1, {}}).size(), 2u);
+      } else {
+        for (const Batch& batch : batches)
+          EXPECT_FALSE(rig.forward_backward(batch, {0.1, {}}).empty());
+      }
+      return read_bytes(rig.store.gradients(), rig.stream);
+    };
+    std::vector<std::byte> fresh;
+    with_rigs(1, config, options, [&](Rig& rig) { fresh = step(rig); });
+    with_rigs(1, config, options, [&](Rig& rig) {
+      const Tensor loss = rig.forward_backward(rig.use(before), {1, {}});
+      rig.store.drop_gradients();
+      EXPECT_EQ(step(rig), fresh) << (together ? "together" : "one after the other");
+      EXPECT_NE(step(rig), fresh) << "passes of the same step add";
+    });
+  }
 }
 
 TEST(Llama, GradientGroupsCompleteInReverseAndCoverEverything) {
@@ -272,8 +298,8 @@ void expect_same_over_ranks(const LlamaConfig& config, const OracleBatch& batch)
   }
 }
 
-TEST(Llama, RanksGiveTheSameLossAndGradients) {
-  const LlamaConfig config = small_config();
+TEST_P(Tying, RanksGiveTheSameLossAndGradients) {
+  const LlamaConfig config = small_config(GetParam());
   expect_same_over_ranks(config, document_batch(config, {3, 1, 20, 9}, 13));
 }
 

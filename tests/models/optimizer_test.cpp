@@ -85,6 +85,51 @@ TEST(Optimizer, RefusesANormThatIsNotFinite) {
     ASSERT_EQ(static_cast<double>(values[i]), before[i]);
 }
 
+/// The store's working copy is its values, rounded to 8 significant bits, ties to even.
+void expect_rounded_copy(const ParameterStore& store, const Stream& stream, const char* when) {
+  const auto copy = read(store.working_copy(), stream), values = read(store.values(), stream);
+  ASSERT_EQ(copy.size(), values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    int exponent = 0;
+    const double fraction = std::frexp(values[i], &exponent);
+    ASSERT_EQ(copy[i], std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8))
+        << when << ", element " << i;
+  }
+}
+
+TEST(Optimizer, TheWorkingCopyFollowsTheUpdate) {
+  const Stream stream = Stream::cpu("one", 2);
+  const auto random = [&](std::int64_t elements, unsigned seed) {
+    return make_tensor(random_values(elements, seed), {elements}, DType::float32, stream);
+  };
+  for (const bool all : {true, false}) {
+    ParameterStore store(llama(small_config(), {}).table(), DType::bfloat16, stream);
+    const auto elements = store.table().elements(), cut = all ? elements : elements / 3;
+    AdamW optimizer({}, store, {{0, cut}}, stream);
+    const auto step = [&](unsigned number) {
+      copy(random(elements, number), store.gradients(), stream);
+      optimizer.step(0.1, number, norm_of_gradients(store, stream), stream);
+    };
+    store.initialise(1, stream);
+    step(1);  // before the copy has ever been made
+    store.refresh_working_copy(stream);
+    expect_rounded_copy(store, stream, "where the copy was never made");
+    step(2);
+    if (all) {
+      expect_rounded_copy(store, stream, "by the update alone");
+    } else {  // as another rank's values arrive
+      copy(random(elements - cut, 7), store.values().slice(0, cut, elements), stream);
+    }
+    store.refresh_working_copy(stream);
+    expect_rounded_copy(store, stream, "after an update");
+    copy(random(elements, 8), store.values(), stream);  // as a checkpoint's
+    store.values_changed();
+    step(3);
+    store.refresh_working_copy(stream);
+    expect_rounded_copy(store, stream, "after values and an update");
+  }
+}
+
 TEST(Schedule, WarmsUpThenFollowsACosine) {
   const LearningRateSchedule schedule{1e-3, 10, 110, 0.1};
   EXPECT_DOUBLE_EQ(learning_rate(schedule, 1), 1e-4);
@@ -108,7 +153,7 @@ TEST(Optimizer, AModelLearnsARepeatedSequence) {
     const Batch mine = rig.use(batch);
     double first = 0, last = 0;
     for (int step = 1; step <= 150; ++step) {
-      rig.store.zero_gradients(rig.stream);
+      rig.store.drop_gradients();
       const Tensor loss = rig.forward_backward(mine, {1.0 / 29, {}});
       optimizer.step(1e-2, step, norm_of_gradients(rig.store, rig.stream), rig.stream);
       last = read(loss, rig.stream)[0] / 29;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -94,7 +95,7 @@ TEST(Weights, NeighboursAreOneMatrix) {
     // By hand: q has 16 rows, k and v have 8, of 10 each.
     EXPECT_EQ(all.value.size(0), 32);
     EXPECT_EQ(all.value.size(1), 10);
-    fill(all.gradient, 3, stream);
+    fill(all.gradient(stream), 3, stream);
     std::vector<double> rows;
     for (const char* name : {"q_proj.weight", "k_proj.weight", "v_proj.weight"}) {
       const auto of_one = read(store.working(prefix + name), stream);
@@ -109,6 +110,48 @@ TEST(Weights, NeighboursAreOneMatrix) {
     EXPECT_THROW(weights.working(prefix + "v_proj.weight", prefix + "q_proj.weight"), Error);
     EXPECT_THROW(
         weights.working("model.layers.0.self_attn.q_proj.weight", prefix + "v_proj.weight"), Error);
+  }
+}
+
+TEST(ParameterStore, TheFirstWriteOfAStepOverwrites) {
+  using runtime::ops::Write;
+  const Stream stream = Stream::cpu("one");
+  ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
+  const auto range_of = [&](const char* name) { return store.table().find(name).range; };
+  const parallel::ElementRange norm = range_of("model.layers.0.input_layernorm.weight"),
+                               query = range_of("model.layers.0.self_attn.q_proj.weight"),
+                               key = range_of("model.layers.0.self_attn.k_proj.weight"),
+                               gate = range_of("model.layers.0.mlp.gate_proj.weight"),
+                               up = range_of("model.layers.0.mlp.up_proj.weight"),
+                               group = store.table().group_range(1),
+                               head = range_of("lm_head.weight");
+  for (int step = 0; step < 2; ++step) {
+    store.drop_gradients();
+    fill(store.gradients(), 3, stream);  // the last step's
+    for (const parallel::ElementRange& range : {norm, query, {gate.begin, up.end}}) {
+      EXPECT_EQ(store.next_write(range, stream), Write::overwrite) << range.begin;
+      EXPECT_EQ(store.next_write(range, stream), Write::add) << range.begin;
+    }
+    EXPECT_EQ(store.next_write(gate, stream), Write::add);
+    EXPECT_EQ(store.next_write(up, stream), Write::add);
+    const auto expect_zeros = [&](const parallel::ElementRange& zeros,
+                                  const std::vector<parallel::ElementRange>& but) {
+      std::vector<double> expected(static_cast<std::size_t>(store.table().elements()), 3);
+      const auto set = [&](const parallel::ElementRange& range, double value) {
+        std::fill(expected.begin() + range.begin, expected.begin() + range.end, value);
+      };
+      set(zeros, 0);
+      for (const parallel::ElementRange& range : but) set(range, 3);
+      EXPECT_EQ(read(store.gradients(), stream), expected);
+    };
+    expect_zeros({0, 0}, {});
+    EXPECT_EQ(store.next_write({query.begin, key.end}, stream), Write::add) << "half is written";
+    expect_zeros(key, {});
+    store.zero_unwritten(group, stream);
+    expect_zeros(group, {norm, query, gate, up});
+    EXPECT_EQ(store.next_write(group, stream), Write::add);
+    expect_zeros(group, {norm, query, gate, up});
+    EXPECT_EQ(store.next_write(head, stream), Write::overwrite);
   }
 }
 

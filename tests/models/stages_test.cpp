@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
 
+#include "models/llama.h"
 #include "models/weights.h"
 #include "runtime/error.h"
+#include "tests/support/host_tensors.h"
 #include "tests/support/model_rig.h"
 
 namespace longhaul::models {
@@ -80,10 +83,36 @@ TEST(Weights, AreThoseOfTheFetchedGroup) {
     const Weights weights(rig.store, 1);
     const std::string norm = "model.layers.0.input_layernorm.weight";
     EXPECT_EQ(weights.value(norm).value.data(), rig.store.value(norm).data());
-    EXPECT_EQ(weights.value(norm).gradient.data(), rig.store.gradient(norm).data());
+    EXPECT_EQ(weights.value(norm).gradient(rig.stream).data(), rig.store.gradient(norm).data());
     EXPECT_THROW(weights.working("model.layers.1.mlp.up_proj.weight"), runtime::Error);
     EXPECT_THROW(weights.value("model.norm.weight"), runtime::Error);
   });
+}
+
+TEST(Weights, GradientsAreOverwrittenOnceThenAddedTo) {
+  using runtime::DType;
+  const runtime::Stream stream = runtime::Stream::cpu("one");
+  ParameterStore store(llama(test::small_config(), {}).table(), DType::float32, stream);
+  const Weights weights(store, 1);
+  const Weight up = weights.value("model.layers.0.mlp.up_proj.weight"),  // [13,10]
+      norm = weights.value("model.layers.0.input_layernorm.weight");
+  for (int step = 0; step < 2; ++step) {
+    store.drop_gradients();
+    fill(store.gradients(), std::nan(""), stream);
+    for (int product = 0; product < 3; ++product) {  // of 0, 1 and 2 rows of ones
+      const runtime::Tensor a({13, product}, DType::float32, stream),
+          b({product, 10}, DType::float32, stream);
+      fill(a, 1, stream);
+      fill(b, 1, stream);
+      up.add_product(a, b, stream);
+    }
+    for (const double value :
+         test::read(store.gradient("model.layers.0.mlp.up_proj.weight"), stream))
+      ASSERT_EQ(value, 3);
+    for (const double value : test::read(norm.gradient(stream), stream)) ASSERT_EQ(value, 0);
+    fill(norm.gradient(stream), 5, stream);
+    for (const double value : test::read(norm.gradient(stream), stream)) ASSERT_EQ(value, 5);
+  }
 }
 
 }  // namespace

@@ -261,6 +261,17 @@ TEST(CrossEntropy, NamesALabelOutsideTheVocabulary) {
   }
 }
 
+/// The nearest values with 8 significant bits, ties to even.
+Values to_bfloat16(const Values& values) {
+  Values rounded;
+  for (const double value : values) {
+    int exponent = 0;
+    const double fraction = std::frexp(value, &exponent);
+    rounded.push_back(std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8));
+  }
+  return rounded;
+}
+
 TEST(AdamWOp, MatchesTheDefinitionOverSteps) {
   const std::int64_t n = 40001;
   const AdamWFactors base{1e-2, 0.9, 0.95, 1e-8, 0.1, 1};
@@ -272,13 +283,14 @@ TEST(AdamWOp, MatchesTheDefinitionOverSteps) {
     const Tensor w = make_tensor(start, {n}, DType::float32, stream),
                  factor = make_tensor({0.5}, {1}, DType::float64, stream);
     const Tensor m = make_tensor(Values(at(n)), {n}, DType::float32, stream),
-                 v = make_tensor(Values(at(n)), {n}, DType::float32, stream);
+                 v = make_tensor(Values(at(n)), {n}, DType::float32, stream),
+                 copy({n}, DType::bfloat16, stream);
     for (int step = 1; step <= 3; ++step) {
       AdamWFactors factors = base;
       factors.step = step;
       const Values gradient = random_values(n, static_cast<unsigned>(10 + step));
       const Tensor g = make_tensor(gradient, {n}, DType::float32, stream);
-      adamw(factors, g, factor, w, m, v, stream);
+      adamw(factors, g, factor, {w, m, v, copy}, stream);
       for (std::size_t i = 0; i < value.size() && stream.threads() == 1; ++i) {
         const double slope = gradient[i] * 0.5;
         first[i] = 0.9 * first[i] + 0.1 * slope;
@@ -291,6 +303,7 @@ TEST(AdamWOp, MatchesTheDefinitionOverSteps) {
     EXPECT_LE(relative_error(read(w, stream), value), kFloatBound);
     EXPECT_LE(relative_error(read(m, stream), first), kFloatBound);
     EXPECT_LE(relative_error(read(v, stream), second), kFloatBound);
+    EXPECT_EQ(read(copy, stream), to_bfloat16(read(w, stream)));
     bytes[stream.threads() - 1] = read_bytes(w, stream);
   }
   EXPECT_EQ(bytes[0], bytes[1]);
@@ -307,11 +320,32 @@ TEST(AdamWOp, AFactorThatIsNotFiniteUpdatesNothing) {
                  w = make_tensor(start[0], {n}, DType::float32, stream),
                  m = make_tensor(start[1], {n}, DType::float32, stream),
                  v = make_tensor(start[2], {n}, DType::float32, stream);
-    adamw({1e-2, 0.9, 0.95, 1e-8, 0.1, 1}, g, factor, w, m, v, stream);
+    const Tensor copy = make_tensor(Values(at(n), 7), {n}, DType::bfloat16, stream);
+    adamw({1e-2, 0.9, 0.95, 1e-8, 0.1, 1}, g, factor, {w, m, v, copy}, stream);
+    EXPECT_EQ(read(copy, stream), Values(at(n), 7));
     EXPECT_EQ(read(w, stream), start[0]);
     EXPECT_EQ(read(m, stream), start[1]);
     EXPECT_EQ(read(v, stream), start[2]);
   }
+}
+
+TEST(AdamWOp, RefusesTensorsThatDoNotFit) {
+  const Stream stream = Stream::cpu("ops");
+  const auto zeros = [&](std::int64_t n, DType dtype = DType::float32) {
+    return make_tensor(Values(at(n)), {n}, dtype, stream);
+  };
+  const Tensor f = zeros(1, DType::float64), a = zeros(7), b = zeros(7), c = zeros(7), d = zeros(7),
+               other = zeros(8), narrow = zeros(7, DType::bfloat16),
+               other_narrow = zeros(8, DType::bfloat16);
+  const AdamWFactors factors;
+  EXPECT_NO_THROW(adamw(factors, a, f, {b, c, d, narrow}, stream));
+  EXPECT_THROW(adamw(factors, other, f, {b, c, d}, stream), Error);
+  EXPECT_THROW(adamw(factors, narrow, f, {b, c, d}, stream), Error);
+  EXPECT_THROW(adamw(factors, a, f, {b, other, d}, stream), Error);
+  EXPECT_THROW(adamw(factors, a, f, {b, c, narrow}, stream), Error);
+  EXPECT_THROW(adamw(factors, a, f, {b, c, d, other_narrow}, stream), Error);
+  EXPECT_THROW(adamw(factors, a, f, {b, c, d, other}, stream), Error);
+  EXPECT_THROW(adamw(factors, a, a, {b, c, d}, stream), Error);
 }
 
 TEST(GradientNorm, IsThreadIndependentAndAccurate) {

@@ -1,5 +1,7 @@
 #include "tests/support/model_rig.h"
 
+#include <limits>
+
 #include "runtime/comm/loopback.h"
 #include "tests/support/host_tensors.h"
 
@@ -62,6 +64,8 @@ Rig::Rig(const LlamaConfig& config, const models::ModelOptions& options,
       store(model.table(), config.dtype, stream),
       attention({}, std::move(communicator), stream),
       resources{store, attention, stream} {
+  // What no pass has written must not count.
+  fill(store.gradients(), std::numeric_limits<double>::quiet_NaN(), stream);
   set_parameters();
 }
 

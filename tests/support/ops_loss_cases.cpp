@@ -250,19 +250,30 @@ void clip_factor(const Stream& stream) {
 }
 
 void adamw(const Stream& stream) {
-  for (const auto& [n, offset] : std::vector<std::array<std::int64_t, 2>>{
-           {0, 0}, {1, 0}, {7, 0}, {127, 0}, {1000, 1}, {5003, 0}}) {
-    SCOPED_TRACE(concat(n, " offset ", offset));
+  // Alike, but where the copy is not aligned.
+  for (const auto& [n, offset, copy_offset] :
+       std::vector<std::array<std::int64_t, 3>>{{0, 0, 0},
+                                                {1, 0, 0},
+                                                {4, 0, 0},
+                                                {7, 0, 0},
+                                                {127, 0, 0},
+                                                {1000, 1, 1},
+                                                {1000, 0, 1},
+                                                {5003, 0, 0}}) {
+    SCOPED_TRACE(concat(n, " offset ", offset, " of the copy ", copy_offset));
     const Values start = random_values(n, 1);
     Values value = start, first(at(n)), second(at(n));
     const Placed w = put(start, {n}, DType::float32, stream, offset),
                  m = put(first, {n}, DType::float32, stream, offset),
                  v = put(second, {n}, DType::float32, stream, offset),
+                 copy = put_nothing({n}, DType::bfloat16, stream, copy_offset),
                  factor = put({0.5}, {1}, DType::float64, stream);
     for (int step = 1; step <= 3; ++step) {
       const Values gradient = random_values(n, static_cast<unsigned>(10 + step));
       const Placed g = put(gradient, {n}, DType::float32, stream, offset);
-      ops::adamw({1e-2, 0.9, 0.95, 1e-8, 0.1, step}, g, factor, w, m, v, stream);
+      ops::AdamWState state{w, m, v};
+      if (step != 2) state.rounded = copy;  // it takes every value, whatever it held
+      ops::adamw({1e-2, 0.9, 0.95, 1e-8, 0.1, step}, g, factor, state, stream);
       for (std::size_t i = 0; i < value.size(); ++i) {
         const double slope = gradient[i] * 0.5;
         first[i] = 0.9 * first[i] + 0.1 * slope;
@@ -276,15 +287,18 @@ void adamw(const Stream& stream) {
     expect_within(get(m, stream), first, Values(at(n), 1), 4 * kFloat);
     expect_within(get(v, stream), second, second, 16 * kFloat);
     expect_within(get(w, stream), value, Values(at(n), 1), 8 * kFloat);
-    const Values kept[] = {get(w, stream), get(m, stream), get(v, stream)};
+    const Values kept[] = {get(w, stream), get(m, stream), get(v, stream), get(copy, stream)};
+    for (std::size_t i = 0; i < kept[0].size(); ++i)
+      EXPECT_EQ(kept[3][i], rounded(kept[0][i], DType::bfloat16)) << i;
     for (const double bad : {double{NAN}, double{INFINITY}}) {
       const Placed none = put({bad}, {1}, DType::float64, stream),
                    g = put(random_values(n, 20), {n}, DType::float32, stream, offset);
-      ops::adamw({1e-2, 0.9, 0.95, 1e-8, 0.1, 4}, g, none, w, m, v, stream);
+      ops::adamw({1e-2, 0.9, 0.95, 1e-8, 0.1, 4}, g, none, {w, m, v, copy}, stream);
     }
     EXPECT_EQ(kept[0], get(w, stream));
     EXPECT_EQ(kept[1], get(m, stream));
     EXPECT_EQ(kept[2], get(v, stream));
+    EXPECT_EQ(kept[3], get(copy, stream));
   }
 }
 
