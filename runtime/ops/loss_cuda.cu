@@ -37,13 +37,12 @@ constexpr int kTilePacks = 4;  // of a thread, loaded together
 
 /// A block's tile of a row begins at a multiple of this; a pack of N elements is a thread's.
 template <int N>
-__device__ std::int64_t tile_elements() {
-  return static_cast<std::int64_t>(blockDim.x) * (kTilePacks * N);
-}
+constexpr std::int64_t kTileElements = std::int64_t{kThreads} * kTilePacks* N;
+
 /// The first element of this thread's pack of the tile.
 template <int N>
 __device__ std::int64_t pack_begin(std::int64_t tile, int pack) {
-  return tile + (static_cast<std::int64_t>(blockDim.x) * pack + threadIdx.x) * N;
+  return tile + (kThreads * pack + static_cast<int>(threadIdx.x)) * N;
 }
 
 /// This thread's packs of a tile; -inf, which weighs nothing, past the row's end.
@@ -68,7 +67,7 @@ __device__ RowSums row_sums(const float* logits, std::int64_t vocabulary, const 
   // A finite start: e^(-inf - start) is 0, also where a thread sees nothing but -inf.
   float largest = -FLT_MAX;
   double sum = 0;
-  for (std::int64_t tile = 0; tile < vocabulary; tile += tile_elements<N>()) {
+  for (std::int64_t tile = 0; tile < vocabulary; tile += kTileElements<N>) {
     float values[kTilePacks][N];
     load_tile(logits, tile, vocabulary, values);
     float of_tile = -INFINITY;
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     // Read before the barriers of the next row's sums, so before the next write.
     const float factor = gradients[0], at_label = gradients[1];
-    for (std::int64_t tile = 0; tile < labels.vocabulary; tile += tile_elements<N>()) {
+    for (std::int64_t tile = 0; tile < labels.vocabulary; tile += kTileElements<N>) {
       float values[kTilePacks][N];
       load_tile(from, tile, labels.vocabulary, values);
       // Narrower gradients of a tile lie over other threads' logits of this tile or of those
@@ -145,11 +144,8 @@ __global__ void __launch_bounds__(kThreads)
         float(&of_pack)[N] = values[pack];
 #pragma unroll
         for (float& value : of_pack) value = expf(value - sums.maximum) * factor;
-        if (i <= label && label < i + N) {
-#pragma unroll
-          for (int j = 0; j < N; ++j) of_pack[j] = i + j == label ? at_label : of_pack[j];
-        }
         store(of_pack, to + i);
+        if (i <= label && label < i + N) store_float(at_label, to[label]);
       }
     }
   }
@@ -224,7 +220,7 @@ void cuda_cross_entropy_backward(ConstTensorView logits, const Labels& labels, d
   sum_losses(rows, loss_sum, stream, [&](double* losses) {
     with_activation("cross_entropy_backward", dlogits.dtype(), [&]<class T>() {
       with_count(aligned_rows(vocabulary, logits.data()), [&](auto count) {
-        launch(backward_kernel<count(), T>, blocks_for(rows, 1), threads_for(vocabulary), stream,
+        launch(backward_kernel<count(), T>, blocks_for(rows, 1), kThreads, stream,
                logits.as<float>(), rows_of(labels, vocabulary), scale, losses, dlogits.as<T>(),
                dlogits.stride(0));
       });
@@ -237,8 +233,8 @@ void cuda_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
   sum_losses(rows, loss_sum, stream, [&](double* losses) {
     with_count(aligned_rows(vocabulary, logits.data()), [&](auto count) {
-      launch(forward_kernel<count()>, blocks_for(rows, 1), threads_for(vocabulary), stream,
-             logits.as<float>(), rows_of(labels, vocabulary), losses, row_loss.as<float>(),
+      launch(forward_kernel<count()>, blocks_for(rows, 1), kThreads, stream, logits.as<float>(),
+             rows_of(labels, vocabulary), losses, row_loss.as<float>(),
              row_correct.as<std::uint8_t>());
     });
   });
