@@ -2,8 +2,11 @@
 //
 // Host tasks. A driver callback (cudaLaunchHostFunc) will not do: the driver may run the callbacks
 // of all streams on one thread, and a task that waits for another rank would then hold up the task
-// it waits for. So each stream has a thread of its own for its host tasks, and the stream itself
-// waits, by a stream memory operation, until a counter in pinned memory says that the task is over.
+// it waits for. So each stream has a thread of its own for its host tasks. By stream memory
+// operations the stream counts up in pinned memory when it comes to a task, and waits until another
+// counter there says that the task is over. The thread only reads and writes memory: a thread that
+// loads a kernel keeps the driver to itself until all streams are idle, and so until this one's
+// task is over.
 //
 // Errors. Each stream numbers what is enqueued, and remembers the first failure and its number. An
 // event knows how far into which streams it reaches (a vector clock), so it carries exactly the
@@ -126,19 +129,19 @@ class CudaEvent final : public EventImpl {
   cudaEvent_t event_ = nullptr;
 };
 
-/// cuStreamWaitValue32 of the driver, found at run time so that the program also starts without a
-/// driver.
-using WaitValue = CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
-WaitValue find_wait_value() {
+/// cuStreamWaitValue32 and cuStreamWriteValue32 of the driver, found at run time so that the
+/// program also starts without a driver.
+using ValueOperation = CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
+ValueOperation find_value_operation(const char* name) {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found{};
-  LONGHAUL_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuStreamWaitValue32", &function, 12000,
-                                                       cudaEnableDefault, &found));
+  LONGHAUL_CUDA_CHECK(
+      cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found));
   if (found != cudaDriverEntryPointSuccess || function == nullptr) {
-    fail(ExitCode::launch,
-         "the CUDA driver has no cuStreamWaitValue32; install a driver of CUDA 12 or later");
+    fail(ExitCode::launch, "the CUDA driver has no ", name,
+         "; install a driver of CUDA 12 or later");
   }
-  return reinterpret_cast<WaitValue>(function);
+  return reinterpret_cast<ValueOperation>(function);
 }
 
 /// The thread that runs the host tasks of one stream, in order.
@@ -146,17 +149,20 @@ class HostTasks {
  public:
   struct Item {
     std::function<void()> task;
-    std::shared_ptr<CudaEvent> ready;  // the work before the task
-    Sequence sequence = 0;             // its number in the stream
-    std::uint32_t ticket = 0;          // what the counter becomes afterwards
+    Reach before;              // what the stream's order puts before it
+    Sequence sequence = 0;     // its number in the stream
+    std::uint32_t ticket = 0;  // what the counters become, when its turn comes and afterwards
   };
+  static constexpr std::int64_t kCounterBytes = 2 * sizeof(std::uint32_t);
 
-  /// `counter`: 4 bytes of pinned memory.
-  HostTasks(Buffer counter, std::shared_ptr<Failure> failure)
-      : counter_(std::move(counter)),
-        done_(reinterpret_cast<std::uint32_t*>(counter_.data())),
+  /// `counters`: pinned memory.
+  HostTasks(Buffer counters, cudaStream_t stream, std::shared_ptr<Failure> failure)
+      : counters_(std::move(counters)),
+        reached_(reinterpret_cast<std::uint32_t*>(counters_.data())),
+        done_(reached_ + 1),
+        stream_(stream),
         failure_(std::move(failure)) {
-    *done_ = 0;
+    *reached_ = *done_ = 0;
     worker_ = start_thread("host tasks", [this, rank = thread_rank()] { run(rank); });
   }
   ~HostTasks() {
@@ -171,24 +177,48 @@ class HostTasks {
   HostTasks& operator=(const HostTasks&) = delete;
 
   /// Queues the task and makes the stream wait for it.
-  void push(Item item, cudaStream_t stream) {
-    static const WaitValue wait_value = find_wait_value();
-    void* counter = nullptr;
-    LONGHAUL_CUDA_CHECK(cudaHostGetDevicePointer(&counter, done_, 0));
+  void push(Item item) {
+    static const ValueOperation write_value = find_value_operation("cuStreamWriteValue32"),
+                                wait_value = find_value_operation("cuStreamWaitValue32");
+    const auto on_device = [](std::uint32_t* counter) {
+      void* address = nullptr;
+      LONGHAUL_CUDA_CHECK(cudaHostGetDevicePointer(&address, counter, 0));
+      return reinterpret_cast<CUdeviceptr>(address);
+    };
+    const auto check = [](CUresult code, const char* call) {
+      LONGHAUL_CHECK(code == CUDA_SUCCESS, call, " failed with CUresult ", static_cast<int>(code));
+    };
+    const CUdeviceptr reached = on_device(reached_), done = on_device(done_);
     item.ticket = ++tickets_;
     const std::uint32_t ticket = item.ticket;
+    // Behind a fence: what the stream wrote before is there for the task.
+    check(write_value(stream_, reached, ticket, CU_STREAM_WRITE_VALUE_DEFAULT),
+          "cuStreamWriteValue32");
     {
       std::lock_guard lock(mutex_);
       queue_.push_back(std::move(item));
     }
     changed_.notify_one();
-    const CUresult code = wait_value(stream, reinterpret_cast<CUdeviceptr>(counter), ticket,
-                                     CU_STREAM_WAIT_VALUE_GEQ);
-    LONGHAUL_CHECK(code == CUDA_SUCCESS, "cuStreamWaitValue32 failed with CUresult ",
-                   static_cast<int>(code));
+    check(wait_value(stream_, done, ticket, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
   }
 
  private:
+  bool reached(std::uint32_t ticket) const {
+    const std::uint32_t now = std::atomic_ref(*reached_).load(std::memory_order_acquire);
+    return static_cast<std::int32_t>(now - ticket) >= 0;  // counters begin again at 2^32
+  }
+  /// The device's work has no deadline of its own here: whoever waits for the stream has one.
+  void wait_for(std::uint32_t ticket) const {
+    Backoff backoff;
+    while (!reached(ticket)) {
+      // A stream whose device has failed never gets there. Nobody enqueues any more then.
+      if (closing_) {
+        const cudaError_t state = cudaStreamQuery(stream_);
+        if (state != cudaErrorNotReady) LONGHAUL_CUDA_CHECK(state);
+      }
+      backoff.pause();
+    }
+  }
   void run(const std::string& rank) {
     enter_stream_thread();
     set_thread_rank(rank);
@@ -205,10 +235,8 @@ class HostTasks {
         queue_.pop_front();
       }
       try {
-        // The device's work has no deadline of its own here: whoever waits for the stream has one.
-        Backoff backoff;
-        while (!item.ready->complete()) backoff.pause();
-        if (!failure_in(item.ready->reach())) item.task();
+        wait_for(item.ticket);
+        if (!failure_in(item.before)) item.task();
       } catch (...) {
         failure_->set(std::current_exception(), item.sequence);
       }
@@ -216,14 +244,16 @@ class HostTasks {
     }
   }
 
-  const Buffer counter_;
-  std::uint32_t* const done_;  // in it; the device polls it
+  const Buffer counters_;
+  std::uint32_t* const reached_;  // in it; this polls it
+  std::uint32_t* const done_;     // in it; the device polls it
+  const cudaStream_t stream_;
   const std::shared_ptr<Failure> failure_;
   std::uint32_t tickets_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Item> queue_;
-  bool closing_ = false;
+  std::atomic<bool> closing_ = false;
   std::thread worker_;
 };
 
@@ -280,12 +310,11 @@ class CudaStream final : public StreamImpl {
     std::lock_guard lock(mutex_);
     use_device(device);
     if (!host_tasks_) {
-      constexpr std::int64_t kBytes = sizeof(std::uint32_t);
-      host_tasks_ =
-          std::make_unique<HostTasks>(Buffer(host_pool, host_pool->take(kBytes), kBytes), failure_);
+      constexpr std::int64_t kBytes = HostTasks::kCounterBytes;
+      host_tasks_ = std::make_unique<HostTasks>(Buffer(host_pool, host_pool->take(kBytes), kBytes),
+                                                handle_, failure_);
     }
-    auto ready = std::make_shared<CudaEvent>(name, device, handle_, reach_now());
-    host_tasks_->push({std::move(task), std::move(ready), next_++, 0}, handle_);
+    host_tasks_->push({std::move(task), reach_now(), next_++, 0});
   }
 
   std::shared_ptr<EventImpl> record(bool timed) override {
