@@ -60,9 +60,6 @@ struct BlockBackwardInputs {
   runtime::ConstTensorView q, k, v, dout;
   runtime::ConstTensorView lse;    ///< global LSE, from the finished forward; empty for sigmoid
   runtime::ConstTensorView delta;  ///< rowsum(dout * out) of it; empty for sigmoid
-  /// The out of the finished forward, [n_q, H, D_v] fp32, where it is at hand, else empty. Some
-  /// libraries want it beside delta; own kernels do not read it.
-  runtime::ConstTensorView out = {};
 };
 /// Gradients of the visible pairs. Softmax: P = exp(score - lse), dS = P (dout v - delta). Sigmoid:
 /// dS = P (1 - P) dout v. Through a softcap, dS goes on times 1 - tanh^2(score / c).

@@ -127,8 +127,6 @@ void BlockPlan::backward(const BlockBackwardTensors& t, const BlockMemory& memor
   check("dout", in.dout, {s.q_rows, s.heads, s.value_dim}, s.activation, stream);
   check_per_row("lse", in.lse, {s.q_rows, s.heads, 2}, *this, stream);
   check_per_row("delta", in.delta, {s.q_rows, s.heads}, *this, stream);
-  if (in.out.data() != nullptr)
-    check("out", in.out, {s.q_rows, s.heads, s.value_dim}, DType::float32, stream);
   check("dq", t.dq, {s.q_rows, s.heads, s.dim}, DType::float32, stream);
   check("dk", t.dk, {s.k_rows, s.kv_heads, s.dim}, DType::float32, stream);
   check("dv", t.dv, {s.k_rows, s.kv_heads, s.value_dim}, DType::float32, stream);

@@ -1,5 +1,6 @@
 #include "launch/rehearsal.h"
 
+#include <algorithm>
 #include <numeric>
 #include <utility>
 
@@ -29,7 +30,8 @@ Rehearsal::Rehearsal(const models::Model& model, models::ParameterStore& store,
       compute_(compute),
       attention_({.scheme = parallel::parse_scheme(kScheme)}, std::move(alone), compute) {}
 
-void Rehearsal::before(const LocalBatch& batch) {
+void Rehearsal::before(const LocalBatch& batch, std::int64_t together,
+                       const parallel::Attention& attention) {
   const std::int64_t rows = std::ssize(batch.rows.tokens);
   if (rows == 0 || !rows_.insert(rows).second) return;
   std::vector<std::int32_t> numbers(static_cast<std::size_t>(rows));
@@ -44,11 +46,14 @@ void Rehearsal::before(const LocalBatch& batch) {
                          parallel::Layout(parallel::LayoutKind::contiguous, rows, 1, 1)));
   }
   model_.prepare(attention_, parallel::parse_scheme(kScheme), pass.attention);
+  std::int64_t arena = 0;
+  for (const auto& calls : batch.attention) arena = std::max(arena, attention.arena_bytes(*calls));
+  const runtime::Buffer arenas = compute_.allocate(together * arena);
+  const std::vector<models::Batch> passes_together(static_cast<std::size_t>(together), pass);
   // A product that overwrites a gradient may be another kernel than one that adds to it.
   store_.drop_gradients();
   for (int passes = 0; passes < 2; ++passes) {
-    static_cast<void>(
-        model_.forward_backward({store_, attention_, compute_}, std::span(&pass, 1), {}));
+    static_cast<void>(model_.forward_backward({store_, attention_, compute_}, passes_together, {}));
   }
   compute_.synchronize(runtime::deadline_in(3600));
 }

@@ -21,10 +21,11 @@ class Rehearsal {
   Rehearsal(const models::Model& model, models::ParameterStore& store,
             std::unique_ptr<runtime::Communicator> alone, const runtime::Stream& compute);
   /// The first time for each number of rows: forward and backward over as many, as a step's first
-  /// pass and as a later one, with attention to a few rows, so that all is loaded and taken that a
-  /// pass needs but its own attention calls. Gradients hold anything afterwards. Returns when done.
-  /// No stream of the process may wait for a thread meanwhile.
-  void before(const LocalBatch& batch);
+  /// passes and as later ones, `together` at once as in a step, with attention to a few rows, so
+  /// that all is loaded and taken that a pass needs; what the batch's prepared calls of `attention`
+  /// take is held beside. Gradients hold anything afterwards. Returns when done. No stream of the
+  /// process may wait for a thread meanwhile.
+  void before(const LocalBatch& batch, std::int64_t together, const parallel::Attention& attention);
   /// Whether it has been done for any number of rows.
   bool done() const { return !rows_.empty(); }
 

@@ -125,9 +125,9 @@ void Trainer::meet() {
 
 /// prepare() where kernels may be loaded only while no stream of the process waits: between
 /// meetings of its ranks.
-void Trainer::prepare_together(LocalBatch& batch, std::int64_t step) {
+void Trainer::prepare_together(LocalBatch& batch, std::int64_t step, std::int64_t together) {
   prepare(batch, step);
-  rehearsal_->before(batch);
+  rehearsal_->before(batch, together, *attention_);
 }
 
 /// Takes from the system what the batch's attention needs, before any rank waits for another.
@@ -196,10 +196,11 @@ StepResult Trainer::step(bool stop) {
     return loader_.take({step_number, cursor_});
   }();
   set_scheme(step_number);
+  const std::int64_t together = std::min(std::ssize(rows_), std::ssize(batches));
   if (loads_while_idle()) {
-    for (LocalBatch& batch : batches) prepare_together(batch, step_number);
+    for (LocalBatch& batch : batches) prepare_together(batch, step_number, together);
   } else if (rehearsal_ && !rehearsal_->done() && !batches.empty()) {
-    rehearsal_->before(batches.front());
+    rehearsal_->before(batches.front(), together, *attention_);
   }
   if (on_device()) {
     for (const LocalBatch& batch : batches) load(batch);
@@ -304,7 +305,7 @@ BatchEvaluation Trainer::evaluate(LocalBatch batch) {
   set_scheme(last_step());
   if (loads_while_idle()) {
     meet();
-    prepare_together(batch, last_step());
+    prepare_together(batch, last_step(), 1);
     load(batch);
     meet();
   }

@@ -122,7 +122,7 @@ class Trainer {
   void prepare(LocalBatch& batch, std::int64_t step) const;
   bool loads_while_idle() const;
   void meet();
-  void prepare_together(LocalBatch& batch, std::int64_t step);
+  void prepare_together(LocalBatch& batch, std::int64_t step, std::int64_t together);
   void load(const LocalBatch& batch) const;
   const parallel::Expression& scheme_of(std::int64_t step) const;
   models::Batch upload(LocalBatch batch, Rows& rows);

@@ -179,6 +179,13 @@ void Attention::load(const AttentionBatch& batch) const {
   for (auto& call : batch.impl_->calls) impl_->load(call);
 }
 
+std::int64_t Attention::arena_bytes(const AttentionBatch& batch) const {
+  std::unique_lock lock(batch.impl_->mutex);
+  std::int64_t most = 0;
+  for (const auto& call : batch.impl_->calls) most = std::max(most, call.prepared->arena_bytes());
+  return most;
+}
+
 std::int64_t Attention::unprepared_calls() const { return impl_->unprepared_calls; }
 
 void Attention::set_scheme(const Expression& scheme) {

@@ -61,6 +61,8 @@ class Attention {
   /// Uploads what a batch's prepared calls read and takes from the system what they and their
   /// messages need; else a call's first use does. On compute's thread.
   void load(const AttentionBatch& batch) const;
+  /// Most that one of a batch's prepared calls takes of compute's memory.
+  std::int64_t arena_bytes(const AttentionBatch& batch) const;
   /// Calls so far that nobody had prepared.
   std::int64_t unprepared_calls() const;
   /// The scheme of the calls that follow. Collective: it may open another channel.

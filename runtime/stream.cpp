@@ -118,7 +118,7 @@ void reserve_memory(const Stream& stream, std::int64_t bytes, std::int64_t buffe
   reserve_in(*stream.impl()->pool, bytes, buffers);
 }
 void reserve_host_memory(const Stream& stream, std::int64_t bytes, std::int64_t buffers) {
-  reserve_in(*stream.impl()->host_pool, bytes, buffers + 1);  // and what its host tasks count in
+  reserve_in(*stream.impl()->host_pool, bytes, buffers);
 }
 double Stream::waited_seconds() const { return impl_->waited_seconds(); }
 MemoryUse Stream::memory() const { return impl_->pool->use(); }

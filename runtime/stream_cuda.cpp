@@ -22,6 +22,7 @@
 #include <cstdlib>
 #include <deque>
 #include <map>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -144,6 +145,46 @@ ValueOperation find_value_operation(const char* name) {
   return reinterpret_cast<ValueOperation>(function);
 }
 
+/// What a stream and the thread of its host tasks tell each other, in pinned memory of the process,
+/// which is no pool's: a pool's free parts stay whole.
+class Counters {
+ public:
+  Counters() {
+    std::lock_guard lock(mutex());
+    if (left().empty()) {
+      auto* page = reinterpret_cast<std::uint32_t*>(pinned_allocate(kPageBytes));
+      if (page == nullptr) fail(ExitCode::memory, "out of pinned host memory: a page asked for");
+      for (std::int64_t at = 0; at < kPageBytes; at += kPlaceBytes)
+        left().push_back(page + at / static_cast<std::int64_t>(sizeof(*page)));
+    }
+    place_ = left().back();
+    left().pop_back();
+    place_[0] = place_[1] = 0;
+  }
+  /// The stream has passed everything by then.
+  ~Counters() {
+    std::lock_guard lock(mutex());
+    left().push_back(place_);
+  }
+  Counters(const Counters&) = delete;
+  Counters& operator=(const Counters&) = delete;
+
+  std::uint32_t* reached() const { return place_; }   ///< the thread polls it
+  std::uint32_t* done() const { return place_ + 1; }  ///< the device polls it
+
+ private:
+  static constexpr std::int64_t kPageBytes = 4096, kPlaceBytes = 64;
+  static std::mutex& mutex() {
+    static std::mutex one;
+    return one;
+  }
+  static std::vector<std::uint32_t*>& left() {
+    static auto* places = new std::vector<std::uint32_t*>;  // streams may outlive static objects
+    return *places;
+  }
+  std::uint32_t* place_ = nullptr;
+};
+
 /// The thread that runs the host tasks of one stream, in order.
 class HostTasks {
  public:
@@ -153,16 +194,13 @@ class HostTasks {
     Sequence sequence = 0;     // its number in the stream
     std::uint32_t ticket = 0;  // what the counters become, when its turn comes and afterwards
   };
-  static constexpr std::int64_t kCounterBytes = 2 * sizeof(std::uint32_t);
 
-  /// `counters`: pinned memory.
-  HostTasks(Buffer counters, cudaStream_t stream, std::shared_ptr<Failure> failure)
-      : counters_(std::move(counters)),
-        reached_(reinterpret_cast<std::uint32_t*>(counters_.data())),
-        done_(reached_ + 1),
+  /// `counters` outlive this, and what it makes the stream wait for.
+  HostTasks(const Counters& counters, cudaStream_t stream, std::shared_ptr<Failure> failure)
+      : reached_(counters.reached()),
+        done_(counters.done()),
         stream_(stream),
         failure_(std::move(failure)) {
-    *reached_ = *done_ = 0;
     worker_ = start_thread("host tasks", [this, rank = thread_rank()] { run(rank); });
   }
   ~HostTasks() {
@@ -171,6 +209,15 @@ class HostTasks {
       closing_ = true;
     }
     changed_.notify_one();
+    // A stream whose device has failed comes to no task any more. This thread asks, so that the
+    // worker never waits for the driver.
+    Backoff backoff;
+    while (!ended_) {
+      const cudaError_t state = cudaStreamQuery(stream_);
+      if (state != cudaSuccess && state != cudaErrorNotReady) device_failed_ = true;
+      backoff.pause();
+    }
+    in_destructor(cudaGetLastError());  // "not ready" is an answer, not a failure
     worker_.join();
   }
   HostTasks(const HostTasks&) = delete;
@@ -211,11 +258,7 @@ class HostTasks {
   void wait_for(std::uint32_t ticket) const {
     Backoff backoff;
     while (!reached(ticket)) {
-      // A stream whose device has failed never gets there. Nobody enqueues any more then.
-      if (closing_) {
-        const cudaError_t state = cudaStreamQuery(stream_);
-        if (state != cudaErrorNotReady) LONGHAUL_CUDA_CHECK(state);
-      }
+      if (device_failed_) fail(ExitCode::internal, "the device failed before a host task");
       backoff.pause();
     }
   }
@@ -230,7 +273,7 @@ class HostTasks {
       {
         std::unique_lock lock(mutex_);
         changed_.wait(lock, [&] { return closing_ || !queue_.empty(); });
-        if (queue_.empty()) return;
+        if (queue_.empty()) break;
         item = std::move(queue_.front());
         queue_.pop_front();
       }
@@ -242,18 +285,18 @@ class HostTasks {
       }
       std::atomic_ref(*done_).store(item.ticket, std::memory_order_release);
     }
+    ended_ = true;
   }
 
-  const Buffer counters_;
-  std::uint32_t* const reached_;  // in it; this polls it
-  std::uint32_t* const done_;     // in it; the device polls it
+  std::uint32_t *const reached_, *const done_;
   const cudaStream_t stream_;
   const std::shared_ptr<Failure> failure_;
   std::uint32_t tickets_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Item> queue_;
-  std::atomic<bool> closing_ = false;
+  bool closing_ = false;
+  std::atomic<bool> device_failed_ = false, ended_ = false;
   std::thread worker_;
 };
 
@@ -294,6 +337,7 @@ class CudaStream final : public StreamImpl {
         place_(stream_name, device),
         failure_(std::make_shared<Failure>()) {
     use_device(device);
+    counters_.emplace();
     int least = 0, greatest = 0;
     LONGHAUL_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
     LONGHAUL_CUDA_CHECK(cudaStreamCreateWithPriority(&handle_, cudaStreamNonBlocking,
@@ -309,11 +353,7 @@ class CudaStream final : public StreamImpl {
   void host_task(std::function<void()> task) override {
     std::lock_guard lock(mutex_);
     use_device(device);
-    if (!host_tasks_) {
-      constexpr std::int64_t kBytes = HostTasks::kCounterBytes;
-      host_tasks_ = std::make_unique<HostTasks>(Buffer(host_pool, host_pool->take(kBytes), kBytes),
-                                                handle_, failure_);
-    }
+    if (!host_tasks_) host_tasks_ = std::make_unique<HostTasks>(*counters_, handle_, failure_);
     host_tasks_->push({std::move(task), reach_now(), next_++, 0});
   }
 
@@ -347,6 +387,7 @@ class CudaStream final : public StreamImpl {
   }
 
   const QueuePlace place_;
+  std::optional<Counters> counters_;
   const std::shared_ptr<Failure> failure_;
   cudaStream_t handle_ = nullptr;
   std::mutex mutex_;

@@ -14,6 +14,7 @@
 
 #include "runtime/comm/loopback.h"
 #include "runtime/ops/host_copy.h"
+#include "runtime/ops/matmul.h"
 #include "runtime/reserve.h"
 #include "runtime/tensor.h"
 #include "tests/support/gpu.h"
@@ -142,6 +143,32 @@ TEST(Cuda, HostTasksRunInTheStreamsOrder) {
     runtime::copy(host, device, stream);
   }
   EXPECT_EQ(to_host<float>(device, stream), std::vector<float>{20});
+}
+
+// Who loads a kernel keeps the driver until all streams are idle, one that waits for a task too.
+TEST(Cuda, HostTasksGoOnWhileKernelsAreLoaded) {
+  LONGHAUL_NEEDS_GPU();
+  const Stream waiting = cuda_stream("waiting"), loading = cuda_stream("loading");
+  std::atomic<int> run = 0;
+  for (int task = 0; task < 40; ++task) {
+    waiting.host_task([&run] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      ++run;
+    });
+  }
+  // cuBLASLt loads what a product needs at its first use: shapes and dtypes that no test has.
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    for (const std::int64_t size : {std::int64_t{72}, std::int64_t{568}, std::int64_t{2056}}) {
+      const Tensor a({size, size}, dtype, loading), b({size, size}, dtype, loading),
+          c({size, size}, dtype, loading);
+      fill(a, 1, loading);
+      fill(b, 1, loading);
+      ops::matmul(a, ops::transposed(b), c, ops::Write::overwrite, loading);
+    }
+  }
+  loading.synchronize(deadline_in(kSeconds));
+  waiting.synchronize(deadline_in(kSeconds));
+  EXPECT_EQ(run, 40);
 }
 
 TEST(Cuda, WorkOfTheCpuIsRefused) {
