@@ -128,7 +128,7 @@ Enqueue CallTensors::one_call() const {
   const auto one = std::make_shared<const OneCall>(
       forward ? attention::Pass::forward : attention::Pass::backward, call_, stream_);
   if (forward) return [=, this] { one->forward({q_, k_, v_, out_, lse_, Mode::write}); };
-  return [=, this] {  // as layers call it: without the output
+  return [=, this] {
     one->backward({{q_, k_, v_, dout_, lse_, delta_}, dq_, Mode::write, dk_, dv_, Mode::write});
   };
 }
