@@ -65,6 +65,9 @@ void ParameterStore::initialise(std::uint64_t seed, const Stream& stream) {
       case parallel::Initialisation::ones:
         fill(values, 1, stream);
         break;
+      case parallel::Initialisation::zeros:
+        fill(values, 0, stream);
+        break;
       case parallel::Initialisation::normal:
         runtime::ops::fill_normal(values, 0, parameter.stddev, {seed, name_digest(parameter.name)},
                                   0, stream);

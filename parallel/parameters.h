@@ -10,7 +10,7 @@
 
 namespace longhaul::parallel {
 
-enum class Initialisation : unsigned char { normal, ones };
+enum class Initialisation : unsigned char { normal, ones, zeros };
 
 /// A half-open range of elements of the flat storage.
 struct ElementRange {

@@ -14,6 +14,19 @@ void require_shape(const char* op, const char* what, ConstTensorView view,
        view.contiguous() ? "" : " and strided", "; expected contiguous [", expected, "]");
 }
 
+void require_alike(const char* op, std::initializer_list<NamedView> views) {
+  const NamedView& first = *views.begin();
+  for (const auto& [what, view] : views) {
+    if (view.contiguous() && view.dtype() == first.view.dtype() &&
+        view.elements() == first.view.elements())
+      continue;
+    fail(ExitCode::internal, op, ": ", what, " has ", view.elements(), " elements of ",
+         name(view.dtype()), view.contiguous() ? "" : " and is strided", "; ", first.what, " has ",
+         first.view.elements(), " of ", name(first.view.dtype()),
+         "; all must be alike, contiguous");
+  }
+}
+
 void require_dtype(const char* op, const char* what, ConstTensorView view,
                    std::initializer_list<DType> allowed) {
   if (std::ranges::find(allowed, view.dtype()) != allowed.end()) return;
