@@ -19,7 +19,6 @@ using runtime::TensorView;
 // and the first cache.
 constexpr std::int64_t kRows = 64;
 constexpr std::int64_t kChannels = 256;
-constexpr std::int64_t kSummedChannels = 64;  // of the weights' gradient, summed by one thread
 /// Work below this many elements stays on the stream's thread.
 constexpr std::int64_t kParallelElements = 32768;
 
@@ -203,13 +202,13 @@ void backward_to_x(const ConvRows& rows, const ConstTensorView& weight, const Co
              });
 }
 
-/// dweight and dbias of channels [begin, end): all rows in order.
+/// dweight and dbias of channels [begin, end), summed by one thread: all rows in order.
 template <class T>
 void backward_to_weights(const ConvRows& rows, const Source<T>& x, const ConstTensorView& dpre,
                          const ShortConvGradients& gradients, std::int64_t begin,
                          std::int64_t end) {
-  std::array<std::array<double, kSummedChannels>, kMaxConvWidth> products{};
-  std::array<double, kSummedChannels> slopes{};
+  std::array<std::array<double, kChannels>, kMaxConvWidth> products{};
+  std::array<double, kChannels> slopes{};
   const std::int64_t count = end - begin;
   for_rows(rows, 0, rows.rows, [&](const ConvPiece& piece, std::int64_t row) {
     TapRows<T> taps{};
@@ -248,9 +247,8 @@ void backward(const ConvRows& rows, const ShortConvInputs& inputs, const ConstTe
   const Source<T> x(inputs.x, inputs.left);
   const std::int64_t channels = inputs.x.size(1);
 #pragma omp parallel for schedule(static) if (rows.rows * channels >= kParallelElements)
-  for (std::int64_t begin = 0; begin < channels; begin += kSummedChannels) {
-    backward_to_weights(rows, x, dpre, gradients, begin,
-                        std::min(channels, begin + kSummedChannels));
+  for (std::int64_t begin = 0; begin < channels; begin += kChannels) {
+    backward_to_weights(rows, x, dpre, gradients, begin, std::min(channels, begin + kChannels));
   }
 }
 

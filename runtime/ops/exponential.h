@@ -1,5 +1,5 @@
 #pragma once
-// Private to kernels: an exponential that compilers vectorise (with -fno-trapping-math).
+// Private to kernels: an exponential that compilers vectorise, with -fno-trapping-math.
 
 #include <bit>
 #include <cstdint>
