@@ -94,7 +94,7 @@ Shadow::Shadow(const Program& program, const Schedule& schedule, const ExpectedS
     } else {
       own.id.assign(static_cast<std::size_t>(s.rows * own.per_row), -1);
     }
-    if (s.record.accumulates()) own.sum.assign(own.id.size(), 0);
+    if (s.record.accumulates() || s.role == Role::output) own.sum.assign(own.id.size(), 0);
   }
 }
 
@@ -157,7 +157,7 @@ void Shadow::receive(const View& view, Shadow& sender, const View& sent) {
   for (std::int64_t row = 0; row < to.rows; ++row) {
     for (int cell = 0; cell < to.per_view; ++cell) {
       to.id(row, cell) = from.id(row, cell);
-      if (to.sums != nullptr) to.sum(row, cell) = from.sum(row, cell);
+      if (to.sums != nullptr && from.sums != nullptr) to.sum(row, cell) = from.sum(row, cell);
     }
   }
 }

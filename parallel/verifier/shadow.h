@@ -44,7 +44,7 @@ struct ShadowCells {
   int per_view;          ///< cells in a row of the view
   std::int64_t per_row;  ///< in a row of the slot
   std::int64_t* ids;     ///< -1 where nothing has been written
-  std::uint64_t* sums;   ///< of accumulators; nullptr for others
+  std::uint64_t* sums;   ///< of accumulators and outputs; nullptr for others
   std::int64_t& id(std::int64_t row, int cell) const { return ids[row * per_row + cell]; }
   std::uint64_t& sum(std::int64_t row, int cell) const { return sums[row * per_row + cell]; }
 };
@@ -85,7 +85,7 @@ class Shadow {
   struct Slots {
     int per_row = 0;                 // cells in a row
     std::vector<std::int64_t> id;    // -1 undefined
-    std::vector<std::uint64_t> sum;  // accumulators
+    std::vector<std::uint64_t> sum;  // accumulators and outputs
   };
   const Slot& slot(int index) const { return program_.slots[static_cast<std::size_t>(index)]; }
   std::vector<std::int64_t> declared_ids(const Slot& slot) const;
