@@ -28,8 +28,8 @@ struct GatedDeltaNetShape {
 };
 
 /// Parameters: `norm`; PREFIX with "conv1d.weight" [2 H_k D + H E, 1, K], "A_log", "dt_bias" [H],
-/// "norm.weight" [E], "out_proj.weight" [h, H E] and the projections, a key head's rows of q, k, its
-/// values and their gates z one behind the other ("in_proj_qkvz.weight"), and of beta and decay
+/// "norm.weight" [E], "out_proj.weight" [h, H E] and the projections, a key head's rows of q, k,
+/// its values and their gates z one behind the other ("in_proj_qkvz.weight"), and of beta and decay
 /// ("in_proj_ba.weight"); or plainly "in_proj_qkv.weight", "in_proj_z.weight", "in_proj_b.weight",
 /// "in_proj_a.weight".
 class GatedDeltaNetBlock final : public RecurrentBlock {
@@ -48,8 +48,8 @@ class GatedDeltaNetBlock final : public RecurrentBlock {
   double weights() const override;
 
   const GatedDeltaNetShape shape_;
-  const std::string qkv_, z_, b_, a_;  // interleaved: qkv_ is q, k, v and z, b_ is b and a
-  const std::string a_log_, dt_bias_, gated_norm_, out_;
+  std::string qkv_, z_, b_, a_;  // interleaved: qkv_ is q, k, v and z, b_ is b and a
+  std::string a_log_, dt_bias_, gated_norm_, out_;
 };
 
 }  // namespace longhaul::models

@@ -1,7 +1,7 @@
 #pragma once
-// Kimi Delta Attention as a block: norm, projections, short convolutions, gates, the delta rule with
-// a decay a key dim, gated norm, output projection. Source: Kimi Team 2025 (Kimi Linear); names of
-// its published weights.
+// Kimi Delta Attention as a block: norm, projections, short convolutions, gates, the delta rule
+// with a decay a key dim, gated norm, output projection. Source: Kimi Team 2025 (Kimi Linear);
+// names of its published weights.
 
 #include <memory>
 #include <optional>
@@ -38,7 +38,7 @@ class KdaBlock final : public RecurrentBlock {
   double weights() const override;
 
   const KdaShape shape_;
-  const std::string q_, v_, b_, f_a_, f_b_, g_a_, g_b_, a_log_, dt_bias_, o_norm_, o_;
+  std::string q_, v_, b_, f_a_, f_b_, g_a_, g_b_, a_log_, dt_bias_, o_norm_, o_;
 };
 
 }  // namespace longhaul::models

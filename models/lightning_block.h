@@ -34,7 +34,7 @@ class LightningBlock final : public RecurrentBlock {
   double weights() const override;
 
   const LightningShape shape_;
-  const std::string qkv_, gate_, output_norm_, out_;
+  std::string qkv_, gate_, output_norm_, out_;
 };
 
 }  // namespace longhaul::models

@@ -1,8 +1,8 @@
 #pragma once
 // Linear attention in the place of a Llama's softmax attention, as Linear-Llama3 has it: norm,
 // projections, feature maps, the sum rule, normaliser or norm of heads, output gate, projection.
-// Source: Sun et al. 2025 (LASP-2); Katharopoulos et al. 2020, Sun et al. 2023 (RetNet), Yang et al.
-// 2024 (GLA) for its kinds.
+// Source: Sun et al. 2025 (LASP-2); Katharopoulos et al. 2020, Sun et al. 2023 (RetNet), Yang et
+// al. 2024 (GLA) for its kinds.
 
 #include <memory>
 #include <string>
@@ -34,14 +34,14 @@ struct LinearLlamaShape {
 };
 
 /// Parameters: `norm`; PREFIX with "q_proj.weight", "k_proj.weight", "v_proj.weight" [H D, h],
-/// "o_proj.weight" [h, H D]; "g_norm.weight" [D] unless normalised; but for kind basic "g_proj.weight"
-/// [H D, h], the output gate (silu); of the decays "gk_proj.weight" [H, h] and "gk_proj.bias" [H]
-/// (simple_gla), "gk_proj.0.weight" [16, h], "gk_proj.1.weight" [H D, 16] and "gk_proj.1.bias" [H D]
-/// (gla).
+/// "o_proj.weight" [h, H D]; "g_norm.weight" [D] unless normalised; but for kind basic
+/// "g_proj.weight" [H D, h], the output gate (silu); of the decays "gk_proj.weight" [H, h] and
+/// "gk_proj.bias" [H] (simple_gla), "gk_proj.0.weight" [16, h], "gk_proj.1.weight" [H D, 16] and
+/// "gk_proj.1.bias" [H D] (gla).
 class LinearLlamaBlock final : public RecurrentBlock {
  public:
-  /// As GatedDeltaNetBlock; biases begin at zero. Throws Error(config) for a normaliser with another
-  /// kind than basic.
+  /// As GatedDeltaNetBlock; biases begin at zero. Throws Error(config) for a normaliser with
+  /// another kind than basic.
   LinearLlamaBlock(const LinearLlamaShape& shape, std::size_t mask, const BlockNames& names,
                    int group, double stddev, double residual_stddev,
                    parallel::ParameterTable& table);
@@ -53,7 +53,7 @@ class LinearLlamaBlock final : public RecurrentBlock {
   double weights() const override;
 
   const LinearLlamaShape shape_;
-  const std::string q_, v_, gate_, decay_low_, decay_, decay_bias_, head_norm_, o_;
+  std::string q_, v_, gate_, decay_low_, decay_, decay_bias_, head_norm_, o_;
 };
 
 }  // namespace longhaul::models

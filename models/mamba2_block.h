@@ -41,7 +41,7 @@ class Mamba2Block final : public RecurrentBlock {
   double weights() const override;
 
   const Mamba2Shape shape_;
-  const std::string in_, dt_bias_, a_log_, d_, gated_norm_, out_;
+  std::string in_, dt_bias_, a_log_, d_, gated_norm_, out_;
 };
 
 }  // namespace longhaul::models
