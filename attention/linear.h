@@ -170,7 +170,7 @@ void run_once(const std::shared_ptr<const LinearPlan>& plan, const SweepBackward
               const runtime::Stream& stream);
 
 /// What becomes of a state in a run: x <- T x + addend.
-struct Fold {
+struct StateMap {
   Recurrence recurrence;
   bool transposed = false;  ///< T^T x, as gradients go
   /// Of the run; no data where it is known, from `slopes` (log_decay [1,H], Decay::head) and
@@ -183,7 +183,7 @@ struct Fold {
 /// (delta rule: T_2 T_1 is T_1^T of T_2's rows, `transposed`). IEEE fp32 multiply-adds in one
 /// order, whatever the rows and heads of the views. `out` may be `in` or the addend; no data for
 /// the addend: zero.
-void fold(const Fold& how, runtime::ConstTensorView in, runtime::ConstTensorView addend,
+void fold(const StateMap& how, runtime::ConstTensorView in, runtime::ConstTensorView addend,
           runtime::TensorView out, const runtime::Stream& stream);
 
 }  // namespace longhaul::attention
