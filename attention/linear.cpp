@@ -242,7 +242,7 @@ void run_once(const std::shared_ptr<const LinearPlan>& plan, const SweepBackward
   plan->sweep_backward(tensors, own.memory, stream);
 }
 
-void fold(const Fold& how, ConstTensorView in, ConstTensorView addend, TensorView out,
+void fold(const StateMap& how, ConstTensorView in, ConstTensorView addend, TensorView out,
           const Stream& stream) {
   check_recurrence(how.recurrence);
   LONGHAUL_CHECK(out.dims() == 3, "the folded state has ", out.dims(),

@@ -8,6 +8,7 @@
 
 #include "parallel/verifier/form.h"
 #include "parallel/verifier/program_checks.h"
+#include "parallel/verifier/prove.h"
 #include "parallel/verifier/shadow.h"
 #include "runtime/error.h"
 
@@ -259,7 +260,8 @@ const char* name(Fault fault) {
   return "unknown";
 }
 
-Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout) {
+Verdict prove(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout,
+              const std::function<void(const Program&)>& check_slots) {
   Verdict proven;
   try {
     const auto ranks = static_cast<std::size_t>(layout.ranks());
@@ -276,7 +278,7 @@ Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, cons
       const Program& program = schedule.programs[rank];
       if (program.rank != static_cast<int>(rank))
         return {Fault::malformed, concat("program ", rank, " is of rank ", program.rank)};
-      check_bound_slots(program, schedule, masks, layout);
+      check_slots(program);
       check_form(program, schedule);
       check_hazards(program, schedule.channels);
       proven.peak_staging_bytes =
@@ -289,6 +291,11 @@ Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, cons
     return verdict;
   }
   return proven;
+}
+
+Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout) {
+  return prove(schedule, masks, layout,
+               [&](const Program& program) { check_bound_slots(program, schedule, masks, layout); });
 }
 
 }  // namespace longhaul::parallel
