@@ -20,8 +20,8 @@ using runtime::concat;
 /// Runs all ranks' programs over shadow values.
 class Rehearsal {
  public:
-  Rehearsal(const Schedule& schedule, const attention::HeadMasks& masks)
-      : units_(shadow_units(schedule, masks)), expected_(schedule, masks, units_) {
+  Rehearsal(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout)
+      : units_(shadow_units(schedule, masks)), expected_(schedule, masks, layout, units_) {
     for (const Program& program : schedule.programs)
       ranks_.emplace_back(program, schedule, expected_, units_);
     queues_.resize(static_cast<std::size_t>(schedule.channels) * ranks_.size() * ranks_.size());
@@ -285,7 +285,7 @@ Verdict prove(const Schedule& schedule, const attention::HeadMasks& masks, const
           std::max(proven.peak_staging_bytes, count(program).staging_bytes());
       proven.peak_scratch_bytes = std::max(proven.peak_scratch_bytes, scratch_bytes(program));
     }
-    Rehearsal run(schedule, masks);
+    Rehearsal run(schedule, masks, layout);
     run.all();
   } catch (const Verdict& verdict) {
     return verdict;
@@ -295,7 +295,7 @@ Verdict prove(const Schedule& schedule, const attention::HeadMasks& masks, const
 
 Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout) {
   return prove(schedule, masks, layout,
-               [&](const Program& program) { check_bound_slots(program, schedule, layout); });
+               [&](const Program& program) { check_bound_slots(program, schedule, masks, layout); });
 }
 
 }  // namespace longhaul::parallel
