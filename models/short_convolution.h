@@ -1,6 +1,6 @@
 #pragma once
-// The short causal convolution of a block: its parameters, and its calls over a rank's rows, whose
-// runs read rows of other ranks.
+// The short causal convolution of a block: the calls over a rank's rows, whose runs read rows of
+// other ranks.
 
 #include <cstdint>
 #include <string>
@@ -10,28 +10,22 @@
 
 namespace longhaul::models {
 
-/// Of parameters. Several weights are one, the rows of `first` to those of `last`.
+/// Of parameters, fp32: the weights [channels, 1, width] of the rows of x from `first` to `last`,
+/// and the bias [C] of all; empty: none.
 struct ConvolutionNames {
-  std::string first, last;
-  std::string bias;  ///< empty: none
+  std::string first, last, bias;
 };
 
-/// Borrowed by a block's passes. n rows of C channels; T is the activation dtype.
+/// Borrowed by a block's passes. x has n rows of C channels; T is the activation dtype.
 class ShortConvolution {
  public:
-  /// A weight [channels, 1, width] each of `weights`, drawn as U(+-1/sqrt(width)), and the bias
-  /// [C], which begins at zero. fp32, not decayed.
-  struct Part {
-    std::string name;
-    std::int64_t channels = 0;
-  };
-  ShortConvolution(std::int64_t width, const std::vector<Part>& weights, std::string bias,
-                   int group, std::size_t mask, parallel::ParameterTable& table);
+  ShortConvolution(std::int64_t width, std::int64_t channels, runtime::DType dtype,
+                   ConvolutionNames names, int group, std::size_t mask);
 
-  std::int64_t channels() const { return channels_; }
+  /// Prepares the exchanges of a batch.
   void prepare(const parallel::Attention& attention, const parallel::AttentionBatch& batch) const;
 
-  /// left T[l,C] <- the rows of x T[n,C] before this rank's runs, of other ranks.
+  /// left T[l,C] <- the rows of x T[n,C] before this rank's runs.
   Stages gather(const PassContext& context, const runtime::Tensor& x, runtime::Tensor& left) const;
   /// silu of the convolution, T[n,C].
   runtime::Tensor output(const PassContext& context, const runtime::Tensor& x,
@@ -41,12 +35,11 @@ class ShortConvolution {
                   const runtime::Tensor& dy, runtime::Tensor& dx) const;
 
  private:
-  const std::int64_t width_;
-  const std::string first_, last_, bias_;  // names of parameters
+  const std::int64_t width_, channels_;
+  const runtime::DType dtype_;
+  const ConvolutionNames names_;
   const int group_;
   const std::size_t mask_;
-  const runtime::DType dtype_;
-  std::int64_t channels_ = 0;
 };
 
 }  // namespace longhaul::models

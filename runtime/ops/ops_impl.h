@@ -53,7 +53,7 @@ void cpu_feature_map_backward(FeatureMap map, ConstTensorView x, ConstTensorView
                               const Stream& stream);
 
 void cpu_gated_norm(const GatedNorm& norm, ConstTensorView x, ConstTensorView gate,
-                    ConstTensorView weight, TensorView y, TensorView inv_rms, const Stream& stream);
+                    ConstTensorView weight, TensorView y, const Stream& stream);
 void cpu_gated_norm_backward(const GatedNorm& norm, const GatedNormBackwardInputs& inputs,
                              TensorView dx, TensorView dgate, TensorView dweight,
                              const Stream& stream);
