@@ -34,7 +34,7 @@ struct Batch {
   runtime::ConstTensorView positions;  ///< inside the document
   /// What layers see: one for each of Model::masks(), in its order, all of one layout.
   std::vector<std::shared_ptr<const parallel::AttentionBatch>> attention;
-  /// When it has data: T[n,h] <- the gradient at the embedding's output.
+  /// When it has data: T[n,h] <- the gradient at the input of the first block.
   runtime::TensorView embedding_gradient = {};
   /// float32 [n] of the labels, by which they weigh in the loss; without data all weigh 1.
   runtime::ConstTensorView label_weights = {};

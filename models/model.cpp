@@ -6,6 +6,7 @@
 #include "models/weights.h"
 #include "runtime/ops/embedding.h"
 #include "runtime/ops/rope.h"
+#include "runtime/ops/scaled.h"
 #include "runtime/purpose.h"
 #include "runtime/trace_range.h"
 
@@ -116,10 +117,16 @@ PassContext Model::context(const Resources& resources, const Batch& batch) const
   return {resources, batch, std::move(tables)};
 }
 
+void Model::multiply_embedding(runtime::TensorView rows, const runtime::Stream& compute) const {
+  if (parts_.embedding_multiplier != 1)
+    ops::scaled(rows, parts_.embedding_multiplier, ops::Write::overwrite, rows, compute);
+}
+
 Tensor Model::embed(const Resources& resources, const Batch& batch) const {
   const Weights weights(resources.store, 0);
   Tensor hidden({batch.tokens.size(0), parts_.hidden}, parts_.dtype, resources.compute);
   ops::embedding(weights.value(parts_.embedding).value, batch.tokens, hidden, resources.compute);
+  multiply_embedding(hidden, resources.compute);
   return hidden;
 }
 
@@ -194,6 +201,7 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
   }
 
   if (batch.embedding_gradient.data() != nullptr) copy(dhidden, batch.embedding_gradient, compute);
+  multiply_embedding(dhidden, compute);
   const Weights weights(resources.store, 0);
   ops::embedding_backward(dhidden, batch.tokens, weights.value(parts_.embedding).gradient(compute),
                           compute);

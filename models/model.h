@@ -32,8 +32,10 @@ struct ModelParts {
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<MaskKind> masks;  ///< what blocks number
   HeadOptions head;
-  std::int64_t hidden = 0, rope_dim = 0;
+  std::int64_t hidden = 0;
+  std::int64_t rope_dim = 0;  ///< dims of q and k that are turned by their positions
   double rope_theta = 10000;
+  double embedding_multiplier = 1;                 ///< of the embedding's rows (Granite)
   runtime::DType dtype = runtime::DType::float32;  ///< of activations
 };
 
@@ -118,6 +120,8 @@ class Model {
   void check(const Resources& resources, const Batch& batch) const;
   PassContext context(const Resources& resources, const Batch& batch) const;
   runtime::Tensor embed(const Resources& resources, const Batch& batch) const;
+  /// Rows of the embedding, or their gradients, by its multiplier.
+  void multiply_embedding(runtime::TensorView rows, const runtime::Stream& compute) const;
   Stages activate(const PassContext& context, const Layer& layer, runtime::Tensor input,
                   BlockPasses& passes) const;
   Stages forward_backward(const Resources& resources, const Batch& batch,
