@@ -108,7 +108,7 @@ class GatedDeltaNetBlock::Mixing final : public Mixer {
     const Columns to = columns_of(dmixed);
     ops::l2_norm_backward(columns.q, gradients.q, ops::kL2NormEps, to.q, compute_);
     ops::l2_norm_backward(columns.k, gradients.k, ops::kL2NormEps, to.k, compute_);
-    copy(gradients.v, to.v, compute_);
+    runtime::copy(gradients.v, to.v, compute_);
     const Weights weights(store_, block_.group());
     Tensor da = tensor(shape_.value_heads, dtype_), db = tensor(shape_.value_heads, dtype_);
     attention::decay_gate_backward({}, by_head(a_), parameters(weights),
@@ -186,7 +186,8 @@ class GatedDeltaNetBlock::Mixing final : public Mixer {
     const auto move = [&](const TensorView& rows, std::int64_t begin, std::int64_t width) {
       const TensorView inside = heads_of(together, column, heads, width, step),
                        alone = heads_of(rows, begin, heads, width);
-      way == Way::apart ? copy(inside, alone, compute_) : copy(alone, inside, compute_);
+      way == Way::apart ? runtime::copy(inside, alone, compute_)
+                        : runtime::copy(alone, inside, compute_);
       column += width;
     };
     if (first.size(1) > second.size(1)) {  // q, k and values beside z

@@ -84,7 +84,7 @@ class KdaBlock::Mixing final : public Mixer {
                           compute_);
     ops::l2_norm_backward(part_of(mixed, 1), gradients.k, ops::kL2NormEps, part_of(dmixed, 1),
                           compute_);
-    copy(gradients.v, part_of(dmixed, 2), compute_);
+    runtime::copy(gradients.v, part_of(dmixed, 2), compute_);
     const Weights weights(store_, block_.group());
     const Weight wide = weights.working(block_.f_b_);
     const Tensor x = widened(f_, wide), dx = tensor(width(), dtype_);

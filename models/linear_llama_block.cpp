@@ -134,7 +134,7 @@ class LinearLlamaBlock::Mixing final : public Mixer {
     if (shape_.normalize) {
       const Tensor quotients({rows_, shape_.heads, shape_.head_dim}, DType::float32, compute_);
       attention::normalise(out, quotients, compute_);
-      copy(as_rows(quotients), result, compute_);
+      runtime::copy(as_rows(quotients), result, compute_);
       return result;
     }
     const Weights weights(store_, block_.group());
@@ -165,7 +165,7 @@ class LinearLlamaBlock::Mixing final : public Mixer {
     map_backward(part_of(qkv, 0), gradients.q, part_of(dqkv, 0));
     map_backward(part_of(qkv, 1), gradients.k, part_of(dqkv, 1));
     // With a normaliser the last column is the ones'.
-    copy(gradients.v.view().slice(2, 0, shape_.head_dim), part_of(dqkv, 2), compute_);
+    runtime::copy(gradients.v.view().slice(2, 0, shape_.head_dim), part_of(dqkv, 2), compute_);
     if (learned()) decays_backward(gradients.log_decay);
     return dqkv;
   }

@@ -102,8 +102,8 @@ class Mamba2Block::Mixing final : public Mixer {
     const Tensor dstep = tensor(shape_.heads, DType::float32);
     attention::time_step_backward({parts.x, in.time_step, skip.value, gradients.v, dout}, to.x,
                                   dstep, skip.gradient(compute_), compute_);
-    copy(gradients.k, to.b, compute_);
-    copy(gradients.q, to.c, compute_);
+    runtime::copy(gradients.k, to.b, compute_);
+    runtime::copy(gradients.q, to.c, compute_);
     Tensor ddt = tensor(shape_.heads, dtype_);
     attention::decay_gate_backward(
         gate(), by_head(dt_), parameters(weights), by_head(gradients.log_decay), by_head(dstep),
@@ -120,7 +120,7 @@ class Mamba2Block::Mixing final : public Mixer {
     const Tensor together = tensor(weight.value.size(0), dtype_);
     std::int64_t column = 0;
     for (Tensor* const part : {&z_, &dmixed, &dt_}) {
-      copy(*part, together.view().slice(1, column, column + part->size(1)), compute_);
+      runtime::copy(*part, together.view().slice(1, column, column + part->size(1)), compute_);
       column += part->size(1);
       *part = Tensor();
     }

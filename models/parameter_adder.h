@@ -18,17 +18,17 @@ class ParameterAdder {
 
   /// [out, in], normal, decayed.
   std::string matrix(const std::string& name, std::int64_t out, std::int64_t in) {
-    return add({name, {out, in}, parallel::Initialisation::normal, stddev_, true, 0});
+    return add({name, {out, in}, parallel::Initialisation::normal, stddev_, true, 0, group_});
   }
   /// The same that writes into the residual stream.
   std::string output_matrix(const std::string& name, std::int64_t out, std::int64_t in,
                             double stddev) {
-    return add({name, {out, in}, parallel::Initialisation::normal, stddev, true, 1});
+    return add({name, {out, in}, parallel::Initialisation::normal, stddev, true, 1, group_});
   }
   /// All others: read in fp32, not decayed. `low` and `high`: of what is drawn between them.
   std::string other(const std::string& name, std::vector<std::int64_t> sizes,
                     parallel::Initialisation initialisation, double low = 0, double high = 0) {
-    parallel::Parameter parameter{name, std::move(sizes), initialisation};
+    parallel::Parameter parameter{name, std::move(sizes), initialisation, 0, false, -1, group_};
     parameter.low = low;
     parameter.high = high;
     return add(std::move(parameter));
@@ -42,7 +42,6 @@ class ParameterAdder {
  private:
   std::string add(parallel::Parameter parameter) {
     parameter.name = prefix_ + parameter.name;
-    parameter.group = group_;
     std::string name = parameter.name;
     table_.add(std::move(parameter));
     return name;

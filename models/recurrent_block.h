@@ -14,11 +14,6 @@
 
 namespace longhaul::models {
 
-/// Of parameters: the norm in front of the block, and the prefix of all others.
-struct BlockNames {
-  std::string norm, prefix;
-};
-
 /// What a recurrence takes: views of the projections or of these tensors, which are empty where
 /// nothing had to be computed.
 struct RecurrenceInputs {

@@ -40,7 +40,7 @@ struct Parameter {
   bool weight_decay = false;
   int tensor_dim = -1;       ///< the dim that tensor parallelism would split; -1: replicated
   int group = 0;             ///< parameters whose gradients are complete together
-  ElementRange range;        ///< where it lies in the flat storage
+  ElementRange range = {};   ///< where it lies in the flat storage
   double low = 0, high = 0;  ///< of a uniform initialisation
 };
 

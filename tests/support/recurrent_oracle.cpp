@@ -34,16 +34,6 @@ Values columns(const Values& x, std::size_t width, std::size_t begin, std::size_
     for (std::size_t i = begin; i < begin + count; ++i) y.push_back(x[row + i]);
   return y;
 }
-/// Rows of `a` (`wa` wide) with those of `b` behind them.
-Values beside(const Values& a, std::size_t wa, const Values& b, std::size_t wb) {
-  Values y;
-  for (std::size_t row = 0; row * wa < a.size(); ++row) {
-    for (std::size_t i = 0; i < wa; ++i) y.push_back(a[row * wa + i]);
-    for (std::size_t i = 0; i < wb; ++i) y.push_back(b[row * wb + i]);
-  }
-  return y;
-}
-
 /// silu of the causal convolution of each channel, zeros before a document.
 Values convolved(const Values& x, const Values& taps, const Values& bias, std::int64_t width,
                  const OracleRows& rows) {
