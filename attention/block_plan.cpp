@@ -5,13 +5,14 @@
 
 #include "attention/block_check_impl.h"
 #include "attention/block_impl.h"
+#include "attention/own_memory_impl.h"
 #include "runtime/error.h"
-#include "runtime/ops/host_copy.h"
 
 namespace longhaul::attention {
 namespace {
 
 using detail::check;
+using detail::OwnMemory;
 using runtime::ConstTensorView;
 using runtime::DeviceKind;
 using runtime::DType;
@@ -88,22 +89,6 @@ BlockShape shape_of(ConstTensorView q, ConstTensorView k, ConstTensorView v) {
                  k.dims(), ", ", v.dims(), " dims; expected rows, heads, dim");
   return {q.size(0), k.size(0), q.size(1), k.size(1), q.size(2), v.size(2), q.dtype()};
 }
-
-/// Memory of the stream for one call, the table uploaded.
-struct OwnMemory {
-  OwnMemory(const BlockPlan& plan, const Stream& stream)
-      : scratch(stream.allocate(plan.scratch_bytes())) {
-    const auto bytes = static_cast<std::int64_t>(plan.table().size());
-    memory.scratch = scratch.data();
-    memory.table = plan.table().data();
-    if (bytes == 0 || stream.device().kind == DeviceKind::cpu) return;
-    table = stream.allocate(bytes);
-    runtime::ops::upload_bytes(plan.table(), table.data(), stream);
-    memory.table = table.data();
-  }
-  runtime::Buffer scratch, table;
-  BlockMemory memory;
-};
 
 }  // namespace
 

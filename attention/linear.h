@@ -8,7 +8,9 @@
 //   sum rule    S_t = S' + v_t k_t^T
 //   delta rule  S_t = S' + beta_t (v_t - S' k_t) k_t^T
 //   out_t = scale S_t q_t                               reads the updated state
-// Without `causal` (sum rule, no decay): out_t = scale S q_t, S the sum over the whole sequence.
+// Without `causal` (sum rule, no decay): out_t = scale S q_t, S the sum over the whole sequence:
+// the state that enters a run holds the sum over all other runs, its gradient likewise, and there
+// are no starts.
 //
 // Shapes: q, k[n,H_k,D], v, dout[n,H,E] in the activation dtype (float32 or bfloat16); log_decay
 // fp32: [1,H] (Decay::head, alike for all tokens), [n,H] (scalar), [n,H,D] (vector), no data
@@ -115,6 +117,7 @@ class LinearPlan : public std::enable_shared_from_this<LinearPlan> {
   LinearPass pass() const { return pass_; }
   const LinearShape& shape() const { return shape_; }
   const Recurrence& recurrence() const { return recurrence_; }
+  const BlockPlace& place() const { return place_; }
   const std::vector<std::int64_t>& starts() const { return starts_; }
 
   /// Temporaries that a call overwrites.
@@ -137,8 +140,12 @@ class LinearPlan : public std::enable_shared_from_this<LinearPlan> {
 
  protected:
   LinearPlan(LinearPass pass, const LinearShape& shape, const Recurrence& recurrence,
-             std::vector<std::int64_t> starts)
-      : pass_(pass), shape_(shape), recurrence_(recurrence), starts_(std::move(starts)) {}
+             std::vector<std::int64_t> starts, const BlockPlace& place)
+      : pass_(pass),
+        shape_(shape),
+        recurrence_(recurrence),
+        starts_(std::move(starts)),
+        place_(place) {}
   /// Of a plan of that pass; the tensors are checked. Only enqueues; the plan lives until it ran.
   virtual void run(const SummarizeTensors& tensors, const BlockMemory& memory,
                    const runtime::Stream& stream) const;
@@ -152,6 +159,7 @@ class LinearPlan : public std::enable_shared_from_this<LinearPlan> {
   const LinearShape shape_;
   const Recurrence recurrence_;
   const std::vector<std::int64_t> starts_;
+  const BlockPlace place_;
 };
 
 /// Throws Error(config) for a recurrence without meaning, heads that do not divide, starts that do
@@ -170,7 +178,7 @@ void run_once(const std::shared_ptr<const LinearPlan>& plan, const SweepBackward
               const runtime::Stream& stream);
 
 /// What becomes of a state in a run: x <- T x + addend.
-struct Fold {
+struct StateMap {
   Recurrence recurrence;
   bool transposed = false;  ///< T^T x, as gradients go
   /// Of the run; no data where it is known, from `slopes` (log_decay [1,H], Decay::head) and
@@ -183,7 +191,7 @@ struct Fold {
 /// (delta rule: T_2 T_1 is T_1^T of T_2's rows, `transposed`). IEEE fp32 multiply-adds in one
 /// order, whatever the rows and heads of the views. `out` may be `in` or the addend; no data for
 /// the addend: zero.
-void fold(const Fold& how, runtime::ConstTensorView in, runtime::ConstTensorView addend,
+void fold(const StateMap& how, runtime::ConstTensorView in, runtime::ConstTensorView addend,
           runtime::TensorView out, const runtime::Stream& stream);
 
 }  // namespace longhaul::attention

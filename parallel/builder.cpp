@@ -103,6 +103,22 @@ void Builder::attend_backward(const View& q_bundle, const View& kv, const Bands&
   }
 }
 
+void Builder::summarize(LinearRun run, const std::optional<View>& dout, const View& state,
+                        const std::optional<View>& transition) {
+  append(Summarize{std::move(run), dout, state, transition}, kCompute);
+}
+void Builder::fold(std::vector<FoldLink> links, const std::optional<View>& in, const View& out,
+                   const FoldWay& way, const std::optional<View>& out_transition) {
+  append(Fold{std::move(links), in, out, way, out_transition}, kCompute);
+}
+void Builder::sweep(LinearRun run, const std::optional<View>& state_in, const View& out,
+                    const std::optional<View>& state_out) {
+  append(Sweep{std::move(run), state_in, out, state_out}, kCompute);
+}
+void Builder::sweep_backward(LinearRun run, const RunGradients& gradients) {
+  append(SweepBackward{std::move(run), gradients}, kCompute);
+}
+
 void Builder::accumulate(const View& src, const View& dst) {
   accumulate(std::vector{src}, std::vector{dst});
 }
@@ -237,10 +253,9 @@ Program Builder::finish() && {
   std::size_t outputs = 0;  // from here on
   for (std::size_t index = 0; index < steps.size(); ++index) {
     const Step& step = steps[index];
-    if (std::holds_alternative<Attend>(step.operation) ||
-        std::holds_alternative<AttendBackward>(step.operation)) {
-      outputs = index + 1;
-    }
+    const bool moves = std::holds_alternative<Accumulate>(step.operation) ||
+                       std::holds_alternative<Copy>(step.operation);
+    if (!moves && step.stream == kCompute) outputs = index + 1;
     for (const int wait : step.waits) {
       const auto on = static_cast<std::size_t>(wait);
       if (step.stream != kCompute && steps[on].stream == kCompute)

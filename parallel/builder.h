@@ -42,6 +42,13 @@ class Builder {
   void attend_backward(const View& q_bundle, const View& kv, const Bands& bands, const View& dq,
                        Mode dq_mode, const View& dkv, Mode dkv_mode,
                        const std::optional<View>& v = {});
+  void summarize(LinearRun run, const std::optional<View>& dout, const View& state,
+                 const std::optional<View>& transition);
+  void fold(std::vector<FoldLink> links, const std::optional<View>& in, const View& out,
+            const FoldWay& way, const std::optional<View>& out_transition);
+  void sweep(LinearRun run, const std::optional<View>& state_in, const View& out,
+             const std::optional<View>& state_out);
+  void sweep_backward(LinearRun run, const RunGradients& gradients);
   void accumulate(const View& src, const View& dst);
   /// Pair by pair, in one step.
   void accumulate(std::vector<View> src, std::vector<View> dst);
@@ -52,8 +59,9 @@ class Builder {
   void transfer(int channel, std::vector<Message> sends, std::vector<Message> receives,
                 TransferKind kind = TransferKind::none);
 
-  /// Compute steps behind the last attention, and behind all that a transfer waits for, become the
-  /// last phase. Transfers never do: all ranks must enqueue those of several calls in one order.
+  /// Sums and copies behind all other compute steps, and behind all that a transfer waits for,
+  /// become the last phase. Transfers never do: all ranks must enqueue those of several calls in
+  /// one order.
   Program finish() &&;
 
  private:

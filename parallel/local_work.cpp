@@ -16,9 +16,11 @@ Program local_work_without_merging(Program program) {
   for (Step& step : program.steps) {
     std::visit(
         [&](auto& operation) {
-          auto left = without_merging(std::move(operation));
-          if (!left) return;
-          step.operation = *std::move(left);
+          if constexpr (requires { without_merging(operation); }) {
+            auto left = without_merging(std::move(operation));
+            if (!left) return;
+            step.operation = *std::move(left);
+          }
           kept.push_back(std::move(step));
         },
         step.operation);

@@ -12,11 +12,13 @@
 
 #include "parallel/slot.h"
 #include "parallel/steps/attend.h"
+#include "parallel/steps/linear.h"
 #include "parallel/steps/move.h"
 
 namespace longhaul::parallel {
 
-using Operation = std::variant<Attend, AttendBackward, Accumulate, Copy, Transfer>;
+using Operation = std::variant<Attend, AttendBackward, Summarize, Fold, Sweep, SweepBackward,
+                               Accumulate, Copy, Transfer>;
 const char* name(const Operation& operation);
 /// Whether it runs on a communication channel; the others run on compute.
 bool on_channel(const Operation& operation);
@@ -57,7 +59,8 @@ struct Count {
   std::int64_t sent_bytes = 0;  ///< payload to other ranks
   std::int64_t sent_messages = 0;
   std::map<int, std::int64_t> sent_to = {};  ///< those bytes by peer
-  std::int64_t pairs = 0;  ///< (query, key) pairs attended, summed over query heads
+  std::int64_t pairs = 0;              ///< (query, key) pairs attended, summed over query heads
+  std::int64_t recurrence_tokens = 0;  ///< tokens that recurrences go through, times state heads
   /// Sum of scratch slots: the peak, since slots live for the whole call.
   std::int64_t scratch_bytes = 0;
   /// Of the exchanges of each channel, the most of each. What is staged are parts of messages that

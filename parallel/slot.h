@@ -29,7 +29,7 @@ struct Field {
 enum class Side : unsigned char {
   query,  ///< query heads, tokens
   key,    ///< key/value heads, tokens
-  state   ///< heads of a recurrent state, rows of its key dim
+  state   ///< heads of a recurrent state, rows of its value dim (or of a transition)
 };
 /// How two values of the same row and head become one.
 enum class Combine : unsigned char {
@@ -64,8 +64,10 @@ struct Slot {
   std::int64_t rows = 0;
   int heads = 0;
   Role role = Role::scratch;
-  std::vector<Run> tokens = {};  ///< inputs and outputs: the global tokens of its rows
-  int first_head = 0;            ///< inputs and outputs: the global number of its first head
+  /// Inputs and outputs: the global tokens of its rows. Of states one after another: an empty run
+  /// at the token that each enters; of transitions: the run that each is of.
+  std::vector<Run> tokens = {};
+  int first_head = 0;  ///< inputs and outputs: the global number of its first head
 };
 /// In the memory of a call every field begins at a multiple of this many bytes.
 constexpr std::int64_t kFieldAlignment = 256;

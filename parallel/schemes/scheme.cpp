@@ -17,7 +17,7 @@ using runtime::fail;
 using runtime::concat;
 const Scheme* const kSchemes[] = {
 #define ADDRESS(name) &name##_scheme,
-    LONGHAUL_SCHEMES(ADDRESS)
+    LONGHAUL_SCHEMES(ADDRESS) LONGHAUL_LINEAR_SCHEMES(ADDRESS)
 #undef ADDRESS
 };
 
@@ -71,9 +71,11 @@ Expression conform_ring(const Expression& given, const std::string& argument) {
 
 }  // namespace
 
-std::vector<std::string> scheme_names() {
+std::vector<std::string> scheme_names(Family family) {
   std::vector<std::string> names;
-  for (const Scheme* scheme : kSchemes) names.push_back(scheme->name);
+  for (const Scheme* scheme : kSchemes) {
+    if (scheme->family == family) names.push_back(scheme->name);
+  }
   return names;
 }
 
@@ -95,7 +97,17 @@ std::string signature(const Scheme& scheme) {
   return scheme.name + (all.empty() ? "" : "(" + all + ")");
 }
 
-Expression parse_scheme(const std::string& text, const std::vector<std::string>& policies) {
+namespace {
+/// "lasp2 spreads linear layers".
+std::string says_family(const Scheme& scheme) {
+  return concat(
+      scheme.name, " spreads ",
+      scheme.family == Family::linear ? "recurrences (linear layers)" : "softmax attention");
+}
+}  // namespace
+
+Expression parse_scheme(const std::string& text, const std::vector<std::string>& policies,
+                        Family family) {
   try {
     if (const OtherName* other = find_other_name(text))  // such as deepspeed-ulysses, no expression
       throw ExpressionFault{0, concat("unknown scheme; ", says(*other))};
@@ -103,12 +115,14 @@ Expression parse_scheme(const std::string& text, const std::vector<std::string>&
     if (std::ranges::count(policies, given.name) != 0)
       throw ExpressionFault{given.at, concat("unknown scheme '", given.name,
                                              "': it is a policy, which stands alone; expected ",
-                                             join(scheme_names()))};
-    if (find_scheme(given.name) == nullptr) {
-      std::vector<std::string> known = scheme_names();
-      known.insert(known.end(), policies.begin(), policies.end());
-      unknown(given, known, "");
-    }
+                                             join(scheme_names(family)))};
+    std::vector<std::string> known = scheme_names(family);
+    known.insert(known.end(), policies.begin(), policies.end());
+    const Scheme* scheme = find_scheme(given.name);
+    if (scheme == nullptr) unknown(given, known, "");
+    if (scheme->family != family)
+      throw ExpressionFault{given.at,
+                            concat("scheme ", says_family(*scheme), "; expected ", join(known))};
     return conform_scheme(given);
   } catch (const ExpressionFault& fault) {
     fail(ExitCode::config, "scheme '", text, "', character ", fault.at + 1, ": ", fault.message);
@@ -154,6 +168,22 @@ std::string advice(const Combination& refused, const Refusal& refusal) {
 
 std::optional<Refusal> refuse(const Combination& combination) {
   const Scheme& scheme = scheme_from_name(combination.scheme.name);
+  if (scheme.family != combination.family) {
+    return Refusal{
+        says_family(scheme),
+        {under_scheme(combination, combination.family == Family::linear ? "lasp2" : "ring")}};
+  }
+  if (scheme.family == Family::linear) {
+    if (combination.layout == LayoutKind::striped) {
+      Combination zigzag = combination;
+      zigzag.layout = LayoutKind::zigzag;
+      return Refusal{"a state goes through consecutive tokens, and a striped rank has none",
+                     {zigzag}};
+    }
+    if (!combination.causal && scheme.name != lasp2_scheme.name)
+      return Refusal{"a recurrence that is not causal needs every state everywhere",
+                     {under_scheme(combination, "lasp2")}};
+  }
   return scheme.refuse ? scheme.refuse(combination) : std::nullopt;
 }
 
@@ -165,8 +195,14 @@ void check_legal(const Combination& combination) {
 }
 
 Combination combination_of(const SchemeInputs& inputs) {
-  return {inputs.scheme,          inputs.layout.ranks(), inputs.shapes.heads,
-          inputs.shapes.kv_heads, inputs.layout.kind(),  is_causal(inputs.masks)};
+  const std::optional<LinearCall>& linear = inputs.shapes.linear;
+  return {inputs.scheme,
+          inputs.layout.ranks(),
+          inputs.shapes.heads,
+          inputs.shapes.kv_heads,
+          inputs.layout.kind(),
+          linear ? linear->recurrence.causal : is_causal(inputs.masks),
+          linear ? Family::linear : Family::softmax};
 }
 
 ProgramGenerator prepare(const SchemeInputs& inputs) {

@@ -24,7 +24,17 @@
   SCHEME(usp)                    \
   SCHEME(group_cast)
 
+// Those of recurrences.
+#define LONGHAUL_LINEAR_SCHEMES(SCHEME) \
+  SCHEME(lasp)                          \
+  SCHEME(lasp2)                         \
+  SCHEME(all_scan)                      \
+  SCHEME(exscan)
+
 namespace longhaul::parallel {
+
+/// What calls a scheme spreads: softmax attention's, or those of a recurrence.
+enum class Family : unsigned char { softmax, linear };
 
 /// What a scheme is a function of. It, and the layout, must outlive the generator made from it.
 struct SchemeInputs {
@@ -47,6 +57,7 @@ struct Combination {
   int heads = 1, kv_heads = 1;
   LayoutKind layout = LayoutKind::contiguous;
   bool causal = true;  ///< no query sees a later key
+  Family family = Family::softmax;
 };
 struct Refusal {
   std::string reason;
@@ -72,17 +83,19 @@ struct Scheme {
   std::optional<Refusal> (*refuse)(const Combination& combination) = nullptr;
   /// Of a legal combination: its scheme with what it chooses itself, such as degrees, written out.
   Expression (*resolve)(const Combination& combination) = nullptr;
+  Family family = Family::softmax;
   std::string legality = "every mask, layout and number of ranks";  ///< in words, for the table
 };
 
 // NAME_scheme, defined in the scheme's file, for each name of the list.
 #define DECLARE(name) extern const Scheme name##_scheme;
 LONGHAUL_SCHEMES(DECLARE)
+LONGHAUL_LINEAR_SCHEMES(DECLARE)
 #undef DECLARE
 
 /// Throws Error(config) listing the known schemes.
 const Scheme& scheme_from_name(const std::string& name);
-std::vector<std::string> scheme_names();
+std::vector<std::string> scheme_names(Family family = Family::softmax);
 /// "double_ring(outer=, inner=, backward=auto|ring|burst)": how it is written; what has no default
 /// is chosen where it is not given.
 std::string signature(const Scheme& scheme);
@@ -91,7 +104,8 @@ std::string signature(const Scheme& scheme);
 /// Error(config) with the place in the text, what is wrong there and what was expected, and for
 /// what others call a scheme (schemes/other_names.h) with its name here. `policies` are what else
 /// the caller would have taken.
-Expression parse_scheme(const std::string& text, const std::vector<std::string>& policies = {});
+Expression parse_scheme(const std::string& text, const std::vector<std::string>& policies = {},
+                        Family family = Family::softmax);
 /// The canonical form of an expression that is made of schemes and arguments which exist.
 Expression canonical(const Expression& scheme);
 /// Canonical, with what the scheme chooses itself written out: the name of what runs. Of a legal
@@ -111,8 +125,8 @@ ProgramGenerator prepare(const SchemeInputs& inputs);
 /// All ranks' programs, for the verifier and for counting.
 Schedule build_schedule(const SchemeInputs& inputs);
 
-// The slots that every softmax scheme is called with; the executor binds them to the caller's
-// tensors by these names.
+// The slots that every softmax scheme is called with (linear ones: schemes/linear_runs.h); the
+// executor binds them to the caller's tensors by these names.
 //   forward:  q (input), kv or k and v (inputs) -> out (output, partial)
 //   backward: q_bundle (input), kv or k and v (inputs) -> dq (output), dkv (output)
 Slot input_slot(const std::string& name, const Record& record, const SchemeInputs& inputs,

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "attention/block.h"
+#include "parallel/shapes.h"
 #include "parallel/slot.h"
 
 namespace longhaul::parallel {
@@ -20,15 +20,6 @@ class PreparedStep;
 class Shadow;
 
 using attention::Mode;
-
-/// Sizes of an attention call that all ranks share.
-struct Shapes {
-  int heads = 0, kv_heads = 0;
-  std::int64_t dim = 0, value_dim = 0;
-  runtime::DType activation = runtime::DType::float32;
-  attention::Weighting weighting = attention::Weighting::softmax;
-  bool operator==(const Shapes&) const = default;
-};
 
 /// What the slots of such a call are made of. Inputs have the activation dtype; partials,
 /// gradients, LSE and delta are fp32. A sigmoid has neither LSE nor delta, and its partials add.

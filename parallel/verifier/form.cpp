@@ -62,7 +62,7 @@ void check_view(const Access& access, const Form& form) {
 
 void check_form(const Program& program, const Schedule& schedule) {
   for (int index = 0; index < static_cast<int>(program.steps.size()); ++index) {
-    const Form form(program, index, static_cast<int>(schedule.programs.size()));
+    const Form form(program, index, schedule);
     const Step& step = program.steps[static_cast<std::size_t>(index)];
     form.require(step.stream >= 0 && step.stream <= schedule.channels, "stream out of range");
     for (const int wait : step.waits)

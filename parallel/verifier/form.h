@@ -18,11 +18,12 @@ std::string show(const Program& program, const View& view);
 /// A step of a program under inspection. What does not hold is thrown as a Verdict that names it.
 class Form {
  public:
-  Form(const Program& program, int step, int ranks)
-      : program_(program), step_(step), ranks_(ranks) {}
+  Form(const Program& program, int step, const Schedule& schedule)
+      : program_(program), step_(step), schedule_(schedule) {}
 
   const Program& program() const { return program_; }
-  int ranks() const { return ranks_; }
+  const Shapes& shapes() const { return schedule_.shapes; }
+  int ranks() const { return static_cast<int>(schedule_.programs.size()); }
   const Record& record(const View& view) const { return program_.slot(view).record; }
 
   /// `text` is a string, or a function that makes one only when it is needed.
@@ -44,7 +45,7 @@ class Form {
 
   const Program& program_;
   const int step_;
-  const int ranks_;
+  const Schedule& schedule_;
 };
 
 /// Streams, waits, views, and every step's own check().

@@ -12,53 +12,182 @@ namespace longhaul::parallel {
 
 using runtime::concat;
 
-void check_bound_slots(const Program& program, const Schedule& schedule, const Layout& layout) {
-  struct Bound {
-    const char* name;
-    const Record& record;
-    Role role;
-  };
-  const bool forward = schedule.direction == Direction::forward;
+namespace {
+
+/// A slot that the caller binds.
+struct Bound {
+  std::string_view name;
+  Record record;
+  Role role;
+  int heads;
+  std::int64_t rows;
+  std::vector<Run> tokens;
+};
+
+/// What a rank of a call has, as its slots declare it.
+class BoundSlots {
+ public:
+  BoundSlots(const Program& program, const Schedule& schedule, const Layout& layout)
+      : program_(program), shapes_(schedule.shapes), layout_(layout) {}
+
+  bool has(std::string_view name) const {
+    return std::ranges::find(program_.slots, name, &Slot::name) != program_.slots.end();
+  }
+  /// With the rank's rows.
+  void tokens(std::string_view name, const Record& record, Role role) {
+    add(name, record, role, layout_.rows(program_.rank), layout_.runs(program_.rank));
+  }
+  void add(std::string_view name, const Record& record, Role role, std::int64_t rows,
+           std::vector<Run> of) {
+    const int heads = record.side == Side::key ? shapes_.kv_heads : shapes_.heads;
+    all_.push_back({name, record, role, heads, rows, std::move(of)});
+  }
+  /// `rows` rows for each token or run of `of`.
+  void states(std::string_view name, const Record& record, Role role, std::int64_t rows,
+              std::vector<Run> of) {
+    const std::int64_t count = std::ssize(of);
+    add(name, record, role, rows * count, std::move(of));
+  }
+  const std::vector<Bound>& all() const { return all_; }
+
+ private:
+  const Program& program_;
+  const Shapes& shapes_;
+  const Layout& layout_;
+  std::vector<Bound> all_;
+};
+
+void expect_attention(const Schedule& schedule, BoundSlots& slots) {
   const AttentionRecords records(schedule.shapes);
-  std::vector<Bound> expected;
-  if (std::ranges::find(program.slots, "kv", &Slot::name) != program.slots.end()) {
-    expected.push_back({"kv", records.kv, Role::input});
+  if (slots.has("kv")) {
+    slots.tokens("kv", records.kv, Role::input);
   } else {
-    expected.push_back({"k", records.k, Role::input});
-    expected.push_back({"v", records.v, Role::input});
+    slots.tokens("k", records.k, Role::input);
+    slots.tokens("v", records.v, Role::input);
   }
+  if (schedule.direction == Direction::forward) {
+    slots.tokens("q", records.q, Role::input);
+    slots.tokens("out", records.partial, Role::output);
+  } else {
+    slots.tokens("q_bundle", records.q_bundle, Role::input);
+    slots.tokens("dq", records.dq, Role::output);
+    slots.tokens("dkv", records.dkv, Role::output);
+  }
+}
+
+/// Where a rank's states stand: from its runs, and the tokens at which documents begin.
+struct RankStates {
+  std::vector<Run> entering;   ///< the states that enter its runs
+  std::vector<Run> through;    ///< its runs through which a state comes from one run to another
+  std::vector<Run> beginning;  ///< sequences whose first token it holds
+  std::vector<Run> ending;     ///< sequences whose last token it holds: the token behind
+};
+
+RankStates rank_states(const LinearCall& call, const Layout& layout, int rank,
+                       const std::vector<std::int64_t>& starts) {
+  RankStates states;
+  const std::int64_t seq_len = layout.seq_len();
+  for (const Run& whole : layout.runs(rank)) {
+    const std::int64_t whole_end = whole.first + whole.count;
+    for (std::int64_t first = whole.first; first < whole_end;) {
+      const std::int64_t next_sequence = (first / seq_len + 1) * seq_len;
+      const bool cut = call.initial_state || call.final_state || !call.recurrence.causal;
+      const std::int64_t end = cut ? std::min(whole_end, next_sequence) : whole_end;
+      const bool at_sequence = first % seq_len == 0, ends_sequence = end % seq_len == 0;
+      if (at_sequence && call.initial_state) states.beginning.push_back({first, 0});
+      if (ends_sequence && call.final_state) states.ending.push_back({end, 0});
+      if (!call.recurrence.causal) {
+        const std::int64_t sequence = first / seq_len * seq_len;
+        if (states.entering.empty() || states.entering.back().first != sequence)
+          states.entering.push_back({sequence, 0});
+      } else {
+        // A start at a sequence's first token is none where its state is given.
+        const auto is_start = [&](std::int64_t token) {
+          return std::ranges::binary_search(starts, token) &&
+                 !(call.initial_state && token % seq_len == 0);
+        };
+        const bool linked = first % seq_len != 0 && !is_start(first),
+                   links = end % seq_len != 0 && !is_start(end);
+        if (linked) states.entering.push_back({first, 0});
+        const auto inside = std::ranges::upper_bound(starts, first);
+        const bool resets = is_start(first) || (inside != starts.end() && *inside < end);
+        if (!resets && (linked || (at_sequence && call.initial_state)) &&
+            (links || (ends_sequence && call.final_state)) && (linked || links))
+          states.through.push_back({first, end - first});
+      }
+      first = end;
+    }
+  }
+  return states;
+}
+
+void expect_linear(const Program& program, const Schedule& schedule,
+                   const attention::HeadMasks& masks, const Layout& layout, BoundSlots& slots) {
+  const LinearCall& call = *schedule.shapes.linear;
+  const LinearRecords records(schedule.shapes);
+  std::vector<std::int64_t> starts;  // of documents: a causal document is one slice
+  for (const Slice& slice : masks.of(0).slices()) starts.push_back(slice.q_begin);
+  const RankStates states = rank_states(call, layout, program.rank, starts);
+  const bool forward = schedule.direction == Direction::forward;
+  slots.tokens("qk", records.qk, Role::input);
+  slots.tokens("v", records.v, Role::input);
+  if (records.has_gate()) slots.tokens("gate", records.gate, Role::input);
+  if (records.has_slopes()) slots.add("slopes", records.slopes, Role::input, 1, {{0, 1}});
+  const auto state = [&](std::string_view name, const Record& record, Role role,
+                         const std::vector<Run>& at) {
+    slots.states(name, record, role, records.state_rows, at);
+  };
+  if (call.initial_state)
+    state("initial_state", records.initial_state, Role::input, states.beginning);
+  const Role kept = forward ? Role::output : Role::input;
+  state("states", records.state, kept, states.entering);
+  if (slots.has("transitions"))  // a scheme may do without
+    slots.states("transitions", records.transition, kept, records.transition_rows, states.through);
   if (forward) {
-    expected.push_back({"q", records.q, Role::input});
-    expected.push_back({"out", records.partial, Role::output});
-  } else {
-    expected.push_back({"q_bundle", records.q_bundle, Role::input});
-    expected.push_back({"dq", records.dq, Role::output});
-    expected.push_back({"dkv", records.dkv, Role::output});
+    slots.tokens("out", records.out, Role::output);
+    if (call.final_state) state("final_state", records.final_state, Role::output, states.ending);
+    return;
   }
-  const auto refuse = [&](Fault fault, const std::string& slot, const char* why) {
+  slots.tokens("dout", records.dout, Role::input);
+  if (call.final_state) state("dfinal_state", records.dfinal_state, Role::input, states.ending);
+  slots.tokens("dqk", records.dqk, Role::output);
+  slots.tokens("dv", records.dv, Role::output);
+  if (records.has_gate()) slots.tokens("dgate", records.dgate, Role::output);
+  if (call.slopes_gradient) slots.add("dslopes", records.dslopes, Role::output, 1, {{0, 1}});
+  if (call.initial_state)
+    state("dinitial_state", records.dinitial_state, Role::output, states.beginning);
+}
+
+}  // namespace
+
+void check_bound_slots(const Program& program, const Schedule& schedule,
+                       const attention::HeadMasks& masks, const Layout& layout) {
+  BoundSlots slots(program, schedule, layout);
+  if (schedule.shapes.linear) {
+    expect_linear(program, schedule, masks, layout, slots);
+  } else {
+    expect_attention(schedule, slots);
+  }
+  const auto refuse = [&](Fault fault, std::string_view slot, const char* why) {
     throw Verdict{fault, concat("rank ", program.rank, ": slot ", slot, " ", why)};
   };
   std::size_t bound = 0;
   for (const Slot& slot : program.slots) bound += slot.role == Role::scratch ? 0 : 1;
-  for (const Bound& wanted : expected) {
+  for (const Bound& wanted : slots.all()) {
     const auto found = std::ranges::find_if(program.slots, [&](const Slot& slot) {
       return slot.name == wanted.name && slot.role == wanted.role && slot.record == wanted.record;
     });
     if (found == program.slots.end())
       refuse(Fault::malformed, wanted.name,
              "is missing, or made of something else, or has another role");
-    const int heads =
-        found->record.side == Side::key ? schedule.shapes.kv_heads : schedule.shapes.heads;
-    if (found->heads != heads || found->first_head != 0 ||
-        found->rows != layout.rows(program.rank)) {
+    if (found->heads != wanted.heads || found->first_head != 0 || found->rows != wanted.rows)
       refuse(Fault::malformed, wanted.name, "does not have all the rank's rows and heads");
-    }
-    if (found->tokens != layout.runs(program.rank))
+    if (found->tokens != wanted.tokens)
       refuse(Fault::misplaced, wanted.name, "is declared as other tokens than the layout's");
   }
-  if (bound != expected.size()) {
+  if (bound != slots.all().size()) {
     throw Verdict{Fault::malformed, concat("rank ", program.rank, " has ", bound,
-                                           " inputs and outputs; expected ", expected.size())};
+                                           " inputs and outputs; expected ", slots.all().size())};
   }
 }
 

@@ -7,8 +7,9 @@
 namespace longhaul::parallel {
 
 /// The slots that the caller binds, by name: those of the direction, once each, with the rank's
-/// rows and all heads. Keys and values come as one slot or as two.
-void check_bound_slots(const Program& program, const Schedule& schedule, const Layout& layout);
+/// rows and all heads, and what states its runs have. Keys and values come as one slot or as two.
+void check_bound_slots(const Program& program, const Schedule& schedule,
+                       const attention::HeadMasks& masks, const Layout& layout);
 /// Conflicting accesses that streams and waits do not order. Shares no code with the builder's
 /// derivation.
 void check_hazards(const Program& program, int channels);

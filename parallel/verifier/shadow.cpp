@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "parallel/verifier/linear_shadow.h"
+
 namespace longhaul::parallel {
 
 using runtime::concat;
@@ -43,12 +45,38 @@ ShadowUnits shadow_units(const Schedule& schedule, const attention::HeadMasks& m
 }
 
 ExpectedSums::ExpectedSums(const Schedule& schedule, const attention::HeadMasks& masks,
-                           const ShadowUnits& units) {
+                           const Layout& layout, const ShadowUnits& units) {
   const auto tokens = masks.tokens();
   const int q_cells = schedule.shapes.heads / units.q,
             kv_cells = schedule.shapes.kv_heads / units.kv;
   queries_.assign(static_cast<std::size_t>(tokens * q_cells), 0);
   keys_.assign(static_cast<std::size_t>(tokens * kv_cells), 0);
+  if (schedule.shapes.linear) {
+    states_ = std::make_unique<const ExpectedStates>(schedule, masks, layout, q_cells);
+    add_states(schedule, units);
+  } else {
+    add_visible(schedule, masks, units);
+  }
+}
+
+ExpectedSums::~ExpectedSums() = default;
+
+void ExpectedSums::add_states(const Schedule& schedule, const ShadowUnits& units) {
+  const bool backward = schedule.direction == Direction::backward;
+  const int q_cells = states_->cells(), kv_cells = schedule.shapes.kv_heads / units.kv;
+  for (std::size_t id = 0; id < queries_.size(); ++id) {
+    const auto cell = static_cast<int>(id % static_cast<std::size_t>(q_cells));
+    queries_[id] = states_->row(backward, static_cast<std::int64_t>(id));
+    keys_[id / static_cast<std::size_t>(q_cells) * static_cast<std::size_t>(kv_cells) +
+          static_cast<std::size_t>(kv_cell_of(cell, units, schedule.shapes))] += queries_[id];
+  }
+}
+
+void ExpectedSums::add_visible(const Schedule& schedule, const attention::HeadMasks& masks,
+                               const ShadowUnits& units) {
+  const auto tokens = masks.tokens();
+  const int q_cells = schedule.shapes.heads / units.q,
+            kv_cells = schedule.shapes.kv_heads / units.kv;
   std::vector<std::uint64_t> prefix(static_cast<std::size_t>(tokens) + 1),
       change(static_cast<std::size_t>(tokens) + 1);
   for (int q_cell = 0; q_cell < q_cells; ++q_cell) {
@@ -89,20 +117,56 @@ Shadow::Shadow(const Program& program, const Schedule& schedule, const ExpectedS
     const Slot& s = program.slots[index];
     Slots& own = slots_[index];
     own.per_row = s.heads / units_.of(s.record.side);
-    if (s.role == Role::input) {
-      own.id = declared_ids(s);
-    } else {
-      own.id.assign(static_cast<std::size_t>(s.rows * own.per_row), -1);
-    }
-    if (s.record.accumulates()) own.sum.assign(own.id.size(), 0);
+    const bool state = s.record.side == Side::state;
+    own.id.assign(static_cast<std::size_t>(s.rows * own.per_row), -1);
+    if (s.record.accumulates() || s.role == Role::output || state) own.sum.assign(own.id.size(), 0);
+    if (s.record.kind == "transition") own.transposed.assign(own.id.size(), 0);
+    if (s.role == Role::input) define_input(s, own);
   }
+}
+
+void Shadow::define_input(const Slot& s, Slots& own) const {
+  own.id = declared_ids(s);
+  if (s.record.side != Side::state) return;
+  for (std::size_t i = 0; i < own.id.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i) / own.per_row;
+    const auto cell = static_cast<int>(own.id[i] % cells_of_all(Side::state));
+    if (s.record.kind == "state") {
+      own.sum[i] = state_number(s, row, cell);
+      continue;
+    }
+    // A transition: the product of its run's tokens.
+    const std::int64_t rows_of_one = s.rows / std::ssize(s.tokens);
+    const Run& run = s.tokens[static_cast<std::size_t>(row / rows_of_one)];
+    own.sum[i] = own.transposed[i] = 1;
+    for (std::int64_t t = run.first; t < run.first + run.count; ++t) {
+      const std::int64_t id = t * states().cells() + cell;
+      own.sum[i] *= token_map(states().recurrence(), false, id).tau;
+      own.transposed[i] *= token_map(states().recurrence(), true, id).tau;
+    }
+  }
+}
+
+std::uint64_t Shadow::state_number(const Slot& s, std::int64_t row, int cell) const {
+  const std::int64_t state_rows = shapes().value_dim;
+  const std::int64_t token = s.tokens[static_cast<std::size_t>(row / state_rows)].first;
+  return state_row_weight(row % state_rows) *
+         states().state(s.record.fields.front().name, token, cell);
 }
 
 std::vector<std::int64_t> Shadow::declared_ids(const Slot& s) const {
   const int unit = units_.of(s.record.side), cells = s.heads / unit,
             all = cells_of_all(s.record.side);
   std::vector<std::int64_t> ids;
-  for (const Run& run : s.tokens) {
+  if (s.record.side == Side::state) {  // the rows of one state, or transition, after another
+    const auto all_of_them = std::ssize(s.tokens);
+    const std::int64_t rows_of_one = all_of_them == 0 ? 0 : s.rows / all_of_them;
+    for (std::int64_t row = 0; row < all_of_them * rows_of_one; ++row) {
+      for (int cell = 0; cell < cells; ++cell)
+        ids.push_back(row % rows_of_one * all + s.first_head / unit + cell);
+    }
+  }
+  for (const Run& run : s.record.side == Side::state ? std::vector<Run>() : s.tokens) {
     for (std::int64_t i = 0; i < run.count; ++i) {
       for (int cell = 0; cell < cells; ++cell)
         ids.push_back((run.first + i * run.stride) * all + s.first_head / unit + cell);
@@ -119,8 +183,12 @@ ShadowCells Shadow::cells(const View& view) {
   Slots& own = slots_[static_cast<std::size_t>(view.slot)];
   const int unit = units_.of(slot(view.slot).record.side);
   const std::int64_t first = view.row_begin * own.per_row + view.head_begin / unit;
-  return {view.rows(), view.heads() / unit, own.per_row, own.id.data() + first,
-          own.sum.empty() ? nullptr : own.sum.data() + first};
+  return {view.rows(),
+          view.heads() / unit,
+          own.per_row,
+          own.id.data() + first,
+          own.sum.empty() ? nullptr : own.sum.data() + first,
+          own.transposed.empty() ? nullptr : own.transposed.data() + first};
 }
 
 void Shadow::require_defined(const View& view) {
@@ -157,7 +225,8 @@ void Shadow::receive(const View& view, Shadow& sender, const View& sent) {
   for (std::int64_t row = 0; row < to.rows; ++row) {
     for (int cell = 0; cell < to.per_view; ++cell) {
       to.id(row, cell) = from.id(row, cell);
-      if (to.sums != nullptr) to.sum(row, cell) = from.sum(row, cell);
+      if (to.sums != nullptr && from.sums != nullptr) to.sum(row, cell) = from.sum(row, cell);
+      if (to.transposes != nullptr) to.transposed(row, cell) = from.transposed(row, cell);
     }
   }
 }
@@ -188,13 +257,41 @@ void Shadow::check_outputs() {
                       concat("rank ", program_.rank, ": row ", row(), " of output ", s.name,
                              " holds another token or head than declared")};
       }
-      if (have.sum[i] != expected_.of(s.record.side, have.id[i])) {
+      if (have.sum[i] != expected_of(s, row(), have.id[i])) {
         throw Verdict{Fault::coverage,
                       concat("rank ", program_.rank, ": row ", row(), " of output ", s.name,
-                             " misses visible pairs or counts some twice")};
+                             expected_.states() != nullptr
+                                 ? " misses tokens, has some twice or in another order"
+                                 : " misses visible pairs or counts some twice")};
       }
     }
   }
+}
+
+std::uint64_t Shadow::expected_of(const Slot& s, std::int64_t row, std::int64_t id) const {
+  if (s.record.kind == "state")
+    return state_number(s, row, static_cast<int>(id % cells_of_all(Side::state)));
+  if (s.record.kind == "transition") {
+    const Run& run = s.tokens[static_cast<std::size_t>(row / (s.rows / std::ssize(s.tokens)))];
+    std::uint64_t product = 1;
+    for (std::int64_t t = run.first; t < run.first + run.count; ++t)
+      product *= token_map(states().recurrence(), false,
+                           t * states().cells() + id % cells_of_all(Side::state))
+                     .tau;
+    return product;
+  }
+  if (s.record.kind == "dslopes") {  // what each of the rank's tokens adds
+    std::uint64_t sum = 0;
+    for (const Slot& other : program_.slots) {
+      if (other.name != "v") continue;
+      for (const Run& run : other.tokens) {
+        for (std::int64_t i = 0; i < run.count; ++i)
+          sum += token_map(states().recurrence(), true, run[i] * states().cells() + id).mu;
+      }
+    }
+    return sum;
+  }
+  return expected_.of(s.record.side, id);
 }
 
 }  // namespace longhaul::parallel

@@ -3,6 +3,7 @@
 // works on.
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "attention/head_masks.h"
@@ -11,6 +12,8 @@
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
+
+class ExpectedStates;
 
 /// Heads per shadow cell: heads that no view ever separates share one.
 struct ShadowUnits {
@@ -28,25 +31,37 @@ int kv_cell_of(int q_cell, const ShadowUnits& units, const Shapes& shapes);
 /// cell.
 class ExpectedSums {
  public:
-  ExpectedSums(const Schedule& schedule, const attention::HeadMasks& masks,
+  ExpectedSums(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout,
                const ShadowUnits& units);
+  ~ExpectedSums();
   std::uint64_t of(Side side, std::int64_t id) const {
     return (side == Side::key ? keys_ : queries_)[static_cast<std::size_t>(id)];
   }
+  /// Of a recurrence's call; nullptr for others.
+  const ExpectedStates* states() const { return states_.get(); }
 
  private:
+  void add_visible(const Schedule& schedule, const attention::HeadMasks& masks,
+                   const ShadowUnits& units);
+  void add_states(const Schedule& schedule, const ShadowUnits& units);
+
   std::vector<std::uint64_t> queries_, keys_;  // by id
+  std::unique_ptr<const ExpectedStates> states_;
 };
 
 /// The cells of a view, by row and cell of the view.
 struct ShadowCells {
   std::int64_t rows;
-  int per_view;          ///< cells in a row of the view
-  std::int64_t per_row;  ///< in a row of the slot
-  std::int64_t* ids;     ///< -1 where nothing has been written
-  std::uint64_t* sums;   ///< of accumulators; nullptr for others
+  int per_view;               ///< cells in a row of the view
+  std::int64_t per_row;       ///< in a row of the slot
+  std::int64_t* ids;          ///< -1 where nothing has been written
+  std::uint64_t* sums;        ///< of accumulators, outputs and states; nullptr for others
+  std::uint64_t* transposes;  ///< of transitions, whose sum is what they multiply by
   std::int64_t& id(std::int64_t row, int cell) const { return ids[row * per_row + cell]; }
   std::uint64_t& sum(std::int64_t row, int cell) const { return sums[row * per_row + cell]; }
+  std::uint64_t& transposed(std::int64_t row, int cell) const {
+    return transposes[row * per_row + cell];
+  }
 };
 
 /// The shadow slots of one rank. Faults are thrown as Verdict.
@@ -65,6 +80,7 @@ class Shadow {
   // For rehearse().
   const ShadowUnits& units() const { return units_; }
   const Shapes& shapes() const { return schedule_.shapes; }
+  const ExpectedStates& states() const { return *expected_.states(); }
   /// In a row of all the call's heads.
   int cells_of_all(Side side) const {
     return (side == Side::key ? shapes().kv_heads : shapes().heads) / units_.of(side);
@@ -83,12 +99,18 @@ class Shadow {
 
  private:
   struct Slots {
-    int per_row = 0;                 // cells in a row
-    std::vector<std::int64_t> id;    // -1 undefined
-    std::vector<std::uint64_t> sum;  // accumulators
+    int per_row = 0;                        // cells in a row
+    std::vector<std::int64_t> id;           // -1 undefined
+    std::vector<std::uint64_t> sum;         // accumulators, outputs and states
+    std::vector<std::uint64_t> transposed;  // transitions
   };
   const Slot& slot(int index) const { return program_.slots[static_cast<std::size_t>(index)]; }
   std::vector<std::int64_t> declared_ids(const Slot& slot) const;
+  void define_input(const Slot& slot, Slots& own) const;
+  /// What an output's cell must hold: `row` of its rows, the cell of that id.
+  std::uint64_t expected_of(const Slot& slot, std::int64_t row, std::int64_t id) const;
+  /// The token that a state slot's row is of, and the cell.
+  std::uint64_t state_number(const Slot& slot, std::int64_t row, int cell) const;
 
   const Program& program_;
   const Schedule& schedule_;

@@ -8,6 +8,7 @@
 
 #include "parallel/verifier/form.h"
 #include "parallel/verifier/program_checks.h"
+#include "parallel/verifier/prove.h"
 #include "parallel/verifier/shadow.h"
 #include "runtime/error.h"
 
@@ -19,8 +20,8 @@ using runtime::concat;
 /// Runs all ranks' programs over shadow values.
 class Rehearsal {
  public:
-  Rehearsal(const Schedule& schedule, const attention::HeadMasks& masks)
-      : units_(shadow_units(schedule, masks)), expected_(schedule, masks, units_) {
+  Rehearsal(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout)
+      : units_(shadow_units(schedule, masks)), expected_(schedule, masks, layout, units_) {
     for (const Program& program : schedule.programs)
       ranks_.emplace_back(program, schedule, expected_, units_);
     queues_.resize(static_cast<std::size_t>(schedule.channels) * ranks_.size() * ranks_.size());
@@ -259,7 +260,8 @@ const char* name(Fault fault) {
   return "unknown";
 }
 
-Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout) {
+Verdict prove(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout,
+              const std::function<void(const Program&)>& check_slots) {
   Verdict proven;
   try {
     const auto ranks = static_cast<std::size_t>(layout.ranks());
@@ -276,19 +278,24 @@ Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, cons
       const Program& program = schedule.programs[rank];
       if (program.rank != static_cast<int>(rank))
         return {Fault::malformed, concat("program ", rank, " is of rank ", program.rank)};
-      check_bound_slots(program, schedule, layout);
+      check_slots(program);
       check_form(program, schedule);
       check_hazards(program, schedule.channels);
       proven.peak_staging_bytes =
           std::max(proven.peak_staging_bytes, count(program).staging_bytes());
       proven.peak_scratch_bytes = std::max(proven.peak_scratch_bytes, scratch_bytes(program));
     }
-    Rehearsal run(schedule, masks);
+    Rehearsal run(schedule, masks, layout);
     run.all();
   } catch (const Verdict& verdict) {
     return verdict;
   }
   return proven;
+}
+
+Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout) {
+  return prove(schedule, masks, layout,
+               [&](const Program& program) { check_bound_slots(program, schedule, masks, layout); });
 }
 
 }  // namespace longhaul::parallel

@@ -1,5 +1,5 @@
 #pragma once
-// Private to runtime/ops: an exponential that compilers vectorise.
+// Private to kernels: an exponential that compilers vectorise, with -fno-trapping-math.
 
 #include <bit>
 #include <cstdint>
