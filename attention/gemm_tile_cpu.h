@@ -1,8 +1,8 @@
 #pragma once
 // The one inner loop of the CPU kernels: C[rows, 16] (+)= A[rows, depth] B[depth, 16] in registers,
-// rows <= 6 (12 of the 16 AVX2 registers accumulate). B is a packed panel; A is read by broadcasts,
-// either row by row or transposed, so P and P^T need no copy. C has padded columns: every store is
-// whole.
+// rows <= 6 (12 of the 16 AVX2 registers accumulate). B is a packed panel, or 16 columns of a matrix
+// of row stride `ldb`, 32-byte aligned; A is read by broadcasts, either row by row or transposed, so
+// P and P^T need no copy. C has padded columns: every store is whole.
 
 #include <immintrin.h>
 
@@ -21,7 +21,7 @@ enum class Operand { rows, columns };
 
 template <int Rows, Operand operand, Into into>
 inline void multiply_tile(const float* a, std::int64_t lda, const float* b, std::int64_t depth,
-                          float* c, std::int64_t ldc) {
+                          float* c, std::int64_t ldc, std::int64_t ldb = kTileColumns) {
   __m256 sum[Rows][2];
 #pragma GCC unroll 6
   for (int r = 0; r < Rows; ++r) {
@@ -30,7 +30,7 @@ inline void multiply_tile(const float* a, std::int64_t lda, const float* b, std:
   }
   for (std::int64_t k = 0; k < depth; ++k) {
     const __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
-    b += kTileColumns;
+    b += ldb;
 #pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r) {
       const __m256 x = _mm256_broadcast_ss(operand == Operand::rows ? a + r * lda : a + r);
@@ -53,20 +53,21 @@ inline void multiply_tile(const float* a, std::int64_t lda, const float* b, std:
 /// multiply_tile for 1 to 6 rows.
 template <Operand operand, Into into>
 inline void multiply(std::int64_t rows, const float* a, std::int64_t lda, const float* b,
-                     std::int64_t depth, float* c, std::int64_t ldc) {
+                     std::int64_t depth, float* c, std::int64_t ldc,
+                     std::int64_t ldb = kTileColumns) {
   switch (rows) {
     case 6:
-      return multiply_tile<6, operand, into>(a, lda, b, depth, c, ldc);
+      return multiply_tile<6, operand, into>(a, lda, b, depth, c, ldc, ldb);
     case 5:
-      return multiply_tile<5, operand, into>(a, lda, b, depth, c, ldc);
+      return multiply_tile<5, operand, into>(a, lda, b, depth, c, ldc, ldb);
     case 4:
-      return multiply_tile<4, operand, into>(a, lda, b, depth, c, ldc);
+      return multiply_tile<4, operand, into>(a, lda, b, depth, c, ldc, ldb);
     case 3:
-      return multiply_tile<3, operand, into>(a, lda, b, depth, c, ldc);
+      return multiply_tile<3, operand, into>(a, lda, b, depth, c, ldc, ldb);
     case 2:
-      return multiply_tile<2, operand, into>(a, lda, b, depth, c, ldc);
+      return multiply_tile<2, operand, into>(a, lda, b, depth, c, ldc, ldb);
     default:
-      return multiply_tile<1, operand, into>(a, lda, b, depth, c, ldc);
+      return multiply_tile<1, operand, into>(a, lda, b, depth, c, ldc, ldb);
   }
 }
 

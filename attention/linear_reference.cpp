@@ -20,14 +20,14 @@ class HeadWalk {
     State state = initial_state();
     std::vector<State> kept;  // before each 64th token
     for (std::int64_t t = 0; t < in_.rows; ++t) {
-      if (t % kKeep == 0 && !in_.dout.empty()) kept.push_back(state);
+      if (t % kKeep == 0 && in_.backward()) kept.push_back(state);
       state = decayed(state, t);
       add_token(state, t);
       if (how_.causal) read(state, t);
     }
     for (std::int64_t t = 0; !how_.causal && t < in_.rows; ++t) read(state, t);
     store(state, to_.final_state);
-    if (!in_.dout.empty()) how_.causal ? backward(kept) : backward_of_all(state);
+    if (in_.backward()) how_.causal ? backward(kept) : backward_of_all(state);
   }
 
  private:
@@ -218,14 +218,14 @@ LinearReferenceResult<T> reference_linear(const LinearReferenceInputs<T>& in,
                                             : gates * in.dim);
   check("beta", in.beta, recurrence.rule == StateRule::delta ? gates : 0);
   if (!in.initial_state.empty()) check("initial_state", in.initial_state, state);
-  if (!in.dout.empty()) check("dout", in.dout, gates * in.value_dim);
+  if (in.backward()) check("dout", in.dout, gates * in.value_dim);
   if (!in.dfinal_state.empty()) check("dfinal_state", in.dfinal_state, state);
 
   LinearReferenceResult<T> result;
   const auto zeros = [](std::size_t count) { return std::vector<T>(count, T(0)); };
   result.out = zeros(in.v.size());
   result.final_state = zeros(static_cast<std::size_t>(state));
-  if (!in.dout.empty()) {
+  if (in.backward()) {
     result.dq = zeros(in.q.size());
     result.dk = zeros(in.k.size());
     result.dv = zeros(in.v.size());
@@ -233,13 +233,8 @@ LinearReferenceResult<T> reference_linear(const LinearReferenceInputs<T>& in,
     result.dbeta = zeros(in.beta.size());
     result.dinitial_state = zeros(static_cast<std::size_t>(state));
   }
-  // The heads of a key head add to its gradients in order.
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t key_head = 0; key_head < in.key_heads; ++key_head) {
-    const std::int64_t group = in.heads / in.key_heads;
-    for (std::int64_t head = key_head * group; head < (key_head + 1) * group; ++head)
-      HeadWalk<T>(in, recurrence, head, result).run();
-  }
+  for (std::int64_t head = 0; head < in.heads; ++head)
+    HeadWalk<T>(in, recurrence, head, result).run();
   return result;
 }
 

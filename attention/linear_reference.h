@@ -21,13 +21,14 @@ struct LinearReferenceInputs {
   std::span<const T> beta{};               ///< empty under the sum rule
   std::span<const std::int64_t> starts{};  ///< rows where a document begins, rising
   std::span<const T> initial_state{};      ///< before row 0, unless it is a start; empty: zero
-  std::span<const T> dout{};               ///< empty for forward only
+  std::span<const T> dout{};               ///< empty as dfinal_state: forward only
   std::span<const T> dfinal_state{};       ///< of the state after the last row; empty: zero
+  bool backward() const { return !dout.empty() || !dfinal_state.empty(); }
 };
 template <class T>
 struct LinearReferenceResult {
   std::vector<T> out, final_state;
-  std::vector<T> dq, dk, dv;         ///< empty without dout, as all below
+  std::vector<T> dq, dk, dv;         ///< empty of forward only, as all below
   std::vector<T> dlog_decay, dbeta;  ///< empty where the input is
   std::vector<T> dinitial_state;     ///< zero where row 0 is a start
 };

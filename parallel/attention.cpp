@@ -5,12 +5,28 @@
 #include <mutex>
 
 #include "parallel/executor.h"
+#include "parallel/halo.h"
 #include "parallel/schemes/scheme.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
 using runtime::ConstTensorView;
+using runtime::Tensor;
 using runtime::TensorView;
+
+namespace {
+
+/// What a call is, apart from its batch and direction: the scheme that spreads it and its sizes, or
+/// a halo.
+struct CallKind {
+  const Expression* scheme = nullptr;
+  std::string_view scheme_text = "halo";
+  Shapes shapes = {};
+  attention::Scoring scoring = {};
+  HaloShape halo = {};
+};
+
+}  // namespace
 
 struct AttentionBatch::Impl {
   /// A call of this batch.
@@ -19,8 +35,13 @@ struct AttentionBatch::Impl {
     Direction direction;
     Shapes shapes;
     attention::Scoring scoring;
+    HaloShape halo;
     std::shared_ptr<const Prepared> prepared;
     std::shared_ptr<const Loaded> loaded = {};  // once it was called
+    bool is(const CallKind& kind, Direction way) const {
+      return direction == way && shapes == kind.shapes && scoring == kind.scoring &&
+             halo == kind.halo && scheme == kind.scheme_text;
+    }
   };
 
   attention::HeadMasks masks;
@@ -28,12 +49,31 @@ struct AttentionBatch::Impl {
   std::string digests = runtime::concat(masks.digest(), " ", layout.digest());
   std::mutex mutex{};
   std::vector<Call> calls{};
+  std::vector<std::int64_t> documents{};  // once a convolution asked
+  std::map<std::pair<int, std::int64_t>, std::shared_ptr<const attention::ConvRows>> conv_rows{};
+
+  /// With the lock held.
+  const std::vector<std::int64_t>& documents_of_masks() {
+    if (documents.empty()) documents = attention::independent_parts(masks);
+    return documents;
+  }
 };
 
 AttentionBatch::AttentionBatch(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 AttentionBatch::~AttentionBatch() = default;
 const attention::HeadMasks& AttentionBatch::masks() const { return impl_->masks; }
 const Layout& AttentionBatch::layout() const { return impl_->layout; }
+
+std::shared_ptr<const attention::ConvRows> AttentionBatch::conv_rows(int rank,
+                                                                     std::int64_t width) const {
+  std::lock_guard lock(impl_->mutex);
+  auto& rows = impl_->conv_rows[{rank, width}];
+  if (!rows) {
+    rows = std::make_shared<const attention::ConvRows>(
+        attention::conv_rows(impl_->layout.runs(rank), impl_->documents_of_masks(), width));
+  }
+  return rows;
+}
 
 struct Attention::Impl {
   /// Prepared calls of the batches seen lately, by what they are a function of; used by any thread.
@@ -63,6 +103,8 @@ struct Attention::Impl {
        const runtime::Stream& stream)
       : scheme(options.scheme),
         scheme_text(scheme.text()),
+        linear_scheme(options.linear_scheme),
+        linear_text(linear_scheme.text()),
         context(std::move(ranks)),
         compute(stream),
         place(attention::place_of(stream)) {
@@ -74,6 +116,8 @@ struct Attention::Impl {
 
   Expression scheme;
   std::string scheme_text;
+  const Expression linear_scheme;
+  const std::string linear_text;
   std::int64_t unprepared_calls = 0;
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
@@ -83,48 +127,56 @@ struct Attention::Impl {
   mutable Cache cache;
 
   void open_channels() {
-    const auto wanted = static_cast<std::size_t>(scheme_from_name(scheme.name).channels);
+    const int most = std::max(scheme_from_name(scheme.name).channels,
+                              scheme_from_name(linear_scheme.name).channels);
+    const auto wanted = static_cast<std::size_t>(most);
     while (channels.size() < wanted) {
       const std::string name = runtime::concat(context->name(), ".", channels.size());
       channels.push_back({compute.sibling(name), context->split(0, context->rank(), name)});
     }
   }
 
-  std::shared_ptr<const Prepared> prepare(const AttentionBatch::Impl& batch,
-                                          const Expression& under, Direction direction,
-                                          const Shapes& shapes,
-                                          const attention::Scoring& scoring) const {
+  /// With the batch's lock held.
+  std::shared_ptr<const Prepared> prepare(AttentionBatch::Impl& batch, const CallKind& kind,
+                                          Direction direction) const {
+    const attention::Scoring& scoring = kind.scoring;
+    const HaloShape& halo = kind.halo;
     const std::string key = runtime::concat(
-        under.text(), " ", name(direction), " ", shapes.heads, " ", shapes.kv_heads, " ",
-        shapes.dim, " ", shapes.value_dim, " ", name(shapes.activation), " ",
-        static_cast<int>(shapes.weighting), " ", std::bit_cast<std::uint32_t>(scoring.scale), " ",
+        kind.scheme_text, " ", name(direction), " ", parallel::key(kind.shapes), " ",
+        std::bit_cast<std::uint32_t>(scoring.scale), " ",
         std::bit_cast<std::uint32_t>(scoring.softcap), " ",
-        std::bit_cast<std::uint32_t>(scoring.bias), " ", batch.digests);
+        std::bit_cast<std::uint32_t>(scoring.bias), " ", halo.width, " ", halo.channels, " ",
+        name(halo.activation), " ", batch.digests);
     if (auto found = cache.find(key)) return found;
-    const SchemeInputs inputs{batch.masks, batch.layout, shapes, direction, wire_dtype, under};
-    const Signature signature = direction == Direction::forward
-                                    ? forward_signature(shapes.weighting)
-                                    : backward_signature(shapes.weighting);
-    auto made = std::make_shared<const Prepared>(parallel::prepare(inputs)(context->rank()),
-                                                 signature, scoring, place);
+    const int rank = context->rank();
+    Program program;
+    Signature signature = halo_signature();
+    if (kind.scheme == nullptr) {
+      const HaloInputs inputs{batch.layout,  batch.documents_of_masks(), halo.width,
+                              halo.channels, halo.activation,            direction};
+      program = parallel::prepare_halo(inputs)(rank);
+    } else {
+      const SchemeInputs inputs{batch.masks, batch.layout, kind.shapes,
+                                direction,   wire_dtype,   *kind.scheme};
+      program = parallel::prepare(inputs)(rank);
+      signature = parallel::signature(kind.shapes, direction);
+    }
+    auto made = std::make_shared<const Prepared>(std::move(program), signature, scoring, place);
     cache.add(key, made);
     return made;
   }
 
-  /// The batch's call under a scheme, whose text is `text`, prepared; sets `made` where it was not.
-  /// With `lock` held on the batch, so that whoever comes second finds it made.
+  /// The batch's call, prepared; sets `made` where it was not. With `lock` held on the batch, so
+  /// that whoever comes second finds it made.
   AttentionBatch::Impl::Call& find(AttentionBatch::Impl& batch, const std::unique_lock<std::mutex>&,
-                                   const Expression& under, const std::string& text,
-                                   Direction direction, const Shapes& shapes,
-                                   const attention::Scoring& scoring, bool& made) const {
+                                   const CallKind& kind, Direction direction, bool& made) const {
     for (auto& call : batch.calls) {
-      if (call.direction == direction && call.shapes == shapes && call.scoring == scoring &&
-          call.scheme == text)
-        return call;
+      if (call.is(kind, direction)) return call;
     }
     made = true;
     return batch.calls.emplace_back(AttentionBatch::Impl::Call{
-        text, direction, shapes, scoring, prepare(batch, under, direction, shapes, scoring)});
+        std::string(kind.scheme_text), direction, kind.shapes, kind.scoring, kind.halo,
+        prepare(batch, kind, direction)});
   }
 
   /// With the batch's lock held.
@@ -134,19 +186,38 @@ struct Attention::Impl {
     reserve(*call.prepared, compute, channels);
   }
 
-  std::unique_ptr<Execution> call(const AttentionBatch& batch, Direction direction,
-                                  const Shapes& shapes, const attention::Scoring& scoring,
-                                  std::initializer_list<ConstTensorView> inputs,
-                                  std::initializer_list<TensorView> outputs) {
+  /// The call, ready to be bound.
+  std::shared_ptr<const Loaded> loaded(const AttentionBatch& batch, const CallKind& kind,
+                                       Direction direction) {
     std::unique_lock lock(batch.impl_->mutex);
     bool late = false;
-    auto& found = find(*batch.impl_, lock, scheme, scheme_text, direction, shapes, scoring, late);
+    auto& found = find(*batch.impl_, lock, kind, direction, late);
     unprepared_calls += late ? 1 : 0;
     load(found);
-    return std::make_unique<Execution>(found.loaded, std::span(inputs.begin(), inputs.size()),
+    return found.loaded;
+  }
+
+  std::unique_ptr<Execution> bind(std::shared_ptr<const Loaded> call,
+                                  std::initializer_list<ConstTensorView> inputs,
+                                  std::initializer_list<TensorView> outputs) const {
+    return std::make_unique<Execution>(std::move(call), std::span(inputs.begin(), inputs.size()),
                                        std::span(outputs.begin(), outputs.size()), compute,
                                        channels);
   }
+
+  CallKind softmax(const Shapes& shapes, const attention::Scoring& scoring) const {
+    return {&scheme, scheme_text, shapes, scoring, {}};
+  }
+  CallKind linear(const attention::LinearInputs& inputs, const LinearCall& call) const {
+    const auto &q = inputs.q, &v = inputs.v;
+    LONGHAUL_CHECK(q.dims() == 3 && v.dims() == 3, "q and v are [rows, heads, dim]; got ", q.dims(),
+                   " and ", v.dims(), " dims");
+    Shapes shapes{static_cast<int>(v.size(1)), static_cast<int>(q.size(1)), q.size(2), v.size(2),
+                  q.dtype()};
+    shapes.linear = call;
+    return {&linear_scheme, linear_text, shapes, {}, {}};
+  }
+  static CallKind halo(const HaloShape& shape) { return {.halo = shape}; }
 };
 
 Attention::Attention(const AttentionOptions& options,
@@ -167,11 +238,19 @@ std::shared_ptr<const AttentionBatch> Attention::batch(attention::HeadMasks mask
 
 void Attention::prepare(const AttentionBatch& batch, const Expression& scheme, const Shapes& shapes,
                         const attention::Scoring& scoring) const {
-  const std::string text = scheme.text();
+  const std::string text = shapes.linear ? impl_->linear_text : scheme.text();
+  const CallKind kind{shapes.linear ? &impl_->linear_scheme : &scheme, text, shapes, scoring, {}};
   std::unique_lock lock(batch.impl_->mutex);
   bool made = false;
   for (const Direction direction : {Direction::forward, Direction::backward})
-    impl_->find(*batch.impl_, lock, scheme, text, direction, shapes, scoring, made);
+    impl_->find(*batch.impl_, lock, kind, direction, made);
+}
+
+void Attention::prepare_halo(const AttentionBatch& batch, const HaloShape& shape) const {
+  std::unique_lock lock(batch.impl_->mutex);
+  bool made = false;
+  for (const Direction direction : {Direction::forward, Direction::backward})
+    impl_->find(*batch.impl_, lock, Impl::halo(shape), direction, made);
 }
 
 void Attention::load(const AttentionBatch& batch) const {
@@ -194,6 +273,8 @@ void Attention::set_scheme(const Expression& scheme) {
   impl_->open_channels();
 }
 
+const Expression& Attention::linear_scheme() const { return impl_->linear_scheme; }
+
 namespace {
 Shapes shapes_of(ConstTensorView q, ConstTensorView k, ConstTensorView v,
                  const attention::Scoring& scoring) {
@@ -214,22 +295,68 @@ std::unique_ptr<Execution> Attention::forward(const AttentionBatch& batch, Const
                                               ConstTensorView k, ConstTensorView v,
                                               const attention::Scoring& scoring, TensorView out,
                                               TensorView lse) {
-  const Shapes shapes = shapes_of(q, k, v, scoring);
+  auto call = impl_->loaded(batch, impl_->softmax(shapes_of(q, k, v, scoring), scoring),
+                            Direction::forward);
   if (scoring.weighting == attention::Weighting::sigmoid)
-    return impl_->call(batch, Direction::forward, shapes, scoring, {q, k, v}, {out});
-  return impl_->call(batch, Direction::forward, shapes, scoring, {q, k, v}, {out, lse});
+    return impl_->bind(std::move(call), {q, k, v}, {out});
+  return impl_->bind(std::move(call), {q, k, v}, {out, lse});
 }
 
 std::unique_ptr<Execution> Attention::backward(const AttentionBatch& batch,
                                                const BackwardInputs& in,
                                                const attention::Scoring& scoring, TensorView dq,
                                                TensorView dk, TensorView dv) {
-  const Shapes shapes = shapes_of(in.q, in.k, in.v, scoring);
+  auto call = impl_->loaded(batch, impl_->softmax(shapes_of(in.q, in.k, in.v, scoring), scoring),
+                            Direction::backward);
   if (scoring.weighting == attention::Weighting::sigmoid)
-    return impl_->call(batch, Direction::backward, shapes, scoring, {in.q, in.dout, in.k, in.v},
-                       {dq, dk, dv});
-  return impl_->call(batch, Direction::backward, shapes, scoring,
-                     {in.q, in.dout, in.lse, in.delta, in.k, in.v}, {dq, dk, dv});
+    return impl_->bind(std::move(call), {in.q, in.dout, in.k, in.v}, {dq, dk, dv});
+  return impl_->bind(std::move(call), {in.q, in.dout, in.lse, in.delta, in.k, in.v}, {dq, dk, dv});
+}
+
+namespace {
+
+/// What a prepared call's slot of states, or transitions, is bound to.
+Tensor kept_tensor(const Prepared& call, std::string_view name, const runtime::Stream& compute) {
+  for (const Slot& slot : call.program().slots) {
+    if (slot.name == name)
+      return Tensor({slot.rows, slot.heads, slot.record.fields[0].width}, runtime::DType::float32,
+                    compute);
+  }
+  return {};
+}
+
+}  // namespace
+
+std::unique_ptr<Execution> Attention::linear_forward(const AttentionBatch& batch,
+                                                     const LinearCall& call,
+                                                     const LinearForward& t, LinearKept& kept) {
+  auto loaded = impl_->loaded(batch, impl_->linear(t.inputs, call), Direction::forward);
+  kept.states = kept_tensor(*loaded->prepared, "states", impl_->compute);
+  kept.transitions = kept_tensor(*loaded->prepared, "transitions", impl_->compute);
+  return impl_->bind(std::move(loaded),
+                     {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta,
+                      t.initial_state},
+                     {t.out, kept.states, kept.transitions, t.final_state});
+}
+
+std::unique_ptr<Execution> Attention::linear_backward(const AttentionBatch& batch,
+                                                      const LinearCall& call,
+                                                      const LinearBackward& t,
+                                                      const LinearKept& kept) {
+  return impl_->bind(
+      impl_->loaded(batch, impl_->linear(t.inputs, call), Direction::backward),
+      {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta, t.initial_state,
+       kept.states, kept.transitions, t.dout, t.dfinal_state},
+      {t.dq, t.dk, t.dv, t.dlog_decay, t.dbeta, t.dinitial_state});
+}
+
+std::unique_ptr<Execution> Attention::halo(const AttentionBatch& batch, const HaloShape& shape,
+                                           Direction direction, ConstTensorView rows,
+                                           TensorView halo) {
+  auto call = impl_->loaded(batch, Impl::halo(shape), direction);
+  // The schedule's rows have heads: one.
+  return impl_->bind(std::move(call), {rows.reshape({rows.size(0), 1, rows.size(1)})},
+                     {halo.reshape({halo.size(0), 1, halo.size(1)})});
 }
 
 std::int64_t Attention::peak_staging_bytes() const {

@@ -1,5 +1,6 @@
 #pragma once
-// Softmax attention spread over the ranks of the context axis: what a model's layer calls.
+// What a model's layers call of the other ranks of the context axis: softmax attention, recurrences
+// (attention/linear.h), and the rows that short convolutions read across the borders of runs.
 
 #include <map>
 #include <memory>
@@ -8,6 +9,7 @@
 
 #include "attention/block_plan.h"
 #include "attention/head_masks.h"
+#include "attention/short_conv.h"
 #include "parallel/executor.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
@@ -18,6 +20,7 @@ namespace longhaul::parallel {
 
 struct AttentionOptions {
   Expression scheme = {};
+  Expression linear_scheme = "lasp2";  ///< of recurrences
   /// Dtype of gradient accumulators between ranks; LSE and delta always travel as fp32.
   runtime::DType wire_dtype = runtime::DType::float32;
   /// What computes blocks on CUDA, and whether it must repeat bit for bit.
@@ -33,12 +36,43 @@ class AttentionBatch {
   ~AttentionBatch();
   const attention::HeadMasks& masks() const;
   const Layout& layout() const;
+  /// Where the rows of a rank lie for convolutions of that width, within the documents of the
+  /// masks (attention::independent_parts).
+  std::shared_ptr<const attention::ConvRows> conv_rows(int rank, std::int64_t width) const;
 
  private:
   friend class Attention;
   struct Impl;
   explicit AttentionBatch(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
+};
+
+/// The tensors of a recurrence's call: shapes as in attention/linear.h, n = this rank's rows. States
+/// are those of the sequences that begin, or end, on this rank (sequence_ends()): [s*E,H,D], fp32;
+/// no data where the call has none.
+struct LinearForward {
+  attention::LinearInputs inputs;
+  runtime::ConstTensorView initial_state;
+  runtime::TensorView out, final_state;
+};
+struct LinearBackward {
+  attention::LinearInputs inputs;
+  runtime::ConstTensorView initial_state, dout, dfinal_state;
+  runtime::TensorView dq, dk, dv;      ///< overwritten
+  runtime::TensorView dlog_decay;      ///< overwritten; Decay::head: of this rank's rows, [1,H]
+  runtime::TensorView dbeta, dinitial_state;
+};
+/// From a recurrence's forward to its backward: the states that entered this rank's runs, and their
+/// transitions where a scheme folds them.
+struct LinearKept {
+  runtime::Tensor states, transitions;
+};
+
+/// The rows that a short convolution reads.
+struct HaloShape {
+  std::int64_t width = 1, channels = 0;  ///< K, C
+  runtime::DType activation = runtime::DType::float32;
+  bool operator==(const HaloShape&) const = default;
 };
 
 /// Attention of one model on one rank: the communicator and streams it uses. Calls of several
@@ -53,11 +87,12 @@ class Attention {
 
   /// masks.tokens() == layout.tokens(). Prepares nothing yet.
   std::shared_ptr<const AttentionBatch> batch(attention::HeadMasks masks, Layout layout) const;
-  /// Prepares the calls of a batch, both ways, under the scheme that they will be made with. On any
-  /// thread, also while calls run; else a batch's first call does it. Throws Error for what could
-  /// not run.
+  /// Prepares the calls of a batch, both ways, under the scheme that they will be made with (of
+  /// recurrences: linear_scheme()). On any thread, also while calls run; else a batch's first call
+  /// does it. Throws Error for what could not run.
   void prepare(const AttentionBatch& batch, const Expression& scheme, const Shapes& shapes,
                const attention::Scoring& scoring) const;
+  void prepare_halo(const AttentionBatch& batch, const HaloShape& shape) const;
   /// Uploads what a batch's prepared calls read and takes from the system what they and their
   /// messages need; else a call's first use does. On compute's thread.
   void load(const AttentionBatch& batch) const;
@@ -65,8 +100,9 @@ class Attention {
   std::int64_t arena_bytes(const AttentionBatch& batch) const;
   /// Calls so far that nobody had prepared.
   std::int64_t unprepared_calls() const;
-  /// The scheme of the calls that follow. Collective: it may open another channel.
+  /// The scheme of the softmax calls that follow. Collective: it may open another channel.
   void set_scheme(const Expression& scheme);
+  const Expression& linear_scheme() const;
 
   /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H,2]
   /// fp32 (natural log: high and low part, attention/block.h). A sigmoid has no LSE and no delta:
@@ -85,6 +121,19 @@ class Attention {
   std::unique_ptr<Execution> backward(const AttentionBatch& batch, const BackwardInputs& inputs,
                                       const attention::Scoring& scoring, runtime::TensorView dq,
                                       runtime::TensorView dk, runtime::TensorView dv);
+
+  /// A recurrence over the batch's rows, under its linear scheme. `kept` is what backward needs of
+  /// it, made here.
+  std::unique_ptr<Execution> linear_forward(const AttentionBatch& batch, const LinearCall& call,
+                                            const LinearForward& tensors, LinearKept& kept);
+  std::unique_ptr<Execution> linear_backward(const AttentionBatch& batch, const LinearCall& call,
+                                             const LinearBackward& tensors, const LinearKept& kept);
+
+  /// halo[h,C] <- the rows before this rank's runs (forward; behind them: backward), of rows[n,C] of
+  /// all ranks, as AttentionBatch::conv_rows() orders them; both in shape.activation.
+  std::unique_ptr<Execution> halo(const AttentionBatch& batch, const HaloShape& shape,
+                                  Direction direction, runtime::ConstTensorView rows,
+                                  runtime::TensorView halo);
 
   /// Most bytes of messages in staging memory since the last reset, all channels together; none
   /// where what is sent lies together and is not cast.

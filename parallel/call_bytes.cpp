@@ -19,10 +19,11 @@ CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scor
     bytes.staged = std::max(bytes.staged, counted.staging_bytes());
     bytes.gathered = std::max(bytes.gathered, counted.staging_bytes(true));
     const bool forward = direction == Direction::forward;
-    const Prepared prepared(std::move(program),
-                            forward ? forward_signature(inputs.shapes.weighting)
-                                    : backward_signature(inputs.shapes.weighting),
-                            scoring, sizes);
+    for (const Slot& slot : program.slots) {
+      const bool kept = forward && slot.role == Role::output && slot.record.side == Side::state;
+      if (kept) bytes.kept += slot_bytes(slot);
+    }
+    const Prepared prepared(std::move(program), signature(inputs.shapes, direction), scoring, sizes);
     (forward ? bytes.forward : bytes.backward) = prepared.arena_bytes();
   }
   return bytes;

@@ -181,4 +181,14 @@ std::vector<std::int64_t> query_areas(const HeadMasks& masks, const Layout& layo
   return areas;
 }
 
+SequenceEnds sequence_ends(const Layout& layout, int rank) {
+  SequenceEnds ends;
+  if (layout.seq_len() == 0) return ends;
+  for (const std::int64_t token : layout.tokens_of(rank)) {
+    if (token % layout.seq_len() == 0) ends.beginning.push_back(token / layout.seq_len());
+    if ((token + 1) % layout.seq_len() == 0) ends.ending.push_back(token / layout.seq_len());
+  }
+  return ends;
+}
+
 }  // namespace longhaul::parallel

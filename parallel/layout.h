@@ -85,6 +85,12 @@ class Layout {
   std::uint64_t digest_;
 };
 
+/// The sequences whose first token, and whose last, a rank holds, rising.
+struct SequenceEnds {
+  std::vector<std::int64_t> beginning, ending;
+};
+SequenceEnds sequence_ends(const Layout& layout, int rank);
+
 /// What `balanced` aims at: the largest area of a rank over the mean.
 constexpr double kBalanceTarget = 1.05;
 

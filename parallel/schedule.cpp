@@ -18,6 +18,12 @@ const char* name(Direction direction) {
   return direction == Direction::forward ? "forward" : "backward";
 }
 
+Signature signature(const Shapes& shapes, Direction direction) {
+  const bool forward = direction == Direction::forward;
+  if (shapes.linear) return forward ? linear_forward_signature() : linear_backward_signature();
+  return forward ? forward_signature(shapes.weighting) : backward_signature(shapes.weighting);
+}
+
 Count count(const Program& program) {
   Count total;
   for (const Slot& slot : program.slots) {

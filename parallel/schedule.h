@@ -44,6 +44,8 @@ struct Program {
 
 enum class Direction : unsigned char { forward, backward };
 const char* name(Direction direction);
+/// What a call of these shapes binds.
+Signature signature(const Shapes& shapes, Direction direction);
 
 /// The programs of all ranks: what the verifier reads. A running rank holds only its own Program.
 struct Schedule {

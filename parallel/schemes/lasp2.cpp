@@ -15,13 +15,28 @@
 namespace longhaul::parallel {
 namespace {
 
+/// A chain in the order in which states go, and who needs how much of it.
+struct Chain {
+  RunChain runs;
+  /// By rank, rising: how many of the first runs it needs, all before its last one; not causal, all.
+  std::vector<std::pair<int, std::size_t>> needed;
+};
+
 class Gather {
  public:
   Gather(const SchemeInputs& inputs, const LinearRuns& runs, int rank)
       : runs_(runs),
         causal_(inputs.shapes.linear->recurrence.causal),
-        program_(inputs, runs, rank, 1, true),
-        chains_(program_.ordered_chains()) {}
+        program_(inputs, runs, rank, 1, true) {
+    for (RunChain& chain : program_.ordered_chains()) {
+      const auto mine = [&](int run) { return runs[run].rank == rank; };
+      if (std::ranges::none_of(chain, mine)) continue;
+      std::map<int, std::size_t> needed;
+      for (std::size_t i = 0; i < chain.size(); ++i)
+        needed[runs[chain[i]].rank] = causal_ ? i : chain.size();
+      chains_.push_back({std::move(chain), {needed.begin(), needed.end()}});
+    }
+  }
 
   Program generate() && {
     summarize();
@@ -30,34 +45,33 @@ class Gather {
     for (const int run : runs_.of_rank(program_.rank())) {  // those that wait for nobody
       if (!incoming_.contains(run)) program_.sweep(run);
     }
-    for (const RunChain& chain : chains_) fold(chain);
+    for (const Chain& chain : chains_) fold(chain);
     return std::move(program_).finish();
   }
 
  private:
   bool is_mine(int run) const { return runs_[run].rank == program_.rank(); }
-  /// How many of a chain's first runs a rank needs: all before its last one.
-  std::size_t needed(const RunChain& chain, int rank) const {
-    std::size_t count = 0;
-    for (std::size_t i = 0; i < chain.size(); ++i) {
-      if (runs_[chain[i]].rank == rank) count = causal_ ? i : chain.size();
-    }
-    return count;
+  /// How many of a chain's first runs this rank needs.
+  std::size_t needed(const Chain& chain) const {
+    return std::ranges::lower_bound(chain.needed, program_.rank(), {},
+                                    &std::pair<int, std::size_t>::first)
+        ->second;
   }
   /// Whether a chain's transition travels with the state of its run number i.
-  bool has_transition(const RunChain& chain, std::size_t i) const {
-    return program_.records().has_transition() && i > 0 && runs_[chain[i]].starts.empty();
+  bool has_transition(const Chain& chain, std::size_t i) const {
+    return program_.records().has_transition() && i > 0 && runs_[chain.runs[i]].starts.empty();
   }
 
   /// The maps of this rank's runs that somebody folds.
   void summarize() {
     std::vector<std::pair<int, bool>> wanted;  // run, and whether a state enters its chain there
-    for (const RunChain& chain : chains_) {
-      const std::size_t givers = causal_ ? chain.size() - 1 : chain.size();
-      for (std::size_t i = 0; i < chain.size(); ++i) {
-        if (!is_mine(chain[i])) continue;
-        if (i < givers) wanted.emplace_back(chain[i], i == 0 && program_.enters(chain));
-        if (i > 0 || !causal_) incoming_.insert(chain[i]);
+    for (const Chain& chain : chains_) {
+      const RunChain& runs = chain.runs;
+      const std::size_t givers = causal_ ? runs.size() - 1 : runs.size();
+      for (std::size_t i = 0; i < runs.size(); ++i) {
+        if (!is_mine(runs[i])) continue;
+        if (i < givers) wanted.emplace_back(runs[i], i == 0 && program_.enters(runs));
+        if (i > 0 || !causal_) incoming_.insert(runs[i]);
       }
     }
     if (wanted.empty()) return;
@@ -77,26 +91,22 @@ class Gather {
   /// Sends each rank what it needs of this rank's, and receives likewise: all states, then all
   /// transitions.
   void exchange() {
-    const int ranks = static_cast<int>(runs_.ranks());
     std::map<int, std::vector<View>> sends, receives, sent_transitions, received_transitions;
     std::vector<int> states, transitions;  // runs whose parts arrive
-    for (const RunChain& chain : chains_) {
-      std::set<int> members;
-      for (const int run : chain) members.insert(runs_[run].rank);
-      if (!members.contains(program_.rank())) continue;
-      for (const int peer : members) {
-        if (peer == program_.rank()) continue;
-        for (std::size_t i = 0; i < needed(chain, peer); ++i) {
-          if (!is_mine(chain[i])) continue;
-          sends[peer].push_back(states_.at(chain[i]));
-          if (has_transition(chain, i))
-            sent_transitions[peer].push_back(*program_.transition(chain[i]));
+    for (const Chain& chain : chains_) {
+      for (std::size_t i = 0; i < chain.runs.size(); ++i) {
+        const int run = chain.runs[i];
+        if (!is_mine(run)) {
+          if (i >= needed(chain)) continue;
+          states.push_back(run);
+          if (has_transition(chain, i)) transitions.push_back(run);
+          continue;
         }
-      }
-      for (std::size_t i = 0; i < needed(chain, program_.rank()); ++i) {
-        if (is_mine(chain[i])) continue;
-        states.push_back(chain[i]);
-        if (has_transition(chain, i)) transitions.push_back(chain[i]);
+        for (const auto& [peer, count] : chain.needed) {
+          if (peer == program_.rank() || i >= count) continue;
+          sends[peer].push_back(states_.at(run));
+          if (has_transition(chain, i)) sent_transitions[peer].push_back(*program_.transition(run));
+        }
       }
     }
     place(states, "received", program_.records().state, program_.state_rows(), states_);
@@ -106,7 +116,7 @@ class Gather {
     for (const int run : transitions)
       received_transitions[runs_[run].rank].push_back(transitions_.at(run));
     std::vector<Message> out, in;
-    for (int peer = 0; peer < ranks; ++peer) {
+    for (int peer = 0; peer < runs_.ranks(); ++peer) {
       const auto message = [&](std::map<int, std::vector<View>>& first,
                                std::map<int, std::vector<View>>& second,
                                std::vector<Message>& into) {
@@ -134,8 +144,8 @@ class Gather {
     }
   }
 
-  FoldLink link(const RunChain& chain, std::size_t i) const {
-    const int run = chain[i];
+  FoldLink link(const Chain& chain, std::size_t i) const {
+    const int run = chain.runs[i];
     const View& state = states_.at(run);
     if (causal_ && i == 0) return LinearProgram::reset(state);
     FoldLink link = program_.link(run, state);
@@ -143,35 +153,29 @@ class Gather {
     return link;
   }
 
-  /// The states that enter this rank's runs of a chain, and the runs.
-  void fold(const RunChain& chain) {
+  /// The states that enter this rank's runs of a chain, each from the one before it, and the runs.
+  void fold(const Chain& chain) {
     std::vector<FoldLink> links;
-    if (!causal_) {
-      if (needed(chain, program_.rank()) == 0) return;
-      for (std::size_t i = 0; i < chain.size(); ++i) links.push_back(link(chain, i));
-    }
+    for (std::size_t i = 0; !causal_ && i < chain.runs.size(); ++i) links.push_back(link(chain, i));
     std::optional<View> in;
-    for (std::size_t i = 0; i < chain.size(); ++i) {
-      const int run = chain[i];
-      if (is_mine(run) && (i > 0 || !causal_)) {
-        if (!links.empty()) {  // not causal: the same state for all
+    for (std::size_t i = 0; i < chain.runs.size(); ++i) {
+      const int run = chain.runs[i];
+      if (is_mine(run) && incoming_.contains(run)) {
+        if (!links.empty()) {  // not causal: one state for all
           const View into = program_.incoming(run);
-          program_.fold(std::move(links), in, into);
+          program_.fold(std::exchange(links, {}), in, into);
           in = into;
-          links = {};
         }
         program_.sweep(run);
       }
-      if (causal_ && i + 1 < chain.size()) {
-        if (i < needed(chain, program_.rank())) links.push_back(link(chain, i));
-      }
+      if (causal_ && i < needed(chain)) links.push_back(link(chain, i));
     }
   }
 
   const LinearRuns& runs_;
   const bool causal_;
   LinearProgram program_;
-  const std::vector<RunChain> chains_;
+  std::vector<Chain> chains_;
   std::set<int> incoming_;           // runs that a state of their chain enters
   std::map<int, View> states_;       // of own and received runs
   std::map<int, View> transitions_;  // of received ones

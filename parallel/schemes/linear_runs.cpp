@@ -212,6 +212,7 @@ LinearRun LinearProgram::run_of(const TokenRun& run, int begin, int end) const {
 
 void LinearProgram::summarize(int number, const View& state) {
   const TokenRun& run = runs_[number];
+  summarized_.insert(number);
   std::optional<View> dout;
   if (backward_) dout = rows_of_run(dout_, run, 0, heads_);
   builder_.summarize(run_of(run, 0, key_heads_), dout, state,
@@ -315,6 +316,13 @@ void LinearProgram::add_slopes(int begin, int end, RunGradients& gradients) {
 }
 
 Program LinearProgram::finish() && {
+  // The transition of a run that nobody behind it folds is still wanted by the gradient of a final
+  // state.
+  for (const int number : runs_.of_rank(rank_)) {
+    if (backward_ || !transition(number) || summarized_.contains(number)) continue;
+    summarize(number, builder_.scratch(runtime::concat("last", number), records_.state,
+                                       state_rows(), heads_));
+  }
   if (dslopes_ && runs_.of_rank(rank_).empty()) {  // zero, of no rows
     const TokenRun none;
     RunGradients gradients{

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "parallel/builder.h"
@@ -120,6 +121,7 @@ class LinearProgram {
   // Backward:
   View dout_, dqk_, dv_;
   std::optional<View> dgate_, dslopes_, dinitial_, incoming_;
+  std::set<int> summarized_;
   int slopes_written_ = 0;  ///< key heads before it have gradients of their constant decays
 };
 

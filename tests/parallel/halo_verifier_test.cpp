@@ -74,6 +74,14 @@ bool in_a_transfer(Schedule& schedule, const std::function<bool(Program&, Transf
   return false;
 }
 Slot& halo_of(Program& program) { return program.slots[1]; }
+/// Its tokens, a run for each row.
+std::vector<Run> by_row(const Slot& slot) {
+  std::vector<Run> rows;
+  for (const Run& run : slot.tokens) {
+    for (std::int64_t i = 0; i < run.count; ++i) rows.push_back({run[i], 1});
+  }
+  return rows;
+}
 
 const Mutation kMutations[] = {
     {"rows of a halo arrive in each other's place", Fault::misplaced,
@@ -153,6 +161,26 @@ const Mutation kMutations[] = {
          }
        }
        return false;
+     }},
+    {"a halo of other tokens, sent and declared alike", Fault::misplaced,
+     [](Schedule& s) {
+       return in_a_transfer(s, [&](Program& program, Transfer& t) {
+         for (Message& sent : t.sends) {
+           View& rows = sent.views.front();
+           if (rows.row_begin == 0) continue;
+           --rows.row_begin, --rows.row_end;
+           Program& reader = s.programs[static_cast<std::size_t>(sent.peer)];
+           const auto& received = std::get<Transfer>(reader.steps.front().operation).receives;
+           const auto from = std::ranges::find(received, program.rank, &Message::peer);
+           const std::vector<Run> held = by_row(program.slots[0]);
+           std::vector<Run> tokens = by_row(halo_of(reader));
+           std::copy(held.begin() + rows.row_begin, held.begin() + rows.row_end,
+                     tokens.begin() + from->views.front().row_begin);
+           halo_of(reader).tokens = tokens;
+           return true;
+         }
+         return false;
+       });
      }},
     {"rows of another rank", Fault::misplaced,
      [](Schedule& s) {

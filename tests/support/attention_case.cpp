@@ -7,6 +7,8 @@
 #include <limits>
 #include <optional>
 
+#include "tests/support/held_tensor.h"
+
 namespace longhaul::test {
 
 using attention::Mode;
@@ -55,68 +57,6 @@ std::vector<float> AttentionResult::lse_parts() const {
   for (std::size_t i = 0; i < lse.size(); ++i) parts.insert(parts.end(), {lse[i], lse_low[i]});
   return parts;
 }
-
-namespace {
-
-/// A tensor [rows, heads, dim] whose memory is plain or, strided, [heads, rows, dim + 3]. Gaps hold
-/// NaN.
-class Held {
- public:
-  Held(std::int64_t rows, std::int64_t heads, std::int64_t dim, DType dtype, bool strided,
-       const Stream& stream)
-      : rows_(rows), heads_(heads), dim_(dim), memory_({rows * heads * (dim + 3)}, dtype, stream) {
-    const std::int64_t gap = strided ? 3 : 0;
-    const std::int64_t row = strided ? dim + gap : heads * dim,
-                       head = strided ? rows * (dim + gap) : dim;
-    view_.assign(memory_.view().data(), dtype, stream.device(), 3, {rows, heads, dim},
-                 {row, head, 1});
-    // All bits set is a NaN in float32 and in bfloat16.
-    if (memory_.bytes() > 0)
-      std::memset(memory_.view().data(), 0xff, static_cast<std::size_t>(memory_.bytes()));
-  }
-  const TensorView& view() const { return view_; }
-  /// [rows, heads] of dim 1.
-  TensorView flat() const {
-    TensorView flat;
-    flat.assign(view_.data(), view_.dtype(), view_.device(), 2, {rows_, heads_},
-                {view_.stride(0), view_.stride(1)});
-    return flat;
-  }
-  void set(const std::vector<float>& values) {
-    visit([&](std::int64_t at, std::size_t i) {
-      if (view_.dtype() == DType::bfloat16) {
-        view_.as<BFloat16>()[at] = BFloat16(values[i]);
-      } else {
-        view_.as<float>()[at] = values[i];
-      }
-    });
-  }
-  std::vector<float> get() const {
-    std::vector<float> values(static_cast<std::size_t>(rows_ * heads_ * dim_));
-    visit([&](std::int64_t at, std::size_t i) { values[i] = view_.as<float>()[at]; });
-    return values;
-  }
-  std::vector<std::byte> bytes() const {
-    return {memory_.view().data(), memory_.view().data() + memory_.bytes()};
-  }
-
- private:
-  template <class Visit>
-  void visit(const Visit& call) const {
-    std::size_t i = 0;
-    for (std::int64_t r = 0; r < rows_; ++r) {
-      for (std::int64_t h = 0; h < heads_; ++h) {
-        for (std::int64_t d = 0; d < dim_; ++d)
-          call(r * view_.stride(0) + h * view_.stride(1) + d, i++);
-      }
-    }
-  }
-  std::int64_t rows_, heads_, dim_;
-  Tensor memory_;
-  TensorView view_;
-};
-
-}  // namespace
 
 std::vector<BlockCall> block_calls(const AttentionCase& c, std::vector<std::int64_t> key_cuts) {
   key_cuts.push_back(c.k_rows);

@@ -25,18 +25,18 @@ Tensor random_tensor(std::initializer_list<std::int64_t> sizes, const Stream& st
   return tensor;
 }
 
-double now(const KernelCase& which) {
-  if (which.threads == 1) return runtime::thread_cpu_seconds();
+double now(int threads) {
+  if (threads == 1) return runtime::thread_cpu_seconds();
   return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
 }
 
 /// Seconds of what `work` enqueues.
 template <class Work>
-double timed(const KernelCase& which, const Stream& stream, const Work& work) {
+double timed(const Stream& stream, const Work& work) {
   double start = 0, end = 0;
-  stream.host_task([&] { start = now(which); });
+  stream.host_task([&] { start = now(stream.threads()); });
   work();
-  stream.host_task([&] { end = now(which); });
+  stream.host_task([&] { end = now(stream.threads()); });
   stream.synchronize(runtime::deadline_in(kDeadlineSeconds));
   return end - start;
 }
@@ -78,17 +78,90 @@ std::vector<KernelRates> measure_block_kernels(const KernelCase& which, int repe
   for (int repeat = -1; repeat < repeats; ++repeat) {
     KernelRates rate;
     const double before = runtime::measure_fma_flops(which.threads, 0.02);
-    rate.forward_seconds = timed(which, stream, [&] {
+    rate.forward_seconds = timed(stream, [&] {
       block_forward(q, k, v, mask.slices(), scoring, out, per_row(lse), Mode::write, stream);
     });
     if (!sigmoid) block_delta(out, dout, delta, stream);
-    rate.backward_seconds = timed(which, stream, [&] {
+    rate.backward_seconds = timed(stream, [&] {
       block_backward({q, k, v, dout, per_row(lse), per_row(delta)}, mask.slices(), scoring, dq,
                      Mode::write, dk, dv, Mode::write, stream);
     });
     rate.peak_flops = (before + runtime::measure_fma_flops(which.threads, 0.02)) / 2;
     rate.forward_flops = 4 * pair_flops / rate.forward_seconds;
     rate.backward_flops = 10 * pair_flops / rate.backward_seconds;
+    if (repeat >= 0) rates.push_back(rate);
+  }
+  return rates;
+}
+
+std::vector<KernelRates> measure_linear_kernels(const LinearKernelCase& which, int repeats) {
+  const Stream stream = Stream::cpu("bench", which.threads);
+  std::mt19937 random(1);
+  const LinearShape& s = which.shape;
+  Recurrence how = which.recurrence;
+  how.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(s.dim)));
+  const bool delta = how.rule == StateRule::delta;
+  const auto input = [&](std::initializer_list<std::int64_t> sizes, float factor, float offset) {
+    Tensor tensor = random_tensor(sizes, stream, random);
+    for (std::int64_t i = 0; i < tensor.elements(); ++i)
+      tensor.as<float>()[i] = offset + factor * tensor.as<float>()[i];
+    return tensor;
+  };
+  const float unit = static_cast<float>(std::sqrt(3.0 / static_cast<double>(s.dim)));
+  const Tensor q = input({s.rows, s.key_heads, s.dim}, 1, 0),
+               k = input({s.rows, s.key_heads, s.dim}, delta ? unit : 1, 0),
+               v = input({s.rows, s.heads, s.value_dim}, 1, 0),
+               dout = input({s.rows, s.heads, s.value_dim}, 1, 0),
+               beta = input({s.rows, s.heads}, 0.5f, 0.5f);
+  const bool constant = how.decay == Decay::head, vector = how.decay == Decay::vector;
+  const auto gate_like = [&] {
+    const std::int64_t rows = constant ? 1 : s.rows;
+    return vector ? Tensor({rows, s.heads, s.dim}, DType::float32, stream)
+                  : Tensor({rows, s.heads}, DType::float32, stream);
+  };
+  const Tensor log_decay = gate_like(), dlog_decay = gate_like();
+  std::uniform_real_distribution<float> gates(-0.1f, 0);
+  for (std::int64_t i = 0; i < log_decay.elements(); ++i) log_decay.as<float>()[i] = gates(random);
+  std::fill_n(dlog_decay.as<float>(), dlog_decay.elements(), 0.0f);
+  const auto like = [&](const Tensor& tensor) {
+    return Tensor(tensor.view().sizes(), DType::float32, stream);
+  };
+  const Tensor out = like(v), dq = like(q), dk = like(k), dv = like(v), dbeta = like(beta);
+  const auto gate_view = [&](const Tensor& tensor) {
+    return how.decay == Decay::none ? runtime::TensorView{} : tensor.view();
+  };
+  const auto beta_view = [&](const Tensor& tensor) {
+    return delta ? tensor.view() : runtime::TensorView{};
+  };
+  const auto plan = [&](LinearPass pass) {
+    return plan_linear(pass, s, how, {}, place_of(stream));
+  };
+  const auto sweep = plan(LinearPass::sweep), backward = plan(LinearPass::sweep_backward);
+  const LinearInputs inputs{q, k, v, gate_view(log_decay), beta_view(beta)};
+
+  constexpr double kChunk = 64;
+  const auto d = static_cast<double>(s.dim), e = static_cast<double>(s.value_dim),
+             tokens = static_cast<double>(s.rows * s.heads);
+  const double forward_flops = delta ? 2 * kChunk * (2 * d + 2 * e) + 6 * d * e
+                                     : 2 * kChunk * (d + e) + 4 * d * e,
+               backward_flops = delta ? kChunk * (12 * d + 10 * e) + 14 * d * e
+                                      : 2 * kChunk * (3 * d + 2 * e) + 10 * d * e;
+  std::vector<KernelRates> rates;
+  for (int repeat = -1; repeat < repeats; ++repeat) {
+    KernelRates rate;
+    const double before = runtime::measure_fma_flops(which.threads, 0.02);
+    rate.forward_seconds = timed(stream, [&] {
+      run_once(sweep, SweepTensors{inputs, {}, out, {}}, stream);
+    });
+    rate.backward_seconds = timed(stream, [&] {
+      run_once(backward,
+               SweepBackwardTensors{
+                   inputs, dout, {}, {}, dq, dk, dv, gate_view(dlog_decay), beta_view(dbeta), {}},
+               stream);
+    });
+    rate.peak_flops = (before + runtime::measure_fma_flops(which.threads, 0.02)) / 2;
+    rate.forward_flops = tokens * forward_flops / rate.forward_seconds;
+    rate.backward_flops = tokens * backward_flops / rate.backward_seconds;
     if (repeat >= 0) rates.push_back(rate);
   }
   return rates;

@@ -1,10 +1,12 @@
 #pragma once
-// Times the CPU block kernels against the FMA rate measured beside them.
+// Times the CPU kernels of blocks and of linear attention against the FMA rate measured beside
+// them.
 
 #include <cstdint>
 #include <vector>
 
 #include "attention/block.h"
+#include "attention/linear.h"
 #include "attention/mask.h"
 
 namespace longhaul::attention {
@@ -29,5 +31,16 @@ struct KernelRates {
 
 /// `repeats` measurements after one warm-up, on a CPU stream of its own.
 std::vector<KernelRates> measure_block_kernels(const KernelCase& which, int repeats);
+
+struct LinearKernelCase {
+  Recurrence recurrence{};  ///< but for the scale, which is 1/sqrt(dim)
+  LinearShape shape{2048, 1, 1, 128, 128};
+  int threads = 1;
+};
+
+/// Of sweep and sweep_backward. Flops are those of chunks of 64 tokens, d = dim and e = value dim,
+/// a token and head: sum rule 2c(d+e) + 4de forward, 2c(3d+2e) + 10de backward; delta rule
+/// 2c(2d+2e) + 6de, c(12d+10e) + 14de.
+std::vector<KernelRates> measure_linear_kernels(const LinearKernelCase& which, int repeats);
 
 }  // namespace longhaul::attention

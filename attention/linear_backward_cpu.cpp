@@ -1,0 +1,327 @@
+// Gradients of a run on the CPU. A work item is a segment and a head; the states that its chunks
+// begin from are made again, a group of chunks at a time from states kept between groups, and the
+// gradient of the state goes through the chunks from the last. The heads of a key head add to dq
+// and dk of a chunk in their order: an item waits for its turn, which in the usual order of work
+// has come already.
+
+#include <immintrin.h>
+
+#include <thread>
+
+#include "attention/linear_plan_cpu.h"
+
+namespace longhaul::attention::detail {
+namespace {
+
+using namespace avx2;
+using runtime::ConstTensorView;
+using runtime::Stream;
+using runtime::TensorView;
+
+/// Up to so many states are kept at once; of more chunks, about twice the square root.
+constexpr std::int64_t kKeptChunks = 64;
+
+/// Chunks of a group, and groups, of a segment of so many chunks.
+struct Groups {
+  explicit Groups(std::int64_t chunks)
+      : size(chunks <= kKeptChunks
+                 ? chunks
+                 : static_cast<std::int64_t>(std::ceil(std::sqrt(static_cast<double>(chunks))))),
+        count(size == 0 ? 0 : (chunks + size - 1) / size) {}
+  std::int64_t size, count;
+  std::int64_t states() const { return size + count; }
+};
+
+class SweepBackwardPlan;
+
+/// What the workers of one call share.
+struct Shared {
+  std::int64_t* done;  // chunks that an item has added to dq and dk
+  double* dlog_decay;  // of an item, Decay::head
+  Shared(Scratch& s, std::int64_t items)
+      : done(s.array<std::int64_t>(items)), dlog_decay(s.array<double>(items)) {}
+};
+
+class Worker {
+ public:
+  Worker(Scratch& s, const SweepBackwardPlan& plan, const SweepBackwardTensors& tensors,
+         const Shared& shared);
+  void run(std::int64_t item);
+
+ private:
+  Matrix kept(std::int64_t i) const { return states.from_row(i * sizes.dim()); }
+  void copy_state(Matrix from, Matrix to) const {
+    std::copy_n(from.data, sizes.dim() * from.ld, to.data);
+  }
+  std::int64_t row_of(std::int64_t chunk) const { return segment->begin + chunk * kChunk; }
+  std::int64_t rows_of_chunk(std::int64_t chunk) const {
+    return std::min(kChunk, segment->end - row_of(chunk));
+  }
+  void load(std::int64_t chunk, KeyUses uses);
+  void advance(std::int64_t chunk);
+  void causal();
+  void whole();
+  void chunk_gradients(std::int64_t chunk, Matrix before);
+  void mixing_gradients(std::int64_t row, std::int64_t count);
+  void store_gates(std::int64_t chunk);
+  void add_key_gradients(std::int64_t row, std::int64_t count);
+
+  const SweepBackwardPlan& plan;
+  const SweepBackwardTensors& t;
+  const Shared& shared;
+  const ChunkSizes& sizes;
+  std::unique_ptr<ChunkKeys> keys;
+  Updates updates;
+  Matrix states, state, dstate, rows;  // rows: [E, D], for S^T and dS^T
+  Matrix u, error, dout, du, minus_dv;
+  Matrix u_transposed;
+  KeyGradients gradients;
+  // The item.
+  const Segment* segment = nullptr;
+  std::int64_t item = 0, head = 0;
+};
+
+class SweepBackwardPlan final : public CpuLinearPlan {
+ public:
+  SweepBackwardPlan(const LinearShape& shape, const Recurrence& recurrence,
+                    std::vector<std::int64_t> starts, const BlockPlace& place)
+      : CpuLinearPlan(LinearPass::sweep_backward, shape, recurrence, std::move(starts), place) {
+    for (const Segment& segment : segments)
+      most_states = std::max(most_states, Groups(segment.chunks()).states());
+    hold(carved_bytes([this](Scratch& s) {
+           Scratch nothing;
+           Worker(s, *this, {}, Shared(nothing, 0));
+         }),
+         carved_bytes([this](Scratch& s) { Shared(s, items()); }));
+  }
+  std::int64_t items() const {
+    return static_cast<std::int64_t>(segments.size()) * sizes.shape.heads;
+  }
+  std::int64_t most_states = 0;
+
+ protected:
+  void run(const SweepBackwardTensors& tensors, const BlockMemory& memory,
+           const Stream& stream) const override {
+    stream.cpu_task([plan = shared_from_this(), this, tensors, scratch = memory.scratch] {
+      Scratch carving(this->shared(scratch));
+      const Shared shared(carving, items());
+      std::fill_n(shared.done, items(), 0);
+      work(items(), scratch, [&](Scratch& s) { return Worker(s, *this, tensors, shared); });
+      finish(tensors, shared);
+    });
+  }
+
+ private:
+  void finish(const SweepBackwardTensors& t, const Shared& shared) const {
+    for (std::int64_t head = 0; head < sizes.shape.heads; ++head) {
+      if (!segments.front().first && t.dstate_in.data() != nullptr) {
+        for (std::int64_t e = 0; e < sizes.value_dim(); ++e) {
+          std::fill_n(
+              t.dstate_in.as<float>() + e * t.dstate_in.stride(0) + head * t.dstate_in.stride(1),
+              sizes.dim(), 0.0f);
+        }
+      }
+      if (sizes.how.decay != Decay::head || t.dlog_decay.data() == nullptr) continue;
+      double sum = 0;
+      for (std::int64_t item = head; item < items(); item += sizes.shape.heads)
+        sum += shared.dlog_decay[item];
+      t.dlog_decay.as<float>()[head * t.dlog_decay.stride(1)] += static_cast<float>(sum);
+    }
+  }
+};
+
+Worker::Worker(Scratch& s, const SweepBackwardPlan& call_plan, const SweepBackwardTensors& tensors,
+               const Shared& of_call)
+    : plan(call_plan),
+      t(tensors),
+      shared(of_call),
+      sizes(call_plan.sizes),
+      keys(make_chunk_keys(s, sizes, true)),
+      updates(s, sizes),
+      states(matrix(s, plan.most_states * sizes.dim(), sizes.value_dim())),
+      state(matrix(s, sizes.dim(), sizes.value_dim())),
+      dstate(matrix(s, sizes.dim(), sizes.value_dim())),
+      rows(matrix(s, sizes.value_dim(), sizes.dim())),
+      u(matrix(s, kChunk, sizes.value_dim())),
+      error(matrix(s, sizes.delta() ? kChunk : 0, sizes.value_dim())),
+      dout(matrix(s, kChunk, sizes.value_dim())),
+      du(matrix(s, kChunk, sizes.value_dim())),
+      minus_dv(matrix(s, sizes.delta() ? kChunk : 0, sizes.value_dim())),
+      u_transposed(matrix(s, sizes.value_dim(), kChunk)) {
+  const bool delta = sizes.delta();
+  gradients.dq = matrix(s, kChunk, sizes.dim());
+  gradients.dk = matrix(s, kChunk, sizes.dim());
+  gradients.dk_read = matrix(s, delta ? kChunk : 0, sizes.dim());
+  gradients.dweights = matrix(s, kChunk, kChunk);
+  gradients.doverlaps = matrix(s, delta ? kChunk : 0, kChunk);
+  gradients.overlap = s.floats(sizes.columns());
+  gradients.dlog_decay =
+      matrix(s, sizes.gated() ? kChunk : 0, sizes.how.decay == Decay::vector ? sizes.dim() : 1);
+}
+
+void Worker::run(std::int64_t which) {
+  item = which;
+  head = item % sizes.shape.heads;
+  segment = &plan.segments[static_cast<std::size_t>(item / sizes.shape.heads)];
+  shared.dlog_decay[item] = 0;
+  load_state(segment->first ? t.state_in : ConstTensorView(), head, sizes, state, rows);
+  load_state(segment->last ? t.dstate_out : ConstTensorView(), head, sizes, dstate, rows);
+  sizes.how.causal ? causal() : whole();
+  if (segment->first && t.dstate_in.data() != nullptr)
+    store_state(dstate, sizes.value_dim(), t.dstate_in, head, sizes, rows);
+}
+
+void Worker::load(std::int64_t chunk, KeyUses uses) {
+  const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk);
+  keys->load(t.inputs, head, row, count, uses);
+  updates.load_beta(*keys, t.inputs, head, row);
+  load_rows(avx2::rows_of(t.inputs.v, head, row, count), 1, u);
+}
+
+/// state <- the state after the chunk.
+void Worker::advance(std::int64_t chunk) {
+  load(chunk, {});
+  updates.solve(*keys, state, sizes.value_dim(), false, u, error);
+  updates.write(*keys, u, sizes.value_dim(), state);
+}
+
+void Worker::causal() {
+  const std::int64_t chunks = segment->chunks();
+  const Groups groups(chunks);
+  for (std::int64_t group = 0; group < groups.count; ++group) {
+    copy_state(state, kept(groups.size + group));
+    if (group + 1 == groups.count) break;
+    for (std::int64_t chunk = group * groups.size; chunk < (group + 1) * groups.size; ++chunk)
+      advance(chunk);
+  }
+  for (std::int64_t group = groups.count - 1; group >= 0; --group) {
+    const std::int64_t begin = group * groups.size, end = std::min(chunks, begin + groups.size);
+    copy_state(kept(groups.size + group), state);
+    for (std::int64_t chunk = begin; chunk < end; ++chunk) {
+      copy_state(state, kept(chunk - begin));
+      if (chunk + 1 < end) advance(chunk);
+    }
+    for (std::int64_t chunk = end - 1; chunk >= begin; --chunk)
+      chunk_gradients(chunk, kept(chunk - begin));
+  }
+}
+
+void Worker::chunk_gradients(std::int64_t chunk, Matrix before) {
+  const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk), dim = sizes.dim(),
+                     width = sizes.value_dim();
+  const bool delta = sizes.delta();
+  const KeyGradients& g = gradients;
+  load(chunk, {.queries = true, .weights = true});
+  updates.solve(*keys, before, width, false, u, error);
+  load_rows(avx2::rows_of(t.dout, head, row, count), 1, dout);
+  updates.solve_backward(*keys, dout, dstate, du);
+
+  transpose(count, width, u, u_transposed);
+  lower_of_product(count, width, dout, u_transposed, g.dweights);
+  for (std::int64_t i = 0; i < count; ++i) clear_right(g.dweights.row(i), i, i + 1);
+  if (delta) {
+    mixing_gradients(row, count);
+    updates.times_beta(*keys, -1, du, minus_dv);
+    updates.times_beta(*keys, 1, du, du);
+  }
+  store_rows(du, t.dv, head, row, count);
+
+  transpose(dim, width, before, rows);
+  product<Operand::rows, Into::store>(count, dim, width, dout, rows, g.dq);
+  if (delta) product<Operand::rows, Into::store>(count, dim, width, minus_dv, rows, g.dk_read);
+  for (std::int64_t d = 0; d < dim && sizes.gated(); ++d)
+    g.overlap[d] = dot(sizes.value_columns(), before.row(d), dstate.row(d));
+  transpose(dim, width, dstate, rows);
+  product<Operand::rows, Into::store>(count, dim, width, u, rows, g.dk);
+  keys->backward(g);
+  if (sizes.gated()) store_gates(chunk);
+  add_key_gradients(row, count);
+  updates.write_backward(*keys, dout, minus_dv, dstate);
+}
+
+/// From dR in du: dbeta, and the gradient of A0.
+void Worker::mixing_gradients(std::int64_t row, std::int64_t count) {
+  const KeyGradients& g = gradients;
+  lower_of_product(count, sizes.value_dim(), du, u_transposed, g.doverlaps);
+  for (std::int64_t i = 0; i < count; ++i) {
+    clear_right(g.doverlaps.row(i), i, i);
+    const std::int64_t columns = round_up(i, kTileColumns);
+    const float dbeta = dot(sizes.value_columns(), du.row(i), error.row(i)) -
+                        dot(columns, g.doverlaps.row(i), keys->overlaps.row(i));
+    t.dbeta.as<float>()[(row + i) * t.dbeta.stride(0) + head * t.dbeta.stride(1)] = dbeta;
+    scaled(columns, -updates.beta[i], g.doverlaps.row(i), g.doverlaps.row(i));
+  }
+}
+
+void Worker::store_gates(std::int64_t chunk) {
+  const Matrix da = gradients.dlog_decay;
+  const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk);
+  const bool scalar = sizes.how.decay != Decay::vector;
+  if (chunk == 0 && segment->starts)
+    std::fill_n(da.row(0), scalar ? 1 : sizes.columns(), 0.0f);  // not even a NaN reaches a start
+  if (sizes.how.decay == Decay::vector) return store_rows(da, t.dlog_decay, head, row, count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (sizes.how.decay == Decay::head) {
+      shared.dlog_decay[item] += static_cast<double>(*da.row(i));
+    } else {
+      t.dlog_decay.as<float>()[(row + i) * t.dlog_decay.stride(0) + head * t.dlog_decay.stride(1)] =
+          *da.row(i);
+    }
+  }
+}
+
+void Worker::add_key_gradients(std::int64_t row, std::int64_t count) {
+  const std::int64_t group = sizes.shape.heads / sizes.shape.key_heads,
+                     key_head = sizes.key_head(head);
+  const bool first = head % group == 0;
+  std::atomic_ref done(shared.done[item]);
+  if (!first) {
+    const std::atomic_ref before(shared.done[item - 1]);
+    for (int spins = 0; before.load(std::memory_order_acquire) <= done.load(); ++spins) {
+      if (spins < 64) {
+        _mm_pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+  store_rows(gradients.dq, t.dq, key_head, row, count, !first);
+  store_rows(gradients.dk, t.dk, key_head, row, count, !first);
+  done.fetch_add(1, std::memory_order_release);
+}
+
+/// Every token reads the sum over all of them.
+void Worker::whole() {
+  const std::int64_t chunks = segment->chunks(), dim = sizes.dim(), width = sizes.value_dim();
+  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) advance(chunk);
+  for (std::int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    load(chunk, {.queries = true});
+    load_rows(avx2::rows_of(t.dout, head, row_of(chunk), rows_of_chunk(chunk)), 1, dout);
+    updates.write_backward(*keys, dout, {}, dstate);
+  }
+  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk);
+    load(chunk, {.queries = true});
+    load_rows(avx2::rows_of(t.dout, head, row, count), 1, dout);
+    transpose(dim, width, state, rows);
+    product<Operand::rows, Into::store>(count, dim, width, dout, rows, gradients.dq);
+    for (std::int64_t i = 0; i < count; ++i)
+      scaled(sizes.columns(), sizes.how.scale, gradients.dq.row(i), gradients.dq.row(i));
+    transpose(dim, width, dstate, rows);
+    product<Operand::rows, Into::store>(count, dim, width, u, rows, gradients.dk);
+    product<Operand::rows, Into::store>(count, width, dim, keys->k, dstate, du);
+    store_rows(du, t.dv, head, row, count);
+    add_key_gradients(row, count);
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<const LinearPlan> make_cpu_sweep_backward(const LinearShape& shape,
+                                                          const Recurrence& recurrence,
+                                                          std::vector<std::int64_t> starts,
+                                                          const BlockPlace& place) {
+  return std::make_shared<const SweepBackwardPlan>(shape, recurrence, std::move(starts), place);
+}
+
+}  // namespace longhaul::attention::detail

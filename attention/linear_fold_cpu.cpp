@@ -1,0 +1,119 @@
+// How the states of runs fold, on the CPU: out[row] <- T in[row] + addend[row], each row on its
+// own.
+
+#include <omp.h>
+
+#include "attention/linear_impl.h"
+#include "attention/linear_keys_cpu.h"
+#include "runtime/error.h"
+
+namespace longhaul::attention::detail {
+namespace {
+
+using namespace avx2;
+using runtime::ConstTensorView;
+using runtime::Stream;
+using runtime::TensorView;
+
+constexpr std::int64_t kRows = 48;  // of an item
+
+class Folding {
+ public:
+  Folding(const Fold& fold, ConstTensorView from, ConstTensorView plus, TensorView to)
+      : how(fold), in(from), addend(plus), out(to) {}
+  std::int64_t dim() const { return out.size(2); }
+  std::int64_t blocks() const { return (out.size(0) + kRows - 1) / kRows; }
+  std::int64_t heads() const { return out.size(1); }
+  bool delta() const { return how.recurrence.rule == StateRule::delta; }
+
+  struct Memory {
+    Matrix map;   // B of the product: T^T, or T where transposed
+    Matrix rows;  // of T while it is transposed, then of the state
+    Matrix sums;
+    float *high, *low;  // [D] a diagonal T
+    Memory(Scratch& s, const Folding& folding)
+        : map(matrix(s, folding.delta() ? folding.dim() : 0, folding.dim())),
+          rows(matrix(s, std::max(folding.delta() ? folding.dim() : 0, kRows), folding.dim())),
+          sums(matrix(s, kRows, folding.dim())),
+          high(s.floats(round_up(folding.dim(), kTileColumns))),
+          low(s.floats(round_up(folding.dim(), kTileColumns))) {}
+  };
+
+  void run(std::int64_t item, const Memory& m) const {
+    const std::int64_t head = item / blocks(), first = item % blocks() * kRows,
+                       count = std::min(kRows, out.size(0) - first);
+    if (delta()) {
+      load_map(head, m);
+    } else {
+      load_diagonal(head, m);
+    }
+    load_rows(rows_of(in, head, first, count), 1, m.rows);
+    if (delta()) product<Operand::rows, Into::store>(count, dim(), dim(), m.rows, m.map, m.sums);
+    for (std::int64_t row = 0; row < count; ++row) {
+      float* sums = m.sums.row(row);
+      if (!delta()) decay_row(m.rows.row(row), m, sums);
+      if (addend.data() != nullptr) add_row(head, first + row, sums);
+    }
+    store_rows(m.sums, out, head, first, count);
+  }
+
+ private:
+  void load_map(std::int64_t head, const Memory& m) const {
+    const Rows map = rows_of(how.transition, head, 0, dim());
+    if (how.transposed) return load_rows(map, 1, m.map);
+    load_rows(map, 1, m.rows);
+    transpose(dim(), dim(), m.rows, m.map);
+  }
+  void load_diagonal(std::int64_t head, const Memory& m) const {
+    const ConstTensorView& logs = how.transition;
+    const Decay decay = how.recurrence.decay;
+    TwoFloats by{1, 0};
+    if (decay == Decay::head) {
+      const float slope = how.slopes.as<float>()[head * how.slopes.stride(1)];
+      by = exp_of(static_cast<double>(slope) * static_cast<double>(how.tokens));
+    }
+    for (std::int64_t d = 0; d < dim(); ++d) {
+      if (decay == Decay::vector || (decay == Decay::scalar && d == 0))
+        by = exp_of(static_cast<double>(logs.as<float>()[head * logs.stride(1) + d]));
+      m.high[d] = by.high;
+      m.low[d] = by.low;
+    }
+  }
+  void decay_row(const float* row, const Memory& m, float* to) const {
+    for (std::int64_t d = 0; d < dim(); d += 8) {
+      _mm256_store_ps(to + d, decay8(_mm256_load_ps(row + d), _mm256_load_ps(m.high + d),
+                                     _mm256_load_ps(m.low + d)));
+    }
+  }
+  void add_row(std::int64_t head, std::int64_t row, float* to) const {
+    const Rows from = rows_of(addend, head, row, 1);
+    for (std::int64_t d = 0; d < dim(); d += 8)
+      _mm256_store_ps(to + d, _mm256_add_ps(_mm256_load_ps(to + d), load8(from, 0, d)));
+  }
+
+  const Fold how;
+  const ConstTensorView in, addend;
+  const TensorView out;
+};
+
+}  // namespace
+
+void cpu_fold(const Fold& how, ConstTensorView in, ConstTensorView addend, TensorView out,
+              const Stream& stream) {
+  const Folding folding(how, in, addend, out);
+  const std::int64_t bytes = carved_bytes([&](Scratch& s) { Folding::Memory(s, folding); });
+  const int threads = stream.threads();
+  const runtime::Buffer scratch = stream.allocate(bytes * threads);
+  stream.cpu_task([folding, bytes, threads, memory = scratch.data()] {
+    const std::int64_t items = folding.heads() * folding.blocks();
+#pragma omp parallel num_threads(threads)
+    {
+      Scratch carving(memory + omp_get_thread_num() * bytes);
+      const Folding::Memory own(carving, folding);
+#pragma omp for schedule(dynamic)
+      for (std::int64_t item = 0; item < items; ++item) folding.run(item, own);
+    }
+  });
+}
+
+}  // namespace longhaul::attention::detail

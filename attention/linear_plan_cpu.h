@@ -1,0 +1,96 @@
+#pragma once
+// What the CPU's plans of linear attention share: the run cut at document starts, and workers that
+// take (segment, head) items.
+
+#include <omp.h>
+
+#include <atomic>
+#include <vector>
+
+#include "attention/linear_impl.h"
+#include "attention/linear_values_cpu.h"
+
+namespace longhaul::attention::detail {
+
+/// Consecutive rows of one document.
+struct Segment {
+  std::int64_t begin = 0, end = 0;
+  bool first = false;   ///< the state that enters the run enters here
+  bool last = false;    ///< the state that leaves the run leaves here
+  bool starts = false;  ///< its first row is a document's first
+  std::int64_t chunks() const { return (end - begin + avx2::kChunk - 1) / avx2::kChunk; }
+};
+
+/// At least one, empty where the run is. A run that begins with a document has no first one.
+inline std::vector<Segment> segments_of(std::int64_t rows,
+                                        const std::vector<std::int64_t>& starts) {
+  std::vector<Segment> segments;
+  std::int64_t begin = 0;
+  bool from_start = false;
+  const auto close = [&](std::int64_t end, bool last) {
+    segments.push_back({begin, end, begin == 0 && !from_start, last, from_start});
+    begin = end;
+  };
+  for (const std::int64_t start : starts) {
+    if (start > 0) close(start, false);
+    from_start = true;
+  }
+  close(rows, true);
+  return segments;
+}
+
+class CpuLinearPlan : public LinearPlan {
+ public:
+  std::int64_t scratch_bytes() const override {
+    return worker_bytes_ * place().threads + shared_bytes_;
+  }
+
+ protected:
+  CpuLinearPlan(LinearPass pass, const LinearShape& shape, const Recurrence& recurrence,
+                std::vector<std::int64_t> starts, const BlockPlace& place)
+      : LinearPlan(pass, shape, recurrence, std::move(starts), place),
+        sizes{shape, recurrence},
+        segments(segments_of(shape.rows, this->starts())) {}
+
+  /// Memory for Worker(Scratch&, plan, ...) a thread, and shared by all.
+  void hold(std::int64_t worker_bytes, std::int64_t shared_bytes) {
+    worker_bytes_ = worker_bytes;
+    shared_bytes_ = shared_bytes;
+  }
+  std::byte* shared(std::byte* scratch) const { return scratch + worker_bytes_ * place().threads; }
+
+  /// make(Scratch&) gives a thread's worker, whose run(item) takes items 0 .. count - 1; they begin
+  /// in this order.
+  template <class Make>
+  void work(std::int64_t count, std::byte* scratch, const Make& make) const {
+    std::atomic<std::int64_t> next{0};
+#pragma omp parallel num_threads(place().threads)
+    {
+      Scratch carving(scratch + omp_get_thread_num() * worker_bytes_);
+      auto worker = make(carving);
+      for (std::int64_t item = next++; item < count; item = next++) worker.run(item);
+    }
+  }
+
+ public:
+  const avx2::ChunkSizes sizes;
+  const std::vector<Segment> segments;
+
+ private:
+  std::int64_t worker_bytes_ = 0, shared_bytes_ = 0;
+};
+
+std::shared_ptr<const LinearPlan> make_cpu_summarize(LinearPass pass, const LinearShape& shape,
+                                                     const Recurrence& recurrence,
+                                                     std::vector<std::int64_t> starts,
+                                                     const BlockPlace& place);
+std::shared_ptr<const LinearPlan> make_cpu_sweep(const LinearShape& shape,
+                                                 const Recurrence& recurrence,
+                                                 std::vector<std::int64_t> starts,
+                                                 const BlockPlace& place);
+std::shared_ptr<const LinearPlan> make_cpu_sweep_backward(const LinearShape& shape,
+                                                          const Recurrence& recurrence,
+                                                          std::vector<std::int64_t> starts,
+                                                          const BlockPlace& place);
+
+}  // namespace longhaul::attention::detail
