@@ -20,6 +20,7 @@ using test::BlockJob;
 using test::BlockResults;
 using test::random_values;
 using test::relative_error;
+using test::run_block;
 
 constexpr double kOutputBound = 3e-6;
 constexpr double kGradientBound = 1e-5;  // between any two ways to compute the same step in fp32

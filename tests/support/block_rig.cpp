@@ -278,14 +278,14 @@ BlockPeaks block_peaks(const BlockCase& block, std::int64_t rows, DType dtype) {
     const Values values = random_values(rows * block.hidden, 1, true);
     const Tensor dx = rig.local(values, block.hidden, dtype);
     rig.stream.synchronize(runtime::deadline_in(60));
-    const std::int64_t before = rig.stream.memory().bytes;
+    const std::int64_t before = rig.stream.memory().current_bytes;
     Tensor x = rig.local(values, block.hidden, dtype);
     const auto pass = rig.begin();
     rig.stream.reset_peak();
     go_through(pass->activate(std::move(x)));
     static_cast<void>(pass->output());
     peaks.forward = rig.stream.memory().peak_bytes - before;
-    peaks.kept = rig.stream.memory().bytes - before;
+    peaks.kept = rig.stream.memory().current_bytes - before;
     rig.stream.reset_peak();
     go_through(pass->backward(dx));
     peaks.backward = rig.stream.memory().peak_bytes - before;
