@@ -94,6 +94,7 @@ class RecurrentBlock : public Block {
   std::int64_t kept_bytes(std::int64_t rows) const final;
   PassingBytes passing_bytes(std::int64_t rows,
                              std::span<const parallel::CallBytes> calls) const final;
+  std::optional<AttentionCall> attention_call() const final;
 
  protected:
   /// Adds the weight of the norm in front to the table.
@@ -111,6 +112,7 @@ class RecurrentBlock : public Block {
 
  private:
   class Pass;
+  parallel::LinearCall call() const;
 
   const RecurrentShape sizes_;
   const std::size_t mask_;

@@ -3,6 +3,7 @@
 // other ranks.
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "models/block.h"
@@ -22,6 +23,8 @@ class ShortConvolution {
   ShortConvolution(std::int64_t width, std::int64_t channels, runtime::DType dtype,
                    ConvolutionNames names, int group, std::size_t mask);
 
+  /// What a call gathers.
+  parallel::HaloShape halo() const { return {width_, channels_, dtype_}; }
   /// Prepares the exchanges of a batch.
   void prepare(const parallel::Attention& attention, const parallel::AttentionBatch& batch) const;
 
@@ -35,6 +38,8 @@ class ShortConvolution {
                   const runtime::Tensor& dy, runtime::Tensor& dx) const;
 
  private:
+  std::shared_ptr<const attention::ConvRows> rows_of(const PassContext& context) const;
+
   const std::int64_t width_, channels_;
   const runtime::DType dtype_;
   const ConvolutionNames names_;
