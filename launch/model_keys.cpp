@@ -10,6 +10,7 @@
 
 #include "launch/config_schema_impl.h"
 #include "models/family.h"
+#include "models/linear_llama_block.h"
 #include "runtime/ops/feature_map.h"
 
 namespace longhaul::launch {
@@ -164,7 +165,7 @@ std::vector<runtime::ConfigKey> declare() {
        .explanation = "Kind of the linear layers: `basic`, without decay; `decay`, RetNet's, a "
                       "constant a head; `simple_gla`, a number a token and head; `gla`, a number a "
                       "token, head and dim.",
-       .choices = {"basic", "decay", "simple_gla", "gla"}},
+       .choices = names(models::linear_llama_kinds())},
       {LONGHAUL_KEY(model, feature_map, meaning),
        .explanation = "What queries and keys of linear layers pass before their product.",
        .choices = names(runtime::ops::feature_map_names())},

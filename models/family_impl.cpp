@@ -6,9 +6,7 @@
 #include <cmath>
 #include <utility>
 
-#include "models/layer_types.h"
 #include "runtime/counted.h"
-#include "runtime/error.h"
 
 namespace longhaul::models {
 
@@ -79,13 +77,6 @@ void check_layer_types(const ModelConfig& config, std::span<const std::string> w
 
 std::vector<MaskKind> one_mask(std::span<const std::string> layers, const char* word) {
   return {{std::nullopt, std::ranges::count(layers, word)}};
-}
-
-void refuse_recurrent(std::span<const std::string> layers) {
-  for (const std::string& word : layers) {
-    if (word == kLinearAttention || word == "mamba" || word == "kda")
-      runtime::fail(runtime::ExitCode::config, "[model] layers of ", word, " are not built yet");
-  }
 }
 
 Assembly::Assembly(const ModelConfig& config, const BranchShape& branch, FamilyNames names)

@@ -53,8 +53,6 @@ struct FamilyNames {
 /// mask shows; other blocks go by its documents.
 std::vector<MaskKind> one_mask(std::span<const std::string> layers, const char* word);
 inline constexpr std::size_t kOneMask = 0;
-/// Throws Error(config): layers that carry a state are not built.
-void refuse_recurrent(std::span<const std::string> layers);
 
 /// Puts a model together: embedding, layer after layer, head. Parameter group 0 is the embedding,
 /// group 1 + l layer l, the last group the final norm and, when it is not tied, the head. Matrices

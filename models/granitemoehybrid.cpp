@@ -8,6 +8,7 @@
 
 #include "models/family_impl.h"
 #include "models/layer_types.h"
+#include "models/mamba2_block.h"
 
 namespace longhaul::models {
 namespace {
@@ -76,7 +77,6 @@ void check(ModelConfig& c, Judge& judge) {
 }
 
 ModelParts parts(const ModelConfig& c) {
-  refuse_recurrent(layers(c));
   const BranchShape branch{.hidden = c.hidden_size,
                            .norm_eps = *c.rms_norm_eps,
                            .residual = {.beta = *c.residual_multiplier},
@@ -86,6 +86,15 @@ ModelParts parts(const ModelConfig& c) {
                                  .kv_heads = *c.num_key_value_heads,
                                  .head_dim = *c.head_dim,
                                  .scale = *c.attention_multiplier};
+  const Mamba2Shape mamba{.branch = branch,
+                          .heads = *c.mamba_n_heads,
+                          .head_dim = *c.mamba_d_head,
+                          .state_dim = *c.mamba_d_state,
+                          .groups = *c.mamba_n_groups,
+                          .conv_width = *c.mamba_d_conv,
+                          .conv_bias = *c.mamba_conv_bias,
+                          .min_step = c.time_step_limit[0],
+                          .max_step = c.time_step_limit[1]};
   const MlpShape mlp{branch, *c.shared_intermediate_size};
 
   Assembly model(c, branch);
@@ -97,6 +106,9 @@ ModelParts parts(const ModelConfig& c) {
     const std::string prefix = model.layer();
     if (word == kAttention) {
       model.add<AttentionBlock>(attention, kOneMask, llama_attention(prefix));
+    } else {
+      model.add<Mamba2Block>(mamba, kOneMask,
+                             BlockNames{prefix + "input_layernorm.weight", prefix + "mamba."});
     }
     const std::string both = prefix + "shared_mlp.input_linear.weight";
     model.add<MlpBlock>(mlp, MlpNames{prefix + "post_attention_layernorm.weight", both, both,

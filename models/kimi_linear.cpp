@@ -7,6 +7,7 @@
 #include <string>
 
 #include "models/family_impl.h"
+#include "models/kda_block.h"
 
 namespace longhaul::models {
 namespace {
@@ -58,8 +59,23 @@ void check(ModelConfig& c, Judge& judge) {
 }
 
 ModelParts parts(const ModelConfig& c) {
-  refuse_recurrent(layers(c));
-  return {};
+  const BranchShape branch{.hidden = c.hidden_size, .norm_eps = *c.rms_norm_eps, .dtype = c.dtype};
+  const LinearAttnConfig& linear = c.linear_attn_config;
+  const KdaShape kda{.branch = branch,
+                     .heads = *linear.num_heads,
+                     .head_dim = *linear.head_dim,
+                     .conv_width = *linear.short_conv_kernel_size};
+  const MlpShape mlp{branch, *c.intermediate_size};
+
+  Assembly model(c, branch);
+  model.parts.masks = one_mask(layers(c), kKda);
+  for (std::int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
+    const std::string prefix = model.layer();
+    model.add<KdaBlock>(kda, kOneMask,
+                        BlockNames{prefix + "input_layernorm.weight", prefix + "self_attn."});
+    model.add<MlpBlock>(mlp, llama_mlp(prefix));
+  }
+  return model.finish();
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 
 #include "models/family_impl.h"
 #include "models/layer_types.h"
+#include "models/linear_llama_block.h"
+#include "runtime/ops/feature_map.h"
 
 namespace longhaul::models {
 namespace {
@@ -41,10 +43,15 @@ void check(ModelConfig& c, Judge& judge) {
 }
 
 ModelParts parts(const ModelConfig& c) {
-  refuse_recurrent(layers(c));
   const BranchShape branch{.hidden = c.hidden_size, .norm_eps = *c.rms_norm_eps, .dtype = c.dtype};
   const AttentionShape attention{branch, *c.num_attention_heads, *c.num_key_value_heads,
                                  *c.head_dim};
+  const LinearLlamaShape linear{.branch = branch,
+                                .kind = linear_llama_kind_of(*c.linear_attention),
+                                .heads = *c.num_attention_heads,
+                                .head_dim = *c.head_dim,
+                                .feature_map = runtime::ops::feature_map_of(*c.feature_map),
+                                .normalize = *c.normalize};
   const MlpShape mlp{branch, *c.intermediate_size};
 
   Assembly model(c, branch);
@@ -55,6 +62,9 @@ ModelParts parts(const ModelConfig& c) {
     const std::string prefix = model.layer();
     if (word == kFullAttention) {
       model.add<AttentionBlock>(attention, kOneMask, llama_attention(prefix));
+    } else {
+      model.add<LinearLlamaBlock>(
+          linear, kOneMask, BlockNames{prefix + "input_layernorm.weight", prefix + "self_attn."});
     }
     model.add<MlpBlock>(mlp, llama_mlp(prefix));
   }

@@ -6,6 +6,7 @@
 
 #include "models/family_impl.h"
 #include "models/layer_types.h"
+#include "models/lightning_block.h"
 
 namespace longhaul::models {
 namespace {
@@ -43,7 +44,6 @@ void check(ModelConfig& c, Judge& judge) {
 }
 
 ModelParts parts(const ModelConfig& c) {
-  refuse_recurrent(layers(c));
   const auto branch = [&](double alpha, double beta) {
     return BranchShape{.hidden = c.hidden_size,
                        .norm_eps = *c.rms_norm_eps,
@@ -53,6 +53,10 @@ ModelParts parts(const ModelConfig& c) {
   const AttentionShape attention{branch(*c.full_attn_alpha_factor, *c.full_attn_beta_factor),
                                  *c.num_attention_heads, *c.num_key_value_heads, *c.head_dim};
   const MlpShape mlp{branch(*c.mlp_alpha_factor, *c.mlp_beta_factor), *c.intermediate_size};
+  LightningShape linear{.branch = branch(*c.linear_attn_alpha_factor, *c.linear_attn_beta_factor),
+                        .heads = *c.num_attention_heads,
+                        .head_dim = *c.head_dim,
+                        .layers = c.num_hidden_layers};
 
   Assembly model(c, branch(1, 1));
   model.parts.rope_dim = *c.head_dim;
@@ -62,7 +66,11 @@ ModelParts parts(const ModelConfig& c) {
     const std::string prefix = model.layer();
     if (word == kFullAttention) {
       model.add<AttentionBlock>(attention, kOneMask, llama_attention(prefix));
+    } else {
+      model.add<LightningBlock>(
+          linear, kOneMask, BlockNames{prefix + "input_layernorm.weight", prefix + "self_attn."});
     }
+    ++linear.layer;
     // One expert's softmax is 1 whatever its router says, whose gradient is 0.
     const std::string moe = prefix + "block_sparse_moe.";
     model.add_unused(moe + "gate.weight", {1, c.hidden_size});

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "models/family_impl.h"
+#include "models/mamba2_block.h"
 
 namespace longhaul::models {
 namespace {
@@ -66,11 +67,19 @@ void check(ModelConfig& c, Judge& judge) {
 }
 
 ModelParts parts(const ModelConfig& c) {
-  refuse_recurrent(layers(c));
   const BranchShape branch{
       .hidden = c.hidden_size, .norm_eps = *c.layer_norm_epsilon, .dtype = c.dtype};
   const AttentionShape attention{branch, *c.num_attention_heads, *c.num_key_value_heads,
                                  *c.head_dim};
+  const Mamba2Shape mamba{.branch = branch,
+                          .heads = *c.mamba_num_heads,
+                          .head_dim = *c.mamba_head_dim,
+                          .state_dim = *c.ssm_state_size,
+                          .groups = *c.n_groups,
+                          .conv_width = *c.conv_kernel,
+                          .conv_bias = *c.use_conv_bias,
+                          .min_step = c.time_step_limit[0],
+                          .max_step = c.time_step_limit[1]};
   const MlpShape mlp{branch, *c.intermediate_size, Activation::squared_relu};
 
   Assembly model(c, branch,
@@ -81,6 +90,8 @@ ModelParts parts(const ModelConfig& c) {
     const std::string layer = model.layer(), norm = layer + "norm.weight", mixer = layer + "mixer.";
     if (word == kAttention) {
       model.add<AttentionBlock>(attention, kOneMask, BlockNames{norm, mixer});
+    } else if (word == kMamba) {
+      model.add<Mamba2Block>(mamba, kOneMask, BlockNames{norm, mixer});
     } else {
       model.add<MlpBlock>(mlp,
                           MlpNames{norm, "", mixer + "up_proj.weight", mixer + "down_proj.weight"});

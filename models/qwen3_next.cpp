@@ -8,6 +8,7 @@
 #include <string>
 
 #include "models/family_impl.h"
+#include "models/gated_delta_net_block.h"
 #include "models/layer_types.h"
 
 namespace longhaul::models {
@@ -85,8 +86,7 @@ void next_check(ModelConfig& c, Judge& judge) {
   }
 }
 
-ModelParts parts(const ModelConfig& c) {
-  refuse_recurrent(layers(c));
+ModelParts parts_with(const ModelConfig& c, GatedDeltaNetProjections projections) {
   const BranchShape branch{
       .hidden = c.hidden_size, .norm_eps = *c.rms_norm_eps, .norm_offset = 1, .dtype = c.dtype};
   const AttentionShape attention{.branch = branch,
@@ -95,6 +95,13 @@ ModelParts parts(const ModelConfig& c) {
                                  .head_dim = *c.head_dim,
                                  .qk_norm = true,
                                  .output_gate = true};
+  const GatedDeltaNetShape linear{.branch = branch,
+                                  .key_heads = *c.linear_num_key_heads,
+                                  .value_heads = *c.linear_num_value_heads,
+                                  .key_head_dim = *c.linear_key_head_dim,
+                                  .value_head_dim = *c.linear_value_head_dim,
+                                  .conv_width = *c.linear_conv_kernel_dim,
+                                  .projections = projections};
   const MlpShape mlp{branch, *c.intermediate_size};
 
   Assembly model(c, branch);
@@ -105,15 +112,27 @@ ModelParts parts(const ModelConfig& c) {
     const std::string prefix = model.layer();
     if (word == kFullAttention) {
       model.add<AttentionBlock>(attention, kOneMask, llama_attention(prefix));
+    } else {
+      model.add<GatedDeltaNetBlock>(
+          linear, kOneMask, BlockNames{prefix + "input_layernorm.weight", prefix + "linear_attn."});
     }
     model.add<MlpBlock>(mlp, llama_mlp(prefix));
   }
   return model.finish();
 }
 
+ModelParts next_parts(const ModelConfig& c) {
+  return parts_with(c, GatedDeltaNetProjections::interleaved);
+}
+ModelParts plain_parts(const ModelConfig& c) {
+  return parts_with(c, GatedDeltaNetProjections::plain);
+}
+
 }  // namespace
 
-Family qwen3_next_family() { return {"qwen3_next", next_keys, words(), layers, next_check, parts}; }
-Family qwen3_5_family() { return {"qwen3_5", shared_keys, words(), layers, check, parts}; }
+Family qwen3_next_family() {
+  return {"qwen3_next", next_keys, words(), layers, next_check, next_parts};
+}
+Family qwen3_5_family() { return {"qwen3_5", shared_keys, words(), layers, check, plain_parts}; }
 
 }  // namespace longhaul::models

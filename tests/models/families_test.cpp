@@ -119,18 +119,61 @@ std::vector<Case> softmax_cases() {
           {"nemotron_h", nemotron()}};
 }
 
+/// The first layer carries a state.
+std::vector<Case> hybrid_cases() {
+  const std::vector<std::string> hybrid = {"linear_attention", "full_attention"};
+  std::vector<Case> cases = {{"qwen3_next", qwen("qwen3_next")},
+                             {"qwen3_5", qwen("qwen3_5")},
+                             {"granite", granite("nope")},
+                             {"minimax", minimax()},
+                             {"nemotron_h", nemotron()}};
+  for (Case& c : cases) {
+    if (c.config.layer_types.empty()) continue;
+    c.config.layer_types[0] = c.config.architecture == "granitemoehybrid" ? "mamba" : hybrid[0];
+  }
+  cases[2].config.mamba_d_head = 5;
+  cases[3].config.linear_attn_alpha_factor = 1.25;
+  cases[3].config.linear_attn_beta_factor = 0.5;
+  cases[4].config.hybrid_override_pattern = "M*-M";
+
+  ModelConfig kimi = base("kimi_linear", 2);
+  kimi.num_attention_heads.reset();
+  kimi.num_key_value_heads.reset();
+  kimi.head_dim.reset();
+  kimi.intermediate_size = 13;
+  kimi.rms_norm_eps = 1e-5;
+  kimi.first_k_dense_replace = 2;
+  kimi.linear_attn_config = {{1, 2}, {}, 2, 3, 4};
+  cases.push_back({"kimi_linear", kimi});
+  struct Kind {
+    const char *name, *kind, *feature_map;
+    bool normalize;
+  };
+  for (const auto& [name, kind, feature_map, normalize] :
+       {Kind{"linear_llama3_basic", "basic", "elu1", true},
+        Kind{"linear_llama3_decay", "decay", "identity", false},
+        Kind{"linear_llama3_simple_gla", "simple_gla", "silu", false},
+        Kind{"linear_llama3_gla", "gla", "identity", false}}) {
+    ModelConfig llama = base("linear_llama3", 2);
+    llama.intermediate_size = 13;
+    llama.rms_norm_eps = 1e-5;
+    llama.rope_theta = 100;
+    llama.layer_types = hybrid;
+    llama.linear_attention = kind;
+    llama.feature_map = feature_map;
+    llama.normalize = normalize;
+    cases.push_back({name, llama});
+  }
+  return cases;
+}
+
 void expect_gradients(const NamedValues& actual, const NamedValues& expected, double bound) {
   ASSERT_EQ(actual.size(), expected.size());
   for (const auto& [name, values] : expected)
     EXPECT_LE(relative_error(actual.at(name), values), bound) << name;
 }
 
-class SoftmaxOf : public testing::TestWithParam<Case> {};
-INSTANTIATE_TEST_SUITE_P(Families, SoftmaxOf, testing::ValuesIn(softmax_cases()),
-                         [](const auto& info) { return std::string(info.param.name); });
-
-TEST_P(SoftmaxOf, LossLogitsAndEveryGradientMatchDifferencesOfTheOracle) {
-  const ModelConfig& config = GetParam().config;
+void expect_as_the_oracle(const ModelConfig& config) {
   const OracleBatch batch = document_batch(config, {5, 1, 6}, 3);
   with_rigs(1, config, {.head_chunk_rows = 5}, [&](Rig& rig) {
     const double scale = 1.0 / 9;
@@ -149,6 +192,50 @@ TEST_P(SoftmaxOf, LossLogitsAndEveryGradientMatchDifferencesOfTheOracle) {
     }
     expect_gradients(rig.gradients(), gradients, kGradientBound);
   });
+}
+
+void expect_the_same_over_ranks(const ModelConfig& config) {
+  const OracleBatch batch = document_batch(config, {3, 1, 20, 9}, 13);
+  NamedValues expected;
+  double expected_loss = 0;
+  for (const int ranks : {1, 2, 3, 5}) {
+    std::mutex mutex;
+    NamedValues sum;
+    double loss = 0;
+    with_rigs(ranks, config, {}, [&](Rig& rig) {
+      const double here = read(rig.forward_backward(rig.use(batch), {0.05, {}}), rig.stream)[0];
+      const NamedValues gradients = rig.gradients();
+      const std::lock_guard lock(mutex);
+      loss += here;
+      for (const auto& [name, values] : gradients) {
+        auto& total = sum.try_emplace(name, values.size()).first->second;
+        for (std::size_t i = 0; i < values.size(); ++i) total[i] += values[i];
+      }
+    });
+    if (ranks == 1) expected_loss = loss, expected = sum;
+    EXPECT_NEAR(loss, expected_loss, kLossBound * expected_loss);
+    expect_gradients(sum, expected, kGradientBound);
+  }
+}
+
+class HybridOf : public testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(Families, HybridOf, testing::ValuesIn(hybrid_cases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(HybridOf, LossLogitsAndEveryGradientMatchDifferencesOfTheOracle) {
+  expect_as_the_oracle(GetParam().config);
+}
+
+TEST_P(HybridOf, RanksGiveTheSameLossAndGradients) {
+  expect_the_same_over_ranks(GetParam().config);
+}
+
+class SoftmaxOf : public testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(Families, SoftmaxOf, testing::ValuesIn(softmax_cases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(SoftmaxOf, LossLogitsAndEveryGradientMatchDifferencesOfTheOracle) {
+  expect_as_the_oracle(GetParam().config);
 }
 
 TEST_P(SoftmaxOf, BFloat16IsWithinItsRounding) {
@@ -190,28 +277,7 @@ TEST_P(SoftmaxOf, RecomputationAndThreadsAreBitwiseEqual) {
 }
 
 TEST_P(SoftmaxOf, RanksGiveTheSameLossAndGradients) {
-  const ModelConfig& config = GetParam().config;
-  const OracleBatch batch = document_batch(config, {3, 1, 20, 9}, 13);
-  NamedValues expected;
-  double expected_loss = 0;
-  for (const int ranks : {1, 2, 3, 5}) {
-    std::mutex mutex;
-    NamedValues sum;
-    double loss = 0;
-    with_rigs(ranks, config, {}, [&](Rig& rig) {
-      const double here = read(rig.forward_backward(rig.use(batch), {0.05, {}}), rig.stream)[0];
-      const NamedValues gradients = rig.gradients();
-      const std::lock_guard lock(mutex);
-      loss += here;
-      for (const auto& [name, values] : gradients) {
-        auto& total = sum.try_emplace(name, values.size()).first->second;
-        for (std::size_t i = 0; i < values.size(); ++i) total[i] += values[i];
-      }
-    });
-    if (ranks == 1) expected_loss = loss, expected = sum;
-    EXPECT_NEAR(loss, expected_loss, kLossBound * expected_loss);
-    expect_gradients(sum, expected, kGradientBound);
-  }
+  expect_the_same_over_ranks(GetParam().config);
 }
 
 TEST_P(SoftmaxOf, PassBytesAreWhatIsHeld) {
@@ -246,7 +312,9 @@ TEST_P(SoftmaxOf, PassBytesAreWhatIsHeld) {
 }
 
 TEST(Families, OnlyMatricesDecay) {
-  for (const Case& c : softmax_cases()) {
+  std::vector<Case> cases = softmax_cases();
+  for (Case& c : hybrid_cases()) cases.push_back(std::move(c));
+  for (const Case& c : cases) {
     for (const parallel::Parameter& parameter : model_of(c.config, {}).table().parameters()) {
       const bool matrix = parameter.sizes.size() == 2 &&
                           parameter.name.find("embed") == std::string::npos &&

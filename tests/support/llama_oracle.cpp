@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "tests/support/llama_oracle.h"
+#include "tests/support/recurrent_oracle.h"
 
 namespace longhaul::test {
 namespace {
@@ -23,30 +24,42 @@ struct Form {
   double embedding_multiplier = 1, logits_scaling = 1;
   double attention_alpha = 1, attention_beta = 1, mlp_alpha = 1, mlp_beta = 1;
   bool residual_of_norm = false;
-  std::string halves;  // of each layer: 'b'oth, 'a'ttention, 'm'lp
+  double linear_alpha = 1, linear_beta = 1;  // of layers with a state
+  std::string recurrence;                    // the prefix of their names
+  std::string mixers;                        // of each layer: 'a'ttention, 'r'ecurrence, '-' none
+  bool mixer_and_mlp = true;                 // in each layer; else an MLP where there is no mixer
 };
 
 Form form_of(const ModelConfig& c) {
   Form form;
   form.eps = c.rms_norm_eps.value_or(0);
-  const auto dim = static_cast<double>(*c.head_dim);
-  form.turned = *c.head_dim;
+  const auto dim = static_cast<double>(c.head_dim.value_or(1));
+  form.turned = c.head_dim.value_or(0);
   form.scale = 1 / std::sqrt(dim);
-  form.halves = std::string(at(c.num_hidden_layers), 'b');
+  form.mixers = std::string(at(c.num_hidden_layers), 'a');
+  for (std::size_t layer = 0; layer < c.layer_types.size(); ++layer) {
+    if (c.layer_types[layer] == "linear_attention" || c.layer_types[layer] == "mamba")
+      form.mixers[layer] = 'r';
+  }
+  form.recurrence = "self_attn.";
   if (c.architecture == "qwen3_next" || c.architecture == "qwen3_5") {
     form.norm_offset = 1;
     form.qk_norm = form.gate = true;
+    form.recurrence = "linear_attn.";
     form.turned = static_cast<std::int64_t>(dim * *c.partial_rotary_factor);
   } else if (c.architecture == "granitemoehybrid") {
     form.turned = c.position_embedding_type == "rope" ? *c.head_dim : 0;
     form.scale = *c.attention_multiplier;
     form.embedding_multiplier = *c.embedding_multiplier;
     form.logits_scaling = *c.logits_scaling;
-    form.attention_beta = form.mlp_beta = *c.residual_multiplier;
+    form.attention_beta = form.linear_beta = form.mlp_beta = *c.residual_multiplier;
+    form.recurrence = "mamba.";
   } else if (c.architecture == "minimax") {
     form.residual_of_norm = true;
     form.attention_alpha = *c.full_attn_alpha_factor;
     form.attention_beta = *c.full_attn_beta_factor;
+    form.linear_alpha = c.linear_attn_alpha_factor.value_or(1);
+    form.linear_beta = c.linear_attn_beta_factor.value_or(1);
     form.mlp_alpha = *c.mlp_alpha_factor;
     form.mlp_beta = *c.mlp_beta_factor;
   } else if (c.architecture == "nemotron_h") {
@@ -54,11 +67,16 @@ Form form_of(const ModelConfig& c) {
     form.layers = "backbone.layers.";
     form.final_norm = "backbone.norm_f.weight";
     form.attention_norm = form.mlp_norm = "norm.weight";
-    form.attention = "mixer.";
+    form.attention = form.recurrence = "mixer.";
+    form.mixer_and_mlp = false;
     form.eps = *c.layer_norm_epsilon;
     form.turned = 0;
-    for (std::size_t layer = 0; layer < form.halves.size(); ++layer)
-      form.halves[layer] = (*c.hybrid_override_pattern)[layer] == '*' ? 'a' : 'm';
+    for (std::size_t layer = 0; layer < form.mixers.size(); ++layer) {
+      const char letter = (*c.hybrid_override_pattern)[layer];
+      form.mixers[layer] = letter == '*' ? 'a' : letter == 'M' ? 'r' : '-';
+    }
+  } else if (c.architecture == "kimi_linear") {
+    form.mixers = std::string(at(c.num_hidden_layers), 'r');
   }
   return form;
 }
@@ -167,6 +185,54 @@ Values attention(const Values& in, const OracleBatch& batch, const ModelConfig& 
   return linear(out, w(form.attention + "o_proj.weight"), heads * dim);
 }
 
+/// A layer that carries a state, of normalised rows.
+Values recurrence(const Values& in, const OracleBatch& batch, const ModelConfig& c,
+                  const Form& form, std::int64_t layer, const NamedValues& p) {
+  const std::string prefix = form.layers + std::to_string(layer) + "." + form.recurrence;
+  NamedValues own;
+  for (const auto& [name, values] : p) {
+    if (name.starts_with(prefix)) own[name.substr(prefix.size())] = values;
+  }
+  const OracleRows rows{batch.documents, batch.positions};
+  const models::BranchShape branch{.hidden = c.hidden_size, .norm_eps = form.eps};
+  if (c.architecture == "qwen3_next" || c.architecture == "qwen3_5") {
+    using enum models::GatedDeltaNetProjections;
+    return oracle_mixer(
+        models::GatedDeltaNetShape{branch, *c.linear_num_key_heads, *c.linear_num_value_heads,
+                                   *c.linear_key_head_dim, *c.linear_value_head_dim,
+                                   c.linear_conv_kernel_dim.value_or(4),
+                                   c.architecture == "qwen3_next" ? interleaved : plain},
+        own, in, rows);
+  }
+  if (c.architecture == "granitemoehybrid") {
+    return oracle_mixer(models::Mamba2Shape{branch, *c.mamba_n_heads, *c.mamba_d_head,
+                                            *c.mamba_d_state, c.mamba_n_groups.value_or(1)},
+                        own, in, rows);
+  }
+  if (c.architecture == "nemotron_h") {
+    return oracle_mixer(
+        models::Mamba2Shape{branch, *c.mamba_num_heads, *c.mamba_head_dim, *c.ssm_state_size,
+                            *c.n_groups, c.conv_kernel.value_or(4)},
+        own, in, rows);
+  }
+  if (c.architecture == "minimax") {
+    return oracle_mixer(models::LightningShape{branch, *c.num_attention_heads, *c.head_dim, layer,
+                                               c.num_hidden_layers},
+                        own, in, rows);
+  }
+  if (c.architecture == "kimi_linear") {
+    return oracle_mixer(
+        models::KdaShape{branch, *c.linear_attn_config.num_heads, *c.linear_attn_config.head_dim,
+                         c.linear_attn_config.short_conv_kernel_size.value_or(4)},
+        own, in, rows);
+  }
+  return oracle_mixer(
+      models::LinearLlamaShape{branch, models::linear_llama_kind_of(*c.linear_attention),
+                               *c.num_attention_heads, *c.head_dim,
+                               runtime::ops::feature_map_of(*c.feature_map), *c.normalize},
+      *c.rope_theta, own, in, rows);
+}
+
 template <class Weights>
 Values mlp(const Values& in, const ModelConfig& c, const Weights& w) {
   const std::int64_t h = c.hidden_size;
@@ -216,11 +282,15 @@ Values oracle_logits(const ModelConfig& c, const NamedValues& p, const OracleBat
       for (std::size_t i = 0; i < x.size(); ++i)
         x[i] = alpha * (form.residual_of_norm ? normed[i] : x[i]) + beta * f[i];
     };
-    if (form.halves[at(layer)] != 'm') {
+    const char mixer = form.mixers[at(layer)];
+    if (mixer == 'a') {
       const Values in = rms(x, w(form.attention_norm), form);
       add(in, attention(in, batch, c, form, layer, w), form.attention_alpha, form.attention_beta);
+    } else if (mixer == 'r') {
+      const Values in = rms(x, w(form.attention_norm), form);
+      add(in, recurrence(in, batch, c, form, layer, p), form.linear_alpha, form.linear_beta);
     }
-    if (form.halves[at(layer)] != 'a') {
+    if (form.mixer_and_mlp || mixer == '-') {
       const Values in = rms(x, w(form.mlp_norm), form);
       add(in, mlp(in, c, w), form.mlp_alpha, form.mlp_beta);
     }
