@@ -1,8 +1,8 @@
 #pragma once
 // The one inner loop of the CPU kernels: C[rows, 16] (+)= A[rows, depth] B[depth, 16] in registers,
-// rows <= 6 (12 of the 16 AVX2 registers accumulate). B is a packed panel, or 16 columns of a matrix
-// of row stride `ldb`, 32-byte aligned; A is read by broadcasts, either row by row or transposed, so
-// P and P^T need no copy. C has padded columns: every store is whole.
+// rows <= 6 (12 of the 16 AVX2 registers accumulate). B is a packed panel, or 16 columns of a
+// matrix of row stride `ldb`, 32-byte aligned; A is read by broadcasts, either row by row or
+// transposed, so P and P^T need no copy. C has padded columns: every store is whole.
 
 #include <immintrin.h>
 

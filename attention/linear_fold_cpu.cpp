@@ -19,7 +19,7 @@ constexpr std::int64_t kRows = 48;  // of an item
 
 class Folding {
  public:
-  Folding(const Fold& fold, ConstTensorView from, ConstTensorView plus, TensorView to)
+  Folding(const StateMap& fold, ConstTensorView from, ConstTensorView plus, TensorView to)
       : how(fold), in(from), addend(plus), out(to) {}
   std::int64_t dim() const { return out.size(2); }
   std::int64_t blocks() const { return (out.size(0) + kRows - 1) / kRows; }
@@ -91,14 +91,14 @@ class Folding {
       _mm256_store_ps(to + d, _mm256_add_ps(_mm256_load_ps(to + d), load8(from, 0, d)));
   }
 
-  const Fold how;
+  const StateMap how;
   const ConstTensorView in, addend;
   const TensorView out;
 };
 
 }  // namespace
 
-void cpu_fold(const Fold& how, ConstTensorView in, ConstTensorView addend, TensorView out,
+void cpu_fold(const StateMap& how, ConstTensorView in, ConstTensorView addend, TensorView out,
               const Stream& stream) {
   const Folding folding(how, in, addend, out);
   const std::int64_t bytes = carved_bytes([&](Scratch& s) { Folding::Memory(s, folding); });

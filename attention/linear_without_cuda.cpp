@@ -18,8 +18,8 @@ std::shared_ptr<const LinearPlan> make_cuda_linear_plan(LinearPass, const Linear
                                                         const BlockPlace&) {
   no_kernel();
 }
-void cuda_fold(const StateMap&, runtime::ConstTensorView, runtime::ConstTensorView, runtime::TensorView,
-               const runtime::Stream&) {
+void cuda_fold(const StateMap&, runtime::ConstTensorView, runtime::ConstTensorView,
+               runtime::TensorView, const runtime::Stream&) {
   no_kernel();
 }
 

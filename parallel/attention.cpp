@@ -141,19 +141,20 @@ struct Attention::Impl {
                                           Direction direction) const {
     const attention::Scoring& scoring = kind.scoring;
     const HaloShape& halo = kind.halo;
-    const std::string key = runtime::concat(
-        kind.scheme_text, " ", name(direction), " ", parallel::key(kind.shapes), " ",
-        std::bit_cast<std::uint32_t>(scoring.scale), " ",
-        std::bit_cast<std::uint32_t>(scoring.softcap), " ",
-        std::bit_cast<std::uint32_t>(scoring.bias), " ", halo.width, " ", halo.channels, " ",
-        name(halo.activation), " ", batch.digests);
+    const std::string key =
+        runtime::concat(kind.scheme_text, " ", name(direction), " ", parallel::key(kind.shapes),
+                        " ", std::bit_cast<std::uint32_t>(scoring.scale), " ",
+                        std::bit_cast<std::uint32_t>(scoring.softcap), " ",
+                        std::bit_cast<std::uint32_t>(scoring.bias), " ", halo.width, " ",
+                        halo.channels, " ", name(halo.activation), " ", batch.digests);
     if (auto found = cache.find(key)) return found;
     const int rank = context->rank();
     Program program;
     Signature signature = halo_signature();
     if (kind.scheme == nullptr) {
-      const HaloInputs inputs{batch.layout,  batch.documents_of_masks(), halo.width,
-                              halo.channels, halo.activation,            direction};
+      const HaloInputs inputs{batch.layout,    batch.documents_of_masks(),
+                              halo.width,      halo.channels,
+                              halo.activation, direction};
       program = parallel::prepare_halo(inputs)(rank);
     } else {
       const SchemeInputs inputs{batch.masks, batch.layout, kind.shapes,
@@ -174,9 +175,9 @@ struct Attention::Impl {
       if (call.is(kind, direction)) return call;
     }
     made = true;
-    return batch.calls.emplace_back(AttentionBatch::Impl::Call{
-        std::string(kind.scheme_text), direction, kind.shapes, kind.scoring, kind.halo,
-        prepare(batch, kind, direction)});
+    return batch.calls.emplace_back(
+        AttentionBatch::Impl::Call{std::string(kind.scheme_text), direction, kind.shapes,
+                                   kind.scoring, kind.halo, prepare(batch, kind, direction)});
   }
 
   /// With the batch's lock held.
@@ -328,26 +329,25 @@ Tensor kept_tensor(const Prepared& call, std::string_view name, const runtime::S
 }  // namespace
 
 std::unique_ptr<Execution> Attention::linear_forward(const AttentionBatch& batch,
-                                                     const LinearCall& call,
-                                                     const LinearForward& t, LinearKept& kept) {
+                                                     const LinearCall& call, const LinearForward& t,
+                                                     LinearKept& kept) {
   auto loaded = impl_->loaded(batch, impl_->linear(t.inputs, call), Direction::forward);
   kept.states = kept_tensor(*loaded->prepared, "states", impl_->compute);
   kept.transitions = kept_tensor(*loaded->prepared, "transitions", impl_->compute);
-  return impl_->bind(std::move(loaded),
-                     {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta,
-                      t.initial_state},
-                     {t.out, kept.states, kept.transitions, t.final_state});
+  return impl_->bind(
+      std::move(loaded),
+      {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta, t.initial_state},
+      {t.out, kept.states, kept.transitions, t.final_state});
 }
 
 std::unique_ptr<Execution> Attention::linear_backward(const AttentionBatch& batch,
                                                       const LinearCall& call,
                                                       const LinearBackward& t,
                                                       const LinearKept& kept) {
-  return impl_->bind(
-      impl_->loaded(batch, impl_->linear(t.inputs, call), Direction::backward),
-      {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta, t.initial_state,
-       kept.states, kept.transitions, t.dout, t.dfinal_state},
-      {t.dq, t.dk, t.dv, t.dlog_decay, t.dbeta, t.dinitial_state});
+  return impl_->bind(impl_->loaded(batch, impl_->linear(t.inputs, call), Direction::backward),
+                     {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta,
+                      t.initial_state, kept.states, kept.transitions, t.dout, t.dfinal_state},
+                     {t.dq, t.dk, t.dv, t.dlog_decay, t.dbeta, t.dinitial_state});
 }
 
 std::unique_ptr<Execution> Attention::halo(const AttentionBatch& batch, const HaloShape& shape,

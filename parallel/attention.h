@@ -20,12 +20,12 @@ namespace longhaul::parallel {
 
 struct AttentionOptions {
   Expression scheme = {};
-  Expression linear_scheme = "lasp2";  ///< of recurrences
   /// Dtype of gradient accumulators between ranks; LSE and delta always travel as fp32.
   runtime::DType wire_dtype = runtime::DType::float32;
   /// What computes blocks on CUDA, and whether it must repeat bit for bit.
   attention::Kernels kernels = attention::Kernels::exact;
   bool deterministic = false;
+  Expression linear_scheme = "lasp2";  ///< of recurrences
 };
 
 /// What the calls of a batch have in common: masks and layout, the same on all ranks, and the calls
@@ -47,9 +47,9 @@ class AttentionBatch {
   std::unique_ptr<Impl> impl_;
 };
 
-/// The tensors of a recurrence's call: shapes as in attention/linear.h, n = this rank's rows. States
-/// are those of the sequences that begin, or end, on this rank (sequence_ends()): [s*E,H,D], fp32;
-/// no data where the call has none.
+/// The tensors of a recurrence's call: shapes as in attention/linear.h, n = this rank's rows.
+/// States are those of the sequences that begin, or end, on this rank (sequence_ends()): [s*E,H,D],
+/// fp32; no data where the call has none.
 struct LinearForward {
   attention::LinearInputs inputs;
   runtime::ConstTensorView initial_state;
@@ -58,8 +58,8 @@ struct LinearForward {
 struct LinearBackward {
   attention::LinearInputs inputs;
   runtime::ConstTensorView initial_state, dout, dfinal_state;
-  runtime::TensorView dq, dk, dv;      ///< overwritten
-  runtime::TensorView dlog_decay;      ///< overwritten; Decay::head: of this rank's rows, [1,H]
+  runtime::TensorView dq, dk, dv;  ///< overwritten
+  runtime::TensorView dlog_decay;  ///< overwritten; Decay::head: of this rank's rows, [1,H]
   runtime::TensorView dbeta, dinitial_state;
 };
 /// From a recurrence's forward to its backward: the states that entered this rank's runs, and their
@@ -129,8 +129,8 @@ class Attention {
   std::unique_ptr<Execution> linear_backward(const AttentionBatch& batch, const LinearCall& call,
                                              const LinearBackward& tensors, const LinearKept& kept);
 
-  /// halo[h,C] <- the rows before this rank's runs (forward; behind them: backward), of rows[n,C] of
-  /// all ranks, as AttentionBatch::conv_rows() orders them; both in shape.activation.
+  /// halo[h,C] <- the rows before this rank's runs (forward; behind them: backward), of rows[n,C]
+  /// of all ranks, as AttentionBatch::conv_rows() orders them; both in shape.activation.
   std::unique_ptr<Execution> halo(const AttentionBatch& batch, const HaloShape& shape,
                                   Direction direction, runtime::ConstTensorView rows,
                                   runtime::TensorView halo);

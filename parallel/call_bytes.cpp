@@ -23,7 +23,8 @@ CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scor
       const bool kept = forward && slot.role == Role::output && slot.record.side == Side::state;
       if (kept) bytes.kept += slot_bytes(slot);
     }
-    const Prepared prepared(std::move(program), signature(inputs.shapes, direction), scoring, sizes);
+    const Prepared prepared(std::move(program), signature(inputs.shapes, direction), scoring,
+                            sizes);
     (forward ? bytes.forward : bytes.backward) = prepared.arena_bytes();
   }
   return bytes;

@@ -13,11 +13,11 @@ struct CallBytes {
   std::int64_t forward = 0, backward = 0;  ///< its arena: slots of blocks that travel, temporaries
   /// A recurrence's: states and transitions that are kept from forward to backward.
   std::int64_t kept = 0;
-  std::int64_t staged = 0;                 ///< of messages in staging memory, at most at once
-  std::int64_t gathered = 0;               ///< the same where an all_gather is native
+  std::int64_t staged = 0;    ///< of messages in staging memory, at most at once
+  std::int64_t gathered = 0;  ///< the same where an all_gather is native
 };
-/// Both ways of a call, softmax or linear, under inputs.scheme; inputs.direction is not read. Prepares the call, as the
-/// model does once a batch. Throws Error for what could not run.
+/// Both ways of a call, softmax or linear, under inputs.scheme; inputs.direction is not read.
+/// Prepares the call, as the model does once a batch. Throws Error for what could not run.
 CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scoring& scoring,
                      const attention::BlockPlace& place);
 

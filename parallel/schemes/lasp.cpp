@@ -8,8 +8,9 @@
 // chain of n runs takes 1 + (n - 1) / G of that.
 
 #include <algorithm>
+#include <array>
 #include <memory>
-#include <tuple>
+#include <utility>
 
 #include "parallel/schemes/linear_runs.h"
 
@@ -59,25 +60,22 @@ class Passes {
 
   struct Node {
     int from = -1, to = -1;  ///< the runs that a state comes from and goes to
-    int ordinal = 0;         ///< among the rank's runs of the same chain of runs
+    int chain = 0;           ///< of linked runs, whether a state comes through them or not
+    int ordinal = 0;         ///< among the rank's runs of the same chain
     /// What leaves it does not depend on what enters.
     bool source = false;
-    int chain = 0;
   };
   Node& node(int run) { return nodes_[static_cast<std::size_t>(run)]; }
 
-  /// All ranks order all that they do by one order, so that nobody waits for somebody who waits for
-  /// him. Where the runs of every chain go once through the ranks, and then once more (contiguous,
-  /// zigzag), a run passes all its pieces on before the next begins, and what comes the second time
-  /// has a channel of its own. Else the first pieces of all runs come first.
   void order_runs() {
     const int count = static_cast<int>(runs_.runs().size());
+    const auto ranks = static_cast<std::size_t>(runs_.ranks());
     nodes_.resize(static_cast<std::size_t>(count));
-    std::vector<int> seen(static_cast<std::size_t>(runs_.ranks()), 0),
-        chain_of_rank(static_cast<std::size_t>(runs_.ranks()), -1);
+    std::vector<int> seen(ranks, 0), chain_of_rank(ranks, -1);
+    std::vector<std::vector<int>> orders(ranks);
     int chain = 0, before = -1;
-    for (int i = 0; i < count; ++i) {
-      const int run = program_.backward() ? count - 1 - i : i;
+    for (int place = 0; place < count; ++place) {
+      const int run = program_.backward() ? count - 1 - place : place;
       const TokenRun& at = runs_[run];
       Node& own = node(run);
       const auto rank = static_cast<std::size_t>(at.rank);
@@ -87,19 +85,48 @@ class Passes {
       } else {
         ++chain;
       }
-      if (chain_of_rank[rank] != chain) seen[rank] = 0;
-      chain_of_rank[rank] = chain;
+      if (std::exchange(chain_of_rank[rank], chain) != chain) seen[rank] = 0;
       own.ordinal = seen[rank]++;
       own.chain = chain;
       own.source = !at.starts.empty() || own.from < 0;
-      if (own.ordinal > 1 || (own.from >= 0 && own.ordinal < node(own.from).ordinal))
-        pipelined_ = false;
-      if (at.rank == program_.rank()) order_.push_back(run);
+      orders[rank].push_back(run);
       before = run;
     }
-    if (!pipelined_) return;
+    order_ = orders[static_cast<std::size_t>(program_.rank())];
+    pipelined_ = std::ranges::all_of(orders, [&](auto& order) { return is_pipelined(order); });
+    if (pipelined_) sort_by_ordinal(order_);
+  }
+
+  void sort_by_ordinal(std::vector<int>& order) {
     std::ranges::stable_sort(
-        order_, {}, [&](int run) { return std::tuple(node(run).ordinal, node(run).chain); });
+        order, {}, [&](int run) { return std::pair(node(run).ordinal, node(run).chain); });
+  }
+
+  /// Whether a rank may let each of its runs pass all its pieces on before the next begins, what
+  /// comes for the second run of a chain having a channel of its own. All ranks must then do what
+  /// they do in one order, or somebody waits for somebody who waits for him: of runs by ordinal and
+  /// chain; of what a channel carries by chain, and of a chain what one run of the rank takes and
+  /// gives. So it is where chains go through the ranks once, and perhaps once more, all alike:
+  /// contiguous and zigzag layouts of long documents. Else the first pieces of all runs, in order
+  /// of their places, come before the second ones.
+  bool is_pipelined(std::vector<int>& order) {
+    sort_by_ordinal(order);
+    std::array<std::pair<int, int>, kChannels> last{};  // chain, and which of the rank's runs
+    const auto in_order = [&](int run, int into) {
+      auto& [chain, of] = last.at(static_cast<std::size_t>(node(into).ordinal));
+      const bool good = chain < node(into).chain || (chain == node(into).chain && of == run);
+      chain = node(into).chain, of = run;
+      return good;
+    };
+    for (const int run : order) {
+      const Node& own = node(run);
+      if (own.ordinal >= kChannels || (own.to >= 0 && node(own.to).ordinal >= kChannels))
+        return false;
+      if (own.from >= 0 && (node(own.from).ordinal > own.ordinal || !in_order(run, run)))
+        return false;
+      if (own.to >= 0 && !in_order(run, own.to)) return false;
+    }
+    return true;
   }
 
   int channel_into(int run) { return pipelined_ ? node(run).ordinal : 0; }

@@ -18,7 +18,8 @@ namespace {
 /// A chain in the order in which states go, and who needs how much of it.
 struct Chain {
   RunChain runs;
-  /// By rank, rising: how many of the first runs it needs, all before its last one; not causal, all.
+  /// By rank, rising: how many of the first runs it needs, all before its last one; not causal,
+  /// all.
   std::vector<std::pair<int, std::size_t>> needed;
 };
 
@@ -160,7 +161,7 @@ class Gather {
     std::optional<View> in;
     for (std::size_t i = 0; i < chain.runs.size(); ++i) {
       const int run = chain.runs[i];
-      if (is_mine(run) && incoming_.contains(run)) {
+      if (is_mine(run) && (i > 0 || !causal_)) {
         if (!links.empty()) {  // not causal: one state for all
           const View into = program_.incoming(run);
           program_.fold(std::exchange(links, {}), in, into);

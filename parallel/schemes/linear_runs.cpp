@@ -228,7 +228,8 @@ std::optional<View> LinearProgram::transition(int number) const {
 
 FoldLink LinearProgram::link(int number, const View& state) const {
   const TokenRun& run = runs_[number];
-  return {state, transition(number), run.tokens(), !run.starts.empty()};
+  return {state, heads_of(transition(number), state.head_begin, state.head_end), run.tokens(),
+          !run.starts.empty()};
 }
 
 void LinearProgram::fold(std::vector<FoldLink> links, const std::optional<View>& in,

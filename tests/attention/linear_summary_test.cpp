@@ -173,7 +173,7 @@ TEST(LinearFold, InPlace) {
   const runtime::Tensor map = tensor(s.dim, run.transition), in = tensor(s.value_dim, c.state_in),
                         addend = tensor(s.value_dim, run.state),
                         in_too = tensor(s.value_dim, c.state_in);
-  const Fold how{c.recurrence, false, map.view(), {}, 70};
+  const StateMap how{c.recurrence, false, map.view(), {}, 70};
   fold(how, in, addend, in, stream);
   fold(how, in_too, addend, addend, stream);
   stream.synchronize(runtime::deadline_in(60));

@@ -153,28 +153,28 @@ struct Mutant {
 const Mutant kMutants[] = {
     {"two runs swapped in a fold", "lasp2", Direction::forward, Fault::coverage,
      [](Schedule& s) {
-       auto& links = all<Fold>(s, 3)[0]->links;
+       auto& links = all<Fold>(s, 4)[0]->links;
        std::swap(links[1].state, links[2].state);
      }},
     {"two transitions swapped in a fold", "lasp2", Direction::forward, Fault::coverage,
      [](Schedule& s) {
-       auto& links = all<Fold>(s, 3)[0]->links;
+       auto& links = all<Fold>(s, 4)[0]->links;
        std::swap(links[1].transition, links[2].transition);
      }},
     {"a run dropped from a fold", "lasp2", Direction::forward, Fault::coverage,
      [](Schedule& s) {
-       auto& links = all<Fold>(s, 3)[0]->links;
+       auto& links = all<Fold>(s, 4)[0]->links;
        links.erase(links.begin() + 1);
      }},
     {"a run folded twice", "lasp2", Direction::backward, Fault::coverage,
      [](Schedule& s) {
-       auto& links = all<Fold>(s, 0)[0]->links;
+       auto& links = all<Fold>(s, 1)[0]->links;
        links.insert(links.begin() + 1, links[1]);
      }},
     {"a transition that is not transposed", "lasp2", Direction::backward, Fault::coverage,
-     [](Schedule& s) { all<Fold>(s, 0)[0]->way.transposed = false; }},
+     [](Schedule& s) { all<Fold>(s, 1)[0]->way.transposed = false; }},
     {"a transition that is transposed", "all_scan", Direction::forward, Fault::coverage,
-     [](Schedule& s) { all<Fold>(s, 1)[0]->way.transposed = true; }},
+     [](Schedule& s) { all<Fold>(s, 3)[0]->way.transposed = true; }},
     {"a reset that is ignored", "lasp2", Direction::forward, Fault::coverage,
      [](Schedule& s) { all<Sweep>(s, 1)[0]->run.starts.clear(); }},
     {"a reset a row late, in a run's map", "lasp2", Direction::forward, Fault::coverage,

@@ -347,7 +347,7 @@ std::vector<float> fold_run(const LinearCase& c, const std::vector<float>& trans
   const Held slopes = held(
       constant ? 1 : 0, 1,
       c.log_decay.size() == static_cast<std::size_t>(heads) ? c.log_decay : std::vector<float>{});
-  attention::Fold how{c.recurrence, transposed, {}, {}, c.shape.rows};
+  attention::StateMap how{c.recurrence, transposed, {}, {}, c.shape.rows};
   if (width > 0) how.transition = map.view();
   if (constant) how.slopes = slopes.flat();
   attention::fold(how, from.view(), addend.empty() ? TensorView{} : plus.view(), to.view(), stream);
