@@ -30,4 +30,21 @@ CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scor
   return bytes;
 }
 
+CallBytes halo_bytes(const HaloInputs& inputs, int rank) {
+  CallBytes bytes;
+  for (const Direction direction : {Direction::forward, Direction::backward}) {
+    HaloInputs call = inputs;
+    call.direction = direction;
+    const Program program = prepare_halo(call)(rank);
+    const Count counted = count(program);
+    bytes.staged = std::max(bytes.staged, counted.staging_bytes());
+    bytes.gathered = std::max(bytes.gathered, counted.staging_bytes(true));
+    for (const Slot& slot : program.slots) {
+      if (slot.role == Role::output)
+        (direction == Direction::forward ? bytes.kept : bytes.backward) += slot_bytes(slot);
+    }
+  }
+  return bytes;
+}
+
 }  // namespace longhaul::parallel

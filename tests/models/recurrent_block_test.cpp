@@ -127,10 +127,15 @@ TEST_P(RecurrentBlocks, KeptAndPassingBytesAreWhatIsHeld) {
     constexpr std::int64_t kRows = 512;
     parallel::ParameterTable table;
     const auto made = block.make(dtype, table);
-    const std::vector<parallel::CallBytes> calls(1);
+    const AttentionCall call = *made->attention_call();
+    const attention::HeadMasks mask = attention::Mask::causal(kRows);
+    const auto layout = parallel::Layout::make(LayoutKind::contiguous, mask, 1, 1);
+    const parallel::CallBytes bytes = parallel::call_bytes(
+        {mask, layout, call.shapes, {}, {}, parallel::AttentionOptions().linear_scheme}, 0, {}, {});
     const test::BlockPeaks peaks = test::block_peaks(block, kRows, dtype);
-    const PassingBytes passing = made->passing_bytes(kRows, calls);
-    EXPECT_EQ(peaks.kept, made->kept_bytes(kRows));
+    const PassingBytes passing = made->passing_bytes(kRows, bytes);
+    EXPECT_EQ(peaks.kept, made->kept_bytes(kRows) + bytes.kept);
+    if (dtype == DType::bfloat16) continue;  // products take panels of memory, whatever the rows
     const auto near = [](std::int64_t predicted, std::int64_t measured) {
       EXPECT_NEAR(static_cast<double>(predicted), static_cast<double>(measured),
                   0.02 * static_cast<double>(measured));
