@@ -4,11 +4,14 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <span>
 #include <string_view>
 #include <utility>
 
 #include "launch/config_schema_impl.h"
 #include "models/family.h"
+#include "models/linear_llama_block.h"
+#include "runtime/ops/feature_map.h"
 
 namespace longhaul::launch {
 namespace {
@@ -16,6 +19,10 @@ namespace {
 using models::FamilyKeys;
 
 constexpr std::string_view kSection = "model";
+
+std::vector<std::string> names(std::span<const char* const> words) {
+  return {words.begin(), words.end()};
+}
 
 std::vector<runtime::ConfigKey> declare() {
   return {
@@ -154,6 +161,18 @@ std::vector<runtime::ConfigKey> declare() {
       {LONGHAUL_KEY(model, mlp_beta_factor, meaning), .explanation = "Factor of the MLP's output.",
        .minimum = 0, .above_minimum = true},
 
+      {LONGHAUL_KEY(model, linear_attention, meaning),
+       .explanation = "Kind of the linear layers: `basic`, without decay; `decay`, RetNet's, a "
+                      "constant a head; `simple_gla`, a number a token and head; `gla`, a number a "
+                      "token, head and dim.",
+       .choices = names(models::linear_llama_kinds())},
+      {LONGHAUL_KEY(model, feature_map, meaning),
+       .explanation = "What queries and keys of linear layers pass before their product.",
+       .choices = names(runtime::ops::feature_map_names())},
+      {LONGHAUL_KEY(model, normalize, meaning),
+       .explanation = "Linear layers divide by the sum of their weights, in the place of a norm of "
+                      "heads; of the `basic` kind."},
+
       {LONGHAUL_KEY(model, first_k_dense_replace, meaning),
        .explanation = "Layers with a dense MLP, the first ones; all of them, since experts are not "
                       "built.",
@@ -234,10 +253,6 @@ std::vector<std::string> families_of_key(const runtime::ConfigKey& key) {
 
 std::vector<runtime::ConfigKey> model_keys() {
   std::vector<runtime::ConfigKey> keys = declare();
-  std::erase_if(keys, [](const runtime::ConfigKey& key) {  // TEMPORARY
-    return absences(key).empty() && key.required() && name_in_model(key) != "hidden_size" &&
-           name_in_model(key) != "num_hidden_layers";
-  });
   for (runtime::ConfigKey& key : keys) {
     const std::vector<Absence> all = absences(key);
     if (all.empty()) continue;

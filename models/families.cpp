@@ -55,7 +55,9 @@ std::string FamilyKeys::text(bool value) { return value ? "`true`" : "`false`"; 
 std::string FamilyKeys::text(const std::string& value) { return fmt::format("`\"{}\"`", value); }
 
 std::span<const Family> families() {
-  static const std::array all{llama_family()};
+  static const std::array all{
+      llama_family(),      qwen3_next_family(), qwen3_5_family(),     granitemoehybrid_family(),
+      nemotron_h_family(), minimax_family(),    kimi_linear_family(), linear_llama3_family()};
   return all;
 }
 

@@ -63,6 +63,10 @@ struct ModelConfig {
   LinearAttnConfig linear_attn_config;
   std::optional<std::int64_t> first_k_dense_replace;
 
+  // Linear-Llama3.
+  std::optional<std::string> linear_attention, feature_map;
+  std::optional<bool> normalize;
+
   runtime::DType dtype = runtime::DType::float32;  ///< of activations: float32 or bfloat16; no key
 };
 

@@ -1,7 +1,8 @@
 #pragma once
-// A Llama in plain double loops, written from the definitions: the oracle of the model tests.
+// A Llama, and the families that grew from it, in plain double loops, written
+// from the definitions (layers with a state: recurrent_oracle.h): the oracle of the model tests.
 // Forward only; gradients are central differences of it. Shares no code with models/ but the
-// configuration and names.
+// configuration, complete, and names.
 
 #include <cstdint>
 #include <functional>
