@@ -226,6 +226,7 @@ Attention::Attention(const AttentionOptions& options,
     : impl_(std::make_unique<Impl>(options, std::move(context), compute)) {}
 
 Attention::~Attention() = default;
+int Attention::rank() const { return impl_->context->rank(); }
 
 std::shared_ptr<const AttentionBatch> Attention::batch(attention::HeadMasks masks,
                                                        Layout layout) const {

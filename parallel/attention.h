@@ -85,6 +85,9 @@ class Attention {
             const runtime::Stream& compute);
   ~Attention();
 
+  /// This one, of the communicator's.
+  int rank() const;
+
   /// masks.tokens() == layout.tokens(). Prepares nothing yet.
   std::shared_ptr<const AttentionBatch> batch(attention::HeadMasks masks, Layout layout) const;
   /// Prepares the calls of a batch, both ways, under the scheme that they will be made with (of
