@@ -216,6 +216,14 @@ std::vector<SchemeChange> scheme_changes(const TrainConfig& config) {
   return changes;
 }
 
+std::vector<parallel::Expression> schemes_of(const TrainConfig& config,
+                                             const models::AttentionCall& call) {
+  if (call.shapes.linear) return {parallel::AttentionOptions().linear_scheme};
+  std::vector<parallel::Expression> schemes;
+  for (const SchemeChange& change : scheme_changes(config)) schemes.push_back(change.scheme);
+  return schemes;
+}
+
 std::vector<SchemeChange> resolved_schemes(const TrainConfig& config) {
   std::vector<SchemeChange> changes = scheme_changes(config);
   const ParallelismConfig& p = config.parallelism;

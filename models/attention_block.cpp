@@ -318,7 +318,7 @@ std::optional<AttentionCall> AttentionBlock::attention_call() const {
 /// then those three in T beside their fp32 ones; then the former, the normalised rows and their
 /// gradient.
 PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
-                                           std::span<const parallel::CallBytes> calls) const {
+                                           const parallel::CallBytes& call) const {
   const std::int64_t element = size_bytes(shape_.branch.dtype), wide = size_bytes(DType::float32);
   const std::int64_t queries = rows * shape_.heads * shape_.head_dim,
                      keys = rows * shape_.kv_heads * shape_.head_dim;
@@ -327,11 +327,11 @@ PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
                      projections = (queries + gates + 2 * keys) * element,
                      before_norm = shape_.qk_norm ? queries * element : 0;
   PassingBytes bytes;
-  bytes.forward = std::max({(gates + 2 * keys) * element, queries * wide + calls[mask_].forward,
+  bytes.forward = std::max({(gates + 2 * keys) * element, queries * wide + call.forward,
                             branch_.output_bytes(rows) + gates * element});
   bytes.exchange =
-      std::max(queries * wide + calls[mask_].forward,
-               queries * element + gradients + rows * shape_.heads * wide + calls[mask_].backward);
+      std::max(queries * wide + call.forward,
+               queries * element + gradients + rows * shape_.heads * wide + call.backward);
   bytes.backward = projections + std::max(gradients + before_norm, branch_.backward_bytes(rows));
   bytes.backward = std::max(
       {bytes.backward, bytes.exchange, (queries + gates) * element + branch_.gradient_bytes(rows)});

@@ -40,8 +40,7 @@ class AttentionBlock final : public Block {
       std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const override;
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const override;
   std::int64_t kept_bytes(std::int64_t rows) const override;
-  PassingBytes passing_bytes(std::int64_t rows,
-                             std::span<const parallel::CallBytes> calls) const override;
+  PassingBytes passing_bytes(std::int64_t rows, const parallel::CallBytes& call) const override;
   std::optional<AttentionCall> attention_call() const override;
 
  private:

@@ -214,8 +214,8 @@ MixerBytes KdaBlock::mixer_bytes() const {
           .inputs = 2 * width * element + (width + shape_.heads) * wide,
           .inputs_forming = width * element,
           .inner_forming = width * element,
-          .inner_backward = 2 * width * element + shape_.heads * wide,
-          .inputs_backward = 2 * width * element};
+          .inner_backward = (2 * width + dim) * element + shape_.heads * wide,
+          .inputs_backward = (2 * width + dim + shape_.heads) * element};
 }
 
 double KdaBlock::weights() const {

@@ -311,7 +311,7 @@ MixerBytes LinearLlamaBlock::mixer_bytes() const {
                    .inputs = 2 * width * element + decays * wide,
                    .inputs_forming = low ? width * element : 0,
                    .inner_backward = gate + heads * wide,
-                   .inputs_backward = (low ? 2 * width : decays) * element};
+                   .inputs_backward = (low ? 2 * width + kBottleneck : decays) * element};
   if (shape_.normalize) {
     bytes.inputs += (width + heads) * element;
     bytes.inner_forming = width * wide;

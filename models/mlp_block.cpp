@@ -125,8 +125,7 @@ std::int64_t MlpBlock::kept_bytes(std::int64_t rows) const {
 /// Forward: the activation's output beside the block's. Backward: that one or its gradient, whose
 /// other gradients take the place of what is kept, beside the branch's; then the normalised rows
 /// and, in fp32, their gradient.
-PassingBytes MlpBlock::passing_bytes(std::int64_t rows,
-                                     std::span<const parallel::CallBytes>) const {
+PassingBytes MlpBlock::passing_bytes(std::int64_t rows, const parallel::CallBytes&) const {
   const std::int64_t activated = rows * shape_.intermediate * size_bytes(shape_.branch.dtype);
   return {
       .forward = activated + branch_.output_bytes(rows),

@@ -36,8 +36,7 @@ class MlpBlock final : public Block {
   std::unique_ptr<BlockPass> begin(const PassContext& context) const override;
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const override;
   std::int64_t kept_bytes(std::int64_t rows) const override;
-  PassingBytes passing_bytes(std::int64_t rows,
-                             std::span<const parallel::CallBytes> calls) const override;
+  PassingBytes passing_bytes(std::int64_t rows, const parallel::CallBytes& call) const override;
 
  private:
   class Pass;

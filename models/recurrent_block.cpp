@@ -51,7 +51,7 @@ class RecurrentBlock::Pass final : public BlockPass {
     out_ = Tensor({rows(), sizes_.heads, sizes_.value_dim}, DType::float32, compute_);
     {
       const RecurrenceInputs inputs = mixer_->inputs(mixed);
-      const auto call = resources_.attention.linear_forward(batch_, block_.call(),
+      const auto call = resources_.attention.linear_forward(batch_, block_.linear_call(),
                                                             {inputs.views, {}, out_, {}}, kept_);
       call->start();
       co_await in_flight;
@@ -78,7 +78,7 @@ class RecurrentBlock::Pass final : public BlockPass {
       const RecurrenceInputs inputs = mixer_->inputs(mixed);
       RecurrenceGradients gradients = gradients_of(inputs);
       {
-        const auto call = resources_.attention.linear_backward(batch_, block_.call(),
+        const auto call = resources_.attention.linear_backward(batch_, block_.linear_call(),
                                                                {inputs.views,
                                                                 {},
                                                                 dout,
@@ -197,13 +197,17 @@ void RecurrentBlock::prepare(
   attention.prepare(*masks[mask_], attention.linear_scheme(), call.shapes, call.scoring);
 }
 
-parallel::LinearCall RecurrentBlock::call() const { return {.recurrence = sizes_.recurrence}; }
+parallel::LinearCall RecurrentBlock::linear_call() const {
+  return {.recurrence = sizes_.recurrence};
+}
 
 std::optional<AttentionCall> RecurrentBlock::attention_call() const {
   parallel::Shapes shapes{static_cast<int>(sizes_.heads), static_cast<int>(sizes_.key_heads),
                           sizes_.dim, sizes_.value_dim, sizes_.branch.dtype};
-  shapes.linear = call();
-  return AttentionCall{mask_, shapes, {}};
+  shapes.linear = linear_call();
+  AttentionCall call{mask_, shapes, {}};
+  if (convolution_) call.halo = convolution_->halo();
+  return call;
 }
 
 /// Input and a number a row; the projections and the recurrence's out; what the mixer keeps.
@@ -213,29 +217,47 @@ std::int64_t RecurrentBlock::kept_bytes(std::int64_t rows) const {
                  sizes_.heads * sizes_.value_dim * size_bytes(DType::float32) + mixer_bytes().kept);
 }
 
-/// Forward: the projections' parts beside the normalised rows; the inputs of the recurrence beside
-/// what the convolution gives, where the recurrence's out is not there yet; the same with it; the
-/// output of the block. Backward: the gradient of the inner rows beside them, then beside that of
-/// the recurrence's out; that one, the inputs and their gradients; then these and that of the
-/// convolution's output; that one and its input's; and what goes through the projections.
+/// Forward: the normalised rows beside the projections, where the recurrence's out is not there
+/// yet; the inputs of the recurrence and what the convolution gives, in the call too; the inner
+/// rows beside the block's output. Backward: the inner rows beside their gradient, then that of the
+/// recurrence's out, which takes the place of the latter; the inputs and their gradients, in the
+/// call or beside those of the convolution's output; these beside its input's; the normalised rows,
+/// their gradient and what goes through the projections.
 PassingBytes RecurrentBlock::passing_bytes(std::int64_t rows,
-                                           std::span<const parallel::CallBytes> calls) const {
+                                           const parallel::CallBytes& call) const {
   const std::int64_t element = size_bytes(sizes_.branch.dtype), wide = size_bytes(DType::float32);
   const MixerBytes own = mixer_bytes();
-  const std::int64_t channels = sizes_.channels * element, mixed = convolution_ ? channels : 0,
-                     values = sizes_.heads * sizes_.value_dim, out = values * wide,
-                     inner = sizes_.inner * element, dinner = sizes_.inner * wide,
-                     hidden = sizes_.branch.hidden * element;
-  std::int64_t gradients = 2 * sizes_.key_heads * sizes_.dim + values;
-  if (sizes_.recurrence.decay == attention::Decay::scalar) gradients += sizes_.heads;
-  if (sizes_.recurrence.decay == attention::Decay::vector) gradients += sizes_.heads * sizes_.dim;
-  if (sizes_.recurrence.rule == attention::StateRule::delta) gradients += sizes_.heads;
-  gradients *= wide;
+  const std::int64_t values = sizes_.heads * sizes_.value_dim, out = rows * values * wide,
+                     dout = rows * values * element, inner = rows * sizes_.inner * element,
+                     dinner = rows * sizes_.inner * wide,
+                     projected = rows * sizes_.channels * element,
+                     inputs = (convolution_ ? projected : 0) + rows * own.inputs,
+                     gradients = rows * gradient_elements() * wide;
+  const std::int64_t forward_call = inputs + call.forward,
+                     backward_call = dout + inputs + gradients + call.backward - out;
   PassingBytes bytes;
-  static_cast<void>(calls), static_cast<void>(dinner), static_cast<void>(inner),
-      static_cast<void>(hidden), static_cast<void>(out), static_cast<void>(mixed),
-      static_cast<void>(own), static_cast<void>(rows);
+  bytes.forward =
+      std::max({rows * (sizes_.branch.hidden * element + own.projecting) - out,
+                inputs + rows * own.inputs_forming, forward_call,
+                inner + std::max(rows * own.inner_forming, branch_.output_bytes(rows))});
+  bytes.backward = std::max(
+      {dinner + branch_.gradient_bytes(rows) + inner + rows * own.inner_forming,
+       dinner + dout + rows * own.inner_backward, dout + inputs + rows * own.inputs_forming - out,
+       backward_call, dout + inputs + gradients + projected + rows * own.inputs_backward - out,
+       (convolution_ ? 2 * projected : 0) - out,
+       branch_.backward_bytes(rows) + rows * own.project_backward - out});
+  bytes.exchange = std::max({forward_call, backward_call, (convolution_ ? projected : 0) - out});
+  bytes.backward = std::max(bytes.backward, bytes.exchange);
   return bytes;
+}
+
+std::int64_t RecurrentBlock::gradient_elements() const {
+  const attention::Recurrence& recurrence = sizes_.recurrence;
+  std::int64_t elements = 2 * sizes_.key_heads * sizes_.dim + sizes_.heads * sizes_.value_dim;
+  if (recurrence.decay == attention::Decay::scalar) elements += sizes_.heads;
+  if (recurrence.decay == attention::Decay::vector) elements += sizes_.heads * sizes_.dim;
+  if (recurrence.rule == attention::StateRule::delta) elements += sizes_.heads;
+  return elements;
 }
 
 /// Matrices: 6 per weight and token. The recurrence's products with a state [E,D]: the outer

@@ -92,8 +92,7 @@ class RecurrentBlock : public Block {
                std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const final;
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const final;
   std::int64_t kept_bytes(std::int64_t rows) const final;
-  PassingBytes passing_bytes(std::int64_t rows,
-                             std::span<const parallel::CallBytes> calls) const final;
+  PassingBytes passing_bytes(std::int64_t rows, const parallel::CallBytes& call) const final;
   std::optional<AttentionCall> attention_call() const final;
 
  protected:
@@ -112,7 +111,9 @@ class RecurrentBlock : public Block {
 
  private:
   class Pass;
-  parallel::LinearCall call() const;
+  parallel::LinearCall linear_call() const;
+  /// Numbers a row of RecurrenceGradients.
+  std::int64_t gradient_elements() const;
 
   const RecurrentShape sizes_;
   const std::size_t mask_;

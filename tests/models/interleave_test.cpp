@@ -215,9 +215,7 @@ class Work final : public Block {
   }
   double flops(std::int64_t, std::span<const std::int64_t>) const override { return 0; }
   std::int64_t kept_bytes(std::int64_t) const override { return 0; }
-  PassingBytes passing_bytes(std::int64_t, std::span<const parallel::CallBytes>) const override {
-    return {};
-  }
+  PassingBytes passing_bytes(std::int64_t, const parallel::CallBytes&) const override { return {}; }
 
  private:
   class Pass final : public BlockPass {

@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "models/linear_llama_block.h"
+#include "parallel/call_bytes.h"
+#include "runtime/ops/matmul.h"
 #include "tests/support/block_rig.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/host_tensors.h"
@@ -121,22 +123,96 @@ TEST_P(RecurrentBlocks, ANanDocumentLeavesTheOthersBits) {
   }
 }
 
+/// What a rank's call takes, with the convolution's halos.
+parallel::CallBytes bytes_of(const AttentionCall& call, const attention::HeadMasks& mask,
+                             const parallel::Layout& layout, int rank) {
+  parallel::CallBytes bytes = parallel::call_bytes(
+      {mask, layout, call.shapes, {}, {}, parallel::AttentionOptions().linear_scheme}, rank, {},
+      {});
+  if (!call.halo) return bytes;
+  const parallel::CallBytes halo =
+      parallel::halo_bytes({layout, attention::independent_parts(mask), call.halo->width,
+                            call.halo->channels, call.halo->activation},
+                           rank);
+  bytes.kept += halo.kept;
+  bytes.backward = std::max(bytes.backward, halo.backward);
+  bytes.staged = std::max(bytes.staged, halo.staged);
+  return bytes;
+}
+
 TEST_P(RecurrentBlocks, KeptAndPassingBytesAreWhatIsHeld) {
   const BlockCase& block = GetParam();
+  const std::vector<std::int64_t> documents = {1301, 4023};
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
-    constexpr std::int64_t kRows = 512;
+    for (const int ranks : {1, 3}) {
+      const BlockJob job{block, documents, ranks, LayoutKind::zigzag, dtype};
+      const attention::HeadMasks mask =
+          attention::Mask::documents(std::vector<std::int64_t>{0, 1301, 5324});
+      const auto layout = parallel::Layout::make(job.layout, mask, 1, ranks);
+      parallel::ParameterTable table;
+      const auto made = block.make(dtype, table);
+      const auto peaks = test::block_peaks(job);
+      for (int rank = 0; rank < ranks; ++rank) {
+        SCOPED_TRACE(runtime::concat(name(dtype), " rank ", rank, " of ", ranks));
+        const std::int64_t rows = layout.rows(rank);
+        const parallel::CallBytes call = bytes_of(*made->attention_call(), mask, layout, rank);
+        const PassingBytes passing = made->passing_bytes(rows, call);
+        const std::int64_t kept = made->kept_bytes(rows) + call.kept;
+        const test::BlockPeaks& of = peaks[static_cast<std::size_t>(rank)];
+        EXPECT_EQ(of.kept, kept);
+        const auto expect = [&](std::int64_t predicted, std::int64_t measured) {
+          const auto held = static_cast<double>(measured);
+          // What the estimate counts apart: messages, and panels of products.
+          const std::int64_t apart = call.staged + runtime::ops::cpu_matmul_scratch_bytes(dtype, 1);
+          EXPECT_LE(static_cast<double>(predicted), 1.02 * held);
+          EXPECT_GE(static_cast<double>(predicted + apart), 0.98 * held);
+        };
+        expect(kept + passing.forward, of.forward);
+        expect(kept + passing.backward, of.backward);
+      }
+    }
+  }
+}
+
+TEST(RecurrentBlocks, ParametersBeginAsPublished) {
+  const runtime::Stream stream = runtime::Stream::cpu("one", 1);
+  for (const BlockCase& block : test::recurrent_cases()) {
+    SCOPED_TRACE(block.name);
     parallel::ParameterTable table;
-    const auto made = block.make(dtype, table);
-    const std::vector<parallel::CallBytes> calls(1);
-    const test::BlockPeaks peaks = test::block_peaks(block, kRows, dtype);
-    const PassingBytes passing = made->passing_bytes(kRows, calls);
-    EXPECT_EQ(peaks.kept, made->kept_bytes(kRows));
-    const auto near = [](std::int64_t predicted, std::int64_t measured) {
-      EXPECT_NEAR(static_cast<double>(predicted), static_cast<double>(measured),
-                  0.02 * static_cast<double>(measured));
-    };
-    near(made->kept_bytes(kRows) + passing.forward, peaks.forward);
-    near(made->kept_bytes(kRows) + passing.backward, peaks.backward);
+    const auto made = block.make(DType::float32, table);
+    ParameterStore store(table, DType::float32, stream);
+    store.initialise(3, stream);
+    for (const parallel::Parameter& parameter : table.parameters()) {
+      const auto values = test::read(store.value(parameter.name), stream);
+      const auto within = [&](double low, double high, auto&& of) {
+        for (const double value : values) {
+          EXPECT_GE(of(value), low) << parameter.name;
+          EXPECT_LE(of(value), high) << parameter.name;
+        }
+        if (low < high) {
+          EXPECT_NE(values.front(), values.back()) << parameter.name;
+        }
+      };
+      const auto plain = [](double value) { return value; };
+      const auto ends = [&](const char* with) { return parameter.name.ends_with(with); };
+      const bool gdn = block.name.starts_with("GatedDelta");
+      const bool matrix = parameter.sizes.size() == 2;
+      EXPECT_EQ(parameter.weight_decay, matrix) << parameter.name;
+      if (matrix) continue;
+      if (ends("conv1d.weight")) {
+        const double reach = 1 / std::sqrt(static_cast<double>(parameter.sizes.back()));
+        within(-reach, reach, plain);
+      } else if (ends("A_log")) {
+        const bool bounded = block.name == "KdaBounded";
+        within(gdn ? 0.01 : 1, bounded ? 1 : 16, [](double value) { return std::exp(value); });
+      } else if (ends("dt_bias") && !gdn) {
+        within(0.001, 0.1, [](double value) { return std::log1p(std::exp(value)) * (1 + 1e-9); });
+      } else if (ends("bias") && !ends("dt_bias")) {
+        within(0, 0, plain);
+      } else {
+        within(1, 1, plain);
+      }
+    }
   }
 }
 

@@ -270,16 +270,18 @@ BlockResults defined_block(const BlockCase& block, const std::vector<std::int64_
   return results;
 }
 
-BlockPeaks block_peaks(const BlockCase& block, std::int64_t rows, DType dtype) {
-  BlockPeaks peaks;
-  runtime::run_loopback(1, {}, [&](std::unique_ptr<runtime::Communicator> world) {
-    const BlockRig rig({block, {rows}, 1, parallel::LayoutKind::contiguous, dtype},
-                       std::move(world));
-    const Values values = random_values(rows * block.hidden, 1, true);
-    const Tensor dx = rig.local(values, block.hidden, dtype);
+std::vector<BlockPeaks> block_peaks(const BlockJob& job) {
+  std::vector<BlockPeaks> all(at(job.ranks));
+  std::int64_t tokens = 0;
+  for (const std::int64_t length : job.lengths) tokens += length;
+  const Values values = random_values(tokens * job.block.hidden, 1, true);
+  runtime::run_loopback(job.ranks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
+    const BlockRig rig(job, std::move(world));
+    BlockPeaks& peaks = all[at(rig.rank)];
+    const Tensor dx = rig.local(values, job.block.hidden, job.dtype);
     rig.stream.synchronize(runtime::deadline_in(60));
     const std::int64_t before = rig.stream.memory().current_bytes;
-    Tensor x = rig.local(values, block.hidden, dtype);
+    Tensor x = rig.local(values, job.block.hidden, job.dtype);
     const auto pass = rig.begin();
     rig.stream.reset_peak();
     go_through(pass->activate(std::move(x)));
@@ -291,7 +293,7 @@ BlockPeaks block_peaks(const BlockCase& block, std::int64_t rows, DType dtype) {
     peaks.backward = rig.stream.memory().peak_bytes - before;
     rig.stream.synchronize(runtime::deadline_in(60));
   });
-  return peaks;
+  return all;
 }
 
 }  // namespace longhaul::test

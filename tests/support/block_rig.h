@@ -56,10 +56,11 @@ BlockResults defined_block(const BlockCase& block, const std::vector<std::int64_
                            const std::vector<double>& dy);
 
 /// Most bytes that tensors of one rank take in activate() and output(), and in backward() beside
-/// dx, for one document of so many rows; and what is held between the two.
+/// dx; and what is held between the two.
 struct BlockPeaks {
   std::int64_t forward = 0, kept = 0, backward = 0;
 };
-BlockPeaks block_peaks(const BlockCase& block, std::int64_t rows, runtime::DType dtype);
+/// Of each rank.
+std::vector<BlockPeaks> block_peaks(const BlockJob& job);
 
 }  // namespace longhaul::test
