@@ -342,6 +342,15 @@ std::unique_ptr<Execution> Attention::linear_forward(const AttentionBatch& batch
       {t.out, kept.states, kept.transitions, t.final_state});
 }
 
+std::unique_ptr<Execution> Attention::linear_again(const AttentionBatch& batch, LinearCall call,
+                                                   const LinearForward& t, const LinearKept& kept) {
+  call.states_given = true;
+  return impl_->bind(impl_->loaded(batch, impl_->linear(t.inputs, call), Direction::forward),
+                     {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta,
+                      t.initial_state, kept.states},
+                     {t.out, t.final_state});
+}
+
 std::unique_ptr<Execution> Attention::linear_backward(const AttentionBatch& batch,
                                                       const LinearCall& call,
                                                       const LinearBackward& t,

@@ -129,6 +129,9 @@ class Attention {
   /// it, made here.
   std::unique_ptr<Execution> linear_forward(const AttentionBatch& batch, const LinearCall& call,
                                             const LinearForward& tensors, LinearKept& kept);
+  /// The outputs once more, from the states that entered the runs: nothing is exchanged.
+  std::unique_ptr<Execution> linear_again(const AttentionBatch& batch, LinearCall call,
+                                          const LinearForward& tensors, const LinearKept& kept);
   std::unique_ptr<Execution> linear_backward(const AttentionBatch& batch, const LinearCall& call,
                                              const LinearBackward& tensors, const LinearKept& kept);
 
