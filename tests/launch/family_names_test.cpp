@@ -230,7 +230,8 @@ context_parallel_degree = 1
 )");
   const TrainConfig config = load_config(path, {}, std::nullopt, NamedFiles::unread).config;
   Parameters ours;
-  for (const parallel::Parameter& parameter : make_model(config, 29).table().parameters())
+  const models::Model model = make_model(config, 29);
+  for (const parallel::Parameter& parameter : model.table().parameters())
     ours[parameter.name] = parameter.sizes;
   EXPECT_EQ(ours, kPublished.at(GetParam()));
 }

@@ -317,7 +317,7 @@ double oracle_loss(const ModelConfig& c, const NamedValues& p, const OracleBatch
 
 NamedValues oracle_gradients(const ModelConfig& c, NamedValues p, const OracleBatch& batch) {
   constexpr double kStep =
-      1e-3;  // error about step^4 of the fifth derivative, and 1e-16 / step of rounding
+      1e-4;  // error about step^4 of the fifth derivative, and 1e-16 / step of rounding
   NamedValues gradients;
   for (auto& [name, values] : p) {
     for (double& element : values) {
