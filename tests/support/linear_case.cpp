@@ -253,6 +253,7 @@ class Run {
   }
   template <class Tensors>
   void operator()(attention::LinearPass pass, const Tensors& tensors) const {
+    stream.poison_new_memory();  // what kernels read of scratch they have written
     run_once(
         attention::plan_linear(pass, c.shape, c.recurrence, c.starts, attention::place_of(stream)),
         tensors, stream);
@@ -350,6 +351,7 @@ std::vector<float> fold_run(const LinearCase& c, const std::vector<float>& trans
   attention::Fold how{c.recurrence, transposed, {}, {}, c.shape.rows};
   if (width > 0) how.transition = map.view();
   if (constant) how.slopes = slopes.flat();
+  stream.poison_new_memory();
   attention::fold(how, from.view(), addend.empty() ? TensorView{} : plus.view(), to.view(), stream);
   stream.synchronize(runtime::deadline_in(kDeadlineSeconds));
   return to.get();
