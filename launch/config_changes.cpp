@@ -1,6 +1,7 @@
 #include "launch/config_changes.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "attention/named_masks.h"
 #include "launch/config.h"
@@ -25,17 +26,12 @@ TrainDraft read_stored(const std::string& text, const std::string& path) {
   if (const auto* error = std::get_if<runtime::TomlSyntaxError>(&parsed))
     fail(ExitCode::data, path, ": its configuration is no TOML: ", error->message);
   const runtime::ConfigSchema& schema = config_schema();
-  std::string unknown;
-  for (const runtime::TomlSection& section : std::get<std::vector<runtime::TomlSection>>(parsed)) {
-    for (const runtime::TomlEntry& entry : section.entries) {
-      const std::string key = section.name + "." + entry.key;
-      if (schema.find(section.name, entry.key) == nullptr && !schema.is_retired(key))
-        unknown += (unknown.empty() ? "" : ", ") + key;
-    }
-  }
+  const std::vector<std::string> unknown =
+      unknown_keys(schema, std::get<std::vector<runtime::TomlSection>>(parsed));
   if (!unknown.empty())
     fail(ExitCode::data, path, ": its configuration has keys that this program does not know (",
-         unknown, "); go on with the program that made it, or a newer one");
+         fmt::format("{}", fmt::join(unknown, ", ")),
+         "); go on with the program that made it, or a newer one");
   TrainDraft draft(path);
   runtime::read_stored_config(draft, today);
   check_model(draft);

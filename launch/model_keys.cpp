@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <limits>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -127,7 +128,8 @@ std::vector<runtime::ConfigKey> declare() {
       {LONGHAUL_KEY(model, mamba_conv_bias, meaning),
        .explanation = "The convolution adds a bias."},
       {LONGHAUL_KEY(model, time_step_limit, meaning),
-       .explanation = "Lowest and highest time step of a Mamba layer.", .minimum = 0},
+       .explanation = "Lowest and highest time step of a Mamba layer.", .minimum = 0,
+       .maximum = std::numeric_limits<double>::infinity()},
 
       {LONGHAUL_KEY(model, hybrid_override_pattern, meaning),
        .explanation = "A letter a layer: `M` Mamba, `*` attention, `-` MLP; `E`, experts, is not "

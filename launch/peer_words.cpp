@@ -162,7 +162,7 @@ constexpr runtime::ConfigSynonyms::Key kKeys[] = {
      "attn_dropout resid_pdrop attn_pdrop embd_pdrop dropout_rate dropout_p",
      "there is no dropout here"},
     {"",
-     "num_experts n_experts num_local_experts n_routed_experts num_experts_per_tok "
+     "num_experts n_experts n_routed_experts num_experts_per_tok "
      "moe_top_k moe_num_experts expert_parallel_degree expert_model_parallel_size ep_size",
      "mixtures of experts are not supported"},
     {"", "lora lora_rank lora_alpha lora_r use_lora peft",

@@ -94,6 +94,10 @@ class ConfigDraft {
   std::vector<Problem> problems_;
 };
 
+/// Paths of the keys in a file that the schema does not have, nor had.
+std::vector<std::string> unknown_keys(const ConfigSchema& schema,
+                                      std::span<const TomlSection> sections);
+
 /// Reads the draft's file, applies the overrides ("section.key=value", later ones win) and judges
 /// every key. Problems stay in the draft until its check(); throws Error(config) for a file that
 /// cannot be read.

@@ -46,10 +46,11 @@ std::vector<std::string> key_names(const ConfigSchema& schema, const std::string
   return names;
 }
 
-// A key of exactly this name in some section; nullptr when there is none.
+// A key of exactly this name in some section; nullptr when there is none. Names in tables of a
+// section mean nothing outside of them.
 const ConfigKey* key_of_name(const ConfigSchema& schema, const std::string& name) {
   for (const ConfigKey& key : schema.keys()) {
-    if (name == key.name) return &key;
+    if (name == key.name && std::strchr(key.section, '.') == nullptr) return &key;
   }
   return nullptr;
 }
@@ -124,8 +125,22 @@ std::string report_unknown_section(ConfigDraft& draft, const std::string& name,
   return near.close ? near.word : "";
 }
 
+bool known_section(const ConfigSchema& schema, const std::string& name) {
+  return std::ranges::count(schema.sections(), name) != 0;
+}
 bool known_section(const ConfigDraft& draft, const std::string& name) {
-  return std::ranges::count(draft.schema().sections(), name) != 0;
+  return known_section(draft.schema(), name);
+}
+
+/// A table in a section as a section of its own.
+TomlSection inner_section(const std::string& path, const TomlEntry& entry) {
+  TomlSection inner{path, entry.key_position, std::nullopt, {}};
+  if (const auto* table = std::get_if<TomlTable>(&entry.value.value)) {
+    inner.entries = *table;
+  } else {
+    inner.stray_value = entry.value;
+  }
+  return inner;
 }
 
 void report_stray_value(ConfigDraft& draft, const TomlSection& section, const ConfigPlace& place) {
@@ -155,13 +170,7 @@ void take_section(ConfigDraft& draft, const TomlSection& section) {
   for (const TomlEntry& entry : section.entries) {
     const std::string path = section.name + "." + entry.key;
     if (known_section(draft, path)) {
-      TomlSection inner{path, entry.key_position, std::nullopt, {}};
-      if (const auto* table = std::get_if<TomlTable>(&entry.value.value)) {
-        inner.entries = *table;
-      } else {
-        inner.stray_value = entry.value;
-      }
-      take_section(draft, inner);
+      take_section(draft, inner_section(path, entry));
     } else if (draft.schema().find(section.name, entry.key) != nullptr ||
                draft.schema().is_retired(path)) {
       draft.set(path, entry.value, draft.in_file(entry.value.position));
@@ -230,6 +239,23 @@ void read_text(ConfigDraft& draft, const std::string& text,
 }
 
 }  // namespace
+
+std::vector<std::string> unknown_keys(const ConfigSchema& schema,
+                                      std::span<const TomlSection> sections) {
+  std::vector<std::string> unknown;
+  for (const TomlSection& section : sections) {
+    for (const TomlEntry& entry : section.entries) {
+      const std::string path = section.name + "." + entry.key;
+      if (known_section(schema, path)) {
+        const TomlSection inner[] = {inner_section(path, entry)};
+        for (std::string& key : unknown_keys(schema, inner)) unknown.push_back(std::move(key));
+      } else if (schema.find(section.name, entry.key) == nullptr && !schema.is_retired(path)) {
+        unknown.push_back(path);
+      }
+    }
+  }
+  return unknown;
+}
 
 void read_config(ConfigDraft& draft, const std::vector<std::string>& overrides) {
   read_config_text(draft, read_config_file(draft.file()), overrides);

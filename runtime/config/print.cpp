@@ -18,7 +18,6 @@ struct TomlText {
   using Text = std::optional<std::string>;
   template <class Element>
   static Text list(const std::vector<Element>& elements) {
-    if (elements.empty()) return std::nullopt;
     std::string text = "[";
     for (const Element& element : elements) {
       if (text.size() > 1) text += ", ";
@@ -108,19 +107,22 @@ std::string default_text(const ConfigKey& key) {
 }  // namespace
 
 std::optional<std::string> value_text(const ConfigKey& key, Configuration& config) {
-  return std::visit(TomlText{key.is_path}, key.slot(config));
+  auto text = std::visit(TomlText{key.is_path}, key.slot(config));
+  // A list without elements is as if it were not given, where nothing else stands for that.
+  return text == "[]" && !key.default_value ? std::nullopt : text;
 }
 
 std::string to_toml(const ConfigSchema& schema, Configuration& config) {
   std::string text;
   std::string_view section;
   for (const ConfigKey& key : schema.keys()) {
+    const auto value = value_text(key, config);
+    if (!value) continue;
     if (section != key.section) {
       text += fmt::format("{}[{}]\n", text.empty() ? "" : "\n", key.section);
       section = key.section;
     }
-    const auto value = value_text(key, config);
-    if (value) text += fmt::format("{} = {}\n", key.name, *value);
+    text += fmt::format("{} = {}\n", key.name, *value);
   }
   return text;
 }

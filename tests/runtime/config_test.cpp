@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include <nlohmann/json.hpp>
 
 #include "runtime/config/draft.h"
@@ -27,6 +29,11 @@ struct Settings : Configuration {
     DType dtype = DType::float32;
     WordOrInteger when;
     std::optional<std::int64_t> maybe;
+    struct {
+      std::optional<double> share;
+      std::optional<bool> on;
+      std::vector<double> limits;
+    } inner;
   } one;
 };
 
@@ -48,7 +55,12 @@ const ConfigSchema& test_schema() {
         .choices = {"float32", "bfloat16"}},
        {KEY(one, when), .explanation = "When.", .default_value = "\"never\"",
         .choices = {"auto", "never"}, .minimum = 0},
-       {KEY(one, maybe), .explanation = "Maybe.", .derived_default = "none"}},
+       {KEY(one, maybe), .explanation = "Maybe.", .derived_default = "none"},
+       {KEY(one.inner, share), .explanation = "Share.", .derived_default = "none", .minimum = 0,
+        .maximum = 1},
+       {KEY(one.inner, on), .explanation = "On.", .derived_default = "none"},
+       {KEY(one.inner, limits), .explanation = "Limits.", .derived_default = "none", .minimum = 0,
+        .maximum = INFINITY}},
       {"one.gone", "lists.past"});
   return keys;
 }
@@ -153,6 +165,42 @@ TEST(ConfigEngine, WrittenTextIsCanonicalAndLoadsAgain) {
   EXPECT_EQ(json["one"]["when"], 12);
 }
 
+TEST(ConfigEngine, ATableInASectionHasKeysOfItsOwn) {
+  const std::string header = std::string(kCount) + "[one.inner]\nshare = 1\nlimits = [0, inf]\n",
+                    line = std::string(kCount) + "inner = { limits = [0.0, inf], share = 1.0 }\n";
+  Settings by_header = load(header, {"one.inner.on=true"}),
+           by_line = load(line, {"one.inner.on=true"});
+  EXPECT_EQ(by_header.one.inner.share, 1.0);
+  EXPECT_EQ(by_header.one.inner.on, true);
+  EXPECT_EQ(by_header.one.inner.limits, (std::vector<double>{0, INFINITY}));
+  const std::string text = to_toml(test_schema(), by_header);
+  EXPECT_TRUE(text.ends_with("[one.inner]\nshare = 1.0\non = true\nlimits = [0.0, inf]\n")) << text;
+  EXPECT_EQ(to_toml(test_schema(), by_line), text);
+  Settings without = load(kCount);
+  EXPECT_EQ(to_toml(test_schema(), without).find("[one.inner]"), std::string::npos);
+  const auto json = nlohmann::json::parse(to_json(test_schema(), by_header));
+  EXPECT_EQ(json["one"]["inner"]["on"], true);
+  EXPECT_EQ(json["one"]["count"], 3);
+
+  EXPECT_EQ(
+      problems(std::string(kCount) + "[one.inner]\nshre = 1\nshare = 2\nlimits = [true]\n"),
+      (Lines{"file.toml:4:1: unknown key 'shre' in [one.inner]; did you mean 'share'?",
+             "file.toml:5:9: one.inner.share = 2: expected a number of at least 0 and at most 1",
+             "file.toml:6:11: one.inner.limits[0] = true: expected a number of at least 0, got "
+             "a boolean"}));
+  EXPECT_EQ(
+      problems(std::string(kCount) + "inner = 3\n"),
+      (Lines{"file.toml:3:1: 'one.inner' is a section: expected [one.inner] and its keys, got "
+             "an integer"}));
+  // Its names mean nothing outside of it.
+  EXPECT_EQ(problems(std::string(kCount) + "limits = [1]\n").size(), 1u);
+
+  const auto parsed =
+      parse_toml(std::string(kCount) + "[one.inner]\nshare = 1\nother = 2\n[two]\nx = 1\n");
+  EXPECT_EQ(unknown_keys(test_schema(), std::get<std::vector<TomlSection>>(parsed)),
+            (Lines{"one.inner.other", "two.x"}));
+}
+
 TEST(ConfigEngine, TheReferenceNamesTypes) {
   Settings any;
   const std::string reference = config_reference(test_schema(), any);
@@ -160,7 +208,8 @@ TEST(ConfigEngine, TheReferenceNamesTypes) {
        {"| `kinds` | list of `\"full_attention\"`, `\"sliding_attention\"` | `[]` "
         "| Kinds. |",
         "| `names` | list of strings | `[\"a\", \"b\"]` | Names. |",
-        "| `sizes` | list of integers | none | Sizes. |",
+        "| `sizes` | list of integers | none | Sizes. |", "| `share` | float | none | Share. |",
+        "| `on` | boolean | none | On. |", "| `limits` | list of floats | none | Limits. |",
         "| `when` | `\"auto\"`, `\"never\"` or integer | `\"never\"` | When. |",
         "| `count` | integer | required | Count. |"}) {
     EXPECT_NE(reference.find(row), std::string::npos) << row << "\n" << reference;
