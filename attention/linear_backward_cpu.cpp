@@ -57,14 +57,19 @@ class Worker {
   std::int64_t rows_of_chunk(std::int64_t chunk) const {
     return std::min(kChunk, segment->end - row_of(chunk));
   }
+  /// U and the errors of a group's i-th chunk, kept under the delta rule; else U is v, read again.
+  Matrix u_of(std::int64_t i) const { return u.from_row(sizes.delta() ? i * kChunk : 0); }
+  Matrix error_of(std::int64_t i) const { return error.from_row(i * kChunk); }
   void load(std::int64_t chunk, KeyUses uses);
-  void advance(std::int64_t chunk);
+  void solve(std::int64_t chunk, std::int64_t i, Matrix before);
+  void advance(std::int64_t chunk, std::int64_t i);
   void causal();
   void whole();
-  void chunk_gradients(std::int64_t chunk, Matrix before);
+  void group_gradients(std::int64_t begin, std::int64_t end);
+  void chunk_gradients(std::int64_t chunk, Matrix before, Matrix written, Matrix errors);
   Matrix transposed(Matrix of) const;
   void overlap(Matrix before, Matrix dafter) const;
-  void mixing_gradients(std::int64_t row, std::int64_t count);
+  void mixing_gradients(std::int64_t row, std::int64_t count, Matrix errors);
   void store_gates(std::int64_t chunk);
   void add_key_gradients(std::int64_t row, std::int64_t count);
 
@@ -75,7 +80,8 @@ class Worker {
   std::unique_ptr<ChunkKeys> keys;
   Updates updates;
   Matrix states, state, dstate, rows;  // rows: [E, D], for S^T and dS^T
-  Matrix u, error, dout, du, minus_dv;
+  Matrix u, error;                     // of a group's chunks
+  Matrix dout, du, minus_dv;
   Matrix u_transposed;
   KeyGradients gradients;
   // The item.
@@ -89,8 +95,11 @@ class SweepBackwardPlan final : public CpuLinearPlan {
   SweepBackwardPlan(const LinearShape& shape, const Recurrence& recurrence,
                     std::vector<std::int64_t> starts, const BlockPlace& place)
       : CpuLinearPlan(LinearPass::sweep_backward, shape, recurrence, std::move(starts), place) {
-    for (const Segment& segment : segments)
-      most_states = std::max(most_states, Groups(segment.chunks()).states());
+    for (const Segment& segment : segments) {
+      const Groups groups(recurrence.causal ? segment.chunks() : 0);
+      most_states = std::max(most_states, groups.states());
+      most_chunks = std::max(most_chunks, groups.size);
+    }
     hold(carved_bytes([this](Scratch& s) {
            Scratch nothing;
            Worker(s, *this, {}, Shared(nothing, 0));
@@ -100,7 +109,7 @@ class SweepBackwardPlan final : public CpuLinearPlan {
   std::int64_t items() const {
     return static_cast<std::int64_t>(segments.size()) * sizes.shape.heads;
   }
-  std::int64_t most_states = 0;
+  std::int64_t most_states = 0, most_chunks = 1;  // kept; in a group
 
  protected:
   void run(const SweepBackwardTensors& tensors, const BlockMemory& memory,
@@ -145,8 +154,8 @@ Worker::Worker(Scratch& s, const SweepBackwardPlan& call_plan, const SweepBackwa
       state(matrix(s, sizes.dim(), sizes.value_dim())),
       dstate(matrix(s, sizes.dim(), sizes.value_dim())),
       rows(matrix(s, sizes.value_dim(), sizes.dim())),
-      u(matrix(s, kChunk, sizes.value_dim())),
-      error(matrix(s, sizes.delta() ? kChunk : 0, sizes.value_dim())),
+      u(matrix(s, sizes.delta() ? plan.most_chunks * kChunk : kChunk, sizes.value_dim())),
+      error(matrix(s, sizes.delta() ? plan.most_chunks * kChunk : 0, sizes.value_dim())),
       dout(matrix(s, kChunk, sizes.value_dim())),
       du(matrix(s, kChunk, sizes.value_dim())),
       minus_dv(matrix(s, sizes.delta() ? kChunk : 0, sizes.value_dim())),
@@ -179,18 +188,22 @@ void Worker::run(std::int64_t which) {
 }
 
 void Worker::load(std::int64_t chunk, KeyUses uses) {
-  const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk);
-  keys->load(t.inputs, head, row, count, uses);
-  updates.load_beta(*keys, t.inputs, head, row);
-  load_rows(avx2::rows_of(t.inputs.v, head, row, count), 1, u);
+  keys->load(t.inputs, head, row_of(chunk), rows_of_chunk(chunk), uses);
+  updates.load_beta(*keys, t.inputs, head, row_of(chunk));
+}
+
+/// U of the chunk that is loaded.
+void Worker::solve(std::int64_t chunk, std::int64_t i, Matrix before) {
+  load_rows(avx2::rows_of(t.inputs.v, head, row_of(chunk), rows_of_chunk(chunk)), 1, u_of(i));
+  updates.solve(*keys, before, sizes.value_dim(), false, u_of(i), error_of(i));
 }
 
 /// state <- the state after the chunk.
-void Worker::advance(std::int64_t chunk) {
-  load(chunk, {});
+void Worker::advance(std::int64_t chunk, std::int64_t i) {
   const bool from_zero = fresh && chunk == 0;
-  updates.solve(*keys, from_zero ? Matrix{} : state, sizes.value_dim(), false, u, error);
-  updates.write(*keys, u, sizes.value_dim(), from_zero, state);
+  load(chunk, {});
+  solve(chunk, i, from_zero ? Matrix{} : state);
+  updates.write(*keys, u_of(i), sizes.value_dim(), from_zero, state);
 }
 
 void Worker::causal() {
@@ -200,37 +213,46 @@ void Worker::causal() {
     copy_state(state, kept(groups.size + group));
     if (group + 1 == groups.count) break;
     for (std::int64_t chunk = group * groups.size; chunk < (group + 1) * groups.size; ++chunk)
-      advance(chunk);
+      advance(chunk, 0);
   }
   for (std::int64_t group = groups.count - 1; group >= 0; --group) {
-    const std::int64_t begin = group * groups.size, end = std::min(chunks, begin + groups.size);
     copy_state(kept(groups.size + group), state);
-    for (std::int64_t chunk = begin; chunk < end; ++chunk) {
-      copy_state(state, kept(chunk - begin));
-      if (chunk + 1 < end) advance(chunk);
-    }
-    for (std::int64_t chunk = end - 1; chunk >= begin; --chunk)
-      chunk_gradients(chunk, fresh && chunk == 0 ? Matrix{} : kept(chunk - begin));
+    group_gradients(group * groups.size, std::min(chunks, (group + 1) * groups.size));
   }
 }
 
-void Worker::chunk_gradients(std::int64_t chunk, Matrix before) {
+/// Of chunks [begin, end), from the state before them.
+void Worker::group_gradients(std::int64_t begin, std::int64_t end) {
+  const std::int64_t last = end - 1 - begin;
+  for (std::int64_t i = 0; i <= last; ++i) {
+    copy_state(state, kept(i));
+    if (i < last) advance(begin + i, i);
+  }
+  for (std::int64_t i = last; i >= 0; --i) {
+    const std::int64_t chunk = begin + i;
+    const Matrix before = fresh && chunk == 0 ? Matrix{} : kept(i);
+    load(chunk, {.queries = true, .weights = true});
+    if (i == last || !sizes.delta()) solve(chunk, i, before);
+    chunk_gradients(chunk, before, u_of(i), error_of(i));
+  }
+}
+
+/// Of the chunk that is loaded: the state before it, U and the errors are given.
+void Worker::chunk_gradients(std::int64_t chunk, Matrix before, Matrix written, Matrix errors) {
   const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk), dim = sizes.dim(),
                      width = sizes.value_dim();
   const bool delta = sizes.delta();
   const KeyGradients& g = gradients;
   const bool last = chunk + 1 == segment->chunks();
   const Matrix dafter = dfresh && last ? Matrix{} : dstate;
-  load(chunk, {.queries = true, .weights = true});
-  updates.solve(*keys, before, width, false, u, error);
   load_rows(avx2::rows_of(t.dout, head, row, count), 1, dout);
   updates.solve_backward(*keys, dout, dafter, du);
 
-  transpose(count, width, u, u_transposed);
+  transpose(count, width, written, u_transposed);
   lower_of_product(count, width, dout, u_transposed, g.dweights);
   for (std::int64_t i = 0; i < count; ++i) clear_right(g.dweights.row(i), i, i + 1);
   if (delta) {
-    mixing_gradients(row, count);
+    mixing_gradients(row, count, errors);
     updates.times_beta(*keys, -1, du, minus_dv);
     updates.times_beta(*keys, 1, du, du);
   }
@@ -240,7 +262,7 @@ void Worker::chunk_gradients(std::int64_t chunk, Matrix before) {
   read_state(count, dim, width, dout, read, g.dq);
   if (delta) read_state(count, dim, width, minus_dv, read, g.dk_read);
   if (sizes.gated()) overlap(before, dafter);
-  read_state(count, dim, width, u, transposed(dafter), g.dk);
+  read_state(count, dim, width, written, transposed(dafter), g.dk);
   keys->backward(g);
   if (sizes.gated()) store_gates(chunk);
   add_key_gradients(row, count);
@@ -266,13 +288,13 @@ void Worker::overlap(Matrix before, Matrix dafter) const {
 }
 
 /// From dR in du: dbeta, and the gradient of A0.
-void Worker::mixing_gradients(std::int64_t row, std::int64_t count) {
+void Worker::mixing_gradients(std::int64_t row, std::int64_t count, Matrix errors) {
   const KeyGradients& g = gradients;
   lower_of_product(count, sizes.value_dim(), du, u_transposed, g.doverlaps);
   for (std::int64_t i = 0; i < count; ++i) {
     clear_right(g.doverlaps.row(i), i, i);
     const std::int64_t columns = round_up(i, kTileColumns);
-    const float dbeta = dot(sizes.value_columns(), du.row(i), error.row(i)) -
+    const float dbeta = dot(sizes.value_columns(), du.row(i), errors.row(i)) -
                         dot(columns, g.doverlaps.row(i), keys->overlaps.row(i));
     t.dbeta.as<float>()[(row + i) * t.dbeta.stride(0) + head * t.dbeta.stride(1)] = dbeta;
     scaled(columns, -updates.beta[i], g.doverlaps.row(i), g.doverlaps.row(i));
@@ -322,6 +344,7 @@ void Worker::whole() {
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk);
     load(chunk, {.queries = true});
+    solve(chunk, 0, state);
     load_rows(avx2::rows_of(t.dout, head, row, count), 1, dout);
     transpose(dim, width, state, rows);
     product<Operand::rows, Into::store>(count, dim, width, dout, rows, gradients.dq);

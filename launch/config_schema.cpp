@@ -44,12 +44,14 @@ std::vector<std::string> layout_names() {
   return names;
 }
 
-/// "`ring`, `double_ring(outer=, inner=, backward=auto|ring|burst)`, ..., or `auto`, ...".
-std::string schemes_reference() {
+/// "`ring`, `double_ring(outer=, inner=, backward=auto|ring|burst)`, ...".
+std::string schemes_reference(parallel::Family family) {
   std::string text;
-  for (const std::string& name : parallel::scheme_names())
-    text += "`" + parallel::signature(parallel::scheme_from_name(name)) + "`, ";
-  return text + "or `auto`, which takes ring or burst, whichever sends fewer bytes";
+  for (const std::string& name : parallel::scheme_names(family)) {
+    text += text.empty() ? "`" : ", `";
+    text += parallel::signature(parallel::scheme_from_name(name)) + "`";
+  }
+  return text;
 }
 
 /// But those of [model].
@@ -156,10 +158,19 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "-1", .minimum = 1, .maximum = kMaxDegree, .also = -1},
       {LONGHAUL_KEY(parallelism, context_parallel_scheme, run),
        .explanation =
-           "How attention is spread over those ranks: " + schemes_reference() +
-           ". parallel/README.md compares them, and `longhaul validate --legality` says which "
+           "How attention is spread over those ranks: " +
+           schemes_reference(parallel::Family::softmax) +
+           ", or `auto`, which takes ring or burst, whichever sends fewer bytes. "
+           "parallel/README.md compares them, and `longhaul validate --legality` says which "
            "suits what.",
        .default_value = "\"ring\""},
+      {LONGHAUL_KEY(parallelism, context_parallel_linear_scheme, run),
+       .explanation =
+           "How the states of linear layers go over those ranks, where the model has any: " +
+           schemes_reference(parallel::Family::linear) +
+           ", or `auto`, which takes one by what the states weigh and says why. All give the same "
+           "answer; parallel/README.md compares them.",
+       .default_value = "\"auto\""},
       {LONGHAUL_KEY(parallelism, context_parallel_switch, run),
        .explanation =
            "Changes of scheme between steps, as `5:burst,10:usp(heads=2)`: from step 5 on burst, "
@@ -190,8 +201,12 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "\"none\"", .choices = {"none", "optimizer"}},
 
       {LONGHAUL_KEY(activation_checkpoint, mode, run),
-       .explanation = "`full` keeps only each layer's input and recomputes the rest in backward.",
-       .default_value = "\"none\"", .choices = {"none", "full"}},
+       .explanation =
+           "What backward computes again: `full`, all from each layer's input, softmax attention "
+           "and "
+           "its exchanges included; `selective`, all but what attention gave, so no exchange is "
+           "repeated. States of linear layers are kept with either. The bits are the same.",
+       .default_value = "\"none\"", .choices = {"none", "selective", "full"}},
 
       {LONGHAUL_KEY(checkpoint, enable, run),
        .explanation =

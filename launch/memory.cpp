@@ -150,7 +150,7 @@ std::vector<Remedy> remedies(const MemoryQuestion& question, int rank) {
       if (error.code() != ExitCode::config) throw;  // this scheme cannot be had on that grid
     }
   };
-  if (config.activation_checkpoint.mode == "none") {
+  if (config.activation_checkpoint.mode != "full") {
     consider("activation_checkpoint.mode = \"full\" (recompute activations)",
              [](TrainConfig& other) { other.activation_checkpoint.mode = "full"; });
   }

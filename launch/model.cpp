@@ -29,8 +29,10 @@ models::Model make_model(const TrainConfig& config, std::int64_t vocabulary) {
   model.vocab_size = vocabulary;
   model.dtype = config.training.dtype;
   models::ModelOptions options;
-  options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
-                                                                  : models::Recompute::none;
+  const std::string& mode = config.activation_checkpoint.mode;
+  options.recompute = mode == "full"        ? models::Recompute::full
+                      : mode == "selective" ? models::Recompute::selective
+                                            : models::Recompute::none;
   if (on_cuda(config)) options.head_chunk_rows = device_chunk_rows(vocabulary);
   return models::model_of(std::move(model), options);
 }

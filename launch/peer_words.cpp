@@ -199,6 +199,7 @@ constexpr PeerValues kValues[] = {
     {"parallelism.context_parallel_layout", "striped", "stripe interleaved"},
     {"parallelism.shard", "optimizer", "zero1 zero-1 zero_1 os distributed"},
     {"activation_checkpoint.mode", "full", "all recompute"},
+    {"activation_checkpoint.mode", "selective", "attention core_attn"},
     {"activation_checkpoint.mode", "none", "off disabled"},
     {"lr_scheduler.decay_type", "cosine", "cosine_annealing cosine_with_min_lr"},
     {"comm.backend", "mpi", "gloo"},

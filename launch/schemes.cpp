@@ -8,6 +8,7 @@
 #include <set>
 
 #include "attention/named_masks.h"
+#include "launch/model.h"
 #include "launch/old_schemes.h"
 #include "parallel/policy.h"
 #include "runtime/error.h"
@@ -21,6 +22,7 @@ namespace {
 
 const std::string kPrefix = "parallelism.context_parallel_";
 constexpr const char* kSchemeKey = "parallelism.context_parallel_scheme";
+constexpr const char* kLinearKey = "parallelism.context_parallel_linear_scheme";
 constexpr const char* kSwitchKey = "parallelism.context_parallel_switch";
 
 /// Of a layer of softmax attention; 1 where the model has none.
@@ -47,6 +49,15 @@ Expression scheme_of(const TrainConfig& config, const std::string& text) {
   const runtime::DType wire = config.parallelism.context_parallel_wire_dtype;
   return parallel::choose_scheme(
       text, shapes, wire == runtime::DType::float32 ? std::nullopt : std::optional(wire));
+}
+
+/// The first of the model's calls that is of a recurrence, or is not.
+std::optional<models::AttentionCall> call_of(const TrainConfig& config, bool linear) {
+  const models::Model model = make_model(config, 1);
+  for (const models::AttentionCall& call : model.attention_calls()) {
+    if (call.shapes.linear.has_value() == linear) return call;
+  }
+  return std::nullopt;
 }
 
 /// Part of context_parallel_switch.
@@ -204,7 +215,73 @@ void check_uses(TrainDraft& draft, const std::vector<Use>& uses) {
   }
 }
 
+/// Of a call of the model's recurrences, as far as it is known.
+Combination linear_combination(const TrainConfig& config, const parallel::Shapes& shapes,
+                               const Expression& scheme) {
+  const ParallelismConfig& p = config.parallelism;
+  return {scheme,
+          static_cast<int>(std::max<std::int64_t>(1, p.context_parallel_degree)),
+          shapes.heads,
+          shapes.kv_heads,
+          parallel::layout_from_name(p.context_parallel_layout),
+          shapes.linear->recurrence.causal,
+          parallel::Family::linear};
+}
+
+/// The expression, and where the model has linear layers that they can follow mask and layout.
+void check_linear(TrainDraft& draft) {
+  if (!draft.good({kLinearKey})) return;
+  TrainConfig& config = draft.config;
+  std::string& text = config.parallelism.context_parallel_linear_scheme;
+  try {
+    if (!is_policy(text))
+      text =
+          parallel::parse_scheme(text, parallel::policy_names(), parallel::Family::linear).text();
+  } catch (const runtime::Error& error) {
+    draft.key_problem(kLinearKey, runtime::quote_toml(text), error.what());
+  }
+  if (!draft.ok()) return;  // the model can be made
+  const auto call = call_of(config, true);
+  if (!call) {
+    if (draft.is_set(kLinearKey))
+      draft.key_problem(
+          kLinearKey, runtime::quote_toml(text),
+          fmt::format("no layer of this {} is linear; leave it out", config.model.architecture));
+    return;
+  }
+  const std::string& mask = config.data.mask;
+  const std::string rule = attention::mask_rule(mask).name;
+  if (rule != "causal" && rule != "causal_document") {
+    draft.key_problem("data.mask", runtime::quote_toml(mask),
+                      "a linear layer's state holds all earlier tokens of a document; expected "
+                      "causal or causal_document");
+  }
+  const Expression scheme =
+      is_policy(text) ? "lasp2" : parallel::parse_scheme(text, {}, parallel::Family::linear);
+  const Combination asked = linear_combination(config, call->shapes, scheme);
+  if (const auto refusal = parallel::refuse(asked)) {
+    const bool layout = asked.layout == parallel::LayoutKind::striped;
+    draft.key_problem(layout ? "parallelism.context_parallel_layout" : kLinearKey,
+                      runtime::quote_toml(layout ? parallel::name(asked.layout) : text),
+                      refusal->reason + "; use " + parallel::advice(asked, *refusal));
+  }
+}
+
 }  // namespace
+
+std::optional<parallel::LinearChoice> linear_choice(const TrainConfig& config) {
+  const auto call = call_of(config, true);
+  if (!call) return std::nullopt;
+  const ParallelismConfig& p = config.parallelism;
+  const std::int64_t tokens = config.training.seq_len * config.training.micro_batch_size;
+  const auto ranks = static_cast<int>(p.context_parallel_degree);
+  LONGHAUL_CHECK(ranks >= 1, "the context degree is not known");
+  parallel::LinearChoice choice = parallel::choose_linear_scheme(
+      p.context_parallel_linear_scheme, call->shapes,
+      parallel::layout_from_name(p.context_parallel_layout), ranks, tokens / ranks);
+  choice.scheme = parallel::resolved(linear_combination(config, call->shapes, choice.scheme));
+  return choice;
+}
 
 std::vector<SchemeChange> scheme_changes(const TrainConfig& config) {
   const ParallelismConfig& p = config.parallelism;
@@ -218,7 +295,7 @@ std::vector<SchemeChange> scheme_changes(const TrainConfig& config) {
 
 std::vector<parallel::Expression> schemes_of(const TrainConfig& config,
                                              const models::AttentionCall& call) {
-  if (call.shapes.linear) return {parallel::AttentionOptions().linear_scheme};
+  if (call.shapes.linear) return {linear_choice(config)->scheme};
   std::vector<parallel::Expression> schemes;
   for (const SchemeChange& change : scheme_changes(config)) schemes.push_back(change.scheme);
   return schemes;
@@ -251,12 +328,21 @@ std::string schemes_text(const TrainConfig& config) {
     if (is_policy(asked[i])) text += fmt::format(" (chosen by {})", asked[i]);
     ++i;
   }
+  if (!call_of(config, false)) text = "none";
+  if (!call_of(config, true)) return text;
+  text += "; linear layers ";
+  if (p.context_parallel_degree < 1) return text + p.context_parallel_linear_scheme;
+  const parallel::LinearChoice choice = *linear_choice(config);
+  text += choice.scheme.text();
+  if (!choice.reason.empty())
+    text += fmt::format(" (chosen by {}: {})", p.context_parallel_linear_scheme, choice.reason);
   return text;
 }
 
 void check_schemes(TrainDraft& draft) {
   check_old_keys(draft);
   check_uses(draft, check_expressions(draft));
+  check_linear(draft);
 }
 
 }  // namespace longhaul::launch

@@ -2,11 +2,13 @@
 // The attention schemes that a configuration asks for.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "launch/config.h"
 #include "models/block.h"
+#include "parallel/policy.h"
 #include "parallel/schemes/scheme.h"
 
 namespace longhaul::launch {
@@ -22,10 +24,13 @@ std::vector<SchemeChange> scheme_changes(const TrainConfig& config);
 /// The same, with the degrees that each scheme chooses for this number of ranks written out, where
 /// that is known: what runs, by name.
 std::vector<SchemeChange> resolved_schemes(const TrainConfig& config);
+/// The scheme of the model's recurrences, with the degrees that it chooses written out, and why a
+/// policy chose it; nothing where the model has none. The number of ranks is known.
+std::optional<parallel::LinearChoice> linear_choice(const TrainConfig& config);
 /// All schemes that calls of a kind are made under in the run.
 std::vector<parallel::Expression> schemes_of(const TrainConfig& config,
                                              const models::AttentionCall& call);
-/// "burst (chosen by auto), from step 5 usp(heads=2)".
+/// "burst (chosen by auto), from step 5 usp(heads=2); linear layers lasp2 (chosen by auto: ...)".
 std::string schemes_text(const TrainConfig& config);
 
 /// Adds to the draft what is wrong with the schemes of the run, each at the key to blame:

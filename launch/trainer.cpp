@@ -78,6 +78,7 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
                                        .deterministic = config.debug.deterministic};
   schemes_ = scheme_changes(config);
   attention.scheme = scheme_ = schemes_.front().scheme;
+  if (const auto linear = linear_choice(config)) attention.linear_scheme = linear->scheme;
   attention_ = std::make_unique<parallel::Attention>(
       attention, of_device(grid_.split(world, {context}, "context")), compute_);
 

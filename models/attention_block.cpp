@@ -58,9 +58,17 @@ class AttentionBlock::Pass final : public BlockPass {
         batch_(*context.batch.attention.at(block.mask_)),
         scoring_(block.scoring()) {}
 
+  void receive(std::vector<Tensor> received) override {
+    again_ = !received.empty();
+    if (!again_) return;
+    attended_ = std::move(received[0]);
+    lse_ = std::move(received[1]);
+  }
+
   Stages activate(Tensor input) override {
     input_ = std::move(input);
     before();
+    if (again_) co_return;
     Tensor out({rows(), shape_.heads, shape_.head_dim}, DType::float32, compute_);
     lse_ = Tensor({rows(), shape_.heads, 2}, DType::float32, compute_);
     const auto call = context_.resources.attention.forward(batch_, q_, k_, v_, scoring_, out, lse_);
@@ -78,6 +86,14 @@ class AttentionBlock::Pass final : public BlockPass {
     return block_.branch_.output(context_.resources, input_, inv_rms_,
                                  as_rows(shape_.output_gate ? gated : attended_),
                                  weights.working(block_.o_));
+  }
+
+  std::vector<Tensor> take_received(Recompute recompute) override {
+    std::vector<Tensor> received;
+    if (recompute != Recompute::selective) return received;
+    received.push_back(std::move(attended_));
+    received.push_back(std::move(lse_));
+    return received;
   }
 
   Stages backward(TensorView dx) override {
@@ -259,6 +275,7 @@ class AttentionBlock::Pass final : public BlockPass {
   Tensor q_, k_, v_;         // T[n,H,D], T[n,H_kv,D] twice; q and k rotated
   Tensor gate_;              // T[n,H,D], with an output gate
   Tensor attended_;          // T[n,H,D], attention's out
+  bool again_ = false;       // attended_ and lse_ are an earlier pass's
   Tensor lse_;               // fp32[n,H,2]
 };
 
@@ -298,9 +315,10 @@ attention::Scoring AttentionBlock::scoring() const {
               shape_.scale.value_or(1.0 / std::sqrt(static_cast<double>(shape_.head_dim))))};
 }
 
-void AttentionBlock::prepare(
-    const parallel::Attention& attention, const parallel::Expression& scheme,
-    std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
+void AttentionBlock::prepare(const parallel::Attention& attention,
+                             const parallel::Expression& scheme,
+                             std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks,
+                             Recompute) const {
   const AttentionCall call = *attention_call();
   attention.prepare(*masks[mask_], scheme, call.shapes, call.scoring);
 }
@@ -347,6 +365,14 @@ std::int64_t AttentionBlock::kept_bytes(std::int64_t rows) const {
   return branch_.kept_bytes(rows) +
          rows * (heads * shape_.head_dim * size_bytes(shape_.branch.dtype) +
                  (2 * shape_.heads + normed) * size_bytes(DType::float32));
+}
+
+/// The attention's out and LSE.
+std::int64_t AttentionBlock::received_bytes(std::int64_t rows, const parallel::CallBytes&,
+                                            Recompute recompute) const {
+  if (recompute != Recompute::selective) return 0;
+  return rows * shape_.heads *
+         (shape_.head_dim * size_bytes(shape_.branch.dtype) + 2 * size_bytes(DType::float32));
 }
 
 /// Matrices: 6 per weight and token. Attention: Q K^T and P V forward (2 * 2), their four products

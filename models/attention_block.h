@@ -35,11 +35,13 @@ class AttentionBlock final : public Block {
                  double stddev, double residual_stddev, parallel::ParameterTable& table);
 
   std::unique_ptr<BlockPass> begin(const PassContext& context) const override;
-  void prepare(
-      const parallel::Attention& attention, const parallel::Expression& scheme,
-      std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const override;
+  void prepare(const parallel::Attention& attention, const parallel::Expression& scheme,
+               std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks,
+               Recompute recompute) const override;
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const override;
   std::int64_t kept_bytes(std::int64_t rows) const override;
+  std::int64_t received_bytes(std::int64_t rows, const parallel::CallBytes& call,
+                              Recompute recompute) const override;
   PassingBytes passing_bytes(std::int64_t rows, const parallel::CallBytes& call) const override;
   std::optional<AttentionCall> attention_call() const override;
 

@@ -45,6 +45,15 @@ struct RopeTables {
   runtime::Tensor cosines, sines;
 };
 
+/// What backward computes again, from what.
+enum class Recompute : unsigned char {
+  none,       ///< nothing: everything that backward needs is kept
+  selective,  ///< all from each layer's input but what ranks exchanged: what attention gave is kept
+  /// All from each layer's input, softmax attention with its exchanges included. The states that
+  /// entered a recurrence's runs are kept: they are small, and sweeps repeat from them.
+  full
+};
+
 /// What the blocks of one pass share; it outlives their passes.
 struct PassContext {
   const Resources& resources;
@@ -58,6 +67,9 @@ class BlockPass {
  public:
   virtual ~BlockPass() = default;
 
+  /// Before activate(): what an earlier pass over the same input has handed over. The exchanges
+  /// that gave it are not repeated.
+  virtual void receive(std::vector<runtime::Tensor> received) { static_cast<void>(received); }
   /// Takes the block's input T[n,h] and computes all that output() and backward() need.
   virtual Stages activate(runtime::Tensor input) = 0;
   /// T[n,h].
@@ -66,8 +78,13 @@ class BlockPass {
   /// gradients to the store's.
   virtual Stages backward(runtime::TensorView dx) = 0;
 
-  /// Gives the input back and ends the pass: what full recomputation keeps, to begin another from.
+  /// Gives the input back and ends the pass: what recomputation keeps, to begin another from.
   runtime::Tensor take_input() { return std::move(input_); }
+  /// What it also keeps, for receive(); before take_input().
+  virtual std::vector<runtime::Tensor> take_received(Recompute recompute) {
+    static_cast<void>(recompute);
+    return {};
+  }
 
  protected:
   runtime::Tensor input_;
@@ -97,11 +114,13 @@ class Block {
 
   virtual std::unique_ptr<BlockPass> begin(const PassContext& context) const = 0;
   /// Prepares the block's calls of a batch under a scheme, if it has any: masks as in
-  /// Batch::attention. On any thread; without it, the first call does.
-  virtual void prepare(
-      const parallel::Attention& attention, const parallel::Expression& scheme,
-      std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
+  /// Batch::attention. On any thread; without it, the first call does. `recompute`: how its passes
+  /// will be.
+  virtual void prepare(const parallel::Attention& attention, const parallel::Expression& scheme,
+                       std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks,
+                       Recompute recompute) const {
     static_cast<void>(attention), static_cast<void>(scheme), static_cast<void>(masks);
+    static_cast<void>(recompute);
   }
   /// Forward and backward of `tokens` tokens, a multiply-add counted as two. areas[m]: visible
   /// (query, key) pairs of mask m over all sequences.
@@ -110,6 +129,12 @@ class Block {
   /// What a pass over n rows holds from activate() to its end, its input included; beside what its
   /// attention call keeps (CallBytes::kept).
   virtual std::int64_t kept_bytes(std::int64_t rows) const = 0;
+  /// Of these, what take_received() hands over, and what its call keeps.
+  virtual std::int64_t received_bytes(std::int64_t rows, const parallel::CallBytes& call,
+                                      Recompute recompute) const {
+    static_cast<void>(rows), static_cast<void>(call), static_cast<void>(recompute);
+    return 0;
+  }
   /// What it takes beside that for a while. `call`: of its attention_call(), zeros where it has
   /// none.
   virtual PassingBytes passing_bytes(std::int64_t rows, const parallel::CallBytes& call) const = 0;

@@ -42,7 +42,7 @@ Model::Model(ModelParts parts, const ModelOptions& options)
 
 void Model::prepare(const parallel::Attention& attention, const parallel::Expression& scheme,
                     std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
-  for (const auto& block : parts_.blocks) block->prepare(attention, scheme, masks);
+  for (const auto& block : parts_.blocks) block->prepare(attention, scheme, masks, recompute_);
 }
 
 double Model::flops(std::int64_t tokens, std::span<const std::int64_t> areas) const {
@@ -52,16 +52,20 @@ double Model::flops(std::int64_t tokens, std::span<const std::int64_t> areas) co
 }
 
 std::int64_t Model::activation_bytes(std::int64_t rows) const {
-  std::int64_t all = 0, largest = 0;
+  // Of all layers, and by how much the layer of most exceeds what it keeps meanwhile.
+  std::int64_t all = 0, begun_again = 0, more = 0;
+  const std::int64_t input = rows * parts_.hidden * size_bytes(parts_.dtype);
   for (const Layer& layer : layers_) {
-    std::int64_t kept = 0;
-    for (std::size_t block = layer.begin; block < layer.end; ++block)
+    std::int64_t kept = 0, between = input;
+    for (std::size_t block = layer.begin; block < layer.end; ++block) {
       kept += parts_.blocks[block]->kept_bytes(rows);
+      between += parts_.blocks[block]->received_bytes(rows, {}, recompute_);
+    }
     all += kept;
-    largest = std::max(largest, kept);
+    begun_again += between;
+    more = std::max(more, kept - between);
   }
-  if (recompute_ == Recompute::none) return all;
-  return (std::ssize(layers_) - 1) * rows * parts_.hidden * size_bytes(parts_.dtype) + largest;
+  return recompute_ == Recompute::none ? all : begun_again + more;
 }
 
 parallel::CallBytes Model::call_of(std::size_t block,
@@ -73,17 +77,21 @@ std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::Call
                                std::int64_t together) const {
   const std::int64_t hidden = rows * parts_.hidden * size_bytes(parts_.dtype);
   const std::int64_t others = together - 1;
-  const bool again = recompute_ == Recompute::full;
+  const bool again = recompute_ != Recompute::none;
+  const auto received_of = [&](std::size_t block) {
+    return parts_.blocks[block]->received_bytes(rows, call_of(block, calls), recompute_);
+  };
   const auto kept_of = [&](std::size_t block) {
     return parts_.blocks[block]->kept_bytes(rows) + call_of(block, calls).kept;
   };
   const auto passing_of = [&](std::size_t block) {
     return parts_.blocks[block]->passing_bytes(rows, call_of(block, calls));
   };
-  // What all passes keep when each has gone through the model: everything, or the layers' inputs.
+  // What all passes keep when each has gone through the model: everything, or the layers' inputs
+  // and what was received.
   std::int64_t all = again ? std::ssize(layers_) * hidden : 0;
-  for (std::size_t block = 0; block < parts_.blocks.size() && !again; ++block)
-    all += kept_of(block);
+  for (std::size_t block = 0; block < parts_.blocks.size(); ++block)
+    all += again ? received_of(block) : kept_of(block);
   std::int64_t most = together * (all + hidden) + hidden + head_.passing_bytes(rows);
   // Backward, from the last layer on; with recomputation a layer is there in full for its turn.
   std::int64_t kept = all;
@@ -92,7 +100,7 @@ std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::Call
     if (again) {
       kept -= hidden;
       for (std::size_t block = layer.begin; block < layer.end; ++block) {
-        kept += kept_of(block);
+        kept += kept_of(block) - received_of(block);
         most = std::max(most, together * (kept + hidden) + passing_of(block).forward);
       }
     }
@@ -141,9 +149,10 @@ Tensor Model::embed(const Resources& resources, const Batch& batch) const {
 
 /// All that the layer's blocks need for output and backward, from the input of the first.
 Stages Model::activate(const PassContext& context, const Layer& layer, Tensor input,
-                       BlockPasses& passes) const {
+                       BlockPasses& passes, std::vector<std::vector<Tensor>>* received) const {
   for (std::size_t index = layer.begin; index < layer.end; ++index) {
     passes[index] = parts_.blocks[index]->begin(context);
+    if (received != nullptr) passes[index]->receive(std::move((*received)[index]));
     Stages block = passes[index]->activate(std::move(input));
     while (block.advance()) co_await in_flight;
     if (index + 1 < layer.end) input = passes[index]->output();
@@ -173,12 +182,15 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
   Tensor hidden = embed(resources, batch);
   BlockPasses passes(parts_.blocks.size());
   std::vector<Tensor> inputs(layers_.size());  // of layers to compute again
+  std::vector<std::vector<Tensor>> received(parts_.blocks.size());
   for (std::size_t index = 0; index < layers_.size(); ++index) {
     const Layer& layer = layers_[index];
-    Stages forward = activate(pass, layer, std::move(hidden), passes);
+    Stages forward = activate(pass, layer, std::move(hidden), passes, nullptr);
     while (advance(forward, "activations of layer", index)) co_await in_flight;
     hidden = passes[layer.end - 1]->output();
     if (recompute_ == Recompute::none) continue;
+    for (std::size_t block = layer.begin; block < layer.end; ++block)
+      received[block] = passes[block]->take_received(recompute_);
     inputs[index] = passes[layer.begin]->take_input();
     for (std::size_t block = layer.begin; block < layer.end; ++block) passes[block].reset();
   }
@@ -197,8 +209,8 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
 
   for (std::size_t index = layers_.size(); index-- > 0;) {
     const Layer& layer = layers_[index];
-    if (recompute_ == Recompute::full) {
-      Stages again = activate(pass, layer, std::move(inputs[index]), passes);
+    if (recompute_ != Recompute::none) {
+      Stages again = activate(pass, layer, std::move(inputs[index]), passes, &received);
       while (advance(again, "activations of layer", index)) co_await in_flight;
     }
     for (std::size_t block = layer.end; block-- > layer.begin;) {
@@ -242,7 +254,7 @@ Tensor Model::forward(const Resources& resources, const Batch& batch) const {
   Tensor hidden = embed(resources, batch);
   BlockPasses passes(parts_.blocks.size());
   for (const Layer& layer : layers_) {
-    Stages forward = activate(pass, layer, std::move(hidden), passes);
+    Stages forward = activate(pass, layer, std::move(hidden), passes, nullptr);
     while (forward.advance()) continue;
     hidden = passes[layer.end - 1]->output();
     for (std::size_t block = layer.begin; block < layer.end; ++block) passes[block].reset();

@@ -14,11 +14,6 @@
 
 namespace longhaul::models {
 
-enum class Recompute : unsigned char {
-  none,  ///< keeps what every block's backward needs
-  full  ///< keeps each layer's input and computes the rest again, attention included; the same bits
-};
-
 struct ModelOptions {
   Recompute recompute = Recompute::none;
   std::int64_t head_chunk_rows = 512;  ///< rows of logits that exist at a time
@@ -124,8 +119,9 @@ class Model {
   runtime::Tensor embed(const Resources& resources, const Batch& batch) const;
   /// Rows of the embedding, or their gradients, by its multiplier.
   void multiply_embedding(runtime::TensorView rows, const runtime::Stream& compute) const;
+  /// `received`: by block, what earlier passes have handed over; nullptr: nothing.
   Stages activate(const PassContext& context, const Layer& layer, runtime::Tensor input,
-                  BlockPasses& passes) const;
+                  BlockPasses& passes, std::vector<std::vector<runtime::Tensor>>* received) const;
   Stages forward_backward(const Resources& resources, const Batch& batch,
                           const PassOptions& options, bool last, runtime::Tensor& loss_sum) const;
   runtime::Tensor forward(const Resources& resources, const Batch& batch) const;

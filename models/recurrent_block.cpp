@@ -36,13 +36,20 @@ class RecurrentBlock::Pass final : public BlockPass {
         batch_(*context.batch.attention.at(block.mask_)),
         mixer_(block.mixer(context)) {}
 
+  void receive(std::vector<Tensor> received) override {
+    again_ = !received.empty();
+    if (!again_) return;
+    left_ = std::move(received[0]);
+    kept_ = {std::move(received[1]), std::move(received[2])};
+  }
+
   Stages activate(Tensor input) override {
     input_ = std::move(input);
     {
       const Tensor normed = block_.branch_.normed(resources_, input_, inv_rms_);
       projected_ = mixer_->project(normed);
     }
-    if (block_.convolution_) {
+    if (block_.convolution_ && !again_) {
       Stages gather = block_.convolution_->gather(context_, projected_, left_);
       while (gather.advance()) co_await in_flight;
     }
@@ -51,8 +58,11 @@ class RecurrentBlock::Pass final : public BlockPass {
     out_ = Tensor({rows(), sizes_.heads, sizes_.value_dim}, DType::float32, compute_);
     {
       const RecurrenceInputs inputs = mixer_->inputs(mixed);
-      const auto call = resources_.attention.linear_forward(batch_, block_.linear_call(),
-                                                            {inputs.views, {}, out_, {}}, kept_);
+      const parallel::LinearForward tensors{inputs.views, {}, out_, {}};
+      parallel::Attention& attention = resources_.attention;
+      const auto call =
+          again_ ? attention.linear_again(batch_, block_.linear_call(), tensors, kept_)
+                 : attention.linear_forward(batch_, block_.linear_call(), tensors, kept_);
       call->start();
       co_await in_flight;
       call->advance();
@@ -67,6 +77,14 @@ class RecurrentBlock::Pass final : public BlockPass {
     const Tensor inner = mixer_->inner(out_);
     return block_.branch_.output(resources_, input_, inv_rms_, inner,
                                  weights.working(block_.output_));
+  }
+
+  std::vector<Tensor> take_received(Recompute) override {
+    std::vector<Tensor> received;
+    received.push_back(std::move(left_));
+    received.push_back(std::move(kept_.states));
+    received.push_back(std::move(kept_.transitions));
+    return received;
   }
 
   Stages backward(TensorView dx) override {
@@ -168,6 +186,7 @@ class RecurrentBlock::Pass final : public BlockPass {
   const runtime::Stream& compute_;
   const parallel::AttentionBatch& batch_;
   const std::unique_ptr<Mixer> mixer_;
+  bool again_ = false;         // from what an earlier pass received
   Tensor inv_rms_;             // fp32[n]
   Tensor projected_;           // T[n,C]
   Tensor left_;                // T[l,C], with a convolution
@@ -188,13 +207,15 @@ std::unique_ptr<BlockPass> RecurrentBlock::begin(const PassContext& context) con
   return std::make_unique<Pass>(*this, context);
 }
 
-void RecurrentBlock::prepare(
-    const parallel::Attention& attention, const parallel::Expression& scheme,
-    std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const {
+void RecurrentBlock::prepare(const parallel::Attention& attention,
+                             const parallel::Expression& scheme,
+                             std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks,
+                             Recompute recompute) const {
   if (convolution_) convolution_->prepare(attention, *masks[mask_]);
   static_cast<void>(scheme);  // softmax attention's
   const AttentionCall call = *attention_call();
   attention.prepare(*masks[mask_], attention.linear_scheme(), call.shapes, call.scoring);
+  if (recompute != Recompute::none) attention.prepare_again(*masks[mask_], call.shapes);
 }
 
 parallel::LinearCall RecurrentBlock::linear_call() const {
@@ -215,6 +236,11 @@ std::int64_t RecurrentBlock::kept_bytes(std::int64_t rows) const {
   return branch_.kept_bytes(rows) +
          rows * (sizes_.channels * size_bytes(sizes_.branch.dtype) +
                  sizes_.heads * sizes_.value_dim * size_bytes(DType::float32) + mixer_bytes().kept);
+}
+
+std::int64_t RecurrentBlock::received_bytes(std::int64_t, const parallel::CallBytes& call,
+                                            Recompute) const {
+  return call.kept;
 }
 
 /// Forward: the normalised rows beside the projections, where the recurrence's out is not there

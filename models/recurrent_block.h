@@ -89,9 +89,12 @@ class RecurrentBlock : public Block {
  public:
   std::unique_ptr<BlockPass> begin(const PassContext& context) const final;
   void prepare(const parallel::Attention& attention, const parallel::Expression& scheme,
-               std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const final;
+               std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks,
+               Recompute recompute) const final;
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const final;
   std::int64_t kept_bytes(std::int64_t rows) const final;
+  std::int64_t received_bytes(std::int64_t rows, const parallel::CallBytes& call,
+                              Recompute recompute) const final;
   PassingBytes passing_bytes(std::int64_t rows, const parallel::CallBytes& call) const final;
   std::optional<AttentionCall> attention_call() const final;
 

@@ -248,6 +248,14 @@ void Attention::prepare(const AttentionBatch& batch, const Expression& scheme, c
     impl_->find(*batch.impl_, lock, kind, direction, made);
 }
 
+void Attention::prepare_again(const AttentionBatch& batch, Shapes shapes) const {
+  shapes.linear->states_given = true;
+  const CallKind kind{&impl_->linear_scheme, impl_->linear_text, shapes, {}, {}};
+  std::unique_lock lock(batch.impl_->mutex);
+  bool made = false;
+  impl_->find(*batch.impl_, lock, kind, Direction::forward, made);
+}
+
 void Attention::prepare_halo(const AttentionBatch& batch, const HaloShape& shape) const {
   std::unique_lock lock(batch.impl_->mutex);
   bool made = false;

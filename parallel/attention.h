@@ -95,6 +95,8 @@ class Attention {
   /// does it. Throws Error for what could not run.
   void prepare(const AttentionBatch& batch, const Expression& scheme, const Shapes& shapes,
                const attention::Scoring& scoring) const;
+  /// The same of a recurrence's linear_again().
+  void prepare_again(const AttentionBatch& batch, Shapes shapes) const;
   void prepare_halo(const AttentionBatch& batch, const HaloShape& shape) const;
   /// Uploads what a batch's prepared calls read and takes from the system what they and their
   /// messages need; else a call's first use does. On compute's thread.

@@ -90,7 +90,9 @@ const Scheme& scheme_from_name(const std::string& name) {
 std::string signature(const Scheme& scheme) {
   std::string all;
   for (const Argument& argument : scheme.arguments) {
-    std::string values = argument.type == ArgumentType::ring ? "SCHEME" : "";
+    std::string values = argument.type == ArgumentType::ring      ? "SCHEME"
+                         : argument.type == ArgumentType::boolean ? "true|false"
+                                                                  : "";
     for (const std::string& choice : argument.choices)
       values += (values.empty() ? "" : "|") + choice;
     all += concat(all.empty() ? "" : ", ", argument.name, "=", values);

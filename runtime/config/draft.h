@@ -52,6 +52,8 @@ class ConfigDraft {
   /// All of these keys have good values, so a rule over them can be judged. Never where the file is
   /// no TOML.
   bool good(std::initializer_list<const char*> paths) const;
+  /// Nothing is wrong so far.
+  bool ok() const { return problems_.empty(); }
 
   /// Adds a problem at a place.
   void problem(const ConfigPlace& place, const std::string& message);

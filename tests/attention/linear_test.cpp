@@ -123,6 +123,21 @@ TEST(Linear, ThreadsAndStridesChangeNoBit) {
   }
 }
 
+TEST(Linear, WhatIsNotAskedForChangesNoBit) {
+  for (const char* kind : recurrence_kinds()) {
+    for (const bool states : {false, true}) {
+      LinearCase c = linear_case(kind, {150, 4, 2, 24, 40});
+      c.fill(12);
+      if (states) c.fill_states(13);
+      test::LinearResult all = run_linear(c);
+      all.state_out.clear();
+      all.dstate_in.clear();
+      if (c.recurrence.decay == Decay::head) all.dlog_decay.clear();
+      EXPECT_TRUE(run_linear(c, {.extras = false}) == all) << text(c) << ", " << states;
+    }
+  }
+}
+
 TEST(Linear, HeadsAreAlone) {
   for (const char* kind : recurrence_kinds()) {
     LinearCase c = linear_case(kind, {130, 6, 3, 24, 40});

@@ -253,6 +253,7 @@ class Run {
   }
   template <class Tensors>
   void operator()(attention::LinearPass pass, const Tensors& tensors) const {
+    stream.poison_new_memory();  // what kernels read of scratch they have written
     run_once(
         attention::plan_linear(pass, c.shape, c.recurrence, c.starts, attention::place_of(stream)),
         tensors, stream);
@@ -304,17 +305,26 @@ LinearResult run_linear(const LinearCase& which, const LinearOptions& options) {
   Held dlog_decay = run.gates();
   const Held dbeta = run.held(delta(c) ? c.shape.rows : 0, c.shape.heads, 1);
   if (c.recurrence.decay == Decay::head) dlog_decay.set(std::vector<float>(c.log_decay.size()));
+  const bool gates_wanted = options.extras || c.recurrence.decay != Decay::head;
+  const auto extra = [&](const Held& tensor) {
+    return options.extras ? tensor.view() : TensorView{};
+  };
+  const auto values = [&](bool wanted, const Held& tensor) {
+    return wanted ? tensor.get() : std::vector<float>();
+  };
   run(attention::LinearPass::sweep,
       attention::SweepTensors{run.linear_inputs(), Run::given(c.state_in, run.state_in), out.view(),
-                              state_out.view()});
+                              extra(state_out)});
   run(attention::LinearPass::sweep_backward,
       attention::SweepBackwardTensors{
           run.linear_inputs(), run.dout.view(), Run::given(c.state_in, run.state_in),
           Run::given(c.dstate_out, run.dstate_out), dq.view(), dk.view(), dv.view(),
-          run.gate_view(dlog_decay), run.beta_view(dbeta), dstate_in.view()});
+          gates_wanted ? run.gate_view(dlog_decay) : TensorView{}, run.beta_view(dbeta),
+          extra(dstate_in)});
   run.wait();
-  return {out.get(), state_out.get(),  dq.get(),    dk.get(),
-          dv.get(),  dlog_decay.get(), dbeta.get(), dstate_in.get()};
+  return {
+      out.get(), values(options.extras, state_out), dq.get(),    dk.get(),
+      dv.get(),  values(gates_wanted, dlog_decay),  dbeta.get(), values(options.extras, dstate_in)};
 }
 
 LinearSummary summarize(const LinearCase& c, const LinearOptions& options) {
@@ -365,6 +375,7 @@ std::vector<float> fold_run(const LinearCase& c, const std::vector<float>& trans
   attention::StateMap how{c.recurrence, transposed, {}, {}, c.shape.rows};
   if (width > 0) how.transition = map.view();
   if (constant) how.slopes = slopes.flat();
+  stream.poison_new_memory();
   attention::fold(how, from.view(), addend.empty() ? TensorView{} : plus.view(), to.view(), stream);
   stream.synchronize(runtime::deadline_in(kDeadlineSeconds));
   return to.get();

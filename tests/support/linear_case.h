@@ -55,6 +55,7 @@ struct LinearResult {
 struct LinearOptions {
   int threads = 1;
   bool strided = false;  ///< heads outermost, gaps between rows
+  bool extras = true;    ///< asks for what a caller may leave out, which is empty otherwise
 };
 
 /// sweep and sweep_backward on the CPU, into outputs that hold NaN before (a constant decay's

@@ -31,6 +31,7 @@ launch::TrainConfig small_training(std::int64_t seq_len) {
   config.lr_scheduler = {2, "cosine", 0.1};
   config.parallelism.context_parallel_degree = 1;
   config.parallelism.context_parallel_scheme = "ring";
+  config.parallelism.context_parallel_linear_scheme = "auto";
   config.parallelism.context_parallel_switch = "none";
   config.parallelism.context_parallel_layout = "zigzag";
   config.parallelism.data_parallel_replicate_degree = 1;
