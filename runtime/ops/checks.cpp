@@ -4,14 +4,31 @@
 
 namespace longhaul::runtime::ops::detail {
 
-void require_shape(const char* op, const char* what, ConstTensorView view,
-                   std::initializer_list<std::int64_t> sizes) {
-  if (std::ranges::equal(view.sizes(), sizes) && view.contiguous()) return;
+namespace {
+
+[[noreturn]] void wrong_shape(const char* op, const char* what, ConstTensorView view,
+                              std::initializer_list<std::int64_t> sizes, const char* how) {
   std::string expected, actual;
   for (const std::int64_t size : sizes) expected += concat(expected.empty() ? "" : ", ", size);
   for (const std::int64_t size : view.sizes()) actual += concat(actual.empty() ? "" : ", ", size);
   fail(ExitCode::internal, op, ": ", what, " is [", actual, "]",
-       view.contiguous() ? "" : " and strided", "; expected contiguous [", expected, "]");
+       view.contiguous() ? "" : " and strided", "; expected ", how, "[", expected, "]");
+}
+
+}  // namespace
+
+void require_shape(const char* op, const char* what, ConstTensorView view,
+                   std::initializer_list<std::int64_t> sizes) {
+  if (std::ranges::equal(view.sizes(), sizes) && view.contiguous()) return;
+  wrong_shape(op, what, view, sizes, "contiguous ");
+}
+
+void require_heads(const char* op, const char* what, ConstTensorView view,
+                   std::initializer_list<std::int64_t> sizes) {
+  if (std::ranges::equal(view.sizes(), sizes) && view.dims() == 3 &&
+      (view.size(2) <= 1 || view.stride(2) == 1))
+    return;
+  wrong_shape(op, what, view, sizes, "a contiguous last dim of ");
 }
 
 void require_dtype(const char* op, const char* what, ConstTensorView view,

@@ -1,6 +1,6 @@
 #pragma once
-// Private to runtime/ops: the checks that every dense operation makes before it enqueues, and what
-// its CPU files share.
+// Private to operations, here and in attention/: the checks that they make before they enqueue, and
+// what their CPU files share.
 
 #include <initializer_list>
 #include <span>
@@ -15,6 +15,10 @@ bool on_cuda(const Stream& stream);
 
 /// Throws unless the view has these sizes and is contiguous.
 void require_shape(const char* op, const char* what, ConstTensorView view,
+                   std::initializer_list<std::int64_t> sizes);
+
+/// The same of [rows, heads, dim], of which only the last dim need be contiguous.
+void require_heads(const char* op, const char* what, ConstTensorView view,
                    std::initializer_list<std::int64_t> sizes);
 
 /// Throws unless the view's dtype is one of `allowed`.
@@ -37,6 +41,24 @@ void with_activation(const char* op, DType dtype, const Body& body) {
 /// Work below this many elements stays on the stream's thread: waking a team would cost more. The
 /// bits are the same either way.
 constexpr std::int64_t kParallelElements = 32768;
+
+/// [rows, heads, dim], strided in rows and heads.
+template <class T>
+struct Heads {
+  T* data;
+  std::int64_t row_stride, head_stride;
+  T* of(std::int64_t row, std::int64_t head) const {
+    return data + row * row_stride + head * head_stride;
+  }
+};
+template <class T>
+Heads<const T> heads_of(const ConstTensorView& view) {
+  return {view.as<T>(), view.stride(0), view.stride(1)};
+}
+template <class T>
+Heads<T> heads_of(const TensorView& view) {
+  return {view.as<T>(), view.stride(0), view.stride(1)};
+}
 
 inline float to_float(float value) { return value; }
 inline float to_float(BFloat16 value) { return static_cast<float>(value); }

@@ -36,6 +36,25 @@ LONGHAUL_HOST_DEVICE inline Pair gated_gradients(float gate, float up, float e, 
   return {dy * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)), dy * gate * sigmoid};
 }
 
+/// A function of one number and its derivative.
+struct Slope {
+  float value, slope;
+};
+/// 1 / (1 + e^-x); e = e^-x.
+LONGHAUL_HOST_DEVICE inline Slope sigmoid_slope(float e) {
+  const float sigmoid = 1.0f / (1.0f + e);
+  return {sigmoid, sigmoid * (1.0f - sigmoid)};
+}
+/// x / (1 + e^-x); e = e^-x.
+LONGHAUL_HOST_DEVICE inline Slope silu_slope(float x, float e) {
+  const float sigmoid = 1.0f / (1.0f + e);
+  return {x * sigmoid, sigmoid * (1.0f + x * (1.0f - sigmoid))};
+}
+/// elu(x) + 1: x + 1 above 0, e^x below; e = e^x.
+LONGHAUL_HOST_DEVICE inline Slope elu1_slope(float x, float e) {
+  return x > 0 ? Slope{x + 1.0f, 1.0f} : Slope{e, e};
+}
+
 /// AdamWFactors as the update of an element takes them.
 struct AdamWUpdate {
   float beta1, beta2, rest1, rest2, keep, rate, root, eps;

@@ -5,10 +5,13 @@
 // x_cpu.cpp holds cpu_x. cuda_x is in a file by family: matmul_cuda.cpp (cuBLASLt),
 // rms_norm_cuda.cu, embedding_cuda.cu, pointwise_cuda.cu (rope, swiglu, cast), loss_cuda.cu
 // (cross_entropy) and update_cuda.cu (adamw, the norm's sums, clip_factor, fill_normal); or, in a
-// CPU build, in ops_no_cuda.cpp, which refuses.
+// CPU build, in ops_no_cuda.cpp, which refuses. An operation without a cuda_x refuses a CUDA stream
+// in its x.cpp (runtime/require_cpu.h).
 
 #include "runtime/ops/adamw.h"
 #include "runtime/ops/cross_entropy.h"
+#include "runtime/ops/feature_map.h"
+#include "runtime/ops/gated_norm.h"
 #include "runtime/ops/gradient_norm.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/random.h"
@@ -44,6 +47,20 @@ void cpu_embedding_backward(ConstTensorView dout, ConstTensorView tokens, Tensor
                             const Stream& stream);
 void cuda_embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView dtable,
                              const Stream& stream);
+
+void cpu_feature_map(FeatureMap map, ConstTensorView x, TensorView y, const Stream& stream);
+void cpu_feature_map_backward(FeatureMap map, ConstTensorView x, ConstTensorView dy, TensorView dx,
+                              const Stream& stream);
+
+void cpu_gated_norm(const GatedNorm& norm, ConstTensorView x, ConstTensorView gate,
+                    ConstTensorView weight, TensorView y, TensorView inv_rms, const Stream& stream);
+void cpu_gated_norm_backward(const GatedNorm& norm, const GatedNormBackwardInputs& inputs,
+                             TensorView dx, TensorView dgate, TensorView dweight,
+                             const Stream& stream);
+
+void cpu_l2_norm(ConstTensorView x, double eps, TensorView y, const Stream& stream);
+void cpu_l2_norm_backward(ConstTensorView x, ConstTensorView dy, double eps, TensorView dx,
+                          const Stream& stream);
 
 void cpu_squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& stream);
 void cuda_squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& stream);

@@ -3,19 +3,20 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <functional>
 
 #include "runtime/ops/cast.h"
 #include "runtime/ops/embedding.h"
 #include "runtime/ops/rms_norm.h"
 #include "runtime/ops/rope.h"
 #include "runtime/ops/swiglu.h"
+#include "tests/support/differences.h"
 #include "tests/support/host_tensors.h"
 
 namespace longhaul::runtime::ops {
 namespace {
 
 using test::make_tensor;
+using test::numeric_gradient;
 using test::random_values;
 using test::read;
 using test::read_bytes;
@@ -29,28 +30,6 @@ constexpr double kEps = 1e-5;
 
 double bound(DType dtype) { return dtype == DType::bfloat16 ? kBFloat16Bound : kFloatBound; }
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
-
-/// d(sum of weights * f(x))/dx by central differences in double.
-Values numeric_gradient(const std::function<Values(const Values&)>& f, Values x,
-                        const Values& weights) {
-  const auto value = [&] {
-    const Values y = f(x);
-    double sum = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) sum += weights[i] * y[i];
-    return sum;
-  };
-  Values gradient;
-  for (double& element : x) {
-    const double kept = element, step = 1e-5;
-    element = kept + step;
-    const double above = value();
-    element = kept - step;
-    const double below = value();
-    element = kept;
-    gradient.push_back((above - below) / (2 * step));
-  }
-  return gradient;
-}
 
 Values norm_reference(const Values& x, const Values& weight) {
   const std::size_t h = weight.size();
