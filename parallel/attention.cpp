@@ -116,8 +116,8 @@ struct Attention::Impl {
 
   Expression scheme;
   std::string scheme_text;
-  const Expression linear_scheme;
-  const std::string linear_text;
+  Expression linear_scheme;
+  std::string linear_text;
   std::int64_t unprepared_calls = 0;
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
@@ -269,8 +269,9 @@ std::int64_t Attention::arena_bytes(const AttentionBatch& batch) const {
 std::int64_t Attention::unprepared_calls() const { return impl_->unprepared_calls; }
 
 void Attention::set_scheme(const Expression& scheme) {
-  impl_->scheme = scheme;
-  impl_->scheme_text = scheme.text();
+  const bool linear = scheme_from_name(scheme.name).family == Family::linear;
+  (linear ? impl_->linear_scheme : impl_->scheme) = scheme;
+  (linear ? impl_->linear_text : impl_->scheme_text) = scheme.text();
   impl_->open_channels();
 }
 

@@ -100,7 +100,7 @@ class Attention {
   std::int64_t arena_bytes(const AttentionBatch& batch) const;
   /// Calls so far that nobody had prepared.
   std::int64_t unprepared_calls() const;
-  /// The scheme of the softmax calls that follow. Collective: it may open another channel.
+  /// The scheme of the calls of its family that follow. Collective: it may open another channel.
   void set_scheme(const Expression& scheme);
   const Expression& linear_scheme() const;
 

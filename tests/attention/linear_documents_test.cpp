@@ -101,6 +101,11 @@ TEST(LinearDocuments, OneOfNothingButNanLeavesTheOthers) {
     const LinearResult got = run_linear(c);
     expect_rows(c, got, 0, 30, clean, kind);
     EXPECT_TRUE(std::isnan(got.out[static_cast<std::size_t>(40 * c.shape.heads * 20)])) << kind;
+    if (c.recurrence.decay == Decay::scalar || c.recurrence.decay == Decay::vector) {
+      const auto width = static_cast<std::int64_t>(got.dlog_decay.size()) / c.shape.rows;
+      for (std::int64_t i = 0; i < width; ++i)  // it spans nothing, not even its own NaN
+        EXPECT_EQ(got.dlog_decay[static_cast<std::size_t>(30 * width + i)], 0) << kind;
+    }
     LinearResult tail = clean;
     const auto shift = [&](std::vector<float>& values, std::int64_t rows) {
       const auto width = static_cast<std::ptrdiff_t>(values.size()) / rows;

@@ -49,12 +49,13 @@ TEST(Linear, GatesFromSlowToMinus104) {
 }
 
 TEST(Linear, ConstantSlopesOverManyChunks) {
-  // A decay that repeats one rounding error a chunk is off by 5e-6 here.
+  // The factor of a chunk under this slope rounds by 2.4e-8 in float32, every time alike.
   for (const char* kind : {"decay", "scalar", "vector", "gated_delta"}) {
-    LinearCase c = linear_case(kind, {8192, 1, 1, 8, 8});
-    c.fill(5, Gates::slopes);
-    for (float& a : c.log_decay) a = -1e-4f;
-    expect_matches_reference(c, run_linear(c), text(c) + ", slope 1e-4");
+    LinearCase c = linear_case(kind, {32768, 1, 1, 8, 8});
+    c.fill(5);
+    for (float& a : c.log_decay) a = -1.5e-5f;
+    for (float& b : c.beta) b *= 0.001f;
+    expect_matches_reference(c, run_linear(c), text(c) + ", a small constant slope");
   }
 }
 
