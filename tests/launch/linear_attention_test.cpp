@@ -101,7 +101,7 @@ TEST_F(LinearAttention, EveryKindMaskLayoutAndScheme) {
         for (const std::string scheme :
              {"lasp", "lasp(replay=true)", "lasp2", "all_scan", "exscan"}) {
           if (file.full && scheme != "lasp2") continue;
-          for (const int ranks : {1, 2, 3, 7, 8}) {
+          for (const int ranks : {1, 3, 8}) {
             if (ranks > 3 && layout == "balanced") continue;
             if (!file.full && ranks % 2 != 0) {
               file.fill_states(9);
@@ -288,6 +288,7 @@ TEST_F(LinearAttention, FeatureMapsAndTheNormaliser) {
         if (normalize && (name != "elu1" || kind == "gated_delta")) continue;
         for (const bool full : {false, true}) {
           if (full && kind != "linear") continue;
+          if (name == "elu1" && kind == "gated_delta") continue;  // its keys are longer than 1
           SCOPED_TRACE(name + ", " + kind);
           LinearFile file{.kind = kind, .normalize = normalize, .full = full};
           file.fill(13);
