@@ -70,7 +70,6 @@ void decay_gate_backward(const DecayGate& gate, ConstTensorView x,
   check(op, gate, x, parameters, "dlog_decay", dlog_decay);
   check_steps(op, gate, x, "dtime_step", dtime_step);
   require_shape(op, "dx", gradients.dx, {x.size(0), x.size(1), x.size(2)});
-  require_dtype(op, "dx", gradients.dx, {x.dtype()});
   require_shape(op, "dbias", gradients.dbias, {x.size(1), x.size(2)});
   if (gate.form != DecayForm::log_sigmoid)
     require_shape(op, "da_log", gradients.da_log, {x.size(1)});
@@ -88,7 +87,6 @@ void beta_gate_backward(ConstTensorView x, double factor, ConstTensorView dbeta,
                         const Stream& stream) {
   check_beta("beta_gate_backward", x, "dbeta", dbeta);
   require_shape("beta_gate_backward", "dx", dx, {x.size(0), x.size(1)});
-  require_dtype("beta_gate_backward", "dx", dx, {x.dtype()});
   runtime::require_cpu("beta_gate_backward", stream);
   detail::cpu_beta_gate_backward(x, factor, dbeta, dx, stream);
 }

@@ -37,7 +37,7 @@ void decay_gate(const DecayGate& gate, runtime::ConstTensorView x,
                 runtime::TensorView time_step, const runtime::Stream& stream);
 
 struct DecayGateGradients {
-  runtime::TensorView dx;             ///< [n,H,W] in the dtype of x, overwritten
+  runtime::TensorView dx;             ///< [n,H,W] float32 or bfloat16, overwritten
   runtime::TensorView da_log, dbias;  ///< in the parameters' shapes, fp32, added to
 };
 /// dlog_decay, dtime_step[n,H,W] fp32 (no data: nothing took the steps). Rows are summed in order
@@ -51,7 +51,7 @@ void decay_gate_backward(const DecayGate& gate, runtime::ConstTensorView x,
 /// Shapes: x[n,H] float32 or bfloat16 -> beta[n,H] fp32. Otherwise as decay_gate().
 void beta_gate(runtime::ConstTensorView x, double factor, runtime::TensorView beta,
                const runtime::Stream& stream);
-/// dbeta[n,H] fp32 -> dx[n,H] in the dtype of x.
+/// dbeta[n,H] fp32 -> dx[n,H] float32 or bfloat16.
 void beta_gate_backward(runtime::ConstTensorView x, double factor, runtime::ConstTensorView dbeta,
                         runtime::TensorView dx, const runtime::Stream& stream);
 

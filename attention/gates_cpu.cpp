@@ -116,36 +116,39 @@ void cpu_decay_gate_backward(const DecayGate& gate, ConstTensorView x,
   const std::int64_t rows = x.size(0), heads = x.size(1), width = x.size(2);
   const std::int64_t block = heads_of_block(width);
   with_activation("decay_gate_backward", x.dtype(), [&]<class T>() {
-    stream.cpu_task([=, in = x.as<T>(), a_log = floats_or_null(parameters.a_log),
-                     bias = parameters.bias.as<float>(), decays = dlog_decay.as<float>(),
-                     steps = floats_or_null(dtime_step), dx = gradients.dx.as<T>(),
-                     da_log = floats_or_null(gradients.da_log),
-                     dbias = gradients.dbias.as<float>()] {
+    with_activation("decay_gate_backward", gradients.dx.dtype(), [&]<class To>() {
+      stream.cpu_task([=, in = x.as<T>(), a_log = floats_or_null(parameters.a_log),
+                       bias = parameters.bias.as<float>(), decays = dlog_decay.as<float>(),
+                       steps = floats_or_null(dtime_step), dx = gradients.dx.as<To>(),
+                       da_log = floats_or_null(gradients.da_log),
+                       dbias = gradients.dbias.as<float>()] {
 #pragma omp parallel for if (rows * heads * width >= kParallelElements)
-      for (std::int64_t first = 0; first < heads; first += block) {
-        const std::int64_t end = std::min(heads, first + block);
-        std::vector<HeadDecay> of_head;
-        for (std::int64_t head = first; head < end; ++head) of_head.emplace_back(gate, a_log, head);
-        std::vector<double> bias_sums(static_cast<std::size_t>((end - first) * width)),
-            a_sums(static_cast<std::size_t>(end - first));
-        for (std::int64_t row = 0; row < rows; ++row) {
-          for (std::int64_t head = first; head < end; ++head) {
-            const auto h = static_cast<std::size_t>(head - first);
-            for (std::int64_t c = head * width; c < (head + 1) * width; ++c) {
-              const std::int64_t at = row * heads * width + c;
-              const auto g = of_head[h].backward(to_float(in[at]) + bias[c], decays[at],
-                                                 steps == nullptr ? 0.0f : steps[at]);
-              dx[at] = T(g.u);
-              bias_sums[static_cast<std::size_t>(c - first * width)] += static_cast<double>(g.u);
-              a_sums[h] += static_cast<double>(g.a_log);
+        for (std::int64_t first = 0; first < heads; first += block) {
+          const std::int64_t end = std::min(heads, first + block);
+          std::vector<HeadDecay> of_head;
+          for (std::int64_t head = first; head < end; ++head)
+            of_head.emplace_back(gate, a_log, head);
+          std::vector<double> bias_sums(static_cast<std::size_t>((end - first) * width)),
+              a_sums(static_cast<std::size_t>(end - first));
+          for (std::int64_t row = 0; row < rows; ++row) {
+            for (std::int64_t head = first; head < end; ++head) {
+              const auto h = static_cast<std::size_t>(head - first);
+              for (std::int64_t c = head * width; c < (head + 1) * width; ++c) {
+                const std::int64_t at = row * heads * width + c;
+                const auto g = of_head[h].backward(to_float(in[at]) + bias[c], decays[at],
+                                                   steps == nullptr ? 0.0f : steps[at]);
+                dx[at] = To(g.u);
+                bias_sums[static_cast<std::size_t>(c - first * width)] += static_cast<double>(g.u);
+                a_sums[h] += static_cast<double>(g.a_log);
+              }
             }
           }
+          for (std::int64_t c = first * width; c < end * width; ++c)
+            dbias[c] += static_cast<float>(bias_sums[static_cast<std::size_t>(c - first * width)]);
+          for (std::int64_t head = first; head < end && da_log != nullptr; ++head)
+            da_log[head] += static_cast<float>(a_sums[static_cast<std::size_t>(head - first)]);
         }
-        for (std::int64_t c = first * width; c < end * width; ++c)
-          dbias[c] += static_cast<float>(bias_sums[static_cast<std::size_t>(c - first * width)]);
-        for (std::int64_t head = first; head < end && da_log != nullptr; ++head)
-          da_log[head] += static_cast<float>(a_sums[static_cast<std::size_t>(head - first)]);
-      }
+      });
     });
   });
 }
@@ -163,13 +166,15 @@ void cpu_beta_gate(ConstTensorView x, double factor, TensorView beta, const Stre
 void cpu_beta_gate_backward(ConstTensorView x, double factor, ConstTensorView dbeta, TensorView dx,
                             const Stream& stream) {
   with_activation("beta_gate_backward", x.dtype(), [&]<class T>() {
-    stream.cpu_task([n = x.elements(), scale = static_cast<float>(factor), in = x.as<T>(),
-                     slopes = dbeta.as<float>(), out = dx.as<T>()] {
+    with_activation("beta_gate_backward", dx.dtype(), [&]<class To>() {
+      stream.cpu_task([n = x.elements(), scale = static_cast<float>(factor), in = x.as<T>(),
+                       slopes = dbeta.as<float>(), out = dx.as<To>()] {
 #pragma omp parallel for if (n >= kParallelElements)
-      for (std::int64_t i = 0; i < n; ++i) {
-        const float s = sigmoid(to_float(in[i]));
-        out[i] = T(slopes[i] * scale * s * (1.0f - s));
-      }
+        for (std::int64_t i = 0; i < n; ++i) {
+          const float s = sigmoid(to_float(in[i]));
+          out[i] = To(slopes[i] * scale * s * (1.0f - s));
+        }
+      });
     });
   });
 }

@@ -20,7 +20,7 @@ void append_ones(runtime::ConstTensorView v, runtime::TensorView extended,
 void normalise(runtime::ConstTensorView extended, runtime::TensorView out,
                const runtime::Stream& stream);
 
-/// dout[n,H,E] fp32 or bfloat16 -> dextended[n,H,E+1] in its dtype.
+/// dout[n,H,E] -> dextended[n,H,E+1], each fp32 or bfloat16.
 void normalise_backward(runtime::ConstTensorView extended, runtime::ConstTensorView dout,
                         runtime::TensorView dextended, const runtime::Stream& stream);
 

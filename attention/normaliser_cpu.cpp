@@ -46,26 +46,29 @@ void cpu_normalise_backward(ConstTensorView extended, ConstTensorView dout, Tens
                             const Stream& stream) {
   const std::int64_t rows = dout.size(0) * dout.size(1), dim = dout.size(2);
   with_activation("normalise_backward", dout.dtype(), [&]<class T>() {
-    stream.cpu_task([=, in = extended.as<float>(), slopes = dout.as<T>(), out = dextended.as<T>()] {
+    with_activation("normalise_backward", dextended.dtype(), [&]<class To>() {
+      stream.cpu_task(
+          [=, in = extended.as<float>(), slopes = dout.as<T>(), out = dextended.as<To>()] {
 #pragma omp parallel for if (rows * dim >= kParallelElements)
-      for (std::int64_t row = 0; row < rows; ++row) {
-        const float* from = in + row * (dim + 1);
-        const T* slope = slopes + row * dim;
-        T* to = out + row * (dim + 1);
-        const float denominator = from[dim];
-        if (denominator == 0) {
-          std::fill_n(to, dim + 1, T(0.0f));
-          continue;
-        }
-        double dot = 0;
+            for (std::int64_t row = 0; row < rows; ++row) {
+              const float* from = in + row * (dim + 1);
+              const T* slope = slopes + row * dim;
+              To* to = out + row * (dim + 1);
+              const float denominator = from[dim];
+              if (denominator == 0) {
+                std::fill_n(to, dim + 1, To(0.0f));
+                continue;
+              }
+              double dot = 0;
 #pragma omp simd reduction(+ : dot)
-        for (std::int64_t i = 0; i < dim; ++i) {
-          to[i] = T(to_float(slope[i]) / denominator);
-          dot += static_cast<double>(to_float(slope[i])) * from[i];
-        }
-        const auto square = static_cast<double>(denominator) * denominator;
-        to[dim] = T(static_cast<float>(-dot / square));
-      }
+              for (std::int64_t i = 0; i < dim; ++i) {
+                to[i] = To(to_float(slope[i]) / denominator);
+                dot += static_cast<double>(to_float(slope[i])) * from[i];
+              }
+              const auto square = static_cast<double>(denominator) * denominator;
+              to[dim] = To(static_cast<float>(-dot / square));
+            }
+          });
     });
   });
 }

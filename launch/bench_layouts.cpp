@@ -317,7 +317,8 @@ int run_bench_layouts(const BenchLayoutsOptions& options) {
              counted(documents, "document"), options.mask, counted(options.ranks, "rank"),
              scheme.text(), options.heads, counted(options.kv_heads, "key/value head"),
              options.head_dim);
-  if (!options.layer_types.empty()) fmt::print("layers {}\n", layers_text(layer_masks.kinds));
+  if (!options.layer_types.empty())
+    fmt::print("layers {}\n", layers_text(options.layer_types, options.sliding_window));
   fmt::print("{:<16}{:>13}{:>17}{:>6}{:>19}{:>19}{:>9}{:>8}{:>9}{:>8}{:>9}{:>9}{:>6}\n", "",
              "chunk", "max/mean area", "rows", "MB forward", "MB backward", "needed", "tile",
              "max/mean", "plan", "program", "prepare", "bind");

@@ -33,6 +33,8 @@ TrainDraft load_config(const std::string& path, const std::vector<std::string>& 
                        std::optional<std::int64_t> world_size = std::nullopt,
                        NamedFiles files = NamedFiles::read);
 
+/// The part of the rules that is on the model: sets what its family completes.
+void check_model(TrainDraft& draft);
 /// Rules over the keys that are good, but for those on schemes (schemes.h).
 void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size);
 

@@ -6,6 +6,7 @@
 #include "launch/config.h"
 #include "launch/old_schemes.h"
 #include "launch/row_rules.h"
+#include "models/family.h"
 #include "models/optimizer.h"
 #include "runtime/error.h"
 
@@ -37,6 +38,7 @@ TrainDraft read_stored(const std::string& text, const std::string& path) {
          unknown, "); go on with the program that made it, or a newer one");
   TrainDraft draft(path);
   runtime::read_stored_config(draft, today);
+  check_model(draft);
   for (const ConfigKey& key : schema.keys()) {
     if (key.on_resume == OnResume::meaning && !draft.good({key.path().c_str()}))
       fail(ExitCode::data, path, ": its configuration has no ", key.path(),
@@ -49,8 +51,10 @@ TrainDraft read_stored(const std::string& text, const std::string& path) {
 void spell_out(TrainConfig& config, std::int64_t vocab_size, bool layer_types) {
   ModelConfig& model = config.model;
   model.vocab_size = model.vocab_size.value_or(vocab_size);
-  if (layer_types && model.layer_types.empty())
-    model.layer_types.assign(static_cast<std::size_t>(model.num_hidden_layers), "full_attention");
+  if (layer_types) {
+    model.layer_types = models::family_of(model.architecture).layers(model);
+    model.full_attention_interval.reset();
+  }
   config.data.mask = attention::mask_rule(config.data.mask).name;
 }
 
@@ -72,7 +76,10 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
   changes.rate_before = learning_rate(before, changes.next_step);
   changes.rate_now = learning_rate(now, changes.next_step);
 
-  const bool layer_types = !before.model.layer_types.empty() || !now.model.layer_types.empty();
+  const auto given = [](const ModelConfig& model) {
+    return !model.layer_types.empty() || model.full_attention_interval;
+  };
+  const bool layer_types = given(before.model) || given(now.model);
   spell_out(before, run.vocab_size, layer_types);
   spell_out(now, run.vocab_size, layer_types);
   for (const ConfigKey& key : config_schema().keys()) {

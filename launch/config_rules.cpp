@@ -1,6 +1,7 @@
 // What no single key can say: rules over several keys, the file system and the number of ranks.
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -8,7 +9,9 @@
 
 #include "attention/named_masks.h"
 #include "launch/config.h"
+#include "launch/model_keys.h"
 #include "launch/row_rules.h"
+#include "models/family.h"
 #include "models/layer_types.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
@@ -26,75 +29,67 @@ namespace fs = std::filesystem;
 
 std::string text_of(std::int64_t value) { return fmt::format("{}", value); }
 
-void check_model(TrainDraft& draft) {
-  ModelConfig& model = draft.config.model;
-  if (!draft.is_set("model.num_key_value_heads"))
-    model.num_key_value_heads = model.num_attention_heads;
-  if (draft.good({"model.num_attention_heads", "model.num_key_value_heads"}) &&
-      model.num_attention_heads % model.num_key_value_heads != 0) {
-    draft.key_problem(
-        "model.num_key_value_heads", text_of(model.num_key_value_heads),
-        fmt::format("expected a divisor of num_attention_heads = {}", model.num_attention_heads));
+std::string model_path(const std::string& key) { return "model." + key; }
+
+/// What a family finds wrong goes to the draft.
+class ModelJudge final : public models::Judge {
+ public:
+  explicit ModelJudge(TrainDraft& draft) : draft_(draft) {}
+  bool good(std::initializer_list<const char*> keys) const override {
+    return std::ranges::all_of(
+        keys, [&](const char* key) { return draft_.good({model_path(key).c_str()}); });
   }
-  if (!draft.good({"model.hidden_size", "model.num_attention_heads", "model.head_dim"})) return;
-  if (draft.is_set("model.head_dim")) {
-    if (model.head_dim % 2 != 0) {
-      draft.key_problem("model.head_dim", text_of(model.head_dim),
-                        "expected an even number: rotary embedding turns pairs");
+  void missing(const std::string& key) override { draft_.missing(model_path(key)); }
+  void wrong(const char* key, const std::string& what) override {
+    const std::string path = model_path(key);
+    if (const runtime::TomlValue* given = draft_.given(path)) {
+      draft_.key_problem(path, describe_value(*given), what);
+      return;
     }
-    return;
+    const auto value = value_text(*config_schema().find(path), draft_.config);
+    draft_.key_problem(path, value.value_or("not set"), what);
   }
-  if (model.hidden_size % model.num_attention_heads != 0) {
-    draft.key_problem(
-        "model.hidden_size", text_of(model.hidden_size),
-        fmt::format("expected a multiple of num_attention_heads = {}, or head_dim beside it",
-                    model.num_attention_heads));
-    return;
+  void unknown_word(const char* key, std::size_t index,
+                    std::span<const std::string> words) override {
+    draft_.unknown_word(model_path(key), index, words);
   }
-  model.head_dim = model.hidden_size / model.num_attention_heads;
-  if (model.head_dim % 2 != 0) {
-    draft.key_problem(
-        "model.hidden_size", text_of(model.hidden_size),
-        fmt::format("hidden_size / num_attention_heads = {}: expected an even head_dim (rotary "
-                    "embedding turns pairs)",
-                    model.head_dim));
+
+ private:
+  TrainDraft& draft_;
+};
+
+/// Keys that the family has no use for are not given.
+void check_family_keys(TrainDraft& draft) {
+  const std::string& architecture = draft.config.model.architecture;
+  for (const runtime::ConfigKey& key : config_schema().keys()) {
+    const std::string path = key.path();
+    const std::vector<std::string> users = families_of_key(key);
+    if (users.empty() || std::ranges::count(users, architecture) != 0 || !draft.is_set(path))
+      continue;
+    draft.key_problem(path, describe_value(*draft.given(path)),
+                      fmt::format("architecture = {} has no use for it, only {}; leave it out",
+                                  quote_toml(architecture), fmt::join(users, ", ")));
   }
 }
 
-void check_layer_types(TrainDraft& draft) {
+/// Layers that see the last tokens of the data's mask need one that shows no later ones.
+void check_layers(TrainDraft& draft) {
+  if (!draft.good({"data.mask", "model.layer_types"})) return;
   const ModelConfig& model = draft.config.model;
-  if (!draft.good({"model.layer_types"})) return;
   const auto sliding = std::ranges::find_if(model.layer_types, models::is_sliding);
-  const bool slides = sliding != model.layer_types.end();
-  const auto wrong = [&](const std::string& what) {
-    const runtime::TomlValue* given = draft.given("model.layer_types");
-    draft.key_problem("model.layer_types", given != nullptr ? describe_value(*given) : "[]", what);
-  };
-  if (!model.layer_types.empty() && draft.good({"model.num_hidden_layers"}) &&
-      std::ssize(model.layer_types) != model.num_hidden_layers) {
-    wrong(fmt::format("{}; expected one for each of the num_hidden_layers = {}",
-                      counted(std::ssize(model.layer_types), "entry"), model.num_hidden_layers));
+  if (sliding == model.layer_types.end() || attention::mask_rule(draft.config.data.mask).causal)
+    return;
+  std::string causal;
+  for (const std::string& name : attention::mask_names()) {
+    if (const attention::MaskRule& rule = attention::mask_rule(name);
+        rule.causal && rule.trainable())
+      causal += fmt::format("{}{}", causal.empty() ? "" : ", ", name);
   }
-  if (draft.good({"model.sliding_window"})) {
-    if (slides && !model.sliding_window) {
-      wrong(fmt::format("{} needs model.sliding_window (tokens)", quote_toml(*sliding)));
-    } else if (!slides && model.sliding_window) {
-      draft.key_problem("model.sliding_window", text_of(*model.sliding_window),
-                        "no layer of model.layer_types is sliding_attention; leave it out");
-    }
-  }
-  if (slides && draft.good({"data.mask"}) && !attention::mask_rule(draft.config.data.mask).causal) {
-    std::string causal;
-    for (const std::string& name : attention::mask_names()) {
-      if (const attention::MaskRule& rule = attention::mask_rule(name);
-          rule.causal && rule.trainable())
-        causal += fmt::format("{}{}", causal.empty() ? "" : ", ", name);
-    }
-    wrong(
-        fmt::format("{} needs a causal mask, and with data.mask = {} queries see later keys; use "
-                    "full_attention, or one of the masks {}",
-                    quote_toml(*sliding), quote_toml(draft.config.data.mask), causal));
-  }
+  draft.key_problem(
+      "model.layer_types", describe_value(*draft.given("model.layer_types")),
+      fmt::format("{} needs a causal mask, and with data.mask = {} queries see later keys; use "
+                  "full_attention, or one of the masks {}",
+                  quote_toml(*sliding), quote_toml(draft.config.data.mask), causal));
 }
 
 /// Numbers that the mask takes are there, where the documents of a corpus do not stand for them,
@@ -331,9 +326,16 @@ void check_device(TrainDraft& draft) {
 
 }  // namespace
 
+void check_model(TrainDraft& draft) {
+  if (!draft.good({"model.architecture"})) return;
+  ModelJudge judge(draft);
+  models::complete(draft.config.model, judge);
+  check_family_keys(draft);
+}
+
 void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   check_model(draft);
-  check_layer_types(draft);
+  check_layers(draft);
   check_mask(draft);
   resolve_positions(draft);
   check_batch(draft);

@@ -1,12 +1,14 @@
 // Every key of the configuration of a run, declared and explained once.
 
 #include <algorithm>
+#include <iterator>
 #include <sstream>
+#include <string_view>
 
 #include "attention/named_masks.h"
+#include "launch/config_schema_impl.h"
+#include "launch/model_keys.h"
 #include "launch/peer_words.h"
-#include "launch/train_config.h"
-#include "models/layer_types.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
 #include "runtime/config/toml_document.h"
@@ -15,18 +17,9 @@
 namespace longhaul::launch {
 namespace {
 
-// Large enough for any real run, small enough that products of a few sizes stay far from overflow.
-constexpr double kMaxWidth = 1 << 24;
-constexpr double kMaxDegree = 1 << 20;
-constexpr double kMaxTokens = static_cast<double>(std::int64_t{1} << 40);
-
 constexpr const char* kReplayOnly =
     "this mask needs datasets made for one sequence, which `longhaul attention` reads and a corpus "
     "does not have";
-
-// `on_resume_`: what another value means for a run that goes on from a checkpoint (OnResume).
-#define LONGHAUL_KEY(section_, name_, on_resume_) \
-  LONGHAUL_CONFIG_KEY(TrainConfig, section_, name_), .on_resume = runtime::OnResume::on_resume_
 
 std::vector<std::string> trainable_masks() {
   std::vector<std::string> names;
@@ -59,6 +52,7 @@ std::string schemes_reference() {
   return text + "or `auto`, which takes ring or burst, whichever sends fewer bytes";
 }
 
+/// But those of [model].
 std::vector<runtime::ConfigKey> declare() {
   return {
       {LONGHAUL_KEY(job, output_dir, free),
@@ -67,43 +61,6 @@ std::vector<runtime::ConfigKey> declare() {
            "the start, `$NAME` and `${NAME}` are replaced, `$$` is a dollar sign; any environment "
            "variable serves, and one that is unset or empty is an error.",
        .is_path = true},
-
-      {LONGHAUL_KEY(model, architecture, meaning), .explanation = "Model family.",
-       .default_value = "\"llama\"", .choices = {"llama"}},
-      {LONGHAUL_KEY(model, hidden_size, meaning), .explanation = "Width of the residual stream.",
-       .minimum = 1, .maximum = kMaxWidth},
-      {LONGHAUL_KEY(model, intermediate_size, meaning), .explanation = "Width of the SwiGLU layer.",
-       .minimum = 1, .maximum = kMaxWidth},
-      {LONGHAUL_KEY(model, num_hidden_layers, meaning),
-       .explanation = "Number of transformer layers.", .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, num_attention_heads, meaning), .explanation = "Query heads of a layer.",
-       .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, num_key_value_heads, meaning),
-       .explanation = "Key and value heads of a layer; must divide num_attention_heads.",
-       .derived_default = "num_attention_heads", .minimum = 1, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, head_dim, meaning),
-       .explanation = "Width of a head; even, since rotary embedding turns pairs.",
-       .derived_default = "hidden_size / num_attention_heads", .minimum = 2, .maximum = 1 << 16},
-      {LONGHAUL_KEY(model, rms_norm_eps, meaning),
-       .explanation = "Added to the mean square in RMSNorm.", .default_value = "1e-5", .minimum = 0,
-       .maximum = 1, .above_minimum = true},
-      {LONGHAUL_KEY(model, rope_theta, meaning),
-       .explanation = "Base of the rotary embedding's wavelengths.", .default_value = "10000.0",
-       .minimum = 0, .above_minimum = true},
-      {LONGHAUL_KEY(model, tie_word_embeddings, meaning),
-       .explanation = "The output head shares the embedding's weights.", .default_value = "false"},
-      {LONGHAUL_KEY(model, vocab_size, meaning),
-       .explanation = "Rows of the embedding; at least the corpus's vocabulary size.",
-       .derived_default = "the corpus's vocabulary size", .minimum = 1, .maximum = 1 << 30},
-      {LONGHAUL_KEY(model, layer_types, meaning),
-       .explanation =
-           "What each layer's attention sees: `full_attention`, what `data.mask` says; "
-           "`sliding_attention`, of that the last sliding_window tokens, the query's own "
-           "included; for causal masks.",
-       .derived_default = "full_attention in all", .choices = models::layer_type_names()},
-      {LONGHAUL_KEY(model, sliding_window, meaning),
-       .explanation = "Tokens; of `sliding_attention`.", .derived_default = "none", .minimum = 1,
-       .maximum = kMaxTokens},
 
       {LONGHAUL_KEY(data, corpus, run),
        .explanation =
@@ -320,7 +277,13 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "0", .minimum = 0, .maximum = 4096},
   };
 }
-#undef LONGHAUL_KEY
+
+std::vector<runtime::ConfigKey> all_keys() {
+  std::vector<runtime::ConfigKey> keys = declare(), model = model_keys();
+  const auto data = std::ranges::find(keys, std::string_view("data"), &runtime::ConfigKey::section);
+  keys.insert(data, std::make_move_iterator(model.begin()), std::make_move_iterator(model.end()));
+  return keys;
+}
 
 /// What other programs write for a choice is answered with what it is called here.
 std::vector<runtime::ConfigKey> with_peer_values(std::vector<runtime::ConfigKey> keys) {
@@ -337,7 +300,7 @@ std::vector<runtime::ConfigKey> with_peer_values(std::vector<runtime::ConfigKey>
 
 const runtime::ConfigSchema& config_schema() {
   static const runtime::ConfigSchema schema(
-      with_peer_values(declare()),
+      with_peer_values(all_keys()),
       {"parallelism.context_parallel_degrees", "parallelism.context_parallel_nesting",
        "parallelism.context_parallel_around", "parallelism.context_parallel_backward"},
       peer_words());

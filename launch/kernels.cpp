@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
 
 #include "launch/batches.h"
 #include "launch/model.h"
@@ -59,17 +58,16 @@ std::string kernels_text(const MemoryQuestion& question, attention::Kernels kern
   const LocalBatch batch = make_local_batch(question.sequences, numbers, shape);
   const attention::BlockPlace place{{runtime::DeviceKind::cuda, 0}, 1, kernels, deterministic};
   std::string text;
-  std::set<std::size_t> seen;  // blocks differ by their mask only
   for (const models::AttentionCall& call : model.attention_calls()) {
-    if (!seen.insert(call.mask).second) continue;
-    for (const SchemeChange& change : scheme_changes(config)) {
-      const parallel::SchemeInputs inputs{batch.masks[call.mask], batch.layout, call.shapes, {}, {},
-                                          change.scheme};
+    if (call.shapes.linear) continue;
+    for (const parallel::Expression& scheme : schemes_of(config, call)) {
+      const parallel::SchemeInputs inputs{
+          batch.masks[call.mask], batch.layout, call.shapes, {}, {}, scheme};
       parallel::KernelUse use;
       for (const int rank : some_of(ranks))
         use += parallel::kernel_use(inputs, rank, call.scoring, place);
-      text += fmt::format("{}{}: forward {}; backward {}", text.empty() ? "" : "\n",
-                          change.scheme.text(), text_of(use.forward), text_of(use.backward));
+      text += fmt::format("{}{}: forward {}; backward {}", text.empty() ? "" : "\n", scheme.text(),
+                          text_of(use.forward), text_of(use.backward));
     }
   }
   return text.empty() ? "no layer has softmax attention" : text;

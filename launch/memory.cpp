@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 #include <sstream>
 
 #include "launch/batches.h"
@@ -80,25 +79,33 @@ attention::BlockPlace block_place(const MemoryQuestion& question) {
   return place;
 }
 
-/// Of each mask's calls, the most under the schemes of the run.
+/// What calls of one kind take, the most under the schemes of the run; the model's, by kind.
 std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Model& model,
                                 const PlannedBatch& batch, int context_rank) {
   const TrainConfig& config = question.config;
-  std::vector<CallBytes> most(batch.masks.size());
-  std::set<std::size_t> seen;  // blocks differ by their mask only
+  std::vector<CallBytes> most;
   for (const models::AttentionCall& call : model.attention_calls()) {
-    if (!seen.insert(call.mask).second) continue;
-    for (const SchemeChange& change : scheme_changes(config)) {
-      parallel::SchemeInputs inputs{batch.masks[call.mask], batch.layout, call.shapes, {}, {},
-                                    change.scheme};
+    const attention::HeadMasks& masks = batch.masks[call.mask];
+    CallBytes& of = most.emplace_back();
+    const auto add = [&](const CallBytes& bytes) {
+      of = {std::max(of.forward, bytes.forward), std::max(of.backward, bytes.backward),
+            std::max(of.kept, bytes.kept), std::max(of.staged, bytes.staged),
+            std::max(of.gathered, bytes.gathered)};
+    };
+    for (const parallel::Expression& scheme : schemes_of(config, call)) {
+      parallel::SchemeInputs inputs{masks, batch.layout, call.shapes, {}, {}, scheme};
       if (config.parallelism.context_parallel_wire_dtype != DType::float32)
         inputs.wire_dtype = config.parallelism.context_parallel_wire_dtype;
-      const CallBytes bytes =
-          parallel::call_bytes(inputs, context_rank, call.scoring, block_place(question));
-      CallBytes& of = most[call.mask];
-      of = {std::max(of.forward, bytes.forward), std::max(of.backward, bytes.backward),
-            std::max(of.staged, bytes.staged), std::max(of.gathered, bytes.gathered)};
+      add(parallel::call_bytes(inputs, context_rank, call.scoring, block_place(question)));
     }
+    if (!call.halo) continue;
+    const CallBytes halo =
+        parallel::halo_bytes({batch.layout, attention::independent_parts(masks), call.halo->width,
+                              call.halo->channels, call.halo->activation},
+                             context_rank);
+    const std::int64_t kept = of.kept + halo.kept;
+    add(halo);
+    of.kept = kept;
   }
   return most;
 }

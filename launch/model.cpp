@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "launch/device.h"
-#include "models/llama.h"
+#include "models/family.h"
 
 namespace longhaul::launch {
 
@@ -23,42 +25,32 @@ std::int64_t device_chunk_rows(std::int64_t vocabulary) {
 }  // namespace
 
 models::Model make_model(const TrainConfig& config, std::int64_t vocabulary) {
-  const ModelConfig& m = config.model;
-  models::LlamaConfig llama;
-  llama.hidden_size = m.hidden_size;
-  llama.intermediate_size = m.intermediate_size;
-  llama.num_hidden_layers = m.num_hidden_layers;
-  llama.num_attention_heads = m.num_attention_heads;
-  llama.num_key_value_heads = m.num_key_value_heads;
-  llama.head_dim = m.head_dim;
-  llama.rms_norm_eps = m.rms_norm_eps;
-  llama.rope_theta = m.rope_theta;
-  llama.tie_word_embeddings = m.tie_word_embeddings;
-  llama.vocab_size = vocabulary;
-  llama.layer_types = m.layer_types;
-  llama.sliding_window = m.sliding_window.value_or(0);
-  llama.dtype = config.training.dtype;
+  ModelConfig model = config.model;
+  model.vocab_size = vocabulary;
+  model.dtype = config.training.dtype;
   models::ModelOptions options;
   options.recompute = config.activation_checkpoint.mode == "full" ? models::Recompute::full
                                                                   : models::Recompute::none;
   if (on_cuda(config)) options.head_chunk_rows = device_chunk_rows(vocabulary);
-  return models::llama(llama, options);
+  return models::model_of(std::move(model), options);
 }
 
-models::LayerMasks layer_masks(const ModelConfig& model) {
-  return {model.layer_types, model.sliding_window.value_or(0), model.num_hidden_layers};
-}
-
-std::string layers_text(std::span<const models::MaskKind> kinds) {
-  std::string text;
-  std::int64_t layers = 0;
-  for (const models::MaskKind& kind : kinds) {
-    layers += kind.layers;
-    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", kind.layers,
-                        models::layer_type_names()[kind.window ? 1 : 0]);
-    if (kind.window) text += fmt::format(" (window {})", *kind.window);
+std::string layers_text(std::span<const std::string> words,
+                        std::optional<std::int64_t> sliding_window) {
+  std::vector<std::string> kinds;  // in the order in which they come
+  for (const std::string& word : words) {
+    if (std::ranges::count(kinds, word) == 0) kinds.push_back(word);
   }
-  return fmt::format("{}: {}", layers, text);
+  std::string text;
+  for (const std::string& kind : kinds) {
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", std::ranges::count(words, kind), kind);
+    if (models::is_sliding(kind)) text += fmt::format(" (window {})", sliding_window.value_or(0));
+  }
+  return fmt::format("{}: {}", words.size(), text);
+}
+
+std::string layers_text(const ModelConfig& model) {
+  return layers_text(models::family_of(model.architecture).layers(model), model.sliding_window);
 }
 
 }  // namespace longhaul::launch

@@ -2,6 +2,7 @@
 // The one place that turns a configuration into a model.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -14,9 +15,10 @@ namespace longhaul::launch {
 /// tokens. It holds no weights yet.
 models::Model make_model(const TrainConfig& config, std::int64_t vocabulary);
 
-/// What each layer sees.
-models::LayerMasks layer_masks(const ModelConfig& model);
-/// After the word layers: "8: 2 full_attention, 6 sliding_attention (window 1024)".
-std::string layers_text(std::span<const models::MaskKind> kinds);
+/// After the word layers: "8: 2 full_attention, 6 sliding_attention (window 1024)". `words`: each
+/// layer in its family's.
+std::string layers_text(std::span<const std::string> words,
+                        std::optional<std::int64_t> sliding_window);
+std::string layers_text(const ModelConfig& model);
 
 }  // namespace longhaul::launch

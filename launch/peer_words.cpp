@@ -16,7 +16,7 @@ constexpr runtime::ConfigSynonyms::Key kKeys[] = {
      "n_kv_head n_kv_heads num_kv_heads kv_heads n_query_groups num_query_groups"},
     {"model.head_dim", "head_size d_head dim_head kv_channels"},
     {"model.rms_norm_eps",
-     "norm_eps norm_epsilon layernorm_epsilon layer_norm_eps layer_norm_epsilon "
+     "norm_eps norm_epsilon layernorm_epsilon layer_norm_eps "
      "rms_norm_epsilon model.eps model.epsilon"},
     {"model.rope_theta", "rope_base rotary_base rotary_emb_base"},
     {"model.tie_word_embeddings",

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <set>
 
@@ -11,6 +12,7 @@
 #include "launch/model.h"
 #include "launch/row_rules.h"
 #include "launch/schemes.h"
+#include "models/family.h"
 #include "runtime/build_info.h"
 #include "runtime/cgroup.h"
 #include "runtime/counted.h"
@@ -32,8 +34,11 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
   std::printf("%s\n", runtime::version_line().c_str());
   std::printf("model    %s, %s parameters, %s\n", config.model.architecture.c_str(),
               grouped(header.parameters).c_str(), runtime::name(config.training.dtype));
-  if (!config.model.layer_types.empty())
-    std::printf("layers   %s\n", layers_text(layer_masks(config.model).kinds).c_str());
+  const std::vector<std::string> layers =
+      models::family_of(config.model.architecture).layers(config.model);
+  if (!config.model.layer_types.empty() ||
+      std::ranges::count(layers, models::kFullAttention) != std::ssize(layers))
+    std::printf("layers   %s\n", layers_text(layers, config.model.sliding_window).c_str());
   const std::string entropy =
       header.unigram_entropy
           ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)

@@ -23,6 +23,17 @@ const std::string kPrefix = "parallelism.context_parallel_";
 constexpr const char* kSchemeKey = "parallelism.context_parallel_scheme";
 constexpr const char* kSwitchKey = "parallelism.context_parallel_switch";
 
+/// Of a layer of softmax attention; 1 where the model has none.
+struct SoftmaxHeads {
+  int heads = 1, kv_heads = 1;
+  std::int64_t dim = 1;
+};
+SoftmaxHeads softmax_heads(const ModelConfig& model) {
+  const std::int64_t heads = model.num_attention_heads.value_or(1);
+  return {static_cast<int>(heads), static_cast<int>(model.num_key_value_heads.value_or(heads)),
+          model.head_dim.value_or(1)};
+}
+
 bool is_policy(const std::string& text) {
   return std::ranges::count(parallel::policy_names(), text) != 0;
 }
@@ -30,10 +41,9 @@ bool is_policy(const std::string& text) {
 /// The scheme of a text: an expression, or what a policy chooses for this run. Throws
 /// Error(config).
 Expression scheme_of(const TrainConfig& config, const std::string& text) {
-  const ModelConfig& model = config.model;
-  const parallel::Shapes shapes{static_cast<int>(model.num_attention_heads),
-                                static_cast<int>(model.num_key_value_heads), model.head_dim,
-                                model.head_dim, config.training.dtype};
+  const SoftmaxHeads heads = softmax_heads(config.model);
+  const parallel::Shapes shapes{heads.heads, heads.kv_heads, heads.dim, heads.dim,
+                                config.training.dtype};
   const runtime::DType wire = config.parallelism.context_parallel_wire_dtype;
   return parallel::choose_scheme(
       text, shapes, wire == runtime::DType::float32 ? std::nullopt : std::optional(wire));
@@ -166,9 +176,10 @@ Combination known_combination(const TrainDraft& draft, const Expression& scheme)
     known.scheme = scheme.name;  // degrees are judged once the ranks are known
   }
   known.heads = known.kv_heads = known.ranks;
-  if (draft.good({"model.num_attention_heads", "model.num_key_value_heads"})) {
-    known.heads = static_cast<int>(config.model.num_attention_heads);
-    known.kv_heads = static_cast<int>(config.model.num_key_value_heads);
+  if (draft.good({"model.num_attention_heads", "model.num_key_value_heads"}) &&
+      config.model.num_attention_heads) {
+    known.heads = softmax_heads(config.model).heads;
+    known.kv_heads = softmax_heads(config.model).kv_heads;
   }
   if (draft.good({"parallelism.context_parallel_layout"}))
     known.layout = parallel::layout_from_name(config.parallelism.context_parallel_layout);
@@ -205,16 +216,24 @@ std::vector<SchemeChange> scheme_changes(const TrainConfig& config) {
   return changes;
 }
 
+std::vector<parallel::Expression> schemes_of(const TrainConfig& config,
+                                             const models::AttentionCall& call) {
+  if (call.shapes.linear) return {parallel::AttentionOptions().linear_scheme};
+  std::vector<parallel::Expression> schemes;
+  for (const SchemeChange& change : scheme_changes(config)) schemes.push_back(change.scheme);
+  return schemes;
+}
+
 std::vector<SchemeChange> resolved_schemes(const TrainConfig& config) {
   std::vector<SchemeChange> changes = scheme_changes(config);
   const ParallelismConfig& p = config.parallelism;
   if (p.context_parallel_degree < 1) return changes;
+  const SoftmaxHeads heads = softmax_heads(config.model);
   for (SchemeChange& change : changes) {
-    change.scheme = parallel::resolved({change.scheme, static_cast<int>(p.context_parallel_degree),
-                                        static_cast<int>(config.model.num_attention_heads),
-                                        static_cast<int>(config.model.num_key_value_heads),
-                                        parallel::layout_from_name(p.context_parallel_layout),
-                                        attention::mask_rule(config.data.mask).causal});
+    change.scheme =
+        parallel::resolved({change.scheme, static_cast<int>(p.context_parallel_degree), heads.heads,
+                            heads.kv_heads, parallel::layout_from_name(p.context_parallel_layout),
+                            attention::mask_rule(config.data.mask).causal});
   }
   return changes;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/config.h"
+#include "models/block.h"
 #include "parallel/schemes/scheme.h"
 
 namespace longhaul::launch {
@@ -21,6 +22,9 @@ std::vector<SchemeChange> scheme_changes(const TrainConfig& config);
 /// The same, with the degrees that each scheme chooses for this number of ranks written out, where
 /// that is known: what runs, by name.
 std::vector<SchemeChange> resolved_schemes(const TrainConfig& config);
+/// All schemes that calls of a kind are made under in the run.
+std::vector<parallel::Expression> schemes_of(const TrainConfig& config,
+                                             const models::AttentionCall& call);
 /// "burst (chosen by auto), from step 5 usp(heads=2)".
 std::string schemes_text(const TrainConfig& config);
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "models/model_config.h"
 #include "runtime/config/schema.h"
 #include "runtime/dtype.h"
 #include "runtime/grid_shape.h"
@@ -17,21 +18,8 @@ struct JobConfig {
   std::string output_dir;
 };
 
-struct ModelConfig {
-  std::string architecture;
-  std::int64_t hidden_size = 0;
-  std::int64_t intermediate_size = 0;
-  std::int64_t num_hidden_layers = 0;
-  std::int64_t num_attention_heads = 0;
-  std::int64_t num_key_value_heads = 0;
-  std::int64_t head_dim = 0;
-  double rms_norm_eps = 0;
-  double rope_theta = 0;
-  bool tie_word_embeddings = false;
-  std::optional<std::int64_t> vocab_size;  ///< empty: the corpus says
-  std::vector<std::string> layer_types;    ///< empty: full_attention in all layers
-  std::optional<std::int64_t> sliding_window;
-};
+/// Without vocab_size the corpus says it.
+using models::ModelConfig;
 
 struct DataConfig {
   std::string corpus;

@@ -140,7 +140,7 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# batch       {}\n", batch_text(config));
   fmt::print("# parameters  {}\n", parameters_text(model, vocabulary));
   fmt::print("# optimizer   {}\n", optimizer_text(config, model));
-  fmt::print("# layers      {}\n", layers_text(model.masks()));
+  fmt::print("# layers      {}\n", layers_text(config.model));
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));

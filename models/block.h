@@ -34,7 +34,7 @@ struct Batch {
   runtime::ConstTensorView positions;  ///< inside the document
   /// What layers see: one for each of Model::masks(), in its order, all of one layout.
   std::vector<std::shared_ptr<const parallel::AttentionBatch>> attention;
-  /// When it has data: T[n,h] <- the gradient at the embedding's output.
+  /// When it has data: T[n,h] <- the gradient at the input of the first block.
   runtime::TensorView embedding_gradient = {};
   /// float32 [n] of the labels, by which they weigh in the loss; without data all weigh 1.
   runtime::ConstTensorView label_weights = {};
@@ -86,6 +86,8 @@ struct AttentionCall {
   std::size_t mask = 0;  ///< among Batch::attention
   parallel::Shapes shapes;
   attention::Scoring scoring;
+  std::optional<parallel::HaloShape> halo = {};  ///< of a convolution in front of it
+  bool operator==(const AttentionCall&) const = default;
 };
 
 class Block {
@@ -105,13 +107,13 @@ class Block {
   /// (query, key) pairs of mask m over all sequences.
   virtual double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const = 0;
 
-  /// What a pass over n rows holds from activate() to its end, its input included.
+  /// What a pass over n rows holds from activate() to its end, its input included; beside what its
+  /// attention call keeps (CallBytes::kept).
   virtual std::int64_t kept_bytes(std::int64_t rows) const = 0;
-  /// What it takes beside that for a while. calls[m]: of an attention call under mask m.
-  virtual PassingBytes passing_bytes(std::int64_t rows,
-                                     std::span<const parallel::CallBytes> calls) const = 0;
-  /// Its attention calls, under every mask of a batch, on one rank; none where it has none. See
-  /// call_bytes().
+  /// What it takes beside that for a while. `call`: of its attention_call(), zeros where it has
+  /// none.
+  virtual PassingBytes passing_bytes(std::int64_t rows, const parallel::CallBytes& call) const = 0;
+  /// Its attention call; none where it has none. See call_bytes().
   virtual std::optional<AttentionCall> attention_call() const { return std::nullopt; }
 
   /// Of its parameters. Neighbours that share one are a layer: recomputed together, their gradients

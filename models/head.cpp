@@ -5,6 +5,7 @@
 #include "models/weights.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/rms_norm.h"
+#include "runtime/ops/scaled.h"
 
 namespace longhaul::models {
 
@@ -40,9 +41,16 @@ Tensor Head::normed(const Resources& resources, ConstTensorView hidden, TensorVi
   const runtime::Stream& compute = resources.compute;
   const Weights weights(resources.store, norm_group_);
   Tensor rows({hidden.size(0), options_.hidden}, options_.dtype, compute);
-  ops::rms_norm(hidden, weights.value(options_.norm).value, options_.norm_eps, rows, inv_rms,
-                compute);
+  ops::rms_norm(hidden, {weights.value(options_.norm).value, options_.norm_offset},
+                options_.norm_eps, rows, inv_rms, compute);
   return rows;
+}
+
+void Head::score(const runtime::Stream& compute, ConstTensorView normed, const Weight& weight,
+                 TensorView logits) const {
+  ops::matmul(normed, ops::transposed(weight.value), logits, Write::overwrite, compute);
+  if (options_.logits_scaling != 1)
+    ops::scaled(logits, 1 / options_.logits_scaling, Write::overwrite, logits, compute);
 }
 
 void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
@@ -61,15 +69,17 @@ void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
     const std::int64_t end = std::min(n, begin + step);
     const ConstTensorView chunk = rows.view().slice(0, begin, end);
     const TensorView scores = logits.view().slice(0, 0, end - begin);
-    ops::matmul(chunk, ops::transposed(weight.value), scores, Write::overwrite, compute);
-    const ConstTensorView dlogits = ops::cross_entropy_backward(
-        scores, labels.slice(begin, end), loss_scale, options_.dtype, loss_sum, compute);
+    score(compute, chunk, weight, scores);
+    const ConstTensorView dlogits =
+        ops::cross_entropy_backward(scores, labels.slice(begin, end),
+                                    loss_scale / options_.logits_scaling,  // of the product
+                                    options_.dtype, loss_sum, compute);
     weight.add_product(ops::transposed(dlogits), chunk, compute);
     ops::matmul(dlogits, weight.value, drows.view().slice(0, begin, end), Write::overwrite,
                 compute);
   }
-  ops::rms_norm_backward({hidden, norm.value, inv_rms, drows}, dhidden, Write::overwrite,
-                         norm.gradient(compute), compute);
+  ops::rms_norm_backward({hidden, {norm.value, options_.norm_offset}, inv_rms, drows}, dhidden,
+                         Write::overwrite, norm.gradient(compute), compute);
 }
 
 void Head::evaluate(const Resources& resources, ConstTensorView hidden, const ops::Labels& labels,
@@ -85,8 +95,7 @@ void Head::evaluate(const Resources& resources, ConstTensorView hidden, const op
   for (std::int64_t begin = 0; begin < n; begin += step) {
     const std::int64_t end = std::min(n, begin + step);
     const TensorView scores = logits.view().slice(0, 0, end - begin);
-    ops::matmul(rows.view().slice(0, begin, end), ops::transposed(weight.value), scores,
-                Write::overwrite, compute);
+    score(compute, rows.view().slice(0, begin, end), weight, scores);
     ops::cross_entropy(scores, labels.slice(begin, end), loss_sum, row_loss.slice(0, begin, end),
                        row_correct.slice(0, begin, end), compute);
   }
@@ -99,7 +108,7 @@ Tensor Head::logits(const Resources& resources, ConstTensorView hidden) const {
   const Tensor inv_rms({hidden.size(0)}, DType::float32, compute);
   const Tensor rows = normed(resources, hidden, inv_rms);
   Tensor scores({hidden.size(0), options_.vocabulary}, DType::float32, compute);
-  ops::matmul(rows, ops::transposed(weight.value), scores, Write::overwrite, compute);
+  score(compute, rows, weight, scores);
   return scores;
 }
 

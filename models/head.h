@@ -6,6 +6,7 @@
 
 #include "models/block.h"
 #include "models/parameters.h"
+#include "models/weights.h"
 #include "runtime/ops/cross_entropy.h"
 #include "runtime/tensor.h"
 
@@ -15,7 +16,9 @@ struct HeadOptions {
   std::int64_t hidden = 0, vocabulary = 0;
   double norm_eps = 1e-5;
   runtime::DType dtype = runtime::DType::float32;  ///< of activations
-  std::string norm, weight;  ///< names of parameters; the weight [V,h] may be the embedding's
+  std::string norm, weight;   ///< names of parameters; the weight [V,h] may be the embedding's
+  float norm_offset = 0;      ///< added to the norm's weights
+  double logits_scaling = 1;  ///< what logits are divided by (Granite)
 };
 
 class Head {
@@ -50,6 +53,9 @@ class Head {
   /// The final norm's rows, T[n,h].
   runtime::Tensor normed(const Resources& resources, runtime::ConstTensorView hidden,
                          runtime::TensorView inv_rms) const;
+  /// Logits fp32[n,V] of normalised rows.
+  void score(const runtime::Stream& compute, runtime::ConstTensorView normed, const Weight& weight,
+             runtime::TensorView logits) const;
 
   const HeadOptions options_;
   const std::int64_t chunk_rows_;

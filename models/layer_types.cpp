@@ -9,14 +9,9 @@ namespace longhaul::models {
 using runtime::ExitCode;
 using runtime::fail;
 
-namespace {
-constexpr const char* kFull = "full_attention";
-constexpr const char* kSliding = "sliding_attention";
-}  // namespace
+std::vector<std::string> layer_type_names() { return {kFullAttention, kSlidingAttention}; }
 
-std::vector<std::string> layer_type_names() { return {kFull, kSliding}; }
-
-bool is_sliding(const std::string& layer_type) { return layer_type == kSliding; }
+bool is_sliding(const std::string& layer_type) { return layer_type == kSlidingAttention; }
 
 attention::Mask MaskKind::of(const attention::Mask& data) const {
   if (!window) return data;
@@ -32,10 +27,10 @@ LayerMasks::LayerMasks(std::span<const std::string> layer_types, std::int64_t sl
   }
   for (std::int64_t layer = 0; layer < layers; ++layer) {
     const std::string type =
-        layer_types.empty() ? kFull : layer_types[static_cast<std::size_t>(layer)];
-    if (type != kFull && type != kSliding) {
-      fail(ExitCode::config, "[model] layer_types[", layer, "] is '", type, "'; expected ", kFull,
-           " or ", kSliding);
+        layer_types.empty() ? kFullAttention : layer_types[static_cast<std::size_t>(layer)];
+    if (type != kFullAttention && type != kSlidingAttention) {
+      fail(ExitCode::config, "[model] layer_types[", layer, "] is '", type, "'; expected ",
+           kFullAttention, " or ", kSlidingAttention);
     }
     std::optional<std::int64_t> window;
     if (is_sliding(type)) window = sliding_window;

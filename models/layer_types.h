@@ -12,6 +12,10 @@
 
 namespace longhaul::models {
 
+inline constexpr const char* kFullAttention = "full_attention";
+inline constexpr const char* kLinearAttention = "linear_attention";
+inline constexpr const char* kSlidingAttention = "sliding_attention";
+
 /// {"full_attention", "sliding_attention"}.
 std::vector<std::string> layer_type_names();
 bool is_sliding(const std::string& layer_type);

@@ -1,37 +1,51 @@
 #pragma once
-// x + down(swiglu(gate(norm(x)), up(norm(x)))).
+// The feed-forward layer as a block: norm, its matrices and activation, residual.
 
 #include <string>
 
 #include "models/block.h"
+#include "models/branch.h"
 
 namespace longhaul::models {
 
-struct MlpShape {
-  std::int64_t hidden = 0, intermediate = 0;
-  double norm_eps = 1e-5;
-  runtime::DType dtype = runtime::DType::float32;  ///< of activations
+enum class Activation : unsigned char {
+  swiglu,       ///< silu(gate) * up
+  squared_relu  ///< max(up, 0)^2: no gate
 };
 
-/// Parameters: "PREFIXpost_attention_layernorm.weight" and "PREFIXmlp.{gate,up,down}_proj.weight".
+/// Defaults are Llama's.
+struct MlpShape {
+  BranchShape branch = {};
+  std::int64_t intermediate = 0;
+  Activation activation = Activation::swiglu;
+};
+
+/// Of parameters. `gate` and `up` [intermediate, hidden] may be one, [2 intermediate, hidden], the
+/// gate's rows first, under one name; without a gate there is but `up`.
+struct MlpNames {
+  std::string norm, gate, up, down;
+};
+
 class MlpBlock final : public Block {
  public:
-  /// Adds its parameters to the table. `residual_stddev`: of the initial down_proj, `stddev` of the
+  /// Adds its parameters to the table. `residual_stddev`: of the initial `down`, `stddev` of the
   /// other matrices.
-  MlpBlock(const MlpShape& shape, const std::string& prefix, int group, double stddev,
+  MlpBlock(const MlpShape& shape, const MlpNames& names, int group, double stddev,
            double residual_stddev, parallel::ParameterTable& table);
 
   std::unique_ptr<BlockPass> begin(const PassContext& context) const override;
   double flops(std::int64_t tokens, std::span<const std::int64_t> areas) const override;
   std::int64_t kept_bytes(std::int64_t rows) const override;
-  PassingBytes passing_bytes(std::int64_t rows,
-                             std::span<const parallel::CallBytes> calls) const override;
+  PassingBytes passing_bytes(std::int64_t rows, const parallel::CallBytes& call) const override;
 
  private:
   class Pass;
+  /// Rows of the matrices that stand before the activation, a multiple of `intermediate`.
+  std::int64_t inner() const;
 
   const MlpShape shape_;
-  const std::string norm_, gate_, up_, down_;  // names of parameters
+  const Branch branch_;
+  const std::string first_, last_, down_;  // names of parameters: before the activation, after it
 };
 
 }  // namespace longhaul::models

@@ -6,6 +6,7 @@
 #include "models/weights.h"
 #include "runtime/ops/embedding.h"
 #include "runtime/ops/rope.h"
+#include "runtime/ops/scaled.h"
 #include "runtime/purpose.h"
 #include "runtime/trace_range.h"
 
@@ -30,6 +31,12 @@ Model::Model(ModelParts parts, const ModelOptions& options)
     const int group = parts_.blocks[index]->group();
     if (layers_.empty() || layers_.back().group != group) layers_.push_back({index, index, group});
     layers_.back().end = index + 1;
+    const auto call = parts_.blocks[index]->attention_call();
+    call_of_block_.emplace_back();
+    if (!call) continue;
+    const auto found = std::ranges::find(calls_, *call);
+    call_of_block_.back() = static_cast<std::size_t>(found - calls_.begin());
+    if (found == calls_.end()) calls_.push_back(*call);
   }
 }
 
@@ -57,12 +64,9 @@ std::int64_t Model::activation_bytes(std::int64_t rows) const {
   return (std::ssize(layers_) - 1) * rows * parts_.hidden * size_bytes(parts_.dtype) + largest;
 }
 
-std::vector<AttentionCall> Model::attention_calls() const {
-  std::vector<AttentionCall> calls;
-  for (const auto& block : parts_.blocks) {
-    if (auto call = block->attention_call()) calls.push_back(*std::move(call));
-  }
-  return calls;
+parallel::CallBytes Model::call_of(std::size_t block,
+                                   std::span<const parallel::CallBytes> calls) const {
+  return call_of_block_[block] ? calls[*call_of_block_[block]] : parallel::CallBytes();
 }
 
 std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::CallBytes> calls,
@@ -70,9 +74,16 @@ std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::Call
   const std::int64_t hidden = rows * parts_.hidden * size_bytes(parts_.dtype);
   const std::int64_t others = together - 1;
   const bool again = recompute_ == Recompute::full;
+  const auto kept_of = [&](std::size_t block) {
+    return parts_.blocks[block]->kept_bytes(rows) + call_of(block, calls).kept;
+  };
+  const auto passing_of = [&](std::size_t block) {
+    return parts_.blocks[block]->passing_bytes(rows, call_of(block, calls));
+  };
   // What all passes keep when each has gone through the model: everything, or the layers' inputs.
-  const std::int64_t layers = std::ssize(layers_);
-  const std::int64_t all = again ? layers * hidden : activation_bytes(rows);
+  std::int64_t all = again ? std::ssize(layers_) * hidden : 0;
+  for (std::size_t block = 0; block < parts_.blocks.size() && !again; ++block)
+    all += kept_of(block);
   std::int64_t most = together * (all + hidden) + hidden + head_.passing_bytes(rows);
   // Backward, from the last layer on; with recomputation a layer is there in full for its turn.
   std::int64_t kept = all;
@@ -81,16 +92,15 @@ std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::Call
     if (again) {
       kept -= hidden;
       for (std::size_t block = layer.begin; block < layer.end; ++block) {
-        kept += parts_.blocks[block]->kept_bytes(rows);
-        const PassingBytes passing = parts_.blocks[block]->passing_bytes(rows, calls);
-        most = std::max(most, together * (kept + hidden) + passing.forward);
+        kept += kept_of(block);
+        most = std::max(most, together * (kept + hidden) + passing_of(block).forward);
       }
     }
     for (std::size_t block = layer.end; block-- > layer.begin;) {
-      const PassingBytes passing = parts_.blocks[block]->passing_bytes(rows, calls);
+      const PassingBytes passing = passing_of(block);
       const std::int64_t passed = kept + hidden;  // with dx
       most = std::max({most, together * passed + passing.backward + others * passing.exchange});
-      kept -= parts_.blocks[block]->kept_bytes(rows);
+      kept -= kept_of(block);
     }
   }
   // Tokens, labels, their weights and positions, and the rotation's cosines and sines of them.
@@ -116,10 +126,16 @@ PassContext Model::context(const Resources& resources, const Batch& batch) const
   return {resources, batch, std::move(tables)};
 }
 
+void Model::multiply_embedding(runtime::TensorView rows, const runtime::Stream& compute) const {
+  if (parts_.embedding_multiplier != 1)
+    ops::scaled(rows, parts_.embedding_multiplier, ops::Write::overwrite, rows, compute);
+}
+
 Tensor Model::embed(const Resources& resources, const Batch& batch) const {
   const Weights weights(resources.store, 0);
   Tensor hidden({batch.tokens.size(0), parts_.hidden}, parts_.dtype, resources.compute);
   ops::embedding(weights.value(parts_.embedding).value, batch.tokens, hidden, resources.compute);
+  multiply_embedding(hidden, resources.compute);
   return hidden;
 }
 
@@ -194,6 +210,7 @@ Stages Model::forward_backward(const Resources& resources, const Batch& batch,
   }
 
   if (batch.embedding_gradient.data() != nullptr) copy(dhidden, batch.embedding_gradient, compute);
+  multiply_embedding(dhidden, compute);
   const Weights weights(resources.store, 0);
   ops::embedding_backward(dhidden, batch.tokens, weights.value(parts_.embedding).gradient(compute),
                           compute);

@@ -32,8 +32,10 @@ struct ModelParts {
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<MaskKind> masks;  ///< what blocks number
   HeadOptions head;
-  std::int64_t hidden = 0, rope_dim = 0;
+  std::int64_t hidden = 0;
+  std::int64_t rope_dim = 0;  ///< dims of q and k that are turned by their positions
   double rope_theta = 10000;
+  double embedding_multiplier = 1;                 ///< of the embedding's rows (Granite)
   runtime::DType dtype = runtime::DType::float32;  ///< of activations
 };
 
@@ -76,16 +78,16 @@ class Model {
   void prepare(const parallel::Attention& attention, const parallel::Expression& scheme,
                std::span<const std::shared_ptr<const parallel::AttentionBatch>> masks) const;
 
-  /// What one pass over n rows keeps at most of its layers, for their backward. With full
-  /// recomputation: each layer's input, and all of one layer.
+  /// What one pass over n rows keeps at most of its layers, for their backward, beside what
+  /// attention calls keep (CallBytes::kept). With full recomputation: each layer's input, and all
+  /// of one layer.
   std::int64_t activation_bytes(std::int64_t rows) const;
 
-  /// The attention calls of its blocks, one a block that has any.
-  std::vector<AttentionCall> attention_calls() const;
+  /// The attention calls of its blocks, each once.
+  const std::vector<AttentionCall>& attention_calls() const { return calls_; }
 
   /// Most bytes of tensors that `together` passes over n rows each take in forward_backward(), what
-  /// they keep included; parameters and gradients are not. calls[m]: of an attention call under
-  /// mask m.
+  /// they keep included; parameters and gradients are not. calls[i]: of attention_calls()[i].
   std::int64_t pass_bytes(std::int64_t rows, std::span<const parallel::CallBytes> calls,
                           std::int64_t together) const;
 
@@ -115,9 +117,13 @@ class Model {
     int group = 0;
   };
 
+  /// Of a block's call among `calls`; zeros where it has none.
+  parallel::CallBytes call_of(std::size_t block, std::span<const parallel::CallBytes> calls) const;
   void check(const Resources& resources, const Batch& batch) const;
   PassContext context(const Resources& resources, const Batch& batch) const;
   runtime::Tensor embed(const Resources& resources, const Batch& batch) const;
+  /// Rows of the embedding, or their gradients, by its multiplier.
+  void multiply_embedding(runtime::TensorView rows, const runtime::Stream& compute) const;
   Stages activate(const PassContext& context, const Layer& layer, runtime::Tensor input,
                   BlockPasses& passes) const;
   Stages forward_backward(const Resources& resources, const Batch& batch,
@@ -128,6 +134,8 @@ class Model {
   Recompute recompute_;
   Head head_;
   std::vector<Layer> layers_;
+  std::vector<AttentionCall> calls_;
+  std::vector<std::optional<std::size_t>> call_of_block_;  // among them
 };
 
 }  // namespace longhaul::models

@@ -1,8 +1,10 @@
 #include "models/parameters.h"
 
+#include <cmath>
 #include <utility>
 
 #include "runtime/ops/cast.h"
+#include "runtime/ops/host_copy.h"
 #include "runtime/ops/random.h"
 #include "runtime/purpose.h"
 
@@ -26,6 +28,23 @@ std::uint64_t name_digest(const std::string& name) {
   for (const char letter : name)
     digest = (digest ^ static_cast<unsigned char>(letter)) * 1099511628211u;
   return digest;
+}
+
+/// The values of a parameter that is drawn between its low and high.
+std::vector<float> drawn(const Parameter& parameter, std::uint64_t seed) {
+  std::vector<float> values;
+  const double low = parameter.low, high = parameter.high;
+  for (const double u :
+       runtime::ops::uniforms(parameter.range.elements(), {seed, name_digest(parameter.name)})) {
+    double value = low + (high - low) * u;
+    if (parameter.initialisation == Initialisation::log_of_uniform) value = std::log(value);
+    if (parameter.initialisation == Initialisation::log_uniform_step) {
+      const double step = std::exp(std::log(low) + (std::log(high) - std::log(low)) * u);
+      value = step + std::log(-std::expm1(-step));  // softplus' inverse
+    }
+    values.push_back(static_cast<float>(value));
+  }
+  return values;
 }
 
 runtime::Tensor storage(const parallel::ParameterTable& table, DType dtype, const char* what,
@@ -64,6 +83,14 @@ void ParameterStore::initialise(std::uint64_t seed, const Stream& stream) {
     switch (parameter.initialisation) {
       case parallel::Initialisation::ones:
         fill(values, 1, stream);
+        break;
+      case parallel::Initialisation::zeros:
+        fill(values, 0, stream);
+        break;
+      case parallel::Initialisation::uniform:
+      case parallel::Initialisation::log_of_uniform:
+      case parallel::Initialisation::log_uniform_step:
+        runtime::ops::upload(drawn(parameter, seed), values, stream);
         break;
       case parallel::Initialisation::normal:
         runtime::ops::fill_normal(values, 0, parameter.stddev, {seed, name_digest(parameter.name)},

@@ -33,21 +33,33 @@ Weight Weights::working(const std::string& name) const {
   return {store_.working(name), store_.gradient(name), store_, range_of(name)};
 }
 
+Weight Weights::value(const std::string& first, const std::string& last) const {
+  return matrix(store_.values(), first, last);
+}
+
 Weight Weights::working(const std::string& first, const std::string& last) const {
+  return matrix(store_.working(), first, last);
+}
+
+Weight Weights::matrix(ConstTensorView values, const std::string& first,
+                       const std::string& last) const {
   const parallel::ParameterTable& table = store_.table();
   const parallel::ElementRange range{range_of(first).begin, range_of(last).end};
-  const std::int64_t columns = table.find(first).sizes.back();
+  const auto columns_of = [](const parallel::Parameter& parameter) {
+    return parameter.range.elements() / parameter.sizes.front();
+  };
+  const std::int64_t columns = columns_of(table.find(first));
   LONGHAUL_CHECK(range.elements() > 0, "parameter '", last, "' does not follow '", first, "'");
   for (const parallel::Parameter& parameter : table.parameters()) {
     if (common(parameter.range, range).elements() == 0) continue;
-    LONGHAUL_CHECK(parameter.sizes.size() == 2 && parameter.sizes[1] == columns, "parameter '",
+    LONGHAUL_CHECK(parameter.sizes.size() >= 2 && columns_of(parameter) == columns, "parameter '",
                    parameter.name, "', among '", first, "' to '", last, "', has no rows of ",
                    columns);
   }
-  const auto matrix = [&](const auto& flat) {
+  const auto rows = [&](const auto& flat) {
     return flat.slice(0, range.begin, range.end).reshape({range.elements() / columns, columns});
   };
-  return {matrix(store_.working()), matrix(store_.gradients()), store_, range};
+  return {rows(values), rows(store_.gradients()), store_, range};
 }
 
 }  // namespace longhaul::models

@@ -39,17 +39,23 @@ class Weights {
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
-  /// In fp32: norms and embeddings. Throws when it is of another group.
+  /// In fp32: norms, embeddings, gates, convolutions. Throws when it is of another group.
   Weight value(const std::string& name) const;
+  /// Neighbours in the table as one matrix, as working() below.
+  Weight value(const std::string& first, const std::string& last) const;
   /// In the activation dtype: what matmuls read.
   Weight working(const std::string& name) const;
   /// Neighbours in the table as one matrix, the rows of `first` to those of `last`: what one matmul
-  /// reads in the place of several. Throws unless they have as many columns.
+  /// reads in the place of several. A row is what one step of the first dim is. Throws unless they
+  /// have as many columns.
   Weight working(const std::string& first, const std::string& last) const;
 
  private:
   /// Where it lies in the store; throws when it is of another group.
   parallel::ElementRange range_of(const std::string& name) const;
+  /// `values`, flat in table order, and the gradients of `first` to `last` as one matrix.
+  Weight matrix(runtime::ConstTensorView values, const std::string& first,
+                const std::string& last) const;
 
   ParameterStore& store_;
   const int group_;

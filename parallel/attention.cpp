@@ -226,6 +226,7 @@ Attention::Attention(const AttentionOptions& options,
     : impl_(std::make_unique<Impl>(options, std::move(context), compute)) {}
 
 Attention::~Attention() = default;
+int Attention::rank() const { return impl_->context->rank(); }
 
 std::shared_ptr<const AttentionBatch> Attention::batch(attention::HeadMasks masks,
                                                        Layout layout) const {
@@ -339,6 +340,15 @@ std::unique_ptr<Execution> Attention::linear_forward(const AttentionBatch& batch
       std::move(loaded),
       {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta, t.initial_state},
       {t.out, kept.states, kept.transitions, t.final_state});
+}
+
+std::unique_ptr<Execution> Attention::linear_again(const AttentionBatch& batch, LinearCall call,
+                                                   const LinearForward& t, const LinearKept& kept) {
+  call.states_given = true;
+  return impl_->bind(impl_->loaded(batch, impl_->linear(t.inputs, call), Direction::forward),
+                     {t.inputs.q, t.inputs.k, t.inputs.v, t.inputs.log_decay, t.inputs.beta,
+                      t.initial_state, kept.states},
+                     {t.out, t.final_state});
 }
 
 std::unique_ptr<Execution> Attention::linear_backward(const AttentionBatch& batch,

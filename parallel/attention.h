@@ -85,6 +85,9 @@ class Attention {
             const runtime::Stream& compute);
   ~Attention();
 
+  /// This one, of the communicator's.
+  int rank() const;
+
   /// masks.tokens() == layout.tokens(). Prepares nothing yet.
   std::shared_ptr<const AttentionBatch> batch(attention::HeadMasks masks, Layout layout) const;
   /// Prepares the calls of a batch, both ways, under the scheme that they will be made with (of
@@ -126,6 +129,9 @@ class Attention {
   /// it, made here.
   std::unique_ptr<Execution> linear_forward(const AttentionBatch& batch, const LinearCall& call,
                                             const LinearForward& tensors, LinearKept& kept);
+  /// The outputs once more, from the states that entered the runs: nothing is exchanged.
+  std::unique_ptr<Execution> linear_again(const AttentionBatch& batch, LinearCall call,
+                                          const LinearForward& tensors, const LinearKept& kept);
   std::unique_ptr<Execution> linear_backward(const AttentionBatch& batch, const LinearCall& call,
                                              const LinearBackward& tensors, const LinearKept& kept);
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention/block_plan.h"
+#include "parallel/halo.h"
 #include "parallel/schemes/scheme.h"
 
 namespace longhaul::parallel {
@@ -20,5 +21,8 @@ struct CallBytes {
 /// Prepares the call, as the model does once a batch. Throws Error for what could not run.
 CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scoring& scoring,
                      const attention::BlockPlace& place);
+
+/// What a short convolution in front of a call adds to it: the rows that it gathers, kept forward.
+CallBytes halo_bytes(const HaloInputs& inputs, int rank);
 
 }  // namespace longhaul::parallel

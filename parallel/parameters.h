@@ -10,7 +10,14 @@
 
 namespace longhaul::parallel {
 
-enum class Initialisation : unsigned char { normal, ones };
+enum class Initialisation : unsigned char {
+  normal,
+  ones,
+  zeros,
+  uniform,           ///< in (low, high)
+  log_of_uniform,    ///< log of a number uniform in (low, high): A_log
+  log_uniform_step,  ///< softplus of it is e^u, u uniform in (log low, log high): dt_bias
+};
 
 /// A half-open range of elements of the flat storage.
 struct ElementRange {
@@ -31,9 +38,10 @@ struct Parameter {
   Initialisation initialisation = Initialisation::normal;
   double stddev = 0;  ///< of a normal initialisation
   bool weight_decay = false;
-  int tensor_dim = -1;  ///< the dim that tensor parallelism would split; -1: replicated
-  int group = 0;        ///< parameters whose gradients are complete together
-  ElementRange range;   ///< where it lies in the flat storage
+  int tensor_dim = -1;       ///< the dim that tensor parallelism would split; -1: replicated
+  int group = 0;             ///< parameters whose gradients are complete together
+  ElementRange range = {};   ///< where it lies in the flat storage
+  double low = 0, high = 0;  ///< of a uniform initialisation
 };
 
 /// An ordered list of parameters. Groups are added in order, so each is one contiguous range: its

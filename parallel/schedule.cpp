@@ -20,7 +20,8 @@ const char* name(Direction direction) {
 
 Signature signature(const Shapes& shapes, Direction direction) {
   const bool forward = direction == Direction::forward;
-  if (shapes.linear) return forward ? linear_forward_signature() : linear_backward_signature();
+  if (shapes.linear)
+    return forward ? linear_forward_signature(*shapes.linear) : linear_backward_signature();
   return forward ? forward_signature(shapes.weighting) : backward_signature(shapes.weighting);
 }
 

@@ -19,6 +19,9 @@ struct LinearCall {
   bool final_state = false;  ///< each sequence's last state is wanted, and its gradient is given
   /// Backward: the gradient of constant decays (Decay::head) is wanted.
   bool slopes_gradient = false;
+  /// Forward: the states that enter the runs are those of an earlier call over the same rows, so
+  /// nothing is exchanged.
+  bool states_given = false;
   bool operator==(const LinearCall&) const = default;
 };
 

@@ -1,6 +1,7 @@
 #include "parallel/schemes/linear_runs.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "runtime/error.h"
 
@@ -155,7 +156,7 @@ LinearProgram::LinearProgram(const SchemeInputs& inputs, const LinearRuns& runs,
   if (records_.has_slopes()) slopes_ = one_row("slopes", records_.slopes, Role::input);
   if (call_.initial_state)
     initial_ = states("initial_state", records_.initial_state, Role::input, e, beginning);
-  const Role kept = backward_ ? Role::input : Role::output;
+  const Role kept = backward_ || call_.states_given ? Role::input : Role::output;
   states_ = states("states", records_.state, kept, e, entering);
   if (with_transitions && records_.has_transition())
     transitions_ =
@@ -332,6 +333,15 @@ Program LinearProgram::finish() && {
     builder_.sweep_backward(run_of(none, 0, key_heads_), gradients);
   }
   return std::move(builder_).finish();
+}
+
+ProgramGenerator prepare_from_states(const SchemeInputs& inputs) {
+  auto runs = std::make_shared<const LinearRuns>(inputs);
+  return [&inputs, runs](int rank) {
+    LinearProgram program(inputs, *runs, rank, 0, false);
+    for (const int run : runs->of_rank(rank)) program.sweep(run);
+    return std::move(program).finish();
+  };
 }
 
 }  // namespace longhaul::parallel

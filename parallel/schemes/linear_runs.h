@@ -125,4 +125,7 @@ class LinearProgram {
   int slopes_written_ = 0;  ///< key heads before it have gradients of their constant decays
 };
 
+/// A forward call whose states are given: sweeps alone, whatever the scheme.
+ProgramGenerator prepare_from_states(const SchemeInputs& inputs);
+
 }  // namespace longhaul::parallel

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "parallel/schemes/linear_runs.h"
 #include "parallel/schemes/other_names.h"
 #include "runtime/config/suggest.h"
 #include "runtime/counted.h"
@@ -207,6 +208,9 @@ Combination combination_of(const SchemeInputs& inputs) {
 
 ProgramGenerator prepare(const SchemeInputs& inputs) {
   check_legal(combination_of(inputs));
+  const std::optional<LinearCall>& linear = inputs.shapes.linear;
+  if (linear && linear->states_given && inputs.direction == Direction::forward)
+    return prepare_from_states(inputs);
   return scheme_from_name(inputs.scheme.name).prepare(inputs);
 }
 

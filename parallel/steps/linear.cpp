@@ -56,7 +56,9 @@ LinearRecords::LinearRecords(const Shapes& shapes) {
   transition_rows = width == 0 ? 0 : attention::transition_rows(of, d);
 }
 
-Signature linear_forward_signature() {
+Signature linear_forward_signature(const LinearCall& call) {
+  if (call.states_given)
+    return {{"q", "k", "v", "log_decay", "beta", "initial_state", "states"}, {"out", "final_state"}};
   return {{"q", "k", "v", "log_decay", "beta", "initial_state"},
           {"out", "states", "transitions", "final_state"}};
 }

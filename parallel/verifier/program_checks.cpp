@@ -139,7 +139,7 @@ void expect_linear(const Program& program, const Schedule& schedule,
   };
   if (call.initial_state)
     state("initial_state", records.initial_state, Role::input, states.beginning);
-  const Role kept = forward ? Role::output : Role::input;
+  const Role kept = forward && !call.states_given ? Role::output : Role::input;
   state("states", records.state, kept, states.entering);
   if (slots.has("transitions"))  // a scheme may do without
     slots.states("transitions", records.transition, kept, records.transition_rows, states.through);

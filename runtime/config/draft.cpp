@@ -25,10 +25,26 @@ class Assign {
   using Problems = std::vector<Wrong>;
   Assign(const ConfigKey& key, const TomlValue& value) : key_(key), value_(value) {}
 
+  /// What is wrong with a word; nothing for one of the choices.
+  std::string check_choice(const ConfigSlot& slot, const std::string& text) const {
+    if (std::ranges::count(key_.choices, text) != 0) return "";
+    for (const auto& [other, reason] : key_.not_choices) {
+      if (text == other) return fmt::format("{}; expected {}", reason, expectation(key_, slot));
+    }
+    const Suggestion near = nearest(text, key_.choices);
+    const std::string hint = near.close ? fmt::format("; did you mean \"{}\"?", near.word) : "";
+    return "expected " + expectation(key_, slot) + hint;
+  }
+  std::string check_choice(const std::string& text) const {
+    std::string word = text;
+    return check_choice(&word, text);
+  }
+
   Problems operator()(std::int64_t* slot) const { return one(element(value_, *slot)); }
   Problems operator()(std::string* slot) const { return one(element(value_, *slot)); }
   Problems operator()(std::vector<std::int64_t>* slot) const { return list(*slot); }
   Problems operator()(std::vector<std::string>* slot) const { return list(*slot); }
+  Problems operator()(std::vector<double>* slot) const { return list(*slot); }
   template <class Value>
   Problems operator()(std::optional<Value>* slot) const {
     Value value{};
@@ -36,16 +52,7 @@ class Assign {
     if (wrong.empty()) *slot = value;
     return wrong;
   }
-  Problems operator()(double* slot) const {
-    if (const auto* number = std::get_if<double>(&value_.value)) {
-      *slot = *number;
-    } else if (const auto* integer = std::get_if<std::int64_t>(&value_.value)) {
-      *slot = static_cast<double>(*integer);
-    } else {
-      return one(wrong_type(slot, value_));
-    }
-    return one(in_bounds(*slot) ? "" : "expected " + expectation(key_, slot));
-  }
+  Problems operator()(double* slot) const { return one(element(value_, *slot)); }
   Problems operator()(bool* slot) const {
     const auto* boolean = std::get_if<bool>(&value_.value);
     if (boolean == nullptr) return one(wrong_type(slot, value_));
@@ -92,6 +99,16 @@ class Assign {
     slot = *integer;
     return check_integer(&slot, *integer);
   }
+  std::string element(const TomlValue& value, double& slot) const {
+    if (const auto* number = std::get_if<double>(&value.value)) {
+      slot = *number;
+    } else if (const auto* integer = std::get_if<std::int64_t>(&value.value)) {
+      slot = static_cast<double>(*integer);
+    } else {
+      return wrong_type(&slot, value);
+    }
+    return in_bounds(slot) ? "" : "expected " + expectation(key_, &slot);
+  }
   std::string element(const TomlValue& value, std::string& slot) const {
     const auto* text = std::get_if<std::string>(&value.value);
     if (text == nullptr) return wrong_type(&slot, value);
@@ -120,16 +137,6 @@ class Assign {
     }
     return "expected " + expectation(key_, slot);
   }
-  std::string check_choice(const ConfigSlot& slot, const std::string& text) const {
-    if (std::ranges::count(key_.choices, text) != 0) return "";
-    for (const auto& [other, reason] : key_.not_choices) {
-      if (text == other) return fmt::format("{}; expected {}", reason, expectation(key_, slot));
-    }
-    const Suggestion near = nearest(text, key_.choices);
-    const std::string hint = near.close ? fmt::format("; did you mean \"{}\"?", near.word) : "";
-    return "expected " + expectation(key_, slot) + hint;
-  }
-
   const ConfigKey& key_;
   const TomlValue& value_;
 };
@@ -178,21 +185,41 @@ void ConfigDraft::fill(bool stored) {
     }
     const auto found = values_.find(path);
     if (found != values_.end()) {
-      const ConfigPlace& place = found->second.place;
-      for (const Wrong& wrong : std::visit(Assign(key, found->second.value), slot)) {
-        bad_.insert(path);
-        problem(place.override_order != 0 ? place : in_file(wrong.value->position),
-                fmt::format("{}{} = {}: {}", path, wrong.element, describe_value(*wrong.value),
-                            wrong.message));
-      }
+      for (const Wrong& wrong : std::visit(Assign(key, found->second.value), slot))
+        value_problem(path, *wrong.value, wrong.element, wrong.message);
     } else if (key.required()) {
-      bad_.insert(path);
-      if (!excused_.contains(path)) {
-        problem(place_of(path), fmt::format("missing key '{}' in [{}]: expected {}", key.name,
-                                            key.section, expectation(key, slot)));
-      }
+      missing(path);
     }
   }
+}
+
+void ConfigDraft::value_problem(const std::string& path, const TomlValue& value,
+                                const std::string& element, const std::string& message) {
+  bad_.insert(path);
+  const ConfigPlace& place = values_.at(path).place;
+  problem(place.override_order != 0 ? place : in_file(value.position),
+          fmt::format("{}{} = {}: {}", path, element, describe_value(value), message));
+}
+
+void ConfigDraft::missing(const std::string& path) {
+  bad_.insert(path);
+  if (is_set(path) || excused_.contains(path)) return;
+  const ConfigKey* key = schema_->find(path);
+  LONGHAUL_CHECK(key != nullptr, "there is no key ", path);
+  problem(place_of(path), fmt::format("missing key '{}' in [{}]: expected {}", key->name,
+                                      key->section, expectation(*key, key->slot(configuration()))));
+}
+
+void ConfigDraft::unknown_word(const std::string& path, std::size_t index,
+                               std::span<const std::string> choices) {
+  const ConfigKey* key = schema_->find(path);
+  const TomlValue* list = given(path);
+  LONGHAUL_CHECK(key != nullptr && list != nullptr, "no list of words is given for ", path);
+  const TomlValue& value = std::get<TomlArray>(list->value).at(index);
+  ConfigKey narrowed = *key;
+  narrowed.choices.assign(choices.begin(), choices.end());
+  value_problem(path, value, fmt::format("[{}]", index),
+                Assign(narrowed, value).check_choice(std::get<std::string>(value.value)));
 }
 
 bool ConfigDraft::good(std::initializer_list<const char*> paths) const {
@@ -203,8 +230,11 @@ bool ConfigDraft::good(std::initializer_list<const char*> paths) const {
 ConfigPlace ConfigDraft::place_of(const std::string& path) const {
   const auto value = values_.find(path);
   if (value != values_.end()) return value->second.place;
-  const auto section = sections_.find(path.substr(0, path.find('.')));
-  return section != sections_.end() ? section->second : in_file({1, 1});
+  for (std::string section = path; section.find('.') != section.npos;) {
+    section.erase(section.rfind('.'));
+    if (const auto found = sections_.find(section); found != sections_.end()) return found->second;
+  }
+  return in_file({1, 1});
 }
 
 void ConfigDraft::problem(const ConfigPlace& place, const std::string& message) {

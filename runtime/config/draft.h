@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <map>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,8 @@ class ConfigDraft {
   /// Later calls for a section or key win.
   void note_section(const std::string& section, const ConfigPlace& place);
   void set(const std::string& path, TomlValue value, const ConfigPlace& place);
+  /// A key that is missing, unless another problem explains that.
+  void missing(const std::string& path);
   /// A required key whose absence another problem already explains.
   void excuse(const std::string& path) { excused_.insert(path); }
 
@@ -55,6 +58,9 @@ class ConfigDraft {
   /// Adds "path = value: message" at the key, or at its section when the file does not give the
   /// key.
   void key_problem(const std::string& path, const std::string& value, const std::string& message);
+  /// The same of element `index` of a list of words, which is none of `choices`, at the element.
+  void unknown_word(const std::string& path, std::size_t index,
+                    std::span<const std::string> choices);
   /// Throws Error(config) if there are problems, with all of them, one a line, in file order and
   /// then override order.
   void check() const;
@@ -73,6 +79,9 @@ class ConfigDraft {
     std::string message;
   };
   ConfigPlace place_of(const std::string& path) const;
+  /// What is wrong with a value that the draft holds, or with element "[2]" of it.
+  void value_problem(const std::string& path, const TomlValue& value, const std::string& element,
+                     const std::string& message);
 
   const ConfigSchema* schema_;
   std::string file_;

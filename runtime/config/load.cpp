@@ -154,8 +154,16 @@ void take_section(ConfigDraft& draft, const TomlSection& section) {
   draft.note_section(section.name, place);
   for (const TomlEntry& entry : section.entries) {
     const std::string path = section.name + "." + entry.key;
-    if (draft.schema().find(section.name, entry.key) != nullptr ||
-        draft.schema().is_retired(path)) {
+    if (known_section(draft, path)) {
+      TomlSection inner{path, entry.key_position, std::nullopt, {}};
+      if (const auto* table = std::get_if<TomlTable>(&entry.value.value)) {
+        inner.entries = *table;
+      } else {
+        inner.stray_value = entry.value;
+      }
+      take_section(draft, inner);
+    } else if (draft.schema().find(section.name, entry.key) != nullptr ||
+               draft.schema().is_retired(path)) {
       draft.set(path, entry.value, draft.in_file(entry.value.position));
     } else {
       report_unknown_key(draft, section.name, entry.key, draft.in_file(entry.key_position));
@@ -171,7 +179,7 @@ bool is_text(const ConfigSlot& slot) {
 void take_override(ConfigDraft& draft, const std::string& text, std::size_t order) {
   const ConfigPlace place{order, {}, "--set " + text};
   const auto equals = text.find('=');
-  const auto dot = text.find('.');
+  const auto dot = text.substr(0, equals).rfind('.');
   if (equals == std::string::npos || dot == std::string::npos || dot > equals) {
     const std::string name = text.substr(0, equals);
     draft.problem(place, "expected section.key=value" + directions(draft, "", name));

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "runtime/config/expand.h"
@@ -17,11 +18,14 @@ struct TomlText {
   using Text = std::optional<std::string>;
   template <class Element>
   static Text list(const std::vector<Element>& elements) {
+    if (elements.empty()) return std::nullopt;
     std::string text = "[";
     for (const Element& element : elements) {
       if (text.size() > 1) text += ", ";
       if constexpr (std::is_same_v<Element, std::string>) {
         text += quote_toml(element);
+      } else if constexpr (std::is_same_v<Element, double>) {
+        text += toml_number(element);
       } else {
         text += fmt::format("{}", element);
       }
@@ -38,10 +42,11 @@ struct TomlText {
   }
   Text operator()(std::vector<std::string>* v) const { return list(*v); }
   Text operator()(std::vector<std::int64_t>* v) const { return list(*v); }
-  Text operator()(std::optional<std::int64_t>* v) const {
-    return *v ? Text(fmt::format("{}", **v)) : std::nullopt;
+  Text operator()(std::vector<double>* v) const { return list(*v); }
+  template <class Value>
+  Text operator()(std::optional<Value>* v) const {
+    return *v ? (*this)(&**v) : std::nullopt;
   }
-  Text operator()(std::optional<std::string>* v) const { return *v ? (*this)(&**v) : std::nullopt; }
 };
 
 struct JsonValue {
@@ -56,6 +61,7 @@ struct JsonValue {
   }
   Json operator()(std::vector<std::string>* v) const { return *v; }
   Json operator()(std::vector<std::int64_t>* v) const { return *v; }
+  Json operator()(std::vector<double>* v) const { return *v; }
   template <class Value>
   Json operator()(std::optional<Value>* v) const {
     return *v ? Json(**v) : Json(nullptr);
@@ -74,9 +80,10 @@ struct TypeName {
     return "list of " + (key.choices.empty() ? "strings" : choices());
   }
   std::string operator()(std::vector<std::int64_t>*) const { return "list of integers"; }
-  std::string operator()(std::optional<std::int64_t>*) const { return "integer"; }
-  std::string operator()(std::optional<std::string>*) const {
-    return (*this)(static_cast<std::string*>(nullptr));
+  std::string operator()(std::vector<double>*) const { return "list of floats"; }
+  template <class Value>
+  std::string operator()(std::optional<Value>*) const {
+    return (*this)(static_cast<Value*>(nullptr));
   }
   std::string choices() const {
     std::string text;
@@ -118,10 +125,17 @@ std::string to_toml(const ConfigSchema& schema, Configuration& config) {
   return text;
 }
 
+/// "/model/linear_attn_config/num_heads".
+static nlohmann::ordered_json::json_pointer json_place(const ConfigKey& key) {
+  std::string path = "/" + key.path();
+  std::ranges::replace(path, '.', '/');
+  return nlohmann::ordered_json::json_pointer(path);
+}
+
 std::string to_json(const ConfigSchema& schema, Configuration& config) {
   nlohmann::ordered_json json;
   for (const ConfigKey& key : schema.keys()) {
-    json[key.section][key.name] = std::visit(JsonValue{}, key.slot(config));
+    json[json_place(key)] = std::visit(JsonValue{}, key.slot(config));
   }
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }

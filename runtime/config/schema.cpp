@@ -43,6 +43,12 @@ struct ExpectationOf {
   std::string operator()(std::int64_t*) const { return integer(); }
   std::string operator()(std::optional<std::int64_t>*) const { return integer(); }
   std::string operator()(double*) const { return "a number" + bounds_text(key, false); }
+  std::string operator()(std::optional<double>*) const {
+    return (*this)(static_cast<double*>(nullptr));
+  }
+  std::string operator()(std::optional<bool>*) const {
+    return (*this)(static_cast<bool*>(nullptr));
+  }
   std::string operator()(bool*) const { return "true or false"; }
   std::string operator()(DType*) const { return "one of " + quoted_choices(); }
   std::string operator()(WordOrInteger*) const {
@@ -60,6 +66,9 @@ struct ExpectationOf {
   }
   std::string operator()(std::vector<std::int64_t>*) const {
     return "a list, each element " + integer();
+  }
+  std::string operator()(std::vector<double>*) const {
+    return "a list, each element " + (*this)(static_cast<double*>(nullptr));
   }
 };
 
@@ -120,7 +129,7 @@ const ConfigKey* ConfigSchema::find(std::string_view section, std::string_view n
 }
 
 const ConfigKey* ConfigSchema::find(std::string_view path) const {
-  const std::size_t dot = path.find('.');
+  const std::size_t dot = path.rfind('.');
   return dot == path.npos ? nullptr : find(path.substr(0, dot), path.substr(dot + 1));
 }
 

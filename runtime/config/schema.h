@@ -29,9 +29,11 @@ struct WordOrInteger {
 
 /// Where a key's value lives; its alternative is the key's type. Choices and bounds of a list hold
 /// for each element.
-using ConfigSlot = std::variant<std::int64_t*, double*, bool*, std::string*, DType*, WordOrInteger*,
-                                std::optional<std::int64_t>*, std::optional<std::string>*,
-                                std::vector<std::string>*, std::vector<std::int64_t>*>;
+using ConfigSlot =
+    std::variant<std::int64_t*, double*, bool*, std::string*, DType*, WordOrInteger*,
+                 std::optional<std::int64_t>*, std::optional<double>*, std::optional<bool>*,
+                 std::optional<std::string>*, std::vector<std::string>*, std::vector<std::int64_t>*,
+                 std::vector<double>*>;
 
 /// What it means for work that goes on from a stored state, made under another value of a key.
 enum class OnResume {
@@ -41,7 +43,7 @@ enum class OnResume {
 };
 
 struct ConfigKey {
-  const char* section;
+  const char* section;  ///< "model"; "model.linear_attn_config" for a table in a section
   const char* name;
   /// Of a configuration of the type that the schema is about.
   ConfigSlot (*slot)(Configuration&);
@@ -53,7 +55,7 @@ struct ConfigKey {
   /// A TOML value; nullopt with `derived_default` empty: the key is required.
   std::optional<std::string> default_value = std::nullopt;
   /// How an absent key gets its value from others; empty for none.
-  const char* derived_default = "";
+  std::string derived_default = "";
   std::vector<std::string> choices = {};  ///< of strings and dtypes; empty: anything
   bool is_path = false;                   ///< a string whose ~ and $NAME are expanded (expand.h)
   /// Texts that might be tried and why they are no choice; for errors only.
@@ -65,7 +67,7 @@ struct ConfigKey {
   bool below_maximum = false;
   std::optional<std::int64_t> also = std::nullopt;
 
-  bool required() const { return !default_value && *derived_default == '\0'; }
+  bool required() const { return !default_value && derived_default.empty(); }
   /// "section.key".
   std::string path() const;
 };

@@ -19,8 +19,6 @@ TextPosition position_of(const toml::source_position& source) {
 
 const char* type_name(toml::node_type type) {
   switch (type) {
-    case toml::node_type::table:
-      return "a table";
     case toml::node_type::date:
       return "a date";
     case toml::node_type::time:
@@ -31,6 +29,8 @@ const char* type_name(toml::node_type type) {
       return "something else";
   }
 }
+
+TomlTable table_of(const toml::table& table);
 
 TomlValue value_of(const toml::node& node) {
   TomlValue result{OtherToml{type_name(node.type())}, position_of(node.source().begin)};
@@ -43,11 +43,23 @@ TomlValue value_of(const toml::node& node) {
     for (const toml::node& element : *array) elements.push_back(value_of(element));
     result.value = std::move(elements);
   }
+  if (const auto* table = node.as_table()) result.value = table_of(*table);
   return result;
 }
 
 bool before(TextPosition a, TextPosition b) {
   return a.line != b.line ? a.line < b.line : a.column < b.column;
+}
+
+TomlTable table_of(const toml::table& table) {
+  TomlTable entries;
+  for (const auto& [name, value] : table) {
+    entries.push_back({std::string(name.str()), position_of(name.source().begin), value_of(value)});
+  }
+  std::sort(entries.begin(), entries.end(), [](const TomlEntry& a, const TomlEntry& b) {
+    return before(a.key_position, b.key_position);
+  });
+  return entries;
 }
 
 TomlSection section_of(const toml::key& key, const toml::node& node) {
@@ -57,14 +69,7 @@ TomlSection section_of(const toml::key& key, const toml::node& node) {
     section.stray_value = value_of(node);
     return section;
   }
-  for (const auto& [name, value] : *table) {
-    section.entries.push_back(
-        {std::string(name.str()), position_of(name.source().begin), value_of(value)});
-  }
-  std::sort(section.entries.begin(), section.entries.end(),
-            [](const TomlEntry& a, const TomlEntry& b) {
-              return before(a.key_position, b.key_position);
-            });
+  section.entries = table_of(*table);
   return section;
 }
 
@@ -135,6 +140,7 @@ std::string describe_type(const TomlValue& value) {
     std::string operator()(bool) const { return "a boolean"; }
     std::string operator()(const std::string&) const { return "a string"; }
     std::string operator()(const TomlArray&) const { return "an array"; }
+    std::string operator()(const TomlTable&) const { return "a table"; }
     std::string operator()(const OtherToml& other) const { return other.what; }
   };
   return std::visit(Name{}, value.value);
@@ -157,6 +163,7 @@ std::string describe_value(const TomlValue& value) {
       }
       return "[" + text + "]";
     }
+    std::string operator()(const TomlTable&) const { return "a table"; }
     std::string operator()(const OtherToml& other) const { return other.what; }
   };
   return std::visit(Text{}, value.value);

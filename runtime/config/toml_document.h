@@ -16,16 +16,18 @@ struct TextPosition {
   std::uint32_t column = 1;
 };
 
-/// A value that no key takes: its name for messages ("a table", "a date").
+/// A value that no key takes: its name for messages ("a date").
 struct OtherToml {
   std::string what;
 };
 
 struct TomlValue;
 using TomlArray = std::vector<TomlValue>;
+struct TomlEntry;
+using TomlTable = std::vector<TomlEntry>;  ///< in order of position
 
 struct TomlValue {
-  std::variant<std::int64_t, double, bool, std::string, TomlArray, OtherToml> value;
+  std::variant<std::int64_t, double, bool, std::string, TomlArray, TomlTable, OtherToml> value;
   TextPosition position;
 };
 
@@ -40,7 +42,7 @@ struct TomlSection {
   std::string name;
   TextPosition position;  ///< of its header, or of the key
   std::optional<TomlValue> stray_value;
-  std::vector<TomlEntry> entries;  ///< in order of position
+  TomlTable entries;
 };
 
 struct TomlSyntaxError {

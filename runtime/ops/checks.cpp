@@ -31,6 +31,19 @@ void require_heads(const char* op, const char* what, ConstTensorView view,
   wrong_shape(op, what, view, sizes, "a contiguous last dim of ");
 }
 
+void require_alike(const char* op, std::initializer_list<NamedView> views) {
+  const NamedView& first = *views.begin();
+  for (const auto& [what, view] : views) {
+    if (view.contiguous() && view.dtype() == first.view.dtype() &&
+        view.elements() == first.view.elements())
+      continue;
+    fail(ExitCode::internal, op, ": ", what, " has ", view.elements(), " elements of ",
+         name(view.dtype()), view.contiguous() ? "" : " and is strided", "; ", first.what, " has ",
+         first.view.elements(), " of ", name(first.view.dtype()),
+         "; all must be alike, contiguous");
+  }
+}
+
 void require_dtype(const char* op, const char* what, ConstTensorView view,
                    std::initializer_list<DType> allowed) {
   if (std::ranges::find(allowed, view.dtype()) != allowed.end()) return;

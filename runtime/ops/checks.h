@@ -21,6 +21,13 @@ void require_shape(const char* op, const char* what, ConstTensorView view,
 void require_heads(const char* op, const char* what, ConstTensorView view,
                    std::initializer_list<std::int64_t> sizes);
 
+/// Throws unless all are contiguous, of one dtype and as many elements.
+struct NamedView {
+  const char* what;
+  ConstTensorView view;
+};
+void require_alike(const char* op, std::initializer_list<NamedView> views);
+
 /// Throws unless the view's dtype is one of `allowed`.
 void require_dtype(const char* op, const char* what, ConstTensorView view,
                    std::initializer_list<DType> allowed);

@@ -25,6 +25,20 @@ LONGHAUL_HOST_DEVICE inline Pair turned(Pair pair, float cosine, float sine) {
   return {pair.first * cosine - pair.second * sine, pair.second * cosine + pair.first * sine};
 }
 
+/// Of what e = e^-x belongs to.
+LONGHAUL_HOST_DEVICE inline float sigmoid_of(float e) { return 1.0f / (1.0f + e); }
+/// Gradients of x and of the gate of x * sigmoid(gate); e = e^-gate.
+LONGHAUL_HOST_DEVICE inline Pair sigmoid_gate_gradients(float x, float e, float dy) {
+  const float sigmoid = sigmoid_of(e);
+  return {dy * sigmoid, dy * x * sigmoid * (1.0f - sigmoid)};
+}
+
+/// max(x, 0)^2; NaN stays NaN.
+LONGHAUL_HOST_DEVICE inline float relu_squared(float x) { return x < 0 ? 0.0f : x * x; }
+LONGHAUL_HOST_DEVICE inline float relu_squared_gradient(float x, float dy) {
+  return x < 0 ? 0.0f : 2.0f * x * dy;
+}
+
 /// silu(gate) * up; e = e^-gate.
 LONGHAUL_HOST_DEVICE inline float gated(float gate, float up, float e) {
   const float sigmoid = 1.0f / (1.0f + e);  // the gradients take it too: one division serves all

@@ -9,7 +9,7 @@ namespace {
 
 void check(const char* op, const GatedNorm& norm, const ConstTensorView& x,
            const ConstTensorView& gate, const ConstTensorView& weight,
-           const ConstTensorView& inv_rms, const ConstTensorView& result) {
+           const ConstTensorView& result) {
   LONGHAUL_CHECK(x.dims() == 2, op, ": x has ", x.dims(), " dims; expected [n, w]");
   const std::int64_t rows = x.size(0), width = x.size(1);
   LONGHAUL_CHECK(norm.group > 0 && width % norm.group == 0, op, ": a group has ", norm.group,
@@ -21,7 +21,6 @@ void check(const char* op, const GatedNorm& norm, const ConstTensorView& x,
   detail::require_shape(op, "x", x, {rows, width});
   detail::require_dtype(op, "x", x, {DType::float32});
   detail::require_shape(op, "weight", weight, {weight.size(0)});
-  detail::require_shape(op, "inv_rms", inv_rms, {rows, width / norm.group});
   detail::require_shape(op, "y or dx", result, {rows, width});
   if (norm.activation == GateActivation::none) return;
   detail::require_shape(op, "gate", gate, {rows, width});
@@ -31,17 +30,17 @@ void check(const char* op, const GatedNorm& norm, const ConstTensorView& x,
 }  // namespace
 
 void gated_norm(const GatedNorm& norm, ConstTensorView x, ConstTensorView gate,
-                ConstTensorView weight, TensorView y, TensorView inv_rms, const Stream& stream) {
-  check("gated_norm", norm, x, gate, weight, inv_rms, y);
+                ConstTensorView weight, TensorView y, const Stream& stream) {
+  check("gated_norm", norm, x, gate, weight, y);
   require_cpu("gated_norm", stream);
-  detail::cpu_gated_norm(norm, x, gate, weight, y, inv_rms, stream);
+  detail::cpu_gated_norm(norm, x, gate, weight, y, stream);
 }
 
 void gated_norm_backward(const GatedNorm& norm, const GatedNormBackwardInputs& inputs,
                          TensorView dx, TensorView dgate, TensorView dweight,
                          const Stream& stream) {
   const char* op = "gated_norm_backward";
-  check(op, norm, inputs.x, inputs.gate, inputs.weight, inputs.inv_rms, dx);
+  check(op, norm, inputs.x, inputs.gate, inputs.weight, dx);
   detail::require_shape(op, "dy", inputs.dy, {dx.size(0), dx.size(1)});
   detail::require_dtype(op, "dy", inputs.dy, {DType::float32});
   detail::require_shape(op, "dweight", dweight, {inputs.weight.size(0)});

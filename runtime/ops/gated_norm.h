@@ -23,20 +23,18 @@ struct GatedNorm {
 
 /// Shapes: x[n,w] fp32, gate[n,w] float32 or bfloat16 (no data without one), weight[m] fp32, a
 /// multiple of the group that divides w: column c takes weight[c mod m] -> y[n,w] float32 or
-/// bfloat16 as gate, inv_rms[n,w/group] fp32. Aliasing: none. The same call with the inv_rms that
-/// it gave repeats y, bit for bit. Throws: Error on a shape or dtype mismatch; Error(config) on
+/// bfloat16, as gate. Aliasing: none. Throws: Error on a shape or dtype mismatch; Error(config) on
 /// CUDA, which has no kernel. Source: Dao and Gu 2024 (Mamba-2); Yang et al. 2025 (Gated DeltaNet).
 void gated_norm(const GatedNorm& norm, ConstTensorView x, ConstTensorView gate,
-                ConstTensorView weight, TensorView y, TensorView inv_rms, const Stream& stream);
+                ConstTensorView weight, TensorView y, const Stream& stream);
 
 struct GatedNormBackwardInputs {
   ConstTensorView x, gate, weight;  ///< forward's
-  ConstTensorView inv_rms;          ///< from the forward
   ConstTensorView dy;               ///< [n,w] fp32
 };
 /// dx[n,w] and dgate[n,w] (no data without a gate), both in the dtype of forward's y, are
 /// overwritten; dweight[m] fp32 is added to, rows summed in order and in double: the same bits
-/// whatever the number of threads.
+/// whatever the number of threads. Takes n w/group floats of the stream's memory for a while.
 void gated_norm_backward(const GatedNorm& norm, const GatedNormBackwardInputs& inputs,
                          TensorView dx, TensorView dgate, TensorView dweight, const Stream& stream);
 

@@ -32,22 +32,24 @@ struct Form {
     return (first ? dh * x : dy * y) * gate.slope;
   }
 
-  static float norm_group(const float* x, const T* gates, const float* weight, double eps, T* y,
-                          std::int64_t group) {
+  static float inverse_rms(const float* x, const T* gates, double eps, std::int64_t group) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (std::int64_t i = 0; i < group; ++i) {
       const auto h = static_cast<double>(before(x[i], gate(gates, i)));
       sum += h * h;
     }
-    const auto inverse =
-        static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(group) + eps));
+    return static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(group) + eps));
+  }
+
+  static void norm_group(const float* x, const T* gates, const float* weight, double eps, T* y,
+                         std::int64_t group) {
+    const float inverse = inverse_rms(x, gates, eps, group);
 #pragma omp simd
     for (std::int64_t i = 0; i < group; ++i) {
       const Slope g = gate(gates, i);
       y[i] = T(after(normed(before(x[i], g), inverse, weight[i]), g));
     }
-    return inverse;
   }
 
   static void backward_group(const float* x, const T* gates, const float* weight, float inverse,
@@ -113,19 +115,17 @@ T* on(T* data, std::int64_t i) {
 }  // namespace
 
 void cpu_gated_norm(const GatedNorm& norm, ConstTensorView x, ConstTensorView gate,
-                    ConstTensorView weight, TensorView y, TensorView inv_rms,
-                    const Stream& stream) {
-  const std::int64_t groups = inv_rms.elements(), group = norm.group, period = weight.size(0);
+                    ConstTensorView weight, TensorView y, const Stream& stream) {
+  const std::int64_t groups = y.elements() / norm.group, group = norm.group,
+                     period = weight.size(0);
   with_activation("gated_norm", y.dtype(), [&]<class T>() {
     with_form<T>(norm, [&]<class F>() {
       stream.cpu_task([=, eps = norm.eps, in = x.as<float>(), gates = data_of<T>(gate),
-                       weights = weight.as<float>(), out = y.as<T>(),
-                       inverse = inv_rms.as<float>()] {
+                       weights = weight.as<float>(), out = y.as<T>()] {
 #pragma omp parallel for if (groups * group >= kParallelElements)
         for (std::int64_t i = 0; i < groups; ++i) {
           const std::int64_t at = i * group;  // rows are multiples of the period
-          inverse[i] =
-              F::norm_group(in + at, on(gates, at), weights + at % period, eps, out + at, group);
+          F::norm_group(in + at, on(gates, at), weights + at % period, eps, out + at, group);
         }
       });
     });
@@ -137,15 +137,17 @@ void cpu_gated_norm_backward(const GatedNorm& norm, const GatedNormBackwardInput
                              const Stream& stream) {
   const std::int64_t rows = dx.size(0), width = dx.size(1), group = norm.group,
                      period = dweight.size(0);
+  const Tensor inv_rms({rows * width / group}, DType::float32, stream);
   with_activation("gated_norm_backward", dx.dtype(), [&]<class T>() {
     with_form<T>(norm, [&]<class F>() {
       stream.cpu_task([=, x = inputs.x.as<float>(), gates = data_of<T>(inputs.gate),
-                       weights = inputs.weight.as<float>(), inverse = inputs.inv_rms.as<float>(),
-                       dy = inputs.dy.as<float>(), to_x = dx.as<T>(), to_gate = data_of<T>(dgate),
-                       to_weight = dweight.as<float>()] {
+                       weights = inputs.weight.as<float>(), inverse = inv_rms.as<float>(),
+                       eps = norm.eps, dy = inputs.dy.as<float>(), to_x = dx.as<T>(),
+                       to_gate = data_of<T>(dgate), to_weight = dweight.as<float>()] {
 #pragma omp parallel for if (rows * width >= kParallelElements)
         for (std::int64_t i = 0; i < rows * width / group; ++i) {
           const std::int64_t at = i * group;
+          inverse[i] = F::inverse_rms(x + at, on(gates, at), eps, group);
           F::backward_group(x + at, on(gates, at), weights + at % period, inverse[i], dy + at,
                             to_x + at, on(to_gate, at), group);
         }

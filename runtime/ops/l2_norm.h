@@ -5,6 +5,8 @@
 
 namespace longhaul::runtime::ops {
 
+constexpr double kL2NormEps = 1e-6;  ///< of the published layers
+
 /// y = x / sqrt(sum(x^2) + eps) of each row and head: of the sum, not the mean.
 /// Shapes: x[n,H,D] float32 or bfloat16 -> y[n,H,D] as x; both may be strided in rows and heads.
 /// Aliasing: none. Throws: Error on a shape or dtype mismatch; Error(config) on CUDA, which has no

@@ -3,10 +3,10 @@
 // function only enqueues; sizes may be zero.
 //
 // x_cpu.cpp holds cpu_x. cuda_x is in a file by family: matmul_cuda.cpp (cuBLASLt),
-// rms_norm_cuda.cu, embedding_cuda.cu, pointwise_cuda.cu (rope, swiglu, cast), loss_cuda.cu
-// (cross_entropy) and update_cuda.cu (adamw, the norm's sums, clip_factor, fill_normal); or, in a
-// CPU build, in ops_no_cuda.cpp, which refuses. An operation without a cuda_x refuses a CUDA stream
-// in its x.cpp (runtime/require_cpu.h).
+// rms_norm_cuda.cu, embedding_cuda.cu, pointwise_cuda.cu (rope, swiglu, sigmoid_gate,
+// squared_relu, scaled, cast), loss_cuda.cu (cross_entropy) and update_cuda.cu (adamw, the norm's
+// sums, clip_factor, fill_normal); or, in a CPU build, in ops_no_cuda.cpp, which refuses. An
+// operation without a cuda_x refuses a CUDA stream in its x.cpp (runtime/require_cpu.h).
 
 #include "runtime/ops/adamw.h"
 #include "runtime/ops/cross_entropy.h"
@@ -53,7 +53,7 @@ void cpu_feature_map_backward(FeatureMap map, ConstTensorView x, ConstTensorView
                               const Stream& stream);
 
 void cpu_gated_norm(const GatedNorm& norm, ConstTensorView x, ConstTensorView gate,
-                    ConstTensorView weight, TensorView y, TensorView inv_rms, const Stream& stream);
+                    ConstTensorView weight, TensorView y, const Stream& stream);
 void cpu_gated_norm_backward(const GatedNorm& norm, const GatedNormBackwardInputs& inputs,
                              TensorView dx, TensorView dgate, TensorView dweight,
                              const Stream& stream);
@@ -90,13 +90,13 @@ void cpu_fill_normal(TensorView values, double mean, double stddev, RandomKey ke
 void cuda_fill_normal(TensorView values, double mean, double stddev, RandomKey key,
                       std::int64_t first_element, const Stream& stream);
 
-void cpu_rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
+void cpu_rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorView y,
                   TensorView inv_rms, const Stream& stream);
-void cuda_rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
+void cuda_rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorView y,
                    TensorView inv_rms, const Stream& stream);
-void cpu_rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
+void cpu_rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
                         TensorView y, const Stream& stream);
-void cuda_rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
+void cuda_rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
                          TensorView y, const Stream& stream);
 void cpu_rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write write_dx,
                            TensorView dweight, const Stream& stream);
@@ -111,6 +111,21 @@ void cpu_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines,
               TensorView y, const Stream& stream);
 void cuda_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
                TensorView y, const Stream& stream);
+
+void cpu_scaled(ConstTensorView x, double factor, Write write, TensorView y, const Stream& stream);
+void cuda_scaled(ConstTensorView x, double factor, Write write, TensorView y, const Stream& stream);
+
+void cpu_sigmoid_gate(ConstTensorView x, ConstTensorView gate, TensorView y, const Stream& stream);
+void cuda_sigmoid_gate(ConstTensorView x, ConstTensorView gate, TensorView y, const Stream& stream);
+void cpu_sigmoid_gate_backward(ConstTensorView x, TensorView gate, TensorView dy,
+                               const Stream& stream);
+void cuda_sigmoid_gate_backward(ConstTensorView x, TensorView gate, TensorView dy,
+                                const Stream& stream);
+
+void cpu_squared_relu(ConstTensorView x, TensorView y, const Stream& stream);
+void cuda_squared_relu(ConstTensorView x, TensorView y, const Stream& stream);
+void cpu_squared_relu_backward(TensorView x, TensorView dy, const Stream& stream);
+void cuda_squared_relu_backward(TensorView x, TensorView dy, const Stream& stream);
 
 void cpu_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream);
 void cuda_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream);

@@ -46,11 +46,11 @@ void cuda_matmul(const MatrixOperand&, const MatrixOperand&, const MatrixOperand
 void cuda_fill_normal(TensorView, double, double, RandomKey, std::int64_t, const Stream& stream) {
   no_cuda("fill_normal", stream);
 }
-void cuda_rms_norm(ConstTensorView, ConstTensorView, double, TensorView, TensorView,
+void cuda_rms_norm(ConstTensorView, const NormWeight&, double, TensorView, TensorView,
                    const Stream& stream) {
   no_cuda("rms_norm", stream);
 }
-void cuda_rms_norm_apply(ConstTensorView, ConstTensorView, ConstTensorView, TensorView,
+void cuda_rms_norm_apply(ConstTensorView, const NormWeight&, ConstTensorView, TensorView,
                          const Stream& stream) {
   no_cuda("rms_norm_apply", stream);
 }
@@ -64,6 +64,21 @@ void cuda_rope_table(ConstTensorView, double, TensorView, TensorView, const Stre
 void cuda_rope(ConstTensorView, ConstTensorView, ConstTensorView, Rotation, TensorView,
                const Stream& stream) {
   no_cuda("rope", stream);
+}
+void cuda_scaled(ConstTensorView, double, Write, TensorView, const Stream& stream) {
+  no_cuda("scaled", stream);
+}
+void cuda_sigmoid_gate(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("sigmoid_gate", stream);
+}
+void cuda_sigmoid_gate_backward(ConstTensorView, TensorView, TensorView, const Stream& stream) {
+  no_cuda("sigmoid_gate_backward", stream);
+}
+void cuda_squared_relu(ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("squared_relu", stream);
+}
+void cuda_squared_relu_backward(TensorView, TensorView, const Stream& stream) {
+  no_cuda("squared_relu_backward", stream);
 }
 void cuda_swiglu(ConstTensorView, TensorView, const Stream& stream) { no_cuda("swiglu", stream); }
 void cuda_swiglu_backward(TensorView, TensorView, const Stream& stream) {

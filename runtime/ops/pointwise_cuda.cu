@@ -1,4 +1,4 @@
-// What goes element by element on CUDA: rotation, the gated activation, casts.
+// What goes element by element on CUDA: rotation, activations, scaled sums, casts.
 
 #include "runtime/kernel.cuh"
 #include "runtime/ops/checks.h"
@@ -31,16 +31,22 @@ __global__ void __launch_bounds__(kThreads)
 template <int N, class From, class To>
 __global__ void __launch_bounds__(kThreads)
     rope_kernel(const From* x, std::int64_t x_step, const float* cosines, const float* sines,
-                float sign, To* y, std::int64_t y_step, std::int64_t rows, int heads, int half) {
-  const int parts = half / N;  // of a head
+                float sign, To* y, std::int64_t y_step, std::int64_t rows, int heads, int half,
+                int dim) {
+  const int turned_parts = half / N, parts = dim / N - turned_parts;  // of a head
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     for (int item = static_cast<int>(threadIdx.x); item < heads * parts;
          item += static_cast<int>(blockDim.x)) {
-      const int i = item % parts * N, at = item / parts * 2 * half + i;
+      const bool turns = item % parts < turned_parts;
+      const int i = (item % parts + (turns ? 0 : turned_parts)) * N, at = item / parts * dim + i;
       const From* from = x + row * x_step + at;
       To* to = y + row * y_step + at;
       float first[N], second[N], cosine[N], sine[N];
       load(from, first);
+      if (!turns) {
+        store(first, to);
+        continue;
+      }
       load(from + half, second);
       load(cosines + row * half + i, cosine);
       load(sines + row * half + i, sine);
@@ -101,6 +107,86 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// y = x * sigmoid(gate) of each element.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sigmoid_gate_kernel(const T* x, const T* gate, T* y, std::int64_t n, bool packed) {
+  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
+    float values[count()], gates[count()];
+    load(x + i, values);
+    load(gate + i, gates);
+#pragma unroll
+    for (int j = 0; j < count(); ++j) values[j] *= sigmoid_of(expf(-gates[j]));
+    store(values, y + i);
+  });
+}
+
+/// gate <- its gradient, dy <- that of x.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sigmoid_gate_backward_kernel(const T* x, T* gate, T* dy, std::int64_t n, bool packed) {
+  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
+    float values[count()], gates[count()], slopes[count()];
+    load(x + i, values);
+    load(gate + i, gates);
+    load(dy + i, slopes);
+#pragma unroll
+    for (int j = 0; j < count(); ++j) {
+      const Pair gradients = sigmoid_gate_gradients(values[j], expf(-gates[j]), slopes[j]);
+      slopes[j] = gradients.first;
+      gates[j] = gradients.second;
+    }
+    store(gates, gate + i);
+    store(slopes, dy + i);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    squared_relu_kernel(const T* x, T* y, std::int64_t n, bool packed) {
+  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
+    float values[count()];
+    load(x + i, values);
+#pragma unroll
+    for (int j = 0; j < count(); ++j) values[j] = relu_squared(values[j]);
+    store(values, y + i);
+  });
+}
+
+/// x <- its gradient, dy <- the output again.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    squared_relu_backward_kernel(T* x, T* dy, std::int64_t n, bool packed) {
+  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
+    float values[count()], slopes[count()];
+    load(x + i, values);
+    load(dy + i, slopes);
+#pragma unroll
+    for (int j = 0; j < count(); ++j) {
+      const float value = values[j];
+      values[j] = relu_squared_gradient(value, slopes[j]);
+      slopes[j] = relu_squared(value);
+    }
+    store(values, x + i);
+    store(slopes, dy + i);
+  });
+}
+
+/// y = factor x, or y + factor x.
+template <bool kAdd, class From, class To>
+__global__ void __launch_bounds__(kThreads)
+    scaled_kernel(const From* x, float factor, To* y, std::int64_t n, bool packed) {
+  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
+    float values[count()], sums[count()] = {};
+    load(x + i, values);
+    if constexpr (kAdd) load(y + i, sums);
+#pragma unroll
+    for (int j = 0; j < count(); ++j)
+      values[j] = kAdd ? sums[j] + factor * values[j] : factor * values[j];
+    store(values, y + i);
+  });
+}
+
 template <class From, class To>
 __global__ void __launch_bounds__(kThreads)
     cast_kernel(const From* from, To* to, std::int64_t n, bool packed) {
@@ -131,19 +217,19 @@ void cuda_rope_table(ConstTensorView positions, double theta, TensorView cosines
 
 void cuda_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
                TensorView y, const Stream& stream) {
-  const std::int64_t rows = x.size(0), heads = x.size(1), half = x.size(2) / 2;
+  const std::int64_t rows = x.size(0), heads = x.size(1), dim = x.size(2), half = cosines.size(1);
   const std::int64_t x_step = x.stride(0), y_step = y.stride(0);
   if (x.elements() == 0) return;
   const float sign = rotation == Rotation::forward ? 1.0f : -1.0f;
   const bool packed = aligned_rows(half, x.data(), y.data(), cosines.data(), sines.data()) &&
-                      x_step % kPack == 0 && y_step % kPack == 0;
+                      dim % kPack == 0 && x_step % kPack == 0 && y_step % kPack == 0;
   with_activation("rope", x.dtype(), [&]<class From>() {
     with_activation("rope", y.dtype(), [&]<class To>() {
       with_count(packed, [&](auto count) {
         launch(rope_kernel<count(), From, To>, blocks_for(rows, 1),
-               threads_for(heads * half / count()), stream, x.as<From>(), x_step,
+               threads_for(heads * (dim - half) / count()), stream, x.as<From>(), x_step,
                cosines.as<float>(), sines.as<float>(), sign, y.as<To>(), y_step, rows,
-               static_cast<int>(heads), static_cast<int>(half));
+               static_cast<int>(heads), static_cast<int>(half), static_cast<int>(dim));
       });
     });
   });
@@ -167,6 +253,62 @@ void cuda_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& strea
     with_count(aligned_rows(f, gate_up.data(), dy.data()), [&](auto count) {
       launch(swiglu_backward_kernel<count(), T>, blocks_for(rows, 1), threads_for(f / count()),
              stream, gate_up.as<T>(), dy.as<T>(), rows, f);
+    });
+  });
+}
+
+void cuda_sigmoid_gate(ConstTensorView x, ConstTensorView gate, TensorView y,
+                       const Stream& stream) {
+  const std::int64_t n = x.elements();
+  if (n == 0) return;
+  const bool packed = aligned(x.data(), gate.data(), y.data());
+  with_activation("sigmoid_gate", x.dtype(), [&]<class T>() {
+    launch(sigmoid_gate_kernel<T>, blocks_for_packs(n, packed), kThreads, stream, x.as<T>(),
+           gate.as<T>(), y.as<T>(), n, packed);
+  });
+}
+
+void cuda_sigmoid_gate_backward(ConstTensorView x, TensorView gate, TensorView dy,
+                                const Stream& stream) {
+  const std::int64_t n = x.elements();
+  if (n == 0) return;
+  const bool packed = aligned(x.data(), gate.data(), dy.data());
+  with_activation("sigmoid_gate_backward", x.dtype(), [&]<class T>() {
+    launch(sigmoid_gate_backward_kernel<T>, blocks_for_packs(n, packed), kThreads, stream,
+           x.as<T>(), gate.as<T>(), dy.as<T>(), n, packed);
+  });
+}
+
+void cuda_squared_relu(ConstTensorView x, TensorView y, const Stream& stream) {
+  const std::int64_t n = x.elements();
+  if (n == 0) return;
+  const bool packed = aligned(x.data(), y.data());
+  with_activation("squared_relu", x.dtype(), [&]<class T>() {
+    launch(squared_relu_kernel<T>, blocks_for_packs(n, packed), kThreads, stream, x.as<T>(),
+           y.as<T>(), n, packed);
+  });
+}
+
+void cuda_squared_relu_backward(TensorView x, TensorView dy, const Stream& stream) {
+  const std::int64_t n = x.elements();
+  if (n == 0) return;
+  const bool packed = aligned(x.data(), dy.data());
+  with_activation("squared_relu_backward", x.dtype(), [&]<class T>() {
+    launch(squared_relu_backward_kernel<T>, blocks_for_packs(n, packed), kThreads, stream,
+           x.as<T>(), dy.as<T>(), n, packed);
+  });
+}
+
+void cuda_scaled(ConstTensorView x, double factor, Write write, TensorView y,
+                 const Stream& stream) {
+  const std::int64_t n = x.elements();
+  if (n == 0) return;
+  const bool packed = aligned(x.data(), y.data());
+  with_activation("scaled", x.dtype(), [&]<class From>() {
+    with_activation("scaled", y.dtype(), [&]<class To>() {
+      launch(write == Write::add ? scaled_kernel<true, From, To> : scaled_kernel<false, From, To>,
+             blocks_for_packs(n, packed), kThreads, stream, x.as<From>(),
+             static_cast<float>(factor), y.as<To>(), n, packed);
     });
   });
 }

@@ -10,7 +10,7 @@ void cpu_fill_normal(TensorView values, double mean, double stddev, RandomKey ke
       const std::int64_t first_block = first_element / 4, last_block = (first_element + n + 3) / 4;
 #pragma omp parallel for if (n >= kParallelElements)
       for (std::int64_t block = first_block; block < last_block; ++block) {
-        const Normals drawn = normals(key, static_cast<std::uint64_t>(block));
+        const Four drawn = normals(key, static_cast<std::uint64_t>(block));
         for (int lane = 0; lane < 4; ++lane) {
           const std::int64_t at = block * 4 + lane - first_element;
           if (at < 0 || at >= n) continue;

@@ -6,25 +6,25 @@
 namespace longhaul::runtime::ops {
 namespace {
 
-void check(const char* op, const ConstTensorView& x, const ConstTensorView& weight,
+void check(const char* op, const ConstTensorView& x, const NormWeight& weight,
            const ConstTensorView& inv_rms, const ConstTensorView& other) {
   LONGHAUL_CHECK(x.dims() == 2, op, ": x has ", x.dims(), " dims; expected [rows, h]");
   detail::require_shape(op, "x", x, {x.size(0), x.size(1)});
-  detail::require_shape(op, "weight", weight, {x.size(1)});
+  detail::require_shape(op, "weight", weight.values, {x.size(1)});
   detail::require_shape(op, "inv_rms", inv_rms, {x.size(0)});
   detail::require_shape(op, "y or dy", other, {x.size(0), x.size(1)});
 }
 
 }  // namespace
 
-void rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
+void rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorView y,
               TensorView inv_rms, const Stream& stream) {
   check("rms_norm", x, weight, inv_rms, y);
   if (detail::on_cuda(stream)) return detail::cuda_rms_norm(x, weight, eps, y, inv_rms, stream);
   detail::cpu_rms_norm(x, weight, eps, y, inv_rms, stream);
 }
 
-void rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
+void rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
                     TensorView y, const Stream& stream) {
   check("rms_norm_apply", x, weight, inv_rms, y);
   if (detail::on_cuda(stream)) return detail::cuda_rms_norm_apply(x, weight, inv_rms, y, stream);

@@ -11,8 +11,18 @@ namespace {
 
 constexpr std::int64_t kColumns = 64;  // of the weight gradient, summed by one thread
 
+/// What a norm multiplies by.
+struct Factors {
+  const float* values;
+  float offset;
+
+  explicit Factors(const NormWeight& weight)
+      : values(weight.values.as<float>()), offset(weight.offset) {}
+  float operator[](std::int64_t i) const { return offset + values[i]; }
+};
+
 template <class T>
-void apply_row(const T* x, const float* weight, float inv_rms, T* y, std::int64_t h) {
+void apply_row(const T* x, const Factors& weight, float inv_rms, T* y, std::int64_t h) {
 #pragma omp simd
   for (std::int64_t i = 0; i < h; ++i) y[i] = T(normed(to_float(x[i]), inv_rms, weight[i]));
 }
@@ -27,7 +37,7 @@ float inverse_rms(const T* x, std::int64_t h, double eps) {
 
 /// dx = inv_rms * (weight dy - x * inv_rms^2 * mean(weight dy x)).
 template <class T>
-void backward_row(const T* x, const float* weight, float inv_rms, const float* dy, T* dx,
+void backward_row(const T* x, const Factors& weight, float inv_rms, const float* dy, T* dx,
                   Write write, std::int64_t h) {
   double dot = 0;
 #pragma omp simd reduction(+ : dot)
@@ -68,11 +78,11 @@ void backward_columns(const T* x, const float* inv_rms, const float* dy, float* 
 
 }  // namespace
 
-void cpu_rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
+void cpu_rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorView y,
                   TensorView inv_rms, const Stream& stream) {
   with_activation("rms_norm", x.dtype(), [&]<class T>() {
     const T* in = x.as<T>();
-    const float* scale = weight.as<float>();
+    const Factors factors(weight);
     T* out = y.as<T>();
     float* inverse = inv_rms.as<float>();
     const std::int64_t rows = x.size(0), h = x.size(1);
@@ -80,24 +90,24 @@ void cpu_rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorV
 #pragma omp parallel for if (rows * h >= kParallelElements)
       for (std::int64_t row = 0; row < rows; ++row) {
         inverse[row] = inverse_rms(in + row * h, h, eps);
-        apply_row(in + row * h, scale, inverse[row], out + row * h, h);
+        apply_row(in + row * h, factors, inverse[row], out + row * h, h);
       }
     });
   });
 }
 
-void cpu_rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
+void cpu_rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
                         TensorView y, const Stream& stream) {
   with_activation("rms_norm_apply", x.dtype(), [&]<class T>() {
     const T* in = x.as<T>();
-    const float* scale = weight.as<float>();
+    const Factors factors(weight);
     const float* inverse = inv_rms.as<float>();
     T* out = y.as<T>();
     const std::int64_t rows = x.size(0), h = x.size(1);
     stream.cpu_task([=] {
 #pragma omp parallel for if (rows * h >= kParallelElements)
       for (std::int64_t row = 0; row < rows; ++row) {
-        apply_row(in + row * h, scale, inverse[row], out + row * h, h);
+        apply_row(in + row * h, factors, inverse[row], out + row * h, h);
       }
     });
   });
@@ -107,7 +117,7 @@ void cpu_rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, W
                            TensorView dweight, const Stream& stream) {
   with_activation("rms_norm_backward", inputs.x.dtype(), [&]<class T>() {
     const T* x = inputs.x.as<T>();
-    const float* weight = inputs.weight.as<float>();
+    const Factors weight(inputs.weight);
     const float* inv_rms = inputs.inv_rms.as<float>();
     const float* dy = inputs.dy.as<float>();
     T* dx_out = dx.as<T>();

@@ -42,6 +42,20 @@ struct Held<1, T> {
   __device__ void values(float (&to)[1]) const { to[0] = value; }
 };
 
+/// What a norm multiplies by.
+struct Factors {
+  const float* values;
+  float offset;
+
+  /// factors <- a pack of them, from column i on.
+  template <int N>
+  __device__ void take(std::int64_t i, float (&factors)[N]) const {
+    load(values + i, factors);
+#pragma unroll
+    for (int j = 0; j < N; ++j) factors[j] = offset + factors[j];
+  }
+};
+
 /// sum += the squares of a pack's values, in double.
 template <int N>
 __device__ void add_squares(const float (&values)[N], double& sum) {
@@ -51,10 +65,10 @@ __device__ void add_squares(const float (&values)[N], double& sum) {
 
 /// y[i...] = a pack's values, normed.
 template <int N, class T>
-__device__ void apply_pack(float (&values)[N], const float* weight, float inverse, T* y,
+__device__ void apply_pack(float (&values)[N], const Factors& weight, float inverse, T* y,
                            std::int64_t i) {
   float weights[N];
-  load(weight + i, weights);
+  weight.take(i, weights);
 #pragma unroll
   for (int j = 0; j < N; ++j) values[j] = normed(values[j], inverse, weights[j]);
   store(values, y + i);
@@ -62,7 +76,7 @@ __device__ void apply_pack(float (&values)[N], const float* weight, float invers
 
 template <int N, class T>
 __global__ void __launch_bounds__(kThreads)
-    norm_kernel(const T* x, const float* weight, double eps, T* y, float* inv_rms,
+    norm_kernel(const T* x, const Factors weight, double eps, T* y, float* inv_rms,
                 std::int64_t rows, std::int64_t h) {
   constexpr int kPacks = 8;  // of a lane, that stay in its registers
   constexpr std::int64_t kStep = 32 * N;
@@ -109,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int N, class T>
 __global__ void __launch_bounds__(kThreads)
-    norm_apply_kernel(const T* x, const float* weight, const float* inv_rms, T* y,
+    norm_apply_kernel(const T* x, const Factors weight, const float* inv_rms, T* y,
                       std::int64_t rows, std::int64_t h) {
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     for (std::int64_t i = threadIdx.x * N; i < h; i += blockDim.x * N) {
@@ -126,7 +140,8 @@ __device__ inline std::int64_t slot(std::int64_t c, int pack, std::int64_t h) {
 }
 
 struct NormBackward {
-  const float *weight, *inv_rms, *dy;
+  Factors weight;
+  const float *inv_rms, *dy;
   double* partial;  // [chunks, h]: sums over a chunk's rows of dy x inv_rms, by slot
   std::int64_t rows, h, chunk_rows;
 };
@@ -244,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks - (kWide || sizeof(T
   const std::int64_t first = threadIdx.x * N;
   constexpr std::int64_t kStep = kThreads * N;
   float weights[N] = {};
-  if (first < in.h) load(in.weight + first, weights);
+  if (first < in.h) in.weight.take(first, weights);
   double sums[N] = {};
   int turn = 0;
   for (std::int64_t row = begin; row < end; row += kTogether, turn ^= 1) {
@@ -260,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks - (kWide || sizeof(T
     }
     for (std::int64_t i = first + kStep; kWide && i < in.h; i += kStep) {
       float more_weights[N];
-      load(in.weight + i, more_weights);
+      in.weight.take(i, more_weights);
       HeldRows<N, T> more;
       more.take(x, in.dy, at + i, in.h, count);
       more.add_dots(more_weights, count, dots);
@@ -270,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks - (kWide || sizeof(T
       write_rows<N, kAdd>(held, old, weights, of, dx, at + first, in.h, count, sums);
     for (std::int64_t i = first + kStep; kWide && i < in.h; i += kStep) {
       float more_weights[N];
-      load(in.weight + i, more_weights);
+      in.weight.take(i, more_weights);
       double more_sums[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) more_sums[j] = row == begin ? 0 : partial[slot(i + j, N, in.h)];
@@ -315,6 +330,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+Factors factors_of(const NormWeight& weight) { return {weight.values.as<float>(), weight.offset}; }
+
 /// Rows of a chunk: they follow from the number of rows alone, so the sums do.
 std::int64_t rows_of_chunk(std::int64_t rows) {
   constexpr std::int64_t kChunks = 132 * kBackwardBlocks;  // all of the largest device's at once
@@ -324,26 +341,26 @@ std::int64_t rows_of_chunk(std::int64_t rows) {
 
 }  // namespace
 
-void cuda_rms_norm(ConstTensorView x, ConstTensorView weight, double eps, TensorView y,
+void cuda_rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorView y,
                    TensorView inv_rms, const Stream& stream) {
   const std::int64_t rows = x.size(0), h = x.size(1);
   if (rows == 0) return;
   with_activation("rms_norm", x.dtype(), [&]<class T>() {
-    with_count(aligned_rows(h, x.data(), weight.data(), y.data()), [&](auto count) {
+    with_count(aligned_rows(h, x.data(), weight.values.data(), y.data()), [&](auto count) {
       launch(norm_kernel<count(), T>, blocks_for(rows, kWarps), kThreads, stream, x.as<T>(),
-             weight.as<float>(), eps, y.as<T>(), inv_rms.as<float>(), rows, h);
+             factors_of(weight), eps, y.as<T>(), inv_rms.as<float>(), rows, h);
     });
   });
 }
 
-void cuda_rms_norm_apply(ConstTensorView x, ConstTensorView weight, ConstTensorView inv_rms,
+void cuda_rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
                          TensorView y, const Stream& stream) {
   const std::int64_t rows = x.size(0), h = x.size(1);
   if (rows == 0) return;
   with_activation("rms_norm_apply", x.dtype(), [&]<class T>() {
-    with_count(aligned_rows(h, x.data(), weight.data(), y.data()), [&](auto count) {
+    with_count(aligned_rows(h, x.data(), weight.values.data(), y.data()), [&](auto count) {
       launch(norm_apply_kernel<count(), T>, blocks_for(rows, 1), threads_for(h / count()), stream,
-             x.as<T>(), weight.as<float>(), inv_rms.as<float>(), y.as<T>(), rows, h);
+             x.as<T>(), factors_of(weight), inv_rms.as<float>(), y.as<T>(), rows, h);
     });
   });
 }
@@ -355,7 +372,7 @@ void cuda_rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, 
   const std::int64_t chunk_rows = rows_of_chunk(rows),
                      chunks = (rows + chunk_rows - 1) / chunk_rows;
   const Buffer partial = stream.allocate(chunks * h * static_cast<std::int64_t>(sizeof(double)));
-  const NormBackward in{inputs.weight.as<float>(),
+  const NormBackward in{factors_of(inputs.weight),
                         inputs.inv_rms.as<float>(),
                         inputs.dy.as<float>(),
                         reinterpret_cast<double*>(partial.data()),
@@ -363,7 +380,7 @@ void cuda_rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, 
                         h,
                         chunk_rows};
   const bool packed =
-      aligned_rows(h, inputs.x.data(), inputs.weight.data(), inputs.dy.data(), dx.data());
+      aligned_rows(h, inputs.x.data(), inputs.weight.values.data(), inputs.dy.data(), dx.data());
   with_activation("rms_norm_backward", inputs.x.dtype(), [&]<class T>() {
     with_count(packed, [&](auto count) {
       constexpr int kOfThread = count();

@@ -37,13 +37,14 @@ void rope_table(ConstTensorView positions, double theta, TensorView cosines, Ten
 
 void rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
           TensorView y, const Stream& stream) {
-  LONGHAUL_CHECK(x.dims() == 3 && x.size(2) % 2 == 0, "rope: x has ", x.dims(),
-                 " dims; expected [rows, heads, even D]");
-  const std::int64_t rows = x.size(0), dim = x.size(2);
+  LONGHAUL_CHECK(x.dims() == 3 && cosines.dims() == 2 && 2 * cosines.size(1) <= x.size(2),
+                 "rope: x has ", x.dims(), " dims, tables ", cosines.dims(),
+                 "; expected x[rows, heads, D] and tables [rows, R/2], R <= D");
+  const std::int64_t rows = x.size(0), half = cosines.size(1);
   require_heads("x", x, x);
   require_heads("y", y, x);
-  detail::require_shape("rope", "cosines", cosines, {rows, dim / 2});
-  detail::require_shape("rope", "sines", sines, {rows, dim / 2});
+  detail::require_shape("rope", "cosines", cosines, {rows, half});
+  detail::require_shape("rope", "sines", sines, {rows, half});
   if (detail::on_cuda(stream)) return detail::cuda_rope(x, cosines, sines, rotation, y, stream);
   detail::cpu_rope(x, cosines, sines, rotation, y, stream);
 }

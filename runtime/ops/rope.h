@@ -5,8 +5,8 @@
 
 namespace longhaul::runtime::ops {
 
-/// cos and sin of position * theta^(-2i/D), i < D/2, computed in double: exact to fp32 at any
-/// position. Shapes: positions[rows] int32 or int64 -> cosines[rows,D/2], sines[rows,D/2] fp32.
+/// cos and sin of position * theta^(-2i/R), i < R/2, computed in double: exact to fp32 at any
+/// position. Shapes: positions[rows] int32 or int64 -> cosines[rows,R/2], sines[rows,R/2] fp32.
 void rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
                 const Stream& stream);
 
@@ -15,11 +15,11 @@ enum class Rotation : unsigned char {
   inverse  ///< the adjoint: gradients of rotated values -> gradients of the values
 };
 
-/// y <- x with each pair (i, i + D/2) of every head turned by its row's angle i ("rotate half", the
-/// convention of Hugging Face's Llama weights). Computed in fp32, rounded once.
-/// Shapes: x[rows,heads,D] float32 or bfloat16, D even -> y same, of either dtype; rows may lie
-/// apart in each (a slice of heads); tables [rows,D/2] fp32, contiguous. Aliasing: y may be x.
-/// Source: Su et al. 2021 (RoFormer).
+/// y <- x with each pair (i, i + R/2), i < R/2, of every head turned by its row's angle i ("rotate
+/// half", the convention of Hugging Face's Llama weights); dims from R on stay as they are.
+/// Computed in fp32, rounded once. Shapes: x[rows,heads,D] float32 or bfloat16 -> y same, of either
+/// dtype; rows may lie apart in each (a slice of heads); tables [rows,R/2] fp32, contiguous, R <=
+/// D. Aliasing: y may be x. Source: Su et al. 2021 (RoFormer).
 void rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
           TensorView y, const Stream& stream);
 

@@ -29,13 +29,14 @@ void fill_tables(const Position* positions, double theta, float* cosines, float*
 /// One head.
 template <class From, class To>
 void rotate(const From* x, const float* cosines, const float* sines, float sign, To* y,
-            std::int64_t half) {
+            std::int64_t half, std::int64_t dim) {
 #pragma omp simd
   for (std::int64_t i = 0; i < half; ++i) {
     const Pair pair = turned({to_float(x[i]), to_float(x[i + half])}, cosines[i], sign * sines[i]);
     y[i] = To(pair.first);
     y[i + half] = To(pair.second);
   }
+  for (std::int64_t i = 2 * half; i < dim; ++i) y[i] = To(to_float(x[i]));
 }
 
 }  // namespace
@@ -56,7 +57,7 @@ void cpu_rope_table(ConstTensorView positions, double theta, TensorView cosines,
 
 void cpu_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
               TensorView y, const Stream& stream) {
-  const std::int64_t rows = x.size(0), heads = x.size(1), dim = x.size(2), half = dim / 2;
+  const std::int64_t rows = x.size(0), heads = x.size(1), dim = x.size(2), half = cosines.size(1);
   const std::int64_t x_step = x.stride(0), y_step = y.stride(0);
   const float sign = rotation == Rotation::forward ? 1.0f : -1.0f;
   const float* c = cosines.as<float>();
@@ -68,7 +69,7 @@ void cpu_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines,
         for (std::int64_t row = 0; row < rows; ++row) {
           for (std::int64_t head = 0; head < heads; ++head) {
             rotate(from + row * x_step + head * dim, c + row * half, s + row * half, sign,
-                   to + row * y_step + head * dim, half);
+                   to + row * y_step + head * dim, half, dim);
           }
         }
       });

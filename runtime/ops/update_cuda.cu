@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t block =
            first_block + static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
        block < last_block; block += step) {
-    const Normals drawn = normals(key, static_cast<std::uint64_t>(block));
+    const Four drawn = normals(key, static_cast<std::uint64_t>(block));
 #pragma unroll
     for (int lane = 0; lane < 4; ++lane) {
       const std::int64_t at = block * 4 + lane - first_element;

@@ -359,7 +359,7 @@ TEST_P(Tokens, Normaliser) {
                  ones({rows(), heads, dim + 1}, dtype(), stream),
                  te = make_tensor(extended, {rows(), heads, dim + 1}, DType::float32, stream),
                  out({rows(), heads, dim}, DType::float32, stream),
-                 tdo = make_tensor(dout, {rows(), heads, dim}, dtype(), stream),
+                 tdo = make_tensor(dout, {rows(), heads, dim}, DType::float32, stream),
                  tde({rows(), heads, dim + 1}, dtype(), stream);
     append_ones(tv, ones, stream);
     normalise(te, out, stream);

@@ -9,7 +9,9 @@
 #include <set>
 
 #include "launch/config.h"
+#include "launch/model_keys.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/family_configs.h"
 #include "tests/support/temp_directory.h"
 
 namespace longhaul::launch {
@@ -45,10 +47,16 @@ std::string in_folder(std::string text) {
   return at == std::string::npos ? text : text.replace(at, 6, folder.path().string());
 }
 
-TrainConfig load(std::vector<std::string> sets = {}) {
+TrainConfig load(std::vector<std::string> sets = {}, const std::string& text = kConfig) {
   const test::TempDirectory folder;
   for (std::string& set : sets) set = in_folder(set);
-  return load_config(folder.write("run.toml", in_folder(kConfig)), sets).config;
+  return load_config(folder.write("run.toml", in_folder(text)), sets).config;
+}
+/// With the lines of another family.
+std::string text_of_family(const std::string& family) {
+  std::string text = kConfig;
+  const std::size_t begin = text.find("[model]"), end = text.find("[data]");
+  return text.replace(begin, end - begin, test::model_section(test::family_lines(family)));
 }
 
 runtime::CheckpointMetadata checkpoint_of(const TrainConfig& config, std::int64_t step = 8) {
@@ -133,10 +141,60 @@ const std::map<std::string, std::vector<std::string>> kOther = {
     {"debug.deterministic", {"true"}},
     {"debug.threads", {"3"}},
 };
-/// Keys with a single value so far, or that go with a mask or layers of their own (below).
+/// The same of keys that Llama has no use for, of the first family that has; all are meaning.
+const std::map<std::string, std::string> kOtherOfFamilies = {
+    {"model.partial_rotary_factor", "0.5"},
+    {"model.linear_num_key_heads", "1"},
+    {"model.linear_num_value_heads", "8"},
+    {"model.linear_key_head_dim", "4"},
+    {"model.linear_value_head_dim", "4"},
+    {"model.linear_conv_kernel_dim", "3"},
+    {"model.shared_intermediate_size", "32"},
+    {"model.position_embedding_type", "rope"},
+    {"model.embedding_multiplier", "2"},
+    {"model.residual_multiplier", "0.5"},
+    {"model.attention_multiplier", "0.5"},
+    {"model.logits_scaling", "2"},
+    {"model.mamba_d_state", "4"},
+    {"model.mamba_n_groups", "2"},
+    {"model.mamba_d_conv", "3"},
+    {"model.mamba_conv_bias", "false"},
+    {"model.time_step_limit", "[0.0, 1.0]"},
+    {"model.hybrid_override_pattern", "*M"},
+    {"model.layer_norm_epsilon", "1e-6"},
+    {"model.mamba_num_heads", "4"},
+    {"model.mamba_head_dim", "4"},
+    {"model.ssm_state_size", "4"},
+    {"model.n_groups", "2"},
+    {"model.conv_kernel", "3"},
+    {"model.use_conv_bias", "false"},
+    {"model.full_attn_alpha_factor", "2"},
+    {"model.full_attn_beta_factor", "2"},
+    {"model.linear_attn_alpha_factor", "2"},
+    {"model.linear_attn_beta_factor", "2"},
+    {"model.mlp_alpha_factor", "2"},
+    {"model.mlp_beta_factor", "2"},
+    {"model.linear_attention", "gla"},
+    {"model.feature_map", "relu"},
+    {"model.normalize", "true"},
+    {"model.first_k_dense_replace", "3"},
+    {"model.linear_attn_config.num_heads", "4"},
+    {"model.linear_attn_config.head_dim", "4"},
+    {"model.linear_attn_config.short_conv_kernel_size", "3"},
+};
+/// Keys with a single value so far, or that go with others, or with a mask or layers of their own
+/// (below, and families_test.cpp).
 const Keys kNotAlone = {"model.architecture",
                         "model.layer_types",
                         "model.sliding_window",
+                        "model.full_attention_interval",
+                        "model.mlp_only_layers",
+                        "model.num_local_experts",
+                        "model.mamba_n_heads",
+                        "model.mamba_d_head",
+                        "model.mamba_expand",
+                        "model.linear_attn_config.kda_layers",
+                        "model.linear_attn_config.full_attn_layers",
                         "data.window",
                         "data.prefix",
                         "data.global",
@@ -168,6 +226,14 @@ TEST(ConfigChanges, EveryKeyIsRefusedToldOrFree) {
     const std::string path = key.path();
     SCOPED_TRACE(path);
     if (kNotAlone.contains(path)) continue;
+    if (const auto other = kOtherOfFamilies.find(path); other != kOtherOfFamilies.end()) {
+      const std::string text = text_of_family(families_of_key(key).front());
+      const ConfigChanges found =
+          compare(checkpoint_of(load({}, text)), load({path + "=" + other->second}, text));
+      EXPECT_EQ(keys(found.meaning), Keys{path});
+      EXPECT_TRUE(found.run.empty());
+      continue;
+    }
     ASSERT_TRUE(kOther.contains(path)) << "a new key: say here whether it may change";
     const std::vector<std::string>& other = kOther.at(path);
     std::vector<std::string> sets = {path + "=" + other.front()};

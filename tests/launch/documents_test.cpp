@@ -189,20 +189,9 @@ std::vector<double> direction(const std::string& name, std::size_t elements) {
   return test::random_values(static_cast<std::int64_t>(elements), seed);
 }
 
-models::LlamaConfig oracle_config(const ModelConfig& model) {
-  models::LlamaConfig llama;
-  llama.hidden_size = model.hidden_size;
-  llama.intermediate_size = model.intermediate_size;
-  llama.num_hidden_layers = model.num_hidden_layers;
-  llama.num_attention_heads = model.num_attention_heads;
-  llama.num_key_value_heads = model.num_key_value_heads;
-  llama.head_dim = model.head_dim;
-  llama.rms_norm_eps = model.rms_norm_eps;
-  llama.rope_theta = model.rope_theta;
-  llama.vocab_size = kVocabulary;
-  llama.layer_types = model.layer_types;
-  llama.sliding_window = model.sliding_window.value_or(0);
-  return llama;
+ModelConfig oracle_config(ModelConfig model) {
+  model.vocab_size = kVocabulary;
+  return model;
 }
 
 /// The first step of training, from weights that the oracle knows.
@@ -253,7 +242,7 @@ Step train_step(const TrainConfig& config, const runtime::Corpus& corpus,
 Step oracle_step(const TrainConfig& config, const TokenDocuments& documents,
                  const std::vector<std::int64_t>& begins, const test::NamedValues& weights) {
   const DocumentWords of_mask = test::words_of(readme(), config.data.mask);
-  const models::LlamaConfig llama = oracle_config(config.model);
+  const ModelConfig llama = oracle_config(config.model);
   std::vector<test::OracleBatch> batches;
   std::vector<SequenceWords> words;
   Step step;

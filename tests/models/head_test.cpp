@@ -21,23 +21,24 @@ using test::Rig;
 using test::with_rigs;
 using Values = std::vector<double>;
 
-LlamaConfig head_config(std::int64_t hidden, std::int64_t vocabulary) {
-  LlamaConfig config;
+ModelConfig head_config(std::int64_t hidden, std::int64_t vocabulary) {
+  ModelConfig config;
   config.hidden_size = hidden;
   config.intermediate_size = 1;
   config.num_hidden_layers = 1;
   config.num_attention_heads = config.num_key_value_heads = 1;
   config.head_dim = 2;
+  config.rms_norm_eps = 1e-5;
   config.vocab_size = vocabulary;
   return config;
 }
 
-Head make_head(const LlamaConfig& c, const parallel::ParameterTable& table,
+Head make_head(const ModelConfig& c, const parallel::ParameterTable& table,
                std::int64_t chunk_rows) {
-  return {
-      {c.hidden_size, c.vocab_size, c.rms_norm_eps, c.dtype, "model.norm.weight", "lm_head.weight"},
-      table,
-      chunk_rows};
+  return {{c.hidden_size, *c.vocab_size, *c.rms_norm_eps, c.dtype, "model.norm.weight",
+           "lm_head.weight"},
+          table,
+          chunk_rows};
 }
 
 /// The dense computation with all logits at once, and its gradients in closed form, in T.
@@ -90,15 +91,15 @@ struct Dense {
 
 TEST(Head, ChunkedEqualsDense) {
   const std::int64_t h = 24, vocabulary = 97;
-  const LlamaConfig config = head_config(h, vocabulary);
+  const ModelConfig config = head_config(h, vocabulary);
   for (const std::int64_t rows : {0, 1, 7, 127}) {
     const Values hidden = random_values(rows * h, 1), weight = random_values(vocabulary * h, 2);
     const Values norm = random_values(h, 3);
     Values labels;
     for (std::int64_t row = 0; row < rows; ++row)
       labels.push_back(static_cast<double>(row * 13 % (vocabulary + 1) - 1));
-    const Dense<double> exact(hidden, weight, norm, labels, 0.01, config.rms_norm_eps);
-    const Dense<float> plain(hidden, weight, norm, labels, 0.01, config.rms_norm_eps);
+    const Dense<double> exact(hidden, weight, norm, labels, 0.01, *config.rms_norm_eps);
+    const Dense<float> plain(hidden, weight, norm, labels, 0.01, *config.rms_norm_eps);
     for (const std::int64_t chunk : {1, 16, 1000}) {
       SCOPED_TRACE(runtime::concat("rows ", rows, " chunk ", chunk));
       const auto body = [&](Rig& rig) {
@@ -133,9 +134,9 @@ TEST(Head, ChunkedEqualsDense) {
 
 TEST(Head, MemoryDoesNotGrowWithRowsTimesVocabulary) {
   const std::int64_t h = 8, vocabulary = 1500, chunk = 32;
-  const LlamaConfig config = head_config(h, vocabulary);
+  const ModelConfig config = head_config(h, vocabulary);
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
-    LlamaConfig typed = config;
+    ModelConfig typed = config;
     typed.dtype = dtype;
     with_rigs(1, typed, {}, [&](Rig& rig) {
       const Stream stream = rig.stream;

@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "models/attention_block.h"
-#include "models/llama.h"
+#include "models/family.h"
 #include "runtime/comm/loopback.h"
 #include "tests/support/forwarding_communicator.h"
 #include "tests/support/host_tensors.h"
@@ -36,7 +36,7 @@ using test::with_rigs;
 // ------------------------------------------------------------------------------------
 
 /// Passes whose documents and lengths differ.
-std::vector<OracleBatch> passes(const LlamaConfig& config, int count) {
+std::vector<OracleBatch> passes(const ModelConfig& config, int count) {
   const std::vector<std::vector<std::int64_t>> documents{{9, 30, 1}, {2, 25, 3, 14}, {41}};
   std::vector<OracleBatch> all;
   for (int i = 0; i < count; ++i)
@@ -51,7 +51,7 @@ struct Answer {
   bool operator==(const Answer&) const = default;
 };
 
-Answer answer(const LlamaConfig& config, const ModelOptions& options, int ranks,
+Answer answer(const ModelConfig& config, const ModelOptions& options, int ranks,
               parallel::LayoutKind layout, const char* scheme, int count, bool together) {
   Answer all{std::vector<std::vector<double>>(static_cast<std::size_t>(ranks)),
              std::vector<std::vector<double>>(static_cast<std::size_t>(ranks))};
@@ -75,7 +75,7 @@ Answer answer(const LlamaConfig& config, const ModelOptions& options, int ranks,
 
 TEST(Interleave, IsBitForBitOneAfterTheOther) {
   struct Case {
-    LlamaConfig config;
+    ModelConfig config;
     int ranks, passes;
     parallel::LayoutKind layout;
     const char* scheme;
@@ -103,7 +103,7 @@ TEST(Interleave, IsBitForBitOneAfterTheOther) {
 }
 
 TEST(Interleave, ATiedEmbeddingSumsInAnotherOrder) {
-  const LlamaConfig config = test::small_config(true);
+  const ModelConfig config = test::small_config(true);
   const auto run = [&](bool together) {
     return answer(config, {}, 3, parallel::LayoutKind::zigzag, "ring", 2, together);
   };
@@ -114,7 +114,7 @@ TEST(Interleave, ATiedEmbeddingSumsInAnotherOrder) {
 }
 
 TEST(Interleave, GroupsCompleteOnceAfterTheLastPass) {
-  const LlamaConfig config = test::small_config();
+  const ModelConfig config = test::small_config();
   with_rigs(1, config, {}, [&](Rig& rig) {
     std::vector<Batch> mine;
     for (const OracleBatch& batch : passes(config, 2)) mine.push_back(rig.use(batch));
@@ -143,8 +143,8 @@ TEST(Interleave, GroupsCompleteOnceAfterTheLastPass) {
 // ------------------------------------------------------------------------------------
 
 /// Sizes whose tensors are whole units of the pool.
-LlamaConfig round_config(std::int64_t layers) {
-  LlamaConfig config = test::small_config();
+ModelConfig round_config(std::int64_t layers) {
+  ModelConfig config = test::small_config();
   config.hidden_size = 64;
   config.intermediate_size = 128;
   config.head_dim = 16;
@@ -152,7 +152,7 @@ LlamaConfig round_config(std::int64_t layers) {
   return config;
 }
 
-std::int64_t peak_bytes(const LlamaConfig& config, const ModelOptions& options, int passes) {
+std::int64_t peak_bytes(const ModelConfig& config, const ModelOptions& options, int passes) {
   std::int64_t peak = 0;
   with_rigs(1, config, options, [&](Rig& rig) {
     std::vector<Batch> mine;
@@ -170,16 +170,16 @@ std::int64_t peak_bytes(std::int64_t layers, const ModelOptions& options, int pa
 
 TEST(Interleave, PassBytesAreWhatIsHeld) {
   const ModelOptions options{.head_chunk_rows = 8};
-  LlamaConfig wide_mlp = round_config(2), wide_attention = round_config(2);
+  ModelConfig wide_mlp = round_config(2), wide_attention = round_config(2);
   wide_mlp.intermediate_size = 1024;
   wide_attention.num_attention_heads = wide_attention.num_key_value_heads = 16;
-  for (const LlamaConfig& config : {wide_mlp, wide_attention}) {
+  for (const ModelConfig& config : {wide_mlp, wide_attention}) {
     // Attention of one rank needs no arena. What a batch brings is there before.
     const std::vector<parallel::CallBytes> calls(1);
-    const auto predicted = static_cast<double>(llama(config, options).pass_bytes(256, calls, 1) -
+    const auto predicted = static_cast<double>(model_of(config, options).pass_bytes(256, calls, 1) -
                                                256 * 4 * size_bytes(DType::int32));
     const auto measured = static_cast<double>(peak_bytes(config, options, 1));
-    EXPECT_NEAR(predicted, measured, 0.02 * measured) << config.intermediate_size;
+    EXPECT_NEAR(predicted, measured, 0.02 * measured) << *config.intermediate_size;
   }
 }
 
@@ -187,7 +187,7 @@ TEST(Interleave, ActivationBytesAreWhatIsHeld) {
   for (const Recompute recompute : {Recompute::none, Recompute::full}) {
     const ModelOptions options{.recompute = recompute, .head_chunk_rows = 8};
     const auto predicted = [&](std::int64_t layers) {
-      return llama(round_config(layers), options).activation_bytes(256);
+      return model_of(round_config(layers), options).activation_bytes(256);
     };
     // A layer more: exactly what it keeps.
     EXPECT_EQ(peak_bytes(5, options, 1) - peak_bytes(4, options, 1), predicted(5) - predicted(4));
@@ -215,9 +215,7 @@ class Work final : public Block {
   }
   double flops(std::int64_t, std::span<const std::int64_t>) const override { return 0; }
   std::int64_t kept_bytes(std::int64_t) const override { return 0; }
-  PassingBytes passing_bytes(std::int64_t, std::span<const parallel::CallBytes>) const override {
-    return {};
-  }
+  PassingBytes passing_bytes(std::int64_t, const parallel::CallBytes&) const override { return {}; }
 
  private:
   class Pass final : public BlockPass {
@@ -262,8 +260,9 @@ Model working_model(int layers, const Work::Task& task) {
   parts.table.add({"embedding", {kVocabulary, kHidden}, normal, 0.02, false, -1, 0, {}});
   for (int layer = 1; layer <= layers; ++layer) {
     parts.blocks.push_back(std::make_unique<AttentionBlock>(
-        AttentionShape{kHidden, 2, 2, 4, 1e-5, DType::float32}, 0, std::to_string(layer) + ".",
-        layer, 0.02, 0.02, parts.table));
+        AttentionShape{{.hidden = kHidden}, 2, 2, 4}, 0,
+        BlockNames{std::to_string(layer) + ".norm", std::to_string(layer) + "."}, layer, 0.02, 0.02,
+        parts.table));
     parts.blocks.push_back(std::make_unique<Work>(layer, task));
   }
   parts.table.add({"norm", {kHidden}, ones, 0, false, -1, layers + 1, {}});

@@ -1,4 +1,4 @@
-#include "models/llama.h"
+#include "models/family.h"
 
 #include <gtest/gtest.h>
 
@@ -38,7 +38,7 @@ class Tying : public ::testing::TestWithParam<bool> {};
 INSTANTIATE_TEST_SUITE_P(Llama, Tying, ::testing::Bool());
 
 TEST_P(Tying, LossAndEveryGradientMatchDifferencesOfTheOracle) {
-  const LlamaConfig config = small_config(GetParam());
+  const ModelConfig config = small_config(GetParam());
   const OracleBatch batch = document_batch(config, {5, 1, 6}, 3);
   with_rigs(1, config, {}, [&](Rig& rig) {
     const double scale = 1.0 / 9;
@@ -55,7 +55,7 @@ TEST_P(Tying, LossAndEveryGradientMatchDifferencesOfTheOracle) {
 }
 
 TEST(Llama, WeightedLossAndGradientsMatchDifferencesOfTheOracle) {
-  const LlamaConfig config = small_config();
+  const ModelConfig config = small_config();
   OracleBatch batch = document_batch(config, {5, 1, 6, 9}, 3);
   for (std::size_t row = 0; row < batch.tokens.size(); ++row)
     batch.label_weights.push_back(std::vector{0.0, 1.0, 2.5, 0.125}[row % 4]);
@@ -94,7 +94,7 @@ TEST(Llama, WeightedLossAndGradientsMatchDifferencesOfTheOracle) {
 TEST_P(Tying, BFloat16IsWithinItsRounding) {
   // Parameters are exact in bfloat16. A value passes about ten roundings a layer forward and ten
   // back, each of at most 2^-9 relative; independent errors add like their square root.
-  const LlamaConfig config = small_config(GetParam(), DType::bfloat16);
+  const ModelConfig config = small_config(GetParam(), DType::bfloat16);
   const OracleBatch batch = document_batch(config, {5, 1, 6}, 3);
   with_rigs(1, config, {}, [&](Rig& rig) {
     const Tensor loss = rig.forward_backward(rig.use(batch), {1, {}});
@@ -108,7 +108,7 @@ TEST_P(Tying, BFloat16IsWithinItsRounding) {
 }
 
 TEST_P(Tying, EvaluationAndLogits) {
-  const LlamaConfig config = small_config(GetParam());
+  const ModelConfig config = small_config(GetParam());
   const OracleBatch batch = document_batch(config, {7, 4}, 5);
   with_rigs(1, config, {.head_chunk_rows = 3}, [&](Rig& rig) {
     const Batch mine = rig.use(batch);
@@ -139,7 +139,7 @@ TEST_P(Tying, EvaluationAndLogits) {
 
 TEST(Llama, RecomputationIsBitwiseEqual) {
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
-    const LlamaConfig config = small_config(false, dtype);
+    const ModelConfig config = small_config(false, dtype);
     const OracleBatch batch = document_batch(config, {9, 30, 1}, 7);
     std::vector<std::byte> losses[2], gradients[2];
     for (const Recompute mode : {Recompute::none, Recompute::full}) {
@@ -155,7 +155,7 @@ TEST(Llama, RecomputationIsBitwiseEqual) {
 }
 
 TEST(Llama, RecomputationHoldsLessMemory) {
-  const LlamaConfig config = small_config();
+  const ModelConfig config = small_config();
   const OracleBatch batch = document_batch(config, {400}, 7);
   std::int64_t peak[2] = {};
   for (const Recompute mode : {Recompute::none, Recompute::full}) {
@@ -170,7 +170,7 @@ TEST(Llama, RecomputationHoldsLessMemory) {
 }
 
 TEST(Llama, RerunsAndThreadsAreBitwiseEqual) {
-  const LlamaConfig config = small_config();
+  const ModelConfig config = small_config();
   const OracleBatch batch = document_batch(config, {100, 33}, 7);
   std::vector<std::byte> first;
   for (const int threads : {1, 2, 2}) {
@@ -187,7 +187,7 @@ TEST(Llama, RerunsAndThreadsAreBitwiseEqual) {
 }
 
 TEST(Llama, TwoMicroBatchesEqualOneBatchOfBoth) {
-  const LlamaConfig config = small_config();
+  const ModelConfig config = small_config();
   const OracleBatch both = document_batch(config, {8, 13}, 11);
   const auto part = [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
     const auto cut = [&](const std::vector<std::int64_t>& v) {
@@ -211,7 +211,7 @@ TEST(Llama, TwoMicroBatchesEqualOneBatchOfBoth) {
 }
 
 TEST_P(Tying, AStepOverwritesTheGradientsOfTheOneBefore) {
-  const LlamaConfig config = small_config(GetParam());
+  const ModelConfig config = small_config(GetParam());
   const OracleBatch before = document_batch(config, {8, 13}, 11),
                     first = document_batch(config, {5, 1, 6}, 3),
                     second = document_batch(config, {17}, 5);
@@ -239,7 +239,7 @@ TEST_P(Tying, AStepOverwritesTheGradientsOfTheOneBefore) {
 }
 
 TEST(Llama, GradientGroupsCompleteInReverseAndCoverEverything) {
-  const LlamaConfig config = small_config();
+  const ModelConfig config = small_config();
   const OracleBatch batch = document_batch(config, {12}, 11);
   with_rigs(1, config, {}, [&](Rig& rig) {
     std::vector<parallel::ElementRange> ranges;
@@ -266,7 +266,7 @@ TEST(Llama, GradientGroupsCompleteInReverseAndCoverEverything) {
 }
 
 /// Losses and gradients of any number of ranks, on any layout, as on one.
-void expect_same_over_ranks(const LlamaConfig& config, const OracleBatch& batch) {
+void expect_same_over_ranks(const ModelConfig& config, const OracleBatch& batch) {
   NamedValues expected;
   double expected_loss = 0;
   with_rigs(1, config, {}, [&](Rig& rig) {
@@ -299,7 +299,7 @@ void expect_same_over_ranks(const LlamaConfig& config, const OracleBatch& batch)
 }
 
 TEST_P(Tying, RanksGiveTheSameLossAndGradients) {
-  const LlamaConfig config = small_config(GetParam());
+  const ModelConfig config = small_config(GetParam());
   expect_same_over_ranks(config, document_batch(config, {3, 1, 20, 9}, 13));
 }
 
@@ -308,7 +308,7 @@ TEST_P(Tying, RanksGiveTheSameLossAndGradients) {
 
 TEST(Llama, SlidingLayersMatchDifferencesOfTheOracle) {
   for (const std::int64_t window : {1, 3}) {
-    const LlamaConfig config = sliding_config(window);
+    const ModelConfig config = sliding_config(window);
     const OracleBatch batch = document_batch(config, {5, 1, 6}, 3);
     with_rigs(1, config, {}, [&](Rig& rig) {
       const Tensor loss = rig.forward_backward(rig.use(batch), {1, {}});
@@ -322,7 +322,7 @@ TEST(Llama, SlidingLayersMatchDifferencesOfTheOracle) {
 }
 
 TEST(Llama, RanksGiveTheSameLossAndGradientsWithSlidingLayers) {
-  const LlamaConfig config = sliding_config(4);
+  const ModelConfig config = sliding_config(4);
   expect_same_over_ranks(config, document_batch(config, {3, 1, 20, 9}, 13));
 }
 
@@ -330,8 +330,8 @@ TEST(Llama, ALayerSendsWhatItsOwnMaskNeeds) {
   // 10 rows a rank. A full layer's ranks get all rows before theirs, a sliding layer's the
   // window - 1 rows before their first.
   constexpr std::int64_t kWindow = 4;
-  const LlamaConfig config = sliding_config(kWindow);
-  const std::int64_t row_bytes = 2 * config.num_key_value_heads * config.head_dim * 4;
+  const ModelConfig config = sliding_config(kWindow);
+  const std::int64_t row_bytes = 2 * *config.num_key_value_heads * *config.head_dim * 4;
   const OracleBatch batch = document_batch(config, {40}, 5);
   with_rigs(4, config, {}, [&](Rig& rig) {
     rig.attention.set_scheme("group_cast");
@@ -346,13 +346,13 @@ TEST(Llama, ALayerSendsWhatItsOwnMaskNeeds) {
 
 TEST(Llama, DocumentsDoNotSeeEachOther) {
   // Document B lies in rows [20, 64), across every rank; the documents before it are replaced.
-  const LlamaConfig config = small_config();
+  const ModelConfig config = small_config();
   const OracleBatch batch = document_batch(config, {19, 1, 44}, 17);
   OracleBatch replaced = batch;
   for (std::size_t row = 0; row < 20; ++row) {
-    replaced.tokens[row] = (batch.tokens[row] + 5) % config.vocab_size;
+    replaced.tokens[row] = (batch.tokens[row] + 5) % *config.vocab_size;
     if (replaced.labels[row] >= 0)
-      replaced.labels[row] = (batch.labels[row] + 5) % config.vocab_size;
+      replaced.labels[row] = (batch.labels[row] + 5) % *config.vocab_size;
   }
   for (const int ranks : {1, 3, 4}) {
     for (const auto kind : {parallel::LayoutKind::contiguous, parallel::LayoutKind::zigzag,

@@ -34,7 +34,7 @@ std::vector<parallel::ElementRange> all_of(const ParameterStore& store) {
 TEST(Optimizer, ClipsDecaysAndUpdatesAsDefined) {
   for (const double max_norm : {0.0, 0.5, 1e6}) {
     const Stream stream = Stream::cpu("one", 2);
-    ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
+    ParameterStore store(model_of(small_config(), {}).table(), DType::float32, stream);
     store.initialise(1, stream);
     const auto elements = store.table().elements();
     const auto start = read(store.values(), stream);
@@ -68,7 +68,7 @@ TEST(Optimizer, ClipsDecaysAndUpdatesAsDefined) {
 
 TEST(Optimizer, RefusesANormThatIsNotFinite) {
   const Stream stream = Stream::cpu("one");
-  ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
+  ParameterStore store(model_of(small_config(), {}).table(), DType::float32, stream);
   store.initialise(1, stream);
   const auto before = read(store.values(), stream);
   fill(store.gradient("model.norm.weight"), std::nan(""), stream);
@@ -103,7 +103,7 @@ TEST(Optimizer, TheWorkingCopyFollowsTheUpdate) {
     return make_tensor(random_values(elements, seed), {elements}, DType::float32, stream);
   };
   for (const bool all : {true, false}) {
-    ParameterStore store(llama(small_config(), {}).table(), DType::bfloat16, stream);
+    ParameterStore store(model_of(small_config(), {}).table(), DType::bfloat16, stream);
     const auto elements = store.table().elements(), cut = all ? elements : elements / 3;
     AdamW optimizer({}, store, {{0, cut}}, stream);
     const auto step = [&](unsigned number) {
@@ -145,7 +145,7 @@ TEST(Schedule, WarmsUpThenFollowsACosine) {
 }
 
 TEST(Optimizer, AModelLearnsARepeatedSequence) {
-  const LlamaConfig config = small_config(true);
+  const ModelConfig config = small_config(true);
   const auto batch = test::document_batch(config, {30}, 3);
   test::with_rigs(1, config, {.recompute = Recompute::full}, [&](test::Rig& rig) {
     rig.store.initialise(1, rig.stream);

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <set>
 
-#include "models/llama.h"
+#include "models/family.h"
 #include "models/optimizer.h"
 #include "models/weights.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/host_tensors.h"
 #include "tests/support/model_rig.h"
 
@@ -24,7 +26,7 @@ using test::read_bytes;
 using test::small_config;
 
 TEST(ParameterTable, RangesAreContiguousAndGroupsOrdered) {
-  const parallel::ParameterTable table = llama(small_config(), {}).table();
+  const parallel::ParameterTable table = model_of(small_config(), {}).table();
   std::int64_t end = 0;
   std::set<std::string> names;
   for (const parallel::Parameter& parameter : table.parameters()) {
@@ -49,14 +51,14 @@ TEST(ParameterTable, RangesAreContiguousAndGroupsOrdered) {
 }
 
 TEST(ParameterTable, TiedModelsHaveNoHead) {
-  EXPECT_THROW(llama(small_config(true), {}).table().find("lm_head.weight"), Error);
-  EXPECT_NO_THROW(llama(small_config(false), {}).table().find("lm_head.weight"));
+  EXPECT_THROW(model_of(small_config(true), {}).table().find("lm_head.weight"), Error);
+  EXPECT_NO_THROW(model_of(small_config(false), {}).table().find("lm_head.weight"));
 }
 
 TEST(ParameterStore, InitialisationDependsOnSeedAndNameOnly) {
   const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
-  ParameterStore tied(llama(small_config(true), {}).table(), DType::float32, one);
-  ParameterStore untied(llama(small_config(false), {}).table(), DType::float32, two);
+  ParameterStore tied(model_of(small_config(true), {}).table(), DType::float32, one);
+  ParameterStore untied(model_of(small_config(false), {}).table(), DType::float32, two);
   tied.initialise(5, one);
   untied.initialise(5, two);
   for (const parallel::Parameter& parameter : tied.table().parameters()) {
@@ -72,7 +74,7 @@ TEST(ParameterStore, InitialisationDependsOnSeedAndNameOnly) {
 
 TEST(ParameterStore, WorkingCopyFollowsValues) {
   const Stream stream = Stream::cpu("one");
-  ParameterStore store(llama(small_config(false, DType::bfloat16), {}).table(), DType::bfloat16,
+  ParameterStore store(model_of(small_config(false, DType::bfloat16), {}).table(), DType::bfloat16,
                        stream);
   store.initialise(1, stream);
   store.refresh_working_copy(stream);
@@ -85,7 +87,7 @@ TEST(ParameterStore, WorkingCopyFollowsValues) {
 TEST(Weights, NeighboursAreOneMatrix) {
   const Stream stream = Stream::cpu("one");
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
-    ParameterStore store(llama(small_config(false, dtype), {}).table(), dtype, stream);
+    ParameterStore store(model_of(small_config(false, dtype), {}).table(), dtype, stream);
     store.initialise(1, stream);
     store.refresh_working_copy(stream);
     fill(store.gradients(), 7, stream);
@@ -116,7 +118,7 @@ TEST(Weights, NeighboursAreOneMatrix) {
 TEST(ParameterStore, TheFirstWriteOfAStepOverwrites) {
   using runtime::ops::Write;
   const Stream stream = Stream::cpu("one");
-  ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
+  ParameterStore store(model_of(small_config(), {}).table(), DType::float32, stream);
   const auto range_of = [&](const char* name) { return store.table().find(name).range; };
   const parallel::ElementRange norm = range_of("model.layers.0.input_layernorm.weight"),
                                query = range_of("model.layers.0.self_attn.q_proj.weight"),
@@ -157,7 +159,7 @@ TEST(ParameterStore, TheFirstWriteOfAStepOverwrites) {
 
 TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {
   const Stream stream = Stream::cpu("one");
-  ParameterStore store(llama(small_config(), {}).table(), DType::float32, stream);
+  ParameterStore store(model_of(small_config(), {}).table(), DType::float32, stream);
   const parallel::ElementRange all{0, store.table().elements()};
   const AdamW optimizer({}, store, {all}, stream);
   std::vector<parallel::FlatState> states = optimizer.states();
@@ -176,35 +178,36 @@ TEST(ParameterStore, CheckpointTensorsAreNamedOnceAndCoverEverything) {
     EXPECT_TRUE(names.contains(std::string(prefix) + "model.norm.weight")) << prefix;
 }
 
-TEST(LlamaConfigCheck, NamesTheField) {
-  LlamaConfig config = small_config();
-  config.num_key_value_heads = 3;
-  try {
-    check(config);
-    FAIL() << "4 heads over 3 key/value heads were accepted";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::config);
-    EXPECT_NE(std::string(error.what()).find("num_attention_heads"), std::string::npos);
-  }
-  for (std::int64_t LlamaConfig::*field :
-       {&LlamaConfig::hidden_size, &LlamaConfig::num_hidden_layers, &LlamaConfig::vocab_size,
-        &LlamaConfig::head_dim}) {
-    config = small_config();
-    config.*field = 0;
-    EXPECT_THROW(check(config), Error);
-  }
-  config = small_config();
-  config.head_dim = 5;
-  EXPECT_THROW(check(config), Error);
+TEST(ModelConfigCheck, NamesTheField) {
+  const auto expect = [](const char* field, const std::function<void(ModelConfig&)>& spoil) {
+    ModelConfig config = small_config();
+    spoil(config);
+    test::expect_error(ExitCode::config, field, [&] { model_of(config, {}); });
+  };
+  expect("num_key_value_heads", [](ModelConfig& c) { c.num_key_value_heads = 3; });
+  expect("hidden_size", [](ModelConfig& c) { c.hidden_size = 0; });
+  expect("num_hidden_layers", [](ModelConfig& c) { c.num_hidden_layers = 0; });
+  expect("vocab_size", [](ModelConfig& c) { c.vocab_size.reset(); });
+  expect("head_dim", [](ModelConfig& c) { c.head_dim = 0; });
+  expect("head_dim", [](ModelConfig& c) { c.head_dim = 5; });
+  expect("intermediate_size is missing", [](ModelConfig& c) { c.intermediate_size.reset(); });
+  expect("rope_theta", [](ModelConfig& c) { c.rope_theta = 0; });
+  expect("rms_norm_eps", [](ModelConfig& c) { c.rms_norm_eps = -1; });
+  expect("expected one of llama", [](ModelConfig& c) { c.architecture = "lama"; });
+  expect("layer_types[1] is unknown; expected full_attention or sliding_attention",
+         [](ModelConfig& c) {
+           c.layer_types = {"full_attention", "mamba"};
+         });
 }
 
 TEST(Flops, CountsMatricesAndVisiblePairs) {
   // By hand: per layer q 10x16, k and v 10x8, o 16x10, three 10x13; head 10x17.
   const double weights = 2 * (160 + 80 + 80 + 160 + 3 * 130) + 170;
   const std::vector<std::int64_t> areas{5050};
-  EXPECT_EQ(llama(small_config(), {}).flops(100, areas), 6 * 100 * weights + 2 * 12 * 5050.0 * 16);
-  EXPECT_EQ(llama(small_config(true), {}).flops(100, areas),
-            llama(small_config(), {}).flops(100, areas));
+  EXPECT_EQ(model_of(small_config(), {}).flops(100, areas),
+            6 * 100 * weights + 2 * 12 * 5050.0 * 16);
+  EXPECT_EQ(model_of(small_config(true), {}).flops(100, areas),
+            model_of(small_config(), {}).flops(100, areas));
 }
 
 }  // namespace

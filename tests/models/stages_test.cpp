@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "models/llama.h"
+#include "models/family.h"
 #include "models/weights.h"
 #include "runtime/error.h"
 #include "tests/support/host_tensors.h"
@@ -92,7 +92,7 @@ TEST(Weights, AreThoseOfTheFetchedGroup) {
 TEST(Weights, GradientsAreOverwrittenOnceThenAddedTo) {
   using runtime::DType;
   const runtime::Stream stream = runtime::Stream::cpu("one");
-  ParameterStore store(llama(test::small_config(), {}).table(), DType::float32, stream);
+  ParameterStore store(model_of(test::small_config(), {}).table(), DType::float32, stream);
   const Weights weights(store, 1);
   const Weight up = weights.value("model.layers.0.mlp.up_proj.weight"),  // [13,10]
       norm = weights.value("model.layers.0.input_layernorm.weight");

@@ -27,10 +27,11 @@ void expect_all_verified(const Shapes& shapes, const NamedMask& mask, const Layo
                          bool with_states) {
   for (const Expression& scheme : test::linear_schemes(shapes.kv_heads)) {
     for (const Direction direction : {Direction::forward, Direction::backward}) {
-      for (int states = 0; states < (with_states ? 4 : 1); ++states) {
+      for (int states = 0; states < (with_states ? 5 : 1); ++states) {
         Shapes with = shapes;
+        with.linear->states_given = states == 4;
         with.linear->initial_state = states % 2 != 0;
-        with.linear->final_state = states / 2 != 0;
+        with.linear->final_state = states == 2 || states == 3;
         with.linear->slopes_gradient =
             with.linear->recurrence.decay == attention::Decay::head && states != 1;
         expect_verified(
@@ -51,8 +52,8 @@ TEST(LinearVerifier, AcceptsEverySchemeEverywhere) {
       for (const NamedMask& mask : test::document_masks(n, batch)) {
         for (const int ranks : {1, 2, 3, 4, 5, 7, 8, 13}) {
           for (const Layout& layout : test::run_layouts(mask.mask, batch, ranks)) {
-            expect_all_verified(linear_shapes("gated_delta"), mask, layout, true);
-            expect_all_verified(linear_shapes("decay"), mask, layout, ranks % 2 != 0);
+            expect_all_verified(linear_shapes("gated_delta"), mask, layout, ranks % 5 == 3);
+            expect_all_verified(linear_shapes("decay"), mask, layout, ranks == 5);
             if (HasFailure()) return;
           }
         }

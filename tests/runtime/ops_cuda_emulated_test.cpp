@@ -29,6 +29,7 @@ TEST_P(OpsEmulated, KeepTheContract) {
 
 constexpr auto by_name = [](const auto& info) { return std::string(info.param.name); };
 INSTANTIATE_TEST_SUITE_P(Rowwise, OpsEmulated, testing::ValuesIn(rowwise_cases()), by_name);
+INSTANTIATE_TEST_SUITE_P(Activation, OpsEmulated, testing::ValuesIn(activation_cases()), by_name);
 INSTANTIATE_TEST_SUITE_P(Update, OpsEmulated, testing::ValuesIn(loss_and_update_cases()), by_name);
 INSTANTIATE_TEST_SUITE_P(Matmul, OpsEmulated, testing::ValuesIn(matmul_cases()), by_name);
 

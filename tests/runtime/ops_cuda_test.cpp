@@ -18,6 +18,8 @@ TEST_P(OpsOnADevice, KeepTheContract) {
 
 constexpr auto by_name = [](const auto& info) { return std::string(info.param.name); };
 INSTANTIATE_TEST_SUITE_P(CudaRowwise, OpsOnADevice, testing::ValuesIn(rowwise_cases()), by_name);
+INSTANTIATE_TEST_SUITE_P(CudaActivation, OpsOnADevice, testing::ValuesIn(activation_cases()),
+                         by_name);
 INSTANTIATE_TEST_SUITE_P(CudaUpdate, OpsOnADevice, testing::ValuesIn(loss_and_update_cases()),
                          by_name);
 INSTANTIATE_TEST_SUITE_P(CudaMatmul, OpsOnADevice, testing::ValuesIn(matmul_cases()), by_name);

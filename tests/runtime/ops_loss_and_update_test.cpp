@@ -467,5 +467,26 @@ TEST(Random, Moments) {
   EXPECT_LE(std::abs(neighbours / count), 5 / root);
 }
 
+TEST(Random, UniformNumbersAreWhatNormalsAreMadeOf) {
+  const Stream stream = Stream::cpu("ops", 1);
+  const RandomKey key{42, 0x123456789abcdefu};
+  const std::vector<double> u = uniforms(1003, key);
+  const Tensor normal({1003}, DType::float32, stream);
+  fill_normal(normal, 0, 1, key, 0, stream);
+  const Values x = read(normal, stream);
+  double mean = 0, square = 0;
+  for (std::size_t i = 0; i + 1 < u.size(); i += 2) {
+    const double radius = std::sqrt(-2 * std::log(u[i])), angle = 2 * std::acos(-1.0) * u[i + 1];
+    EXPECT_NEAR(x[i], radius * std::cos(angle), 1e-6);
+    EXPECT_NEAR(x[i + 1], radius * std::sin(angle), 1e-6);
+    mean += u[i] + u[i + 1];
+    square += u[i] * u[i] + u[i + 1] * u[i + 1];
+  }
+  EXPECT_NEAR(mean / 1002, 0.5, 5 * std::sqrt(1.0 / 12 / 1002));
+  EXPECT_NEAR(square / 1002, 1.0 / 3, 5 * std::sqrt(4.0 / 45 / 1002));
+  EXPECT_EQ(uniforms(0, key), std::vector<double>());
+  EXPECT_EQ(uniforms(7, key), std::vector<double>(u.begin(), u.begin() + 7));
+}
+
 }  // namespace
 }  // namespace longhaul::runtime::ops

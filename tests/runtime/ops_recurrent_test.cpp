@@ -295,14 +295,13 @@ TEST_P(GatedNorms, ForwardAndEveryGradient) {
                  tw = make_tensor(weight, {c.period}, DType::float32, stream),
                  tdy = make_tensor(dy, {rows, width}, DType::float32, stream),
                  y({rows, width}, dtype, stream), again({rows, width}, dtype, stream),
-                 inverse({rows, c.groups}, DType::float32, stream),
                  tdx({rows, width}, dtype, stream), tdg({rows, width}, dtype, stream),
                  tdw = make_tensor(dweight_start, {c.period}, DType::float32, stream);
     const ConstTensorView gates = gated ? ConstTensorView(tg) : ConstTensorView();
-    gated_norm(norm, tx, gates, tw, y, inverse, stream);
-    gated_norm(norm, tx, gates, tw, again, inverse, stream);
-    gated_norm_backward(norm, {tx, gates, tw, inverse, tdy}, tdx, gated ? tdg.view() : TensorView(),
-                        tdw, stream);
+    gated_norm(norm, tx, gates, tw, y, stream);
+    gated_norm(norm, tx, gates, tw, again, stream);
+    gated_norm_backward(norm, {tx, gates, tw, tdy}, tdx, gated ? tdg.view() : TensorView(), tdw,
+                        stream);
     EXPECT_LE(relative_error(read(y, stream), norm_reference(c, x, gate, weight)), bound(dtype));
     EXPECT_EQ(read_bytes(y, stream), read_bytes(again, stream));
     EXPECT_LE(relative_error(read(tdw, stream), dweight), kFloatBound);
@@ -323,10 +322,10 @@ TEST_P(GatedNorms, ForwardAndEveryGradient) {
 TEST(GatedNorm, RefusesGroupsThatDoNotDivide) {
   const Stream stream = Stream::cpu("ops", 1);
   const Tensor x({2, 6}, DType::float32, stream), y({2, 6}, DType::float32, stream),
-      weight({6}, DType::float32, stream), inverse({2, 1}, DType::float32, stream);
+      weight({6}, DType::float32, stream);
   for (const std::int64_t group : {0, 4, -1}) {
     test::expect_error(ExitCode::internal, "a group has",
-                       [&] { gated_norm({.group = group}, x, x, weight, y, inverse, stream); });
+                       [&] { gated_norm({.group = group}, x, x, weight, y, stream); });
   }
 }
 

@@ -5,7 +5,7 @@ namespace longhaul::test {
 std::vector<double> numeric_gradient(
     const std::function<std::vector<double>(const std::vector<double>&)>& f, std::vector<double> x,
     const std::vector<double>& weights) {
-  constexpr double kStep = 1e-3;
+  constexpr double kStep = 3e-4;
   std::vector<double> gradient;
   for (double& element : x) {
     const double kept = element;

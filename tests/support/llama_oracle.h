@@ -1,7 +1,8 @@
 #pragma once
-// A Llama in plain double loops, written from the definitions: the oracle of the model tests.
+// A Llama, and the families that grew from it, in plain double loops, written
+// from the definitions (layers with a state: recurrent_oracle.h): the oracle of the model tests.
 // Forward only; gradients are central differences of it. Shares no code with models/ but the
-// configuration and names.
+// configuration, complete, and names.
 
 #include <cstdint>
 #include <functional>
@@ -9,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "models/llama_config.h"
+#include "models/model_config.h"
 
 namespace longhaul::test {
 
@@ -24,13 +25,13 @@ struct OracleBatch {
 };
 
 /// logits [rows, V].
-std::vector<double> oracle_logits(const models::LlamaConfig& config, const NamedValues& parameters,
+std::vector<double> oracle_logits(const models::ModelConfig& config, const NamedValues& parameters,
                                   const OracleBatch& batch);
 /// The sum of token losses, by their weights.
-double oracle_loss(const models::LlamaConfig& config, const NamedValues& parameters,
+double oracle_loss(const models::ModelConfig& config, const NamedValues& parameters,
                    const OracleBatch& batch);
 /// d loss / d parameter of every element, by fourth-order central differences.
-NamedValues oracle_gradients(const models::LlamaConfig& config, NamedValues parameters,
+NamedValues oracle_gradients(const models::ModelConfig& config, NamedValues parameters,
                              const OracleBatch& batch);
 
 }  // namespace longhaul::test

@@ -7,18 +7,19 @@
 
 namespace longhaul::test {
 
-using models::LlamaConfig;
+using models::ModelConfig;
 using runtime::DType;
 using runtime::Tensor;
 
-LlamaConfig small_config(bool tied, DType dtype) {
-  LlamaConfig config;
+ModelConfig small_config(bool tied, DType dtype) {
+  ModelConfig config;
   config.hidden_size = 10;
   config.intermediate_size = 13;
   config.num_hidden_layers = 2;
   config.num_attention_heads = 4;
   config.num_key_value_heads = 2;
   config.head_dim = 4;
+  config.rms_norm_eps = 1e-5;
   config.rope_theta = 100;
   config.tie_word_embeddings = tied;
   config.vocab_size = 17;
@@ -26,23 +27,23 @@ LlamaConfig small_config(bool tied, DType dtype) {
   return config;
 }
 
-LlamaConfig sliding_config(std::int64_t window) {
-  LlamaConfig config = small_config();
+ModelConfig sliding_config(std::int64_t window) {
+  ModelConfig config = small_config();
   config.num_hidden_layers = 3;
   config.layer_types = {"sliding_attention", "full_attention", "sliding_attention"};
   config.sliding_window = window;
   return config;
 }
 
-OracleBatch document_batch(const LlamaConfig& config, const std::vector<std::int64_t>& lengths,
+OracleBatch document_batch(const ModelConfig& config, const std::vector<std::int64_t>& lengths,
                            unsigned seed) {
   OracleBatch batch;
   std::uint64_t state = seed;
   for (std::size_t document = 0; document < lengths.size(); ++document) {
     for (std::int64_t position = 0; position < lengths[document]; ++position) {
       state = state * 6364136223846793005u + 1442695040888963407u;
-      batch.tokens.push_back(
-          static_cast<std::int64_t>((state >> 33) % static_cast<std::uint64_t>(config.vocab_size)));
+      batch.tokens.push_back(static_cast<std::int64_t>(
+          (state >> 33) % static_cast<std::uint64_t>(*config.vocab_size)));
       batch.positions.push_back(position);
       batch.documents.push_back(static_cast<std::int64_t>(document));
     }
@@ -55,12 +56,12 @@ OracleBatch document_batch(const LlamaConfig& config, const std::vector<std::int
   return batch;
 }
 
-Rig::Rig(const LlamaConfig& config, const models::ModelOptions& options,
+Rig::Rig(const ModelConfig& config, const models::ModelOptions& options,
          std::unique_ptr<runtime::Communicator> communicator, int threads)
     : rank(communicator->rank()),
       ranks(communicator->size()),
       stream(runtime::Stream::cpu("compute", threads)),
-      model(models::llama(config, options)),
+      model(models::model_of(config, options)),
       store(model.table(), config.dtype, stream),
       attention({}, std::move(communicator), stream),
       resources{store, attention, stream} {
@@ -137,7 +138,7 @@ models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
   return mine;
 }
 
-void with_rigs(int ranks, const LlamaConfig& config, const models::ModelOptions& options,
+void with_rigs(int ranks, const ModelConfig& config, const models::ModelOptions& options,
                const std::function<void(Rig&)>& body, int threads) {
   runtime::run_loopback(ranks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
     Rig rig(config, options, std::move(world), threads);

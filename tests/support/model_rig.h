@@ -4,7 +4,7 @@
 #include <functional>
 #include <memory>
 
-#include "models/llama.h"
+#include "models/family.h"
 #include "models/model.h"
 #include "parallel/layout.h"
 #include "tests/support/llama_oracle.h"
@@ -12,19 +12,19 @@
 namespace longhaul::test {
 
 /// Odd sizes, grouped heads, H * D different from the hidden size.
-models::LlamaConfig small_config(bool tied = false, runtime::DType dtype = runtime::DType::float32);
+models::ModelConfig small_config(bool tied = false, runtime::DType dtype = runtime::DType::float32);
 
 /// The same with three layers, of which the outer ones slide.
-models::LlamaConfig sliding_config(std::int64_t window);
+models::ModelConfig sliding_config(std::int64_t window);
 
 /// `tokens` tokens in documents of these lengths; labels are the next tokens, none at a document's
 /// end.
-OracleBatch document_batch(const models::LlamaConfig& config,
+OracleBatch document_batch(const models::ModelConfig& config,
                            const std::vector<std::int64_t>& lengths, unsigned seed);
 
 /// What one rank owns.
 struct Rig {
-  Rig(const models::LlamaConfig& config, const models::ModelOptions& options,
+  Rig(const models::ModelConfig& config, const models::ModelOptions& options,
       std::unique_ptr<runtime::Communicator> communicator, int threads = 1);
 
   /// Values far enough from zero that every path of the model matters; the same on every rank. With
@@ -55,7 +55,7 @@ struct Rig {
 };
 
 /// Runs body(rig) on every rank.
-void with_rigs(int ranks, const models::LlamaConfig& config, const models::ModelOptions& options,
+void with_rigs(int ranks, const models::ModelConfig& config, const models::ModelOptions& options,
                const std::function<void(Rig&)>& body, int threads = 1);
 
 }  // namespace longhaul::test

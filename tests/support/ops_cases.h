@@ -16,6 +16,7 @@ struct OpsCase {
 };
 
 std::span<const OpsCase> rowwise_cases();
+std::span<const OpsCase> activation_cases();
 std::span<const OpsCase> loss_and_update_cases();
 std::span<const OpsCase> matmul_cases();
 

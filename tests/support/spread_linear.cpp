@@ -1,5 +1,7 @@
 #include "tests/support/spread_linear.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -28,6 +30,11 @@ bool delta(const LinearProblem& p) { return p.inputs.recurrence.rule == StateRul
 std::int64_t state_size(const LinearProblem& p) {
   const auto& s = p.inputs.shape;
   return s.value_dim * s.heads * s.dim;
+}
+
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 /// Rows of a global array [tokens, width] and back.
@@ -133,6 +140,12 @@ class RankRun {
     forward->start();
     forward->advance();
     forward->finish();
+    // Once more, from the states, changes no bit and exchanges nothing.
+    const Tensor again = rows_like(n, {h, e}, compute_);
+    const auto exchanged = attention.sent_bytes();
+    attention.linear_again(batch, call, {inputs, initial, again, final}, kept)->finish();
+    EXPECT_TRUE(same(download(again), download(out))) << "from the states that entered";
+    EXPECT_EQ(attention.sent_bytes(), exchanged);
     auto backward = attention.linear_backward(
         batch, call, {inputs, initial, dout, dfinal, dq, dk, dv, ddecay, dbeta, dinitial}, kept);
     backward->finish();
@@ -214,11 +227,6 @@ class RankRun {
   const Rows rows_;
   const parallel::SequenceEnds ends_;
 };
-
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
 
 /// What another rank filled in.
 void join(const std::vector<float>& part, std::vector<float>& whole) {
