@@ -2,24 +2,30 @@
 // `longhaul attention`: replays one attention call from a file, spread over ranks, and writes what
 // it gave.
 
+#include <optional>
 #include <string>
 
-#include "launch/attention_case.h"
+#include "launch/case_file.h"
 #include "launch/old_schemes.h"
 
 namespace longhaul::launch {
 
 struct AttentionOptions {
-  std::string case_path;  ///< HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, sinks, scale and
-                          ///< what the mask takes
+  /// HDF5: q [B,S,H,D], k, v [B,S,H_kv,D] float32; dout, sinks, scale and what the mask takes. Of a
+  /// recurrence as linear_case.h says.
+  std::string case_path;
   std::string output_path;       ///< HDF5: out, lse, dq, dk, dv in global token order, bytes, area
   bool force = false;            ///< an output that is a file already is replaced
-  std::string scheme = "ring";   ///< an expression, or a policy
+  std::string kind = "softmax";  ///< or one of attention::recurrence_kinds()
+  /// An expression, or a policy; none: ring, and of a recurrence auto.
+  std::optional<std::string> scheme;
   OldSchemeOptions old_options;  ///< refused, with what replaces them
   std::string layout = "zigzag";
   MaskRequest mask;
-  std::string weighting = "softmax";  ///< or "sigmoid"
-  double softcap = 0, bias = 0;       ///< of scores; see attention::Scoring
+  std::optional<std::string> weighting;    ///< "softmax" (none) or "sigmoid"
+  std::optional<double> softcap, bias;     ///< of scores; see attention::Scoring
+  std::optional<std::string> feature_map;  ///< of a recurrence's q and k; none: identity
+  bool normalize = false;                  ///< attention/normaliser.h
   std::string dtype = "float32";
   std::string wire_dtype = "float32";
   std::string communicator = "mpi";

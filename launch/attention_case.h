@@ -6,17 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "attention/named_masks.h"
-#include "parallel/schedule.h"
-#include "runtime/io/output_file.h"
+#include "launch/case_file.h"
 
 namespace longhaul::launch {
-
-/// A mask by name, with the numbers that it takes; its arrays are datasets of the case.
-struct MaskRequest {
-  std::string name = "causal";
-  attention::MaskNumbers numbers = {};
-};
 
 /// What a case file holds, in global token order: row b * S + s of [B, S, ...].
 struct AttentionCase {
@@ -42,22 +34,13 @@ struct AttentionResult {
   /// Global token order; lse [B*S, H], its high part, none for a sigmoid; gradients empty without
   /// dout.
   std::vector<float> out, lse, dq, dk, dv;
-  std::vector<float> dsinks;             ///< [H]; empty without sinks
-  std::vector<std::int64_t> sent_bytes;  ///< per rank: payload to others, forward and backward
-  std::vector<parallel::LinkBytes> link_bytes;  ///< those bytes by link class
-  std::vector<int> nodes;                       ///< of each rank, from 0
+  std::vector<float> dsinks;       ///< [H]; empty without sinks
   std::vector<std::int64_t> area;  ///< per rank: (query, key) pairs of its queries; of one head, or
                                    ///< of all where their masks differ
-  double seconds = 0;              ///< of the slowest rank, forward and backward
+  ReplayFigures figures;
 };
 
-/// Throws Error(usage) when `path` is the case itself; else as OutputFile does. For use before
-/// anything is computed.
-runtime::OutputFile result_file(const std::string& path, const std::string& case_path,
-                                runtime::Existing existing);
-
-/// Writes lse as [B, H, S], everything else as in the case. The file appears, or replaces an older
-/// one, only when it is complete.
+/// Writes lse as [B, H, S], everything else as in the case; as write_result_file().
 void write_attention_result(const runtime::OutputFile& output, const AttentionCase& input,
                             const AttentionResult& result, const std::string& scheme,
                             const std::string& layout);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 
+#include "launch/named_tensor.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
@@ -18,60 +19,29 @@ using runtime::fail;
 /// Of a score's products: what float32 holds, less what rounding inputs to bfloat16 may add.
 constexpr double kLargest = 0.99 * static_cast<double>(std::numeric_limits<float>::max());
 
-/// As text; a NaN without its sign.
-std::string shown(float x) { return std::isnan(x) ? "nan" : runtime::concat(x); }
-
-/// A tensor [B, S, heads, width] of the case or of the results, flat.
-struct Named {
-  const char* name;
-  std::span<const float> values;
-  std::int64_t seq_len, heads, width;
-  /// "q[0, 5, 1, 3]".
-  std::string at(std::int64_t index) const {
-    const std::int64_t row = index / (heads * width);
-    return runtime::concat(name, "[", row / seq_len, ", ", row % seq_len, ", ",
-                           index / width % heads, ", ", index % width, "]");
-  }
-  std::string value(std::int64_t index) const {
-    return shown(values[static_cast<std::size_t>(index)]);
-  }
-  std::string at_row(std::int64_t row, std::int64_t head) const {
-    return runtime::concat(name, "[", row / seq_len, ", ", row % seq_len, ", ", head, "]");
-  }
-  std::span<const float> row(std::int64_t row, std::int64_t head) const {
-    return values.subspan(static_cast<std::size_t>((row * heads + head) * width),
-                          static_cast<std::size_t>(width));
-  }
-  std::optional<std::int64_t> first(bool (*wrong)(float)) const {
-    const auto found = std::ranges::find_if(values, wrong);
-    if (found == values.end()) return std::nullopt;
-    return found - values.begin();
-  }
-};
-
-bool not_finite(float x) { return !std::isfinite(x); }
-
-Named q_of(const AttentionCase& in) { return {"q", in.q, in.seq_len, in.heads, in.dim}; }
-Named k_of(const AttentionCase& in) { return {"k", in.k, in.seq_len, in.kv_heads, in.dim}; }
-
-std::vector<Named> tensors_of(const AttentionCase& in) {
-  return {q_of(in),
-          k_of(in),
-          {"v", in.v, in.seq_len, in.kv_heads, in.value_dim},
-          {"dout", in.dout, in.seq_len, in.heads, in.value_dim}};
+/// One vector of a tensor [B, S, heads, width].
+std::span<const float> row_of(const NamedTensor& tensor, std::int64_t row, std::int64_t head) {
+  const std::int64_t heads = tensor.sizes[2], width = tensor.sizes[3];
+  return tensor.values.subspan(static_cast<std::size_t>((row * heads + head) * width),
+                               static_cast<std::size_t>(width));
+}
+/// "q[0, 5, 1]".
+std::string at_row(const char* name, std::int64_t seq_len, std::int64_t row, std::int64_t head) {
+  return runtime::concat(name, "[", row / seq_len, ", ", row % seq_len, ", ", head, "]");
 }
 
-void check_held(const std::string& path, const AttentionCase& input) {
-  const auto beyond = [](float x) {
-    return std::isfinite(x) && !std::isfinite(static_cast<float>(runtime::BFloat16(x)));
-  };
-  for (const Named& tensor : tensors_of(input)) {
-    const auto found = tensor.first(beyond);
-    if (!found) continue;
-    fail(ExitCode::data, path, ": ", tensor.at(*found), " is ", tensor.value(*found),
-         ", which rounds to infinity in bfloat16; expected at most 3.3895e38, or use --dtype "
-         "float32");
-  }
+NamedTensor q_of(const AttentionCase& in) {
+  return {"q", in.q, {in.batch, in.seq_len, in.heads, in.dim}};
+}
+NamedTensor k_of(const AttentionCase& in) {
+  return {"k", in.k, {in.batch, in.seq_len, in.kv_heads, in.dim}};
+}
+
+std::vector<NamedTensor> tensors_of(const AttentionCase& in) {
+  return {q_of(in),
+          k_of(in),
+          {"v", in.v, {in.batch, in.seq_len, in.kv_heads, in.value_dim}},
+          {"dout", in.dout, {in.batch, in.seq_len, in.heads, in.value_dim}}};
 }
 
 double norm(std::span<const float> x) {
@@ -81,11 +51,11 @@ double norm(std::span<const float> x) {
 }
 
 /// Of each row of a head; 0 where an element is not finite, since that shows by itself.
-std::vector<double> finite_norms(const Named& tensor, std::int64_t head) {
+std::vector<double> finite_norms(const NamedTensor& tensor, std::int64_t head) {
   std::vector<double> norms;
-  const auto rows = std::ssize(tensor.values) / (tensor.heads * tensor.width);
+  const auto rows = tensor.sizes[0] * tensor.sizes[1];
   for (std::int64_t row = 0; row < rows; ++row) {
-    const double size = norm(tensor.row(row, head));
+    const double size = norm(row_of(tensor, row, head));
     norms.push_back(std::isfinite(size) ? size : 0);
   }
   return norms;
@@ -95,7 +65,7 @@ std::vector<double> finite_norms(const Named& tensor, std::int64_t head) {
 /// a usual case they settle it, and no pair is looked at.
 void check_scores(const std::string& path, const AttentionCase& input,
                   const attention::Scoring& scoring) {
-  const Named q = q_of(input), k = k_of(input);
+  const NamedTensor q = q_of(input), k = k_of(input);
   const double scale = std::max(1.0, std::abs(static_cast<double>(scoring.scale)));
   for (std::int64_t head = 0; head < input.heads; ++head) {
     const std::int64_t kv_head = head * input.kv_heads / input.heads;
@@ -107,14 +77,15 @@ void check_scores(const std::string& path, const AttentionCase& input,
         if (of_row * largest_k <= kLargest) continue;
         for (std::int64_t key = slice.key_begin(row); key < slice.key_end(row); ++key) {
           if (of_row * of_k[static_cast<std::size_t>(key)] * scale <= kLargest) continue;
-          const auto a = q.row(row, head), b = k.row(key, kv_head);
+          const auto a = row_of(q, row, head), b = row_of(k, key, kv_head);
           double sum = 0;
           for (std::size_t d = 0; d < a.size(); ++d)
             sum += std::abs(static_cast<double>(a[d]) * static_cast<double>(b[d]));
           if (sum * scale <= kLargest) continue;
-          fail(ExitCode::data, path, ": the score of query ", q.at_row(row, head), " and key ",
-               k.at_row(key, kv_head), " leaves float32: its products are up to ", sum * scale,
-               " together, at scale ", scoring.scale, "; expected at most ", kLargest,
+          fail(ExitCode::data, path, ": the score of query ", at_row("q", input.seq_len, row, head),
+               " and key ", at_row("k", input.seq_len, key, kv_head),
+               " leaves float32: its products are up to ", sum * scale, " together, at scale ",
+               scoring.scale, "; expected at most ", kLargest,
                "; make 'q', 'k' or the attribute 'scale' smaller, or cap scores with --softcap");
         }
       }
@@ -140,32 +111,27 @@ std::optional<std::int64_t> lost_row(const AttentionCase& input, const Attention
 
 /// The first number of the results that is none, or is -inf where keys are seen; with its place.
 std::string first_wrong(const AttentionCase& in, const AttentionResult& result) {
-  for (const Named& tensor : {Named{"out", result.out, in.seq_len, in.heads, in.value_dim},
-                              Named{"dq", result.dq, in.seq_len, in.heads, in.dim},
-                              Named{"dk", result.dk, in.seq_len, in.kv_heads, in.dim},
-                              Named{"dv", result.dv, in.seq_len, in.kv_heads, in.value_dim}}) {
-    if (const auto found = tensor.first(not_finite)) {
-      return runtime::concat(tensor.at(*found), " is ", tensor.value(*found));
-    }
-  }
+  const std::int64_t b = in.batch, t = in.seq_len;
+  const std::string number = first_not_finite(
+      std::vector<NamedTensor>{{"out", result.out, {b, t, in.heads, in.value_dim}},
+                               {"dq", result.dq, {b, t, in.heads, in.dim}},
+                               {"dk", result.dk, {b, t, in.kv_heads, in.dim}},
+                               {"dv", result.dv, {b, t, in.kv_heads, in.value_dim}}});
+  if (!number.empty()) return number;
   const auto lost = lost_row(in, result);
   if (lost) {
-    const Named lse{"out", {}, in.seq_len, in.heads, 1};
-    return runtime::concat("the LSE of ", lse.at_row(*lost / in.heads, *lost % in.heads),
+    return runtime::concat("the LSE of ",
+                           at_row("out", in.seq_len, *lost / in.heads, *lost % in.heads),
                            ", which sees keys, is -inf");
   }
-  for (std::size_t i = 0; i < result.dsinks.size(); ++i) {
-    if (not_finite(result.dsinks[i]))
-      return runtime::concat("dsinks[", i, "] is ", shown(result.dsinks[i]));
-  }
-  return "";
+  return first_not_finite(std::vector<NamedTensor>{{"dsinks", result.dsinks, {in.heads}}});
 }
 
 }  // namespace
 
 void check_numbers(const std::string& path, const AttentionCase& input, DType dtype,
                    const attention::Scoring& scoring) {
-  if (dtype == DType::bfloat16) check_held(path, input);
+  if (dtype == DType::bfloat16) check_bfloat16(path, tensors_of(input));
   if (scoring.weighting == attention::Weighting::softmax && scoring.softcap == 0)
     check_scores(path, input, scoring);
 }
@@ -173,16 +139,7 @@ void check_numbers(const std::string& path, const AttentionCase& input, DType dt
 std::string check_results(const AttentionCase& input, const AttentionResult& result) {
   const std::string wrong = first_wrong(input, result);
   if (wrong.empty()) return "";
-  for (const Named& tensor : tensors_of(input)) {
-    if (const auto found = tensor.first(not_finite)) {
-      return runtime::concat(wrong, "; in the case, ", tensor.at(*found), " is ",
-                             tensor.value(*found));
-    }
-  }
-  fail(
-      ExitCode::internal, wrong,
-      ", although every number of the case is finite: a sum left float32's range; expected smaller "
-      "'v' or 'dout'. Nothing was written");
+  return explain_wrong(wrong, tensors_of(input), "smaller 'v' or 'dout'");
 }
 
 }  // namespace longhaul::launch

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/linear.h"
 #include "launch/attention.h"
 #include "launch/cli_impl.h"
 #include "launch/inspect.h"
@@ -104,26 +105,34 @@ void add_attention(CLI::App& app, Action& action) {
       add_verb(app, action, "attention", "Replay one attention call from a file, spread over ranks",
                options, run_attention);
   expand(verb->add_option("CASE", options->case_path,
-                          "HDF5 file with q, k, v, and the datasets that the mask takes: "
-                          "documents, prefixes, blocks, block_offsets, slices"))
+                          "HDF5 file with q, k, v, the datasets that the mask takes (documents, "
+                          "prefixes, blocks, block_offsets, slices) and those that the kind takes "
+                          "(log_decay, beta)"))
       ->required();
   expand(verb->add_option("--output", options->output_path, "HDF5 file to write"))->required();
   add_force(verb, "--output", options->force);
+  std::string kinds = "softmax, or a recurrence:";
+  for (const char* kind : attention::recurrence_kinds())
+    kinds += (kinds.ends_with(':') ? " " : ", ") + std::string(kind);
+  verb->add_option("--kind", options->kind, kinds)->capture_default_str();
   verb->add_option(
-          "--scheme", options->scheme,
-          "Context-parallel scheme, an expression such as 'usp(heads=2, around=burst)'; see "
-          "validate --legality")
-      ->capture_default_str();
+      "--scheme", options->scheme,
+      "Context-parallel scheme, an expression such as 'usp(heads=2, around=burst)', or "
+      "auto; without it ring, of a recurrence auto; see validate --legality");
   for (const char* old : OldSchemeOptions::kNames)  // told what replaces them
     verb->add_option(std::string("--") + old, options->old_options.of(old))->group("");
   verb->add_option("--layout", options->layout,
                    "contiguous, zigzag, striped, document_zigzag or balanced")
       ->capture_default_str();
   add_mask(verb, options->mask);
-  verb->add_option("--weighting", options->weighting, "softmax or sigmoid")->capture_default_str();
-  verb->add_option("--softcap", options->softcap, "Scores become c tanh(score / c); 0: none")
-      ->capture_default_str();
-  verb->add_option("--bias", options->bias, "Added to a sigmoid's scores")->capture_default_str();
+  verb->add_option("--weighting", options->weighting, "softmax or sigmoid; without it softmax");
+  verb->add_option("--softcap", options->softcap,
+                   "Scores become c tanh(score / c); 0, or without it: none");
+  verb->add_option("--bias", options->bias, "Added to a sigmoid's scores; without it 0");
+  verb->add_option("--feature-map", options->feature_map,
+                   "Of a recurrence's q and k: identity, relu, silu or elu1; without it identity");
+  verb->add_flag("--normalize", options->normalize,
+                 "Divide a recurrence's outputs by the sum of their weights");
   verb->add_option("--dtype", options->dtype, "float32 or bfloat16")->capture_default_str();
   verb->add_option("--wire-dtype", options->wire_dtype,
                    "Dtype of gradient accumulators on the wire")

@@ -26,11 +26,11 @@ std::int64_t gathered_bytes(const Shapes& shapes, LayoutKind layout, int ranks) 
   const std::int64_t state = shapes.heads * shapes.dim * shapes.value_dim;
   const std::int64_t transition = shapes.heads * attention::transition_rows(of, shapes.dim) *
                                   attention::transition_width(of, shapes.dim);
-  // Contiguous: the last rank, of all runs before its own. Zigzag: the first rank, whose late run
-  // is the last, of all but its two.
+  // Contiguous: the last rank, of all runs before its own. Zigzag, of 2P - 1 runs, since the halves
+  // of rank P - 1 are neighbours: rank 0, whose late run is the last, of all but its two.
   const bool contiguous = layout == LayoutKind::contiguous;
-  const std::int64_t states = contiguous ? ranks - 1 : 2 * ranks - 2;
-  const std::int64_t transitions = contiguous ? ranks - 2 : 2 * ranks - 2;
+  const std::int64_t states = contiguous ? ranks - 1 : 2 * ranks - 3;
+  const std::int64_t transitions = contiguous ? ranks - 2 : 2 * ranks - 3;
   return (states * state + transitions * transition) * size_bytes(runtime::DType::float32);
 }
 

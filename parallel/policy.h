@@ -22,17 +22,19 @@ struct LinearChoice {
   Expression scheme;
   std::string reason;  ///< why a policy chose it, in words; empty of an expression
 };
-/// The same of a recurrence (shapes.linear) over `rows` tokens a rank. `auto`:
-/// - one rank, or not causal: lasp2;
-/// - under a delta rule, lasp(replay=true) while P - 1 <= G / 2, G the key heads: head group by
-/// head
-///   group its sweeps wait (P - 1) / G of a sweep for each other, where summaries cost half of one
-///   (forward and backward together);
-/// - lasp2 while what it gathers is at most the rank's own q, k and v, in bytes: of a chain of n
-///   runs (P contiguous, else two a rank) up to n - 1 states and transitions, the first run's
-///   transition and those that are known apart;
-/// - else all_scan, which receives one state a run whatever P.
-/// (Formulae of LASP-2, Sun et al. 2025, ZeCO, Chou et al. 2025, with a delta rule's transitions.)
+/// The same of a recurrence (shapes.linear) over `rows` tokens a rank. Of P ranks and G key heads
+/// `auto` takes
+///   lasp2               where one rank is alone, or the recurrence is not causal; else
+///   lasp(replay=true)   under a delta rule, while P - 1 <= G / 2: sweeps that pass the state on
+///   head
+///                       group by head group wait (P - 1) / G of a sweep for each other, where
+///                       summaries cost half of one, forward and backward together;
+///   lasp2               while what a rank gathers is at most its own q, k and v in bytes: over one
+///                       long document P - 1 states and P - 2 transitions, contiguous, or 2 P - 3
+///                       of both, zigzag, which stands for the other layouts too;
+///   all_scan            else: one state a run arrives, whatever P.
+/// (By the formulae of LASP-2, Sun et al. 2025, and ZeCO, Chou et al. 2025, with the transitions of
+/// a delta rule.)
 LinearChoice choose_linear_scheme(const std::string& text, const Shapes& shapes, LayoutKind layout,
                                   int ranks, std::int64_t rows);
 

@@ -1,6 +1,8 @@
 // What `auto` chooses of the schemes of recurrences, against bytes counted from their schedules.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "parallel/policy.h"
 #include "tests/support/linear_cases.h"
 
