@@ -243,7 +243,8 @@ void check_linear(TrainDraft& draft) {
   if (!draft.ok()) return;  // the model can be made
   const auto call = call_of(config, true);
   if (!call) {
-    if (draft.is_set(kLinearKey))
+    // A resolved configuration says the default.
+    if (draft.is_set(kLinearKey) && !is_policy(text))
       draft.key_problem(
           kLinearKey, runtime::quote_toml(text),
           fmt::format("no layer of this {} is linear; leave it out", config.model.architecture));

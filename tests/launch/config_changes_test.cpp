@@ -185,6 +185,7 @@ const std::map<std::string, std::string> kOtherOfFamilies = {
 /// Keys with a single value so far, or that go with others, or with a mask or layers of their own
 /// (below, and families_test.cpp).
 const Keys kNotAlone = {"model.architecture",
+                        "parallelism.context_parallel_linear_scheme",
                         "model.layer_types",
                         "model.sliding_window",
                         "model.full_attention_interval",

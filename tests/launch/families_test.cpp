@@ -183,6 +183,23 @@ TEST(Families, LayersThatMeanTheSameAreNoChange) {
   EXPECT_TRUE(changed("", "full_attention_interval=3"));
 }
 
+TEST(Families, TheSchemeOfLinearLayersIsForFamiliesThatHaveThem) {
+  const std::vector<std::string> lasp = {"parallelism.context_parallel_linear_scheme=lasp"};
+  refused(
+      "parallelism.context_parallel_linear_scheme = \"lasp\": no layer of this llama is linear; "
+      "leave it out",
+      family_lines("llama"), lasp);
+  runtime::CheckpointMetadata metadata;
+  metadata.step = 8;
+  metadata.corpus_digest = "one";
+  metadata.config = to_toml(load(family_lines("qwen3_5")));
+  const TrainConfig now = load(family_lines("qwen3_5"), lasp);
+  const ConfigChanges changes = compare_with_checkpoint(metadata, "step-8", {now, 256, "one"});
+  EXPECT_TRUE(changes.meaning.empty());
+  ASSERT_EQ(changes.run.size(), 1u);
+  EXPECT_EQ(changes.run[0].key, "parallelism.context_parallel_linear_scheme");
+}
+
 TEST(Families, LayersAreCountedInTheirWords) {
   EXPECT_EQ(layers_text(load(family_lines("granitemoehybrid")).model), "2: 1 mamba, 1 attention");
   ModelLines qwen = family_lines("qwen3_5");
