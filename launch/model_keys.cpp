@@ -229,6 +229,16 @@ std::string code(const std::vector<std::string>& names) {
   return fmt::format("`{}`", fmt::join(names, "`, `"));
 }
 
+/// Who uses a key, in as few names as say it.
+std::string users_text(const std::vector<std::string>& users) {
+  std::vector<std::string> others = models::family_names();
+  std::erase_if(others,
+                [&](const std::string& name) { return std::ranges::count(users, name) != 0; });
+  if (others.empty()) return "";
+  return others.size() < users.size() ? " Not of " + code(others) + "."
+                                      : " Of " + code(users) + ".";
+}
+
 /// The words of layer_types by family.
 std::string layer_words() {
   std::string text;
@@ -265,7 +275,7 @@ std::vector<runtime::ConfigKey> model_keys() {
     }
     if (name_in_model(key) == "layer_types") key.explanation += layer_words();
     const std::vector<std::string> users = families_of_key(key);
-    if (users.size() < models::families().size()) key.explanation += " Of " + code(users) + ".";
+    key.explanation += users_text(users);
   }
   return keys;
 }

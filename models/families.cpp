@@ -49,7 +49,13 @@ const FamilyKeys::Key* FamilyKeys::find(const std::string& name) const {
   return found == keys_.end() ? nullptr : &*found;
 }
 
-std::string FamilyKeys::text(double value) { return fmt::format("`{:g}`", value); }
+/// 1e-5, not 1e-05.
+std::string FamilyKeys::text(double value) {
+  std::string number = fmt::format("`{:g}`", value);
+  if (const auto at = number.find("e-0"); at != number.npos) number.erase(at + 2, 1);
+  if (const auto at = number.find("e+0"); at != number.npos) number.erase(at + 1, 2);
+  return number;
+}
 std::string FamilyKeys::text(std::int64_t value) { return fmt::format("`{}`", value); }
 std::string FamilyKeys::text(bool value) { return value ? "`true`" : "`false`"; }
 std::string FamilyKeys::text(const std::string& value) { return fmt::format("`\"{}\"`", value); }

@@ -132,6 +132,8 @@ std::vector<Case> hybrid_cases() {
     c.config.layer_types[0] = c.config.architecture == "granitemoehybrid" ? "mamba" : hybrid[0];
   }
   cases[2].config.mamba_d_head = 5;
+  cases[3].config.num_hidden_layers = 3;  // the decays are the layer's own
+  cases[3].config.layer_types.push_back(hybrid[0]);
   cases[3].config.linear_attn_alpha_factor = 1.25;
   cases[3].config.linear_attn_beta_factor = 0.5;
   cases[4].config.hybrid_override_pattern = "M*-M";
