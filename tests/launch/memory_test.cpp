@@ -345,6 +345,8 @@ TEST(MemoryCuda, TheEstimateIsWithinATwentiethOfWhatIsMeasured) {
   for (const Case& c : std::vector<Case>{
            {"bfloat16", [](TrainConfig&) {}},
            {"recomputed", [](TrainConfig& t) { t.activation_checkpoint.mode = "full"; }},
+           {"recomputed but attention",
+            [](TrainConfig& t) { t.activation_checkpoint.mode = "selective"; }},
            {"float32", [](TrainConfig& t) { t.training.dtype = runtime::DType::float32; }},
            {"two ranks", [](TrainConfig& t) { t.parallelism.context_parallel_degree = 2; }}}) {
     SCOPED_TRACE(c.name);

@@ -268,7 +268,7 @@ TEST_P(SoftmaxOf, RecomputationAndThreadsAreBitwiseEqual) {
     config.dtype = dtype;
     const OracleBatch batch = document_batch(config, {90, 30, 1}, 7);
     std::vector<std::byte> first;
-    for (const Recompute mode : {Recompute::none, Recompute::full}) {
+    for (const Recompute mode : {Recompute::none, Recompute::selective, Recompute::full}) {
       for (const int threads : {1, 2}) {
         with_rigs(
             1, config, {.recompute = mode},

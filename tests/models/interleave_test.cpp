@@ -90,7 +90,7 @@ TEST(Interleave, IsBitForBitOneAfterTheOther) {
       {test::sliding_config(5), 5, 3, zigzag, "all_gather"},
   };
   for (const Case& c : cases) {
-    for (const Recompute recompute : {Recompute::none, Recompute::full}) {
+    for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
       SCOPED_TRACE(runtime::concat(c.scheme, " over ", c.ranks, " ranks, recompute ",
                                    static_cast<int>(recompute)));
       const ModelOptions options{.recompute = recompute, .head_chunk_rows = 5};
@@ -184,7 +184,7 @@ TEST(Interleave, PassBytesAreWhatIsHeld) {
 }
 
 TEST(Interleave, ActivationBytesAreWhatIsHeld) {
-  for (const Recompute recompute : {Recompute::none, Recompute::full}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
     const ModelOptions options{.recompute = recompute, .head_chunk_rows = 8};
     const auto predicted = [&](std::int64_t layers) {
       return model_of(round_config(layers), options).activation_bytes(256);

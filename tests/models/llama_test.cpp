@@ -141,24 +141,26 @@ TEST(Llama, RecomputationIsBitwiseEqual) {
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
     const ModelConfig config = small_config(false, dtype);
     const OracleBatch batch = document_batch(config, {9, 30, 1}, 7);
-    std::vector<std::byte> losses[2], gradients[2];
-    for (const Recompute mode : {Recompute::none, Recompute::full}) {
+    std::vector<std::byte> losses[3], gradients[3];
+    for (const Recompute mode : {Recompute::none, Recompute::selective, Recompute::full}) {
       with_rigs(1, config, {.recompute = mode}, [&](Rig& rig) {
         const auto index = static_cast<std::size_t>(mode);
         losses[index] = read_bytes(rig.forward_backward(rig.use(batch), {0.1, {}}), rig.stream);
         gradients[index] = read_bytes(rig.store.gradients(), rig.stream);
       });
     }
-    EXPECT_EQ(losses[0], losses[1]);
-    EXPECT_EQ(gradients[0], gradients[1]);
+    for (const int recomputed : {1, 2}) {
+      EXPECT_EQ(losses[0], losses[recomputed]);
+      EXPECT_EQ(gradients[0], gradients[recomputed]);
+    }
   }
 }
 
 TEST(Llama, RecomputationHoldsLessMemory) {
   const ModelConfig config = small_config();
   const OracleBatch batch = document_batch(config, {400}, 7);
-  std::int64_t peak[2] = {};
-  for (const Recompute mode : {Recompute::none, Recompute::full}) {
+  std::int64_t peak[3] = {};
+  for (const Recompute mode : {Recompute::none, Recompute::selective, Recompute::full}) {
     with_rigs(1, config, {.recompute = mode, .head_chunk_rows = 8}, [&](Rig& rig) {
       const Batch mine = rig.use(batch);
       rig.stream.reset_peak();
@@ -167,6 +169,7 @@ TEST(Llama, RecomputationHoldsLessMemory) {
     });
   }
   EXPECT_LT(peak[1], peak[0]);
+  EXPECT_LT(peak[2], peak[1]);
 }
 
 TEST(Llama, RerunsAndThreadsAreBitwiseEqual) {
