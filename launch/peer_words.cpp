@@ -167,6 +167,12 @@ constexpr runtime::ConfigSynonyms::Key kKeys[] = {
      "mixtures of experts are not supported"},
     {"", "lora lora_rank lora_alpha lora_r use_lora peft",
      "adapters such as LoRA are not supported"},
+    {"", "kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim",
+     "latent attention is not supported"},
+    {"", "vision_config audio_config text_config", "models of other than text are not supported"},
+    {"", "attention_bias mlp_bias mamba_proj_bias use_bias", "projections have no bias here"},
+    {"", "hidden_act mlp_hidden_act mamba_hidden_act", "a family's activations are its own"},
+    {"", "mamba_chunk_size chunk_size", "kernels choose the length of their chunks"},
     {"", "compile torch_compile use_compile", "there is nothing to compile here"},
 };
 
@@ -210,6 +216,12 @@ constexpr PeerValues kValues[] = {
     {"model.layer_types", "full_attention", "full global"},
     {"model.layer_types", "sliding_attention", "sliding local sliding_window swa"},
     {"model.architecture", "llama", "llama2 llama3 LlamaForCausalLM"},
+    {"model.architecture", "qwen3_next", "qwen3-next Qwen3NextForCausalLM"},
+    {"model.architecture", "qwen3_5", "qwen3.5 qwen3_5_text Qwen3_5ForCausalLM"},
+    {"model.architecture", "granitemoehybrid", "granite granite4 GraniteMoeHybridForCausalLM"},
+    {"model.architecture", "nemotron_h", "nemotron nemotron-h NemotronHForCausalLM"},
+    {"model.architecture", "minimax", "MiniMaxForCausalLM"},
+    {"model.architecture", "kimi_linear", "kimi kimi-linear KimiLinearForCausalLM"},
 };
 
 constexpr PeerVerbs kVerbs[] = {

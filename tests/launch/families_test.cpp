@@ -138,6 +138,21 @@ TEST(Families, WhatIsNotBuiltIsRefusedByName) {
           family_lines("kimi_linear"), {"model.linear_attn_config.full_attn_layers=[2]"});
 }
 
+TEST(Families, KeysOfWhatIsNotBuiltSaySo) {
+  const auto with = [](const std::string& family, const std::string& key,
+                       const std::string& value) {
+    ModelLines lines = family_lines(family);
+    lines[key] = value;
+    return lines;
+  };
+  refused("unknown key 'kv_lora_rank' in [model]; latent attention is not supported",
+          with("kimi_linear", "kv_lora_rank", "512"));
+  refused("unknown key 'num_experts' in [model]; mixtures of experts are not supported",
+          with("qwen3_next", "num_experts", "512"));
+  refused("unknown key 'vision_config' in [model]; models of other than text are not supported",
+          with("qwen3_5", "vision_config.depth", "27"));
+}
+
 TEST(Families, ATableInASectionIsReadFromHeaderLineAndOverride) {
   ModelLines lines = family_lines("kimi_linear");
   const TrainConfig by_header = load(lines, {"model.linear_attn_config.num_heads=3"});
