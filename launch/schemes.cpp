@@ -256,6 +256,10 @@ void check_linear(TrainDraft& draft) {
     draft.key_problem("data.mask", runtime::quote_toml(mask),
                       "a linear layer's state holds all earlier tokens of a document; expected "
                       "causal or causal_document");
+  } else if (config.data.window) {
+    draft.key_problem(
+        "data.window", fmt::format("{}", *config.data.window),
+        "a linear layer's state holds all earlier tokens of a document; leave it out");
   }
   const Expression scheme =
       is_policy(text) ? "lasp2" : parallel::parse_scheme(text, {}, parallel::Family::linear);

@@ -223,5 +223,30 @@ TEST(Families, LayersAreCountedInTheirWords) {
             "9: 7 linear_attention, 2 full_attention");
 }
 
+TEST(LinearSchemes, AreRefusedWhereNoStateFollows) {
+  const ModelLines lines = family_lines("qwen3_next");
+  const auto with = [&](const std::string& message, const std::vector<std::string>& sets) {
+    refused(message, lines, sets);
+  };
+  const std::string key = "parallelism.context_parallel_linear_scheme=";
+  EXPECT_EQ(load(lines, {key + "all_scan(blocks=4)"}).parallelism.context_parallel_linear_scheme,
+            "all_scan");
+  with("data.mask = \"full\": a linear layer's state holds all earlier tokens of a document",
+       {"data.mask=full"});
+  with("data.mask = \"causal_window\": a linear layer's state",
+       {"data.mask=causal_window", "data.window=8"});
+  with("data.window = 8: a linear layer's state holds", {"data.window=8"});
+  with(
+      "context_parallel_layout = \"striped\": a state goes through consecutive tokens, and a "
+      "striped rank has none; use layout zigzag",
+      {"parallelism.context_parallel_layout=striped"});
+  with("scheme ring spreads softmax attention; expected lasp, lasp2, all_scan, exscan or auto",
+       {key + "ring"});
+  with("groups=3 of 2 key heads; use scheme lasp(groups=2)", {key + "lasp(groups=3)"});
+  with("unknown scheme 'lasp3'", {key + "lasp3"});
+  with("scheme lasp2 spreads recurrences (linear layers); expected ring",
+       {"parallelism.context_parallel_scheme=lasp2"});
+}
+
 }  // namespace
 }  // namespace longhaul::launch
