@@ -213,6 +213,7 @@ void print(const Bench& bench, const Figures& f) {
              config.parallelism.data_parallel_replicate_degree,
              config.parallelism.context_parallel_degree, schemes_text(config),
              config.parallelism.context_parallel_layout, mask_text(config.data));
+  if (const auto linear = linear_text(config)) fmt::print("linear   {}\n", *linear);
   fmt::print("batch    {} of random text a step: sequences of {}, {} each\n",
              counted(f.tokens, "token"), grouped(training.seq_len),
              bench.options.document_tokens > 0

@@ -83,6 +83,7 @@ Json header_json(const RunHeader& header) {
   json["schemes"] = Json::array();
   for (const auto& [step, scheme] : header.schemes)
     json["schemes"].push_back({{"step", step}, {"scheme", scheme}});
+  if (!header.linear_scheme.empty()) json["linear_scheme"] = header.linear_scheme;
   json["hosts"] = header.hosts;
   json["communicator"] = header.communicator;
   json["devices"] = header.devices;

@@ -54,6 +54,7 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
               config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",
               schemes_text(config).c_str(), config.parallelism.context_parallel_layout.c_str(),
               mask_text(config.data).c_str());
+  if (const auto linear = linear_text(config)) std::printf("linear   %s\n", linear->c_str());
   std::printf("rows     %s\n", documents_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
   std::printf("ranks    %zu on %s, over %s\n", header.hosts.size(),

@@ -17,6 +17,7 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
   header.vocabulary_size = corpus.info().vocabulary_size;
   for (const SchemeChange& change : resolved_schemes(config))
     header.schemes.push_back({change.step, change.scheme.text()});
+  if (const auto linear = linear_choice(config)) header.linear_scheme = linear->scheme.text();
   header.unigram_entropy = corpus.info().unigram_entropy;
   if (corpus.info().label_weights)
     header.label_weights = runtime::hdf5::name(*corpus.info().label_weights);

@@ -333,15 +333,17 @@ std::string schemes_text(const TrainConfig& config) {
     if (is_policy(asked[i])) text += fmt::format(" (chosen by {})", asked[i]);
     ++i;
   }
-  if (!call_of(config, false)) text = "none";
-  if (!call_of(config, true)) return text;
-  text += "; linear layers ";
-  if (p.context_parallel_degree < 1) return text + p.context_parallel_linear_scheme;
+  return call_of(config, false) ? text : "none";
+}
+
+std::optional<std::string> linear_text(const TrainConfig& config) {
+  if (!call_of(config, true)) return std::nullopt;
+  const ParallelismConfig& p = config.parallelism;
+  if (p.context_parallel_degree < 1) return p.context_parallel_linear_scheme;
   const parallel::LinearChoice choice = *linear_choice(config);
-  text += choice.scheme.text();
-  if (!choice.reason.empty())
-    text += fmt::format(" (chosen by {}: {})", p.context_parallel_linear_scheme, choice.reason);
-  return text;
+  if (choice.reason.empty()) return choice.scheme.text();
+  return fmt::format("{} (chosen by {}: {})", choice.scheme.text(),
+                     p.context_parallel_linear_scheme, choice.reason);
 }
 
 void check_schemes(TrainDraft& draft) {

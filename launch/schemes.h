@@ -30,8 +30,10 @@ std::optional<parallel::LinearChoice> linear_choice(const TrainConfig& config);
 /// All schemes that calls of a kind are made under in the run.
 std::vector<parallel::Expression> schemes_of(const TrainConfig& config,
                                              const models::AttentionCall& call);
-/// "burst (chosen by auto), from step 5 usp(heads=2); linear layers lasp2 (chosen by auto: ...)".
+/// Of softmax attention: "burst (chosen by auto), from step 5 usp(heads=2)", or "none".
 std::string schemes_text(const TrainConfig& config);
+/// Of linear layers, where there are any: "lasp2 (chosen by auto: why)".
+std::optional<std::string> linear_text(const TrainConfig& config);
 
 /// Adds to the draft what is wrong with the schemes of the run, each at the key to blame:
 /// expressions, changes between steps, and schemes that do not suit ranks, heads, layout or mask,

@@ -144,6 +144,7 @@ int run_validate(const ValidateOptions& options) {
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));
+  if (const auto linear = linear_text(config)) fmt::print("# linear      {}\n", *linear);
   if (config.device.kind == "cuda" && config.parallelism.context_parallel_degree > 0) {
     fmt::print("# kernels     {}\n",
                commented(kernels_text({config, vocabulary, sequences}, attention_kernels(config),

@@ -215,13 +215,15 @@ INSTANTIATE_TEST_SUITE_P(Models, Hybrid,
 
 TEST(HybridSchemes, AreNamedAtTheStart) {
   TrainConfig config = hybrid(gated_delta_net(), {1, 4});
-  const std::string text = schemes_text(config);
-  EXPECT_EQ(text.find("ring; linear layers "), 0u) << text;
-  EXPECT_NE(text.find("(chosen by auto: "), std::string::npos) << text;
+  EXPECT_EQ(schemes_text(config), "ring");
+  const std::string text = linear_text(config).value_or("");
+  EXPECT_NE(text.find(" (chosen by auto: "), std::string::npos) << text;
   config.parallelism.context_parallel_linear_scheme = "all_scan";
-  EXPECT_EQ(schemes_text(config), "ring; linear layers all_scan");
+  EXPECT_EQ(linear_text(config), "all_scan");
   config.model = hybrid(kda(), {1, 4}).model;
-  EXPECT_EQ(schemes_text(config), "none; linear layers all_scan");
+  EXPECT_EQ(schemes_text(config), "none");
+  EXPECT_EQ(linear_text(config), "all_scan");
+  EXPECT_EQ(linear_text(test::small_training(kSeqLen)), std::nullopt);
 }
 
 }  // namespace
