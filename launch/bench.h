@@ -60,6 +60,32 @@ struct BenchAttentionOptions {
 /// without the device, Error(config) for what cannot be attended to.
 int run_bench_attention(const BenchAttentionOptions& options);
 
+/// What `bench linear` times: every kind with every number of tokens, in every direction.
+struct BenchLinearOptions {
+  std::string device = "cpu";
+  std::optional<std::string> dtype;  ///< float32 on the CPU, bfloat16 on CUDA
+  std::vector<std::string> kinds = {"linear", "gated_delta"};
+  std::vector<std::int64_t> tokens = {1024, 4096, 16384, 65536};
+  std::int64_t head_dim = 128;   ///< D and E
+  std::optional<int> heads;      ///< of values and states; 2 on the CPU, 16 on CUDA
+  std::optional<int> key_heads;  ///< none: as many
+  std::vector<std::string> directions = {"forward", "backward"};
+  std::int64_t softmax_tokens = 4096;  ///< most for which softmax attention is timed too
+  int ranks = 8;                       ///< whose bytes are counted
+  std::string scheme = "auto", layout = "zigzag";
+  int repeats = 20;
+  double seconds = 1;  ///< of repeats of a case
+  std::string json_path;
+  bool force = false;  ///< replace it
+};
+
+/// `bench linear`: prints the time of local calls of recurrences by the length of the sequence,
+/// their rates beside the machine's peak (float32 FMA; on CUDA a matrix product), softmax
+/// attention's times and from which length on it takes longer, and the bytes that a rank of several
+/// sends beside ring attention's; writes all of it as JSON where asked to. Throws as bench
+/// attention.
+int run_bench_linear(const BenchLinearOptions& options);
+
 struct BenchStepOptions {
   std::string config_path;
   std::vector<std::string> overrides;  ///< "section.key=value"

@@ -43,19 +43,12 @@ struct Plan {
   Repeats repeats;
 };
 
-DType dtype_of(const std::string& text) {
-  for (const DType dtype : {DType::float32, DType::bfloat16}) {
-    if (text == runtime::name(dtype)) return dtype;
-  }
-  fail(ExitCode::config, "--dtype ", text, ": expected float32 or bfloat16");
-}
-
 Plan plan_of(const BenchAttentionOptions& options) {
   Plan plan;
   plan.options = options;
   BenchAttentionOptions& o = plan.options;
   plan.cuda = o.device == "cuda";
-  plan.dtype = dtype_of(o.dtype.value_or(plan.cuda ? "bfloat16" : "float32"));
+  plan.dtype = bench_dtype(o.dtype, plan.cuda);
   plan.heads = o.heads.value_or(plan.cuda ? 16 : 8);
   if (o.tokens.empty()) {
     o.tokens = plan.cuda ? std::vector<std::int64_t>{8192, 32768} : std::vector<std::int64_t>{2048};
@@ -76,16 +69,6 @@ Plan plan_of(const BenchAttentionOptions& options) {
   plan.repeats.most = o.repeats;
   plan.repeats.seconds = o.seconds;
   return plan;
-}
-
-Stream compute_stream(const Plan& plan) {
-  if (plan.cuda) {
-    if (runtime::cuda_device_count() == 0)
-      fail(ExitCode::launch, "--device cuda: no CUDA device can be used; use --device cpu");
-    return Stream::cuda("compute", 0);
-  }
-  const int given = runtime::threads_of_environment();
-  return Stream::cpu("compute", given > 0 ? given : runtime::available_cores());
 }
 
 attention::Mask mask_of(const Plan& plan, const std::string& name, std::int64_t tokens) {
@@ -263,9 +246,8 @@ int run_bench_attention(const BenchAttentionOptions& options) {
   const std::vector<Case> cases = cases_of(plan);
   const bool several = o.ranks > 1;
   const parallel::Expression scheme = several ? scheme_of(plan, cases) : parallel::Expression();
-  const Stream stream = compute_stream(plan);
-  const std::string device = plan.cuda ? runtime::cuda_device_name(0)
-                                       : counted(stream.threads(), "thread") + " of the CPU";
+  const Stream stream = bench_stream(plan.cuda);
+  const std::string device = bench_device(stream);
 
   fmt::print("{}, {}; by the {}\n", device, runtime::name(plan.dtype),
              plan.cuda ? "device's clock" : "host's clock");

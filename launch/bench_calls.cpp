@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "parallel/executor.h"
+#include "runtime/cores.h"
+#include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/ops/host_copy.h"
 #include "runtime/ops/random.h"
@@ -27,28 +29,56 @@ class OneCall {
       : stream_(stream),
         plan_(attention::plan_block(pass, call.bands(), call.shape(), call.scoring(),
                                     call.place(stream))),
-        scratch_(stream.allocate(plan_->scratch_bytes())) {
-    memory_ = {scratch_.data(), plan_->table().data()};
-    if (stream.device().kind == runtime::DeviceKind::cpu || plan_->table().empty()) return;
-    table_ = stream.allocate(std::ssize(plan_->table()));
-    runtime::ops::upload_bytes(plan_->table(), table_.data(), stream);
-    memory_.table = table_.data();
-  }
+        memory_(plan_->scratch_bytes(), plan_->table(), stream) {}
   void forward(const attention::BlockForwardTensors& tensors) const {
-    plan_->forward(tensors, memory_, stream_);
+    plan_->forward(tensors, memory_.memory(), stream_);
   }
   void backward(const attention::BlockBackwardTensors& tensors) const {
-    plan_->backward(tensors, memory_, stream_);
+    plan_->backward(tensors, memory_.memory(), stream_);
   }
 
  private:
   const Stream stream_;
   const std::shared_ptr<const attention::BlockPlan> plan_;
-  runtime::Buffer scratch_, table_;
-  attention::BlockMemory memory_;
+  const CallMemory memory_;
 };
 
 }  // namespace
+
+DType bench_dtype(const std::optional<std::string>& text, bool cuda) {
+  if (!text) return cuda ? DType::bfloat16 : DType::float32;
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    if (*text == runtime::name(dtype)) return dtype;
+  }
+  runtime::fail(runtime::ExitCode::config, "--dtype ", *text, ": expected float32 or bfloat16");
+}
+
+Stream bench_stream(bool cuda) {
+  if (cuda) {
+    if (runtime::cuda_device_count() == 0) {
+      runtime::fail(runtime::ExitCode::launch,
+                    "--device cuda: no CUDA device can be used; use --device cpu");
+    }
+    return Stream::cuda("compute", 0);
+  }
+  const int given = runtime::threads_of_environment();
+  return Stream::cpu("compute", given > 0 ? given : runtime::available_cores());
+}
+
+std::string bench_device(const Stream& stream) {
+  if (stream.device().kind == runtime::DeviceKind::cuda) return runtime::cuda_device_name(0);
+  return runtime::counted(stream.threads(), "thread") + " of the CPU";
+}
+
+CallMemory::CallMemory(std::int64_t scratch_bytes, std::span<const std::byte> table,
+                       const Stream& stream)
+    : scratch_(stream.allocate(scratch_bytes)) {
+  memory_ = {scratch_.data(), table.data()};
+  if (stream.device().kind == runtime::DeviceKind::cpu || table.empty()) return;
+  table_ = stream.allocate(std::ssize(table));
+  runtime::ops::upload_bytes(table, table_.data(), stream);
+  memory_.table = table_.data();
+}
 
 double attention_flops(Direction direction, std::int64_t pairs, std::int64_t dim) {
   const double a_pair = static_cast<double>((direction == Direction::forward ? 4 : 10) * dim);

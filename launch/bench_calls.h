@@ -1,7 +1,10 @@
 #pragma once
 // Attention calls that benchmarks time: one local call, and the local work of one rank of many.
 
+#include <cstddef>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 
 #include "attention/block_plan.h"
@@ -10,6 +13,25 @@
 #include "parallel/schemes/scheme.h"
 
 namespace longhaul::launch {
+
+/// The dtype asked for; without one float32 on the CPU, bfloat16 on CUDA. Throws Error(config).
+runtime::DType bench_dtype(const std::optional<std::string>& text, bool cuda);
+/// Where a benchmark computes. Throws Error(launch) without the device.
+runtime::Stream bench_stream(bool cuda);
+/// "NVIDIA H100 80GB HBM3", "2 threads of the CPU".
+std::string bench_device(const runtime::Stream& stream);
+
+/// Memory of a planned call: its temporaries, and its table on the device.
+class CallMemory {
+ public:
+  CallMemory(std::int64_t scratch_bytes, std::span<const std::byte> table,
+             const runtime::Stream& stream);
+  const attention::BlockMemory& memory() const { return memory_; }
+
+ private:
+  runtime::Buffer scratch_, table_;
+  attention::BlockMemory memory_;
+};
 
 /// Floating-point operations of attention, a multiply-add counted as two: 4 `dim` a visible (query,
 /// key) pair of a head forward (scores, output), 10 `dim` backward (scores again, the weights'

@@ -1,6 +1,7 @@
 // The command lines of `bench`.
 #include <memory>
 
+#include "attention/linear.h"
 #include "launch/bench.h"
 #include "launch/cli_impl.h"
 #include "models/layer_types.h"
@@ -125,6 +126,56 @@ void add_bench_attention(CLI::App& bench, Action& action) {
   add_json(verb, options->json_path, options->force);
 }
 
+void add_bench_linear(CLI::App& bench, Action& action) {
+  const auto options = std::make_shared<BenchLinearOptions>();
+  CLI::App* verb = add_verb(bench, action, "linear",
+                            "Times of recurrences by length, beside the peak, softmax attention's "
+                            "times, and what both send",
+                            options, run_bench_linear);
+  const auto tokens = CLI::Range(std::int64_t{1}, kMostTokens);
+  const auto count = CLI::Range(1, 1 << 16);
+  const auto kinds = attention::recurrence_kinds();
+  verb->add_option("--device", options->device, "cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  verb->add_option("--dtype", options->dtype,
+                   "float32 or bfloat16; without it float32 on the CPU, bfloat16 on CUDA");
+  verb->add_option("--kind", options->kinds, "Recurrences, with commas between them")
+      ->delimiter(',')
+      ->check(CLI::IsMember(std::vector<std::string>(kinds.begin(), kinds.end())))
+      ->capture_default_str();
+  verb->add_option("--tokens", options->tokens, "Lengths, with commas between them")
+      ->delimiter(',')
+      ->check(tokens)
+      ->capture_default_str();
+  verb->add_option("--head-dim", options->head_dim, "Elements of a head")
+      ->check(CLI::Range(1, 1 << 12))
+      ->capture_default_str();
+  verb->add_option("--heads", options->heads,
+                   "Heads of values and states; without it 2 on the CPU, 16 on CUDA")
+      ->check(count);
+  verb->add_option("--key-heads", options->key_heads,
+                   "Heads of queries and keys; without it as many")
+      ->check(count);
+  verb->add_option("--direction", options->directions, "forward, backward or both")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"forward", "backward"}))
+      ->capture_default_str();
+  verb->add_option("--softmax-tokens", options->softmax_tokens,
+                   "Most tokens for which softmax attention is timed too; 0: none")
+      ->check(CLI::Range(std::int64_t{0}, kMostTokens))
+      ->capture_default_str();
+  verb->add_option("--ranks", options->ranks, "Ranks whose bytes are counted")
+      ->check(CLI::Range(1, 1 << 10))
+      ->capture_default_str();
+  verb->add_option("--scheme", options->scheme, "Of the recurrence over those ranks, or auto")
+      ->capture_default_str();
+  verb->add_option("--layout", options->layout, "Token layout over those ranks")
+      ->capture_default_str();
+  add_repeats(verb, options->repeats, options->seconds);
+  add_json(verb, options->json_path, options->force);
+}
+
 void add_bench_step(CLI::App& bench, Action& action) {
   const auto options = std::make_shared<BenchStepOptions>();
   CLI::App* verb = add_verb(bench, action, "step",
@@ -173,6 +224,7 @@ void add_bench(CLI::App& app, Action& action) {
       ->capture_default_str();
   add_bench_layouts(*bench, action);
   add_bench_attention(*bench, action);
+  add_bench_linear(*bench, action);
   add_bench_step(*bench, action);
 }
 

@@ -10,6 +10,7 @@
 #include "attention/linear.h"
 #include "launch/attention.h"
 #include "parallel/schemes/scheme.h"
+#include "runtime/error.h"
 #include "runtime/io/hdf5.h"
 #include "tests/support/linear_file.h"
 #include "tests/support/process.h"
@@ -47,10 +48,18 @@ class LinearAttention : public testing::Test {
     options_.normalize = file.normalize;
     options_.ranks = ranks;
     options_.mask.name = file.full ? "full" : file.documents.empty() ? "causal" : "documents";
-    testing::internal::CaptureStdout();
-    EXPECT_EQ(run_attention(options_), 0);
-    printed_ = testing::internal::GetCapturedStdout();
+    run();
     return test::read_linear_results(options_.output_path);
+  }
+  /// As the options are; what it printed.
+  void run() {
+    testing::internal::CaptureStdout();
+    try {
+      EXPECT_EQ(run_attention(options_), 0);
+    } catch (const runtime::Error& error) {
+      ADD_FAILURE() << error.what();
+    }
+    printed_ = testing::internal::GetCapturedStdout();
   }
   void expect_counted(const LinearFile& file) const;
 
@@ -315,15 +324,11 @@ TEST_F(LinearAttention, StatesThatMayGrowAreReported) {
     EXPECT_NE(printed_.find(part), std::string::npos) << part << " is not in\n" << printed_;
   file.kind = "scalar";  // the same file: a sum rule's states only add up
   options_.kind = "scalar";
-  testing::internal::CaptureStdout();
-  run_attention(options_);
-  printed_ = testing::internal::GetCapturedStdout();
+  run();
   EXPECT_EQ(printed_.find("warning"), std::string::npos) << printed_;
   options_.kind = "gated_delta";
   options_.feature_map = "elu1";  // keys as the recurrence reads them
-  testing::internal::CaptureStdout();
-  run_attention(options_);
-  printed_ = testing::internal::GetCapturedStdout();
+  run();
   EXPECT_NE(printed_.find("(as 148 keys)"), std::string::npos) << printed_;
 }
 
