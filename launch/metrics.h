@@ -29,7 +29,7 @@ struct RunHeader {
   runtime::GridShape grid;
   /// From which step on attention is spread how, resolved.
   std::vector<std::pair<std::int64_t, std::string>> schemes;
-  std::string linear_scheme;  ///< of linear layers; empty: none
+  std::string linear_scheme;       ///< of linear layers; empty: none
   std::vector<std::string> hosts;  ///< one a rank
   std::string communicator;        ///< what moves messages: MPI's own version line, or "loopback"
   std::int64_t parameters = 0;

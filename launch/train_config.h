@@ -55,8 +55,8 @@ struct LrSchedulerConfig {
 };
 
 struct ParallelismConfig {
-  std::int64_t context_parallel_degree = 0;  ///< -1 until the number of ranks is known
-  std::string context_parallel_scheme;       ///< an expression, or a policy
+  std::int64_t context_parallel_degree = 0;    ///< -1 until the number of ranks is known
+  std::string context_parallel_scheme;         ///< an expression, or a policy
   std::string context_parallel_linear_scheme;  ///< the same of recurrences
   std::string context_parallel_switch;
   std::string context_parallel_layout;

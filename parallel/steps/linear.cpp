@@ -58,7 +58,8 @@ LinearRecords::LinearRecords(const Shapes& shapes) {
 
 Signature linear_forward_signature(const LinearCall& call) {
   if (call.states_given)
-    return {{"q", "k", "v", "log_decay", "beta", "initial_state", "states"}, {"out", "final_state"}};
+    return {{"q", "k", "v", "log_decay", "beta", "initial_state", "states"},
+            {"out", "final_state"}};
   return {{"q", "k", "v", "log_decay", "beta", "initial_state"},
           {"out", "states", "transitions", "final_state"}};
 }

@@ -45,8 +45,8 @@ struct LinearRecords {
 
 /// What linear calls bind, in this order; what a call has no use for has no data.
 ///   q, k, v, log_decay, beta, initial_state -> out, states, transitions, final_state
-///   q, k, v, log_decay, beta, initial_state, states -> out, final_state      where states are given
-///   q, k, v, log_decay, beta, initial_state, states, transitions, dout, dfinal_state
+///   q, k, v, log_decay, beta, initial_state, states -> out, final_state      where states are
+///   given q, k, v, log_decay, beta, initial_state, states, transitions, dout, dfinal_state
 ///     -> dq, dk, dv, dlog_decay, dbeta, dinitial_state
 Signature linear_forward_signature(const LinearCall& call);
 Signature linear_backward_signature();

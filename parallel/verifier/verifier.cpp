@@ -294,8 +294,9 @@ Verdict prove(const Schedule& schedule, const attention::HeadMasks& masks, const
 }
 
 Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout) {
-  return prove(schedule, masks, layout,
-               [&](const Program& program) { check_bound_slots(program, schedule, masks, layout); });
+  return prove(schedule, masks, layout, [&](const Program& program) {
+    check_bound_slots(program, schedule, masks, layout);
+  });
 }
 
 }  // namespace longhaul::parallel

@@ -75,8 +75,8 @@ void Rig::set_parameters() {
   for (const parallel::Parameter& parameter : store.table().parameters()) {
     std::vector<double> values = random_values(parameter.range.elements(), seed++, true);
     // Around what a factor begins with: one, or zero beside an offset.
-    const bool one = parameter.sizes.size() == 1 &&
-                     parameter.initialisation != parallel::Initialisation::zeros;
+    const bool one =
+        parameter.sizes.size() == 1 && parameter.initialisation != parallel::Initialisation::zeros;
     for (double& value : values) value = one ? 1 + value / 2 : value / 2;
     const Tensor source = make_tensor(values, {parameter.range.elements()}, DType::float32, stream);
     copy(source, store.values().slice(0, parameter.range.begin, parameter.range.end), stream);
