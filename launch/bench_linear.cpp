@@ -120,7 +120,7 @@ class Sweep {
     if (delta) dbeta_ = gates(of.tokens, false, 0);
   }
 
-  void enqueue() const {
+  void run() const {
     const attention::LinearInputs inputs{q_, k_, v_, log_decay_, beta_};
     if (forward_) {
       plan_->sweep({.inputs = inputs, .state_in = {}, .out = out_, .state_out = {}},
@@ -160,7 +160,7 @@ class Sweep {
 
 Spread time_sweep(const Case& of, const Repeats& repeats, const Stream& stream) {
   const Sweep sweep(of, stream);
-  return time_on_stream(stream, repeats, [&] { sweep.enqueue(); });
+  return time_on_stream(stream, repeats, [&] { sweep.run(); });
 }
 
 /// Most that one of the ranks sends, in bytes.
