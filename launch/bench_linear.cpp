@@ -82,9 +82,9 @@ double flops_of(const Case& of) {
 
 /// A sweep over one sequence and its operands: random normal elements, keys of a norm of about 1
 /// under the delta rule, log decays of -0.05, beta 0.5.
-class Sweep {
+class TimedSweep {
  public:
-  Sweep(const Case& of, const Stream& stream)
+  TimedSweep(const Case& of, const Stream& stream)
       : stream_(stream),
         forward_(of.direction == Direction::forward),
         plan_(attention::plan_linear(forward_ ? LinearPass::sweep : LinearPass::sweep_backward,
@@ -159,7 +159,7 @@ class Sweep {
 };
 
 Spread time_sweep(const Case& of, const Repeats& repeats, const Stream& stream) {
-  const Sweep sweep(of, stream);
+  const TimedSweep sweep(of, stream);
   return time_on_stream(stream, repeats, [&] { sweep.run(); });
 }
 
