@@ -163,15 +163,23 @@ std::string heads_table() {
 
 }  // namespace
 
-std::string legality_table() {
-  const MaskTable masks = mask_table();
+namespace {
+std::string rules_of(parallel::Family family) {
   std::string rules;
-  for (const std::string& name : parallel::scheme_names())
+  for (const std::string& name : parallel::scheme_names(family))
     rules += fmt::format("- `{}`: {}.\n", parallel::signature(parallel::scheme_from_name(name)),
                          parallel::scheme_from_name(name).legality);
+  return rules;
+}
+}  // namespace
+
+std::string legality_table() {
+  const MaskTable masks = mask_table();
   return fmt::format(
-      "{}\n{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\nWhy not:\n\n{}",
-      masks.table, heads_table(), rules, masks.refusals);
+      "{}\n{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\nWhy not:\n\n{}\n"
+      "Linear layers, under masks causal and causal_document, over every layout but striped:\n\n{}",
+      masks.table, heads_table(), rules_of(parallel::Family::softmax), masks.refusals,
+      rules_of(parallel::Family::linear));
 }
 
 }  // namespace longhaul::launch
