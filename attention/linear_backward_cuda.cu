@@ -3,80 +3,10 @@
 // dq and dk are summed in it. The gradient of a gate sums everything that spans its token, from
 // before it to it or later, and subtracts nothing.
 
-#include "attention/linear_gates.cuh"
+#include "attention/linear_channels.cuh"
 
 namespace longhaul::attention::detail {
 namespace {
-
-template <class T>
-struct GradientOperands {
-  Operand<const T> q, k, v, dout;
-  Operand<const float> gates;
-  Operand<float> dq, dk, dv, dgates;
-  const float *states, *dstates;  // kept
-  double* chunk_gates;            // [chunk, head], Decay::head
-};
-
-/// Sums over tokens of what gates need, in shared memory.
-struct SharedSums {
-  float to_end[kEdge];                  // a token's factors to the chunk's end
-  float reads[kEdge];                   // of the state before, by a token
-  float writes[kEdge];                  // of a token, into the state after
-  float overlap[kEdge / kPart][kEdge];  // of a key dim: state times its gradient
-};
-
-/// What a block works on: one head of its chunk.
-template <Gate gate, class T>
-struct HeadOfChunk {
-  const ChunkCall& call;
-  const GradientOperands<T>& at;
-  LinearChunk chunk;
-  std::int64_t index;
-  int head, key_head;
-  bool add;  // to dq and dk
-  ChunkOf<T> q, k, v, dout;
-  ChunkOf<float> gates;
-  const float *state, *dstate;
-  SharedGates& shared;
-  SharedSums& sums;
-  Tile a, b, p, x;
-
-  __device__ HeadOfChunk(const ChunkCall& told, const GradientOperands<T>& operands,
-                         std::int64_t chunk_index, int which, SharedGates& gates_memory,
-                         SharedSums& sums_memory)
-      : call(told),
-        at(operands),
-        chunk(told.chunks[chunk_index]),
-        index(chunk_index),
-        head(which),
-        key_head(told.key_head(which)),
-        add(which % (told.heads / told.key_heads) != 0),
-        q(at.q, key_head, chunk, told.dim),
-        k(at.k, key_head, chunk, told.dim),
-        v(at.v, head, chunk, told.value_dim),
-        dout(at.dout, head, chunk, told.value_dim),
-        gates(at.gates, head, chunk, gate == Gate::channel ? told.dim : 1),
-        state(told.state(at.states, chunk_index, head)),
-        dstate(told.state(at.dstates, chunk_index, head)),
-        shared(gates_memory),
-        sums(sums_memory),
-        a(shared_tile(0)),
-        b(shared_tile(1)),
-        p(shared_tile(2)),
-        x(shared_tile(3)) {}
-
-  __device__ void load_q(Tile to, int d) const {
-    const float scale = call.scale;
-    q.load(to, d, [scale](int, float value) { return scale * value; });
-  }
-  __device__ void load_state(Tile to, const float* from, int e, int d) const {
-    load(to, from + std::int64_t{e} * call.dim + d, call.dim, extent(call.value_dim, e),
-         extent(call.dim, d));
-  }
-  __device__ float* rows_of(const Operand<float>& of, int which) const {
-    return of.head(which) + chunk.begin * of.row_stride;
-  }
-};
 
 /// dv = P^T dout + K~ dS, K~ the keys as the state after has them.
 template <Gate gate, class T>
@@ -131,24 +61,6 @@ __device__ void weight_gradients(const HeadOfChunk<gate, T>& h) {
     store(h.x, sums, [](int i, int j, float dp) { return j <= i ? dp : 0.0f; });
   }
   __syncthreads();
-}
-
-/// sums.overlap <- its parts of the tile of key dims from d on.
-template <Gate gate, class T>
-__device__ void overlaps(const HeadOfChunk<gate, T>& h, int d) {
-  const int column = own_column();
-  float sum = 0.0f;
-  if (d + column < h.call.dim) {
-    for (int e = own_part(); e < h.call.value_dim; e += kTileThreads / kEdge) {
-      const std::int64_t i = std::int64_t{e} * h.call.dim + d + column;
-      sum = fmaf(h.state[i], h.dstate[i], sum);
-    }
-  }
-  h.sums.overlap[own_part()][column] = sum;
-}
-__device__ inline float overlap_of(const SharedSums& sums, int column) {
-  return (sums.overlap[0][column] + sums.overlap[1][column]) +
-         (sums.overlap[2][column] + sums.overlap[3][column]);
 }
 
 /// sums[i] += rows . others over the thread's rows and the tile's columns.
@@ -228,89 +140,6 @@ __device__ void token_gate_gradients(const HeadOfChunk<Gate::token, T>& h, float
   double sum = 0.0;
   for (int i = 0; i < h.chunk.count; ++i) sum += static_cast<double>(h.sums.overlap[1][i]);
   h.at.chunk_gates[h.index * h.call.heads + h.head] = sum;
-}
-
-/// Gradients where the decay is a vector, of the key dims from d on: a thread has a key dim and 16
-/// keys j, and walks over the tokens t from the last, with r_j = what key j has of the gradients of
-/// the tokens from t on, decayed to t. What t reads of key j is k_j exp(g_t - g_j); times r_j it is
-/// the gradient of gate t. The state before the chunk is one more key, the state after one more
-/// query. Four threads of neighbouring lanes have all keys.
-template <class T>
-__device__ void channel_gradients(const HeadOfChunk<Gate::channel, T>& h, int d, const Sums& dq_in,
-                                  const Sums& dk_out) {
-  const Tile alpha = shared_tile(4), from_block = shared_tile(5);
-  const int dims = extent(h.call.dim, d);
-  __syncthreads();
-  h.load_q(h.a, d);
-  store(h.p, dq_in, [](int, int, float x) { return x; });
-  store(h.b, dk_out, [](int, int, float x) { return x; });
-  load_alphas(alpha, h.gates.data + d, h.gates.row_stride, h.gates.rows, dims);
-  __syncthreads();
-  {
-    float product = 1.0f;
-    for (int t = own_part() * kPart; t < (own_part() + 1) * kPart; ++t)
-      from_block.at(t, own_column()) = product *= alpha.at(t, own_column());
-  }
-  __syncthreads();
-
-  const int channel = thread() / 32 * 8 + thread() % 32 / 4, part = thread() % 4,
-            first = part * kPart, last = first + kPart - 1;
-  const bool inside = channel < dims;
-  float received[kPart], key[kPart], next[kPart];  // next: the decay of the token after
-#pragma unroll
-  for (int u = 0; u < kPart; ++u) {
-    const int j = first + u;
-    received[u] = h.b.at(j, channel);
-    key[u] = inside && j < h.chunk.count
-                 ? runtime::detail::load_float(h.k.data[j * h.k.row_stride + d + channel])
-                 : 0.0f;
-    next[u] = u + 1 < kPart ? alpha.at(j + 1, channel) : 1.0f;
-  }
-  float state = overlap_of(h.sums, channel);
-  for (int t = h.chunk.count - 1; t >= 0; --t) {
-    const float later = t + 1 < h.chunk.count ? alpha.at(t + 1, channel) : 1.0f,
-                query = h.a.at(t, channel);
-    float dq = 0.0f, dk = 0.0f, gate = 0.0f, fade = 1.0f;
-    if (t > last) {
-      fade = from_block.at(t, channel);
-      for (int block = t / kPart - 1; block > part; --block)
-        fade *= from_block.at(block * kPart + kPart - 1, channel);
-    }
-#pragma unroll
-    for (int u = kPart - 1; u >= 0; --u) {
-      const int j = first + u;
-      if (j > t) continue;
-      const float weight = h.x.at(t, j);
-      received[u] = fmaf(weight, query, received[u] * later);
-      if (j < t) fade *= next[u];
-      const float faded = key[u] * fade;
-      dq = fmaf(weight, faded, dq);
-      if (j < t) gate = fmaf(faded, received[u], gate);
-      if (j == t) dk = received[u];
-    }
-    if (part == 0) {
-      fade *= alpha.at(0, channel);
-      const float read = h.p.at(t, channel);
-      state = fmaf(query, read, state * later);
-      dq = fmaf(fade, read, dq);
-      gate = fmaf(fade, state, gate);
-    }
-#pragma unroll
-    for (int lanes = 1; lanes < 4; lanes *= 2) {
-      dq += __shfl_xor_sync(kAllLanes, dq, lanes);
-      gate += __shfl_xor_sync(kAllLanes, gate, lanes);
-    }
-    if (!inside) continue;
-    const auto put = [&](const Operand<float>& of, float x) {
-      float& to = h.rows_of(of, h.key_head)[t * of.row_stride + d + channel];
-      to = h.add ? to + x : x;
-    };
-    if (first <= t && t <= last) put(h.at.dk, dk);
-    if (part != 0) continue;
-    put(h.at.dq, h.call.scale * dq);
-    h.rows_of(h.at.dgates, h.head)[t * h.at.dgates.row_stride + d + channel] =
-        t == 0 && h.chunk.starts != 0 ? 0.0f : gate;
-  }
 }
 
 template <Gate gate, class T>

@@ -16,107 +16,126 @@ struct StatesCall {
   float* kept;
 };
 
-/// A block has a tile of a segment's state, value dims x key dims, whose elements move by
-/// themselves.
+/// A block's tile of a state, value dims x key dims.
+struct StateTile {
+  int head, e, d;            // its first value dim and key dim
+  int value_dims, key_dims;  // there are
+
+  /// body(r, c, value dim, key dim) for the thread's sums that there are.
+  template <class Body>
+  __device__ void each(const Body& body) const {
+#pragma unroll
+    for (int r = 0; r < kSide; ++r) {
+#pragma unroll
+      for (int c = 0; c < kSide; ++c) {
+        const int row = sums_row() + r, column = sums_column() + c;
+        if (row < value_dims && column < key_dims) body(r, c, e + row, d + column);
+      }
+    }
+  }
+  __device__ void keep(const StatesCall& call, const Sums& state, std::int64_t chunk) const {
+    float* to = call.kept + (chunk * call.heads + head) * call.value_dim * call.dim;
+    each([&](int r, int c, int row, int column) {
+      to[std::int64_t{row} * call.dim + column] = state[r][c];
+    });
+  }
+};
+
+/// x, y <- the chunk's values, and its keys as the state after has them; backward dout, and the
+/// queries as the state before has them. Ends with a barrier.
+template <Gate gate, Border border, class T>
+__device__ void load_chunk(const ChunkOf<T>& values, const ChunkOf<T>& keys,
+                           const ChunkOf<float>& gates, const StateTile& at, float scale, Tile x,
+                           Tile y, SharedGates& shared) {
+  __syncthreads();  // the chunk before is no longer read
+  values.load(x, at.e);
+  if constexpr (gate == Gate::token)
+    load_token_factors<border>(gates.data, gates.row_stride, gates.rows, shared);
+  keys.load(y, at.d, [&](int t, float key) {
+    return gate == Gate::token ? scale * key * shared.factor[t] : scale * key;
+  });
+  if constexpr (gate == Gate::channel) {
+    scale_by_channels<border>(y, gates.data + at.d, gates.row_stride, gates.rows, at.key_dims,
+                              shared);
+  }
+  __syncthreads();
+}
+
+/// state <- the state after the chunk in x, y.
+template <Gate gate>
+__device__ void step(Tile x, Tile y, const SharedGates& shared, Sums& state) {
+  Sums sums;
+  clear(sums);
+  add_product<Read::down, Read::down>(x, y, sums);
+#pragma unroll
+  for (int c = 0; c < kSide; ++c) {
+    const int column = gate == Gate::channel ? sums_column() + c : 0;
+    TwoFloats decay{1.0f, 0.0f};
+    if (gate != Gate::none) decay = {shared.high[column], shared.low[column]};
+#pragma unroll
+    for (int r = 0; r < kSide; ++r)
+      state[r][c] = (gate == Gate::none ? state[r][c] : decay.of(state[r][c])) + sums[r][c];
+  }
+}
+
+/// A block has a tile of a segment's state, whose elements move by themselves.
 template <Gate gate, class T>
 __global__ void __launch_bounds__(kTileThreads, 2)
     states_kernel(Operand<const T> values, Operand<const T> keys, Operand<const float> gates,
                   StatesCall call) {
   __shared__ SharedGates shared;
   const Tile x = shared_tile(0), y = shared_tile(1);
-  const int head = static_cast<int>(blockIdx.y), key_head = head / (call.heads / call.key_heads);
-  const int item = static_cast<int>(blockIdx.x), tile = item % (call.value_tiles * call.dim_tiles);
-  const LinearSegment segment = call.segments[item / (call.value_tiles * call.dim_tiles)];
+  const int state_tiles = call.value_tiles * call.dim_tiles,
+            tile = static_cast<int>(blockIdx.x) % state_tiles;
+  const LinearSegment segment = call.segments[static_cast<int>(blockIdx.x) / state_tiles];
   const int e = tile / call.dim_tiles * kEdge, d = tile % call.dim_tiles * kEdge;
-  const int value_dims = extent(call.value_dim, e), dims = extent(call.dim, d);
-  const bool enters = call.backward ? segment.rows.last : segment.rows.first;
-  const auto each = [&](const auto& body) {
-#pragma unroll
-    for (int r = 0; r < kSide; ++r) {
-#pragma unroll
-      for (int c = 0; c < kSide; ++c) {
-        const int row = sums_row() + r, column = sums_column() + c;
-        if (row < value_dims && column < dims) body(r, c, e + row, d + column);
-      }
-    }
-  };
-  const auto keep = [&](const Sums& state, std::int64_t chunk) {
-    each([&](int r, int c, int row, int column) {
-      call.kept[((chunk * call.heads + head) * call.value_dim + row) * call.dim + column] =
-          state[r][c];
-    });
-  };
+  const StateTile at{static_cast<int>(blockIdx.y), e, d, extent(call.value_dim, e),
+                     extent(call.dim, d)};
+  const int key_head = at.head / (call.heads / call.key_heads);
 
   Sums state;
   clear(state);
+  const bool enters = call.backward ? segment.rows.last : segment.rows.first;
   if (enters && call.initial.data != nullptr) {
-    each([&](int r, int c, int row, int column) {
-      state[r][c] = call.initial.head(head)[row * call.initial.row_stride + column];
+    at.each([&](int r, int c, int row, int column) {
+      state[r][c] = call.initial.head(at.head)[row * call.initial.row_stride + column];
     });
   }
   double log_sum = 0.0;
   const std::int64_t chunks = segment.rows.chunks();
-  for (std::int64_t step = 0; step < chunks; ++step) {
-    const std::int64_t at = call.backward ? chunks - 1 - step : step;
+  for (std::int64_t i = 0; i < chunks; ++i) {
+    const std::int64_t index = call.backward ? chunks - 1 - i : i;
     LinearChunk chunk;
-    chunk.begin = segment.rows.begin + at * kEdge;
+    chunk.begin = segment.rows.begin + index * kEdge;
     chunk.count = static_cast<int>(
         segment.rows.end - chunk.begin < kEdge ? segment.rows.end - chunk.begin : kEdge);
-    if (call.kept != nullptr && call.causal) keep(state, segment.first_chunk + at);
-    const ChunkOf<T> value_rows(values, head, chunk, call.value_dim),
+    if (call.kept != nullptr && call.causal) at.keep(call, state, segment.first_chunk + index);
+    const ChunkOf<T> value_rows(values, at.head, chunk, call.value_dim),
         key_rows(keys, key_head, chunk, call.dim);
-    const float scale = call.backward ? call.scale : 1.0f;
-    __syncthreads();  // the chunk before is no longer read
-    value_rows.load(x, e);
-    if constexpr (gate == Gate::token) {
-      const float* from = gates.head(head) + chunk.begin * gates.row_stride;
-      if (call.backward) {
-        load_token_factors<Border::start>(from, gates.row_stride, chunk.count, shared);
-      } else {
-        load_token_factors<Border::end>(from, gates.row_stride, chunk.count, shared);
-      }
-      key_rows.load(y, d, [&](int t, float key) { return scale * key * shared.factor[t]; });
+    const ChunkOf<float> gate_rows(gates, at.head, chunk, call.dim);
+    if (call.backward) {
+      load_chunk<gate, Border::start>(value_rows, key_rows, gate_rows, at, call.scale, x, y,
+                                      shared);
     } else {
-      key_rows.load(y, d, [&](int, float key) { return scale * key; });
+      load_chunk<gate, Border::end>(value_rows, key_rows, gate_rows, at, 1.0f, x, y, shared);
     }
-    if constexpr (gate == Gate::channel) {
-      const float* from = gates.head(head) + chunk.begin * gates.row_stride + d;
-      if (call.backward) {
-        scale_by_channels<Border::start>(y, from, gates.row_stride, chunk.count, dims, shared);
-      } else {
-        scale_by_channels<Border::end>(y, from, gates.row_stride, chunk.count, dims, shared);
-      }
-    }
-    __syncthreads();
-    Sums sums;
-    clear(sums);
-    add_product<Read::down, Read::down>(x, y, sums);
-#pragma unroll
-    for (int c = 0; c < kSide; ++c) {
-      const int column = gate == Gate::channel ? sums_column() + c : 0;
-      TwoFloats decay{1.0f, 0.0f};
-      if (gate != Gate::none) decay = {shared.high[column], shared.low[column]};
-#pragma unroll
-      for (int r = 0; r < kSide; ++r) {
-        state[r][c] = (gate == Gate::none ? state[r][c] : decay.of(state[r][c])) + sums[r][c];
-      }
-    }
+    step<gate>(x, y, shared, state);
     if (gate != Gate::none)
       log_sum += GateColumn::total(&shared.sums[0][gate == Gate::channel ? own_column() : 0]);
   }
 
-  if (call.kept != nullptr && !call.causal) keep(state, 0);
+  if (call.kept != nullptr && !call.causal) at.keep(call, state, 0);
   const bool leaves = call.backward ? segment.rows.first : segment.rows.last;
   const bool end = call.backward ? segment.rows.begin == 0 : segment.rows.last;
   if (call.final.data != nullptr && end) {
-    each([&](int r, int c, int row, int column) {
-      call.final.head(head)[row * call.final.row_stride + column] = leaves ? state[r][c] : 0.0f;
+    at.each([&](int r, int c, int row, int column) {
+      call.final.head(at.head)[row * call.final.row_stride + column] = leaves ? state[r][c] : 0.0f;
     });
   }
   if (gate == Gate::none || call.transition.data == nullptr || e > 0 || own_part() > 0) return;
-  if (gate == Gate::token ? d == 0 && own_column() == 0 : own_column() < dims) {
+  if (gate == Gate::token ? d == 0 && own_column() == 0 : own_column() < at.key_dims) {
     const int column = gate == Gate::token ? 0 : d + own_column();
-    call.transition.head(head)[column] = static_cast<float>(log_sum);
+    call.transition.head(at.head)[column] = static_cast<float>(log_sum);
   }
 }
 

@@ -28,6 +28,7 @@ TEST_F(LinearCudaEmulated, MatchesTheTokenRecurrence) {
     test::expect_bfloat16(kind, options_);
   }
   test::expect_whole_sequence(options_);
+  test::expect_slope_gradients_added(options_);
 }
 
 TEST_F(LinearCudaEmulated, AnyGates) {

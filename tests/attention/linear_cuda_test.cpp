@@ -27,6 +27,7 @@ TEST(LinearCuda, MatchesTheTokenRecurrence) {
     test::expect_constant_slopes(kind, options);
   }
   test::expect_whole_sequence(options);
+  test::expect_slope_gradients_added(options);
 }
 
 TEST(LinearCuda, KeepsItsBits) {

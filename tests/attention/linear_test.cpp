@@ -27,6 +27,7 @@ TEST(Linear, KeepsTheContract) {
     test::expect_bfloat16(kind, {});
   }
   test::expect_whole_sequence({});
+  test::expect_slope_gradients_added({});
 }
 
 TEST(Linear, ConstantSlopesOverManyChunks) {

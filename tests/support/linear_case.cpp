@@ -299,8 +299,11 @@ LinearResult run_linear(const LinearCase& c, const LinearOptions& options) {
                  dstate_in = run.state();
   const OnDevice dlog_decay = run.gates();
   const OnDevice dbeta = run.held(delta(c) ? c.shape.rows : 0, c.shape.heads, 1);
-  if (c.recurrence.decay == Decay::head)
-    dlog_decay.set(std::vector<float>(c.log_decay.size()), run.device.stream);
+  if (c.recurrence.decay == Decay::head) {
+    dlog_decay.set(
+        options.dslopes.empty() ? std::vector<float>(c.log_decay.size()) : options.dslopes,
+        run.device.stream);
+  }
   run(attention::LinearPass::sweep,
       attention::SweepTensors{run.linear_inputs(), Run::given(c.state_in, run.state_in), out.view(),
                               state_out.view()});

@@ -62,10 +62,11 @@ struct LinearOptions {
   int threads = 1;
   bool strided = false;                  ///< heads outermost, gaps between rows
   const LinearDevice* device = nullptr;  ///< null: the CPU, with `threads`
+  std::vector<float> dslopes{};          ///< to add a constant decay's gradient to; empty: 0
 };
 
 /// sweep and sweep_backward, into outputs that hold NaN before (a constant decay's
-/// gradient: 0). Fails the test when an input changes.
+/// gradient: dslopes). Fails the test when an input changes.
 LinearResult run_linear(const LinearCase& which, const LinearOptions& options = {});
 
 /// What a run maps a state to.

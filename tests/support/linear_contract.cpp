@@ -78,6 +78,17 @@ void expect_constant_slopes(const std::string& kind, const LinearOptions& option
   expect_matches_reference(c, run_linear(c, options), text(c) + ", slope 1e-4");
 }
 
+void expect_slope_gradients_added(const LinearOptions& options) {
+  LinearCase c = run_of("decay", 150, Gates::slopes);
+  c.starts = {3, 70};
+  const LinearResult alone = run_linear(c, options);
+  LinearOptions to = options;
+  to.dslopes = {1, -2, 0, 300};
+  const LinearResult added = run_linear(c, to);
+  for (std::size_t head = 0; head < 4; ++head)
+    EXPECT_EQ(added.dlog_decay[head], to.dslopes[head] + alone.dlog_decay[head]);
+}
+
 void expect_bfloat16(const std::string& kind, const LinearOptions& options) {
   LinearOptions strided = options;
   strided.strided = true;

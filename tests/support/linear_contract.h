@@ -20,6 +20,8 @@ void expect_empty_sizes(const std::string& kind, const LinearOptions& options);
 void expect_any_gates(const std::string& kind, const LinearOptions& options, std::int64_t rows);
 /// A decay that repeats one rounding error a chunk is off by 5e-6 here.
 void expect_constant_slopes(const std::string& kind, const LinearOptions& options);
+/// The gradient of a constant decay is added to.
+void expect_slope_gradients_added(const LinearOptions& options);
 void expect_bfloat16(const std::string& kind, const LinearOptions& options);
 /// Every token reads the sum over all of them; kind linear.
 void expect_whole_sequence(const LinearOptions& options);
