@@ -8,9 +8,9 @@
 //   sum rule    S_t = S' + v_t k_t^T
 //   delta rule  S_t = S' + beta_t (v_t - S' k_t) k_t^T
 //   out_t = scale S_t q_t                               reads the updated state
-// Without `causal` (sum rule, no decay): out_t = scale S q_t, S the sum over the whole sequence:
-// the state that enters a run holds the sum over all other runs, its gradient likewise, and there
-// are no starts.
+// Without `causal` (sum rule, no decay): out_t = scale S q_t, S the sum over the whole sequence,
+// summarized beforehand: it enters every run and leaves it unchanged, its gradient likewise, and
+// there are no starts.
 //
 // Shapes: q, k[n,H_k,D], v, dout[n,H,E] in the activation dtype (float32 or bfloat16); log_decay
 // fp32: [1,H] (Decay::head, alike for all tokens), [n,H] (scalar), [n,H,D] (vector), no data

@@ -62,6 +62,8 @@ class Worker {
   void causal();
   void whole();
   void chunk_gradients(std::int64_t chunk, Matrix before);
+  Matrix transposed(Matrix of) const;
+  void overlap(Matrix before, Matrix dafter) const;
   void mixing_gradients(std::int64_t row, std::int64_t count);
   void store_gates(std::int64_t chunk);
   void add_key_gradients(std::int64_t row, std::int64_t count);
@@ -79,6 +81,7 @@ class Worker {
   // The item.
   const Segment* segment = nullptr;
   std::int64_t item = 0, head = 0;
+  bool fresh = false, dfresh = false;  // no state enters; no gradient of the state that leaves
 };
 
 class SweepBackwardPlan final : public CpuLinearPlan {
@@ -164,8 +167,12 @@ void Worker::run(std::int64_t which) {
   head = item % sizes.shape.heads;
   segment = &plan.segments[static_cast<std::size_t>(item / sizes.shape.heads)];
   shared.dlog_decay[item] = 0;
-  load_state(segment->first ? t.state_in : ConstTensorView(), head, sizes, state, rows);
-  load_state(segment->last ? t.dstate_out : ConstTensorView(), head, sizes, dstate, rows);
+  const ConstTensorView before = segment->first ? t.state_in : ConstTensorView(),
+                        after = segment->last ? t.dstate_out : ConstTensorView();
+  fresh = before.data() == nullptr;
+  dfresh = after.data() == nullptr;
+  load_state(before, head, sizes, state, rows);
+  load_state(after, head, sizes, dstate, rows);
   sizes.how.causal ? causal() : whole();
   if (segment->first && t.dstate_in.data() != nullptr)
     store_state(dstate, sizes.value_dim(), t.dstate_in, head, sizes, rows);
@@ -181,8 +188,9 @@ void Worker::load(std::int64_t chunk, KeyUses uses) {
 /// state <- the state after the chunk.
 void Worker::advance(std::int64_t chunk) {
   load(chunk, {});
-  updates.solve(*keys, state, sizes.value_dim(), false, u, error);
-  updates.write(*keys, u, sizes.value_dim(), state);
+  const bool from_zero = fresh && chunk == 0;
+  updates.solve(*keys, from_zero ? Matrix{} : state, sizes.value_dim(), false, u, error);
+  updates.write(*keys, u, sizes.value_dim(), from_zero, state);
 }
 
 void Worker::causal() {
@@ -202,7 +210,7 @@ void Worker::causal() {
       if (chunk + 1 < end) advance(chunk);
     }
     for (std::int64_t chunk = end - 1; chunk >= begin; --chunk)
-      chunk_gradients(chunk, kept(chunk - begin));
+      chunk_gradients(chunk, fresh && chunk == 0 ? Matrix{} : kept(chunk - begin));
   }
 }
 
@@ -211,10 +219,12 @@ void Worker::chunk_gradients(std::int64_t chunk, Matrix before) {
                      width = sizes.value_dim();
   const bool delta = sizes.delta();
   const KeyGradients& g = gradients;
+  const bool last = chunk + 1 == segment->chunks();
+  const Matrix dafter = dfresh && last ? Matrix{} : dstate;
   load(chunk, {.queries = true, .weights = true});
   updates.solve(*keys, before, width, false, u, error);
   load_rows(avx2::rows_of(t.dout, head, row, count), 1, dout);
-  updates.solve_backward(*keys, dout, dstate, du);
+  updates.solve_backward(*keys, dout, dafter, du);
 
   transpose(count, width, u, u_transposed);
   lower_of_product(count, width, dout, u_transposed, g.dweights);
@@ -226,17 +236,33 @@ void Worker::chunk_gradients(std::int64_t chunk, Matrix before) {
   }
   store_rows(du, t.dv, head, row, count);
 
-  transpose(dim, width, before, rows);
-  product<Operand::rows, Into::store>(count, dim, width, dout, rows, g.dq);
-  if (delta) product<Operand::rows, Into::store>(count, dim, width, minus_dv, rows, g.dk_read);
-  for (std::int64_t d = 0; d < dim && sizes.gated(); ++d)
-    g.overlap[d] = dot(sizes.value_columns(), before.row(d), dstate.row(d));
-  transpose(dim, width, dstate, rows);
-  product<Operand::rows, Into::store>(count, dim, width, u, rows, g.dk);
+  const Matrix read = transposed(before);
+  read_state(count, dim, width, dout, read, g.dq);
+  if (delta) read_state(count, dim, width, minus_dv, read, g.dk_read);
+  if (sizes.gated()) overlap(before, dafter);
+  read_state(count, dim, width, u, transposed(dafter), g.dk);
   keys->backward(g);
   if (sizes.gated()) store_gates(chunk);
   add_key_gradients(row, count);
-  updates.write_backward(*keys, dout, minus_dv, dstate);
+  if (chunk > 0 || (segment->first && t.dstate_in.data() != nullptr))
+    updates.write_backward(*keys, dout, minus_dv, is_zero(dafter), dstate);
+}
+
+/// In `rows`, until the next; zero of zero.
+Matrix Worker::transposed(Matrix of) const {
+  if (is_zero(of)) return of;
+  transpose(sizes.dim(), sizes.value_dim(), of, rows);
+  return rows;
+}
+
+/// gradients.overlap <- the sum over value dims of the state before a chunk and the gradient of
+/// that after it.
+void Worker::overlap(Matrix before, Matrix dafter) const {
+  float* to = gradients.overlap;
+  std::fill_n(to, sizes.columns(), 0.0f);
+  if (is_zero(before) || is_zero(dafter)) return;
+  for (std::int64_t d = 0; d < sizes.dim(); ++d)
+    to[d] = dot(sizes.value_columns(), before.row(d), dafter.row(d));
 }
 
 /// From dR in du: dbeta, and the gradient of A0.
@@ -293,12 +319,6 @@ void Worker::add_key_gradients(std::int64_t row, std::int64_t count) {
 /// Every token reads the sum over all of them.
 void Worker::whole() {
   const std::int64_t chunks = segment->chunks(), dim = sizes.dim(), width = sizes.value_dim();
-  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) advance(chunk);
-  for (std::int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-    load(chunk, {.queries = true});
-    load_rows(avx2::rows_of(t.dout, head, row_of(chunk), rows_of_chunk(chunk)), 1, dout);
-    updates.write_backward(*keys, dout, {}, dstate);
-  }
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk);
     load(chunk, {.queries = true});

@@ -42,7 +42,7 @@ struct LinearStates {
   runtime::ConstTensorView initial;  ///< no data: zero
   runtime::TensorView final;         ///< no data: not wanted; zero where none leaves the run
   runtime::TensorView transition;    ///< no data: not wanted; of one segment
-  float* kept = nullptr;             ///< causal: before each chunk's step; else the final state
+  float* kept = nullptr;             ///< before each chunk's step; not causal: what enters
 };
 void cuda_linear_states(const LinearCall& call, const LinearStates& states,
                         const runtime::Stream& stream);

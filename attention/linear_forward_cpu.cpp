@@ -98,10 +98,10 @@ void SummarizeWorker::forward(std::int64_t head) {
     updates.load_beta(*keys, t.inputs, head, row);
     load_values(t.inputs.v, head, row, count, u);
     updates.solve(*keys, state, sizes.value_dim(), false, u, error);
-    updates.write(*keys, u, sizes.value_dim(), state);
+    updates.write(*keys, u, sizes.value_dim(), false, state);
     if (!transition()) return;
     updates.solve(*keys, map, sizes.dim(), true, u, error);
-    updates.write(*keys, u, sizes.dim(), map);
+    updates.write(*keys, u, sizes.dim(), false, map);
   });
   if (transition()) {
     store_rows(map, t.transition, head, 0, sizes.dim());
@@ -134,7 +134,7 @@ void SummarizeWorker::backward(std::int64_t head) {
       updates.solve_backward(*keys, error, state, u);
       updates.times_beta(*keys, -1, u, u);
     }
-    updates.write_backward(*keys, error, u, state);
+    updates.write_backward(*keys, error, u, false, state);
   });
 }
 
@@ -145,8 +145,8 @@ class SweepWorker {
   void run(std::int64_t item);
 
  private:
-  void causal_chunk(std::int64_t head, std::int64_t row, std::int64_t count);
-  void sum_chunk(std::int64_t head, std::int64_t row, std::int64_t count);
+  void causal_chunk(std::int64_t head, std::int64_t row, std::int64_t count, bool fresh,
+                    bool after);
   void read_chunk(std::int64_t head, std::int64_t row, std::int64_t count);
 
   const SweepPlan& plan;
@@ -191,39 +191,37 @@ SweepWorker::SweepWorker(Scratch& s, const SweepPlan& call_plan, const SweepTens
 void SweepWorker::run(std::int64_t item) {
   const Segment& segment = plan.segments[static_cast<std::size_t>(item / sizes.shape.heads)];
   const std::int64_t head = item % sizes.shape.heads;
-  load_state(segment.first ? t.state_in : ConstTensorView(), head, sizes, state, rows);
+  const ConstTensorView before = segment.first ? t.state_in : ConstTensorView();
+  const bool after = segment.last && t.state_out.data() != nullptr;
+  load_state(before, head, sizes, state, rows);
   if (sizes.how.causal) {
-    for_chunks(segment, [&](auto row, auto count) { causal_chunk(head, row, count); });
+    for_chunks(segment, [&](auto row, auto count) {
+      const bool fresh = row == segment.begin && before.data() == nullptr;
+      causal_chunk(head, row, count, fresh, after || row + count < segment.end);
+    });
   } else {
-    for_chunks(segment, [&](auto row, auto count) { sum_chunk(head, row, count); });
     for_chunks(segment, [&](auto row, auto count) { read_chunk(head, row, count); });
   }
-  if (segment.last && t.state_out.data() != nullptr)
-    store_state(state, sizes.value_dim(), t.state_out, head, sizes, rows);
+  if (after) store_state(state, sizes.value_dim(), t.state_out, head, sizes, rows);
 }
 
-void SweepWorker::causal_chunk(std::int64_t head, std::int64_t row, std::int64_t count) {
+/// From a zero state where `fresh`; makes the state after the chunk where `after`.
+void SweepWorker::causal_chunk(std::int64_t head, std::int64_t row, std::int64_t count, bool fresh,
+                               bool after) {
+  const Matrix before = fresh ? Matrix{} : state;
   keys->load(t.inputs, head, row, count, {.queries = true, .weights = true});
   updates.load_beta(*keys, t.inputs, head, row);
   load_values(t.inputs.v, head, row, count, u);
-  updates.solve(*keys, state, sizes.value_dim(), false, u, error);
-  product<Operand::rows, Into::store>(count, sizes.value_dim(), sizes.dim(), keys->q_in, state,
-                                      out);
+  updates.solve(*keys, before, sizes.value_dim(), false, u, error);
+  read_state(count, sizes.value_dim(), sizes.dim(), keys->q_in, before, out);
   add_lower(count, sizes.value_dim(), keys->weights, u, out);
   store_rows(out, t.out, head, row, count);
-  updates.write(*keys, u, sizes.value_dim(), state);
-}
-
-void SweepWorker::sum_chunk(std::int64_t head, std::int64_t row, std::int64_t count) {
-  keys->load(t.inputs, head, row, count, {});
-  load_values(t.inputs.v, head, row, count, u);
-  updates.write(*keys, u, sizes.value_dim(), state);
+  if (after) updates.write(*keys, u, sizes.value_dim(), fresh, state);
 }
 
 void SweepWorker::read_chunk(std::int64_t head, std::int64_t row, std::int64_t count) {
   keys->load(t.inputs, head, row, count, {.queries = true});
-  product<Operand::rows, Into::store>(count, sizes.value_dim(), sizes.dim(), keys->q_in, state,
-                                      out);
+  read_state(count, sizes.value_dim(), sizes.dim(), keys->q_in, state, out);
   store_rows(out, t.out, head, row, count);
 }
 

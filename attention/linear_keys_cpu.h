@@ -113,7 +113,10 @@ class VectorKeys final : public ChunkKeys {
   }
   void load_factors(const LinearInputs& inputs, std::int64_t head, std::int64_t begin);
   void near_rows(KeyUses uses);
-  void pairs_of_block(std::int64_t block, KeyUses uses);
+  template <int Count, bool with_weights, bool with_overlaps>
+  void pairs_of_key(std::int64_t j, std::int64_t i);
+  template <bool with_weights, bool with_overlaps>
+  void pairs_of_block(std::int64_t block);
   void anchor_at_chunk(KeyUses uses);
   void reads_backward(const KeyGradients& g);
   void writes_backward(const KeyGradients& g);
@@ -126,6 +129,7 @@ class VectorKeys final : public ChunkKeys {
   Matrix column_factor;       // after the token to the block's end
   Matrix block_factor;        // [block, D] of a whole block
   Matrix earlier_transposed;  // [D, tokens] k of the blocks so far, decayed to the block's start
+  float *ones, *faded;        // [D] of pairs_of_key()
   // Backward.
   Matrix earlier;             // the same by rows
   Matrix later_q, later_k;    // of later blocks, decayed from the block's end

@@ -102,14 +102,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     });
   }
   double log_sum = 0.0;
-  const std::int64_t chunks = segment.rows.chunks();
+  // Without causality the whole sum enters, and leaves unchanged.
+  const bool whole = call.kept != nullptr && !call.causal;
+  const std::int64_t chunks = whole ? 0 : segment.rows.chunks();
   for (std::int64_t i = 0; i < chunks; ++i) {
     const std::int64_t index = call.backward ? chunks - 1 - i : i;
     LinearChunk chunk;
     chunk.begin = segment.rows.begin + index * kEdge;
     chunk.count = static_cast<int>(
         segment.rows.end - chunk.begin < kEdge ? segment.rows.end - chunk.begin : kEdge);
-    if (call.kept != nullptr && call.causal) at.keep(call, state, segment.first_chunk + index);
+    if (call.kept != nullptr) at.keep(call, state, segment.first_chunk + index);
     const ChunkOf<T> value_rows(values, at.head, chunk, call.value_dim),
         key_rows(keys, key_head, chunk, call.dim);
     const ChunkOf<float> gate_rows(gates, at.head, chunk, call.dim);
@@ -124,7 +126,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       log_sum += GateColumn::total(&shared.sums[0][gate == Gate::channel ? own_column() : 0]);
   }
 
-  if (call.kept != nullptr && !call.causal) at.keep(call, state, 0);
+  if (whole) at.keep(call, state, 0);
   const bool leaves = call.backward ? segment.rows.first : segment.rows.last;
   const bool end = call.backward ? segment.rows.begin == 0 : segment.rows.last;
   if (call.final.data != nullptr && end) {

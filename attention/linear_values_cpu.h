@@ -33,6 +33,16 @@ inline void decay_state(const ChunkKeys& keys, const ChunkSizes& sizes, std::int
   }
 }
 
+/// A state without data is zero, and costs nothing: most chunks of short documents begin from one.
+inline bool is_zero(Matrix state) { return state.data == nullptr; }
+
+/// to <- rows S, or zero.
+inline void read_state(std::int64_t count, std::int64_t width, std::int64_t depth, Matrix rows,
+                       Matrix state, Matrix to) {
+  if (is_zero(state)) return clear(count, to);
+  product<Operand::rows, Into::store>(count, width, depth, rows, state, to);
+}
+
 /// The delta rule in a chunk: what each token writes, U, from (I + A) U = beta (V - K^ S), A = beta
 /// A0.
 class Updates {
@@ -52,12 +62,12 @@ class Updates {
     }
   }
 
-  /// u: v (all zero where `no_values`) -> U, of `width` columns. Leaves V - K^ S in `error`. Under
-  /// the sum rule u stays v.
+  /// u: v (all zero where `no_values`) -> U, of `width` columns; `state` is that before the chunk.
+  /// Leaves V - K^ S in `error`. Under the sum rule u stays v.
   void solve(const ChunkKeys& keys, Matrix state, std::int64_t width, bool no_values, Matrix u,
              Matrix error) const {
     if (!sizes.delta()) return;
-    product<Operand::rows, Into::store>(keys.tokens, width, sizes.dim(), keys.k_in, state, error);
+    read_state(keys.tokens, width, sizes.dim(), keys.k_in, state, error);
     for (std::int64_t i = 0; i < keys.tokens; ++i) {
       const __m256 factor = _mm256_set1_ps(beta[i]);
       for (std::int64_t e = 0; e < round_up(width, kTileColumns); e += 8) {
@@ -70,9 +80,9 @@ class Updates {
     solve_lower(keys.tokens, width, mixing, u);
   }
 
-  /// state <- the state after the chunk.
-  void write(const ChunkKeys& keys, Matrix u, std::int64_t width, Matrix state) const {
-    decay_state(keys, sizes, round_up(width, kTileColumns), state);
+  /// state <- the state after the chunk; before it, it is zero where `fresh`.
+  void write(const ChunkKeys& keys, Matrix u, std::int64_t width, bool fresh, Matrix state) const {
+    if (!fresh) decay_state(keys, sizes, round_up(width, kTileColumns), state);
     product<Operand::columns, Into::add>(sizes.dim(), width, keys.tokens, keys.k_out, u, state);
   }
 
@@ -80,7 +90,7 @@ class Updates {
   /// after.
   void solve_backward(const ChunkKeys& keys, Matrix dout, Matrix dstate, Matrix du) const {
     const std::int64_t width = sizes.value_dim();
-    product<Operand::rows, Into::store>(keys.tokens, width, sizes.dim(), keys.k_out, dstate, du);
+    read_state(keys.tokens, width, sizes.dim(), keys.k_out, dstate, du);
     add_lower_transposed(keys.tokens, width, keys.weights, dout, du);
     if (sizes.delta()) solve_lower_transposed(keys.tokens, width, mixing, du);
   }
@@ -89,9 +99,11 @@ class Updates {
     for (std::int64_t i = 0; i < keys.tokens; ++i)
       scaled(sizes.value_columns(), by * beta[i], rows.row(i), to.row(i));
   }
-  /// dstate <- the gradient of the state before the chunk. minus_dv: delta rule.
-  void write_backward(const ChunkKeys& keys, Matrix dout, Matrix minus_dv, Matrix dstate) const {
-    decay_state(keys, sizes, sizes.value_columns(), dstate);
+  /// dstate <- the gradient of the state before the chunk; of that after it, it is zero where
+  /// `fresh`. minus_dv: delta rule.
+  void write_backward(const ChunkKeys& keys, Matrix dout, Matrix minus_dv, bool fresh,
+                      Matrix dstate) const {
+    if (!fresh) decay_state(keys, sizes, sizes.value_columns(), dstate);
     const auto add = [&](Matrix readers, Matrix gradients) {
       product<Operand::columns, Into::add>(sizes.dim(), sizes.value_dim(), keys.tokens, readers,
                                            gradients, dstate);

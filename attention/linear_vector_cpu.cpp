@@ -12,12 +12,16 @@ VectorKeys::VectorKeys(Scratch& scratch, const ChunkSizes& of, bool gradients)
       column_factor(matrix(scratch, kChunk, of.dim())),
       block_factor(matrix(scratch, kBlocks, of.dim())),
       earlier_transposed(matrix(scratch, of.dim(), kChunk)),
+      ones(scratch.floats(of.columns())),
+      faded(scratch.floats(of.columns())),
       earlier(matrix(scratch, gradients ? kChunk : 0, of.dim())),
       later_q(matrix(scratch, gradients ? kChunk : 0, of.dim())),
       later_k(matrix(scratch, gradients && of.delta() ? kChunk : 0, of.dim())),
       read_sums(matrix(scratch, gradients ? kBlocks * kBlocks : 0, of.dim())),
       write_sums(matrix(scratch, gradients ? kBlocks : 0, of.dim())),
-      across(matrix(scratch, gradients ? kBlocks : 0, of.dim())) {}
+      across(matrix(scratch, gradients ? kBlocks : 0, of.dim())) {
+  if (ones != nullptr) std::fill_n(ones, of.columns(), 1.0f);
+}
 
 void VectorKeys::load_factors(const LinearInputs& inputs, std::int64_t head, std::int64_t begin) {
   const Rows gates = rows_of(inputs.log_decay, head, begin, tokens);
@@ -91,36 +95,46 @@ void VectorKeys::anchor_at_chunk(KeyUses uses) {
   }
 }
 
+/// Weights and overlaps of key j, which `faded` holds decayed to token i - 1 (to i where i is j),
+/// and tokens i to i + Count - 1; decays it on.
+template <int Count, bool with_weights, bool with_overlaps>
+void VectorKeys::pairs_of_key(std::int64_t j, std::int64_t i) {
+  __m256 weight[Count], overlap[Count];
+#pragma GCC unroll 4
+  for (int r = 0; r < Count; ++r) weight[r] = overlap[r] = _mm256_setzero_ps();
+  const float* rates = i == j ? ones : alpha.row(i);
+  for (std::int64_t d = 0; d < sizes.columns(); d += 8) {
+    __m256 key = _mm256_load_ps(faded + d);
+#pragma GCC unroll 4
+    for (int r = 0; r < Count; ++r) {
+      key = _mm256_mul_ps(key, _mm256_load_ps((r == 0 ? rates : alpha.row(i + r)) + d));
+      if (with_weights)
+        weight[r] = _mm256_fmadd_ps(_mm256_load_ps(q.row(i + r) + d), key, weight[r]);
+      if (with_overlaps)
+        overlap[r] = _mm256_fmadd_ps(_mm256_load_ps(k.row(i + r) + d), key, overlap[r]);
+    }
+    _mm256_store_ps(faded + d, key);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < Count; ++r) {
+    if (with_weights) weights.row(i + r)[j] = sum8(weight[r]);
+    if (with_overlaps) overlaps.row(i + r)[j] = sum8(overlap[r]);
+  }
+}
+
 /// The weights and overlaps of two tokens of one block.
-void VectorKeys::pairs_of_block(std::int64_t block, KeyUses uses) {
-  const std::int64_t columns = sizes.columns(), first = block * kBlock,
-                     end = first + block_tokens(block);
-  const bool delta = sizes.delta();
+template <bool with_weights, bool with_overlaps>
+void VectorKeys::pairs_of_block(std::int64_t block) {
+  const std::int64_t first = block * kBlock, end = first + block_tokens(block);
   for (std::int64_t j = first; j < end; ++j) {
-    __m256 weight[kBlock], overlap[kBlock];
-    for (std::int64_t i = j; i < end; ++i)
-      weight[i - first] = overlap[i - first] = _mm256_setzero_ps();
-    for (std::int64_t d = 0; d < columns; d += 8) {
-      __m256 key = _mm256_load_ps(k.row(j) + d);
-      for (std::int64_t i = j; i < end; ++i) {
-        if (i > j) key = _mm256_mul_ps(key, _mm256_load_ps(alpha.row(i) + d));
-        if (uses.weights) {
-          weight[i - first] = _mm256_fmadd_ps(_mm256_load_ps(q.row(i) + d), key, weight[i - first]);
-        }
-        if (delta) {
-          overlap[i - first] =
-              _mm256_fmadd_ps(_mm256_load_ps(k.row(i) + d), key, overlap[i - first]);
-        }
-      }
-    }
-    for (std::int64_t i = j; i < end; ++i) {
-      if (uses.weights) weights.row(i)[j] = sum8(weight[i - first]);
-      if (delta) overlaps.row(i)[j] = sum8(overlap[i - first]);
-    }
+    std::copy_n(k.row(j), sizes.columns(), faded);
+    std::int64_t i = j;
+    for (; i + 4 <= end; i += 4) pairs_of_key<4, with_weights, with_overlaps>(j, i);
+    for (; i < end; ++i) pairs_of_key<1, with_weights, with_overlaps>(j, i);
   }
   for (std::int64_t i = first; i < end; ++i) {
-    if (uses.weights) clear_right(weights.row(i), i, i + 1);
-    if (delta) clear_right(overlaps.row(i), i, i);
+    if (with_weights) clear_right(weights.row(i), i, i + 1);
+    if (with_overlaps) clear_right(overlaps.row(i), i, i);
   }
 }
 
@@ -138,7 +152,13 @@ void VectorKeys::load(const LinearInputs& inputs, std::int64_t head, std::int64_
       };
       if (uses.weights) with_earlier(q_in, weights);
       if (sizes.delta()) with_earlier(k_in, overlaps);
-      pairs_of_block(block, uses);
+      if (!uses.weights) {
+        pairs_of_block<false, true>(block);
+      } else if (sizes.delta()) {
+        pairs_of_block<true, true>(block);
+      } else {
+        pairs_of_block<true, false>(block);
+      }
       if (block + 1 == blocks()) break;
       for (std::int64_t d = 0; d < sizes.dim(); ++d)
         scaled(first, block_factor.row(block)[d], earlier_transposed.row(d),

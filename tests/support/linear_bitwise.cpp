@@ -150,6 +150,11 @@ void expect_nan_stays_in_document(const std::string& kind, const LinearOptions& 
   const LinearResult got = run_linear(c, options);
   expect_rows(c, got, 0, 30, clean, kind);
   EXPECT_TRUE(std::isnan(got.out[static_cast<std::size_t>(40 * c.shape.heads * 20)])) << kind;
+  if (c.recurrence.decay == Decay::scalar || c.recurrence.decay == Decay::vector) {
+    const auto width = static_cast<std::int64_t>(got.dlog_decay.size()) / c.shape.rows;
+    for (std::int64_t i = 0; i < width; ++i)  // it spans nothing, not even its own NaN
+      EXPECT_EQ(got.dlog_decay[static_cast<std::size_t>(30 * width + i)], 0) << kind;
+  }
   LinearResult tail = clean;
   const auto shift = [&](std::vector<float>& values, std::int64_t rows) {
     const auto width = static_cast<std::ptrdiff_t>(values.size()) / rows;
@@ -213,6 +218,18 @@ void expect_later_nan_does_not_show(const std::string& kind, const LinearOptions
     const LinearResult after = run_linear(other, options);
     ASSERT_TRUE(same_bits(before.out.data(), after.out.data(), row * width))
         << kind << ", token " << row;
+    if (c.recurrence.rule == StateRule::delta) continue;
+    other = c;
+    const std::int64_t keys = c.shape.key_heads * 24;
+    std::fill_n(other.q.begin(), row * keys, kNan);
+    std::fill_n(other.dout.begin(), row * width, kNan);
+    const LinearResult earlier = run_linear(other, options);
+    ASSERT_TRUE(same_bits(before.dv.data() + row * width, earlier.dv.data() + row * width,
+                          (130 - row) * width))
+        << kind << ", before token " << row;
+    ASSERT_TRUE(same_bits(before.dk.data() + row * keys, earlier.dk.data() + row * keys,
+                          (130 - row) * keys))
+        << kind << ", before token " << row;
   }
 }
 

@@ -287,9 +287,22 @@ class Run {
   std::vector<std::shared_ptr<const attention::LinearPlan>> plans_;
 };
 
+std::vector<float> zeros_where_none(const LinearCase& c, const std::vector<float>& state) {
+  if (!state.empty()) return state;
+  return std::vector<float>(
+      static_cast<std::size_t>(c.shape.value_dim * c.shape.heads * c.shape.dim), 0);
+}
+
 }  // namespace
 
-LinearResult run_linear(const LinearCase& c, const LinearOptions& options) {
+LinearResult run_linear(const LinearCase& which, const LinearOptions& options) {
+  LinearCase c = which;
+  if (!c.recurrence.causal) {  // the whole sums enter
+    c.state_in = fold_run(which, {}, false, zeros_where_none(which, which.state_in),
+                          summarize(which, options).state, options);
+    c.dstate_out = fold_run(which, {}, true, zeros_where_none(which, which.dstate_out),
+                            summarize_backward(which, options).state, options);
+  }
   Run run(c, options);
   const OnDevice out = run.held(c.shape.rows, c.shape.heads, c.shape.value_dim),
                  state_out = run.state();

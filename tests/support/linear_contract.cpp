@@ -72,10 +72,11 @@ void expect_any_gates(const std::string& kind, const LinearOptions& options, std
 }
 
 void expect_constant_slopes(const std::string& kind, const LinearOptions& options) {
-  LinearCase c = linear_case(kind, {8192, 1, 1, 8, 8});
-  c.fill(5, Gates::slopes);
-  for (float& a : c.log_decay) a = -1e-4f;
-  expect_matches_reference(c, run_linear(c, options), text(c) + ", slope 1e-4");
+  LinearCase c = linear_case(kind, {32768, 1, 1, 8, 8});
+  c.fill(5);
+  for (float& a : c.log_decay) a = -1.5e-5f;
+  for (float& b : c.beta) b *= 0.001f;
+  expect_matches_reference(c, run_linear(c, options), text(c) + ", a small constant slope");
 }
 
 void expect_slope_gradients_added(const LinearOptions& options) {

@@ -18,7 +18,7 @@ void expect_any_dims(const std::string& kind, const LinearOptions& options,
 void expect_empty_sizes(const std::string& kind, const LinearOptions& options);
 /// Every kind of gates of linear_case.h.
 void expect_any_gates(const std::string& kind, const LinearOptions& options, std::int64_t rows);
-/// A decay that repeats one rounding error a chunk is off by 5e-6 here.
+/// The factor of a chunk under this slope rounds by 2.4e-8 in float32, every time alike.
 void expect_constant_slopes(const std::string& kind, const LinearOptions& options);
 /// The gradient of a constant decay is added to.
 void expect_slope_gradients_added(const LinearOptions& options);
@@ -37,6 +37,7 @@ void expect_no_gate_gradient_at_starts(const std::string& kind, const LinearOpti
 /// of what later tokens' gradients are made of.
 void expect_nothing_later_shows(const std::string& kind, const LinearOptions& options,
                                 std::int64_t step = 1);
+/// Nor does NaN of later tokens; under the sum rule, of earlier ones in those gradients.
 void expect_later_nan_does_not_show(const std::string& kind, const LinearOptions& options);
 /// A run cut on the grid of chunks is one run bit for bit.
 void expect_cuts_on_grid_bitwise(const std::string& kind, const LinearOptions& options);
