@@ -133,33 +133,17 @@ bool packed(const runtime::ConstTensorView& view) {
          view.stride(0) % kElements == 0 && view.stride(1) % kElements == 0;
 }
 
-/// Devices before sm_90 have less than wide heads take. A plan for a machine without the device is
-/// not held against it.
-void require_shared_memory(std::int64_t bytes, const BlockShape& shape, runtime::Device device) {
-  if (device.index >= runtime::cuda_device_count()) return;
-  int most = 0;
-  LONGHAUL_CUDA_CHECK(
-      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index));
-  if (bytes <= most) return;
-  runtime::fail(runtime::ExitCode::config, "head dims ", shape.dim, " and ", shape.value_dim,
-                " take ", bytes, " bytes of shared memory in the CUDA attention kernels; ",
-                runtime::to_string(device), " has ", most,
-                " a block: use smaller heads, or an H100 or newer");
-}
-
 }  // namespace
 
 CudaPlan::CudaPlan(Pass pass, const std::vector<Slice>& bands, const BlockShape& shape,
                    const Scoring& scoring, const BlockPlace& place)
     : BlockPlan(pass, shape, scoring, place) {
-  constexpr std::int64_t kMaxHeads = 65535;  // of a grid's second dim
-  if (shape.heads > kMaxHeads) {
-    runtime::fail(runtime::ExitCode::config, "the CUDA attention kernels take up to ", kMaxHeads,
-                  " heads, got ", shape.heads);
-  }
+  require_heads(shape.heads);
   // What the call would be refused for is refused here.
   with_columns(std::max(shape.dim, shape.value_dim), [&](auto columns) {
-    require_shared_memory(shared_bytes<decltype(columns)::value>(pass), shape, place.device);
+    require_shared_memory(runtime::concat("head dims ", shape.dim, " and ", shape.value_dim),
+                          shared_bytes<decltype(columns)::value>(pass), place.device,
+                          "use smaller heads, or an H100 or newer");
   });
   with_activation(shape.activation, [](auto) {});
   bands_.reserve(bands.size());

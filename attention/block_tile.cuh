@@ -17,8 +17,8 @@
 
 #include "attention/band_tiles.h"
 #include "attention/block_plan.h"
+#include "attention/launch.cuh"
 #include "attention/merge.h"
-#include "runtime/cuda_check_impl.h"
 #include "runtime/float_device.cuh"
 
 namespace longhaul::attention::detail {
@@ -28,22 +28,6 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kWarpRows = 8;
 constexpr int kOwnRows = kWarps * kWarpRows;
 constexpr int kOtherRows = 32;  // one a lane
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-/// Rows and heads of one operand, on the device. The last dim is contiguous.
-template <class T>
-struct Operand {
-  T* data;
-  std::int64_t row_stride, head_stride;
-  __device__ T* head(std::int64_t h) const { return data + h * head_stride; }
-};
-template <class T>
-Operand<const T> operand(const runtime::ConstTensorView& view) {
-  return {view.as<T>(), view.stride(0), view.stride(1)};
-}
-inline Operand<float> output_operand(const runtime::TensorView& view) {
-  return {view.as<float>(), view.stride(0), view.stride(1)};
-}
 
 /// What a kernel needs to know of its call besides the operands.
 struct Problem {
@@ -251,44 +235,6 @@ void with_columns(std::int64_t widest, const Body& body) {
   if (widest <= 256) return body(std::integral_constant<int, 8>());
   runtime::fail(runtime::ExitCode::config,
                 "the CUDA attention kernels take head dims up to 256, got ", widest);
-}
-
-/// Calls body(T()) for the activation dtype.
-template <class Body>
-void with_activation(runtime::DType dtype, const Body& body) {
-  if (dtype == runtime::DType::float32) return body(float());
-  if (dtype == runtime::DType::bfloat16) return body(runtime::BFloat16());
-  runtime::fail(runtime::ExitCode::config,
-                "the CUDA attention kernels take float32 or bfloat16, got ", runtime::name(dtype));
-}
-
-/// The block's dynamic shared memory. (Tests also compile the kernels for the host.)
-__device__ inline float* dynamic_shared() {
-#ifdef __CUDACC__
-  extern __shared__ float4 shared[];
-  return reinterpret_cast<float*>(shared);
-#else
-  return test::emulated_shared_memory();
-#endif
-}
-
-/// Lets the kernel use `bytes` of shared memory (more than 48 KiB must be asked for) and launches
-/// it.
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::int64_t shared_bytes,
-            const runtime::Stream& stream, const Arguments&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-  config.stream = runtime::detail::cuda_stream(stream);
-  LONGHAUL_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shared_bytes)));
-  LONGHAUL_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
-}
-
-inline unsigned tiles(std::int64_t rows, int tile) {
-  return static_cast<unsigned>((rows + tile - 1) / tile);
 }
 
 }  // namespace longhaul::attention::detail

@@ -11,11 +11,12 @@
 
 #include "attention/linear.h"
 #include "attention/linear_rows_cpu.h"
+#include "attention/linear_segments_impl.h"
 #include "attention/scratch_cpu.h"
 
 namespace longhaul::attention::avx2 {
 
-constexpr std::int64_t kChunk = 64;
+constexpr std::int64_t kChunk = detail::kLinearChunk;
 
 /// A matrix of scratch.
 inline Matrix matrix(Scratch& scratch, std::int64_t rows, std::int64_t columns) {

@@ -1,6 +1,5 @@
 #pragma once
-// What the CPU's plans of linear attention share: the run cut at document starts, and workers that
-// take (segment, head) items.
+// What the CPU's plans of linear attention share: workers that take (segment, head) items.
 
 #include <omp.h>
 
@@ -8,36 +7,10 @@
 #include <vector>
 
 #include "attention/linear_impl.h"
+#include "attention/linear_segments_impl.h"
 #include "attention/linear_values_cpu.h"
 
 namespace longhaul::attention::detail {
-
-/// Consecutive rows of one document.
-struct Segment {
-  std::int64_t begin = 0, end = 0;
-  bool first = false;   ///< the state that enters the run enters here
-  bool last = false;    ///< the state that leaves the run leaves here
-  bool starts = false;  ///< its first row is a document's first
-  std::int64_t chunks() const { return (end - begin + avx2::kChunk - 1) / avx2::kChunk; }
-};
-
-/// At least one, empty where the run is. A run that begins with a document has no first one.
-inline std::vector<Segment> segments_of(std::int64_t rows,
-                                        const std::vector<std::int64_t>& starts) {
-  std::vector<Segment> segments;
-  std::int64_t begin = 0;
-  bool from_start = false;
-  const auto close = [&](std::int64_t end, bool last) {
-    segments.push_back({begin, end, begin == 0 && !from_start, last, from_start});
-    begin = end;
-  };
-  for (const std::int64_t start : starts) {
-    if (start > 0) close(start, false);
-    from_start = true;
-  }
-  close(rows, true);
-  return segments;
-}
 
 class CpuLinearPlan : public LinearPlan {
  public:

@@ -6,7 +6,7 @@
 #include "runtime/error.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/expect_error.h"
-#include "tests/support/linear_case.h"
+#include "tests/support/linear_contract.h"
 
 namespace longhaul::attention {
 namespace {
@@ -38,53 +38,13 @@ double inner(const std::vector<float>& a, const std::vector<float>& b) {
   return sum;
 }
 
-TEST(LinearSummary, FoldedGivesTheStateOfTheSweep) {
+TEST(LinearSummary, KeepsTheContract) {
   for (const char* kind : recurrence_kinds()) {
-    for (const std::int64_t rows : {0, 1, 64, 200}) {
-      for (const Gates gates : {Gates::slow, Gates::third_strong, Gates::slopes}) {
-        const LinearCase c = problem(kind, rows, gates);
-        const auto exact = run_linear_reference<double>(c);
-        const LinearSummary forward = summarize(c), backward = summarize_backward(c);
-        const std::string what = runtime::concat(kind, ", ", rows, " rows, ", name(gates));
-        EXPECT_LE(relative_error(fold_run(c, forward.transition, false, c.state_in, forward.state),
-                                 exact.final_state),
-                  2e-6)
-            << what;
-        EXPECT_LE(
-            relative_error(fold_run(c, forward.transition, true, c.dstate_out, backward.state),
-                           exact.dinitial_state),
-            2e-6)
-            << what;
-      }
-    }
+    test::expect_folded_summaries(kind, {}, {0, 1, 64, 200});
+    test::expect_summaries_of_documents(kind, {});
+    test::expect_fold_by_rows(kind, {});
   }
-}
-
-TEST(LinearSummary, IsThatOfTheLastAndFirstDocument) {
-  for (const char* kind : recurrence_kinds()) {
-    LinearCase c = problem(kind, 200);
-    c.starts = {50, 130};
-    const LinearSummary forward = summarize(c), backward = summarize_backward(c);
-    EXPECT_EQ(forward.state, summarize(c.rows(130, 200)).state) << kind;
-    EXPECT_EQ(forward.state, run_linear(c).state_out) << kind;  // the same sweep
-    EXPECT_EQ(backward.state, summarize_backward(c.rows(0, 50)).state) << kind;
-    c.dstate_out.clear();
-    EXPECT_EQ(backward.state, run_linear(c).dstate_in) << kind;
-    c.starts = {0, 130};
-    for (const float x : summarize_backward(c).state) EXPECT_EQ(x, 0) << kind;
-  }
-}
-
-TEST(LinearSummary, OfWholeSequences) {
-  LinearCase c = problem("linear", 130);
-  c.recurrence.causal = false;
-  const auto exact = run_linear_reference<double>(c);
-  EXPECT_LE(
-      relative_error(fold_run(c, {}, false, c.state_in, summarize(c).state), exact.final_state),
-      2e-6);
-  EXPECT_LE(relative_error(fold_run(c, {}, true, c.dstate_out, summarize_backward(c).state),
-                           exact.dinitial_state),
-            2e-6);
+  test::expect_summaries_of_whole_sequences({});
 }
 
 TEST(LinearSummary, TransitionsCompose) {
@@ -134,31 +94,6 @@ TEST(LinearSummary, ThreadsAndStridesChangeNoBit) {
   }
 }
 
-TEST(LinearFold, RowsAndHeadsOfTheViewChangeNoBit) {
-  for (const char* kind : recurrence_kinds()) {
-    LinearCase c = problem(kind, 70);
-    c.shape.value_dim = 101;
-    c.fill(3);
-    c.fill_states(4);
-    const LinearSummary run = summarize(c);
-    for (const bool transposed : {false, true}) {
-      const auto all = fold_run(c, run.transition, transposed, c.state_in, run.state);
-      EXPECT_EQ(all, fold_run(c, run.transition, transposed, c.state_in, run.state,
-                              {.threads = 3, .strided = true}))
-          << kind;
-      const std::int64_t row = c.shape.heads * c.shape.dim;
-      for (const auto& [begin, end] : {std::pair{0, 1}, {1, 8}, {37, 101}}) {
-        const auto part = [&, from = begin, to = end](const std::vector<float>& x) {
-          return std::vector<float>(x.begin() + from * row, x.begin() + to * row);
-        };
-        EXPECT_EQ(part(all),
-                  fold_run(c, run.transition, transposed, part(c.state_in), part(run.state)))
-            << kind << ", rows from " << begin;
-      }
-    }
-  }
-}
-
 TEST(LinearFold, InPlace) {
   const LinearCase c = problem("kda", 70);
   const LinearSummary run = summarize(c);
@@ -201,10 +136,27 @@ TEST(LinearPlan, RefusesWhatHasNoMeaning) {
                      [] { recurrence_of_kind("gla"); });
 }
 
-TEST(LinearPlan, RefusesCudaUntilItHasKernels) {
-  const BlockPlace cuda{.device = {runtime::DeviceKind::cuda, 0}};
+TEST(LinearPlan, RefusesWhatGpusHaveNoKernelsFor) {
+  const BlockPlace cuda{.device = {runtime::DeviceKind::cuda, 0}, .sizes_only = true};
+  const LinearShape shape{10, 4, 2, 8, 8};
+  for (const char* kind : {"delta", "gated_delta", "kda"}) {
+    test::expect_error(runtime::ExitCode::config, "use [device] kind = cpu", [&] {
+      plan_linear(LinearPass::sweep, shape, recurrence_of_kind(kind), {}, cuda);
+    });
+  }
+#ifdef LONGHAUL_HAS_CUDA
+  // Kept: a state a chunk, backward also its gradient; on any machine.
+  const auto bytes = [&](LinearPass pass) {
+    return plan_linear(pass, {130, 4, 2, 8, 6}, {}, {70}, cuda)->scratch_bytes();
+  };
+  const std::int64_t states = 3 * 4 * 6 * 8 * 4;  // chunks of 64, 6 and 60 rows
+  EXPECT_EQ(bytes(LinearPass::summarize), 0);
+  EXPECT_EQ(bytes(LinearPass::sweep), states);
+  EXPECT_EQ(bytes(LinearPass::sweep_backward), 2 * states + 3 * 4 * 8);
+#else
   test::expect_error(runtime::ExitCode::config, "use [device] kind = cpu",
-                     [&] { plan_linear(LinearPass::sweep, {}, {}, {}, cuda); });
+                     [&] { plan_linear(LinearPass::sweep, shape, {}, {}, cuda); });
+#endif
 }
 
 }  // namespace

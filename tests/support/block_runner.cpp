@@ -6,9 +6,8 @@
 #include <cmath>
 #include <limits>
 
-#include "runtime/ops/host_copy.h"
 #include "tests/support/attention_kinds.h"
-#include "tests/support/host_tensors.h"
+#include "tests/support/on_device.h"
 #include "tests/support/random_masks.h"
 
 namespace longhaul::test {
@@ -22,46 +21,6 @@ using runtime::DType;
 using runtime::Stream;
 using runtime::Tensor;
 using runtime::TensorView;
-
-constexpr double kSeconds = 600;
-
-/// A device tensor [rows, heads, dim], plain or, strided, as [heads, rows, dim + gap]; all NaN at
-/// first.
-class OnDevice {
- public:
-  OnDevice(std::int64_t rows, std::int64_t heads, std::int64_t dim, DType dtype, bool strided,
-           const Stream& stream, std::int64_t gap = 3)
-      : memory_({rows * heads * (dim + gap)}, dtype, stream) {
-    const std::int64_t row = strided ? dim + gap : heads * dim,
-                       head = strided ? rows * (dim + gap) : dim;
-    view_.assign(memory_.view().data(), dtype, stream.device(), 3, {rows, heads, dim},
-                 {row, head, 1});
-    fill(memory_, std::numeric_limits<double>::quiet_NaN(), stream);
-  }
-  const TensorView& view() const { return view_; }
-  TensorView flat() const {
-    TensorView flat;
-    flat.assign(view_.data(), view_.dtype(), view_.device(), 2, {view_.size(0), view_.size(1)},
-                {view_.stride(0), view_.stride(1)});
-    return flat;
-  }
-  void set(const std::vector<float>& values, const Stream& stream) const {
-    const Tensor wide(view_.sizes(), DType::float32, stream);
-    runtime::ops::upload(values, wide, stream);
-    runtime::copy(wide, view_, stream);  // exact: the values are rounded already
-  }
-  std::vector<float> get(const Stream& stream) const {
-    const Tensor plain(view_.sizes(), DType::float32, stream);
-    runtime::copy(view_, plain, stream);
-    const auto values = runtime::ops::download<float>(plain, stream);
-    stream.synchronize(runtime::deadline_in(kSeconds));
-    return *values;
-  }
-
- private:
-  Tensor memory_;
-  TensorView view_;
-};
 
 AttentionCase make(std::int64_t q_rows, std::int64_t k_rows, std::int64_t heads,
                    std::int64_t kv_heads, std::int64_t dim, std::int64_t value_dim,

@@ -8,7 +8,7 @@
 #include <random>
 
 #include "tests/support/attention_case.h"
-#include "tests/support/held_tensor.h"
+#include "tests/support/on_device.h"
 
 namespace longhaul::test {
 
@@ -200,11 +200,16 @@ bool LinearResult::operator==(const LinearResult& other) const {
 
 namespace {
 
-/// The case's tensors on a CPU stream. The host writes them, so they are made before any call.
+LinearDevice device_of(const LinearOptions& options) {
+  if (options.device != nullptr) return *options.device;
+  return {Stream::cpu("linear", options.threads)};
+}
+
+/// The case's tensors on the device.
 class Run {
  public:
   Run(const LinearCase& which, const LinearOptions& options)
-      : stream(Stream::cpu("linear", options.threads)),
+      : device(device_of(options)),
         c(which),
         strided(options.strided),
         q(inputs(c.shape.key_heads, c.shape.dim, c.q)),
@@ -215,77 +220,81 @@ class Run {
         beta(held(delta(c) ? c.shape.rows : 0, c.shape.heads, 1)),
         state_in(state()),
         dstate_out(state()) {
-    log_decay.set(c.log_decay);
-    beta.set(c.beta);
-    if (!c.state_in.empty()) state_in.set(c.state_in);
-    if (!c.dstate_out.empty()) dstate_out.set(c.dstate_out);
+    log_decay.set(c.log_decay, device.stream);
+    beta.set(c.beta, device.stream);
+    if (!c.state_in.empty()) state_in.set(c.state_in, device.stream);
+    if (!c.dstate_out.empty()) dstate_out.set(c.dstate_out, device.stream);
     before_ = all_inputs();
   }
 
-  Held held(std::int64_t rows, std::int64_t heads, std::int64_t dim,
-            DType dtype = DType::float32) const {
-    return Held(rows, heads, dim, dtype, strided, stream);
+  OnDevice held(std::int64_t rows, std::int64_t heads, std::int64_t dim,
+                DType dtype = DType::float32) const {
+    return OnDevice(rows, heads, dim, dtype, strided, device.stream);
   }
-  Held inputs(std::int64_t heads, std::int64_t dim, const std::vector<float>& values) const {
-    Held tensor = held(c.shape.rows, heads, dim, c.shape.activation);
-    tensor.set(values);
+  OnDevice inputs(std::int64_t heads, std::int64_t dim, const std::vector<float>& values) const {
+    OnDevice tensor = held(c.shape.rows, heads, dim, c.shape.activation);
+    tensor.set(values, device.stream);
     return tensor;
   }
-  Held state() const { return held(c.shape.value_dim, c.shape.heads, c.shape.dim); }
-  Held gates() const {
+  OnDevice state() const { return held(c.shape.value_dim, c.shape.heads, c.shape.dim); }
+  OnDevice gates() const {
     const GateShape size = gate_shape(c);
     return held(size.rows, size.heads, size.dim);
   }
   /// As the contract wants a gate's view; empty where there is none.
-  TensorView gate_view(const Held& tensor) const {
+  TensorView gate_view(const OnDevice& tensor) const {
     if (c.recurrence.decay == Decay::none) return {};
     return c.recurrence.decay == Decay::vector ? tensor.view() : tensor.flat();
   }
-  TensorView beta_view(const Held& tensor) const { return delta(c) ? tensor.flat() : TensorView{}; }
+  TensorView beta_view(const OnDevice& tensor) const {
+    return delta(c) ? tensor.flat() : TensorView{};
+  }
 
   /// In a summary q and dout, or v, may be missing.
   attention::LinearInputs linear_inputs(bool with_q = true, bool with_v = true) const {
     return {with_q ? q.view() : TensorView{}, k.view(), with_v ? v.view() : TensorView{},
             gate_view(log_decay), beta_view(beta)};
   }
-  static TensorView given(const std::vector<float>& values, const Held& tensor) {
+  static TensorView given(const std::vector<float>& values, const OnDevice& tensor) {
     return values.empty() ? TensorView{} : tensor.view();
   }
   template <class Tensors>
-  void operator()(attention::LinearPass pass, const Tensors& tensors) const {
-    stream.poison_new_memory();  // what kernels read of scratch they have written
-    run_once(
-        attention::plan_linear(pass, c.shape, c.recurrence, c.starts, attention::place_of(stream)),
-        tensors, stream);
+  void operator()(attention::LinearPass pass, const Tensors& tensors) {
+    if (device.stream.device().kind == runtime::DeviceKind::cpu)
+      device.stream.poison_new_memory();  // what kernels read of scratch they have written
+    // Kernels that run on the host read a plan's own table.
+    plans_.push_back(
+        device.plan(pass, c.shape, c.recurrence, c.starts, attention::place_of(device.stream)));
+    run_once(plans_.back(), tensors, device.stream);
   }
+  std::vector<float> get(const OnDevice& tensor) const { return tensor.get(device.stream); }
   void wait() const {
-    stream.synchronize(runtime::deadline_in(kDeadlineSeconds));
+    device.stream.synchronize(runtime::deadline_in(kDeadlineSeconds));
     EXPECT_TRUE(all_inputs() == before_) << "a kernel wrote into its inputs";
   }
 
-  const Stream stream;
+  const LinearDevice device;
   const LinearCase& c;
   const bool strided;
-  Held q, k, v, dout, log_decay, beta, state_in, dstate_out;
+  OnDevice q, k, v, dout, log_decay, beta, state_in, dstate_out;
 
  private:
   std::vector<std::vector<std::byte>> all_inputs() const {
     std::vector<std::vector<std::byte>> all;
-    for (const Held* x : {&q, &k, &v, &dout, &log_decay, &beta, &state_in, &dstate_out})
-      all.push_back(x->bytes());
+    for (const OnDevice* x : {&q, &k, &v, &dout, &log_decay, &beta, &state_in, &dstate_out})
+      all.push_back(x->bytes(device.stream));
     return all;
   }
   std::vector<std::vector<std::byte>> before_;
+  std::vector<std::shared_ptr<const attention::LinearPlan>> plans_;
 };
 
-}  // namespace
-
-namespace {
 std::vector<float> zeros_where_none(const LinearCase& c, const std::vector<float>& state) {
   if (!state.empty()) return state;
   return std::vector<float>(
       static_cast<std::size_t>(c.shape.value_dim * c.shape.heads * c.shape.dim), 0);
 }
+
 }  // namespace
 
 LinearResult run_linear(const LinearCase& which, const LinearOptions& options) {
@@ -296,21 +305,26 @@ LinearResult run_linear(const LinearCase& which, const LinearOptions& options) {
     c.dstate_out = fold_run(which, {}, true, zeros_where_none(which, which.dstate_out),
                             summarize_backward(which, options).state, options);
   }
-  const Run run(c, options);
-  const Held out = run.held(c.shape.rows, c.shape.heads, c.shape.value_dim),
-             state_out = run.state();
-  const Held dq = run.held(c.shape.rows, c.shape.key_heads, c.shape.dim),
-             dk = run.held(c.shape.rows, c.shape.key_heads, c.shape.dim),
-             dv = run.held(c.shape.rows, c.shape.heads, c.shape.value_dim), dstate_in = run.state();
-  Held dlog_decay = run.gates();
-  const Held dbeta = run.held(delta(c) ? c.shape.rows : 0, c.shape.heads, 1);
-  if (c.recurrence.decay == Decay::head) dlog_decay.set(std::vector<float>(c.log_decay.size()));
+  Run run(c, options);
+  const OnDevice out = run.held(c.shape.rows, c.shape.heads, c.shape.value_dim),
+                 state_out = run.state();
+  const OnDevice dq = run.held(c.shape.rows, c.shape.key_heads, c.shape.dim),
+                 dk = run.held(c.shape.rows, c.shape.key_heads, c.shape.dim),
+                 dv = run.held(c.shape.rows, c.shape.heads, c.shape.value_dim),
+                 dstate_in = run.state();
+  const OnDevice dlog_decay = run.gates();
+  const OnDevice dbeta = run.held(delta(c) ? c.shape.rows : 0, c.shape.heads, 1);
+  if (c.recurrence.decay == Decay::head) {
+    dlog_decay.set(
+        options.dslopes.empty() ? std::vector<float>(c.log_decay.size()) : options.dslopes,
+        run.device.stream);
+  }
   const bool gates_wanted = options.extras || c.recurrence.decay != Decay::head;
-  const auto extra = [&](const Held& tensor) {
+  const auto extra = [&](const OnDevice& tensor) {
     return options.extras ? tensor.view() : TensorView{};
   };
-  const auto values = [&](bool wanted, const Held& tensor) {
-    return wanted ? tensor.get() : std::vector<float>();
+  const auto values = [&](bool wanted, const OnDevice& tensor) {
+    return wanted ? run.get(tensor) : std::vector<float>();
   };
   run(attention::LinearPass::sweep,
       attention::SweepTensors{run.linear_inputs(), Run::given(c.state_in, run.state_in), out.view(),
@@ -322,17 +336,18 @@ LinearResult run_linear(const LinearCase& which, const LinearOptions& options) {
           gates_wanted ? run.gate_view(dlog_decay) : TensorView{}, run.beta_view(dbeta),
           extra(dstate_in)});
   run.wait();
-  return {
-      out.get(), values(options.extras, state_out), dq.get(),    dk.get(),
-      dv.get(),  values(gates_wanted, dlog_decay),  dbeta.get(), values(options.extras, dstate_in)};
+  return {run.get(out),   values(options.extras, state_out),
+          run.get(dq),    run.get(dk),
+          run.get(dv),    values(gates_wanted, dlog_decay),
+          run.get(dbeta), values(options.extras, dstate_in)};
 }
 
 LinearSummary summarize(const LinearCase& c, const LinearOptions& options) {
-  const Run run(c, options);
-  const Held state = run.state();
+  Run run(c, options);
+  const OnDevice state = run.state();
   const std::int64_t width = attention::transition_width(c.recurrence, c.shape.dim);
   const bool wanted = width > 0 && c.starts.empty();
-  const Held transition = run.held(
+  const OnDevice transition = run.held(
       wanted ? attention::transition_rows(c.recurrence, c.shape.dim) : 0, c.shape.heads, width);
   run(attention::LinearPass::summarize,
       attention::SummarizeTensors{run.linear_inputs(false, true),
@@ -340,45 +355,43 @@ LinearSummary summarize(const LinearCase& c, const LinearOptions& options) {
                                   state.view(),
                                   wanted ? transition.view() : TensorView{}});
   run.wait();
-  return {state.get(), transition.get()};
+  return {run.get(state), run.get(transition)};
 }
 
 LinearSummary summarize_backward(const LinearCase& c, const LinearOptions& options) {
-  const Run run(c, options);
-  const Held state = run.state();
+  Run run(c, options);
+  const OnDevice state = run.state();
   run(attention::LinearPass::summarize_backward,
       attention::SummarizeTensors{
           run.linear_inputs(true, false), run.dout.view(), state.view(), {}});
   run.wait();
-  return {state.get(), {}};
+  return {run.get(state), {}};
 }
 
 std::vector<float> fold_run(const LinearCase& c, const std::vector<float>& transition,
                             bool transposed, const std::vector<float>& in,
                             const std::vector<float>& addend, const LinearOptions& options) {
-  const Stream stream = Stream::cpu("fold", options.threads);
+  const LinearDevice device = device_of(options);
   const std::int64_t heads = c.shape.heads, dim = c.shape.dim,
                      rows = static_cast<std::int64_t>(in.size()) /
                             std::max<std::int64_t>(1, heads * dim);
   const auto held = [&](std::int64_t n, std::int64_t width, const std::vector<float>& values) {
-    Held tensor(n, heads, width, DType::float32, options.strided, stream);
-    if (!values.empty()) tensor.set(values);
+    OnDevice tensor(n, heads, width, DType::float32, options.strided, device.stream);
+    if (!values.empty()) tensor.set(values, device.stream);
     return tensor;
   };
-  const Held from = held(rows, dim, in), plus = held(rows, dim, addend), to = held(rows, dim, {});
+  const OnDevice from = held(rows, dim, in), plus = held(rows, dim, addend),
+                 to = held(rows, dim, {});
   const std::int64_t width = attention::transition_width(c.recurrence, dim);
-  const Held map = held(attention::transition_rows(c.recurrence, dim), width, transition);
+  const OnDevice map = held(attention::transition_rows(c.recurrence, dim), width, transition);
   const bool constant = c.recurrence.decay == Decay::head;
-  const Held slopes = held(
-      constant ? 1 : 0, 1,
-      c.log_decay.size() == static_cast<std::size_t>(heads) ? c.log_decay : std::vector<float>{});
+  const OnDevice slopes = held(constant ? 1 : 0, 1, constant ? c.log_decay : std::vector<float>{});
   attention::StateMap how{c.recurrence, transposed, {}, {}, c.shape.rows};
   if (width > 0) how.transition = map.view();
   if (constant) how.slopes = slopes.flat();
-  stream.poison_new_memory();
-  attention::fold(how, from.view(), addend.empty() ? TensorView{} : plus.view(), to.view(), stream);
-  stream.synchronize(runtime::deadline_in(kDeadlineSeconds));
-  return to.get();
+  device.fold(how, from.view(), addend.empty() ? TensorView{} : plus.view(), to.view(),
+              device.stream);
+  return to.get(device.stream);
 }
 
 template <class T>

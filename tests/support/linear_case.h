@@ -51,15 +51,23 @@ struct LinearResult {
   bool operator==(const LinearResult& other) const;  // bit for bit
 };
 
+/// The calls of linear attention's contract and the stream that they take.
+struct LinearDevice {
+  runtime::Stream stream;
+  decltype(&attention::plan_linear) plan = attention::plan_linear;
+  decltype(&attention::fold) fold = attention::fold;
+};
 /// How the kernels are called.
 struct LinearOptions {
   int threads = 1;
-  bool strided = false;  ///< heads outermost, gaps between rows
-  bool extras = true;    ///< asks for what a caller may leave out, which is empty otherwise
+  bool strided = false;                  ///< heads outermost, gaps between rows
+  const LinearDevice* device = nullptr;  ///< null: the CPU, with `threads`
+  std::vector<float> dslopes{};          ///< to add a constant decay's gradient to; empty: 0
+  bool extras = true;  ///< asks for what a caller may leave out, which is empty otherwise
 };
 
-/// sweep and sweep_backward on the CPU, into outputs that hold NaN before (a constant decay's
-/// gradient: 0). Fails the test when an input changes.
+/// sweep and sweep_backward, into outputs that hold NaN before (a constant decay's
+/// gradient: dslopes). Fails the test when an input changes.
 LinearResult run_linear(const LinearCase& which, const LinearOptions& options = {});
 
 /// What a run maps a state to.

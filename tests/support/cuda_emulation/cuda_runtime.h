@@ -2,8 +2,9 @@
 // Enough of CUDA to run the project's kernels on the host: tests compile the .cu files as C++
 // against this header in place of the toolkit's. A block's threads are fibers of one OS thread that
 // switch at barriers and shuffles, so shared memory is static memory; blocks run one after another,
-// the last one first. A thread that reads what another one has yet to write is not found here;
-// wrong indices, masks, sums and barriers that not all threads reach are.
+// the last one first; in every other block, so do the threads between barriers. A thread that reads
+// what another one has yet to write is found where that order shows it; wrong indices, masks, sums
+// and barriers that not all threads reach are found anyway.
 
 #include <bit>
 #include <cmath>

@@ -109,7 +109,9 @@ void run_block(const cudaLaunchConfig_t& config, const std::function<void()>& bo
   for (unsigned ended = 0; ended < threads;) {
     const std::uint64_t before = self.progress;
     ended = 0;
-    for (unsigned t = 0; t < threads; ++t) {
+    for (unsigned i = 0; i < threads; ++i) {
+      // In every other block from the last one: nothing may count on the order of threads either.
+      const unsigned t = (blockIdx.x + blockIdx.y) % 2 == 0 ? i : threads - 1 - i;
       threadIdx = dim3(t, 0, 0);
       if (!self.fibers[t].ended) self.resume(t);
       ended += self.fibers[t].ended;

@@ -1,13 +1,13 @@
-// Linear attention has no CUDA kernels, in any build.
 #include "attention/linear_impl.h"
 #include "runtime/error.h"
 
 namespace longhaul::attention::detail {
 namespace {
 
-[[noreturn]] void no_kernel() {
+[[noreturn]] void no_cuda() {
   runtime::fail(runtime::ExitCode::config,
-                "linear attention has no CUDA kernel; use [device] kind = cpu");
+                "this build has no CUDA kernel of linear attention; build with LONGHAUL_CUDA=ON or "
+                "use [device] kind = cpu");
 }
 
 }  // namespace
@@ -16,11 +16,11 @@ std::shared_ptr<const LinearPlan> make_cuda_linear_plan(LinearPass, const Linear
                                                         const Recurrence&,
                                                         std::vector<std::int64_t>,
                                                         const BlockPlace&) {
-  no_kernel();
+  no_cuda();
 }
 void cuda_fold(const StateMap&, runtime::ConstTensorView, runtime::ConstTensorView,
                runtime::TensorView, const runtime::Stream&) {
-  no_kernel();
+  no_cuda();
 }
 
 }  // namespace longhaul::attention::detail
