@@ -2,7 +2,8 @@
 // folds them. Serial depth is one exchange; what a rank receives grows with its place.
 //
 // Elements received, one document, m = H D E, t = H |T|: contiguous, rank r: r m + (r-1) t; zigzag:
-// (2P-2-r) m + (2P-2-r-[r>0]) t. Backward mirrored. Not causal: every state to everybody.
+// (2P-3-r) m + (2P-3-r-[r>0]) t, the last rank, whose halves are one run, as contiguous. Backward
+// mirrored. Not causal: every state to everybody.
 
 #include <algorithm>
 #include <map>
