@@ -82,9 +82,9 @@ double flops_of(const Case& of) {
 
 /// A sweep over one sequence and its operands: random normal elements, keys of a norm of about 1
 /// under the delta rule, log decays of -0.05, beta 0.5.
-class TimedSweep {
+class LocalCall {
  public:
-  TimedSweep(const Case& of, const Stream& stream)
+  LocalCall(const Case& of, const Stream& stream)
       : stream_(stream),
         forward_(of.direction == Direction::forward),
         plan_(attention::plan_linear(forward_ ? LinearPass::sweep : LinearPass::sweep_backward,
@@ -120,24 +120,26 @@ class TimedSweep {
     if (delta) dbeta_ = gates(of.tokens, false, 0);
   }
 
-  void run() const {
+  /// One call. Refers to this.
+  Enqueue once() const {
     const attention::LinearInputs inputs{q_, k_, v_, log_decay_, beta_};
     if (forward_) {
-      plan_->sweep({.inputs = inputs, .state_in = {}, .out = out_, .state_out = {}},
-                   memory_.memory(), stream_);
-      return;
+      return [=, this] {
+        plan_->sweep({.inputs = inputs, .state_in = {}, .out = out_, .state_out = {}},
+                     memory_.memory(), stream_);
+      };
     }
-    plan_->sweep_backward({.inputs = inputs,
-                           .dout = dout_,
-                           .state_in = {},
-                           .dstate_out = {},
-                           .dq = dq_,
-                           .dk = dk_,
-                           .dv = dv_,
-                           .dlog_decay = dlog_decay_,
-                           .dbeta = dbeta_,
-                           .dstate_in = {}},
-                          memory_.memory(), stream_);
+    const attention::SweepBackwardTensors tensors{.inputs = inputs,
+                                                  .dout = dout_,
+                                                  .state_in = {},
+                                                  .dstate_out = {},
+                                                  .dq = dq_,
+                                                  .dk = dk_,
+                                                  .dv = dv_,
+                                                  .dlog_decay = dlog_decay_,
+                                                  .dbeta = dbeta_,
+                                                  .dstate_in = {}};
+    return [=, this] { plan_->sweep_backward(tensors, memory_.memory(), stream_); };
   }
 
  private:
@@ -158,9 +160,9 @@ class TimedSweep {
   Tensor q_, k_, v_, log_decay_, beta_, out_, dout_, dq_, dk_, dv_, dlog_decay_, dbeta_;
 };
 
-Spread time_sweep(const Case& of, const Repeats& repeats, const Stream& stream) {
-  const TimedSweep sweep(of, stream);
-  return time_on_stream(stream, repeats, [&] { sweep.run(); });
+Spread time_recurrence(const Case& of, const Repeats& repeats, const Stream& stream) {
+  const LocalCall call(of, stream);
+  return time_on_stream(stream, repeats, call.once());
 }
 
 /// Most that one of the ranks sends, in bytes.
@@ -227,7 +229,7 @@ constexpr const char* kLabels =
 /// A row: times, rates, softmax's where it is timed, bytes.
 Json measure(const BenchLinearOptions& o, const Case& of, double peak, const Repeats& repeats,
              SoftmaxTimes& softmax_times, const Stream& stream) {
-  const Spread spread = time_sweep(of, repeats, stream);
+  const Spread spread = time_recurrence(of, repeats, stream);
   const double flops = flops_of(of), rate = flops / spread.median;
   std::optional<Spread> softmax;
   if (of.tokens <= o.softmax_tokens) softmax = softmax_times.of(of);

@@ -2,6 +2,7 @@
 // what is refused.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "tests/support/process.h"
@@ -84,6 +85,44 @@ TEST_F(Bench, AttentionCountsTheVisiblePairs) {
     EXPECT_NEAR(row["of_gemm"].get<double>(), rate / gemm, 1e-9 * rate / gemm);
   }
   expect_says("backward  causal_window        128     4:1    8");
+}
+
+TEST_F(Bench, LinearCountsChunksAndBytes) {
+  const Json json =
+      run({"linear", "--kind",    "scalar,kda", "--tokens",    "96,256",     "--head-dim",
+           "8",      "--heads",   "4",          "--key-heads", "2",          "--softmax-tokens",
+           "100",    "--ranks",   "4",          "--layout",    "contiguous", "--scheme",
+           "lasp2",  "--repeats", "3"});
+  EXPECT_EQ(json["record"], "bench linear");
+  EXPECT_EQ(json["dtype"], "float32");
+  EXPECT_EQ(json["state_bytes"], 4 * 8 * 8 * 4);
+  const auto peak = json["peak"]["flops"].get<double>();
+  EXPECT_GT(peak, 0);
+  ASSERT_EQ(json["cases"].size(), 2u * 2 * 2);
+  for (const Json& row : json["cases"]) {
+    const bool forward = row["direction"] == "forward", delta = row["kind"] == "kda";
+    const auto tokens = row["tokens"].get<std::int64_t>();
+    // A token and head of dims 8, in chunks of 64: 2c(d+e) + 4de, 2c(3d+2e) + 10de; delta 2c(2d+2e)
+    // + 6de, c(12d+10e) + 14de.
+    const double each =
+        delta ? (forward ? 4096 + 384 : 11264 + 896) : (forward ? 2048 + 256 : 5120 + 640);
+    EXPECT_EQ(row["flops"].get<double>(), each * 4 * static_cast<double>(tokens)) << row;
+    expect_ordered(row["seconds"], 3);
+    const double rate = row["flops"].get<double>() / row["seconds"]["median"].get<double>();
+    EXPECT_NEAR(row["flops_per_second"].get<double>(), rate, 1e-9 * rate);
+    EXPECT_NEAR(row["of_peak"].get<double>(), rate / peak, 1e-9 * rate / peak);
+    EXPECT_EQ(row.contains("softmax_seconds"), tokens == 96) << row;
+    // Whatever the length, rank 0 forward (rank 3 backward) sends its state to three others. Rank 1
+    // sends to two, with transitions: H, or H D^2 numbers.
+    const std::int64_t state = 4 * 8 * 8 * 4, transition = (delta ? 4 * 8 * 8 : 4) * 4;
+    EXPECT_EQ(row["sent_bytes"], std::max(3 * state, 2 * (state + transition))) << row;
+    // Ring: keys and values of a quarter of the tokens, three times, forward.
+    if (forward) EXPECT_EQ(row["ring_sent_bytes"], 3 * (tokens / 4) * 2 * 2 * 8 * 4) << row;
+  }
+  ASSERT_EQ(json["crossovers"].size(), 4u);
+  for (const Json& row : json["crossovers"]) EXPECT_EQ(row["softmax_up_to"], 96) << row;
+  expect_says("backward  kda                 256     4:2    8");
+  expect_says("softmax attention's");
 }
 
 TEST_F(Bench, OneRanksPartHasItsShareOfTheArea) {
