@@ -9,6 +9,7 @@
 #include "attention/linear.h"
 #include "launch/attention.h"
 #include "launch/cli_impl.h"
+#include "launch/comparison.h"
 #include "launch/inspect.h"
 #include "launch/peer_words.h"
 #include "launch/report.h"
@@ -167,13 +168,26 @@ void add_validate(CLI::App& app, Action& action) {
 
 void add_report(CLI::App& app, Action& action) {
   const auto options = std::make_shared<ReportOptions>();
-  CLI::App* verb = add_verb(app, action, "report", "Summarise a run's metrics, and plot its loss",
-                            options, run_report);
-  expand(verb->add_option("METRICS", options->metrics_path, "metrics.jsonl of the run"))
-      ->required();
+  CLI::App* verb =
+      add_verb(app, action, "report", "Summarise a run's metrics or compare several, and plot them",
+               options, run_report);
+  verb->add_option("METRICS", options->metrics_paths,
+                   "metrics.jsonl of the run; of several, each PATH or NAME=PATH")
+      ->required()
+      ->transform(CLI::Validator(
+          [](std::string& argument) {
+            auto [name, path] = named_path(argument);
+            const std::string wrong = expand_in_place(path);
+            if (wrong.empty()) argument = name.empty() ? path : name + "=" + path;
+            return wrong;
+          },
+          ""));
   expand(verb->add_option("--baseline", options->baseline_path, "metrics.jsonl to compare with"));
-  expand(verb->add_option("--plot", options->plot_path, "Write the loss curve to this SVG file"));
-  add_force(verb, "--plot", options->force);
+  expand(verb->add_option("--plot", options->plot_path, "Write the loss curves to this SVG file"));
+  expand(verb->add_option("--plot-times", options->plot_times_path,
+                          "Write step times against sequence lengths to this SVG file; runs of "
+                          "one name make one curve"));
+  add_force(verb, "--plot or --plot-times", options->force);
   expand(
       verb->add_option("--corpus", options->corpus_path, "Corpus whose unigram entropy to show"));
   verb->add_option("--max-entropy-ratio", options->max_entropy_ratio,

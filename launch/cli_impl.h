@@ -24,18 +24,20 @@ CLI::App* add_verb(CLI::App& app, Action& action, const char* name, const char* 
   return verb;
 }
 
-/// Of an option that is a path: `~` and `$NAME` are expanded where the shell did not do it, as in
-/// --output=~/corpus.h5. What exists as it is written is that: names may hold a dollar sign.
+/// Expands `~` and `$NAME` in a path where the shell did not do it, as in --output=~/corpus.h5.
+/// What exists as it is written is that: names may hold a dollar sign. Returns what is wrong, or
+/// nothing.
+inline std::string expand_in_place(std::string& path) {
+  std::error_code unknown;
+  if (std::filesystem::exists(std::filesystem::symlink_status(path, unknown))) return "";
+  runtime::ExpandedPath expanded = runtime::expand_path(path);
+  if (expanded.wrong.empty()) path = std::move(expanded.path);
+  return expanded.wrong;
+}
+
+/// Makes an option a path that is expanded.
 inline CLI::Option* expand(CLI::Option* option) {
-  const auto replace = [](std::string& path) {
-    std::error_code unknown;
-    if (std::filesystem::exists(std::filesystem::symlink_status(path, unknown)))
-      return std::string();
-    runtime::ExpandedPath expanded = runtime::expand_path(path);
-    if (expanded.wrong.empty()) path = std::move(expanded.path);
-    return expanded.wrong;
-  };
-  return option->transform(CLI::Validator(replace, ""));
+  return option->transform(CLI::Validator(expand_in_place, ""));
 }
 
 inline void add_overrides(CLI::App* verb, std::vector<std::string>& overrides) {

@@ -68,7 +68,8 @@ struct Axes {
 
 Axes axes_of(const LinePlot& plot) {
   const Range xs = range_of(plot, [](const PlotPoint& p) { return p.x; });
-  const Range ys = range_of(plot, [](const PlotPoint& p) { return p.y; });
+  Range ys = range_of(plot, [](const PlotPoint& p) { return p.y; });
+  if (plot.y_from_zero) ys.low = std::min(ys.low, 0.0);
   Axes axes;
   axes.x_ticks = round_ticks(xs.low, xs.high, 8);
   axes.y_ticks = round_ticks(ys.low, ys.high, 6);
@@ -152,12 +153,30 @@ std::string draw_series(const PlotSeries& series, const Axes& axes) {
          dots;
 }
 
+// How many points lie between x = left and right and above y = bottom, in pixels.
+std::ptrdiff_t points_in(const LinePlot& plot, const Axes& axes, double left, double right,
+                         double bottom) {
+  std::ptrdiff_t count = 0;
+  for (const PlotSeries& series : plot.series) {
+    count += std::ranges::count_if(series.points, [&](const PlotPoint& point) {
+      const double x = axes.x(point.x);
+      return finite(point) && x >= left && x <= right && axes.y(point.y) <= bottom;
+    });
+  }
+  return count;
+}
+
 std::string draw_legend(const LinePlot& plot, const Axes& axes) {
   std::size_t longest = 0;
   for (const PlotSeries& series : plot.series) longest = std::max(longest, series.name.size());
   const double width = 56 + 7.0 * static_cast<double>(longest);
   const double height = 14 + 20.0 * static_cast<double>(plot.series.size());
-  const double left = axes.right - width - 8, top = axes.top + 8;
+  const double top = axes.top + 8;
+  const double right_corner = axes.right - width - 8, left_corner = axes.left + 8;
+  const auto covered = [&](double left) {
+    return points_in(plot, axes, left, left + width, top + height);
+  };
+  const double left = covered(left_corner) < covered(right_corner) ? left_corner : right_corner;
   std::string svg = fmt::format(
       "<rect class=\"legend\" x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" "
       "rx=\"4\"/>\n",

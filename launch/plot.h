@@ -23,9 +23,11 @@ struct LinePlot {
   std::string title, x_label, y_label;
   std::vector<PlotSeries> series;
   int width = 800, height = 480;  ///< pixels
+  bool y_from_zero = false;       ///< the y axis begins at 0, or below where values are
 };
 
-/// A complete SVG document: axes with round ticks, grid, labels, legend. Without a finite point the
+/// A complete SVG document: axes with round ticks, grid, labels, and a legend in that upper corner
+/// where it covers fewer points. Without a finite point the
 /// axes run from 0 to 1.
 std::string line_plot_svg(const LinePlot& plot);
 

@@ -9,7 +9,9 @@
 #include <set>
 #include <span>
 
+#include "launch/comparison.h"
 #include "launch/plot.h"
+#include "launch/report_impl.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/corpus.h"
@@ -24,36 +26,9 @@ using runtime::fail;
 
 namespace {
 
-PlotSeries loss_series(const MetricsLog& log, std::string name, std::string color) {
-  PlotSeries series{std::move(name), std::move(color), false, 1.8, {}};
-  for (const StepMetrics& step : log.steps) {  // the line goes on over steps that have no loss
-    if (!unlabelled(step)) series.points.push_back({static_cast<double>(step.step), step.loss});
-  }
-  return series;
-}
-
 std::string ranks_text(const MetricsLog& log) {
   if (log.ranks <= 0) return "baseline";
   return counted(log.ranks, "rank");
-}
-
-// Steps that had a loss, first to last.
-std::vector<const StepMetrics*> labelled_steps(const MetricsLog& log) {
-  std::vector<const StepMetrics*> steps;
-  for (const StepMetrics& step : log.steps)
-    if (!unlabelled(step)) steps.push_back(&step);
-  return steps;
-}
-
-// The middle value over the steps after the first, which also pays for what is set up on first use.
-double typical(std::span<const StepMetrics* const> steps, double StepMetrics::*field) {
-  std::vector<double> values;
-  for (const StepMetrics* step : steps.size() > 1 ? steps.subspan(1) : steps)
-    values.push_back(step->*field);
-  if (values.empty()) return NAN;
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 double relative_difference(double a, double b) {
@@ -115,13 +90,6 @@ StepRanges missing_steps(const MetricsLog& log) {
   return missing;
 }
 
-PlotSeries validation_series(const MetricsLog& log) {
-  PlotSeries series{"validation loss", "#2a8a3e", false, 1.8, {}, true};
-  for (const ValidationMetrics& row : log.validations)
-    series.points.push_back({static_cast<double>(row.step), row.loss});
-  return series;
-}
-
 std::string validation_text(const MetricsLog& log) {
   const ValidationMetrics& last = log.validations.back();
   const ValidationMetrics* best = nullptr;
@@ -141,6 +109,53 @@ std::string validation_text(const MetricsLog& log) {
 double larger(double a, double b) { return std::isnan(b) ? INFINITY : std::max(a, b); }
 
 }  // namespace
+
+PlotSeries loss_series(const MetricsLog& log, std::string name, std::string color) {
+  PlotSeries series{std::move(name), std::move(color), false, 1.8, {}};
+  for (const StepMetrics& step : log.steps) {
+    if (!unlabelled(step)) series.points.push_back({static_cast<double>(step.step), step.loss});
+  }
+  return series;
+}
+
+PlotSeries validation_series(const MetricsLog& log, std::string name, std::string color) {
+  PlotSeries series{std::move(name), std::move(color), false, 1.8, {}, true};
+  for (const ValidationMetrics& row : log.validations)
+    series.points.push_back({static_cast<double>(row.step), row.loss});
+  return series;
+}
+
+PlotSeries entropy_series(double unigram_entropy, std::int64_t first_step, std::int64_t last_step) {
+  return {fmt::format("unigram entropy of the corpus, {:.3f}", unigram_entropy),
+          "#888",
+          true,
+          1.4,
+          {{static_cast<double>(first_step), unigram_entropy},
+           {static_cast<double>(last_step), unigram_entropy}}};
+}
+
+std::vector<const StepMetrics*> labelled_steps(const MetricsLog& log) {
+  std::vector<const StepMetrics*> steps;
+  for (const StepMetrics& step : log.steps)
+    if (!unlabelled(step)) steps.push_back(&step);
+  return steps;
+}
+
+double typical(std::span<const StepMetrics* const> steps, double StepMetrics::*field) {
+  std::vector<double> values;
+  for (const StepMetrics* step : steps.size() > 1 ? steps.subspan(1) : steps)
+    values.push_back(step->*field);
+  if (values.empty()) return NAN;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+std::int64_t most_memory(const MetricsLog& log) {
+  std::int64_t memory = 0;
+  for (const StepMetrics& step : log.steps) memory = std::max(memory, step.memory_bytes);
+  return memory;
+}
 
 Parity compare_runs(const MetricsLog& run, const MetricsLog& baseline) {
   std::map<std::int64_t, const StepMetrics*> by_step;
@@ -179,18 +194,13 @@ std::string loss_plot_svg(const MetricsLog& run, std::optional<double> unigram_e
   plot.title = title;
   plot.x_label = "optimizer step";
   plot.y_label = "loss (nats a token)";
-  if (unigram_entropy && !run.steps.empty()) {
-    const auto first = static_cast<double>(run.steps.front().step);
-    const auto last = static_cast<double>(run.steps.back().step);
-    plot.series.push_back({fmt::format("unigram entropy of the corpus, {:.3f}", *unigram_entropy),
-                           "#888",
-                           true,
-                           1.4,
-                           {{first, *unigram_entropy}, {last, *unigram_entropy}}});
-  }
+  if (unigram_entropy && !run.steps.empty())
+    plot.series.push_back(
+        entropy_series(*unigram_entropy, run.steps.front().step, run.steps.back().step));
   plot.series.push_back(
       loss_series(run, run.ranks > 0 ? "loss, " + ranks_text(run) : "loss", "#1f5fa8"));
-  if (!run.validations.empty()) plot.series.push_back(validation_series(run));
+  if (!run.validations.empty())
+    plot.series.push_back(validation_series(run, "validation loss", "#2a8a3e"));
   if (baseline != nullptr) {
     PlotSeries series = loss_series(*baseline, "loss, " + ranks_text(*baseline), "#e07b00");
     series.dashed = true;
@@ -235,13 +245,9 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
                     grouped(std::llround(typical(steps, &StepMetrics::tokens_per_second)))));
     row("MFU", fmt::format("{:.1f}% (median step)", 100 * typical(steps, &StepMetrics::mfu)));
   }
-  std::int64_t memory = 0;
   double seconds = 0;
-  for (const StepMetrics& step : run.steps) {
-    memory = std::max(memory, step.memory_bytes);
-    seconds += step.seconds;
-  }
-  row("memory", fmt::format("{} a rank at most", runtime::size_text(memory)));
+  for (const StepMetrics& step : run.steps) seconds += step.seconds;
+  row("memory", fmt::format("{} a rank at most", runtime::size_text(most_memory(run))));
   row("training time", duration_text(seconds) + " in " + counted(std::ssize(run.steps), "step"));
   whole_file();
   if (baseline != nullptr) {
@@ -270,23 +276,29 @@ void check_options(const ReportOptions& options) {
   };
   check("--max-entropy-ratio", options.max_entropy_ratio, false);
   check("--max-parity", options.max_parity, true);
+  if (options.metrics_paths.size() > 1 && !options.baseline_path.empty())
+    fail(ExitCode::usage, "--baseline compares one run with another; METRICS are ",
+         options.metrics_paths.size(), " runs, which one table holds without it");
   if (options.max_parity && options.baseline_path.empty())
     fail(ExitCode::usage, "--max-parity needs --baseline METRICS, the run to compare with");
 }
 
 /// Throws unless the run keeps the limits asked for. What is not a number keeps none.
-void check_limits(const ReportOptions& options, const MetricsLog& run,
+void check_limits(const ReportOptions& options, const NamedRun& named,
                   std::optional<double> entropy, const MetricsLog* baseline) {
+  const MetricsLog& run = named.log;
+  const std::string which = options.metrics_paths.size() > 1 ? named.name + ": " : "";
   if (options.max_entropy_ratio) {
     const std::vector<const StepMetrics*> steps = labelled_steps(run);
-    if (steps.empty()) fail(ExitCode::internal, "--max-entropy-ratio: the run has no loss yet");
+    if (steps.empty())
+      fail(ExitCode::internal, which, "--max-entropy-ratio: the run has no loss yet");
     if (!entropy)
       fail(ExitCode::internal,
            "--max-entropy-ratio: the metrics hold no unigram entropy; name the "
            "corpus with --corpus");
     const double ratio = steps.back()->loss / *entropy;
     if (!(ratio <= *options.max_entropy_ratio)) {
-      fail(ExitCode::internal, "the last loss is ", ratio,
+      fail(ExitCode::internal, which, "the last loss is ", ratio,
            " of the unigram entropy; expected at most ", *options.max_entropy_ratio);
     }
   }
@@ -303,31 +315,59 @@ void check_limits(const ReportOptions& options, const MetricsLog& run,
   }
 }
 
+/// The file that `option` names, judged before anything is read; none without a path.
+std::optional<runtime::OutputFile> output(const ReportOptions& options, const char* option,
+                                          const std::string& path) {
+  if (path.empty()) return std::nullopt;
+  std::vector<std::filesystem::path> inputs = {options.baseline_path, options.corpus_path};
+  for (const std::string& metrics : options.metrics_paths)
+    inputs.push_back(named_path(metrics).second);
+  runtime::require_no_input(path, option, inputs);
+  return runtime::OutputFile(
+      path, options.force ? runtime::Existing::replace : runtime::Existing::refuse);
+}
+
+/// The corpus's unigram entropy: --corpus's, or what the runs' metrics hold; none where they
+/// differ.
+std::optional<double> entropy_of(const ReportOptions& options, std::span<const NamedRun> runs) {
+  if (!options.corpus_path.empty()) {
+    const runtime::Corpus corpus = runtime::Corpus::open(options.corpus_path);
+    const std::optional<double> entropy = corpus.info().unigram_entropy;
+    return entropy ? entropy : corpus.measure_unigram_entropy();
+  }
+  const std::optional<double> entropy = runs.front().log.unigram_entropy;
+  const bool same = std::ranges::all_of(
+      runs, [&](const NamedRun& run) { return run.log.unigram_entropy == entropy; });
+  return same ? entropy : std::nullopt;
+}
+
 }  // namespace
 
 int run_report(const ReportOptions& options) {
   check_options(options);
-  std::optional<runtime::OutputFile> plot;
-  if (!options.plot_path.empty()) {
-    runtime::require_no_input(options.plot_path, "--plot",
-                              {options.metrics_path, options.baseline_path, options.corpus_path});
-    plot.emplace(options.plot_path,
-                 options.force ? runtime::Existing::replace : runtime::Existing::refuse);
-  }
-  const MetricsLog run = read_metrics(options.metrics_path);
+  const std::optional<runtime::OutputFile> plot = output(options, "--plot", options.plot_path),
+                                           times = output(options, "--plot-times",
+                                                          options.plot_times_path);
+  if (plot && times && plot->target() == times->target())
+    fail(ExitCode::usage, "--plot-times ", options.plot_times_path,
+         ": is --plot's file too; expected another");
+  std::vector<NamedRun> runs;
+  for (const std::string& path : options.metrics_paths) runs.push_back(read_named_run(path));
   std::optional<MetricsLog> baseline;
   if (!options.baseline_path.empty()) baseline = read_metrics(options.baseline_path);
-  std::optional<double> entropy = run.unigram_entropy;
-  if (!options.corpus_path.empty()) {
-    const runtime::Corpus corpus = runtime::Corpus::open(options.corpus_path);
-    entropy = corpus.info().unigram_entropy;
-    if (!entropy) entropy = corpus.measure_unigram_entropy();
-  }
   const MetricsLog* other = baseline ? &*baseline : nullptr;
-  if (plot) write_output(*plot, loss_plot_svg(run, entropy, other, "Training loss"));
-  std::fputs(summary_table(run, entropy, other).c_str(), stdout);
-  if (!options.plot_path.empty()) fmt::print("{:<18}{}\n", "loss curve", options.plot_path);
-  check_limits(options, run, entropy, other);
+  const std::optional<double> entropy = entropy_of(options, runs);
+  const MetricsLog& first = runs.front().log;
+  const bool one = runs.size() == 1;
+  if (plot)
+    write_output(*plot, one ? loss_plot_svg(first, entropy, other, "Training loss")
+                            : losses_plot_svg(runs, entropy, "Training loss"));
+  if (times) write_output(*times, step_times_plot_svg(runs, "Step time against sequence length"));
+  std::fputs((one ? summary_table(first, entropy, other) : comparison_table(runs)).c_str(), stdout);
+  if (!one && (plot || times)) fmt::print("\n");
+  if (plot) fmt::print("{:<18}{}\n", one ? "loss curve" : "loss curves", options.plot_path);
+  if (times) fmt::print("{:<18}{}\n", "step times", options.plot_times_path);
+  for (const NamedRun& run : runs) check_limits(options, run, entropy, other);
   return 0;
 }
 

@@ -1,29 +1,34 @@
 #pragma once
-// What came of a run: its loss curve as SVG, and a short table for people.
+// What came of a run: its loss curve as SVG, and a short table for people. Of several runs
+// comparison.h tells.
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "launch/metrics.h"
 
 namespace longhaul::launch {
 
 struct ReportOptions {
-  std::string metrics_path;
-  std::string baseline_path;  ///< metrics.jsonl of the run to compare with; empty for none
-  std::string plot_path;      ///< where the SVG goes; empty for none
-  bool force = false;         ///< a plot that is a file already is replaced
+  /// metrics.jsonl of one run or several, each as "PATH" or "NAME=PATH"; at least one.
+  std::vector<std::string> metrics_paths;
+  std::string baseline_path;    ///< metrics.jsonl of the run to compare with; empty for none
+  std::string plot_path;        ///< where the SVG of losses goes; empty for none
+  std::string plot_times_path;  ///< where the SVG of step times goes; empty for none
+  bool force = false;           ///< a plot that is a file already is replaced
   std::string
       corpus_path;  ///< for the unigram entropy where the metrics do not hold it; empty for none
-  /// The last loss may be this much of the unigram entropy; more than 0.
+  /// The last loss of each run may be this much of the unigram entropy; more than 0.
   std::optional<double> max_entropy_ratio;
   /// Losses and gradient norms may differ this much from the baseline's; 0: not at all.
   std::optional<double> max_parity;
 };
 
-/// The verb `report`. Throws Error(usage) for a limit that is none or that nothing could be judged
-/// by, Error(io), Error(data) for damaged metrics, Error(internal) when the run exceeds a limit or
-/// does not hold what it is about.
+/// The verb `report`: summary_table and loss_plot_svg of one run, comparison_table and
+/// losses_plot_svg of several; step_times_plot_svg of either. Throws Error(usage) for a limit that
+/// is none or that nothing could be judged by, Error(io), Error(data) for damaged metrics,
+/// Error(internal) when the run exceeds a limit or does not hold what it is about.
 int run_report(const ReportOptions& options);
 
 /// How far two runs' first steps are apart: the largest |a - b| / |b| over the steps that both
