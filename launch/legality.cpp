@@ -161,9 +161,6 @@ std::string heads_table() {
       kinds, table, others);
 }
 
-}  // namespace
-
-namespace {
 std::string rules_of(parallel::Family family) {
   std::string rules;
   for (const std::string& name : parallel::scheme_names(family))
@@ -171,13 +168,15 @@ std::string rules_of(parallel::Family family) {
                          parallel::scheme_from_name(name).legality);
   return rules;
 }
+
 }  // namespace
 
 std::string legality_table() {
   const MaskTable masks = mask_table();
   return fmt::format(
       "{}\n{}\nRules, for H query heads, H_kv key/value heads and P ranks:\n\n{}\nWhy not:\n\n{}\n"
-      "Linear layers, under masks causal and causal_document, over every layout but striped:\n\n{}",
+      "Linear layers, under masks causal and causal_document, over every layout but striped "
+      "(`longhaul attention --kind linear` under full too: lasp2):\n\n{}",
       masks.table, heads_table(), rules_of(parallel::Family::softmax), masks.refusals,
       rules_of(parallel::Family::linear));
 }

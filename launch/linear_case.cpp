@@ -84,6 +84,23 @@ std::vector<std::int64_t> LinearCase::log_decay_sizes(Decay decay) const {
   }
 }
 
+namespace {
+
+/// Datasets that say something of the recurrence which this kind does not do.
+void refuse_unused(const std::string& path, const hdf5::File& file, const Recurrence& recurrence) {
+  const auto refuse = [&](const char* dataset, const char* advice) {
+    if (!file.has(dataset)) return;
+    fail(ExitCode::config, path, ": the case has ", dataset, ", which kind ",
+         attention::kind_of(recurrence), " has no use for; remove the dataset '", dataset, "', or ",
+         advice);
+  };
+  refuse("sinks", "leave out --kind");
+  if (recurrence.decay == Decay::none) refuse("log_decay", "take a --kind that decays");
+  if (recurrence.rule == StateRule::sum) refuse("beta", "take a --kind of the delta rule");
+}
+
+}  // namespace
+
 LinearCase read_linear_case(const std::string& path, const MaskRequest& mask,
                             const Recurrence& recurrence, bool normalize) {
   check_mask(mask, recurrence);
@@ -106,10 +123,7 @@ LinearCase read_linear_case(const std::string& path, const MaskRequest& mask,
     fail(ExitCode::data, path, ": ", input.heads, " value heads over ", input.key_heads,
          " heads of 'q' and 'k'; expected a multiple");
   }
-  if (file.has("sinks")) {
-    fail(ExitCode::config, path, ": the case has sinks, which a recurrence has no use for; remove ",
-         "the dataset 'sinks', or leave out --kind");
-  }
+  refuse_unused(path, file, recurrence);
   input.q = q.read<float>();
   input.k = k.read<float>();
   input.v = v.read<float>();

@@ -240,7 +240,10 @@ void check_linear(TrainDraft& draft) {
   } catch (const runtime::Error& error) {
     draft.key_problem(kLinearKey, runtime::quote_toml(text), error.what());
   }
-  if (!draft.ok()) return;  // the model can be made
+  for (const runtime::ConfigKey& key : config_schema().keys()) {
+    const std::string path = key.path();
+    if (path.starts_with("model.") && !draft.good({path.c_str()})) return;  // no model can be made
+  }
   const auto call = call_of(config, true);
   if (!call) {
     // A resolved configuration says the default.
@@ -250,8 +253,12 @@ void check_linear(TrainDraft& draft) {
           fmt::format("no layer of this {} is linear; leave it out", config.model.architecture));
     return;
   }
+  if (draft.good({"device.kind"}) && config.device.kind == "cuda") {
+    draft.key_problem("device.kind", runtime::quote_toml(config.device.kind),
+                      "linear layers run on CPUs only, so far; expected cpu");
+  }
   const std::string& mask = config.data.mask;
-  const std::string rule = attention::mask_rule(mask).name;
+  const std::string rule = draft.good({"data.mask"}) ? attention::mask_rule(mask).name : "causal";
   if (rule != "causal" && rule != "causal_document") {
     draft.key_problem("data.mask", runtime::quote_toml(mask),
                       "a linear layer's state holds all earlier tokens of a document; expected "
@@ -261,6 +268,9 @@ void check_linear(TrainDraft& draft) {
         "data.window", fmt::format("{}", *config.data.window),
         "a linear layer's state holds all earlier tokens of a document; leave it out");
   }
+  if (!draft.good({kLinearKey, "parallelism.context_parallel_layout",
+                   "parallelism.context_parallel_degree"}))
+    return;
   const Expression scheme =
       is_policy(text) ? "lasp2" : parallel::parse_scheme(text, {}, parallel::Family::linear);
   const Combination asked = linear_combination(config, call->shapes, scheme);

@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 
+#include "attention/linear.h"
 #include "runtime/io/hdf5.h"
 #include "tests/support/linear_file.h"
 #include "tests/support/refusal.h"
@@ -145,13 +146,17 @@ TEST_F(BadLinearAttention, IllegalCombinationsAreConfigurationErrors) {
   };
   for (const Illegal& one : illegal) {
     SCOPED_TRACE(one.part);
-    good(one.kind == std::string("kda") ? "kda" : "gated_delta").write(path("case.h5"));
-    if (one.kind == std::string("decay")) good("decay").write(path("case.h5"));
+    const bool exists =
+        std::ranges::count(attention::recurrence_kinds(), std::string(one.kind)) != 0;
+    good(exists ? one.kind : "linear").write(path("case.h5"));
     expect_refused(78, {one.part}, replay(one.kind, one.options));
   }
   good("linear").write(path("case.h5"));
   add("sinks", {4});
   expect_refused(78, {"'sinks'"}, replay("linear"));
+  good("gated_delta").write(path("case.h5"));
+  expect_refused(78, {"kind delta has no use for", "'log_decay'"}, replay("delta"));
+  expect_refused(78, {"kind scalar has no use for", "'beta'"}, replay("scalar"));
   for (const char* state : {"initial_state", "dfinal_state"}) {
     good("linear").write(path("case.h5"));
     add(state, {2, 4, 8, 5});

@@ -236,6 +236,8 @@ TEST(LinearSchemes, AreRefusedWhereNoStateFollows) {
   with("data.mask = \"causal_window\": a linear layer's state",
        {"data.mask=causal_window", "data.window=8"});
   with("data.window = 8: a linear layer's state holds", {"data.window=8"});
+  with("device.kind = \"cuda\": linear layers run on CPUs only, so far; expected cpu",
+       {"device.kind=cuda"});
   with(
       "context_parallel_layout = \"striped\": a state goes through consecutive tokens, and a "
       "striped rank has none; use layout zigzag",

@@ -121,14 +121,17 @@ TEST(LinearSchemes, AreRightWithoutCausality) {
 
 /// Summaries and folds are exact: over 32 ranks the error grows by less than half.
 TEST(LinearSchemes, LoseNothingOver32Ranks) {
-  for (const char* kind : {"scalar", "gated_delta", "kda"}) {
+  for (const char* kind : attention::recurrence_kinds()) {
     const LinearProblem problem = linear_problem(kind, {1024, 2, 1, 16, 16}, 1, {0}, Gates::slow);
     const auto error = [&](const Expression& scheme, int ranks) {
       const LinearJob job{&problem, Layout(LayoutKind::zigzag, 1024, 1, ranks), scheme};
       return test::linear_errors(problem, test::run_linear_jobs({&job, 1}, ranks)[0]).values;
     };
-    for (const char* scheme : {"lasp2", "all_scan", "exscan"})
-      EXPECT_LE(error(scheme, 32), 1.5 * error(scheme, 1) + 1e-8) << kind << " " << scheme;
+    for (const char* scheme : {"lasp", "lasp2", "all_scan", "exscan"}) {
+      const double spread = error(scheme, 32);
+      EXPECT_LE(spread, 1.5 * error(scheme, 1) + 1e-8) << kind << " " << scheme;
+      EXPECT_LE(spread, 2e-6) << kind << " " << scheme;
+    }
   }
 }
 
@@ -182,13 +185,16 @@ TEST(LinearSchemes, KeepDocumentsApart) {
     LinearProblem problem = linear_problem(kind, {128, 2, 1, 8, 8}, 1, {0, 37, 88});
     LinearProblem poisoned = problem;
     const auto poison = [&](std::vector<float>& values) {
-      const std::size_t width = values.size() / 128;
+      const std::size_t width = values.size() / 128;  // none where there is no such input
       for (std::size_t i = 37 * width; i < 88 * width; ++i) values[i] = std::nanf("");
     };
     poison(poisoned.inputs.q);
     poison(poisoned.inputs.k);
     poison(poisoned.inputs.v);
     poison(poisoned.inputs.dout);
+    poison(poisoned.inputs.beta);
+    if (problem.inputs.recurrence.decay != attention::Decay::head)
+      poison(poisoned.inputs.log_decay);
     for (const int ranks : {2, 5}) {
       std::vector<LinearJob> jobs;
       add_jobs(problem, ranks, jobs);
@@ -208,6 +214,9 @@ TEST(LinearSchemes, KeepDocumentsApart) {
         EXPECT_TRUE(same(clean[j].dq, dirty[j].dq)) << show(jobs[j]);
         EXPECT_TRUE(same(clean[j].dk, dirty[j].dk)) << show(jobs[j]);
         EXPECT_TRUE(same(clean[j].dv, dirty[j].dv)) << show(jobs[j]);
+        EXPECT_TRUE(same(clean[j].dbeta, dirty[j].dbeta)) << show(jobs[j]);
+        if (problem.inputs.recurrence.decay != attention::Decay::head)
+          EXPECT_TRUE(same(clean[j].dlog_decay, dirty[j].dlog_decay)) << show(jobs[j]);
       }
     }
   }
@@ -227,25 +236,27 @@ TEST(LinearSchemes, SendNothingAcrossADocumentsStart) {
 
 /// Changing a token leaves what is before it bit for bit, on whatever rank.
 TEST(LinearSchemes, LookOnlyBack) {
-  for (const char* kind : {"scalar", "kda"}) {
+  for (const char* kind : attention::recurrence_kinds()) {
     const LinearProblem problem = linear_problem(kind, {140, 2, 1, 8, 8}, 1, {0});
-    for (const std::int64_t token : {28, 56, 63, 64, 65, 84}) {  // borders of ranks, of chunks
+    for (const std::int64_t token : {14, 28, 63, 64, 65, 84}) {  // borders of ranks, of chunks
       LinearProblem changed = problem;
-      for (std::vector<float>* values :
-           {&changed.inputs.q, &changed.inputs.k, &changed.inputs.v, &changed.inputs.log_decay}) {
-        const std::size_t width = values->size() / 140;
+      for (std::vector<float>* values : {&changed.inputs.q, &changed.inputs.k, &changed.inputs.v,
+                                         &changed.inputs.log_decay, &changed.inputs.beta}) {
+        const std::size_t width = values->size() / 140;  // none of what is not per token
         for (std::size_t i = 0; i < width; ++i)
           (*values)[static_cast<std::size_t>(token) * width + i] *= 0.5f;
       }
       std::vector<LinearJob> jobs;
       for (const LinearProblem* p : {&problem, static_cast<const LinearProblem*>(&changed)}) {
-        for (const Expression& scheme : test::linear_schemes(1))
-          jobs.push_back({p, Layout(LayoutKind::contiguous, 140, 1, 5), scheme});
+        for (const LayoutKind layout : {LayoutKind::contiguous, LayoutKind::zigzag}) {
+          for (const Expression& scheme : test::linear_schemes(1))
+            jobs.push_back({p, Layout(layout, 140, 1, 5), scheme});
+        }
       }
       const auto answers = test::run_linear_jobs(jobs, 5);
-      const std::size_t schemes = jobs.size() / 2;
-      for (std::size_t j = 0; j < schemes; ++j) {
-        const auto &a = answers[j].out, &b = answers[schemes + j].out;
+      const std::size_t half = jobs.size() / 2;
+      for (std::size_t j = 0; j < half; ++j) {
+        const auto &a = answers[j].out, &b = answers[half + j].out;
         const auto before = static_cast<std::int64_t>(a.size()) / 140 * token;
         EXPECT_TRUE(std::equal(a.begin(), a.begin() + before, b.begin())) << show(jobs[j]);
         EXPECT_FALSE(a == b);
