@@ -174,7 +174,7 @@ std::string draw_legend(const LinePlot& plot, const Axes& axes) {
   const double top = axes.top + 8;
   const double right_corner = axes.right - width - 8, left_corner = axes.left + 8;
   const auto covered = [&](double left) {
-    return points_in(plot, axes, left, left + width, top + height);
+    return points_in(plot, axes, left - 8, left + width + 8, top + height);  // to the edge
   };
   const double left = covered(left_corner) < covered(right_corner) ? left_corner : right_corner;
   std::string svg = fmt::format(
