@@ -215,8 +215,9 @@ TEST(LinearSchemes, KeepDocumentsApart) {
         EXPECT_TRUE(same(clean[j].dk, dirty[j].dk)) << show(jobs[j]);
         EXPECT_TRUE(same(clean[j].dv, dirty[j].dv)) << show(jobs[j]);
         EXPECT_TRUE(same(clean[j].dbeta, dirty[j].dbeta)) << show(jobs[j]);
-        if (problem.inputs.recurrence.decay != attention::Decay::head)
+        if (problem.inputs.recurrence.decay != attention::Decay::head) {
           EXPECT_TRUE(same(clean[j].dlog_decay, dirty[j].dlog_decay)) << show(jobs[j]);
+        }
       }
     }
   }
