@@ -117,7 +117,9 @@ TEST_F(Bench, LinearCountsChunksAndBytes) {
     const std::int64_t state = 4 * 8 * 8 * 4, transition = (delta ? 4 * 8 * 8 : 4) * 4;
     EXPECT_EQ(row["sent_bytes"], std::max(3 * state, 2 * (state + transition))) << row;
     // Ring: keys and values of a quarter of the tokens, three times, forward.
-    if (forward) EXPECT_EQ(row["ring_sent_bytes"], 3 * (tokens / 4) * 2 * 2 * 8 * 4) << row;
+    if (forward) {
+      EXPECT_EQ(row["ring_sent_bytes"], 3 * (tokens / 4) * 2 * 2 * 8 * 4) << row;
+    }
   }
   ASSERT_EQ(json["crossovers"].size(), 4u);
   for (const Json& row : json["crossovers"]) EXPECT_EQ(row["softmax_up_to"], 96) << row;
