@@ -11,10 +11,11 @@
 // 3. Shadow values in that run: a row and head of a slot of inputs carries its global token and
 //    head, one of an accumulator also the sum mod 2^64 of random weights of what contributed. At
 //    the end every output must hold the mask's row (or column) sum: each visible pair exactly once,
-//    up to a hash collision.
+//    up to a hash collision. Of a recurrence the sums are states that tokens map one after another:
+//    each earlier token of the document once and in order (linear_shadow.h).
 //
-// Not proved: kernels, casts, the mask itself, and that the LSE given to backward is the global
-// one.
+// Not proved: kernels, casts, the mask itself, that the LSE given to backward is the global one, and
+// the order in which a recurrence's transitions are multiplied.
 
 #include <string>
 
