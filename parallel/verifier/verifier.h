@@ -14,8 +14,8 @@
 //    up to a hash collision. Of a recurrence the sums are states that tokens map one after another:
 //    each earlier token of the document once and in order (linear_shadow.h).
 //
-// Not proved: kernels, casts, the mask itself, that the LSE given to backward is the global one, and
-// the order in which a recurrence's transitions are multiplied.
+// Not proved: kernels, casts, the mask itself, that the LSE given to backward is the global one,
+// and the order in which a recurrence's transitions are multiplied.
 
 #include <string>
 
