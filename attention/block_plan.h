@@ -4,10 +4,12 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "attention/block.h"
+#include "attention/pretence.h"
 
 namespace longhaul::attention {
 
@@ -43,6 +45,8 @@ struct BlockPlace {
   bool deterministic = false;  ///< cuDNN's backward repeats bit for bit; the others always do
   /// Of a plan only its sizes are asked for: it cannot run, and needs neither a device nor cuDNN.
   bool sizes_only = false;
+  /// Calls only take time: results are not written. CPU only.
+  std::optional<Pretence> pretence = {};
 };
 BlockPlace place_of(const runtime::Stream& stream);
 

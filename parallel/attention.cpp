@@ -46,6 +46,7 @@ struct AttentionBatch::Impl {
 
   attention::HeadMasks masks;
   Layout layout;
+  AttentionServers servers{};
   std::string digests = runtime::concat(masks.digest(), " ", layout.digest());
   std::mutex mutex{};
   std::vector<Call> calls{};
@@ -63,6 +64,8 @@ AttentionBatch::AttentionBatch(std::unique_ptr<Impl> impl) : impl_(std::move(imp
 AttentionBatch::~AttentionBatch() = default;
 const attention::HeadMasks& AttentionBatch::masks() const { return impl_->masks; }
 const Layout& AttentionBatch::layout() const { return impl_->layout; }
+const AttentionServers& AttentionBatch::servers() const { return impl_->servers; }
+std::uint64_t AttentionBatch::task_digest() const { return 0; }
 
 std::shared_ptr<const attention::ConvRows> AttentionBatch::conv_rows(int rank,
                                                                      std::int64_t width) const {
@@ -228,14 +231,15 @@ Attention::Attention(const AttentionOptions& options,
 Attention::~Attention() = default;
 int Attention::rank() const { return impl_->context->rank(); }
 
-std::shared_ptr<const AttentionBatch> Attention::batch(attention::HeadMasks masks,
-                                                       Layout layout) const {
+std::shared_ptr<const AttentionBatch> Attention::batch(attention::HeadMasks masks, Layout layout,
+                                                       AttentionServers servers) const {
   LONGHAUL_CHECK(masks.tokens() == layout.tokens(), "mask of ", masks.tokens(),
                  " tokens, layout of ", layout.tokens());
   LONGHAUL_CHECK(layout.ranks() == impl_->context->size(), "layout over ", layout.ranks(),
                  " ranks on ", impl_->context->size());
-  return std::shared_ptr<const AttentionBatch>(new AttentionBatch(
-      std::make_unique<AttentionBatch::Impl>(std::move(masks), std::move(layout))));
+  return std::shared_ptr<const AttentionBatch>(
+      new AttentionBatch(std::make_unique<AttentionBatch::Impl>(std::move(masks), std::move(layout),
+                                                                std::move(servers))));
 }
 
 void Attention::prepare(const AttentionBatch& batch, const Expression& scheme, const Shapes& shapes,

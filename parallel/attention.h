@@ -10,6 +10,8 @@
 #include "attention/block_plan.h"
 #include "attention/head_masks.h"
 #include "attention/short_conv.h"
+#include "parallel/disaggregation/tasks.h"
+#include "parallel/disaggregation/transport.h"
 #include "parallel/executor.h"
 #include "parallel/layout.h"
 #include "parallel/schemes/scheme.h"
@@ -26,6 +28,10 @@ struct AttentionOptions {
   attention::Kernels kernels = attention::Kernels::exact;
   bool deterministic = false;
   Expression linear_scheme = "lasp2";  ///< of recurrences
+  /// To external attention servers, where batches have them.
+  std::shared_ptr<TaskTransport> transport = nullptr;
+  /// Softmax attention only takes time: results are not written.
+  std::optional<attention::Pretence> pretence = {};
 };
 
 /// What the calls of a batch have in common: masks and layout, the same on all ranks, and the calls
@@ -36,6 +42,10 @@ class AttentionBatch {
   ~AttentionBatch();
   const attention::HeadMasks& masks() const;
   const Layout& layout() const;
+  const AttentionServers& servers() const;
+  /// Of the plans that tasks were dealt by in its prepared calls, both ways: what must be equal on
+  /// all ranks. 0 where no scheme has dealt any.
+  std::uint64_t task_digest() const;
   /// Where the rows of a rank lie for convolutions of that width, within the documents of the
   /// masks (attention::independent_parts).
   std::shared_ptr<const attention::ConvRows> conv_rows(int rank, std::int64_t width) const;
@@ -88,8 +98,10 @@ class Attention {
   /// This one, of the communicator's.
   int rank() const;
 
-  /// masks.tokens() == layout.tokens(). Prepares nothing yet.
-  std::shared_ptr<const AttentionBatch> batch(attention::HeadMasks masks, Layout layout) const;
+  /// masks.tokens() == layout.tokens(). `servers`: of the scheme `disaggregated`; its dedicated
+  /// ones are the layout's last ranks. Prepares nothing yet.
+  std::shared_ptr<const AttentionBatch> batch(attention::HeadMasks masks, Layout layout,
+                                              AttentionServers servers = {}) const;
   /// Prepares the calls of a batch, both ways, under the scheme that they will be made with (of
   /// recurrences: linear_scheme()). On any thread, also while calls run; else a batch's first call
   /// does it. Throws Error for what could not run.

@@ -17,7 +17,7 @@ using attention::Slice;
 using runtime::ExitCode;
 using enum LayoutKind;
 
-constexpr LayoutKind kKinds[] = {contiguous, zigzag, striped, document_zigzag, balanced};
+constexpr LayoutKind kKinds[] = {contiguous, zigzag, striped, document_zigzag, balanced, packed};
 
 /// One sequence's shard of one rank.
 std::vector<Run> shard(LayoutKind kind, std::int64_t seq_len, std::int64_t rank,
@@ -38,6 +38,7 @@ std::vector<Run> shard(LayoutKind kind, std::int64_t seq_len, std::int64_t rank,
       break;
     case document_zigzag:
     case balanced:
+    case packed:
       LONGHAUL_CHECK(false, "layout ", name(kind), " follows from the mask; use Layout::make()");
   }
   return runs;
@@ -105,6 +106,8 @@ const char* name(LayoutKind kind) {
       return "document_zigzag";
     case balanced:
       return "balanced";
+    case packed:
+      return "packed";
   }
   return "unknown";
 }
@@ -120,7 +123,9 @@ LayoutKind layout_from_name(const std::string& text) {
   runtime::fail(ExitCode::config, "unknown layout '", text, "'; expected one of: ", known);
 }
 
-bool depends_on_mask(LayoutKind kind) { return kind == document_zigzag || kind == balanced; }
+bool depends_on_mask(LayoutKind kind) {
+  return kind == document_zigzag || kind == balanced || kind == packed;
+}
 
 Layout::Layout(LayoutKind kind, std::int64_t seq_len, std::int64_t batch,
                std::vector<std::vector<Run>> runs, std::int64_t chunk_tokens)
@@ -152,9 +157,17 @@ Layout Layout::make(LayoutKind kind, const HeadMasks& masks, std::int64_t batch,
       " tokens");
   const std::int64_t seq_len = batch == 0 ? 0 : masks.tokens() / batch;
   if (!depends_on_mask(kind)) return {kind, seq_len, batch, ranks};
-  LayoutPlan plan =
-      kind == balanced ? plan_balanced(masks, ranks) : plan_document_zigzag(masks, ranks);
+  LayoutPlan plan = kind == balanced ? plan_balanced(masks, ranks)
+                    : kind == packed ? plan_packed(masks, ranks)
+                                     : plan_document_zigzag(masks, ranks);
   return {kind, seq_len, batch, std::move(plan.runs), plan.chunk_tokens};
+}
+
+Layout Layout::with_empty_ranks(int count) const {
+  LONGHAUL_CHECK(count >= 0, count, " empty ranks");
+  std::vector<std::vector<Run>> runs = runs_;
+  runs.resize(runs.size() + static_cast<std::size_t>(count));
+  return {kind_, seq_len_, batch_, std::move(runs), chunk_tokens_};
 }
 
 std::vector<std::int64_t> Layout::tokens_of(int rank) const {

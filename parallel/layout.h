@@ -16,7 +16,8 @@ enum class LayoutKind : unsigned char {
   zigzag,      ///< 2P chunks, rank r holds chunks r and 2P-1-r (balances a causal mask)
   striped,     ///< rank r holds tokens r, r+P, r+2P, ... (Striped Attention, Brandon et al. 2023)
   document_zigzag,  ///< zigzag inside every document (WLB-LLM, Wang et al. 2025), without padding
-  balanced  ///< equal chunks dealt so that ranks have equal mask areas (after MagiAttention)
+  balanced,  ///< equal chunks dealt so that ranks have equal mask areas (after MagiAttention)
+  packed     ///< documents fill the ranks in order, equal tokens each (DistCA, Zhuang et al. 2025)
 };
 const char* name(LayoutKind kind);
 /// All kinds, in the order above.
@@ -46,6 +47,11 @@ bool depends_on_mask(LayoutKind kind);
 /// power of two with which the largest area of a rank is at most kBalanceTarget of the mean; where
 /// none is (one row may weigh too much), the one with the least largest area. Among ranks nearly
 /// equally loaded a chunk goes to one that holds a piece of its document.
+///
+/// `packed`: the tokens of the axis are dealt evenly, to one, and documents fill the ranks in
+/// order. A document that does not fit in the room left is cut: each rank takes as many of its rows
+/// as it has room for, half of them from the front of what is left and the rest from the back, so
+/// that its causal area is that of as many average rows. Short documents stay whole, on one rank.
 class Layout {
  public:
   /// A layout that does not depend on the mask; Error(internal) for the other kinds.
@@ -55,6 +61,8 @@ class Layout {
   /// the same from the same masks.
   static Layout make(LayoutKind kind, const attention::HeadMasks& masks, std::int64_t batch,
                      int ranks);
+  /// The same with so many ranks more, which hold no token.
+  Layout with_empty_ranks(int count) const;
 
   LayoutKind kind() const { return kind_; }
   std::int64_t seq_len() const { return seq_len_; }

@@ -16,6 +16,7 @@ struct LayoutPlan {
 
 LayoutPlan plan_document_zigzag(const attention::HeadMasks& masks, int ranks);
 LayoutPlan plan_balanced(const attention::HeadMasks& masks, int ranks);
+LayoutPlan plan_packed(const attention::HeadMasks& masks, int ranks);
 
 /// First token of part `index` of `parts` nearly equal parts.
 inline std::int64_t part_begin(std::int64_t tokens, std::int64_t index, std::int64_t parts) {

@@ -84,6 +84,8 @@ struct Scheme {
   /// Of a legal combination: its scheme with what it chooses itself, such as degrees, written out.
   Expression (*resolve)(const Combination& combination) = nullptr;
   Family family = Family::softmax;
+  /// Its axis is data x context: a call is one of the sequences of all data ranks.
+  bool spans_data = false;
   std::string legality = "every mask, layout and number of ranks";  ///< in words, for the table
 };
 

@@ -190,7 +190,7 @@ TEST(Layout, DigestsTellLayoutsApart) {
 
 TEST(Layout, UnknownNameListsTheKnownOnes) {
   test::expect_error(runtime::ExitCode::config,
-                     "contiguous, zigzag, striped, document_zigzag, balanced",
+                     "contiguous, zigzag, striped, document_zigzag, balanced, packed",
                      [] { layout_from_name("zigzga"); });
 }
 
