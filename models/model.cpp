@@ -1,6 +1,8 @@
 #include "models/model.h"
 
 #include <algorithm>
+#include <iterator>
+#include <ranges>
 #include <utility>
 
 #include "models/weights.h"
@@ -13,6 +15,7 @@
 namespace longhaul::models {
 
 namespace ops = runtime::ops;
+using parallel::Direction;
 using runtime::DType;
 using runtime::Tensor;
 
@@ -71,6 +74,33 @@ std::int64_t Model::activation_bytes(std::int64_t rows) const {
 parallel::CallBytes Model::call_of(std::size_t block,
                                    std::span<const parallel::CallBytes> calls) const {
   return call_of_block_[block] ? calls[*call_of_block_[block]] : parallel::CallBytes();
+}
+
+std::vector<PassCall> Model::softmax_calls(const Layer& layer,
+                                           parallel::Direction direction) const {
+  std::vector<PassCall> calls;
+  for (std::size_t block = layer.begin; block < layer.end; ++block) {
+    if (call_of_block_[block] && !calls_[*call_of_block_[block]].shapes.linear)
+      calls.push_back({*call_of_block_[block], direction});
+  }
+  return calls;
+}
+
+std::vector<PassCall> Model::evaluation_calls() const {
+  std::vector<PassCall> calls;
+  for (const Layer& layer : layers_)
+    std::ranges::copy(softmax_calls(layer, Direction::forward), std::back_inserter(calls));
+  return calls;
+}
+
+std::vector<PassCall> Model::training_calls() const {
+  std::vector<PassCall> calls = evaluation_calls();
+  for (const Layer& layer : std::views::reverse(layers_)) {
+    if (recompute_ == Recompute::full)
+      std::ranges::copy(softmax_calls(layer, Direction::forward), std::back_inserter(calls));
+    std::ranges::reverse_copy(softmax_calls(layer, Direction::backward), std::back_inserter(calls));
+  }
+  return calls;
 }
 
 std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::CallBytes> calls,
