@@ -223,7 +223,7 @@ std::vector<runtime::ConfigKey> declare() {
       {LONGHAUL_KEY(attention_servers, timeout_seconds, free),
        .explanation = "Of `external`: a server that does not answer for so long has failed, and "
                       "its tasks go to the others.",
-       .default_value = "10.0", .minimum = 0, .maximum = 1e6, .above_minimum = true},
+       .default_value = "60.0", .minimum = 0, .maximum = 1e6, .above_minimum = true},
       {LONGHAUL_KEY(attention_servers, buffer_bytes, run),
        .explanation = "Most bytes that a rank, or an external server, may receive in one exchange "
                       "of an attention call; what cannot keep to it is refused before anything is "

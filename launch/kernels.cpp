@@ -60,7 +60,7 @@ std::string kernels_text(const MemoryQuestion& question, attention::Kernels kern
     if (call.shapes.linear) continue;
     for (const parallel::Expression& scheme : schemes_of(config, call)) {
       const parallel::SchemeInputs inputs{
-          batch.masks[call.mask], batch.layout, call.shapes, {}, {}, scheme};
+          batch.masks[call.mask], batch.layout, call.shapes, {}, {}, scheme, axis.servers};
       parallel::KernelUse use;
       for (const int rank : some_of(axis.ranks()))
         use += parallel::kernel_use(inputs, rank, call.scoring, place);

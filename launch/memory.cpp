@@ -83,8 +83,8 @@ attention::BlockPlace block_place(const MemoryQuestion& question) {
 /// What calls of one kind take, the most under the schemes of the run; the model's, by kind.
 std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Model& model,
                                 const PlannedBatch& batch, int axis_rank) {
-  const bool serves =
-      axis_rank >= batch.layout.ranks() - static_cast<int>(dedicated_servers(question.config));
+  const AttentionAxis axis = attention_axis(question.config);
+  const bool serves = axis_rank >= axis.homes;
   const TrainConfig& config = question.config;
   std::vector<CallBytes> most;
   for (const models::AttentionCall& call : model.attention_calls()) {
@@ -97,7 +97,7 @@ std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Mo
             std::max(of.gathered, bytes.gathered)};
     };
     for (const parallel::Expression& scheme : schemes_of(config, call)) {
-      parallel::SchemeInputs inputs{masks, batch.layout, call.shapes, {}, {}, scheme};
+      parallel::SchemeInputs inputs{masks, batch.layout, call.shapes, {}, {}, scheme, axis.servers};
       if (config.parallelism.context_parallel_wire_dtype != DType::float32)
         inputs.wire_dtype = config.parallelism.context_parallel_wire_dtype;
       add(parallel::call_bytes(inputs, axis_rank, call.scoring, block_place(question)));

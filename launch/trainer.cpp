@@ -133,7 +133,7 @@ void Trainer::prepare(LocalBatch& batch, std::int64_t step) const {
 /// Whether streams wait for threads of this process: of other ranks (loopback), or the one that
 /// hands messages over (mpi). Then kernels may be loaded only while no stream waits.
 bool Trainer::loads_while_idle() const {
-  return on_device() && inputs_.config.comm.backend != "nccl" && control_comm_->size() > 1;
+  return on_device() && inputs_.config.comm.backend != "nccl" && axis_.world_size() > 1;
 }
 
 /// Ranks that are threads of one process wait for each other.

@@ -76,12 +76,11 @@ parallel::CallBytes Model::call_of(std::size_t block,
   return call_of_block_[block] ? calls[*call_of_block_[block]] : parallel::CallBytes();
 }
 
-std::vector<PassCall> Model::softmax_calls(const Layer& layer,
-                                           parallel::Direction direction) const {
+std::vector<PassCall> Model::forward_calls(const Layer& layer, bool kept) const {
   std::vector<PassCall> calls;
   for (std::size_t block = layer.begin; block < layer.end; ++block) {
     if (call_of_block_[block] && !calls_[*call_of_block_[block]].shapes.linear)
-      calls.push_back({*call_of_block_[block], direction});
+      calls.push_back({*call_of_block_[block], Direction::forward, kept});
   }
   return calls;
 }
@@ -89,16 +88,20 @@ std::vector<PassCall> Model::softmax_calls(const Layer& layer,
 std::vector<PassCall> Model::evaluation_calls() const {
   std::vector<PassCall> calls;
   for (const Layer& layer : layers_)
-    std::ranges::copy(softmax_calls(layer, Direction::forward), std::back_inserter(calls));
+    std::ranges::copy(forward_calls(layer, false), std::back_inserter(calls));
   return calls;
 }
 
 std::vector<PassCall> Model::training_calls() const {
-  std::vector<PassCall> calls = evaluation_calls();
+  const bool again = recompute_ == Recompute::full;
+  std::vector<PassCall> calls;
+  for (const Layer& layer : layers_)
+    std::ranges::copy(forward_calls(layer, !again), std::back_inserter(calls));
   for (const Layer& layer : std::views::reverse(layers_)) {
-    if (recompute_ == Recompute::full)
-      std::ranges::copy(softmax_calls(layer, Direction::forward), std::back_inserter(calls));
-    std::ranges::reverse_copy(softmax_calls(layer, Direction::backward), std::back_inserter(calls));
+    const std::vector<PassCall> forward = forward_calls(layer, true);
+    if (again) std::ranges::copy(forward, std::back_inserter(calls));
+    for (const PassCall& call : std::views::reverse(forward))
+      calls.push_back({call.call, Direction::backward});
   }
   return calls;
 }

@@ -47,6 +47,7 @@ struct PassOptions {
 struct PassCall {
   std::size_t call = 0;  ///< among Model::attention_calls()
   parallel::Direction direction = parallel::Direction::forward;
+  bool kept = false;  ///< forward: what it saves is there until the backward of the same block
   bool operator==(const PassCall&) const = default;
 };
 
@@ -127,7 +128,7 @@ class Model {
   /// Of a block's call among `calls`; zeros where it has none.
   parallel::CallBytes call_of(std::size_t block, std::span<const parallel::CallBytes> calls) const;
   /// Of a layer's blocks, in their order.
-  std::vector<PassCall> softmax_calls(const Layer& layer, parallel::Direction direction) const;
+  std::vector<PassCall> forward_calls(const Layer& layer, bool kept) const;
   void check(const Resources& resources, const Batch& batch) const;
   PassContext context(const Resources& resources, const Batch& batch) const;
   runtime::Tensor embed(const Resources& resources, const Batch& batch) const;

@@ -31,20 +31,26 @@ struct NoRows {
 /// One pass; the stages of a call are those of AttentionBlock.
 Stages serve(const Model& model, std::vector<PassCall> calls, parallel::Attention& attention,
              const ServedBatch& batch, const Stream& compute) {
+  std::vector<parallel::AttentionKept> kept;  // the last is the next backward's
   for (const PassCall& pass_call : calls) {
     const AttentionCall& call = model.attention_calls()[pass_call.call];
     const parallel::AttentionBatch& masks = *batch.at(call.mask);
     const NoRows rows(call.shapes, compute);
+    const bool forward = pass_call.direction == Direction::forward;
+    if (forward) kept.emplace_back();
     const auto execution =
-        pass_call.direction == Direction::forward
-            ? attention.forward(masks, rows.q, rows.k, rows.v, call.scoring, rows.out, rows.lse)
-            : attention.backward(masks, {rows.q, rows.k, rows.v, rows.dout, rows.lse, rows.delta},
-                                 call.scoring, rows.dq, rows.dk, rows.dv);
+        forward
+            ? attention.forward(masks, rows.q, rows.k, rows.v, call.scoring, rows.out, rows.lse,
+                                &kept.back())
+            : attention.backward(
+                  masks, {rows.q, rows.k, rows.v, rows.dout, rows.lse, rows.delta, &kept.back()},
+                  call.scoring, rows.dq, rows.dk, rows.dv);
     execution->start();
     co_await in_flight;
     execution->advance();
     co_await in_flight;
     execution->finish();
+    if (!forward || !pass_call.kept) kept.pop_back();
   }
 }
 

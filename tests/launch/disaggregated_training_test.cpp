@@ -25,6 +25,7 @@ using test::RawSequences;
 using test::run_training;
 
 constexpr std::int64_t kVocabulary = 31;
+constexpr std::int64_t kLong = 4096;
 constexpr std::int64_t kSeqLen = 97;  // a prime: ragged over every number of ranks
 constexpr const char* kScheme = "disaggregated";
 
@@ -209,19 +210,19 @@ TEST(Disaggregated, RanksThatDealTasksOtherwiseDisagree) {
 /// What linear layers hold is the same on every rank, whatever the documents: tokens are dealt
 /// evenly. Attention's own arenas are not in it.
 TEST(Disaggregated, LinearActivationsAreEqualOverRanks) {
-  constexpr std::int64_t kTokens = 4096;
   const RawSequences sequences([](std::int64_t number) {  // one long document, then short ones
-    RawSequence raw = random_sequence(kVocabulary, kTokens, number);
-    raw.documents = {0, kTokens / 2 + 91};
-    while (raw.documents.back() < kTokens)
-      raw.documents.push_back(std::min(kTokens, raw.documents.back() + 1 + number % 37));
+    RawSequence raw = random_sequence(kVocabulary, kLong, number);
+    raw.documents = {0, kLong / 2 + 91};
+    while (raw.documents.back() < kLong)
+      raw.documents.push_back(
+          std::min<std::int64_t>(kLong, raw.documents.back() + 1 + number % 37));
     return raw;
   });
   for (const Grid& grid : {Grid{1, 7}, Grid{2, 4}, Grid{4, 2, 3}}) {
     SCOPED_TRACE(grid.text());
     TrainConfig config = on(grid);
-    config.training.seq_len = kTokens;
-    config.training.tokens_per_step = 4 * kTokens;
+    config.training.seq_len = kLong;
+    config.training.tokens_per_step = 4 * kLong;
     const MemoryQuestion question{config, kVocabulary, sequences};
     std::int64_t least = std::numeric_limits<std::int64_t>::max(), most = 0;
     for (int rank = 0; rank < grid.data * grid.context; ++rank) {
