@@ -81,6 +81,8 @@ class BlockPlan : public std::enable_shared_from_this<BlockPlan> {
 
   /// Temporaries that a call overwrites.
   virtual std::int64_t scratch_bytes() const = 0;
+  /// What a call is pretended to take (BlockPlace::pretence); 0: it computes.
+  virtual double pretended_seconds() const { return 0; }
   /// What the device reads of the plan; empty on the CPU.
   virtual std::span<const std::byte> table() const { return {}; }
 

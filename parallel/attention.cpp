@@ -113,6 +113,7 @@ struct Attention::Impl {
         place(attention::place_of(stream)) {
     place.kernels = options.kernels;
     place.deterministic = options.deterministic;
+    place.pretence = options.pretence;
     if (options.wire_dtype != runtime::DType::float32) wire_dtype = options.wire_dtype;
     open_channels();
   }
@@ -128,6 +129,7 @@ struct Attention::Impl {
   attention::BlockPlace place;  ///< of its blocks
   std::vector<Channel> channels;
   mutable Cache cache;
+  mutable runtime::WorkClock clock;
 
   void open_channels() {
     const int most = std::max(scheme_from_name(scheme.name).channels,
@@ -206,7 +208,7 @@ struct Attention::Impl {
                                   std::initializer_list<TensorView> outputs) const {
     return std::make_unique<Execution>(std::move(call), std::span(inputs.begin(), inputs.size()),
                                        std::span(outputs.begin(), outputs.size()), compute,
-                                       channels);
+                                       channels, &clock);
   }
 
   CallKind softmax(const Shapes& shapes, const attention::Scoring& scoring) const {
@@ -390,6 +392,11 @@ std::int64_t Attention::peak_staging_bytes() const {
 
 void Attention::reset_peak() const {
   for (const Channel& channel : impl_->channels) channel.stream.reset_peak();
+}
+
+AttendTimes Attention::attend_times() const {
+  const runtime::WorkTimes times = impl_->clock.times();
+  return {times.seconds, times.cpu_seconds, times.work};
 }
 
 std::int64_t Attention::sent_bytes() const {

@@ -34,6 +34,13 @@ struct AttentionOptions {
   std::optional<attention::Pretence> pretence = {};
 };
 
+/// What a rank's steps of softmax attention have taken, those that are over.
+struct AttendTimes {
+  double seconds = 0;      ///< on its compute stream: wall time, on CUDA the device's
+  double cpu_seconds = 0;  ///< of all threads that attended; on CUDA 0: not measured
+  std::int64_t pairs = 0;  ///< visible (query, key) pairs that they attended, times query heads
+};
+
 /// What the calls of a batch have in common: masks and layout, the same on all ranks, and the calls
 /// that were prepared for them. For calls of the Attention whose batch() made
 /// it, on any thread.
@@ -159,6 +166,10 @@ class Attention {
   /// where what is sent lies together and is not cast.
   std::int64_t peak_staging_bytes() const;
   void reset_peak() const;
+
+  /// Since construction; pretended seconds count as both. Not of tasks that left this rank, but of
+  /// those that came to it.
+  AttendTimes attend_times() const;
 
   /// Payload bytes that this rank has sent since construction.
   std::int64_t sent_bytes() const;
