@@ -45,7 +45,7 @@ struct BlockPlace {
   bool deterministic = false;  ///< cuDNN's backward repeats bit for bit; the others always do
   /// Of a plan only its sizes are asked for: it cannot run, and needs neither a device nor cuDNN.
   bool sizes_only = false;
-  /// Calls only take time: results are not written. CPU only.
+  /// Calls only take time: what they would write becomes 0, what they would add to stays. CPU only.
   std::optional<Pretence> pretence = {};
 };
 BlockPlace place_of(const runtime::Stream& stream);

@@ -30,7 +30,7 @@ struct AttentionOptions {
   Expression linear_scheme = "lasp2";  ///< of recurrences
   /// To external attention servers, where batches have them.
   std::shared_ptr<TaskTransport> transport = nullptr;
-  /// Softmax attention only takes time: results are not written.
+  /// Softmax attention only takes time: attention::BlockPlace::pretence.
   std::optional<attention::Pretence> pretence = {};
 };
 
