@@ -67,6 +67,12 @@ BlockBatch::BlockBatch(Pass pass, std::span<const BlockProblem> problems, const 
   calls_ = std::move(calls);
 }
 
+double BlockBatch::pretended_seconds() const {
+  double seconds = 0;
+  for (const auto& plan : calls_->plans) seconds += plan->pretended_seconds();
+  return seconds;
+}
+
 void BlockBatch::forward(std::vector<BlockForwardTensors> tensors, const BlockMemory& memory,
                          const runtime::Stream& stream) const {
   run(std::move(tensors), memory, stream);
