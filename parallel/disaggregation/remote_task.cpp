@@ -107,10 +107,10 @@ std::vector<TensorView> result_views(const RemoteTask& task, const Body& answer)
   return views(Kinds(task).results, task, answer.data() + kAnswerHeadBytes);
 }
 
-/// Calls copy(offset in the view, its place where elements lie together, bytes) for each run of
+/// Calls visit(offset in the view, its place where elements lie together, bytes) for each run of
 /// elements that lie together in a view of any strides; returns the place behind the last.
-template <class Copy>
-std::byte* for_each_run(const ConstTensorView& view, std::byte* packed, const Copy& copy,
+template <class Visit>
+std::byte* for_each_run(const ConstTensorView& view, std::byte* packed, const Visit& visit,
                         std::int64_t offset = 0, int dim = 0) {
   const std::int64_t element = size_bytes(view.dtype());
   std::int64_t together = element;
@@ -119,11 +119,11 @@ std::byte* for_each_run(const ConstTensorView& view, std::byte* packed, const Co
     together *= view.size(--tail);
   }
   if (tail == dim) {
-    copy(offset, packed, together);
+    visit(offset, packed, together);
     return packed + together;
   }
   for (std::int64_t i = 0; i < view.size(dim); ++i)
-    packed = for_each_run(view, packed, copy, offset + i * view.stride(dim) * element, dim + 1);
+    packed = for_each_run(view, packed, visit, offset + i * view.stride(dim) * element, dim + 1);
   return packed;
 }
 
