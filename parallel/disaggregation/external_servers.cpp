@@ -235,18 +235,18 @@ void Servers::exchange() {
 
 void Servers::serve(Link& link, short events) {
   std::optional<Frame> frame;
-  try {
-    if ((events & POLLOUT) != 0) link.writer.write(link.socket);
-    if ((events & (POLLIN | POLLERR | POLLHUP)) == 0) return;
+  try {  // what it has to say first: it may say why it takes no more
     if (!link.reader.begun()) {
       std::int64_t most = kMostTextBytes;
       for (const Asked& asked : link.asked)
         most = std::max(most, tasks_[asked.task].remote.answer_bytes());
       link.reader.set_most_body_bytes(most);
     }
-    if (link.reader.read(link.socket)) frame = link.reader.take();
+    if ((events & (POLLIN | POLLERR | POLLHUP)) != 0 && link.reader.read(link.socket))
+      frame = link.reader.take();
+    if ((events & POLLOUT) != 0) link.writer.write(link.socket);
   } catch (const Error& error) {
-    return lose(link, error.what());
+    if (!frame) return lose(link, error.what());  // else the next read tells
   }
   if (frame) take(link, std::move(*frame));
 }

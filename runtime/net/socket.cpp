@@ -18,6 +18,8 @@ namespace {
 
 bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK || error == EINTR; }
 
+[[noreturn]] void fail_closed() { fail(ExitCode::io, "the other side has closed the connection"); }
+
 bool wait_for(int fd, short events, Deadline deadline) {
   for (;;) {
     pollfd entry{fd, events, 0};
@@ -43,8 +45,9 @@ void Socket::close() {
 std::int64_t Socket::read(std::byte* to, std::int64_t bytes) const {
   const ssize_t got = ::recv(fd_, to, static_cast<std::size_t>(bytes), 0);
   if (got > 0 || bytes == 0) return got;
-  if (got == 0) fail(ExitCode::io, "the other side has closed the connection");
+  if (got == 0) fail_closed();
   if (would_block(errno)) return 0;
+  if (errno == ECONNRESET) fail_closed();
   fail(ExitCode::io, "reading from the connection failed: ", std::strerror(errno));
 }
 
@@ -52,6 +55,7 @@ std::int64_t Socket::write(const std::byte* from, std::int64_t bytes) const {
   const ssize_t sent = ::send(fd_, from, static_cast<std::size_t>(bytes), MSG_NOSIGNAL);
   if (sent >= 0) return sent;
   if (would_block(errno)) return 0;
+  if (errno == EPIPE || errno == ECONNRESET) fail_closed();
   fail(ExitCode::io, "writing to the connection failed: ", std::strerror(errno));
 }
 
