@@ -176,7 +176,7 @@ TEST_F(ServeTest, FinishesTheTaskAtHandWhenToldToStop) {
   const FaultProxy proxy(parse_address(socket("p")), parse_address(server->address()));
   const auto servers = connect({proxy.address()}, server->build());
   const std::int64_t hello = proxy.to_server();
-  std::thread stopper([&] {
+  std::jthread stopper([&] {
     EXPECT_TRUE(wait_until([&] { return proxy.to_server() - hello > 4'500'000; }, 20));
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     server->process().signal(SIGTERM);

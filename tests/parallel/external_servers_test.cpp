@@ -146,7 +146,7 @@ TEST_F(ExternalServersTest, ThatAreNotThereAtTheStartAreNamed) {
   expect_error(ExitCode::config, "twice", [&] { connect({socket("a"), socket("a")}); });
   expect_error(ExitCode::config, "no addresses", [&] { connect({}); });
   std::optional<ServedTasks> late;
-  std::thread starter([&] {
+  std::jthread starter([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
     late.emplace(socket("late"), token_);
   });
