@@ -109,6 +109,9 @@ class BackwardPlan final : public BlockPlan {
   const TilePlan tiles;
   std::int64_t thread_bytes = 0;
 
+  using BlockPlan::compute;
+  void compute(const BlockBackwardTensors& tensors, std::byte* scratch) const override;
+
  protected:
   void run_backward(const BlockBackwardTensors& tensors, const BlockMemory& memory,
                     const Stream& stream) const override;
@@ -370,10 +373,14 @@ class Backward {
   BackwardPlan::Memory memory{};
 };
 
+void BackwardPlan::compute(const BlockBackwardTensors& tensors, std::byte* scratch) const {
+  Backward(*this, tensors, scratch).run();
+}
+
 void BackwardPlan::run_backward(const BlockBackwardTensors& tensors, const BlockMemory& memory,
                                 const Stream& stream) const {
   stream.cpu_task([plan = shared_from_this(), this, tensors, scratch = memory.scratch] {
-    Backward(*this, tensors, scratch).run();
+    compute(tensors, scratch);
   });
 }
 

@@ -90,6 +90,9 @@ class ForwardPlan final : public BlockPlan {
   std::vector<std::int64_t> order;  // rows of tiles, longest first
   std::int64_t thread_bytes = 0;
 
+  using BlockPlan::compute;
+  void compute(const BlockForwardTensors& tensors, std::byte* scratch) const override;
+
  protected:
   void run_forward(const BlockForwardTensors& tensors, const BlockMemory& memory,
                    const Stream& stream) const override;
@@ -280,10 +283,14 @@ class Forward {
   ForwardPlan::Memory memory{};
 };
 
+void ForwardPlan::compute(const BlockForwardTensors& tensors, std::byte* scratch) const {
+  Forward(*this, tensors, scratch).run();
+}
+
 void ForwardPlan::run_forward(const BlockForwardTensors& tensors, const BlockMemory& memory,
                               const Stream& stream) const {
   stream.cpu_task([plan = shared_from_this(), this, tensors, scratch = memory.scratch] {
-    Forward(*this, tensors, scratch).run();
+    compute(tensors, scratch);
   });
 }
 

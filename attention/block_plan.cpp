@@ -11,7 +11,6 @@
 namespace longhaul::attention {
 namespace {
 
-using detail::check;
 using detail::OwnMemory;
 using runtime::ConstTensorView;
 using runtime::DeviceKind;
@@ -64,13 +63,16 @@ void check_inputs(ConstTensorView q, ConstTensorView k, ConstTensorView v, const
                   const Stream& stream) {
   const BlockShape& s = plan.shape();
   LONGHAUL_CHECK(!plan.place().sizes_only, "a plan of sizes alone was run");
+  detail::check("q", q, {s.q_rows, s.heads, s.dim}, s.activation, stream);
+  detail::check("k", k, {s.k_rows, s.kv_heads, s.dim}, s.activation, stream);
+  detail::check("v", v, {s.k_rows, s.kv_heads, s.value_dim}, s.activation, stream);
+}
+
+void check_place(const BlockPlan& plan, const Stream& stream) {
   LONGHAUL_CHECK(stream.device() == plan.place().device && stream.threads() == plan.place().threads,
                  "a block call planned for ", plan.place().threads, " threads of ",
                  to_string(plan.place().device), " on stream '", stream.name(), "' of ",
                  stream.threads(), " threads of ", to_string(stream.device()));
-  check("q", q, {s.q_rows, s.heads, s.dim}, s.activation, stream);
-  check("k", k, {s.k_rows, s.kv_heads, s.dim}, s.activation, stream);
-  check("v", v, {s.k_rows, s.kv_heads, s.value_dim}, s.activation, stream);
 }
 
 /// What a row of a softmax has one of, and a sigmoid must not be given.
@@ -78,7 +80,7 @@ void check_per_row(const char* what, const ConstTensorView& view,
                    std::initializer_list<std::int64_t> sizes, const BlockPlan& plan,
                    const Stream& stream) {
   if (plan.scoring().weighting == Weighting::softmax)
-    return check(what, view, sizes, DType::float32, stream);
+    return detail::check(what, view, sizes, DType::float32, stream);
   LONGHAUL_CHECK(view.data() == nullptr, what, " is given, of ", view.elements(),
                  " elements; sigmoid attention has none: expected an empty view");
 }
@@ -96,26 +98,44 @@ BlockPlace place_of(const Stream& stream) { return {stream.device(), stream.thre
 
 void BlockPlan::forward(const BlockForwardTensors& t, const BlockMemory& memory,
                         const Stream& stream) const {
-  LONGHAUL_CHECK(pass() == Pass::forward, "a plan of a backward call was run forward");
-  check_inputs(t.q, t.k, t.v, *this, stream);
-  check("out", t.out, {shape().q_rows, shape().heads, shape().value_dim}, DType::float32, stream);
-  check_per_row("lse", t.lse, {shape().q_rows, shape().heads, 2}, *this, stream);
+  check_place(*this, stream);
+  check(t, stream);
   run_forward(t, memory, stream);
 }
 
 void BlockPlan::backward(const BlockBackwardTensors& t, const BlockMemory& memory,
                          const Stream& stream) const {
+  check_place(*this, stream);
+  check(t, stream);
+  run_backward(t, memory, stream);
+}
+
+void BlockPlan::check(const BlockForwardTensors& t, const Stream& stream) const {
+  LONGHAUL_CHECK(pass() == Pass::forward, "a plan of a backward call was run forward");
+  check_inputs(t.q, t.k, t.v, *this, stream);
+  detail::check("out", t.out, {shape().q_rows, shape().heads, shape().value_dim}, DType::float32,
+                stream);
+  check_per_row("lse", t.lse, {shape().q_rows, shape().heads, 2}, *this, stream);
+}
+
+void BlockPlan::check(const BlockBackwardTensors& t, const Stream& stream) const {
   LONGHAUL_CHECK(pass() == Pass::backward, "a plan of a forward call was run backward");
   const BlockShape& s = shape();
   const BlockBackwardInputs& in = t.inputs;
   check_inputs(in.q, in.k, in.v, *this, stream);
-  check("dout", in.dout, {s.q_rows, s.heads, s.value_dim}, s.activation, stream);
+  detail::check("dout", in.dout, {s.q_rows, s.heads, s.value_dim}, s.activation, stream);
   check_per_row("lse", in.lse, {s.q_rows, s.heads, 2}, *this, stream);
   check_per_row("delta", in.delta, {s.q_rows, s.heads}, *this, stream);
-  check("dq", t.dq, {s.q_rows, s.heads, s.dim}, DType::float32, stream);
-  check("dk", t.dk, {s.k_rows, s.kv_heads, s.dim}, DType::float32, stream);
-  check("dv", t.dv, {s.k_rows, s.kv_heads, s.value_dim}, DType::float32, stream);
-  run_backward(t, memory, stream);
+  detail::check("dq", t.dq, {s.q_rows, s.heads, s.dim}, DType::float32, stream);
+  detail::check("dk", t.dk, {s.k_rows, s.kv_heads, s.dim}, DType::float32, stream);
+  detail::check("dv", t.dv, {s.k_rows, s.kv_heads, s.value_dim}, DType::float32, stream);
+}
+
+void BlockPlan::compute(const BlockForwardTensors&, std::byte*) const {
+  runtime::fail(runtime::ExitCode::internal, "this plan computes nothing forward on the CPU");
+}
+void BlockPlan::compute(const BlockBackwardTensors&, std::byte*) const {
+  runtime::fail(runtime::ExitCode::internal, "this plan computes nothing backward on the CPU");
 }
 
 void BlockPlan::run_forward(const BlockForwardTensors&, const BlockMemory&, const Stream&) const {

@@ -89,6 +89,14 @@ class BlockPlan : public std::enable_shared_from_this<BlockPlan> {
                const runtime::Stream& stream) const;
   void backward(const BlockBackwardTensors& tensors, const BlockMemory& memory,
                 const runtime::Stream& stream) const;
+  /// Throw Error where a tensor does not fit the plan.
+  void check(const BlockForwardTensors& tensors, const runtime::Stream& stream) const;
+  void check(const BlockBackwardTensors& tensors, const runtime::Stream& stream) const;
+
+  /// The work itself, of tensors that were checked, on the calling thread and the team that it
+  /// makes. Only of plans of the CPU that compute.
+  virtual void compute(const BlockForwardTensors& tensors, std::byte* scratch) const;
+  virtual void compute(const BlockBackwardTensors& tensors, std::byte* scratch) const;
 
  protected:
   BlockPlan(Pass pass, const BlockShape& shape, const Scoring& scoring, const BlockPlace& place)

@@ -126,6 +126,10 @@ const char* name(MaskScope scope) {
                                         : "answer";
 }
 
+bool MaskRule::sees_whole_past() const {
+  return name == std::string_view("causal") || name == std::string_view("causal_document");
+}
+
 bool MaskRule::takes(MaskInput input) const {
   const auto among = [&](const std::vector<MaskInput>& inputs) {
     return std::ranges::find(inputs, input) != inputs.end();

@@ -45,6 +45,9 @@ struct MaskRule {
   const char* sees;                 ///< when query i sees key j; Markdown
 
   bool takes(MaskInput input) const;
+  /// Whether a query sees every earlier token of its document (or sequence), and itself, unless a
+  /// window is given.
+  bool sees_whole_past() const;
   /// Whether numbers and the documents of a packed sequence are enough: such masks can be trained
   /// with; the others need arrays made for one sequence.
   bool trainable() const;

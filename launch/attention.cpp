@@ -57,7 +57,9 @@ parallel::Expression choose_scheme(const AttentionOptions& options, const parall
       shapes.heads,
       shapes.kv_heads,
       layout.kind(),
-      parallel::is_causal(masks)};
+      parallel::is_causal(masks),
+      parallel::Family::softmax,
+      parallel::sees_whole_past(masks)};
   parallel::check_legal(asked);
   return parallel::resolved(asked);
 }

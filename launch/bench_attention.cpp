@@ -220,7 +220,9 @@ parallel::Expression scheme_of(const Plan& plan, const std::vector<Case>& cases)
                                 of.call.shapes.heads,
                                 of.call.shapes.kv_heads,
                                 plan.layout,
-                                parallel::is_causal(of.call.mask)};
+                                parallel::is_causal(of.call.mask),
+                                parallel::Family::softmax,
+                                parallel::sees_whole_past(of.call.mask)};
     parallel::check_legal(asked);
     scheme = parallel::resolved(asked);
   }

@@ -70,7 +70,8 @@ MaskTable mask_table() {
       std::string cells;
       for (const LayoutKind layout : layouts) {
         // One head a rank suits every rule on heads, so that mask and layout decide.
-        const Combination combination{name, 4, 4, 4, layout, mask.causal};
+        const Combination combination{
+            name, 4, 4, 4, layout, mask.causal, parallel::Family::softmax, mask.sees_whole_past()};
         const auto refusal = parallel::refuse(combination);
         // What a list of slices or blocks sees is known only once it is there.
         const bool if_causal =

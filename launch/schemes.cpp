@@ -195,7 +195,12 @@ Combination known_combination(const TrainDraft& draft, const Expression& scheme)
   if (draft.good({"parallelism.context_parallel_layout"}))
     known.layout = parallel::layout_from_name(config.parallelism.context_parallel_layout);
   // Of every layer: sliding ones see part of a mask that is causal.
-  if (draft.good({"data.mask"})) known.causal = attention::mask_rule(config.data.mask).causal;
+  if (draft.good({"data.mask"})) {
+    const attention::MaskRule& rule = attention::mask_rule(config.data.mask);
+    known.causal = rule.causal;
+    known.whole_past = rule.sees_whole_past() && !config.data.window &&
+                       std::ranges::none_of(config.model.layer_types, models::is_sliding);
+  }
   return known;
 }
 

@@ -63,6 +63,7 @@ class AttentionBlock::Pass final : public BlockPass {
     if (!again_) return;
     attended_ = std::move(received[0]);
     lse_ = std::move(received[1]);
+    kept_.saved = std::move(received[2]);
   }
 
   Stages activate(Tensor input) override {
@@ -71,7 +72,8 @@ class AttentionBlock::Pass final : public BlockPass {
     if (again_) co_return;
     Tensor out({rows(), shape_.heads, shape_.head_dim}, DType::float32, compute_);
     lse_ = Tensor({rows(), shape_.heads, 2}, DType::float32, compute_);
-    const auto call = context_.resources.attention.forward(batch_, q_, k_, v_, scoring_, out, lse_);
+    const auto call =
+        context_.resources.attention.forward(batch_, q_, k_, v_, scoring_, out, lse_, &kept_);
     call->start();
     co_await in_flight;
     call->advance();
@@ -93,6 +95,7 @@ class AttentionBlock::Pass final : public BlockPass {
     if (recompute != Recompute::selective) return received;
     received.push_back(std::move(attended_));
     received.push_back(std::move(lse_));
+    received.push_back(std::move(kept_.saved));
     return received;
   }
 
@@ -107,7 +110,7 @@ class AttentionBlock::Pass final : public BlockPass {
       const Tensor delta({rows(), shape_.heads}, DType::float32, compute_);
       attention::block_delta(attended_, dout, delta, compute_);
       const auto call = context_.resources.attention.backward(
-          batch_, {q_, k_, v_, dout, lse_, delta}, scoring_, dq, dk, dv);
+          batch_, {q_, k_, v_, dout, lse_, delta, &kept_}, scoring_, dq, dk, dv);
       call->start();
       co_await in_flight;
       call->advance();
@@ -277,6 +280,7 @@ class AttentionBlock::Pass final : public BlockPass {
   Tensor attended_;          // T[n,H,D], attention's out
   bool again_ = false;       // attended_ and lse_ are an earlier pass's
   Tensor lse_;               // fp32[n,H,2]
+  parallel::AttentionKept kept_;
 };
 
 AttentionBlock::AttentionBlock(const AttentionShape& shape, std::size_t mask,
@@ -367,12 +371,13 @@ std::int64_t AttentionBlock::kept_bytes(std::int64_t rows) const {
                  (2 * shape_.heads + normed) * size_bytes(DType::float32));
 }
 
-/// The attention's out and LSE.
-std::int64_t AttentionBlock::received_bytes(std::int64_t rows, const parallel::CallBytes&,
+/// The attention's out and LSE, and what its scheme saves.
+std::int64_t AttentionBlock::received_bytes(std::int64_t rows, const parallel::CallBytes& call,
                                             Recompute recompute) const {
   if (recompute != Recompute::selective) return 0;
-  return rows * shape_.heads *
-         (shape_.head_dim * size_bytes(shape_.branch.dtype) + 2 * size_bytes(DType::float32));
+  return call.kept +
+         rows * shape_.heads *
+             (shape_.head_dim * size_bytes(shape_.branch.dtype) + 2 * size_bytes(DType::float32));
 }
 
 /// Matrices: 6 per weight and token. Attention: Q K^T and P V forward (2 * 2), their four products

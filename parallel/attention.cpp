@@ -26,6 +26,14 @@ struct CallKind {
   HaloShape halo = {};
 };
 
+/// One word for each that differs.
+std::string text_of(const AttentionServers& servers) {
+  std::string text =
+      runtime::concat(name(servers.mode), " ", servers.count, " ", servers.buffer_bytes);
+  for (const std::int64_t speed : servers.speeds) text += " " + std::to_string(speed);
+  return text;
+}
+
 }  // namespace
 
 struct AttentionBatch::Impl {
@@ -47,7 +55,8 @@ struct AttentionBatch::Impl {
   attention::HeadMasks masks;
   Layout layout;
   AttentionServers servers{};
-  std::string digests = runtime::concat(masks.digest(), " ", layout.digest());
+  std::string digests =
+      runtime::concat(masks.digest(), " ", layout.digest(), " ", text_of(servers));
   std::mutex mutex{};
   std::vector<Call> calls{};
   std::vector<std::int64_t> documents{};  // once a convolution asked
@@ -65,7 +74,16 @@ AttentionBatch::~AttentionBatch() = default;
 const attention::HeadMasks& AttentionBatch::masks() const { return impl_->masks; }
 const Layout& AttentionBatch::layout() const { return impl_->layout; }
 const AttentionServers& AttentionBatch::servers() const { return impl_->servers; }
-std::uint64_t AttentionBatch::task_digest() const { return 0; }
+
+std::uint64_t AttentionBatch::task_digest() const {
+  std::lock_guard lock(impl_->mutex);
+  std::uint64_t digest = 0;
+  for (const auto& call : impl_->calls) {
+    const std::uint64_t own = call.prepared->program().task_digest;
+    if (own != 0) digest = digest * 0x9E3779B97F4A7C15 + own;
+  }
+  return digest;
+}
 
 std::shared_ptr<const attention::ConvRows> AttentionBatch::conv_rows(int rank,
                                                                      std::int64_t width) const {
@@ -110,9 +128,11 @@ struct Attention::Impl {
         linear_text(linear_scheme.text()),
         context(std::move(ranks)),
         compute(stream),
+        transport(options.transport),
         place(attention::place_of(stream)) {
     place.kernels = options.kernels;
     place.deterministic = options.deterministic;
+    place.pretence = options.pretence;
     if (options.wire_dtype != runtime::DType::float32) wire_dtype = options.wire_dtype;
     open_channels();
   }
@@ -125,6 +145,7 @@ struct Attention::Impl {
   std::optional<runtime::DType> wire_dtype;
   std::unique_ptr<runtime::Communicator> context;
   runtime::Stream compute;
+  std::shared_ptr<TaskTransport> transport;
   attention::BlockPlace place;  ///< of its blocks
   std::vector<Channel> channels;
   mutable Cache cache;
@@ -160,12 +181,13 @@ struct Attention::Impl {
                               halo.activation, direction};
       program = parallel::prepare_halo(inputs)(rank);
     } else {
-      const SchemeInputs inputs{batch.masks, batch.layout, kind.shapes,
-                                direction,   wire_dtype,   *kind.scheme};
+      const SchemeInputs inputs{batch.masks, batch.layout, kind.shapes,  direction,
+                                wire_dtype,  *kind.scheme, batch.servers};
       program = parallel::prepare(inputs)(rank);
       signature = parallel::signature(kind.shapes, direction);
     }
-    auto made = std::make_shared<const Prepared>(std::move(program), signature, scoring, place);
+    auto made =
+        std::make_shared<const Prepared>(std::move(program), signature, scoring, place, transport);
     cache.add(key, made);
     return made;
   }
@@ -203,10 +225,22 @@ struct Attention::Impl {
 
   std::unique_ptr<Execution> bind(std::shared_ptr<const Loaded> call,
                                   std::initializer_list<ConstTensorView> inputs,
-                                  std::initializer_list<TensorView> outputs) const {
+                                  std::initializer_list<TensorView> outputs,
+                                  std::byte* saved = nullptr) const {
     return std::make_unique<Execution>(std::move(call), std::span(inputs.begin(), inputs.size()),
                                        std::span(outputs.begin(), outputs.size()), compute,
-                                       channels);
+                                       channels, saved);
+  }
+
+  /// Memory for what a call saves; nullptr where that is nothing.
+  std::byte* keep(const Prepared& call, AttentionKept* kept) const {
+    const std::int64_t bytes = call.saved_bytes();
+    if (kept != nullptr) kept->saved = {};
+    if (bytes == 0) return nullptr;
+    LONGHAUL_CHECK(kept != nullptr, "scheme ", scheme_text, " saves ", bytes,
+                   " bytes for backward; the call has no place for them");
+    kept->saved = Tensor({bytes}, runtime::DType::uint8, compute);
+    return static_cast<std::byte*>(kept->saved.view().data());
   }
 
   CallKind softmax(const Shapes& shapes, const attention::Scoring& scoring) const {
@@ -309,12 +343,13 @@ Shapes shapes_of(ConstTensorView q, ConstTensorView k, ConstTensorView v,
 std::unique_ptr<Execution> Attention::forward(const AttentionBatch& batch, ConstTensorView q,
                                               ConstTensorView k, ConstTensorView v,
                                               const attention::Scoring& scoring, TensorView out,
-                                              TensorView lse) {
+                                              TensorView lse, AttentionKept* kept) {
   auto call = impl_->loaded(batch, impl_->softmax(shapes_of(q, k, v, scoring), scoring),
                             Direction::forward);
+  std::byte* const saved = impl_->keep(*call->prepared, kept);
   if (scoring.weighting == attention::Weighting::sigmoid)
-    return impl_->bind(std::move(call), {q, k, v}, {out});
-  return impl_->bind(std::move(call), {q, k, v}, {out, lse});
+    return impl_->bind(std::move(call), {q, k, v}, {out}, saved);
+  return impl_->bind(std::move(call), {q, k, v}, {out, lse}, saved);
 }
 
 std::unique_ptr<Execution> Attention::backward(const AttentionBatch& batch,
@@ -323,9 +358,14 @@ std::unique_ptr<Execution> Attention::backward(const AttentionBatch& batch,
                                                TensorView dk, TensorView dv) {
   auto call = impl_->loaded(batch, impl_->softmax(shapes_of(in.q, in.k, in.v, scoring), scoring),
                             Direction::backward);
+  // Read only, as every saved slot of a backward program is.
+  std::byte* const saved = in.kept == nullptr || in.kept->saved.empty()
+                               ? nullptr
+                               : static_cast<std::byte*>(in.kept->saved.view().data());
   if (scoring.weighting == attention::Weighting::sigmoid)
-    return impl_->bind(std::move(call), {in.q, in.dout, in.k, in.v}, {dq, dk, dv});
-  return impl_->bind(std::move(call), {in.q, in.dout, in.lse, in.delta, in.k, in.v}, {dq, dk, dv});
+    return impl_->bind(std::move(call), {in.q, in.dout, in.k, in.v}, {dq, dk, dv}, saved);
+  return impl_->bind(std::move(call), {in.q, in.dout, in.lse, in.delta, in.k, in.v}, {dq, dk, dv},
+                     saved);
 }
 
 namespace {

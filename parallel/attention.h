@@ -72,6 +72,12 @@ struct LinearBackward {
   runtime::TensorView dlog_decay;  ///< overwritten; Decay::head: of this rank's rows, [1,H]
   runtime::TensorView dbeta, dinitial_state;
 };
+/// From softmax attention's forward to its backward, beside out and LSE: what the scheme saves;
+/// mostly nothing.
+struct AttentionKept {
+  runtime::Tensor saved;
+};
+
 /// From a recurrence's forward to its backward: the states that entered this rank's runs, and their
 /// transitions where a scheme folds them.
 struct LinearKept {
@@ -123,16 +129,17 @@ class Attention {
 
   /// q[n,H,D], k[n,H_kv,D], v[n,H_kv,D_v] in the activation dtype -> out[n,H,D_v] fp32, lse[n,H,2]
   /// fp32 (natural log: high and low part, attention/block.h). A sigmoid has no LSE and no delta:
-  /// their views are empty.
+  /// their views are empty. `kept` is made here; only a scheme that saves nothing may do without.
   std::unique_ptr<Execution> forward(const AttentionBatch& batch, runtime::ConstTensorView q,
                                      runtime::ConstTensorView k, runtime::ConstTensorView v,
                                      const attention::Scoring& scoring, runtime::TensorView out,
-                                     runtime::TensorView lse);
+                                     runtime::TensorView lse, AttentionKept* kept = nullptr);
 
   struct BackwardInputs {
     runtime::ConstTensorView q, k, v, dout;  ///< activation dtype
     runtime::ConstTensorView lse;            ///< forward's
     runtime::ConstTensorView delta;          ///< fp32 [n,H], block_delta(out, dout)
+    const AttentionKept* kept = nullptr;     ///< forward's, until the call is done
   };
   /// -> dq[n,H,D], dk[n,H_kv,D], dv[n,H_kv,D_v], all fp32, overwritten.
   std::unique_ptr<Execution> backward(const AttentionBatch& batch, const BackwardInputs& inputs,

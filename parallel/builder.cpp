@@ -103,6 +103,13 @@ void Builder::attend_backward(const View& q_bundle, const View& kv, const Bands&
   }
 }
 
+void Builder::attend_tasks(std::vector<TaskViews> tasks) {
+  if (!tasks.empty()) append(AttendTasks{std::move(tasks)}, kCompute);
+}
+void Builder::attend_tasks_backward(std::vector<TaskGradientViews> tasks) {
+  if (!tasks.empty()) append(AttendTasksBackward{std::move(tasks)}, kCompute);
+}
+
 void Builder::summarize(LinearRun run, const std::optional<View>& dout, const View& state,
                         const std::optional<View>& transition) {
   append(Summarize{std::move(run), dout, state, transition}, kCompute);
@@ -125,7 +132,10 @@ void Builder::accumulate(const View& src, const View& dst) {
 void Builder::accumulate(std::vector<View> src, std::vector<View> dst) {
   append(Accumulate{std::move(src), std::move(dst)}, kCompute);
 }
-void Builder::copy(const View& src, const View& dst) { append(Copy{src, dst}, kCompute); }
+void Builder::copy(const View& src, const View& dst) { copy(std::vector{src}, std::vector{dst}); }
+void Builder::copy(std::vector<View> src, std::vector<View> dst) {
+  append(Copy{std::move(src), std::move(dst)}, kCompute);
+}
 
 void Builder::transfer(int channel, std::vector<Message> sends, std::vector<Message> receives,
                        TransferKind kind) {

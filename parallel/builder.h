@@ -42,6 +42,9 @@ class Builder {
   void attend_backward(const View& q_bundle, const View& kv, const Bands& bands, const View& dq,
                        Mode dq_mode, const View& dkv, Mode dkv_mode,
                        const std::optional<View>& v = {});
+  /// As one step each; nothing where there are no tasks.
+  void attend_tasks(std::vector<TaskViews> tasks);
+  void attend_tasks_backward(std::vector<TaskGradientViews> tasks);
   void summarize(LinearRun run, const std::optional<View>& dout, const View& state,
                  const std::optional<View>& transition);
   void fold(std::vector<FoldLink> links, const std::optional<View>& in, const View& out,
@@ -53,6 +56,7 @@ class Builder {
   /// Pair by pair, in one step.
   void accumulate(std::vector<View> src, std::vector<View> dst);
   void copy(const View& src, const View& dst);
+  void copy(std::vector<View> src, std::vector<View> dst);
 
   /// A grouped exchange on a channel. Zero-size messages are dropped, and with them an empty
   /// transfer.

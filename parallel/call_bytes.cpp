@@ -37,6 +37,7 @@ CallBytes call_bytes(const SchemeInputs& inputs, int rank, const attention::Scor
     }
     const Prepared prepared(std::move(program), signature(inputs.shapes, direction), scoring,
                             sizes);
+    if (forward) bytes.kept += prepared.saved_bytes();
     (forward ? bytes.forward : bytes.backward) = prepared.arena_bytes();
   }
   return bytes;

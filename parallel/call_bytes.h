@@ -12,7 +12,7 @@ namespace longhaul::parallel {
 /// Of one rank.
 struct CallBytes {
   std::int64_t forward = 0, backward = 0;  ///< its arena: slots of blocks that travel, temporaries
-  /// A recurrence's: states and transitions that are kept from forward to backward.
+  /// From forward to backward: states and transitions of a recurrence, and what a scheme saves.
   std::int64_t kept = 0;
   std::int64_t staged = 0;    ///< of messages in staging memory, at most at once
   std::int64_t gathered = 0;  ///< the same where an all_gather is native

@@ -22,9 +22,9 @@ void check_tensor(const ConstTensorView& view, const Field& field, const Slot& s
                  slot.heads, " heads, dtype ", runtime::name(field.dtype));
 }
 
-/// A field of a scratch slot in the arena.
-TensorView scratch_view(std::byte* data, const Field& field, const Slot& slot,
-                        const Stream& compute) {
+/// A field of a slot in the arena, or in what is kept.
+TensorView memory_view(std::byte* data, const Field& field, const Slot& slot,
+                       const Stream& compute) {
   if (field.number) return {data, field.dtype, compute.device(), {slot.rows, slot.heads}};
   return {data, field.dtype, compute.device(), {slot.rows, slot.heads, field.width}};
 }
@@ -33,7 +33,7 @@ TensorView scratch_view(std::byte* data, const Field& field, const Slot& slot,
 
 Execution::Execution(std::shared_ptr<const Loaded> call, std::span<const ConstTensorView> inputs,
                      std::span<const TensorView> outputs, const Stream& compute,
-                     const std::vector<Channel>& channels)
+                     const std::vector<Channel>& channels, std::byte* saved)
     : call_(std::move(call)),
       prepared_(*call_->prepared),
       compute_(compute),
@@ -46,13 +46,17 @@ Execution::Execution(std::shared_ptr<const Loaded> call, std::span<const ConstTe
   LONGHAUL_CHECK(inputs.size() == prepared_.inputs() && outputs.size() == prepared_.outputs(),
                  inputs.size(), " inputs and ", outputs.size(), " outputs bound; expected ",
                  prepared_.inputs(), " and ", prepared_.outputs());
+  LONGHAUL_CHECK((saved != nullptr) == (prepared_.saved_bytes() > 0), "memory for what is kept is ",
+                 saved == nullptr ? "missing" : "given", ", and the call keeps ",
+                 prepared_.saved_bytes(), " bytes");
   bind(inputs, outputs);
+  place(Role::saved, saved);
 }
 
 void Execution::bind(std::span<const ConstTensorView> inputs, std::span<const TensorView> outputs) {
   for (std::size_t index = 0; index < read_.size(); ++index) {
     const Slot& slot = prepared_.program().slots[index];
-    if (slot.role == Role::scratch) continue;
+    if (slot.role == Role::scratch || slot.role == Role::saved) continue;
     const auto& places = prepared_.places()[index];
     for (std::size_t f = 0; f < places.size(); ++f) {
       if (slot.role == Role::input) {
@@ -66,15 +70,14 @@ void Execution::bind(std::span<const ConstTensorView> inputs, std::span<const Te
   }
 }
 
-void Execution::place_scratch() {
-  arena_ = compute_.allocate(prepared_.arena_bytes());
+void Execution::place(Role role, std::byte* memory) {
   for (std::size_t index = 0; index < read_.size(); ++index) {
     const Slot& slot = prepared_.program().slots[index];
-    if (slot.role != Role::scratch) continue;
+    if (slot.role != role) continue;
     const auto& places = prepared_.places()[index];
     for (std::size_t f = 0; f < places.size(); ++f) {
-      written_[index].push_back(scratch_view(arena_.data() + places[f].arena_begin,
-                                             slot.record.fields[f], slot, compute_));
+      written_[index].push_back(
+          memory_view(memory + places[f].begin, slot.record.fields[f], slot, compute_));
       read_[index].push_back(written_[index].back());
     }
   }
@@ -92,7 +95,8 @@ Execution::~Execution() {
 void Execution::start() {
   if (phases_ > 0) return;
   const runtime::Purpose purpose("slots of an attention call");
-  place_scratch();
+  arena_ = compute_.allocate(prepared_.arena_bytes());
+  place(Role::scratch, arena_.data());
   // Inputs, and whoever used this memory before, lie earlier on the compute stream.
   const runtime::Event before = compute_.record();
   for (const Channel& channel : channels_) channel.stream.wait(before);

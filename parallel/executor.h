@@ -19,10 +19,12 @@ namespace longhaul::parallel {
 class Execution {
  public:
   /// The tensors are those of the signature's names, in its order; [rows, heads, width], or [rows,
-  /// heads] for a number. Inputs are never written. Throws Error where one does not fit its slot.
+  /// heads] for a number. Inputs are never written. `saved`: Prepared::saved_bytes() bytes of the
+  /// compute stream, written forward and read backward. Throws Error where one does not fit its
+  /// slot.
   Execution(std::shared_ptr<const Loaded> call, std::span<const runtime::ConstTensorView> inputs,
             std::span<const runtime::TensorView> outputs, const runtime::Stream& compute,
-            const std::vector<Channel>& channels);
+            const std::vector<Channel>& channels, std::byte* saved = nullptr);
 
   ~Execution();
   Execution(const Execution&) = delete;
@@ -39,7 +41,7 @@ class Execution {
  private:
   void bind(std::span<const runtime::ConstTensorView> inputs,
             std::span<const runtime::TensorView> outputs);
-  void place_scratch();
+  void place(Role role, std::byte* memory);
   void enqueue_phase(int phase);
   void enqueue(std::size_t index);
 

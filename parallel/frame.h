@@ -14,6 +14,8 @@
 
 namespace longhaul::parallel {
 
+class TaskTransport;
+
 /// A communication stream and the communicator that only it uses.
 struct Channel {
   runtime::Stream stream;
@@ -95,13 +97,17 @@ class PreparedStep {
 class Preparation {
  public:
   Preparation(const Program& program, const attention::Scoring& scoring,
-              const attention::BlockPlace& place)
-      : program_(program), scoring_(scoring), place_(place) {}
+              const attention::BlockPlace& place, std::shared_ptr<TaskTransport> transport = {})
+      : program_(program), scoring_(scoring), place_(place), transport_(std::move(transport)) {}
 
   const Program& program() const { return program_; }
   const Record& record(const View& view) const { return program_.slot(view).record; }
   const attention::Scoring& scoring() const { return scoring_; }
   const attention::BlockPlace& place() const { return place_; }
+  /// To external servers; may be null.
+  const std::shared_ptr<TaskTransport>& transport() const { return transport_; }
+  /// Throws Error(config) on a device whose memory the host cannot read.
+  void require_host_memory(const char* what) const;
   /// Where the table will lie among those that the device gets a copy of. None on the CPU.
   std::int64_t add_table(std::span<const std::byte> table);
   std::vector<std::byte> take_tables() && { return std::move(tables_); }
@@ -110,6 +116,7 @@ class Preparation {
   const Program& program_;
   const attention::Scoring& scoring_;
   const attention::BlockPlace& place_;
+  const std::shared_ptr<TaskTransport> transport_;
   std::vector<std::byte> tables_;
 };
 

@@ -17,13 +17,19 @@ std::int64_t Preparation::add_table(std::span<const std::byte> table) {
   return begin;
 }
 
+void Preparation::require_host_memory(const char* what) const {
+  if (place_.device.kind != runtime::DeviceKind::cpu)
+    runtime::fail(runtime::ExitCode::config, what, " take host memory, and attention is on ",
+                  to_string(place_.device), "; use [device] kind = \"cpu\"");
+}
+
 Prepared::Prepared(Program program, const Signature& signature, const attention::Scoring& scoring,
-                   const attention::BlockPlace& place)
+                   const attention::BlockPlace& place, std::shared_ptr<TaskTransport> transport)
     : program_(std::move(program)),
       awaited_(program_.steps.size(), false),
       inputs_(signature.inputs.size()),
       outputs_(signature.outputs.size()) {
-  Preparation with(program_, scoring, place);
+  Preparation with(program_, scoring, place, std::move(transport));
   for (const Step& step : program_.steps) {
     steps_.push_back(std::visit([&](const auto& of) { return prepare(of, with); }, step.operation));
     kernel_bytes_ = std::max(kernel_bytes_, steps_.back()->scratch_bytes());
@@ -60,10 +66,9 @@ void Prepared::place_slots(const Signature& signature) {
       } else if (slot.role == Role::output) {
         place.tensor = number(field, signature.outputs);
       } else {
-        LONGHAUL_CHECK(slot.role == Role::scratch, "slot '", slot.name,
-                       "' is saved from forward to backward: not supported");
-        place.arena_begin = slots_bytes_;
-        slots_bytes_ += field_bytes(slot, field);
+        std::int64_t& bytes = slot.role == Role::saved ? saved_bytes_ : slots_bytes_;
+        place.begin = bytes;
+        bytes += field_bytes(slot, field);
       }
       fields.push_back(place);
     }

@@ -16,7 +16,7 @@ class Prepared {
  public:
   /// Throws Error for what could not run.
   Prepared(Program program, const Signature& signature, const attention::Scoring& scoring,
-           const attention::BlockPlace& place);
+           const attention::BlockPlace& place, std::shared_ptr<TaskTransport> transport = {});
   Prepared(const Prepared&) = delete;
   Prepared& operator=(const Prepared&) = delete;
 
@@ -32,14 +32,16 @@ class Prepared {
   /// The arena of a call: its scratch slots, then what kernels overwrite.
   std::int64_t arena_bytes() const { return slots_bytes_ + kernel_bytes_; }
   std::int64_t slots_bytes() const { return slots_bytes_; }
+  /// Of the slots that are kept from forward to its backward; the same both ways.
+  std::int64_t saved_bytes() const { return saved_bytes_; }
   /// Of the exchanges of each channel, the most of each, channel 0 first.
   const std::vector<runtime::GroupBytes>& exchanged() const { return exchanged_; }
 
   /// Where a field of a slot is.
   struct Place {
     Role role = Role::scratch;
-    std::size_t tensor = 0;        ///< inputs and outputs: its number among those of the signature
-    std::int64_t arena_begin = 0;  ///< scratch
+    std::size_t tensor = 0;  ///< inputs and outputs: its number among those of the signature
+    std::int64_t begin = 0;  ///< scratch: in the arena; saved: in what is kept
   };
   /// By slot, then field.
   const std::vector<std::vector<Place>>& places() const { return places_; }
@@ -58,7 +60,7 @@ class Prepared {
   std::vector<std::size_t> last_;
   std::vector<std::vector<Place>> places_;
   std::size_t inputs_, outputs_;
-  std::int64_t slots_bytes_ = 0, kernel_bytes_ = 0;
+  std::int64_t slots_bytes_ = 0, kernel_bytes_ = 0, saved_bytes_ = 0;
   std::vector<runtime::GroupBytes> exchanged_;
   std::vector<std::byte> tables_;
   int channels_ = 0;

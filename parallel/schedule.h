@@ -12,13 +12,14 @@
 
 #include "parallel/slot.h"
 #include "parallel/steps/attend.h"
+#include "parallel/steps/attend_tasks.h"
 #include "parallel/steps/linear.h"
 #include "parallel/steps/move.h"
 
 namespace longhaul::parallel {
 
-using Operation = std::variant<Attend, AttendBackward, Summarize, Fold, Sweep, SweepBackward,
-                               Accumulate, Copy, Transfer>;
+using Operation = std::variant<Attend, AttendBackward, AttendTasks, AttendTasksBackward, Summarize,
+                               Fold, Sweep, SweepBackward, Accumulate, Copy, Transfer>;
 const char* name(const Operation& operation);
 /// Whether it runs on a communication channel; the others run on compute.
 bool on_channel(const Operation& operation);
@@ -39,6 +40,8 @@ struct Program {
   int rank = 0;
   std::vector<Slot> slots;
   std::vector<Step> steps;
+  /// TaskPlan::digest of the plan that its tasks are from; 0 where it has none.
+  std::uint64_t task_digest = 0;
   const Slot& slot(const View& view) const { return slots[static_cast<std::size_t>(view.slot)]; }
 };
 

@@ -53,7 +53,7 @@ struct Record {
 enum class Role : unsigned char {
   input,   ///< bound to the caller's tensors, read only
   output,  ///< bound to the caller's tensors, complete at the end
-  saved,   ///< from forward to its backward; for schemes that keep more than out and LSE
+  saved,   ///< kept from forward, which writes it, to its backward, whose slots of it are the same
   scratch  ///< the executor's
 };
 
@@ -64,8 +64,8 @@ struct Slot {
   std::int64_t rows = 0;
   int heads = 0;
   Role role = Role::scratch;
-  /// Inputs and outputs: the global tokens of its rows. Of states one after another: an empty run
-  /// at the token that each enters; of transitions: the run that each is of.
+  /// Inputs, outputs and what is saved: the global tokens of its rows. Of states one after another:
+  /// an empty run at the token that each enters; of transitions: the run that each is of.
   std::vector<Run> tokens = {};
   int first_head = 0;  ///< inputs and outputs: the global number of its first head
 };

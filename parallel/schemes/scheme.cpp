@@ -150,6 +150,17 @@ bool is_causal(const attention::HeadMasks& masks) {
                              [](const auto& group) { return group.mask.is_causal(); });
 }
 
+bool sees_whole_past(const attention::HeadMasks& masks) {
+  if (!masks.shared() || !is_causal(masks) || masks.tokens() == 0) return masks.tokens() == 0;
+  const std::vector<std::int64_t> documents = attention::independent_parts(masks);
+  std::int64_t area = 0;
+  for (std::size_t i = 1; i < documents.size(); ++i) {
+    const std::int64_t length = documents[i] - documents[i - 1];
+    area += length * (length + 1) / 2;
+  }
+  return masks.of(0).area() == area;
+}
+
 Combination under_scheme(Combination combination, const Expression& scheme) {
   combination.scheme = scheme;
   return combination;
@@ -205,7 +216,8 @@ Combination combination_of(const SchemeInputs& inputs) {
           inputs.shapes.kv_heads,
           inputs.layout.kind(),
           linear ? linear->recurrence.causal : is_causal(inputs.masks),
-          linear ? Family::linear : Family::softmax};
+          linear ? Family::linear : Family::softmax,
+          linear || sees_whole_past(inputs.masks)};
 }
 
 ProgramGenerator prepare(const SchemeInputs& inputs) {

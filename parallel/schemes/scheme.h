@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "parallel/disaggregation/tasks.h"
 #include "parallel/layout.h"
 #include "parallel/schedule.h"
 #include "parallel/schemes/expression.h"
@@ -22,7 +23,8 @@
   SCHEME(all_gather)             \
   SCHEME(ulysses)                \
   SCHEME(usp)                    \
-  SCHEME(group_cast)
+  SCHEME(group_cast)             \
+  SCHEME(disaggregated)
 
 // Those of recurrences.
 #define LONGHAUL_LINEAR_SCHEMES(SCHEME) \
@@ -45,6 +47,7 @@ struct SchemeInputs {
   /// Of gradient accumulators between ranks; fp32 when empty.
   std::optional<runtime::DType> wire_dtype = {};
   Expression scheme = {};
+  AttentionServers servers = {};  ///< read by `disaggregated`
 };
 
 /// The program of one rank; work that all ranks share is done when the generator is made.
@@ -58,6 +61,8 @@ struct Combination {
   LayoutKind layout = LayoutKind::contiguous;
   bool causal = true;  ///< no query sees a later key
   Family family = Family::softmax;
+  /// Each query sees every earlier token of its document, and itself.
+  bool whole_past = true;
 };
 struct Refusal {
   std::string reason;
@@ -119,6 +124,8 @@ std::optional<Refusal> refuse(const Combination& combination);
 void check_legal(const Combination& combination);
 /// True when no query sees a later key.
 bool is_causal(const attention::HeadMasks& masks);
+/// True when all heads' queries see every earlier token of their document, and no other.
+bool sees_whole_past(const attention::HeadMasks& masks);
 
 /// What `inputs` ask of their scheme.
 Combination combination_of(const SchemeInputs& inputs);

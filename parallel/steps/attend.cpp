@@ -3,6 +3,7 @@
 #include "parallel/frame.h"
 #include "parallel/kernel_use.h"
 #include "parallel/schedule.h"
+#include "parallel/steps/attend_impl.h"
 #include "parallel/verifier/form.h"
 #include "parallel/verifier/shadow.h"
 #include "runtime/error.h"
@@ -27,8 +28,10 @@ AttentionRecords::AttentionRecords(const Shapes& shapes) {
   v = {"v", Side::key, Combine::none, {v_field}};
   q_bundle = {"q_bundle", Side::query, Combine::none, {q_field, dout_field}};
   partial = {"partial", Side::query, softmax ? Combine::merge : Combine::add, {out_field}};
+  dout_bundle = {"dout_bundle", Side::query, Combine::none, {dout_field}};
   if (softmax) {
-    q_bundle.fields.insert(q_bundle.fields.end(), {lse_field, delta_field});
+    for (Record* bundle : {&q_bundle, &dout_bundle})
+      bundle->fields.insert(bundle->fields.end(), {lse_field, delta_field});
     partial.fields.push_back(lse_field);
   }
   dq = {"dq", Side::query, Combine::add, {dq_field}};
@@ -57,7 +60,9 @@ std::vector<Access> accesses(const Attend& step) {
 std::vector<Access> accesses(const AttendBackward& step) {
   std::vector<Access> all{
       {step.q_bundle, false}, {step.kv, false}, {step.dq, true}, {step.dkv, true}};
-  if (step.v) all.push_back({*step.v, false});
+  for (const auto& apart : {step.v, step.q}) {
+    if (apart) all.push_back({*apart, false});
+  }
   return all;
 }
 
@@ -93,7 +98,11 @@ void check(const Attend& step, const Form& form) {
 }
 
 void check(const AttendBackward& step, const Form& form) {
-  form.require_kind(step.q_bundle, "q_bundle");
+  form.require_kind(step.q_bundle, step.q ? "dout_bundle" : "q_bundle");
+  if (step.q) {
+    form.require_kind(*step.q, "q");
+    form.require_same_extent(step.q_bundle, *step.q);
+  }
   check_keys(step.kv, step.v, form);
   form.require_kind(step.dq, "dq");
   form.require_kind(step.dkv, "dkv");
@@ -117,6 +126,20 @@ void require_keys(const View& kv, const std::optional<View>& v, Shadow& shadow) 
       if (keys.id(row, cell) != values.id(row, cell)) {
         shadow.fail(Fault::misplaced, "pairs row ", row,
                     " of the keys with values of another token or head");
+      }
+    }
+  }
+}
+
+/// Queries, and what else backward needs of the same tokens and heads.
+void require_queries(const View& q, const View& bundle, Shadow& shadow) {
+  shadow.require_defined(q);
+  const ShadowCells queries = shadow.cells(q), others = shadow.cells(bundle);
+  for (std::int64_t row = 0; row < queries.rows; ++row) {
+    for (int cell = 0; cell < queries.per_view; ++cell) {
+      if (queries.id(row, cell) != others.id(row, cell)) {
+        shadow.fail(Fault::misplaced, "pairs row ", row,
+                    " of the queries with a gradient of another token or head");
       }
     }
   }
@@ -196,6 +219,7 @@ void rehearse(const Attend& step, Shadow& shadow) {
 
 void rehearse(const AttendBackward& step, Shadow& shadow) {
   shadow.require_defined(step.q_bundle);
+  if (step.q) require_queries(*step.q, step.q_bundle, shadow);
   require_keys(step.kv, step.v, shadow);
   shadow.prepare_accumulator(step.dq, step.q_bundle, step.dq_mode);
   shadow.prepare_accumulator(step.dkv, step.kv, step.dkv_mode);
@@ -205,31 +229,65 @@ void rehearse(const AttendBackward& step, Shadow& shadow) {
 
 // ---- running
 
-namespace {
-
-std::int64_t width_of(const View& view, std::size_t field, const Preparation& with) {
-  return with.record(view).fields[field].width;
-}
+namespace detail {
 
 attention::BlockShape shape_of(const View& q, const View& kv, const std::optional<View>& v,
                                const Preparation& with) {
+  const auto width_of = [&](const View& view, std::size_t field) {
+    return with.record(view).fields[field].width;
+  };
   return {q.rows(),
           kv.rows(),
           q.heads(),
           kv.heads(),
-          width_of(q, 0, with),
-          v ? width_of(*v, 0, with) : width_of(kv, 1, with),
+          width_of(q, 0),
+          v ? width_of(*v, 0) : width_of(kv, 1),
           with.record(q).fields[0].dtype,
           with.program().slot(q).heads,
           with.program().slot(kv).heads};
 }
 
-/// The program's records and the scoring have the LSE, or neither does.
 void check_weighting(const View& view, std::size_t fields_of_softmax, const Preparation& with) {
   const bool softmax = with.scoring().weighting == attention::Weighting::softmax;
   LONGHAUL_CHECK((with.record(view).fields.size() == fields_of_softmax) == softmax,
                  "the program was made for another weighting than the call's");
 }
+
+attention::BlockForwardTensors tensors_of(const Attend& step, const Frame& frame) {
+  const auto kv = frame.inputs(step.kv);
+  const auto partial = frame.outputs(step.partial);
+  return {frame.inputs(step.q)[0],
+          kv[0],
+          step.v ? frame.inputs(*step.v)[0] : kv[1],
+          partial[0],
+          partial.size() > 1 ? partial[1] : runtime::TensorView(),
+          step.mode};
+}
+
+attention::BlockBackwardTensors tensors_of(const AttendBackward& step, const Frame& frame) {
+  const auto kv = frame.inputs(step.kv), bundle = frame.inputs(step.q_bundle);
+  const std::size_t dout = step.q ? 0 : 1;
+  attention::BlockBackwardInputs inputs{step.q ? frame.inputs(*step.q)[0] : bundle[0],
+                                        kv[0],
+                                        step.v ? frame.inputs(*step.v)[0] : kv[1],
+                                        bundle[dout],
+                                        {},
+                                        {}};
+  if (bundle.size() > dout + 1) {
+    inputs.lse = bundle[dout + 1];
+    inputs.delta = bundle[dout + 2];
+  }
+  const auto dkv = frame.outputs(step.dkv);
+  return {inputs, frame.outputs(step.dq)[0], step.dq_mode, dkv[0], dkv[1], step.dkv_mode};
+}
+
+}  // namespace detail
+
+namespace {
+
+using detail::check_weighting;
+using detail::shape_of;
+using detail::tensors_of;
 
 /// A block call of a program.
 class PreparedBlock : public PreparedStep {
@@ -241,14 +299,6 @@ class PreparedBlock : public PreparedStep {
   std::int64_t scratch_bytes() const override { return plan_->scratch_bytes(); }
 
  protected:
-  struct Keys {
-    runtime::ConstTensorView k, v;
-  };
-  /// From one slot or from two.
-  static Keys keys_of(const View& kv, const std::optional<View>& v, const Frame& frame) {
-    const auto keys = frame.inputs(kv);
-    return {keys[0], v ? frame.inputs(*v)[0] : keys[1]};
-  }
   attention::BlockMemory memory(const Frame& frame) const {
     return {frame.scratch(), frame.table(table_)};
   }
@@ -266,11 +316,7 @@ class PreparedAttend final : public PreparedBlock {
                       with),
         step_(step) {}
   void run(const Frame& frame) const override {
-    const auto [k, v] = keys_of(step_.kv, step_.v, frame);
-    const auto partial = frame.outputs(step_.partial);
-    const runtime::TensorView lse = partial.size() > 1 ? partial[1] : runtime::TensorView();
-    plan().forward({frame.inputs(step_.q)[0], k, v, partial[0], lse, step_.mode}, memory(frame),
-                   frame.compute());
+    plan().forward(tensors_of(step_, frame), memory(frame), frame.compute());
   }
 
  private:
@@ -281,20 +327,10 @@ class PreparedAttendBackward final : public PreparedBlock {
  public:
   PreparedAttendBackward(const AttendBackward& step, Preparation& with)
       : PreparedBlock(attention::Pass::backward, step.bands,
-                      shape_of(step.q_bundle, step.kv, step.v, with), with),
+                      shape_of(step.q ? *step.q : step.q_bundle, step.kv, step.v, with), with),
         step_(step) {}
   void run(const Frame& frame) const override {
-    const auto [k, v] = keys_of(step_.kv, step_.v, frame);
-    const auto q = frame.inputs(step_.q_bundle);
-    attention::BlockBackwardInputs inputs{q[0], k, v, q[1], {}, {}};
-    if (q.size() > 2) {
-      inputs.lse = q[2];
-      inputs.delta = q[3];
-    }
-    const auto dkv = frame.outputs(step_.dkv);
-    plan().backward(
-        {inputs, frame.outputs(step_.dq)[0], step_.dq_mode, dkv[0], dkv[1], step_.dkv_mode},
-        memory(frame), frame.compute());
+    plan().backward(tensors_of(step_, frame), memory(frame), frame.compute());
   }
 
  private:
@@ -309,7 +345,7 @@ std::unique_ptr<const PreparedStep> prepare(const Attend& step, Preparation& wit
 }
 
 std::unique_ptr<const PreparedStep> prepare(const AttendBackward& step, Preparation& with) {
-  check_weighting(step.q_bundle, 4, with);
+  check_weighting(step.q_bundle, step.q ? 3 : 4, with);
   return std::make_unique<const PreparedAttendBackward>(step, with);
 }
 
@@ -348,8 +384,9 @@ void add_kernels(const Attend& step, const Preparation& with, KernelUse& use) {
 }
 
 void add_kernels(const AttendBackward& step, const Preparation& with, KernelUse& use) {
-  add_kernels(attention::Pass::backward, step.bands, shape_of(step.q_bundle, step.kv, step.v, with),
-              with, use.backward);
+  add_kernels(attention::Pass::backward, step.bands,
+              shape_of(step.q ? *step.q : step.q_bundle, step.kv, step.v, with), with,
+              use.backward);
 }
 
 // ---- cost

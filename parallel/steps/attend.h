@@ -31,7 +31,8 @@ struct AttentionRecords {
       q_bundle,  ///< q, dout, lse, delta: what backward needs of a query
       partial,   ///< out, lse
       dq,
-      dkv;  ///< dk, dv
+      dkv;             ///< dk, dv
+  Record dout_bundle;  ///< dout, lse, delta: of a query whose q is already there
 };
 
 /// What calls bind: q, k, v -> out, lse; and q, dout, lse, delta, k, v -> dq, dk, dv. A sigmoid has
@@ -51,7 +52,8 @@ struct Attend {
   Mode mode = Mode::write;
   std::optional<View> v = {};
 };
-/// dq and dkv <- gradients of the same pairs.
+/// dq and dkv <- gradients of the same pairs. `q`: the queries, where `q_bundle` is a view of a
+/// dout_bundle.
 struct AttendBackward {
   static constexpr const char* kName = "AttendBackward";
   static constexpr bool kOnChannel = false;
@@ -62,6 +64,7 @@ struct AttendBackward {
   View dkv;
   Mode dkv_mode = Mode::write;
   std::optional<View> v = {};
+  std::optional<View> q = {};
 };
 
 std::vector<Access> accesses(const Attend& step);

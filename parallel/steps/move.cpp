@@ -53,15 +53,18 @@ std::vector<int> group_of(const Transfer& transfer, int rank) {
 
 // ---- accesses
 
-std::vector<Access> accesses(const Accumulate& step) {
+namespace {
+std::vector<Access> pair_accesses(const std::vector<View>& src, const std::vector<View>& dst) {
   std::vector<Access> all;
-  all.reserve(step.src.size() + step.dst.size());
-  for (const View& view : step.src) all.push_back({view, false});
-  for (const View& view : step.dst) all.push_back({view, true});
+  all.reserve(src.size() + dst.size());
+  for (const View& view : src) all.push_back({view, false});
+  for (const View& view : dst) all.push_back({view, true});
   return all;
 }
+}  // namespace
 
-std::vector<Access> accesses(const Copy& step) { return {{step.src, false}, {step.dst, true}}; }
+std::vector<Access> accesses(const Accumulate& step) { return pair_accesses(step.src, step.dst); }
+std::vector<Access> accesses(const Copy& step) { return pair_accesses(step.src, step.dst); }
 
 std::vector<Access> accesses(const Transfer& step) {
   std::vector<Access> all;
@@ -172,8 +175,10 @@ void check(const Accumulate& step, const Form& form) {
 }
 
 void check(const Copy& step, const Form& form) {
-  check_pair(step.src, step.dst, form);
-  form.require(!overlaps(step.src, step.dst), "source and destination overlap");
+  form.require(step.src.size() == step.dst.size(), "has different numbers of views on its sides");
+  for (std::size_t i = 0; i < step.dst.size(); ++i) check_pair(step.src[i], step.dst[i], form);
+  check_disjoint(step.dst, "destinations overlap", form);
+  require_apart(step.src, step.dst, "source and destination overlap", form);
 }
 
 void check(const Transfer& step, const Form& form) {
@@ -210,7 +215,10 @@ void rehearse(const Accumulate& step, Shadow& shadow) {
   }
 }
 
-void rehearse(const Copy& step, Shadow& shadow) { shadow.receive(step.dst, shadow, step.src); }
+void rehearse(const Copy& step, Shadow& shadow) {
+  for (std::size_t i = 0; i < step.dst.size(); ++i)
+    shadow.receive(step.dst[i], shadow, step.src[i]);
+}
 
 void rehearse(const Transfer&, Shadow&) {}
 
@@ -348,9 +356,11 @@ class PreparedCopy final : public PreparedStep {
  public:
   explicit PreparedCopy(const Copy& step) : step_(step) {}
   void run(const Frame& frame) const override {
-    const auto src = frame.inputs(step_.src);
-    const auto dst = frame.outputs(step_.dst);
-    for (std::size_t f = 0; f < dst.size(); ++f) runtime::copy(src[f], dst[f], frame.compute());
+    for (std::size_t i = 0; i < step_.dst.size(); ++i) {
+      const auto src = frame.inputs(step_.src[i]);
+      const auto dst = frame.outputs(step_.dst[i]);
+      for (std::size_t f = 0; f < dst.size(); ++f) runtime::copy(src[f], dst[f], frame.compute());
+    }
   }
 
  private:

@@ -25,10 +25,11 @@ struct Accumulate {
   static constexpr bool kOnChannel = false;
   std::vector<View> src, dst;
 };
+/// dst <- src, pair by pair of equal views. No two of dst overlap.
 struct Copy {
   static constexpr const char* kName = "Copy";
   static constexpr bool kOnChannel = false;
-  View src, dst;
+  std::vector<View> src, dst;
 };
 
 /// Both sides list views of equal records, rows and heads. Views of one slot and the same heads

@@ -54,7 +54,9 @@ void check_view(const Access& access, const Form& form) {
                  return concat("view ", show(program, v), " leaves its slot of ", slot.rows,
                                " rows and ", slot.heads, " heads");
                });
-  form.require(!(access.write && slot.role == Role::input),
+  const bool given = slot.role == Role::input ||
+                     (slot.role == Role::saved && form.direction() == Direction::backward);
+  form.require(!(access.write && given),
                [&] { return concat("writes the input ", show(program, v)); });
 }
 

@@ -23,6 +23,7 @@ class Form {
 
   const Program& program() const { return program_; }
   const Shapes& shapes() const { return schedule_.shapes; }
+  Direction direction() const { return schedule_.direction; }
   int ranks() const { return static_cast<int>(schedule_.programs.size()); }
   const Record& record(const View& view) const { return program_.slot(view).record; }
 

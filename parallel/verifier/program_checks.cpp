@@ -69,7 +69,12 @@ void expect_attention(const Schedule& schedule, BoundSlots& slots) {
     slots.tokens("q", records.q, Role::input);
     slots.tokens("out", records.partial, Role::output);
   } else {
-    slots.tokens("q_bundle", records.q_bundle, Role::input);
+    if (slots.has("q")) {  // what else backward needs of a query comes apart from it
+      slots.tokens("q", records.q, Role::input);
+      slots.tokens("dout_bundle", records.dout_bundle, Role::input);
+    } else {
+      slots.tokens("q_bundle", records.q_bundle, Role::input);
+    }
     slots.tokens("dq", records.dq, Role::output);
     slots.tokens("dkv", records.dkv, Role::output);
   }
@@ -172,7 +177,8 @@ void check_bound_slots(const Program& program, const Schedule& schedule,
     throw Verdict{fault, concat("rank ", program.rank, ": slot ", slot, " ", why)};
   };
   std::size_t bound = 0;
-  for (const Slot& slot : program.slots) bound += slot.role == Role::scratch ? 0 : 1;
+  for (const Slot& slot : program.slots)
+    bound += slot.role == Role::input || slot.role == Role::output ? 1 : 0;
   for (const Bound& wanted : slots.all()) {
     const auto found = std::ranges::find_if(program.slots, [&](const Slot& slot) {
       return slot.name == wanted.name && slot.role == wanted.role && slot.record == wanted.record;

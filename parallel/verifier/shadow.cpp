@@ -106,6 +106,13 @@ void ExpectedSums::add_visible(const Schedule& schedule, const attention::HeadMa
   }
 }
 
+namespace {
+/// Kept by forward for this call.
+bool is_given(const Slot& slot, const Schedule& schedule) {
+  return slot.role == Role::saved && schedule.direction == Direction::backward;
+}
+}  // namespace
+
 Shadow::Shadow(const Program& program, const Schedule& schedule, const ExpectedSums& expected,
                const ShadowUnits& units)
     : program_(program),
@@ -121,7 +128,7 @@ Shadow::Shadow(const Program& program, const Schedule& schedule, const ExpectedS
     own.id.assign(static_cast<std::size_t>(s.rows * own.per_row), -1);
     if (s.record.accumulates() || s.role == Role::output || state) own.sum.assign(own.id.size(), 0);
     if (s.record.kind == "transition") own.transposed.assign(own.id.size(), 0);
-    if (s.role == Role::input) define_input(s, own);
+    if (s.role == Role::input || is_given(s, schedule)) define_input(s, own);
   }
 }
 
@@ -246,18 +253,19 @@ void Shadow::deliver(const View& view, int step, Shadow& sender, const View& sen
 void Shadow::check_outputs() {
   for (std::size_t index = 0; index < slots_.size(); ++index) {
     const Slot& s = program_.slots[index];
-    if (s.role != Role::output) continue;
+    const bool kept = s.role == Role::saved && !is_given(s, schedule_);
+    if (s.role != Role::output && !kept) continue;
     require_defined({static_cast<int>(index), 0, s.rows, 0, s.heads});
     const std::vector<std::int64_t> want = declared_ids(s);
     const Slots& have = slots_[index];
     for (std::size_t i = 0; i < have.id.size(); ++i) {
       const auto row = [&] { return static_cast<std::int64_t>(i) / have.per_row; };
       if (have.id[i] != want[i]) {
-        throw Verdict{Fault::misplaced,
-                      concat("rank ", program_.rank, ": row ", row(), " of output ", s.name,
-                             " holds another token or head than declared")};
+        throw Verdict{Fault::misplaced, concat("rank ", program_.rank, ": row ", row(), " of ",
+                                               kept ? "kept " : "output ", s.name,
+                                               " holds another token or head than declared")};
       }
-      if (have.sum[i] != expected_of(s, row(), have.id[i])) {
+      if (!kept && have.sum[i] != expected_of(s, row(), have.id[i])) {
         throw Verdict{Fault::coverage,
                       concat("rank ", program_.rank, ": row ", row(), " of output ", s.name,
                              expected_.states() != nullptr

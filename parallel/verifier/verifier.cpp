@@ -299,4 +299,28 @@ Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, cons
   });
 }
 
+Verdict verify_saved(const Schedule& forward, const Schedule& backward) {
+  if (forward.programs.size() != backward.programs.size())
+    return {Fault::malformed, concat(forward.programs.size(), " programs forward and ",
+                                     backward.programs.size(), " backward")};
+  const auto saved = [](const Program& program) {
+    std::vector<const Slot*> slots;
+    for (const Slot& slot : program.slots) {
+      if (slot.role == Role::saved) slots.push_back(&slot);
+    }
+    return slots;
+  };
+  for (std::size_t rank = 0; rank < forward.programs.size(); ++rank) {
+    const auto kept = saved(forward.programs[rank]), given = saved(backward.programs[rank]);
+    const bool same = std::ranges::equal(kept, given, [](const Slot* a, const Slot* b) {
+      return a->name == b->name && a->record == b->record && a->rows == b->rows &&
+             a->heads == b->heads && a->tokens == b->tokens;
+    });
+    if (!same)
+      return {Fault::malformed,
+              concat("rank ", rank, ": backward is given other slots than forward keeps")};
+  }
+  return {};
+}
+
 }  // namespace longhaul::parallel

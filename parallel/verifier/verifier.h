@@ -53,4 +53,8 @@ struct Verdict {
 /// just the inputs and outputs of the direction, over all its rows and heads.
 Verdict verify(const Schedule& schedule, const attention::HeadMasks& masks, const Layout& layout);
 
+/// Whether every rank's backward is given just what its forward keeps: slots of the same names,
+/// records, sizes and tokens.
+Verdict verify_saved(const Schedule& forward, const Schedule& backward);
+
 }  // namespace longhaul::parallel

@@ -36,7 +36,7 @@ std::vector<SpreadJob> jobs_of(const Problem& problem, int ranks, std::int64_t b
   for (const Layout& layout : test::all_layouts(problem.masks, batch, ranks)) {
     for (const Expression& scheme : test::all_schemes(ranks, shapes.heads, shapes.kv_heads)) {
       if (!refuse({scheme, ranks, shapes.heads, shapes.kv_heads, layout.kind(),
-                   is_causal(problem.masks)})) {
+                   is_causal(problem.masks), Family::softmax, sees_whole_past(problem.masks)})) {
         jobs.push_back({&problem, layout, scheme});
       }
     }

@@ -41,7 +41,14 @@ std::vector<SpreadJob> jobs_of(const std::vector<std::unique_ptr<Problem>>& prob
   for (const auto kind : layout_kinds()) {
     for (const Expression& scheme : test::all_schemes(ranks, kHeads, kKvHeads)) {
       const Problem& problem = *problems[turn++ % problems.size()];
-      const Combination asked{scheme, ranks, kHeads, kKvHeads, kind, is_causal(problem.masks)};
+      const Combination asked{scheme,
+                              ranks,
+                              kHeads,
+                              kKvHeads,
+                              kind,
+                              is_causal(problem.masks),
+                              Family::softmax,
+                              sees_whole_past(problem.masks)};
       if (refuse(asked)) continue;
       jobs.push_back({&problem, Layout::make(kind, problem.masks, 1, ranks), scheme});
     }

@@ -20,7 +20,8 @@ struct Heads {
 
 bool suits(const Expression& options, const Layout& layout, const HeadMasks& masks,
            const Heads& heads) {
-  return !refuse({options, layout.ranks(), heads.q, heads.kv, layout.kind(), is_causal(masks)});
+  return !refuse({options, layout.ranks(), heads.q, heads.kv, layout.kind(), is_causal(masks),
+                  Family::softmax, sees_whole_past(masks)});
 }
 
 void expect_verifies(const Expression& options, const HeadMasks& masks, const Layout& layout,

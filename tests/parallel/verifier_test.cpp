@@ -156,7 +156,7 @@ const Mutant kMutants[] = {
      [](Schedule& s) {
        Step& last = s.programs[1].steps.back();
        const Accumulate home = std::get<Accumulate>(last.operation);
-       last.operation = Copy{home.src.at(0), home.dst.at(0)};
+       last.operation = Copy{{home.src.at(0)}, {home.dst.at(0)}};
      }},
     {"an accumulator that never comes home", Direction::backward, Fault::coverage,
      [](Schedule& s) { s.programs[1].steps.pop_back(); }},

@@ -52,11 +52,12 @@ std::vector<SpreadJob> every_job(const Problems& problems, int ranks) {
   std::vector<SpreadJob> jobs;
   for (const auto& problem : problems) {
     const auto shapes = problem->shapes();
-    const bool causal = parallel::is_causal(problem->masks);
+    const bool causal = parallel::is_causal(problem->masks),
+               whole_past = parallel::sees_whole_past(problem->masks);
     for (const Layout& layout : all_layouts(problem->masks, 1, ranks)) {
       for (const Expression& scheme : all_schemes(ranks, shapes.heads, shapes.kv_heads)) {
-        if (!parallel::refuse(
-                {scheme, ranks, shapes.heads, shapes.kv_heads, layout.kind(), causal}))
+        if (!parallel::refuse({scheme, ranks, shapes.heads, shapes.kv_heads, layout.kind(), causal,
+                               parallel::Family::softmax, whole_past}))
           jobs.push_back({problem.get(), layout, scheme});
       }
     }

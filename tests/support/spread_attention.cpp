@@ -119,13 +119,14 @@ class RankTensors {
       runtime::fill(delta_, NAN, stream_);
     }
     const attention::Scoring& scoring = problem_.inputs.scoring;
-    auto forward = attention.forward(batch, q_, k_, v_, scoring, outputs_[0], lse_);
+    parallel::AttentionKept kept;
+    auto forward = attention.forward(batch, q_, k_, v_, scoring, outputs_[0], lse_, &kept);
     forward->start();
     forward->advance();
     forward->finish();
     if (!problem_.inputs.sigmoid()) attention::block_delta(outputs_[0], dout_, delta_, stream_);
     if (options.sabotage) options.sabotage({problem_, runs_, q_, k_, v_, lse_, delta_, stream_});
-    auto backward = attention.backward(batch, {q_, k_, v_, dout_, lse_, delta_}, scoring,
+    auto backward = attention.backward(batch, {q_, k_, v_, dout_, lse_, delta_, &kept}, scoring,
                                        outputs_[1], outputs_[2], outputs_[3]);
     backward->finish();
   }
@@ -289,8 +290,9 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
   const Stream compute =
       cpu ? Stream::cpu("compute", options.threads) : Stream::cuda("compute", options.device.index);
   if (cpu && options.poison) compute.poison_new_memory();
-  parallel::Attention attention({jobs[0].scheme, options.wire_dtype, options.kernels},
-                                world.split(0, world.rank(), "context"), compute);
+  parallel::AttentionOptions made{jobs[0].scheme, options.wire_dtype, options.kernels};
+  made.transport = options.transport;
+  parallel::Attention attention(made, world.split(0, world.rank(), "context"), compute);
   const bool ahead = options.ahead || !cpu;
   const Stream host = Stream::cpu("meeting");
   const auto meet = [&] {
@@ -310,7 +312,7 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
     }
     before = &job;
     attention.set_scheme(job.scheme);
-    const auto batch = attention.batch(job.problem->masks, job.layout);
+    const auto batch = attention.batch(job.problem->masks, job.layout, job.servers);
     SpreadRank& rank = ranks[j];
     if (ahead) {
       meet();
@@ -385,6 +387,7 @@ parallel::SchemeInputs scheme_inputs(const SpreadJob& job, Direction direction,
   parallel::SchemeInputs inputs{job.problem->masks, job.layout, job.problem->shapes(), direction};
   if (options.wire_dtype != DType::float32) inputs.wire_dtype = options.wire_dtype;
   inputs.scheme = job.scheme;
+  inputs.servers = job.servers;
   return inputs;
 }
 

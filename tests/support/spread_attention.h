@@ -73,6 +73,7 @@ struct SpreadJob {
   const Problem* problem = nullptr;
   parallel::Layout layout;
   parallel::Expression scheme = {};
+  parallel::AttentionServers servers = {};  ///< dedicated ones are the layout's last ranks
 };
 /// "ring over zigzag P=3, causal n=61, heads 4/2".
 std::string show(const SpreadJob& job);
@@ -100,7 +101,8 @@ struct SpreadOptions {
   bool ahead = false;
   bool judge = true;      ///< hold results against the oracle
   bool envelope = false;  ///< note results in the problem's envelope
-  std::function<void(const BackwardFeed&)> sabotage = {};  ///< enqueued before backward
+  std::function<void(const BackwardFeed&)> sabotage = {};   ///< enqueued before backward
+  std::shared_ptr<parallel::TaskTransport> transport = {};  ///< of all ranks, to external servers
 };
 
 /// What one rank has of a job.

@@ -1,0 +1,365 @@
+// Segments of documents, and the books of an assignment.
+
+#include "parallel/disaggregation/assignment.h"
+
+#include <algorithm>
+#include <array>
+
+#include "runtime/error.h"
+
+namespace longhaul::parallel {
+namespace {
+
+using attention::Run;
+using runtime::ExitCode;
+
+/// At most N things; those of a move.
+template <class Thing, std::size_t N>
+struct Few {
+  std::array<Thing, N> items = {};
+  std::size_t count = 0;
+  void push(const Thing& thing) { items[count++] = thing; }
+  const Thing* begin() const { return items.data(); }
+  const Thing* end() const { return items.data() + count; }
+};
+
+template <class Value>
+void insert_sorted(std::vector<Value>& values, Value value) {
+  values.insert(std::ranges::lower_bound(values, value), value);
+}
+template <class Value>
+void erase_sorted(std::vector<Value>& values, Value value) {
+  values.erase(std::ranges::lower_bound(values, value));
+}
+
+int first_server_rank(const TaskInputs& inputs) {
+  return server_rank(inputs.layout, inputs.servers, 0);
+}
+
+}  // namespace
+
+std::vector<Segment> segments_of(const TaskInputs& inputs) {
+  const Layout& layout = inputs.layout;
+  std::vector<Segment> segments;
+  for (int rank = 0; rank < layout.ranks(); ++rank) {
+    for (const Run& run : layout.runs(rank)) {
+      if (run.stride != 1 && run.count > 1) {
+        runtime::fail(ExitCode::config, "layout ", name(layout.kind()), " gives rank ", rank,
+                      " every ", run.stride,
+                      "th token; attention servers "
+                      "take runs of consecutive tokens: use layout packed");
+      }
+      const auto begin = inputs.documents.begin();
+      auto next = std::upper_bound(begin, inputs.documents.end(), run.first);
+      for (std::int64_t token = run.first; token < run.first + run.count; ++next) {
+        const std::int64_t start = *(next - 1), stop = std::min(*next, run.first + run.count);
+        segments.push_back({static_cast<int>(next - 1 - begin), token - start, stop - start, rank});
+        token = stop;
+      }
+    }
+  }
+  std::ranges::sort(segments, [](const Segment& a, const Segment& b) {
+    return a.document != b.document ? a.document < b.document : a.begin < b.begin;
+  });
+  const int first = first_server_rank(inputs), count = server_count(layout, inputs.servers);
+  for (Segment& segment : segments) {
+    const int server = segment.home - first;
+    const bool served = first >= 0 && server >= 0 && server < count;
+    segment.pieces.push_back({segment.begin, segment.end, served ? server : -1});
+  }
+  return segments;
+}
+
+std::vector<std::int64_t> speeds_of(const TaskInputs& inputs) {
+  if (!inputs.servers.speeds.empty()) return inputs.servers.speeds;
+  return std::vector<std::int64_t>(
+      static_cast<std::size_t>(server_count(inputs.layout, inputs.servers)), 1);
+}
+
+struct Assignment::Exchange {
+  Few<Piece, 3> removed, added;
+  int from = 0;
+};
+
+Assignment::Assignment(const TaskInputs& inputs, std::vector<Segment> segments)
+    : bytes_(inputs.bytes),
+      limit_(inputs.servers.buffer_bytes),
+      external_(inputs.servers.mode == ServerMode::external),
+      segments_(std::move(segments)) {
+  const int servers = server_count(inputs.layout, inputs.servers), ranks = inputs.layout.ranks();
+  for (int server = 0; server < servers; ++server) {
+    places_.push_back(external_ ? ranks + server
+                                : server_rank(inputs.layout, inputs.servers, server));
+  }
+  loads_.resize(places_.size());
+  work_.resize(places_.size());
+  dispatched_.resize(static_cast<std::size_t>(external_ ? ranks + servers : ranks));
+  returned_.resize(dispatched_.size());
+  presences_.resize(inputs.documents.size());
+  for (std::size_t s = 0; s < segments_.size(); ++s)
+    at(segments_[s].document, segments_[s].home).own.push_back(static_cast<int>(s));
+  for (std::size_t s = 0; s < segments_.size(); ++s) {
+    for (const Piece& piece : segments_[s].pieces) {
+      const auto server = static_cast<std::size_t>(piece.server);
+      loads_[server] += piece.area();
+      if (work_[server].empty() || work_[server].back() != static_cast<int>(s))
+        work_[server].push_back(static_cast<int>(s));
+      at(segments_[s].document, external_ ? segments_[s].home : place(piece.server))
+          .ends.push_back(piece.end);
+    }
+  }
+  for (std::vector<Presence>& document : presences_) {
+    for (const Presence& presence : document) {
+      if (!presence.ends.empty()) {
+        dispatched_[static_cast<std::size_t>(presence.place)] +=
+            key_bytes(&presence, presence.ends.back());
+      }
+    }
+  }
+  for (const Segment& segment : segments_) {
+    for (const Piece& piece : segment.pieces) account(segment, piece, 1);
+  }
+}
+
+const Assignment::Presence* Assignment::find(int document, int place) const {
+  const auto& all = presences_[static_cast<std::size_t>(document)];
+  const auto found = std::ranges::lower_bound(all, place, {}, &Presence::place);
+  return found == all.end() || found->place != place ? nullptr : &*found;
+}
+
+Assignment::Presence& Assignment::at(int document, int place) {
+  auto& all = presences_[static_cast<std::size_t>(document)];
+  const auto found = std::ranges::lower_bound(all, place, {}, &Presence::place);
+  if (found != all.end() && found->place == place) return *found;
+  return *all.insert(found, {place});
+}
+
+std::vector<Assignment::Holder> Assignment::holders(int document) const {
+  std::vector<Holder> holders;
+  if (external_) return holders;
+  for (const Presence& presence : presences_[static_cast<std::size_t>(document)]) {
+    const int server = presence.place - places_[0];
+    if (presence.ends.empty() || server < 0 || server >= servers()) continue;
+    holders.push_back({server, presence.ends.back()});
+  }
+  return holders;
+}
+
+std::int64_t Assignment::prefix(int document, int server) const {
+  if (external_) return 0;
+  const Presence* presence = find(document, place(server));
+  return presence == nullptr || presence->ends.empty() ? 0 : presence->ends.back();
+}
+
+std::int64_t Assignment::own_rows(const Presence* presence, std::int64_t row) const {
+  std::int64_t rows = 0;
+  if (presence == nullptr) return rows;
+  for (const int s : presence->own) {
+    const Segment& own = segment(s);
+    if (own.begin >= row) break;
+    rows += std::min(own.end, row) - own.begin;
+  }
+  return rows;
+}
+
+std::int64_t Assignment::key_bytes(const Presence* presence, std::int64_t prefix) const {
+  return bytes_.key * (prefix - own_rows(presence, prefix));
+}
+
+/// Of queries, results and gradients of keys; keys that an external server is sent, too. Not the
+/// keys that a rank receives once for all of its tasks.
+std::int64_t Assignment::task_bytes(const Segment& segment, const Piece& task) const {
+  const std::int64_t rows = task.end - task.begin, there = bytes_.query + bytes_.result;
+  if (external_) {
+    const std::int64_t home = own_rows(segment.document, segment.home, task.end);
+    return rows * there + (bytes_.key + bytes_.key_gradient) * task.end +
+           bytes_.key_gradient * (task.end - home);
+  }
+  std::int64_t bytes = at_home(segment, task.server) ? 0 : rows * there;
+  if (bytes_.key_gradient != 0) {
+    const std::int64_t own = own_rows(segment.document, place(task.server), task.end);
+    bytes += bytes_.key_gradient * (task.end - own);
+  }
+  return bytes;
+}
+
+/// What the dispatch of a task brings its server, besides keys that come once for all its tasks.
+std::int64_t Assignment::dispatched_bytes(const Segment& segment, const Piece& task) const {
+  const std::int64_t rows = at_home(segment, task.server) ? 0 : task.end - task.begin;
+  return bytes_.query * rows + (external_ ? bytes_.key * task.end : 0);
+}
+
+/// What the return of a task brings a rank.
+std::int64_t Assignment::returned_bytes(const Segment& segment, const Piece& task, int rank) const {
+  std::int64_t bytes = 0;
+  if (rank == place(task.server)) return bytes;
+  if (rank == segment.home) bytes += bytes_.result * (task.end - task.begin);
+  if (bytes_.key_gradient == 0) return bytes;
+  const std::int64_t keys =
+      external_ && rank == segment.home ? task.end : own_rows(segment.document, rank, task.end);
+  return bytes + bytes_.key_gradient * keys;
+}
+
+void Assignment::account(const Segment& segment, const Piece& task, std::int64_t sign) {
+  dispatched_[static_cast<std::size_t>(place(task.server))] +=
+      sign * dispatched_bytes(segment, task);
+  if (bytes_.key_gradient == 0) {
+    returned_[static_cast<std::size_t>(segment.home)] +=
+        sign * returned_bytes(segment, task, segment.home);
+    return;
+  }
+  for (const Presence& presence : presences_[static_cast<std::size_t>(segment.document)]) {
+    if (!presence.own.empty()) {
+      returned_[static_cast<std::size_t>(presence.place)] +=
+          sign * returned_bytes(segment, task, presence.place);
+    }
+  }
+}
+
+Assignment::Exchange Assignment::exchange(const Move& move) const {
+  const std::vector<Piece>& pieces = segment(move.segment).pieces;
+  const auto index = static_cast<std::size_t>(move.piece);
+  const Piece& piece = pieces[index];
+  Exchange result;
+  result.from = piece.server;
+  result.removed.push(piece);
+  if (piece.begin < move.begin) result.added.push({piece.begin, move.begin, piece.server});
+  Piece moved{move.begin, move.end, move.to};
+  if (moved.begin == piece.begin && index > 0 && pieces[index - 1].server == move.to) {
+    moved.begin = pieces[index - 1].begin;
+    result.removed.push(pieces[index - 1]);
+  }
+  if (moved.end == piece.end && index + 1 < pieces.size() && pieces[index + 1].server == move.to) {
+    moved.end = pieces[index + 1].end;
+    result.removed.push(pieces[index + 1]);
+  }
+  result.added.push(moved);
+  if (move.end < piece.end) result.added.push({move.end, piece.end, piece.server});
+  return result;
+}
+
+namespace {
+const std::vector<std::int64_t> kNoEnds;
+/// The last end of a server's tasks, those of a move exchanged.
+std::int64_t last_end(const std::vector<std::int64_t>& ends, int server, const auto& exchange) {
+  std::int64_t last = 0;
+  for (auto end = ends.rbegin(); end != ends.rend() && last == 0; ++end) {
+    const bool gone = std::ranges::any_of(exchange.removed, [&](const Piece& piece) {
+      return piece.server == server && piece.end == *end;
+    });
+    if (!gone) last = *end;
+  }
+  for (const Piece& piece : exchange.added) {
+    if (piece.server == server) last = std::max(last, piece.end);
+  }
+  return last;
+}
+}  // namespace
+
+std::int64_t Assignment::bytes_of(const Move& move) const {
+  const Segment& moved = segment(move.segment);
+  const Exchange exchanged = exchange(move);
+  std::int64_t bytes = 0;
+  for (const Piece& piece : exchanged.removed) bytes -= task_bytes(moved, piece);
+  for (const Piece& piece : exchanged.added) bytes += task_bytes(moved, piece);
+  if (external_) return bytes;
+  for (const int server : {exchanged.from, move.to}) {
+    const Presence* presence = find(moved.document, place(server));
+    const std::vector<std::int64_t>& ends = presence == nullptr ? kNoEnds : presence->ends;
+    const std::int64_t before = ends.empty() ? 0 : ends.back(),
+                       after = last_end(ends, server, exchanged);
+    if (before != after) bytes += key_bytes(presence, after) - key_bytes(presence, before);
+  }
+  return bytes;
+}
+
+std::optional<Overflow> Assignment::overflow(const Move& move) const {
+  if (limit_ == std::numeric_limits<std::int64_t>::max()) return std::nullopt;
+  const Segment& moved = segment(move.segment);
+  const Exchange exchanged = exchange(move);
+  const auto above = [&](std::int64_t before, std::int64_t more) {
+    return more > 0 && before + more > limit_;
+  };
+  std::int64_t arriving = 0;
+  const auto count = [&](const auto& tasks, std::int64_t sign) {
+    for (const Piece& task : tasks) {
+      if (task.server == move.to) arriving += sign * dispatched_bytes(moved, task);
+    }
+  };
+  count(exchanged.removed, -1);
+  count(exchanged.added, 1);
+  const int taker = place(move.to);
+  if (!external_) {
+    const Presence* presence = find(moved.document, taker);
+    const std::vector<std::int64_t>& ends = presence == nullptr ? kNoEnds : presence->ends;
+    arriving += key_bytes(presence, last_end(ends, move.to, exchanged)) -
+                key_bytes(presence, ends.empty() ? 0 : ends.back());
+  }
+  const std::int64_t before = dispatched_[static_cast<std::size_t>(taker)];
+  if (above(before, arriving)) return Overflow{taker, before + arriving, true};
+  for (const Presence& presence : presences_[static_cast<std::size_t>(moved.document)]) {
+    if (presence.own.empty()) continue;
+    std::int64_t more = 0;
+    for (const Piece& task : exchanged.removed) more -= returned_bytes(moved, task, presence.place);
+    for (const Piece& task : exchanged.added) more += returned_bytes(moved, task, presence.place);
+    const std::int64_t held = returned_[static_cast<std::size_t>(presence.place)];
+    if (above(held, more)) return Overflow{presence.place, held + more, false};
+  }
+  return std::nullopt;
+}
+
+std::optional<Overflow> Assignment::overflow() const {
+  for (const bool dispatch : {true, false}) {
+    const std::vector<std::int64_t>& received = dispatch ? dispatched_ : returned_;
+    const auto most = std::ranges::max_element(received);
+    if (most != received.end() && *most > limit_)
+      return Overflow{static_cast<int>(most - received.begin()), *most, dispatch};
+  }
+  return std::nullopt;
+}
+
+void Assignment::apply(const Move& move) {
+  Segment& moved = segments_[static_cast<std::size_t>(move.segment)];
+  const Exchange exchanged = exchange(move);
+  if (!external_) at(moved.document, place(move.to));  // before pointers to presences are taken
+  const auto keys = [&](int server, std::int64_t sign) {
+    if (external_) return;
+    const Presence& presence = at(moved.document, place(server));
+    if (presence.ends.empty()) return;
+    dispatched_[static_cast<std::size_t>(presence.place)] +=
+        sign * key_bytes(&presence, presence.ends.back());
+  };
+  keys(exchanged.from, -1);
+  keys(move.to, -1);
+  for (const Piece& task : exchanged.removed) {
+    account(moved, task, -1);
+    if (!external_) erase_sorted(at(moved.document, place(task.server)).ends, task.end);
+  }
+  for (const Piece& task : exchanged.added) {
+    account(moved, task, 1);
+    if (!external_) insert_sorted(at(moved.document, place(task.server)).ends, task.end);
+  }
+  keys(exchanged.from, 1);
+  keys(move.to, 1);
+
+  std::int64_t first = moved.end;
+  for (const Piece& piece : exchanged.removed) first = std::min(first, piece.begin);
+  auto& pieces = moved.pieces;
+  const auto place_in = std::ranges::lower_bound(pieces, first, {}, &Piece::begin);
+  const auto rest =
+      pieces.erase(place_in, place_in + static_cast<std::ptrdiff_t>(exchanged.removed.count));
+  pieces.insert(rest, exchanged.added.begin(), exchanged.added.end());
+
+  const std::int64_t area = causal_area(move.begin, move.end);
+  loads_[static_cast<std::size_t>(exchanged.from)] -= area;
+  loads_[static_cast<std::size_t>(move.to)] += area;
+  const auto does = [&](int server) {
+    return std::ranges::any_of(pieces, [&](const Piece& p) { return p.server == server; });
+  };
+  std::vector<int>& giver = work_[static_cast<std::size_t>(exchanged.from)];
+  std::vector<int>& taker = work_[static_cast<std::size_t>(move.to)];
+  if (!does(exchanged.from)) erase_sorted(giver, move.segment);
+  if (!std::ranges::binary_search(taker, move.segment)) insert_sorted(taker, move.segment);
+}
+
+}  // namespace longhaul::parallel

@@ -1,0 +1,191 @@
+// The search for moves: the most work per byte first.
+
+#include "parallel/disaggregation/balancer.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace longhaul::parallel {
+namespace {
+
+using Wide = __int128;
+
+constexpr std::int64_t kUnit = 1 << 20;  // of tolerances
+constexpr std::size_t kOffers = 12;      // pieces of a donor that are tried, those that see most
+constexpr std::size_t kIdle = 6;         // servers with most room that are tried
+
+std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
+}  // namespace
+
+Balancer::Balancer(const TaskInputs& inputs, Assignment& work)
+    : work_(work),
+      speeds_(speeds_of(inputs)),
+      stuck_(speeds_.size()),
+      query_(inputs.bytes.query + inputs.bytes.result),
+      key_(inputs.bytes.key + inputs.bytes.key_gradient) {
+  Wide area = 0, speed = 0;
+  for (int server = 0; server < work.servers(); ++server) {
+    area += work.load(server);
+    speed += speeds_[index(server)];
+  }
+  const auto tolerance = static_cast<std::int64_t>(inputs.tolerance * static_cast<double>(kUnit));
+  for (const std::int64_t own : speeds_)
+    caps_.push_back(static_cast<std::int64_t>(area * own / speed * (kUnit + tolerance) / kUnit));
+}
+
+std::int64_t Balancer::room(int server) const { return caps_[index(server)] - work_.load(server); }
+
+int Balancer::most_loaded() const {
+  int donor = -1;
+  for (int server = 0; server < work_.servers(); ++server) {
+    if (stuck_[index(server)] || room(server) >= 0) continue;
+    if (donor < 0 || less_ratio(work_.load(donor), speeds_[index(donor)], work_.load(server),
+                                speeds_[index(server)]))
+      donor = server;
+  }
+  return donor;
+}
+
+void Balancer::balance() {
+  for (int donor = most_loaded(); donor >= 0; donor = most_loaded()) {
+    std::optional<Move> move = best_move(donor, kOffers, kIdle);
+    if (!move) move = best_move(donor, work_.segments().size(), speeds_.size());
+    if (!move) move = smallest_step(donor);
+    if (move) {
+      work_.apply(*move);
+    } else if (blocked_) {
+      return;
+    } else {
+      stuck_[index(donor)] = true;
+    }
+    blocked_.reset();
+  }
+}
+
+std::vector<Balancer::Offer> Balancer::offers(int donor, std::size_t most) {
+  std::vector<Offer> found;
+  for (const int s : work_.work_of(donor)) {
+    const std::vector<Piece>& pieces = work_.segment(s).pieces;
+    for (std::size_t p = 0; p < pieces.size(); ++p) {
+      if (pieces[p].server == donor) found.push_back({s, static_cast<int>(p), pieces[p].end});
+    }
+  }
+  const auto last = found.begin() + static_cast<std::ptrdiff_t>(std::min(most, found.size()));
+  std::ranges::partial_sort(found, last, [](const Offer& a, const Offer& b) {
+    if (a.end != b.end) return a.end > b.end;
+    return a.segment != b.segment ? a.segment < b.segment : a.piece < b.piece;
+  });
+  found.erase(last, found.end());
+  return found;
+}
+
+std::vector<int> Balancer::idle(std::size_t most) const {
+  std::vector<int> found;
+  for (int server = 0; server < work_.servers(); ++server) {
+    if (room(server) > 0) found.push_back(server);
+  }
+  const auto last = found.begin() + static_cast<std::ptrdiff_t>(std::min(most, found.size()));
+  std::ranges::partial_sort(
+      found, last, [&](int a, int b) { return room(a) != room(b) ? room(a) > room(b) : a < b; });
+  found.erase(last, found.end());
+  return found;
+}
+
+std::optional<Move> Balancer::best_move(int donor, std::size_t pieces, std::size_t servers) {
+  Best best;
+  const std::vector<int> takers = idle(servers);
+  for (const Offer& offer : offers(donor, pieces)) {
+    const int document = work_.segment(offer.segment).document;
+    for (const int to : takers) try_on(best, donor, offer, to, work_.prefix(document, to));
+    for (const auto& holder : work_.holders(document)) {
+      if (holder.server != donor && room(holder.server) > 0)
+        try_on(best, donor, offer, holder.server, holder.prefix);
+    }
+  }
+  return best.move;
+}
+
+/// Where rows of so much area end that cost the fewest bytes at a server without any keys. Rows
+/// [s, e) have (e^2 - s^2) / 2 pairs and cost query (e - s) + key e: least where
+/// s (query + key) = e query (DistCA, appendix B).
+std::int64_t Balancer::best_end(std::int64_t area, std::int64_t most) const {
+  const Wide scale = static_cast<Wide>(key_) * (2 * query_ + key_), both = query_ + key_;
+  if (scale == 0) return most;
+  const Wide square = 2 * area * both / scale * both;
+  if (square >= static_cast<Wide>(most) * most) return most;
+  return floor_root(static_cast<std::int64_t>(square));
+}
+
+/// As much of a piece as the donor has too much, or the server has room for; less where a buffer is
+/// too small for that.
+void Balancer::try_on(Best& best, int donor, const Offer& offer, int to, std::int64_t prefix) {
+  for (std::int64_t wanted = std::min(-room(donor), room(to)); wanted > 0; wanted /= 2) {
+    bool fits = consider(best, donor, offer, to, offer.end, wanted);
+    if (0 < prefix && prefix < offer.end)
+      fits = consider(best, donor, offer, to, prefix, wanted) || fits;
+    const std::int64_t end = best_end(wanted, offer.end);
+    if (end < offer.end) fits = consider(best, donor, offer, to, end, wanted) || fits;
+    if (fits) return;
+  }
+}
+
+/// Rows of the piece that end at `end` or the next cut. False where a buffer is too small.
+bool Balancer::consider(Best& best, int donor, const Offer& offer, int to, std::int64_t end,
+                        std::int64_t wanted) {
+  const Segment& segment = work_.segment(offer.segment);
+  const Piece& piece = segment.pieces[index(offer.piece)];
+  end = std::min(piece.end, segment.cut_above(std::max(end, piece.begin + 1)));
+  std::int64_t begin = std::max(piece.begin, last_row_with(end, wanted));
+  begin = segment.cut_below(begin);
+  if (causal_area(begin, end) > room(to)) begin = segment.cut_above(begin + 1);
+  if (begin >= end || causal_area(begin, end) > room(to)) return true;
+  const Move move{offer.segment, offer.piece, begin, end, to};
+  const std::int64_t area = std::min(causal_area(begin, end), -room(donor)),
+                     bytes = work_.bytes_of(move);
+  const bool free = bytes <= 0, best_free = best.bytes <= 0;
+  const bool better = !best.move          ? true
+                      : free != best_free ? free
+                      : free              ? bytes < best.bytes
+                                          : less_ratio(best.area, best.bytes, area, bytes);
+  if (!better) return true;
+  if (const auto overflow = work_.overflow(move)) {
+    blocked_ = {donor, *overflow};
+    return false;
+  }
+  best = {move, area, bytes};
+  return true;
+}
+
+/// Where no server has room for a shard: the last tile of the piece whose move leaves the least
+/// load on the busier of the two.
+std::optional<Move> Balancer::smallest_step(int donor) {
+  std::optional<Move> best;
+  std::int64_t load = work_.load(donor), speed = speeds_[index(donor)];
+  for (const Offer& offer : offers(donor, work_.segments().size())) {
+    const Segment& segment = work_.segment(offer.segment);
+    const Piece& piece = segment.pieces[index(offer.piece)];
+    Move move{offer.segment, offer.piece, segment.cut_below(piece.end - 1), piece.end, 0};
+    const std::int64_t area = causal_area(move.begin, move.end);
+    for (move.to = 0; move.to < work_.servers(); ++move.to) {
+      if (move.to == donor) continue;
+      std::int64_t busier = work_.load(donor) - area, its_speed = speeds_[index(donor)];
+      const std::int64_t there = work_.load(move.to) + area;
+      if (less_ratio(busier, its_speed, there, speeds_[index(move.to)])) {
+        busier = there;
+        its_speed = speeds_[index(move.to)];
+      }
+      if (!less_ratio(busier, its_speed, load, speed)) continue;
+      if (const auto overflow = work_.overflow(move)) {
+        blocked_ = {donor, *overflow};
+        continue;
+      }
+      load = busier;
+      speed = its_speed;
+      best = move;
+    }
+  }
+  return best;
+}
+
+}  // namespace longhaul::parallel
