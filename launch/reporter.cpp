@@ -54,6 +54,8 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
               config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",
               schemes_text(config).c_str(), config.parallelism.context_parallel_layout.c_str(),
               mask_text(config.data).c_str());
+  if (!header.attention_servers.empty())
+    std::printf("servers  %s\n", header.attention_servers.c_str());
   if (const auto linear = linear_text(config)) std::printf("linear   %s\n", linear->c_str());
   std::printf("rows     %s\n", documents_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
@@ -124,6 +126,7 @@ void Reporter::step(const StepResult& result, const Trainer& trainer,
   if (unlabelled(metrics)) metrics.tokens_per_second = metrics.mfu = std::nan("");
   metrics.memory_bytes = result.memory_bytes;
   metrics.comm_seconds = result.comm_seconds;
+  metrics.loading_seconds = result.loading_seconds;
   metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
   metrics.cursor = trainer.cursor();
   metrics.attention_area = result.area;
