@@ -24,6 +24,8 @@ class BlockBatch {
              const BlockPlace& place);
 
   std::int64_t scratch_bytes() const { return scratch_bytes_; }
+  /// Of all of them together: BlockPlan::pretended_seconds().
+  double pretended_seconds() const;
   /// What the device reads of the plans; empty on the CPU.
   std::span<const std::byte> table() const { return table_; }
 

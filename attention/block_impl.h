@@ -26,6 +26,11 @@ void cpu_sinks_backward(runtime::ConstTensorView lse, runtime::ConstTensorView d
                         runtime::ConstTensorView sinks, runtime::TensorView dsinks,
                         const runtime::Stream& stream);
 
+/// Of either pass, on a place with a pretence, on the CPU.
+std::shared_ptr<const BlockPlan> pretended_plan(Pass pass, const std::vector<Slice>& bands,
+                                                const BlockShape& shape, const Scoring& scoring,
+                                                const BlockPlace& place);
+
 // block_*_cuda.cu, or block_no_cuda.cpp (throws Error(launch)) in a CPU build.
 std::shared_ptr<const BlockPlan> cuda_plan_forward(std::vector<Slice> bands,
                                                    const BlockShape& shape, const Scoring& scoring,

@@ -155,6 +155,13 @@ std::shared_ptr<const BlockPlan> plan_block(Pass pass, const std::vector<Slice>&
     runtime::fail(runtime::ExitCode::config, "attention by cuDNN is demanded on ",
                   to_string(place.device), "; expected CUDA");
   }
+  if (place.pretence) {
+    if (cuda) {
+      runtime::fail(runtime::ExitCode::config, "attention is pretended on ",
+                    to_string(place.device), "; expected the CPU");
+    }
+    return detail::pretended_plan(pass, sorted(bands, shape), shape, scoring, place);
+  }
   const auto plan = forward ? (cuda ? detail::cuda_plan_forward : detail::cpu_plan_forward)
                             : (cuda ? detail::cuda_plan_backward : detail::cpu_plan_backward);
   return plan(sorted(bands, shape), shape, scoring, place);

@@ -45,7 +45,7 @@ struct BlockPlace {
   bool deterministic = false;  ///< cuDNN's backward repeats bit for bit; the others always do
   /// Of a plan only its sizes are asked for: it cannot run, and needs neither a device nor cuDNN.
   bool sizes_only = false;
-  /// Calls only take time: results are not written. CPU only.
+  /// Calls only take time: what they would write becomes 0, what they would add to stays. CPU only.
   std::optional<Pretence> pretence = {};
 };
 BlockPlace place_of(const runtime::Stream& stream);
@@ -81,6 +81,8 @@ class BlockPlan : public std::enable_shared_from_this<BlockPlan> {
 
   /// Temporaries that a call overwrites.
   virtual std::int64_t scratch_bytes() const = 0;
+  /// What a call is pretended to take (BlockPlace::pretence); 0: it computes.
+  virtual double pretended_seconds() const { return 0; }
   /// What the device reads of the plan; empty on the CPU.
   virtual std::span<const std::byte> table() const { return {}; }
 

@@ -149,6 +149,7 @@ struct Attention::Impl {
   attention::BlockPlace place;  ///< of its blocks
   std::vector<Channel> channels;
   mutable Cache cache;
+  mutable runtime::WorkClock clock;
 
   void open_channels() {
     const int most = std::max(scheme_from_name(scheme.name).channels,
@@ -229,7 +230,7 @@ struct Attention::Impl {
                                   std::byte* saved = nullptr) const {
     return std::make_unique<Execution>(std::move(call), std::span(inputs.begin(), inputs.size()),
                                        std::span(outputs.begin(), outputs.size()), compute,
-                                       channels, saved);
+                                       channels, saved, &clock);
   }
 
   /// Memory for what a call saves; nullptr where that is nothing.
@@ -430,6 +431,11 @@ std::int64_t Attention::peak_staging_bytes() const {
 
 void Attention::reset_peak() const {
   for (const Channel& channel : impl_->channels) channel.stream.reset_peak();
+}
+
+AttendTimes Attention::attend_times() const {
+  const runtime::WorkTimes times = impl_->clock.times();
+  return {times.seconds, times.cpu_seconds, times.work};
 }
 
 std::int64_t Attention::sent_bytes() const {

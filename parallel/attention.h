@@ -30,8 +30,15 @@ struct AttentionOptions {
   Expression linear_scheme = "lasp2";  ///< of recurrences
   /// To external attention servers, where batches have them.
   std::shared_ptr<TaskTransport> transport = nullptr;
-  /// Softmax attention only takes time: results are not written.
+  /// Softmax attention only takes time: attention::BlockPlace::pretence.
   std::optional<attention::Pretence> pretence = {};
+};
+
+/// What a rank's steps of softmax attention have taken, those that are over.
+struct AttendTimes {
+  double seconds = 0;      ///< on its compute stream: wall time, on CUDA the device's
+  double cpu_seconds = 0;  ///< of all threads that attended; on CUDA 0: not measured
+  std::int64_t pairs = 0;  ///< visible (query, key) pairs that they attended, times query heads
 };
 
 /// What the calls of a batch have in common: masks and layout, the same on all ranks, and the calls
@@ -166,6 +173,10 @@ class Attention {
   /// where what is sent lies together and is not cast.
   std::int64_t peak_staging_bytes() const;
   void reset_peak() const;
+
+  /// Since construction; pretended seconds count as both. Not of tasks that left this rank, but of
+  /// those that came to it.
+  AttendTimes attend_times() const;
 
   /// Payload bytes that this rank has sent since construction.
   std::int64_t sent_bytes() const;

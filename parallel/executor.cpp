@@ -33,11 +33,13 @@ TensorView memory_view(std::byte* data, const Field& field, const Slot& slot,
 
 Execution::Execution(std::shared_ptr<const Loaded> call, std::span<const ConstTensorView> inputs,
                      std::span<const TensorView> outputs, const Stream& compute,
-                     const std::vector<Channel>& channels, std::byte* saved)
+                     const std::vector<Channel>& channels, std::byte* saved,
+                     runtime::WorkClock* clock)
     : call_(std::move(call)),
       prepared_(*call_->prepared),
       compute_(compute),
       channels_(channels),
+      clock_(clock),
       read_(prepared_.program().slots.size()),
       written_(prepared_.program().slots.size()),
       events_(prepared_.program().steps.size()) {
@@ -131,10 +133,23 @@ void Execution::enqueue(std::size_t index) {
   const Stream& stream = channel == nullptr ? compute_ : channel->stream;
   const runtime::TraceRange trace(name(step.operation));
   for (const int wait : step.waits) stream.wait(events_[static_cast<std::size_t>(wait)]);
-  prepared_.step(index).run(
+  run(prepared_.step(index),
       Frame({prepared_.program(), read_, written_, arena_.data() + prepared_.slots_bytes(),
              call_->tables.data(), compute_, channel}));
   if (prepared_.awaited(index)) events_[index] = stream.record();
+}
+
+void Execution::run(const PreparedStep& step, const Frame& frame) {
+  const Attended attended = step.attended();
+  if (clock_ == nullptr || attended.pairs == 0) return step.run(frame);
+  if (attended.pretended_seconds > 0) {
+    step.run(frame);
+    clock_->add(compute_, {attended.pretended_seconds, attended.pretended_seconds, attended.pairs});
+    return;
+  }
+  clock_->start(compute_);
+  step.run(frame);
+  clock_->stop(compute_, attended.pairs);
 }
 
 }  // namespace longhaul::parallel

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "parallel/prepared.h"
+#include "runtime/work_clock.h"
 
 namespace longhaul::parallel {
 
@@ -20,11 +21,12 @@ class Execution {
  public:
   /// The tensors are those of the signature's names, in its order; [rows, heads, width], or [rows,
   /// heads] for a number. Inputs are never written. `saved`: Prepared::saved_bytes() bytes of the
-  /// compute stream, written forward and read backward. Throws Error where one does not fit its
-  /// slot.
+  /// compute stream, written forward and read backward. `clock`: of the steps that attend; may be
+  /// null. Throws Error where a tensor does not fit its slot.
   Execution(std::shared_ptr<const Loaded> call, std::span<const runtime::ConstTensorView> inputs,
             std::span<const runtime::TensorView> outputs, const runtime::Stream& compute,
-            const std::vector<Channel>& channels, std::byte* saved = nullptr);
+            const std::vector<Channel>& channels, std::byte* saved = nullptr,
+            runtime::WorkClock* clock = nullptr);
 
   ~Execution();
   Execution(const Execution&) = delete;
@@ -44,11 +46,13 @@ class Execution {
   void place(Role role, std::byte* memory);
   void enqueue_phase(int phase);
   void enqueue(std::size_t index);
+  void run(const PreparedStep& step, const Frame& frame);
 
   std::shared_ptr<const Loaded> call_;
   const Prepared& prepared_;
   runtime::Stream compute_;
   const std::vector<Channel>& channels_;
+  runtime::WorkClock* const clock_;
   std::vector<FieldViews<runtime::ConstTensorView>> read_;  // by slot
   std::vector<FieldViews<runtime::TensorView>> written_;
   runtime::Buffer arena_;

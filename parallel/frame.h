@@ -82,6 +82,13 @@ class Frame {
   Parts parts_;
 };
 
+/// What a step attends on its rank itself.
+struct Attended {
+  std::int64_t pairs = 0;  ///< visible (query, key) pairs, summed over query heads
+  /// What it is pretended to take; 0: it is measured.
+  double pretended_seconds = 0;
+};
+
 /// A step with everything that does not depend on a layer's tensors. Immutable, and refers to the
 /// step that it was made of.
 class PreparedStep {
@@ -91,6 +98,8 @@ class PreparedStep {
   virtual void run(const Frame& frame) const = 0;
   /// Temporaries on the compute stream that it overwrites.
   virtual std::int64_t scratch_bytes() const { return 0; }
+  /// Softmax attention's steps have some, and are timed (Attention::attend_times()).
+  virtual Attended attended() const { return {}; }
 };
 
 /// What steps are prepared with.

@@ -45,6 +45,7 @@ class Balancer {
 
   Assignment& work_;
   std::vector<std::int64_t> speeds_, caps_;
+  bool alike_;  // all as fast as each other
   std::vector<bool> stuck_;   // nothing that a server gives would lower the largest load
   std::int64_t query_, key_;  // bytes of a row that moves, and of a key that its server lacks
   std::optional<Blocked> blocked_;

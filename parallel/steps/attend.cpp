@@ -295,8 +295,10 @@ class PreparedBlock : public PreparedStep {
   PreparedBlock(attention::Pass pass, const std::vector<Slice>& bands,
                 const attention::BlockShape& shape, Preparation& with)
       : plan_(attention::plan_block(pass, bands, shape, with.scoring(), with.place())),
-        table_(with.add_table(plan_->table())) {}
+        table_(with.add_table(plan_->table())),
+        attended_{attention::area(bands) * shape.heads, plan_->pretended_seconds()} {}
   std::int64_t scratch_bytes() const override { return plan_->scratch_bytes(); }
+  Attended attended() const override { return attended_; }
 
  protected:
   attention::BlockMemory memory(const Frame& frame) const {
@@ -307,6 +309,7 @@ class PreparedBlock : public PreparedStep {
  private:
   const std::shared_ptr<const attention::BlockPlan> plan_;
   const std::int64_t table_;
+  const Attended attended_;
 };
 
 class PreparedAttend final : public PreparedBlock {

@@ -115,8 +115,13 @@ class PreparedTasks final : public PreparedStep {
   PreparedTasks(const Step& step, Preparation& with)
       : step_(step),
         batch_(kPass<Step>, problems_of(step, with), with.scoring(), with.place()),
-        table_(with.add_table(batch_.table())) {}
+        table_(with.add_table(batch_.table())) {
+    for (const auto& task : step.tasks)
+      attended_.pairs += attention::area(task.band) * shape_of(task, with).heads;
+    attended_.pretended_seconds = batch_.pretended_seconds();
+  }
   std::int64_t scratch_bytes() const override { return batch_.scratch_bytes(); }
+  Attended attended() const override { return attended_; }
   void run(const Frame& frame) const override {
     using Tensors = decltype(detail::tensors_of(single(step_.tasks.front()), frame));
     std::vector<Tensors> tensors;
@@ -134,6 +139,7 @@ class PreparedTasks final : public PreparedStep {
   const Step& step_;
   const attention::BlockBatch batch_;
   const std::int64_t table_;
+  Attended attended_;
 };
 
 /// Of external servers: the stream waits for them.
