@@ -18,6 +18,7 @@
 #include "launch/validate.h"
 #include "runtime/build_info.h"
 #include "runtime/config/suggest.h"
+#include "runtime/config/toml_document.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
@@ -30,6 +31,9 @@ void add_train(CLI::App& app, Action& action) {
                run_train);
   expand(verb->add_option("CONFIG", options->config_path, "TOML file"))->required();
   add_overrides(verb, options->overrides);
+  add_pretend(verb, [options](const std::string& model) {
+    options->overrides.push_back("debug.pretend=" + runtime::quote_toml(model));
+  });
 }
 
 void add_tokenize(CLI::App& app, Action& action) {
@@ -150,6 +154,7 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
+  add_pretend(verb, [options](const std::string& model) { options->pretend = model; });
 }
 
 void add_validate(CLI::App& app, Action& action) {

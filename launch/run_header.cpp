@@ -1,5 +1,6 @@
 #include "launch/run_header.h"
 
+#include "launch/pretend.h"
 #include "launch/schemes.h"
 
 namespace longhaul::launch {
@@ -26,6 +27,7 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
                          validation->tokens()};
   }
   header.flop_convention = kFlopConvention;
+  if (config.debug.pretend) header.pretended = parse_pretending(*config.debug.pretend).text();
   return header;
 }
 

@@ -6,6 +6,7 @@
 
 #include "launch/device.h"
 #include "launch/model.h"
+#include "launch/pretend.h"
 #include "launch/rehearsal.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
@@ -76,6 +77,11 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   parallel::AttentionOptions attention{.wire_dtype = config.parallelism.context_parallel_wire_dtype,
                                        .kernels = attention_kernels(config),
                                        .deterministic = config.debug.deterministic};
+  if (config.debug.pretend) {
+    const Pretending pretending = parse_pretending(*config.debug.pretend);
+    pretending.check_ranks(world.size());
+    attention.pretence = pretending.of_rank(world.rank());
+  }
   schemes_ = scheme_changes(config);
   attention.scheme = scheme_ = schemes_.front().scheme;
   if (const auto linear = linear_choice(config)) attention.linear_scheme = linear->scheme;
@@ -180,9 +186,14 @@ void Trainer::set_scheme(std::int64_t step) {
   scheme_ = wanted;
 }
 
+double Trainer::attended_seconds() const {
+  const parallel::AttendTimes times = attention_->attend_times();
+  return on_device() ? times.seconds : times.cpu_seconds;
+}
+
 StepResult Trainer::step(bool stop) {
   const auto begin = runtime::Clock::now();
-  const double waited_before = compute_.waited_seconds();
+  const double waited_before = compute_.waited_seconds(), attended_before = attended_seconds();
   compute_.reset_peak();
   exchange_->reset_peak();
   attention_->reset_peak();
@@ -235,17 +246,20 @@ StepResult Trainer::step(bool stop) {
   StepResult result;
   const auto memory = static_cast<double>(peak_tensor_bytes() + exchange_->peak_staging_bytes() +
                                           attention_->peak_staging_bytes());
-  const double waited = compute_.waited_seconds() - waited_before;
-  for (const auto& rank :
-       runtime::gather_numbers(*control_comm_, {mine.loss_sum, stop ? 1.0 : 0.0, memory, waited},
-                               control_stream_, host_deadline())) {
+  const double waited = compute_.waited_seconds() - waited_before,
+               attended = attended_seconds() - attended_before;
+  for (const auto& rank : runtime::gather_numbers(
+           *control_comm_, {mine.loss_sum, stop ? 1.0 : 0.0, memory, waited, attended},
+           control_stream_, host_deadline())) {
     result.loss += rank[0] / weight;  // NaN without labels
     result.stop_requested |= rank[1] > 0;
     result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
     result.comm_seconds = std::max(result.comm_seconds, rank[3]);
+    result.attention_seconds.push_back(rank[4]);
   }
   if (on_device()) result.comm_seconds = std::nan("");
   result.grad_norm = labels > 0 ? mine.grad_norm : std::nan("");
+  if (config.debug.pretend) result.loss = result.grad_norm = std::nan("");
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
   for (std::size_t kind = 0; kind < model_.masks().size(); ++kind) {

@@ -203,7 +203,8 @@ const Keys kNotAlone = {"model.architecture",
                         "optimizer.name",
                         "lr_scheduler.decay_type",
                         "parallelism.tensor_parallel_degree",
-                        "parallelism.pipeline_parallel_degree"};
+                        "parallelism.pipeline_parallel_degree",
+                        "debug.pretend"};
 const Keys kMeaning = {"model.hidden_size",
                        "model.intermediate_size",
                        "model.num_hidden_layers",
