@@ -6,6 +6,7 @@
 
 #include "launch/device.h"
 #include "launch/model.h"
+#include "launch/pretend.h"
 #include "launch/rehearsal.h"
 #include "models/serving.h"
 #include "runtime/comm/gather.h"
@@ -68,6 +69,11 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   parallel::AttentionOptions attention{.wire_dtype = config.parallelism.context_parallel_wire_dtype,
                                        .kernels = attention_kernels(config),
                                        .deterministic = config.debug.deterministic};
+  if (config.debug.pretend) {
+    const Pretending pretending = parse_pretending(*config.debug.pretend);
+    pretending.check_ranks(world.size());
+    attention.pretence = pretending.of_rank(world.rank());
+  }
   schemes_ = scheme_changes(config);
   attention.scheme = scheme_ = schemes_.front().scheme;
   if (const auto linear = linear_choice(config)) attention.linear_scheme = linear->scheme;
@@ -198,6 +204,11 @@ void Trainer::set_scheme(std::int64_t step) {
   scheme_ = wanted;
 }
 
+double Trainer::attended_seconds() const {
+  const parallel::AttendTimes times = attention_->attend_times();
+  return on_device() ? times.seconds : times.cpu_seconds;
+}
+
 /// This rank's share of a step's sequences, made while the last step ran; begins to make the next
 /// one's.
 std::vector<LocalBatch> Trainer::take_batches(std::int64_t step) {
@@ -263,7 +274,7 @@ void Trainer::require_same_tasks(std::span<const LocalBatch> batches) {
 
 StepResult Trainer::step(bool stop) {
   const auto begin = runtime::Clock::now();
-  const double waited_before = compute_.waited_seconds();
+  const double waited_before = compute_.waited_seconds(), attended_before = attended_seconds();
   compute_.reset_peak();
   if (!serves()) exchange_->reset_peak();
   attention_->reset_peak();
@@ -307,8 +318,10 @@ StepResult Trainer::step(bool stop) {
   ++completed_steps_;
   cursor_ += plan_.sequences_per_step;
 
-  StepResult result =
-      gather_result(mine, {stop, loading, compute_.waited_seconds() - waited_before}, weight);
+  StepResult result = gather_result(mine,
+                                    {stop, loading, compute_.waited_seconds() - waited_before,
+                                     attended_seconds() - attended_before},
+                                    weight);
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
   for (std::size_t kind = 0; kind < model_.masks().size(); ++kind) {
@@ -326,7 +339,7 @@ StepResult Trainer::gather_result(const Update& mine, const OwnStep& own, double
   const auto ranks = runtime::gather_numbers(
       *control_comm_,
       {mine.loss_sum, own.stop ? 1.0 : 0.0, memory, serves() ? 0.0 : own.waited_seconds,
-       mine.grad_norm, own.loading_seconds},
+       mine.grad_norm, own.loading_seconds, own.attended_seconds},
       control_stream_, host_deadline());
   StepResult result;
   for (const auto& rank : ranks) {
@@ -335,10 +348,12 @@ StepResult Trainer::gather_result(const Update& mine, const OwnStep& own, double
     result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
     result.comm_seconds = std::max(result.comm_seconds, rank[3]);
     result.loading_seconds = std::max(result.loading_seconds, rank[5]);
+    result.attention_seconds.push_back(rank[6]);
   }
   if (on_device()) result.comm_seconds = std::nan("");
   result.grad_norm = weight > 0 ? ranks.front()[4] : std::nan("");  // all trainers have the same
   if (weight > 0) runtime::ops::require_finite_norm(result.grad_norm, completed_steps_);
+  if (inputs_.config.debug.pretend) result.loss = result.grad_norm = std::nan("");
   return result;
 }
 
