@@ -495,7 +495,7 @@ TEST_F(ConfigTest, WrongOverridesNameThemselves) {
       {"parallelism.context_parallel_switch=99999999999999999999:burst",
        "the step is not representable in 64 bits"},
       {"parallelism.context_parallel_scheme=atuo", "did you mean 'auto'?"},
-      {"parallelism.context_parallel_scheme=zzzzzzzz", "group_cast or auto"},
+      {"parallelism.context_parallel_scheme=zzzzzzzz", "group_cast, disaggregated or auto"},
       {"parallelism.context_parallel_scheme=auto(x=1)",
        "unknown scheme 'auto': it is a policy, which stands alone; expected ring, "},
       {"parallelism.context_parallel_scheme=Deepspeed-Ulysses", "here it is called 'ulysses'"},
