@@ -6,6 +6,7 @@
 
 #include "launch/device.h"
 #include "launch/model.h"
+#include "launch/pretend.h"
 #include "launch/rehearsal.h"
 #include "launch/task_agreement.h"
 #include "models/serving.h"
@@ -68,6 +69,11 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   parallel::AttentionOptions attention{.wire_dtype = config.parallelism.context_parallel_wire_dtype,
                                        .kernels = attention_kernels(config),
                                        .deterministic = config.debug.deterministic};
+  if (config.debug.pretend) {
+    const Pretending pretending = parse_pretending(*config.debug.pretend);
+    pretending.check_ranks(world.size());
+    attention.pretence = pretending.of_rank(world.rank());
+  }
   schemes_ = scheme_changes(config);
   attention.scheme = scheme_ = schemes_.front().scheme;
   if (const auto linear = linear_choice(config)) attention.linear_scheme = linear->scheme;
@@ -200,6 +206,11 @@ void Trainer::set_scheme(std::int64_t step) {
   scheme_ = wanted;
 }
 
+double Trainer::attended_seconds() const {
+  const parallel::AttendTimes times = attention_->attend_times();
+  return on_device() ? times.seconds : times.cpu_seconds;
+}
+
 /// This rank's share of a step's sequences, made while the last step ran; begins to make the next
 /// one's.
 std::vector<LocalBatch> Trainer::take_batches(std::int64_t step) {
@@ -235,7 +246,7 @@ void Trainer::require_same_tasks(std::span<const LocalBatch> batches) {
 
 StepResult Trainer::step(bool stop) {
   const auto begin = runtime::Clock::now();
-  const double waited_before = compute_.waited_seconds();
+  const double waited_before = compute_.waited_seconds(), attended_before = attended_seconds();
   compute_.reset_peak();
   if (!serves()) exchange_->reset_peak();
   attention_->reset_peak();
@@ -279,8 +290,10 @@ StepResult Trainer::step(bool stop) {
   ++completed_steps_;
   cursor_ += plan_.sequences_per_step;
 
-  StepResult result =
-      gather_result(mine, {stop, loading, compute_.waited_seconds() - waited_before}, weight);
+  StepResult result = gather_result(mine,
+                                    {stop, loading, compute_.waited_seconds() - waited_before,
+                                     attended_seconds() - attended_before},
+                                    weight);
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
   for (std::size_t kind = 0; kind < model_.masks().size(); ++kind) {
@@ -295,9 +308,13 @@ StepResult Trainer::step(bool stop) {
 StepResult Trainer::gather_result(const Update& mine, const OwnStep& own, double weight) {
   const auto memory = static_cast<double>(peak_tensor_bytes() + attention_->peak_staging_bytes() +
                                           (serves() ? 0 : exchange_->peak_staging_bytes()));
-  std::vector<double> numbers{mine.loss_sum,  own.stop ? 1.0 : 0.0,
-                              memory,         serves() ? 0.0 : own.waited_seconds,
-                              mine.grad_norm, own.loading_seconds};
+  std::vector<double> numbers{mine.loss_sum,
+                              own.stop ? 1.0 : 0.0,
+                              memory,
+                              serves() ? 0.0 : own.waited_seconds,
+                              mine.grad_norm,
+                              own.loading_seconds,
+                              own.attended_seconds};
   const std::size_t measured = numbers.size();
   if (meter_) std::ranges::copy(meter_->since_last_step(), std::back_inserter(numbers));
   const auto ranks =
@@ -310,10 +327,12 @@ StepResult Trainer::gather_result(const Update& mine, const OwnStep& own, double
     result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
     result.comm_seconds = std::max(result.comm_seconds, rank[3]);
     result.loading_seconds = std::max(result.loading_seconds, rank[5]);
+    result.attention_seconds.push_back(rank[6]);
   }
   if (on_device()) result.comm_seconds = std::nan("");
   result.grad_norm = weight > 0 ? ranks.front()[4] : std::nan("");  // all trainers have the same
   if (weight > 0) runtime::ops::require_finite_norm(result.grad_norm, completed_steps_);
+  if (inputs_.config.debug.pretend) result.loss = result.grad_norm = std::nan("");
   return result;
 }
 

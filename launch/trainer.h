@@ -43,7 +43,8 @@ struct TrainerInputs {
   runtime::FlightRecorder* recorder = nullptr;    ///< may be null
 };
 
-/// What a step did, the same on every rank but for `seconds`.
+/// What a step did, the same on every rank but for `seconds`. Where attention is pretended loss and
+/// gradient norm are NaN.
 struct StepResult {
   /// Mean over all labels of the step by their weights, nats. A step without labels has neither
   /// loss nor gradient (NaN) and updates nothing; the learning rate goes on.
@@ -54,6 +55,8 @@ struct StepResult {
   std::vector<std::int64_t> areas;  ///< (query, key) pairs of each of the model's masks
   std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
+  /// Of each rank's softmax attention: thread-CPU seconds, on GPUs the device's, or pretended ones.
+  std::vector<double> attention_seconds;
   double loading_seconds =
       0;  ///< of those, waiting for batches and their plans; largest over ranks
   /// Compute waited for communication, largest over ranks but dedicated attention servers; NaN
@@ -164,7 +167,7 @@ class Trainer {
   /// Of this rank's step, beside what it has learnt.
   struct OwnStep {
     bool stop = false;
-    double loading_seconds = 0, waited_seconds = 0;
+    double loading_seconds = 0, waited_seconds = 0, attended_seconds = 0;
   };
   StepResult gather_result(const Update& mine, const OwnStep& own, double weight);
   /// A server's part in it.
@@ -173,6 +176,8 @@ class Trainer {
   std::int64_t last_step() const { return std::max<std::int64_t>(1, completed_steps_); }
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
   std::vector<parallel::FlatState> states() const;
+  /// Seconds of softmax attention so far: StepResult::attention_seconds.
+  double attended_seconds() const;
   bool on_device() const { return compute_.device().kind != runtime::DeviceKind::cpu; }
 
   const TrainerInputs inputs_;

@@ -11,9 +11,10 @@ namespace {
 
 using Wide = __int128;
 
-constexpr std::int64_t kUnit = 1 << 20;  // of tolerances
-constexpr std::size_t kOffers = 12;      // pieces of a donor that are tried, those that see most
-constexpr std::size_t kIdle = 2;         // servers with most room that are tried
+constexpr std::int64_t kUnit = 1 << 20;     // of tolerances
+constexpr double kMostTolerance = 1 << 20;  // one server may do all work of as many
+constexpr std::size_t kOffers = 12;         // pieces of a donor that are tried, those that see most
+constexpr std::size_t kIdle = 2;            // servers with most room that are tried
 
 constexpr std::size_t kAll = std::numeric_limits<std::size_t>::max();
 
@@ -21,21 +22,24 @@ std::size_t index(int i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 
-Balancer::Balancer(const TaskInputs& inputs, Assignment& work)
+Balancer::Balancer(const TaskInputs& inputs, const RowBytes& prices, Assignment& work)
     : work_(work),
       speeds_(speeds_of(inputs)),
       alike_(std::ranges::all_of(speeds_, [&](auto speed) { return speed == speeds_[0]; })),
       stuck_(speeds_.size()),
-      query_(inputs.bytes.query + inputs.bytes.result),
-      key_(inputs.bytes.key + inputs.bytes.key_gradient) {
+      query_(prices.query + prices.result),
+      key_(prices.key + prices.key_gradient) {
   Wide area = 0, speed = 0;
   for (int server = 0; server < work.servers(); ++server) {
     area += work.load(server);
     speed += speeds_[index(server)];
   }
-  const auto tolerance = static_cast<std::int64_t>(inputs.tolerance * static_cast<double>(kUnit));
-  for (const std::int64_t own : speeds_)
-    caps_.push_back(static_cast<std::int64_t>(area * own / speed * (kUnit + tolerance) / kUnit));
+  const auto tolerance = static_cast<std::int64_t>(std::min(inputs.tolerance, kMostTolerance) *
+                                                   static_cast<double>(kUnit));
+  for (const std::int64_t own : speeds_) {
+    const Wide cap = area * own / speed * (kUnit + tolerance) / kUnit;
+    caps_.push_back(static_cast<std::int64_t>(std::min(area, cap)));
+  }
 }
 
 std::int64_t Balancer::room(int server) const { return caps_[index(server)] - work_.load(server); }
@@ -49,6 +53,29 @@ int Balancer::most_loaded() const {
       donor = server;
   }
   return donor;
+}
+
+void Balancer::relieve() {
+  for (auto over = work_.overflow(); over && over->dispatch; over = work_.overflow()) {
+    int donor = 0;
+    while (donor < work_.servers() && work_.place(donor) != over->place) ++donor;
+    if (donor == work_.servers()) return;  // a rank that gathers keys for external servers
+    std::optional<Move> best;
+    std::int64_t least = 0;
+    for (const Offer& offer : offers(donor, kAll)) {
+      const Piece& piece = work_.segment(offer.segment).pieces[index(offer.piece)];
+      Move move{offer.segment, offer.piece, piece.begin, piece.end, 0};
+      for (move.to = 0; move.to < work_.servers(); ++move.to) {
+        if (move.to == donor || work_.relief(move) <= 0 || work_.overflow(move)) continue;
+        const std::int64_t price = work_.price_of(move);
+        if (best && price >= least) continue;
+        best = move;
+        least = price;
+      }
+    }
+    if (!best) return;
+    work_.apply(*best);
+  }
 }
 
 void Balancer::balance() {
@@ -146,7 +173,7 @@ bool Balancer::consider(Best& best, int donor, const Offer& offer, int to, std::
   if (begin >= end || causal_area(begin, end) > room(to)) return true;
   const Move move{offer.segment, offer.piece, begin, end, to};
   const std::int64_t area = std::min(causal_area(begin, end), -room(donor)),
-                     bytes = work_.bytes_of(move);
+                     bytes = work_.price_of(move);
   const bool free = bytes <= 0, best_free = best.bytes <= 0;
   const bool better = !best.move          ? true
                       : free != best_free ? free
