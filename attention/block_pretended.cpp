@@ -41,8 +41,8 @@ std::int64_t rows_of_work(Pass pass, const std::vector<Slice>& bands) {
   return pass == Pass::forward ? rows : rows + covered(std::move(keys));
 }
 
-double flops_of(Pass pass, const std::vector<Slice>& bands, const BlockShape& s,
-                const Pretence& pretence) {
+double seconds_of(Pass pass, const std::vector<Slice>& bands, const BlockShape& s,
+                  const Pretence& pretence) {
   const TilePlan tiles(bands, s.q_rows, s.k_rows, kTile, kTile);
   std::int64_t full = 0, partial = 0;
   for (std::int64_t qb = 0; qb < tiles.q_blocks(); ++qb) {
@@ -54,9 +54,10 @@ double flops_of(Pass pass, const std::vector<Slice>& bands, const BlockShape& s,
   }
   const std::int64_t of_pair =
       pass == Pass::forward ? 2 * (s.dim + s.value_dim) : 6 * s.dim + 4 * s.value_dim;
-  return static_cast<double>(of_pair * s.heads) *
-         (static_cast<double>(full) + pretence.partial * static_cast<double>(partial) +
-          pretence.rows * static_cast<double>(rows_of_work(pass, bands)));
+  const double pairs = static_cast<double>(full) + pretence.partial * static_cast<double>(partial) +
+                       pretence.rows * static_cast<double>(rows_of_work(pass, bands));
+  const double flops = static_cast<double>(of_pair * s.heads) * pairs;
+  return pretence.slowdown * (pretence.seconds + flops / pretence.flops_per_second);
 }
 
 /// Zeros in every element: rows and heads may be strided.
@@ -74,9 +75,7 @@ class PretendedPlan final : public BlockPlan {
   PretendedPlan(Pass pass, const std::vector<Slice>& bands, const BlockShape& shape,
                 const Scoring& scoring, const BlockPlace& place)
       : BlockPlan(pass, shape, scoring, place),
-        seconds_(place.pretence->seconds + place.pretence->slowdown *
-                                               flops_of(pass, bands, shape, *place.pretence) /
-                                               place.pretence->flops_per_second) {}
+        seconds_(seconds_of(pass, bands, shape, *place.pretence)) {}
   std::int64_t scratch_bytes() const override { return 0; }
   double pretended_seconds() const override { return seconds_; }
 

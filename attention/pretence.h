@@ -3,8 +3,8 @@
 
 namespace longhaul::attention {
 
-/// How long a softmax block call is pretended to take: seconds + slowdown * flops /
-/// flops_per_second, with
+/// How long a softmax block call is pretended to take: slowdown (seconds + flops /
+/// flops_per_second), with
 ///   flops = c (A_full + partial A_partial + rows R),
 /// c = 4 D H forward and 10 D H backward (2 (D + D_v) H and (6 D + 4 D_v) H where D_v differs),
 /// A_full and A_partial the (query, key) pairs of tiles of 128 x 128 that the bands cover whole, or

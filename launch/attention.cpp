@@ -8,6 +8,7 @@
 #include "launch/attention_case.h"
 #include "launch/attention_numbers.h"
 #include "launch/linear_attention.h"
+#include "launch/pretend.h"
 #include "launch/rank_tensors.h"
 #include "launch/replay.h"
 #include "parallel/policy.h"
@@ -33,6 +34,7 @@ class SoftmaxReplay final : public Replay {
   AttentionResult results(ReplayRank& rank) const;
 
   const AttentionOptions options_;
+  const std::optional<Pretending> pretending_;
   const DType dtype_, wire_dtype_;
   const AttentionCase input_;
   const parallel::Layout layout_;
@@ -97,12 +99,15 @@ attention::Scoring read_scoring(const AttentionOptions& options, const Attention
 
 SoftmaxReplay::SoftmaxReplay(const AttentionOptions& options, int ranks)
     : options_(options),
+      pretending_(options.pretend ? std::optional(parse_pretending(*options.pretend))
+                                  : std::nullopt),
       dtype_(dtype_of_option("--dtype", options.dtype)),
       wire_dtype_(dtype_of_option("--wire-dtype", options.wire_dtype)),
       input_(read_attention_case(options.case_path, options.mask)),
       layout_(parallel::Layout::make(parallel::layout_from_name(options.layout), input_.mask,
                                      input_.batch, ranks)),
       scoring_(read_scoring(options, input_)) {
+  if (pretending_) pretending_->check_ranks(ranks);
   check_numbers(options.case_path, input_, dtype_, scoring_);
   const parallel::Shapes shapes = shapes_of(input_, dtype_, scoring_);
   scheme_ = choose_scheme(options, shapes, wire_dtype_, input_.mask, layout_);
@@ -134,7 +139,9 @@ AttentionResult SoftmaxReplay::results(ReplayRank& rank) const {
     dk = tensors.make({n, in.kv_heads, in.dim});
     dv = tensors.make({n, in.kv_heads, in.value_dim});
   }
-  parallel::Attention attention({scheme_, wire_dtype_}, std::move(rank.context), compute);
+  parallel::AttentionOptions spread{.scheme = scheme_, .wire_dtype = wire_dtype_};
+  if (pretending_) spread.pretence = pretending_->of_rank(rank.world.rank());
+  parallel::Attention attention(spread, std::move(rank.context), compute);
   const auto batch = attention.batch(in.mask, layout_);
 
   std::unique_ptr<parallel::Execution> forward, backward;
@@ -174,6 +181,7 @@ AttentionResult SoftmaxReplay::results(ReplayRank& rank) const {
   if (with_backward && with_sinks)  // each rank saw its own rows
     result.dsinks = gather_sums(rank.world, tensors.download(dsinks), host);
   result.figures = gather_figures(attention, rank, seconds);
+  if (pretending_) result.figures.pretended = pretending_->text();
   // Of one head, or of all where their masks differ.
   result.area = parallel::query_areas(in.mask, layout_);
   return result;
@@ -182,7 +190,8 @@ AttentionResult SoftmaxReplay::results(ReplayRank& rank) const {
 void SoftmaxReplay::run(ReplayRank rank, const runtime::OutputFile& output) const {
   const AttentionResult result = results(rank);
   if (rank.world.rank() != 0) return;
-  const std::string scheme = scheme_.text(), wrong = check_results(input_, result);
+  const std::string scheme = scheme_.text(),
+                    wrong = pretending_ ? "" : check_results(input_, result);
   write_attention_result(output, input_, result, scheme, options_.layout);
   print_summary(options_, scheme, result.figures);
   if (!wrong.empty()) fmt::print("not finite: {}\n", wrong);
@@ -217,6 +226,9 @@ void check_options(const AttentionOptions& options) {
   if (!(options.timeout_seconds > 0)) {
     fail(ExitCode::config, "--timeout-seconds ", options.timeout_seconds,
          ": expected a number above 0");
+  }
+  if (options.pretend && options.device != "cpu") {
+    fail(ExitCode::config, "--pretend is for the CPU; use --device cpu");
   }
   if (communicator == "nccl" && options.device == "cpu") {
     fail(ExitCode::config, "nccl moves device memory; use --device cuda, or --communicator mpi");

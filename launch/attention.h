@@ -35,6 +35,7 @@ struct AttentionOptions {
   int ranks_per_node = 0;
   std::string device = "cpu";
   double timeout_seconds = 300;
+  std::optional<std::string> pretend;  ///< parse_pretending(); none: it computes
 };
 
 /// Returns 0 only if the schedules verified. Throws Error(data) for a malformed case, Error(config)

@@ -67,6 +67,8 @@ void write_attention_result(const runtime::OutputFile& output, const AttentionCa
                            const std::vector<float>& values) {
       file.write<float>(name, sizes, values);
     };
+    file.write<std::int64_t>("area", {std::ssize(result.area)}, result.area);
+    if (!result.figures.pretended.empty()) return;  // nothing was computed
     const std::int64_t b = input.batch, s = input.seq_len, h = input.heads;
     write("out", {b, s, h, input.value_dim}, result.out);
     if (result.lse.size() == static_cast<std::size_t>(b * s * h)) {  // a sigmoid has none
@@ -85,7 +87,6 @@ void write_attention_result(const runtime::OutputFile& output, const AttentionCa
       write("dv", {b, s, input.kv_heads, input.value_dim}, result.dv);
       if (!result.dsinks.empty()) write("dsinks", {h}, result.dsinks);
     }
-    file.write<std::int64_t>("area", {std::ssize(result.area)}, result.area);
   });
 }
 

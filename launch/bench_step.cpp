@@ -323,6 +323,10 @@ int run_bench_step(const BenchStepOptions& options) {
          ": model.vocab_size is not given, and no corpus is "
          "read here that would say it; add --set model.vocab_size=32000, for example");
   }
+  if (draft.config.debug.pretend) {
+    fail(ExitCode::config, "debug.pretend = ", runtime::quote_toml(*draft.config.debug.pretend),
+         ": this measures steps, and with it attention computes nothing; leave it out");
+  }
   std::optional<runtime::OutputFile> json_file;
   if (!options.json_path.empty()) {
     json_file.emplace(options.json_path,

@@ -143,6 +143,11 @@ void write_result_file(const runtime::OutputFile& output, const ReplayFigures& f
   file.set_attribute("layout", layout);
   file.set_attribute("ranks", ranks);
   file.set_attribute("seconds", figures.seconds);
+  if (!figures.attention_seconds.empty()) {
+    file.write<double>("attention_seconds", {ranks}, figures.attention_seconds);
+    file.write<double>("attention_cpu_seconds", {ranks}, figures.attention_cpu_seconds);
+  }
+  if (!figures.pretended.empty()) file.set_attribute("pretended", figures.pretended);
   file.close();
   runtime::FileHandle::read(unfinished).sync();
   output.publish(unfinished);

@@ -27,6 +27,10 @@ struct ReplayFigures {
   std::vector<parallel::LinkBytes> link_bytes;  ///< those bytes by link class
   std::vector<int> nodes;                       ///< from 0
   double seconds = 0;                           ///< of the slowest rank, forward and backward
+  /// Of softmax attention on each rank: wall time, on GPUs the device's; and of all its threads on
+  /// a processor. Empty of a recurrence.
+  std::vector<double> attention_seconds = {}, attention_cpu_seconds = {};
+  std::string pretended = {};  ///< the model that both are then of
 };
 
 /// "[2, 37, 4, 16]".

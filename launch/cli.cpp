@@ -19,6 +19,7 @@
 #include "launch/validate.h"
 #include "runtime/build_info.h"
 #include "runtime/config/suggest.h"
+#include "runtime/config/toml_document.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
@@ -31,6 +32,9 @@ void add_train(CLI::App& app, Action& action) {
                run_train);
   expand(verb->add_option("CONFIG", options->config_path, "TOML file"))->required();
   add_overrides(verb, options->overrides);
+  add_pretend(verb, [options](const std::string& model) {
+    options->overrides.push_back("debug.pretend=" + runtime::quote_toml(model));
+  });
 }
 
 void add_tokenize(CLI::App& app, Action& action) {
@@ -168,6 +172,7 @@ void add_attention(CLI::App& app, Action& action) {
   verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
+  add_pretend(verb, [options](const std::string& model) { options->pretend = model; });
 }
 
 void add_validate(CLI::App& app, Action& action) {

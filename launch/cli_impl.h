@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/pretend.h"
 #include "runtime/config/expand.h"
 
 namespace longhaul::launch {
@@ -44,6 +45,17 @@ inline void add_overrides(CLI::App* verb, std::vector<std::string>& overrides) {
   verb->add_option("--set", overrides, "Override one key of the configuration; may be repeated")
       ->type_name("SECTION.KEY=VALUE")
       ->allow_extra_args(false);
+}
+
+/// `--pretend [MODEL]`, which `give` gets, or what it means alone.
+inline void add_pretend(CLI::App* verb, const std::function<void(const std::string&)>& give) {
+  verb->add_option_function<std::string>(
+          "--pretend",
+          [give](const std::string& model) { give(model.empty() ? kDefaultPretending : model); },
+          "Softmax attention only takes the time of a model, as flops=2e9,slow=3:3, and computes "
+          "nothing; see launch/README.md")
+      ->type_name("MODEL")
+      ->expected(0, 1);
 }
 
 inline void add_force(CLI::App* verb, const char* option, bool& force) {

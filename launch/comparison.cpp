@@ -86,6 +86,8 @@ double settled_loss(std::span<const StepMetrics* const> steps) {
   return sum / static_cast<double>(count);
 }
 
+std::string loss_text(double loss) { return std::isnan(loss) ? "-" : fmt::format("{:.4f}", loss); }
+
 std::string table_row(const NamedRun& run) {
   const ModelFacts facts = facts_of(run.log);
   std::int64_t tokens = 0;
@@ -93,10 +95,10 @@ std::string table_row(const NamedRun& run) {
   const std::vector<const StepMetrics*> steps = labelled_steps(run.log);
   std::string losses = "- | - | - | - | -";
   if (!steps.empty()) {
-    losses =
-        fmt::format("{:.4f} | {:.4f} | {:.4f} | {:.3g} | {}", steps.front()->loss,
-                    steps.back()->loss, settled_loss(steps), typical(steps, &StepMetrics::seconds),
-                    grouped(std::llround(typical(steps, &StepMetrics::tokens_per_second))));
+    losses = fmt::format("{} | {} | {} | {:.3g} | {}", loss_text(steps.front()->loss),
+                         loss_text(steps.back()->loss), loss_text(settled_loss(steps)),
+                         typical(steps, &StepMetrics::seconds),
+                         grouped(std::llround(typical(steps, &StepMetrics::tokens_per_second))));
   }
   std::string name;
   for (const char c : run.name) name += c == '|' ? std::string("\\|") : std::string(1, c);
@@ -134,6 +136,7 @@ NamedRun read_named_run(const std::string& argument) {
   std::tie(run.name, run.path) = named_path(argument);
   run.log = read_metrics(run.path);
   if (run.name.empty()) run.name = facts_of(run.log).name;
+  if (!run.log.pretended.empty()) run.name += " (pretended)";
   return run;
 }
 

@@ -11,6 +11,7 @@
 #include "launch/attention_axis.h"
 #include "launch/config.h"
 #include "launch/model_keys.h"
+#include "launch/pretend.h"
 #include "launch/row_rules.h"
 #include "models/family.h"
 #include "models/layer_types.h"
@@ -331,6 +332,28 @@ void check_device(TrainDraft& draft) {
   }
 }
 
+/// A run that computes no attention has nothing to keep or to measure by.
+void check_pretence(TrainDraft& draft) {
+  if (!draft.good({"debug.pretend"}) || !draft.config.debug.pretend) return;
+  const TrainConfig& config = draft.config;
+  const char* const path = "debug.pretend";
+  const std::string value = quote_toml(*config.debug.pretend);
+  try {
+    parse_pretending(*config.debug.pretend);
+  } catch (const runtime::Error& error) {
+    draft.key_problem(path, value, error.what());
+  }
+  const auto refuse = [&](const char* key, const std::string& of_key, const char* why) {
+    draft.key_problem(key, of_key, fmt::format("with pretended attention (debug.pretend) {}", why));
+  };
+  if (draft.good({"checkpoint.enable"}) && config.checkpoint.enable)
+    refuse("checkpoint.enable", "true", "weights mean nothing; set it to false");
+  if (draft.good({"validation.enable"}) && config.validation.enable)
+    refuse("validation.enable", "true", "losses mean nothing; set it to false");
+  if (draft.good({"device.kind"}) && config.device.kind != "cpu")
+    refuse("device.kind", quote_toml(config.device.kind), "it is \"cpu\"");
+}
+
 }  // namespace
 
 void check_model(TrainDraft& draft) {
@@ -350,6 +373,7 @@ void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   if (draft.reads_files) check_files(draft);
   check_grid(draft, world_size);
   check_device(draft);
+  check_pretence(draft);
 }
 
 GridShape resolve_grid(const TrainConfig& config, std::int64_t world_size) {

@@ -325,6 +325,11 @@ std::vector<runtime::ConfigKey> declare() {
        .explanation = "OpenMP threads of a rank; 0: $OMP_NUM_THREADS if set, else the node's cores "
                       "shared among its ranks.",
        .default_value = "0", .minimum = 0, .maximum = 4096},
+      {LONGHAUL_KEY(debug, pretend, meaning),
+       .explanation =
+           "What `train --pretend` sets: softmax attention only takes the time of a model, as "
+           "`flops=2e9,slow=3:3` (launch/README.md), and computes nothing. None: it computes.",
+       .derived_default = "none"},
   };
 }
 

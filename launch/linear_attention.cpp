@@ -127,6 +127,8 @@ void check_linear_options(const AttentionOptions& options) {
   refuse(options.bias.has_value(), "--bias", kNoScores);
   refuse(options.wire_dtype != "float32", "--wire-dtype",
          "states and their gradients travel as float32; leave it out");
+  refuse(options.pretend.has_value(), "--pretend",
+         "the time of a recurrence is not modelled; leave it out");
   map_of(options);  // whether there is such a map
   const std::string scheme = options.scheme.value_or("auto");
   if (scheme != "auto")  // whether there is such a scheme

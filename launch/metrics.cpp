@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 
 #include "runtime/size_text.h"
@@ -19,14 +21,30 @@ std::string duration_text(double seconds) {
   return fmt::format("{}d{:02}h", minutes / 1440, minutes % 1440 / 60);
 }
 
+Straggler straggler_of(std::span<const double> seconds) {
+  const double sum = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+  if (!(sum > 0)) return {std::nan(""), std::nan(""), std::nan("")};
+  const double mean = sum / static_cast<double>(seconds.size()), most = std::ranges::max(seconds);
+  return {mean, most - mean, most / mean};
+}
+
 bool unlabelled(const StepMetrics& metrics) {
   return metrics.labels == 0 && std::isnan(metrics.loss);
 }
 
+namespace {
+/// The figure, or "-".
+std::string known(const char* format, double value) {
+  return std::isnan(value) ? "-" : fmt::format(fmt::runtime(format), value);
+}
+}  // namespace
+
 std::string console_line(const StepMetrics& metrics, const ConsoleContext& context) {
+  const char* const pretended = context.pretended ? " | pretended" : "";
   if (unlabelled(metrics)) {
-    return fmt::format("step {}/{} | no labels, nothing updated | lr {:.2e} | eta {}", metrics.step,
-                       context.steps, metrics.learning_rate, duration_text(context.seconds_left));
+    return fmt::format("step {}/{}{} | no labels, nothing updated | lr {:.2e} | eta {}",
+                       metrics.step, context.steps, pretended, metrics.learning_rate,
+                       duration_text(context.seconds_left));
   }
   // "61.3/79.1 GiB": one unit where both have the same.
   std::string memory = runtime::size_text(metrics.memory_bytes);
@@ -37,13 +55,13 @@ std::string console_line(const StepMetrics& metrics, const ConsoleContext& conte
     memory += "/" + total;
   }
   const double share = metrics.seconds > 0 ? 100 * metrics.comm_seconds / metrics.seconds : 0;
-  const std::string comm = std::isnan(share) ? "-" : fmt::format("{:.1f}%", share);
   return fmt::format(
-      "step {}/{} | loss {:.4f} | gnorm {:.2f} | lr {:.2e} | {} tok/s | mfu {:.1f}% | mem {} | "
-      "comm {} | eta {}",
-      metrics.step, context.steps, metrics.loss, metrics.grad_norm, metrics.learning_rate,
-      grouped(std::llround(metrics.tokens_per_second)), 100 * metrics.mfu, memory, comm,
-      duration_text(context.seconds_left));
+      "step {}/{}{} | loss {} | gnorm {} | lr {:.2e} | {} tok/s | mfu {} | mem {} | comm {} | eta "
+      "{}",
+      metrics.step, context.steps, pretended, known("{:.4f}", metrics.loss),
+      known("{:.2f}", metrics.grad_norm), metrics.learning_rate,
+      grouped(std::llround(metrics.tokens_per_second)), known("{:.1f}%", 100 * metrics.mfu), memory,
+      known("{:.1f}%", share), duration_text(context.seconds_left));
 }
 
 std::string console_line(const ValidationMetrics& metrics, std::int64_t steps) {

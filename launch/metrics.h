@@ -7,7 +7,9 @@
 // followed. The first object after a resume also has "run", the header of the resumed run.
 
 #include <cstdint>
+#include <limits>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,10 +50,12 @@ struct RunHeader {
   double peak_flops = 0;        ///< of all ranks together; what MFU divides by
   std::string peak_convention;  ///< how it was measured, in words
   std::string flop_convention;  ///< what MFU counts, in words
+  std::string pretended;        ///< the model of pretended attention; empty: it computes
 };
 
 /// One optimizer step. Losses in nats a token, over the whole grid; memory is the maximum over
-/// ranks. NaN here is null in the file.
+/// ranks. NaN here is null in the file. Of a run whose attention is pretended `seconds` and what
+/// follows from it, and the last three, are pretended too, and loss, gradient norm and MFU NaN.
 struct StepMetrics {
   std::int64_t step = 0;  ///< from 1
   double loss = 0;
@@ -68,8 +72,22 @@ struct StepMetrics {
   std::int64_t epoch = 0;
   std::int64_t cursor = 0;  ///< global sequence cursor after the step: sequences taken so far
   std::int64_t attention_area = 0;  ///< (query, key) pairs of the masks, all layers together
+  /// Of softmax attention of a rank that attends, their mean: thread-CPU seconds, on GPUs the
+  /// device's. NaN without any.
+  double attention_seconds = std::numeric_limits<double>::quiet_NaN();
+  double straggler_seconds =
+      std::numeric_limits<double>::quiet_NaN();  ///< the most, less that mean
+  double attention_imbalance = std::numeric_limits<double>::quiet_NaN();  ///< the most over it
   bool operator==(const StepMetrics&) const = default;
 };
+
+/// How long the slowest of several ranks takes beside the others. NaN where none takes any time.
+struct Straggler {
+  double mean_seconds = 0;
+  double seconds = 0;    ///< that the slowest takes more than the mean
+  double imbalance = 1;  ///< the slowest over the mean
+};
+Straggler straggler_of(std::span<const double> seconds);
 
 /// Whether the step had no label: it then updated nothing, and its loss, gradient norm and rates
 /// are NaN.
@@ -91,11 +109,12 @@ struct ConsoleContext {
   std::int64_t steps = 0;               ///< of the whole run
   std::int64_t memory_total_bytes = 0;  ///< 0: unknown, not shown
   double seconds_left = 0;
+  bool pretended = false;
 };
 
 /// "step 120/10000 | loss 3.2145 | gnorm 0.84 | lr 3.00e-04 | 412,301 tok/s | mfu 41.2% |
-/// mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m", "comm -" where it is not measured; of a step without
-/// labels
+/// mem 61.3/79.1 GiB | comm 6.1% | eta 3h12m", "-" for what is not known; "| pretended" behind the
+/// step of a run whose attention is; of a step without labels
 /// "step 121/10000 | no labels, nothing updated | lr 3.00e-04 | eta 3h12m".
 std::string console_line(const StepMetrics& metrics, const ConsoleContext& context);
 /// "step 120/10000 | validation loss 3.1022 | 1,048,576 tokens in 3s | 412,301 tok/s".
@@ -141,6 +160,7 @@ class MetricsWriter {
 struct MetricsLog {
   std::string header_json;                ///< the header's line
   std::optional<double> unigram_entropy;  ///< the header's
+  std::string pretended;                  ///< the header's
   std::vector<StepMetrics> steps;
   std::vector<ValidationMetrics> validations;
   std::int64_t ranks = 0;

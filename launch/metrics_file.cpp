@@ -49,6 +49,9 @@ void for_each_field(Metrics& metrics, Visit visit) {
   visit("epoch", metrics.epoch);
   visit("cursor", metrics.cursor);
   visit("attention_area", metrics.attention_area);
+  visit("attention_seconds", metrics.attention_seconds);
+  visit("straggler_seconds", metrics.straggler_seconds);
+  visit("attention_imbalance", metrics.attention_imbalance);
 }
 
 template <Of<ValidationMetrics> Metrics, class Visit>
@@ -107,6 +110,7 @@ Json header_json(const RunHeader& header) {
   json["peak_flops"] = header.peak_flops;
   json["peak_convention"] = header.peak_convention;
   json["flop_convention"] = header.flop_convention;
+  json["pretended"] = header.pretended.empty() ? Json(nullptr) : Json(header.pretended);
   return json;
 }
 
@@ -169,6 +173,8 @@ void read_header(const std::string& path, std::string_view line, const Json& jso
   if (const Json* entropy = number_in("corpus", "unigram_entropy"))
     log.unigram_entropy = entropy->get<double>();
   if (const Json* ranks = number_in("grid", "ranks")) log.ranks = ranks->get<std::int64_t>();
+  if (const auto model = json.find("pretended"); model != json.end() && model->is_string())
+    log.pretended = model->get<std::string>();
 }
 
 std::string read_all(const std::string& path) {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "launch/device.h"
+#include "launch/metrics.h"
 #include "parallel/verifier/verifier.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/gather_cores.h"
@@ -150,15 +151,25 @@ ReplayFigures gather_figures(const parallel::Attention& attention, const ReplayR
   ReplayFigures figures;
   const parallel::LinkBytes links =
       parallel::link_bytes(attention.sent_to(), rank.world.rank(), rank.nodes);
+  const parallel::AttendTimes times = attention.attend_times();
+  double pairs = 0;
   for (const auto& of : runtime::gather_numbers(
            rank.world,
            {static_cast<double>(attention.sent_bytes()), static_cast<double>(links.within_nodes),
-            static_cast<double>(links.between_nodes), seconds},
+            static_cast<double>(links.between_nodes), seconds, times.seconds, times.cpu_seconds,
+            static_cast<double>(times.pairs)},
            Stream::cpu("figures"), replay_deadline())) {
     figures.sent_bytes.push_back(static_cast<std::int64_t>(of[0]));
     figures.link_bytes.push_back(
         {static_cast<std::int64_t>(of[1]), static_cast<std::int64_t>(of[2])});
     figures.seconds = std::max(figures.seconds, of[3]);
+    figures.attention_seconds.push_back(of[4]);
+    figures.attention_cpu_seconds.push_back(of[5]);
+    pairs += of[6];
+  }
+  if (pairs == 0) {  // a recurrence
+    figures.attention_seconds.clear();
+    figures.attention_cpu_seconds.clear();
   }
   figures.nodes = rank.nodes;
   return figures;
@@ -176,6 +187,15 @@ void print_summary(const AttentionOptions& options, const std::string& scheme,
              options.layout, options.mask.name, counted(std::ssize(figures.nodes), "rank"),
              counted(nodes, "node"), counted(sum.within_nodes, "byte"),
              runtime::grouped(sum.between_nodes), figures.seconds);
+  const bool on_cpu = options.device == "cpu";
+  const auto& attended = on_cpu ? figures.attention_cpu_seconds : figures.attention_seconds;
+  if (attended.empty()) return;
+  const Straggler straggler = straggler_of(attended);
+  fmt::print("attention: {:.4f} s on the slowest rank, {:.2f} of the mean; {}\n",
+             straggler.mean_seconds + straggler.seconds, straggler.imbalance,
+             !figures.pretended.empty() ? fmt::format("pretended ({})", figures.pretended)
+             : on_cpu                   ? "seconds of its threads on the processor"
+                                        : "the device's seconds");
 }
 
 }  // namespace longhaul::launch

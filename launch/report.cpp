@@ -113,7 +113,8 @@ double larger(double a, double b) { return std::isnan(b) ? INFINITY : std::max(a
 PlotSeries loss_series(const MetricsLog& log, std::string name, std::string color) {
   PlotSeries series{std::move(name), std::move(color), false, 1.8, {}};
   for (const StepMetrics& step : log.steps) {
-    if (!unlabelled(step)) series.points.push_back({static_cast<double>(step.step), step.loss});
+    if (!unlabelled(step) && log.pretended.empty())
+      series.points.push_back({static_cast<double>(step.step), step.loss});
   }
   return series;
 }
@@ -227,6 +228,10 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
     whole_file();
     return table;
   }
+  if (!run.pretended.empty())
+    row("pretended", "attention took the time of a model (" + run.pretended +
+                         "): no time here is measured, and there is no loss");
+  const char* const pretended = run.pretended.empty() ? "" : ", pretended";
   const std::vector<const StepMetrics*> steps = labelled_steps(run);
   if (const auto without = run.steps.size() - steps.size(); without > 0)
     row("without labels",
@@ -234,16 +239,28 @@ std::string summary_table(const MetricsLog& run, std::optional<double> unigram_e
   if (!steps.empty()) {
     const StepMetrics& first = *steps.front();
     const StepMetrics& last = *steps.back();
-    row("loss, first", fmt::format("{:.4f} nats a token (step {})", first.loss, first.step));
-    row("loss, last", fmt::format("{:.4f} nats a token (step {})", last.loss, last.step));
-    if (unigram_entropy) {
+    if (run.pretended.empty()) {
+      row("loss, first", fmt::format("{:.4f} nats a token (step {})", first.loss, first.step));
+      row("loss, last", fmt::format("{:.4f} nats a token (step {})", last.loss, last.step));
+    }
+    if (unigram_entropy && run.pretended.empty()) {
       row("unigram entropy", fmt::format("{:.4f} nats a token; the last loss is {:.2f} of it",
                                          *unigram_entropy, last.loss / *unigram_entropy));
     }
     row("tokens/s",
-        fmt::format("{} (median step)",
-                    grouped(std::llround(typical(steps, &StepMetrics::tokens_per_second)))));
-    row("MFU", fmt::format("{:.1f}% (median step)", 100 * typical(steps, &StepMetrics::mfu)));
+        fmt::format("{} (median step{})",
+                    grouped(std::llround(typical(steps, &StepMetrics::tokens_per_second))),
+                    pretended));
+    if (run.pretended.empty())
+      row("MFU", fmt::format("{:.1f}% (median step)", 100 * typical(steps, &StepMetrics::mfu)));
+    if (const double straggling = typical(steps, &StepMetrics::straggler_seconds);
+        std::isfinite(straggling)) {
+      row("attention",
+          fmt::format("{:.3g} s a rank and step, and {:.3g} s more on the slowest rank, {:.2f} of "
+                      "the mean (median step{})",
+                      typical(steps, &StepMetrics::attention_seconds), straggling,
+                      typical(steps, &StepMetrics::attention_imbalance), pretended));
+    }
   }
   double seconds = 0;
   for (const StepMetrics& step : run.steps) seconds += step.seconds;
@@ -290,8 +307,9 @@ void check_limits(const ReportOptions& options, const NamedRun& named,
   const std::string which = options.metrics_paths.size() > 1 ? named.name + ": " : "";
   if (options.max_entropy_ratio) {
     const std::vector<const StepMetrics*> steps = labelled_steps(run);
-    if (steps.empty())
-      fail(ExitCode::internal, which, "--max-entropy-ratio: the run has no loss yet");
+    if (steps.empty() || !run.pretended.empty())
+      fail(ExitCode::internal, which, "--max-entropy-ratio: the run has no loss",
+           run.pretended.empty() ? " yet" : ": its attention was pretended");
     if (!entropy)
       fail(ExitCode::internal,
            "--max-entropy-ratio: the metrics hold no unigram entropy; name the "

@@ -10,6 +10,7 @@
 #include "launch/config.h"
 #include "launch/config_changes.h"
 #include "launch/model.h"
+#include "launch/pretend.h"
 #include "launch/row_rules.h"
 #include "launch/schemes.h"
 #include "models/family.h"
@@ -56,6 +57,12 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
               mask_text(config.data).c_str());
   if (!header.attention_servers.empty())
     std::printf("servers  %s\n", header.attention_servers.c_str());
+  if (!header.pretended.empty()) {
+    std::printf(
+        "pretended softmax attention only takes the time of a model, %s: no figure below that "
+        "depends on it is measured, and losses mean nothing\n",
+        pretended_text(parse_pretending(header.pretended)).c_str());
+  }
   if (const auto linear = linear_text(config)) std::printf("linear   %s\n", linear->c_str());
   std::printf("rows     %s\n", documents_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
@@ -123,6 +130,8 @@ void Reporter::step(const StepResult& result, const Trainer& trainer,
   metrics.seconds = result.seconds;
   metrics.tokens_per_second = static_cast<double>(tokens) / result.seconds;
   metrics.mfu = trainer.model().flops(tokens, result.areas) / result.seconds / peak_flops_;
+  const bool pretended = config_.debug.pretend.has_value();
+  if (pretended) metrics.mfu = std::nan("");
   if (unlabelled(metrics)) metrics.tokens_per_second = metrics.mfu = std::nan("");
   metrics.memory_bytes = result.memory_bytes;
   metrics.comm_seconds = result.comm_seconds;
@@ -130,6 +139,10 @@ void Reporter::step(const StepResult& result, const Trainer& trainer,
   metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
   metrics.cursor = trainer.cursor();
   metrics.attention_area = result.area;
+  const Straggler straggler = straggler_of(result.attention_seconds);
+  metrics.attention_seconds = straggler.mean_seconds;
+  metrics.straggler_seconds = straggler.seconds;
+  metrics.attention_imbalance = straggler.imbalance;
   writer_.write(metrics);
   seconds_ += result.seconds;
   ++steps_;
@@ -139,6 +152,7 @@ void Reporter::step(const StepResult& result, const Trainer& trainer,
   ConsoleContext context;
   context.steps = config_.training.steps;
   context.memory_total_bytes = memory_bytes_;
+  context.pretended = pretended;
   context.seconds_left =
       seconds_ / static_cast<double>(steps_) * static_cast<double>(context.steps - metrics.step);
   std::printf("%s\n", console_line(metrics, context).c_str());

@@ -1,6 +1,7 @@
 #include "launch/run_header.h"
 
 #include "launch/attention_axis.h"
+#include "launch/pretend.h"
 #include "launch/schemes.h"
 
 namespace longhaul::launch {
@@ -29,6 +30,7 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
                          validation->tokens()};
   }
   header.flop_convention = kFlopConvention;
+  if (config.debug.pretend) header.pretended = parse_pretending(*config.debug.pretend).text();
   return header;
 }
 

@@ -287,6 +287,10 @@ void check_linear(TrainDraft& draft) {
     draft.key_problem("device.kind", runtime::quote_toml(config.device.kind),
                       "linear layers run on CPUs only, so far; expected cpu");
   }
+  if (draft.good({"debug.pretend"}) && config.debug.pretend) {
+    draft.key_problem("debug.pretend", runtime::quote_toml(*config.debug.pretend),
+                      "the time of linear layers is not modelled; use a model without any");
+  }
   const std::string& mask = config.data.mask;
   const std::string rule = draft.good({"data.mask"}) ? attention::mask_rule(mask).name : "causal";
   if (rule != "causal" && rule != "causal_document") {

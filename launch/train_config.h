@@ -116,7 +116,8 @@ struct DeviceConfig {
 struct DebugConfig {
   std::int64_t seed = 0;
   bool deterministic = false;
-  std::int64_t threads = 0;  ///< OpenMP threads a rank; 0: cores / local ranks
+  std::int64_t threads = 0;            ///< OpenMP threads a rank; 0: cores / local ranks
+  std::optional<std::string> pretend;  ///< parse_pretending(); none: attention computes
 };
 
 struct TrainConfig : runtime::Configuration {

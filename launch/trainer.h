@@ -43,7 +43,8 @@ struct TrainerInputs {
   runtime::FlightRecorder* recorder = nullptr;    ///< may be null
 };
 
-/// What a step did, the same on every rank but for `seconds`.
+/// What a step did, the same on every rank but for `seconds`. Where attention is pretended loss and
+/// gradient norm are NaN.
 struct StepResult {
   /// Mean over all labels of the step by their weights, nats. A step without labels has neither
   /// loss nor gradient (NaN) and updates nothing; the learning rate goes on.
@@ -54,6 +55,8 @@ struct StepResult {
   std::vector<std::int64_t> areas;  ///< (query, key) pairs of each of the model's masks
   std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
+  /// Of each rank's softmax attention: thread-CPU seconds, on GPUs the device's, or pretended ones.
+  std::vector<double> attention_seconds;
   double loading_seconds =
       0;  ///< of those, waiting for batches and their plans; largest over ranks
   /// Compute waited for communication, largest over ranks but dedicated attention servers; NaN
@@ -151,7 +154,6 @@ class Trainer {
   void load(const LocalBatch& batch) const;
   const parallel::Expression& scheme_of(std::int64_t step) const;
   std::vector<LocalBatch> take_batches(std::int64_t step);
-  void require_same_digests(const std::vector<std::vector<double>>& ranks, std::uint64_t own);
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
   void set_scheme(std::int64_t step);
@@ -165,7 +167,7 @@ class Trainer {
   /// Of this rank's step, beside what it has learnt.
   struct OwnStep {
     bool stop = false;
-    double loading_seconds = 0, waited_seconds = 0;
+    double loading_seconds = 0, waited_seconds = 0, attended_seconds = 0;
   };
   StepResult gather_result(const Update& mine, const OwnStep& own, double weight);
   /// A server's part in it.
@@ -174,6 +176,8 @@ class Trainer {
   std::int64_t last_step() const { return std::max<std::int64_t>(1, completed_steps_); }
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
   std::vector<parallel::FlatState> states() const;
+  /// Seconds of softmax attention so far: StepResult::attention_seconds.
+  double attended_seconds() const;
   bool on_device() const { return compute_.device().kind != runtime::DeviceKind::cpu; }
 
   const TrainerInputs inputs_;
@@ -189,11 +193,13 @@ class Trainer {
   std::unique_ptr<runtime::Communicator>
       evaluation_comm_;  ///< of ranks that are threads on a device
   std::vector<SchemeChange> schemes_;
-  parallel::Expression scheme_;  ///< what attention_ uses now
+  parallel::Expression scheme_;                          ///< what attention_ uses now
+  std::shared_ptr<parallel::ExternalServers> external_;  ///< of a run that has such servers
   std::unique_ptr<parallel::Attention> attention_;
   const models::Model model_;
   const BatchShape batch_shape_;
-  std::unique_ptr<ServerSpeeds> speeds_;           ///< where they are measured
+  std::unique_ptr<SpeedMeter> meter_;  ///< this and the next: where speeds are measured
+  std::unique_ptr<ServerSpeeds> speeds_;
   std::unique_ptr<models::ParameterStore> store_;  // this one and the next two: none on a server
   std::unique_ptr<parallel::ParameterExchange> exchange_;
   std::unique_ptr<models::AdamW> optimizer_;

@@ -72,7 +72,7 @@ double seconds_of(Pass pass, const Bands& of, const BlockShape& s, const Pretenc
   // Forward: scores, outputs. Backward: scores again, dP, dV, dQ and dK.
   const double macs = pass == Pass::forward ? d + dv : d + dv + dv + d + d;
   const double flops = 2 * macs * static_cast<double>(s.heads) * pairs;
-  return p.seconds + p.slowdown * flops / p.flops_per_second;
+  return p.slowdown * (p.seconds + flops / p.flops_per_second);
 }
 
 TEST(Pretended, SecondsAreTheModels) {

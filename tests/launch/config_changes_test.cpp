@@ -210,7 +210,8 @@ const Keys kNotAlone = {"model.architecture",
                         "attention_servers.token_file",
                         "attention_servers.timeout_seconds",
                         "attention_servers.buffer_bytes",
-                        "attention_servers.measure_speeds"};
+                        "attention_servers.measure_speeds",
+                        "debug.pretend"};
 const Keys kMeaning = {"model.hidden_size",
                        "model.intermediate_size",
                        "model.num_hidden_layers",

@@ -54,6 +54,9 @@ StepMetrics step_of(std::int64_t step) {
   metrics.epoch = 2;
   metrics.cursor = (std::int64_t{1} << 53) + 1;  // more than a double holds
   metrics.attention_area = 123;
+  metrics.attention_seconds = 0.07 / 3;
+  metrics.straggler_seconds = 0.01;
+  metrics.attention_imbalance = 10.0 / 7;
   return metrics;
 }
 
