@@ -53,14 +53,17 @@ BlockBatch::BlockBatch(Pass pass, std::span<const BlockProblem> problems, const 
     calls->plans.push_back(plan_block(pass, bands, shape, scoring, alone ? place : single));
     (alone ? calls->alone : calls->small).push_back(i);
     const BlockPlan& plan = *calls->plans.back();
-    const std::int64_t bytes = aligned(plan.scratch_bytes());
-    if (!alone) calls->small_bytes = std::max(calls->small_bytes, bytes);
-    scratch_bytes_ = std::max(scratch_bytes_, alone ? bytes : place.threads * bytes);
+    if (alone) {
+      scratch_bytes_ = std::max(scratch_bytes_, plan.scratch_bytes());
+    } else {
+      calls->small_bytes = std::max(calls->small_bytes, aligned(plan.scratch_bytes()));
+    }
     calls->tables.push_back(aligned(std::ssize(table_)));
     if (plan.table().empty()) continue;
     table_.resize(static_cast<std::size_t>(calls->tables.back()));
     table_.insert(table_.end(), plan.table().begin(), plan.table().end());
   }
+  scratch_bytes_ = std::max(scratch_bytes_, place.threads * calls->small_bytes);
   calls_ = std::move(calls);
 }
 

@@ -54,6 +54,16 @@ std::string mask_text(const DataConfig& data) {
   return numbers.empty() ? data.mask : data.mask + " (" + numbers + ")";
 }
 
+BatchShape batch_shape(const TrainConfig& config, std::vector<models::MaskKind> kinds,
+                       const AttentionAxis& axis, int rank) {
+  return {config.data,
+          std::move(kinds),
+          parallel::layout_from_name(config.parallelism.context_parallel_layout),
+          axis.ranks(),
+          rank,
+          axis.dedicated};
+}
+
 PlannedBatch plan_batch(const runtime::SequenceSource& source,
                         std::span<const std::int64_t> numbers, const BatchShape& shape) {
   LONGHAUL_CHECK(!numbers.empty(), "a batch of no sequences");
@@ -72,7 +82,8 @@ PlannedBatch plan_batch(const runtime::SequenceSource& source,
     masks.push_back(attention::Mask::concatenated(of_sequences));
   }
   auto layout = parallel::Layout::make(shape.layout, masks_of_layers(masks, shape.kinds),
-                                       std::ssize(numbers), shape.ranks);
+                                       std::ssize(numbers), shape.ranks - shape.without_rows);
+  if (shape.without_rows > 0) layout = layout.with_empty_ranks(shape.without_rows);
   return {std::move(masks), std::move(layout)};
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "attention/mask.h"
+#include "launch/attention_axis.h"
 #include "launch/train_config.h"
 #include "models/layer_types.h"
 #include "parallel/attention.h"
@@ -27,8 +28,12 @@ struct BatchShape {
   DataConfig data;
   std::vector<models::MaskKind> kinds;  ///< of the model's layers
   parallel::LayoutKind layout = parallel::LayoutKind::contiguous;
-  int ranks = 1, rank = 0;  ///< of the context axis
+  int ranks = 1, rank = 0;  ///< of the attention's axis
+  int without_rows = 0;     ///< of those, the last: dedicated attention servers
 };
+/// `rank`: of a group of the axis.
+BatchShape batch_shape(const TrainConfig& config, std::vector<models::MaskKind> kinds,
+                       const AttentionAxis& axis, int rank);
 
 /// What is known of a micro-batch without its tokens; the same on all ranks.
 struct PlannedBatch {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "launch/attention_axis.h"
 #include "launch/bench.h"
 #include "launch/bench_json_impl.h"
 #include "launch/config.h"
@@ -213,6 +214,7 @@ void print(const Bench& bench, const Figures& f) {
              config.parallelism.data_parallel_replicate_degree,
              config.parallelism.context_parallel_degree, schemes_text(config),
              config.parallelism.context_parallel_layout, mask_text(config.data));
+  if (const auto servers = servers_text(config)) fmt::print("servers  {}\n", *servers);
   if (const auto linear = linear_text(config)) fmt::print("linear   {}\n", *linear);
   fmt::print("batch    {} of random text a step: sequences of {}, {} each\n",
              counted(f.tokens, "token"), grouped(training.seq_len),
@@ -274,9 +276,7 @@ void run_rank(Bench bench, Communicator& world, const Location& location,
 }
 
 void run_loopback_ranks(const Bench& bench, const runtime::OutputFile* json_file) {
-  const ParallelismConfig& parallelism = bench.config.parallelism;
-  const auto ranks = static_cast<int>(parallelism.context_parallel_degree *
-                                      parallelism.data_parallel_replicate_degree);
+  const int ranks = attention_axis(bench.config).world_size();
   runtime::LoopbackOptions options;
   options.timeout_seconds = bench.config.comm.timeout_seconds;
   runtime::run_loopback(ranks, options, [&](std::unique_ptr<Communicator> world) {
@@ -289,7 +289,7 @@ void run_processes(TrainDraft& draft, Bench bench, const runtime::OutputFile* js
   runtime::check_launcher(
       runtime::process_environment(),
       {session.rank(), session.size(), session.local_rank(), session.local_size()});
-  const std::int64_t context = resolve_grid(bench.config.parallelism, session.size()).context;
+  const std::int64_t context = resolve_grid(bench.config, session.size()).context;
   draft.config.parallelism.context_parallel_degree = context;
   check_schemes(draft);  // what depends on the number of ranks
   draft.check();

@@ -19,12 +19,12 @@ using runtime::ExitCode;
 using runtime::fail;
 using runtime::size_text;
 
-std::int64_t prove_checkpoints(const Trainer& trainer, const TrainConfig& config,
-                               runtime::Communicator& world, const runtime::Stream& stream) {
-  if (!config.checkpoint.enable) return 0;
+std::int64_t prove_checkpoints(Trainer& trainer, const TrainConfig& config,
+                               const runtime::Stream& stream) {
+  if (!config.checkpoint.enable || trainer.serves()) return 0;
   try {
     return runtime::prove_checkpoint_folder(checkpoint_folder(config), trainer.checkpoint_slices(),
-                                            world, stream);
+                                            trainer.trainers(), stream);
   } catch (const runtime::Error& error) {
     if (error.code() != ExitCode::io) throw;
     fail(ExitCode::io, "checkpoint.folder = ", runtime::quote_toml(config.checkpoint.folder),
@@ -32,10 +32,11 @@ std::int64_t prove_checkpoints(const Trainer& trainer, const TrainConfig& config
   }
 }
 
-std::string checkpoint_room(const Trainer& trainer, const TrainConfig& config,
-                            std::int64_t checkpoint_bytes, runtime::Communicator& world,
-                            const runtime::Stream& stream) {
+std::string checkpoint_room(Trainer& trainer, const TrainConfig& config,
+                            std::int64_t checkpoint_bytes, const runtime::Stream& stream) {
   if (!config.checkpoint.enable) return "none: checkpoint.enable is false";
+  if (trainer.serves()) return "none: an attention server has nothing to save";
+  runtime::Communicator& world = trainer.trainers();
   const std::string folder = checkpoint_folder(config);
   runtime::CheckpointPlan plan{.checkpoint_bytes = checkpoint_bytes,
                                .keep_latest_k = config.checkpoint.keep_latest_k,

@@ -13,6 +13,7 @@
 #include "launch/inspect.h"
 #include "launch/peer_words.h"
 #include "launch/report.h"
+#include "launch/serve.h"
 #include "launch/tokenize.h"
 #include "launch/train.h"
 #include "launch/validate.h"
@@ -49,6 +50,24 @@ void add_tokenize(CLI::App& app, Action& action) {
   expand(verb->add_option("--tokenizer", options->tokenizer,
                           "\"bytes\", or a SentencePiece FILE.model"))
       ->capture_default_str();
+}
+
+void add_serve(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<ServeOptions>();
+  CLI::App* verb = add_verb(app, action, "serve",
+                            "Be an attention server for training jobs of the same build "
+                            "([attention_servers] mode = \"external\"), until told to stop",
+                            options, run_serve);
+  verb->add_option("--listen", options->listen,
+                   "unix:PATH, or tcp:HOST:PORT; port 0 for any that is free")
+      ->required();
+  expand(verb->add_option("--token-file", options->token_file,
+                          "File with the secret that jobs prove to know; mode 600"))
+      ->required();
+  verb->add_option("--threads", options->threads,
+                   "Threads that compute; without it OMP_NUM_THREADS, or one a core")
+      ->check(CLI::Range(1, 4096));
+  add_pretend(verb, [options](const std::string& model) { options->pretend = model; });
 }
 
 int run_inspect(const InspectOptions& options) {
@@ -264,6 +283,7 @@ int run_command_line(int argc, const char* const* argv) {
   add_attention(app, action);
   add_bench(app, action);
   add_report(app, action);
+  add_serve(app, action);
 
   if (const std::string wrong = wrong_verb(app, argc, argv); !wrong.empty())
     runtime::fail(runtime::ExitCode::usage, wrong, "\nRun `longhaul --help` for what it takes.");

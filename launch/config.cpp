@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "launch/attention_axis.h"
 #include "launch/schemes.h"
 #include "runtime/build_info.h"
 #include "runtime/error.h"
@@ -18,6 +19,7 @@ TrainDraft load_config(const std::string& path, const std::vector<std::string>& 
   read_config(draft, overrides);
   check_rules(draft, world_size);
   check_schemes(draft);
+  check_attention_servers(draft);
   draft.check();
   return draft;
 }

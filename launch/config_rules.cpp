@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "attention/named_masks.h"
+#include "launch/attention_axis.h"
 #include "launch/config.h"
 #include "launch/model_keys.h"
 #include "launch/pretend.h"
@@ -232,27 +233,33 @@ struct GridProblem {
   std::string message;
 };
 
-GridProblem find_grid(const ParallelismConfig& parallelism, std::int64_t world, GridShape& grid) {
+GridProblem find_grid(const TrainConfig& config, std::int64_t world, GridShape& grid) {
+  const ParallelismConfig& parallelism = config.parallelism;
   grid = {parallelism.data_parallel_replicate_degree, parallelism.context_parallel_degree,
           parallelism.tensor_parallel_degree, parallelism.pipeline_parallel_degree};
   const char* const context_key = "parallelism.context_parallel_degree";
   const std::int64_t others = grid.data * grid.tensor * grid.pipeline;
+  const std::int64_t servers = dedicated_servers(config), holding = world - servers;
+  const std::string and_servers =
+      servers == 0 ? "" : fmt::format(" + {}", counted(servers, "attention server"));
   if (grid.context == -1) {
-    if (world % others != 0) {
+    if (holding < others || holding % others != 0) {
       return {"parallelism.data_parallel_replicate_degree",
-              fmt::format("{} {} not divide into {}; start a multiple of {} ranks",
+              fmt::format("{} {} not divide into {}{}; start {}a multiple of {} ranks",
                           counted(world, "rank"), world == 1 ? "does" : "do",
-                          counted(others, "replica"), others)};
+                          counted(others, "replica"), and_servers,
+                          servers == 0 ? "" : fmt::format("{} and ", servers), others)};
     }
-    grid.context = world / others;
+    grid.context = holding / others;
     return {};
   }
-  if (grid.ranks() == world) return {};
+  if (grid.ranks() == holding) return {};
   std::string message =
-      fmt::format("data {} * context {} = {}, but there {} {}; start {}", grid.data, grid.context,
-                  counted(grid.ranks(), "rank"), world == 1 ? "is" : "are", world, grid.ranks());
-  if (world % others == 0) {
-    message += fmt::format(", or set {} to {} or -1", context_key, world / others);
+      fmt::format("data {} * context {}{} = {}, but there {} {}; start {}", grid.data, grid.context,
+                  and_servers, counted(grid.ranks() + servers, "rank"), world == 1 ? "is" : "are",
+                  world, grid.ranks() + servers);
+  if (holding >= others && holding % others == 0) {
+    message += fmt::format(", or set {} to {} or -1", context_key, holding / others);
   }
   return {context_key, message};
 }
@@ -269,7 +276,7 @@ void check_grid(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   if (!draft.good({"parallelism.context_parallel_degree",
                    "parallelism.data_parallel_replicate_degree",
                    "parallelism.tensor_parallel_degree", "parallelism.pipeline_parallel_degree",
-                   "comm.backend"})) {
+                   "comm.backend", "attention_servers.mode", "attention_servers.count"})) {
     return;
   }
   if (!world_size) {
@@ -284,7 +291,7 @@ void check_grid(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   if (*world_size < 1)
     fail(ExitCode::usage, "the number of ranks is ", *world_size, "; expected at least 1");
   GridShape grid;
-  const GridProblem wrong = find_grid(parallelism, *world_size, grid);
+  const GridProblem wrong = find_grid(draft.config, *world_size, grid);
   if (!wrong.message.empty()) {
     const bool data = std::string_view(wrong.key).ends_with("replicate_degree");
     draft.key_problem(wrong.key,
@@ -369,11 +376,11 @@ void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   check_pretence(draft);
 }
 
-GridShape resolve_grid(const ParallelismConfig& parallelism, std::int64_t world_size) {
+GridShape resolve_grid(const TrainConfig& config, std::int64_t world_size) {
   if (world_size < 1)
     fail(ExitCode::launch, "the number of ranks is ", world_size, "; expected at least 1");
   GridShape grid;
-  const GridProblem wrong = find_grid(parallelism, world_size, grid);
+  const GridProblem wrong = find_grid(config, world_size, grid);
   if (!wrong.message.empty()) fail(ExitCode::launch, "process grid: ", wrong.message);
   return grid;
 }

@@ -178,7 +178,8 @@ std::vector<runtime::ConfigKey> declare() {
        .default_value = "\"none\""},
       {LONGHAUL_KEY(parallelism, context_parallel_layout, run),
        .explanation = "Which tokens a rank holds; `zigzag` and `striped` balance a causal mask, "
-                      "`document_zigzag` and `balanced` packed documents.",
+                      "`document_zigzag` and `balanced` packed documents; `packed` leaves balance "
+                      "to `disaggregated`.",
        .default_value = "\"zigzag\"", .choices = layout_names()},
       {LONGHAUL_KEY(parallelism, context_parallel_wire_dtype, run),
        .explanation = "Dtype in which circulating gradient accumulators travel.",
@@ -199,6 +200,40 @@ std::vector<runtime::ConfigKey> declare() {
            "its part (ZeRO-1). Losses are the same bit for bit, and a checkpoint of one resumes "
            "with the other.",
        .default_value = "\"none\"", .choices = {"none", "optimizer"}},
+
+      {LONGHAUL_KEY(attention_servers, mode, run),
+       .explanation =
+           "Who attends, of scheme `disaggregated`: `in_place`, every rank beside its own work; "
+           "`dedicated`, the last `count` ranks of the job, which hold no rows, parameters nor "
+           "checkpoint: start data x context + count ranks; `external`, processes that `longhaul "
+           "serve` started.",
+       .default_value = "\"in_place\"", .choices = {"in_place", "dedicated", "external"}},
+      {LONGHAUL_KEY(attention_servers, count, run),
+       .explanation = "Ranks that only attend, of `dedicated`.", .derived_default = "none",
+       .minimum = 1, .maximum = kMaxDegree},
+      {LONGHAUL_KEY(attention_servers, addresses, free),
+       .explanation =
+           "Of `external`, one a server: `unix:PATH` or `tcp:HOST:PORT`, as `longhaul serve "
+           "--listen` was given it.",
+       .derived_default = "none"},
+      {LONGHAUL_KEY(attention_servers, token_file, free),
+       .explanation = "Of `external`: file of the token that the servers were started with; "
+                      "nobody else may read it.",
+       .derived_default = "none", .is_path = true},
+      {LONGHAUL_KEY(attention_servers, timeout_seconds, free),
+       .explanation = "Of `external`: a server that does not answer for so long has failed, and "
+                      "its tasks go to the others.",
+       .default_value = "60.0", .minimum = 0, .maximum = 1e6, .above_minimum = true},
+      {LONGHAUL_KEY(attention_servers, buffer_bytes, run),
+       .explanation = "Most bytes that a rank, or an external server, may receive in one exchange "
+                      "of an attention call; what cannot keep to it is refused before anything is "
+                      "sent. 0: no limit.",
+       .default_value = "0", .minimum = 0, .maximum = 1e18},
+      {LONGHAUL_KEY(attention_servers, measure_speeds, run),
+       .explanation = "Deal work by how fast each server has attended so far, one step behind. "
+                      "Who computes what then follows from times: results are as exact, but do "
+                      "not repeat bit for bit.",
+       .default_value = "false"},
 
       {LONGHAUL_KEY(activation_checkpoint, mode, run),
        .explanation =

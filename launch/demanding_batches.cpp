@@ -4,6 +4,7 @@
 #include <set>
 
 #include "attention/mask_rules.h"
+#include "launch/attention_axis.h"
 
 namespace longhaul::launch {
 namespace {
@@ -35,7 +36,7 @@ Documents documents_of(const runtime::SequenceSource& sequences,
 
 std::vector<std::vector<std::int64_t>> demanding_batches(const TrainConfig& config,
                                                          const runtime::SequenceSource& sequences) {
-  const std::int64_t size = config.training.micro_batch_size;
+  const std::int64_t size = attention_axis(config).sequences;
   std::vector<std::vector<std::int64_t>> batches;
   std::int64_t next = 0;
   do {

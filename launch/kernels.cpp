@@ -49,12 +49,10 @@ std::string kernels_text(const MemoryQuestion& question, attention::Kernels kern
                          bool deterministic) {
   const TrainConfig& config = question.config;
   const models::Model model = make_model(config, question.vocabulary);
-  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree);
-  const BatchShape shape{config.data, model.masks(),
-                         parallel::layout_from_name(config.parallelism.context_parallel_layout),
-                         ranks, 0};
+  const AttentionAxis axis = attention_axis(config);
+  const BatchShape shape = batch_shape(config, model.masks(), axis, 0);
   std::vector<std::int64_t> numbers;
-  for (std::int64_t i = 0; i < config.training.micro_batch_size; ++i) numbers.push_back(i);
+  for (std::int64_t i = 0; i < axis.sequences; ++i) numbers.push_back(i);
   const LocalBatch batch = make_local_batch(question.sequences, numbers, shape);
   const attention::BlockPlace place{{runtime::DeviceKind::cuda, 0}, 1, kernels, deterministic};
   std::string text;
@@ -62,9 +60,9 @@ std::string kernels_text(const MemoryQuestion& question, attention::Kernels kern
     if (call.shapes.linear) continue;
     for (const parallel::Expression& scheme : schemes_of(config, call)) {
       const parallel::SchemeInputs inputs{
-          batch.masks[call.mask], batch.layout, call.shapes, {}, {}, scheme};
+          batch.masks[call.mask], batch.layout, call.shapes, {}, {}, scheme, axis.servers};
       parallel::KernelUse use;
-      for (const int rank : some_of(ranks))
+      for (const int rank : some_of(axis.ranks()))
         use += parallel::kernel_use(inputs, rank, call.scoring, place);
       text += fmt::format("{}{}: forward {}; backward {}", text.empty() ? "" : "\n", scheme.text(),
                           text_of(use.forward), text_of(use.backward));

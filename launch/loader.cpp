@@ -12,15 +12,14 @@ namespace longhaul::launch {
 Loader::Loader(LoaderInputs inputs)
     : inputs_(std::move(inputs)), plan_(batch_plan(inputs_.config)) {}
 
-/// This rank's share of the step's sequences: over all data ranks the same, whatever the grid.
+/// The share of the step's sequences of this rank's group: over all groups the same, whatever the
+/// grid.
 std::vector<LocalBatch> Loader::make(const StepStart& step) const {
-  const TrainConfig& config = inputs_.config;
-  const std::int64_t micro = config.training.micro_batch_size;
-  const std::int64_t data_ranks = config.parallelism.data_parallel_replicate_degree;
+  const AttentionAxis& axis = inputs_.axis;
   std::vector<LocalBatch> batches;
   for (std::int64_t pass = 0; pass < plan_.accumulation_steps; ++pass) {
-    const std::int64_t first = step.cursor + (pass * data_ranks + inputs_.data_rank) * micro;
-    const std::int64_t count = std::min(micro, inputs_.end - first);
+    const std::int64_t first = step.cursor + (pass * axis.groups + inputs_.group) * axis.sequences;
+    const std::int64_t count = std::min(axis.sequences, inputs_.end - first);
     if (count <= 0) break;
     std::vector<std::int64_t> numbers(static_cast<std::size_t>(count));
     std::iota(numbers.begin(), numbers.end(), first);

@@ -23,10 +23,11 @@ struct StepStart {
 struct LoaderInputs {
   std::shared_ptr<const runtime::SequenceSource> sequences;
   TrainConfig config;  ///< resolved: all degrees of the grid are known
-  int data_rank = 0;
+  AttentionAxis axis = {};
+  int group = 0;  ///< of the axis
   BatchShape shape;
-  /// There are no sequences from this number on: the last pass may have fewer, and a data rank
-  /// fewer passes than another.
+  /// There are no sequences from this number on: the last pass may have fewer, and a group fewer
+  /// passes than another.
   std::int64_t end = std::numeric_limits<std::int64_t>::max();
   /// Called with every batch of a step, on a thread of the loader's: makes what the batch's calls
   /// need. May be empty.

@@ -6,6 +6,7 @@
 #include <map>
 #include <sstream>
 
+#include "launch/attention_axis.h"
 #include "launch/batches.h"
 #include "launch/config.h"
 #include "launch/demanding_batches.h"
@@ -16,7 +17,6 @@
 #include "runtime/build_info.h"
 #include "runtime/cgroup.h"
 #include "runtime/comm/gather.h"
-#include "runtime/comm/grid.h"
 #include "runtime/comm/host_communicator.h"
 #include "runtime/error.h"
 #include "runtime/ops/gradient_norm.h"
@@ -53,6 +53,7 @@ MemoryEstimate states_of(const TrainConfig& config, const models::Model& model, 
   const std::int64_t elements = model.table().elements();
   const auto ranks = static_cast<int>(grid_of(config).ranks());
   MemoryEstimate estimate;
+  if (rank >= ranks) return estimate;  // a dedicated attention server
   estimate.gradients = elements * size_bytes(DType::float32);
   estimate.parameters = estimate.gradients;
   if (config.training.dtype != DType::float32)
@@ -81,28 +82,31 @@ attention::BlockPlace block_place(const MemoryQuestion& question) {
 
 /// What calls of one kind take, the most under the schemes of the run; the model's, by kind.
 std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Model& model,
-                                const PlannedBatch& batch, int context_rank) {
+                                const PlannedBatch& batch, int axis_rank) {
+  const AttentionAxis axis = attention_axis(question.config);
+  const bool serves = axis_rank >= axis.homes;
   const TrainConfig& config = question.config;
   std::vector<CallBytes> most;
   for (const models::AttentionCall& call : model.attention_calls()) {
     const attention::HeadMasks& masks = batch.masks[call.mask];
     CallBytes& of = most.emplace_back();
+    if (serves && call.shapes.linear) continue;  // nothing of it reaches a server
     const auto add = [&](const CallBytes& bytes) {
       of = {std::max(of.forward, bytes.forward), std::max(of.backward, bytes.backward),
             std::max(of.kept, bytes.kept), std::max(of.staged, bytes.staged),
             std::max(of.gathered, bytes.gathered)};
     };
     for (const parallel::Expression& scheme : schemes_of(config, call)) {
-      parallel::SchemeInputs inputs{masks, batch.layout, call.shapes, {}, {}, scheme};
+      parallel::SchemeInputs inputs{masks, batch.layout, call.shapes, {}, {}, scheme, axis.servers};
       if (config.parallelism.context_parallel_wire_dtype != DType::float32)
         inputs.wire_dtype = config.parallelism.context_parallel_wire_dtype;
-      add(parallel::call_bytes(inputs, context_rank, call.scoring, block_place(question)));
+      add(parallel::call_bytes(inputs, axis_rank, call.scoring, block_place(question)));
     }
     if (!call.halo) continue;
     const CallBytes halo =
         parallel::halo_bytes({batch.layout, attention::independent_parts(masks), call.halo->width,
                               call.halo->channels, call.halo->activation},
-                             context_rank);
+                             axis_rank);
     const std::int64_t kept = of.kept + halo.kept;
     add(halo);
     of.kept = kept;
@@ -112,8 +116,8 @@ std::vector<CallBytes> calls_of(const MemoryQuestion& question, const models::Mo
 
 /// Of the sums of gradients over ranks. Those of GPUs are staged in host memory, or by NCCL.
 std::int64_t gradient_messages(const TrainConfig& config, const models::Model& model, int rank) {
-  if (on_cuda(config)) return 0;
   const auto ranks = static_cast<int>(grid_of(config).ranks());
+  if (on_cuda(config) || rank >= ranks) return 0;
   std::int64_t most = 0;
   const parallel::Sharding sharding(model.table(), ranks);
   for (const parallel::Bucket& bucket : sharding.buckets()) {
@@ -126,6 +130,12 @@ std::int64_t gradient_messages(const TrainConfig& config, const models::Model& m
   return std::max(most,
                   HostCommunicator::all_reduce_staging_bytes(
                       runtime::ops::norm_chunks(model.table().elements()), ranks, DType::float64));
+}
+
+std::int64_t matmul_bytes(const MemoryQuestion& question) {
+  return on_cuda(question.config) ? runtime::ops::kCudaMatmulScratchBytes
+                                  : runtime::ops::cpu_matmul_scratch_bytes(
+                                        question.config.training.dtype, question.threads);
 }
 
 struct Remedy {
@@ -216,27 +226,30 @@ Room room_of(const Place& place, int rank) {
 struct Need {
   std::string where;
   std::int64_t ranks = 0, states = 0, total = 0, memory = 0;
-  std::int64_t largest = 0;  ///< total of one rank
+  std::int64_t largest = 0;         ///< total of one rank that trains
+  std::int64_t largest_server = 0;  ///< of a dedicated attention server
 };
 
 /// By Room::key.
 std::map<std::string, Need> gather_needs(runtime::Communicator& world, const Room& room,
-                                         const MemoryEstimate& own) {
+                                         const MemoryEstimate& own, bool serves) {
   std::map<std::string, Need> needs;
   const std::string text = runtime::concat(own.states(), " ", own.total(), " ", room.bytes, " ",
-                                           room.key, " ", room.where);
+                                           serves ? 1 : 0, " ", room.key, " ", room.where);
   for (const std::string& other : runtime::gather_texts(world, text, runtime::Stream::cpu("memory"),
                                                         runtime::deadline_in(3600))) {
     std::istringstream words(other);
     std::int64_t states = 0, total = 0, memory = 0;
+    bool of_server = false;
     std::string key;
-    words >> states >> total >> memory >> key >> std::ws;
+    words >> states >> total >> memory >> of_server >> key >> std::ws;
     Need& need = needs[key];
     std::getline(words, need.where);
     ++need.ranks;
     need.states += states;
     need.total += total;
-    need.largest = std::max(need.largest, total);
+    std::int64_t& largest = of_server ? need.largest_server : need.largest;
+    largest = std::max(largest, total);
     need.memory = memory;
   }
   return needs;
@@ -266,29 +279,23 @@ MemoryEstimate estimate_states(const MemoryQuestion& question, int rank) {
 MemoryEstimate estimate_memory(const MemoryQuestion& question, int rank) {
   const TrainConfig& config = question.config;
   const models::Model model = make_model(config, question.vocabulary);
-  const runtime::ProcessGrid grid(grid_of(config));
-  const int context_rank = grid.coordinate(rank, runtime::Axis::context);
-  const BatchShape shape{config.data, model.masks(),
-                         parallel::layout_from_name(config.parallelism.context_parallel_layout),
-                         static_cast<int>(config.parallelism.context_parallel_degree),
-                         context_rank};
+  const AttentionAxis axis = attention_axis(config);
+  const int axis_rank = axis.rank(rank);
+  const BatchShape shape = batch_shape(config, model.masks(), axis, axis_rank);
   const MemoryEstimate states = states_of(config, model, rank);
   MemoryEstimate most;
   for (const std::vector<std::int64_t>& numbers : demanding_batches(config, question.sequences)) {
     const PlannedBatch batch = plan_batch(question.sequences, numbers, shape);
     MemoryEstimate estimate = states;
-    const std::int64_t rows = batch.layout.rows(context_rank),
-                       together = config.training.interleave;
-    const std::vector<CallBytes> calls = calls_of(question, model, batch, context_rank);
+    const std::int64_t rows = batch.layout.rows(axis_rank), together = config.training.interleave;
+    const std::vector<CallBytes> calls = calls_of(question, model, batch, axis_rank);
     const std::int64_t pass = model.pass_bytes(rows, calls, together);
     const std::int64_t without =
         model.pass_bytes(rows, std::vector<CallBytes>(calls.size()), together);
     estimate.attention = pass - without;
     estimate.activations = std::min(without, together * model.activation_bytes(rows));
-    estimate.passing = without - estimate.activations +
-                       (on_cuda(config) ? runtime::ops::kCudaMatmulScratchBytes
-                                        : runtime::ops::cpu_matmul_scratch_bytes(
-                                              config.training.dtype, question.threads));
+    estimate.passing = without - estimate.activations;
+    if (!axis.serves(rank)) estimate.passing += matmul_bytes(question);
     const bool nccl = config.comm.backend == "nccl";
     for (const CallBytes& call : calls)
       estimate.messages = std::max(estimate.messages, nccl ? call.gathered : call.staged);
@@ -311,17 +318,23 @@ std::string estimate_text(const MemoryEstimate& estimate) {
 std::string check_memory(const MemoryQuestion& question, runtime::Communicator& world,
                          const Place& place) {
   const Room room = room_of(place, world.rank());
+  const bool serves = attention_axis(question.config).serves(world.rank());
   for (const auto& [key, need] :
-       gather_needs(world, room, estimate_states(question, world.rank()))) {
+       gather_needs(world, room, estimate_states(question, world.rank()), serves)) {
     if (need.states > need.memory)
       refuse_states(question, need.where, need.ranks, need.states, need.memory);
   }
   const MemoryEstimate own = estimate_memory(question, world.rank());
-  const auto needs = gather_needs(world, room, own);
+  const auto needs = gather_needs(world, room, own, serves);
   std::string text = estimate_text(own);
-  std::int64_t largest = 0;
-  for (const auto& [key, need] : needs) largest = std::max(largest, need.largest);
+  std::int64_t largest = 0, server = 0;
+  for (const auto& [key, need] : needs) {
+    largest = std::max(largest, need.largest);
+    server = std::max(server, need.largest_server);
+  }
   if (largest > own.total()) text += fmt::format("; at most {} on another", size_text(largest));
+  if (dedicated_servers(question.config) > 0)
+    text += fmt::format("; an attention server at most {}", size_text(server));
   for (const auto& [key, need] : needs) {
     if (need.total <= need.memory) continue;
     text += fmt::format("\nwarning  {} ranks may need {} on {}, which has {}", need.ranks,
@@ -335,7 +348,7 @@ std::string check_memory(const MemoryQuestion& question, runtime::Communicator& 
 std::string judge_memory(const MemoryQuestion& question) {
   const TrainConfig& config = question.config;
   const std::int64_t memory = memory_here(config);
-  const auto ranks = static_cast<int>(grid_of(config).ranks());
+  const int ranks = attention_axis(config).world_size();
   const std::int64_t together = ranks_together(config, ranks);
   const char* const here = on_cuda(config) ? "this host's GPU" : "this host";
   const std::int64_t states = together * estimate_states(question, 0).states();

@@ -29,6 +29,8 @@ struct ValidationHeader {
 struct RunHeader {
   TrainConfig config;  ///< resolved
   runtime::GridShape grid;
+  std::int64_t dedicated_servers = 0;  ///< ranks beside those of the grid
+  std::string attention_servers;       ///< who attends, in words; empty: no scheme has servers
   /// From which step on attention is spread how, resolved.
   std::vector<std::pair<std::int64_t, std::string>> schemes;
   std::string linear_scheme;       ///< of linear layers; empty: none
@@ -65,7 +67,8 @@ struct StepMetrics {
   double seconds = 0;
   double mfu = 0;  ///< fraction
   std::int64_t memory_bytes = 0;
-  double comm_seconds = 0;  ///< compute waited for communication; NaN: not measured
+  double comm_seconds = 0;     ///< compute waited for communication; NaN: not measured
+  double loading_seconds = 0;  ///< of seconds: waited for batches and their plans
   std::int64_t epoch = 0;
   std::int64_t cursor = 0;  ///< global sequence cursor after the step: sequences taken so far
   std::int64_t attention_area = 0;  ///< (query, key) pairs of the masks, all layers together

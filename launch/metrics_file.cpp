@@ -45,6 +45,7 @@ void for_each_field(Metrics& metrics, Visit visit) {
   visit("mfu", metrics.mfu);
   visit("memory_bytes", metrics.memory_bytes);
   visit("comm_seconds", metrics.comm_seconds);
+  visit("loading_seconds", metrics.loading_seconds);
   visit("epoch", metrics.epoch);
   visit("cursor", metrics.cursor);
   visit("attention_area", metrics.attention_area);
@@ -78,15 +79,17 @@ Json header_json(const RunHeader& header) {
       {"version", build.version},         {"commit", build.commit}, {"compiler", build.compiler},
       {"build_type", build.build_type},   {"cuda", build.cuda},     {"cudnn", build.cudnn},
       {"digest", runtime::build_digest()}};
-  json["grid"] = {{"ranks", header.grid.ranks()},
+  json["grid"] = {{"ranks", header.grid.ranks() + header.dedicated_servers},
                   {"data", header.grid.data},
                   {"context", header.grid.context},
                   {"tensor", header.grid.tensor},
-                  {"pipeline", header.grid.pipeline}};
+                  {"pipeline", header.grid.pipeline},
+                  {"dedicated_servers", header.dedicated_servers}};
   json["schemes"] = Json::array();
   for (const auto& [step, scheme] : header.schemes)
     json["schemes"].push_back({{"step", step}, {"scheme", scheme}});
   if (!header.linear_scheme.empty()) json["linear_scheme"] = header.linear_scheme;
+  if (!header.attention_servers.empty()) json["attention_servers"] = header.attention_servers;
   json["hosts"] = header.hosts;
   json["communicator"] = header.communicator;
   json["devices"] = header.devices;

@@ -61,6 +61,8 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
         "depends on it is measured, and losses mean nothing\n",
         pretended_text(parse_pretending(header.pretended)).c_str());
   }
+  if (!header.attention_servers.empty())
+    std::printf("servers  %s\n", header.attention_servers.c_str());
   if (const auto linear = linear_text(config)) std::printf("linear   %s\n", linear->c_str());
   std::printf("rows     %s\n", documents_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());
@@ -133,6 +135,7 @@ void Reporter::step(const StepResult& result, const Trainer& trainer,
   if (unlabelled(metrics)) metrics.tokens_per_second = metrics.mfu = std::nan("");
   metrics.memory_bytes = result.memory_bytes;
   metrics.comm_seconds = result.comm_seconds;
+  metrics.loading_seconds = result.loading_seconds;
   metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
   metrics.cursor = trainer.cursor();
   metrics.attention_area = result.area;

@@ -1,5 +1,6 @@
 #include "launch/run_header.h"
 
+#include "launch/attention_axis.h"
 #include "launch/pretend.h"
 #include "launch/schemes.h"
 
@@ -11,6 +12,8 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
   header.config = config;
   header.grid.data = config.parallelism.data_parallel_replicate_degree;
   header.grid.context = config.parallelism.context_parallel_degree;
+  header.dedicated_servers = dedicated_servers(config);
+  header.attention_servers = servers_text(config).value_or("");
   header.parameters = trainer.parameters();
   header.accumulation_steps = batch_plan(config).accumulation_steps;
   header.corpus_digest = corpus.digest();

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "attention/named_masks.h"
+#include "launch/attention_axis.h"
 #include "launch/model.h"
 #include "launch/old_schemes.h"
 #include "parallel/policy.h"
@@ -179,10 +180,12 @@ void check_old_keys(TrainDraft& draft) {
 /// What is known of the run; the rest such that it suits every scheme.
 Combination known_combination(const TrainDraft& draft, const Expression& scheme) {
   const TrainConfig& config = draft.config;
-  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree);
   Combination known{.scheme = scheme};
-  if (draft.good({"parallelism.context_parallel_degree"}) && ranks > 0) {
-    known.ranks = ranks;
+  if (draft.good({"parallelism.context_parallel_degree",
+                  "parallelism.data_parallel_replicate_degree", "attention_servers.mode",
+                  "attention_servers.count"}) &&
+      config.parallelism.context_parallel_degree > 0) {
+    known.ranks = attention_axis(config, scheme).ranks();
   } else {
     known.scheme = scheme.name;  // degrees are judged once the ranks are known
   }
@@ -220,12 +223,34 @@ void check_uses(TrainDraft& draft, const std::vector<Use>& uses) {
   }
 }
 
+/// All schemes of the run have one axis: who holds what does not change.
+void check_axes(TrainDraft& draft, const std::vector<Use>& uses) {
+  const ParallelismConfig& p = draft.config.parallelism;
+  if (!draft.good(
+          {kSwitchKey, "parallelism.data_parallel_replicate_degree", "attention_servers.mode"}))
+    return;
+  if (p.data_parallel_replicate_degree == 1 && dedicated_servers(draft.config) == 0) return;
+  const auto other = std::ranges::find_if(uses, [&](const Use& use) {
+    return spans_data(use.scheme) != spans_data(uses.front().scheme);
+  });
+  if (other == uses.end()) return;
+  const auto axis = [](const Use& use) {
+    return fmt::format("{} attends over {}", use.scheme.name,
+                       spans_data(use.scheme) ? "data x context" : "context");
+  };
+  draft.key_problem(kSwitchKey, runtime::quote_toml(p.context_parallel_switch),
+                    fmt::format("step {}: {}, and {}: who holds which rows does not change within "
+                                "a run; stop it, and go on from its checkpoint with the other "
+                                "scheme",
+                                other->step, axis(uses.front()), axis(*other)));
+}
+
 /// Of a call of the model's recurrences, as far as it is known.
 Combination linear_combination(const TrainConfig& config, const parallel::Shapes& shapes,
                                const Expression& scheme) {
   const ParallelismConfig& p = config.parallelism;
   return {scheme,
-          static_cast<int>(std::max<std::int64_t>(1, p.context_parallel_degree)),
+          attention_axis(config).ranks(),
           shapes.heads,
           shapes.kv_heads,
           parallel::layout_from_name(p.context_parallel_layout),
@@ -297,14 +322,18 @@ std::optional<parallel::LinearChoice> linear_choice(const TrainConfig& config) {
   const auto call = call_of(config, true);
   if (!call) return std::nullopt;
   const ParallelismConfig& p = config.parallelism;
-  const std::int64_t tokens = config.training.seq_len * config.training.micro_batch_size;
-  const auto ranks = static_cast<int>(p.context_parallel_degree);
-  LONGHAUL_CHECK(ranks >= 1, "the context degree is not known");
+  LONGHAUL_CHECK(p.context_parallel_degree >= 1, "the context degree is not known");
+  const AttentionAxis axis = attention_axis(config);
   parallel::LinearChoice choice = parallel::choose_linear_scheme(
       p.context_parallel_linear_scheme, call->shapes,
-      parallel::layout_from_name(p.context_parallel_layout), ranks, tokens / ranks);
+      parallel::layout_from_name(p.context_parallel_layout), axis.homes,
+      config.training.seq_len * axis.sequences / axis.homes);
   choice.scheme = parallel::resolved(linear_combination(config, call->shapes, choice.scheme));
   return choice;
+}
+
+bool spans_data(const Expression& scheme) {
+  return parallel::scheme_from_name(scheme.name).spans_data;
 }
 
 std::vector<SchemeChange> scheme_changes(const TrainConfig& config) {
@@ -330,11 +359,11 @@ std::vector<SchemeChange> resolved_schemes(const TrainConfig& config) {
   const ParallelismConfig& p = config.parallelism;
   if (p.context_parallel_degree < 1) return changes;
   const SoftmaxHeads heads = softmax_heads(config.model);
+  const int ranks = attention_axis(config).ranks();
   for (SchemeChange& change : changes) {
-    change.scheme =
-        parallel::resolved({change.scheme, static_cast<int>(p.context_parallel_degree), heads.heads,
-                            heads.kv_heads, parallel::layout_from_name(p.context_parallel_layout),
-                            attention::mask_rule(config.data.mask).causal});
+    change.scheme = parallel::resolved({change.scheme, ranks, heads.heads, heads.kv_heads,
+                                        parallel::layout_from_name(p.context_parallel_layout),
+                                        attention::mask_rule(config.data.mask).causal});
   }
   return changes;
 }
@@ -367,7 +396,9 @@ std::optional<std::string> linear_text(const TrainConfig& config) {
 
 void check_schemes(TrainDraft& draft) {
   check_old_keys(draft);
-  check_uses(draft, check_expressions(draft));
+  const std::vector<Use> uses = check_expressions(draft);
+  check_axes(draft, uses);
+  check_uses(draft, uses);
   check_linear(draft);
 }
 

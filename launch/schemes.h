@@ -18,6 +18,8 @@ struct SchemeChange {
   std::int64_t step = 1;
   parallel::Expression scheme;
 };
+/// Whether calls are of the sequences of all data ranks (parallel::Scheme::spans_data).
+bool spans_data(const parallel::Expression& scheme);
 /// In step order; the first is of step 1; what a policy chooses in place of its name. Of a
 /// configuration that check_schemes() found nothing wrong with.
 std::vector<SchemeChange> scheme_changes(const TrainConfig& config);

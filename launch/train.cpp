@@ -3,6 +3,7 @@
 #include <csignal>
 #include <cstdio>
 
+#include "launch/attention_axis.h"
 #include "launch/checkpoints.h"
 #include "launch/common_ground.h"
 #include "launch/config.h"
@@ -53,11 +54,11 @@ struct TrainingData {
   const std::shared_ptr<const ValidationData> validation;  ///< null without [validation]
 };
 
-/// Initialises or loads.
-Resumed resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
-               const runtime::Stream& stream) {
-  trainer.initialise();
+/// What goes on from a checkpoint, if one is asked for. Collective over the ranks that train.
+Resumed load_checkpoint(Trainer& trainer, const TrainConfig& config,
+                        const runtime::Stream& stream) {
   if (!config.checkpoint.enable) return {};
+  Communicator& world = trainer.trainers();
   const std::string folder = checkpoint_folder(config);
   const runtime::WordOrInteger& wanted = config.checkpoint.resume;
   Resumed resumed;
@@ -81,6 +82,16 @@ Resumed resume(Trainer& trainer, const TrainConfig& config, Communicator& world,
   return resumed;
 }
 
+/// Initialises or loads; dedicated attention servers begin where the others do.
+Resumed resume(Trainer& trainer, const TrainConfig& config, const runtime::Stream& stream) {
+  trainer.initialise();
+  Resumed resumed;
+  if (!trainer.serves()) resumed = load_checkpoint(trainer, config, stream);
+  trainer.begin();
+  resumed.step = trainer.completed_steps();
+  return resumed;
+}
+
 /// The loop of one rank.
 int train_rank(const TrainConfig& config, Communicator& world, const Place& place, Trainer& trainer,
                const TrainingData& data, runtime::FlightRecorder* recorder) {
@@ -89,9 +100,9 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
     if (recorder != nullptr) recorder->set_phase(name);
   };
   phase("checkpoint folder");
-  const std::int64_t checkpoint_bytes = prove_checkpoints(trainer, config, world, stream);
+  const std::int64_t checkpoint_bytes = prove_checkpoints(trainer, config, stream);
   phase("resume");
-  const Resumed resumed = resume(trainer, config, world, stream);
+  const Resumed resumed = resume(trainer, config, stream);
 
   RunHeader header = run_header(config, data.corpus, data.validation.get(), trainer);
   const PeakFlops peak =
@@ -102,7 +113,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   header.communicator = place.communicator;
   header.hosts = runtime::gather_texts(world, place.host, stream, runtime::deadline_in(3600));
   const RunStart start{place, data.validation.get(),
-                       checkpoint_room(trainer, config, checkpoint_bytes, world, stream), resumed};
+                       checkpoint_room(trainer, config, checkpoint_bytes, stream), resumed};
   std::unique_ptr<Reporter> reporter;
   if (world.rank() == 0) reporter = std::make_unique<Reporter>(header, start);
 
@@ -112,7 +123,8 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
     if (place.claim != nullptr) place.claim->check();
   };
   const auto save = [&] {
-    if (!config.checkpoint.enable || saved_step == trainer.completed_steps()) return;
+    if (!config.checkpoint.enable || trainer.serves() || saved_step == trainer.completed_steps())
+      return;
     phase("checkpoint");
     trainer.save(checkpoint_folder(config), config.checkpoint.keep_latest_k, require_claim);
     saved_step = trainer.completed_steps();
@@ -176,8 +188,7 @@ int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingDa
 }
 
 int train_loopback(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data) {
-  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
-                                      config.parallelism.data_parallel_replicate_degree);
+  const int ranks = attention_axis(config).world_size();
   const int started = runtime::claimed_place(runtime::process_environment()).size;
   if (started > 1) {
     fail(ExitCode::launch, "comm.backend = \"loopback\" runs ", runtime::counted(ranks, "rank"),
@@ -224,8 +235,7 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
       {session.rank(), session.size(), session.local_rank(), session.local_size()});
   std::unique_ptr<runtime::HostCommunicator> world = session.world();
   try {
-    config.parallelism.context_parallel_degree =
-        resolve_grid(config.parallelism, session.size()).context;
+    config.parallelism.context_parallel_degree = resolve_grid(config, session.size()).context;
     check_schemes(draft);  // what depends on the number of ranks
     draft.check();
   } catch (const Error&) {

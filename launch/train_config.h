@@ -67,6 +67,17 @@ struct ParallelismConfig {
   std::string shard;  ///< "none" or "optimizer"
 };
 
+/// Of a scheme that has attention servers.
+struct AttentionServersConfig {
+  std::string mode;  ///< "in_place", "dedicated" or "external"
+  std::optional<std::int64_t> count;
+  std::vector<std::string> addresses;
+  std::optional<std::string> token_file;
+  double timeout_seconds = 0;
+  std::int64_t buffer_bytes = 0;  ///< 0: no limit
+  bool measure_speeds = false;
+};
+
 struct ActivationCheckpointConfig {
   std::string mode;  ///< "none" or "full"
 };
@@ -117,6 +128,7 @@ struct TrainConfig : runtime::Configuration {
   OptimizerConfig optimizer;
   LrSchedulerConfig lr_scheduler;
   ParallelismConfig parallelism;
+  AttentionServersConfig attention_servers;
   ActivationCheckpointConfig activation_checkpoint;
   CheckpointConfig checkpoint;
   ValidationConfig validation;
@@ -126,9 +138,10 @@ struct TrainConfig : runtime::Configuration {
   DebugConfig debug;
 };
 
-/// The grid of `world_size` ranks: -1 becomes whatever is left. Throws Error(launch) when the
-/// degrees do not multiply to world_size, saying which counts would do.
-runtime::GridShape resolve_grid(const ParallelismConfig& parallelism, std::int64_t world_size);
+/// The grid of `world_size` ranks, dedicated attention servers among them: -1 becomes whatever is
+/// left. Throws Error(launch) when the degrees and servers do not make up world_size, saying which
+/// counts would do.
+runtime::GridShape resolve_grid(const TrainConfig& config, std::int64_t world_size);
 
 /// Sequences that one step takes on every data rank, in passes of micro_batch_size.
 struct BatchPlan {

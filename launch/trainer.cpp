@@ -8,8 +8,10 @@
 #include "launch/model.h"
 #include "launch/pretend.h"
 #include "launch/rehearsal.h"
+#include "models/serving.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
+#include "runtime/io/hash.h"
 #include "runtime/ops/gradient_norm.h"
 #include "runtime/ops/host_copy.h"
 #include "runtime/purpose.h"
@@ -25,10 +27,6 @@ using runtime::fail;
 using runtime::Tensor;
 
 namespace {
-
-/// Waits of the host for its own streams: whatever they wait for has the communicators' deadline,
-/// so this one only has to be later than any of those.
-runtime::Deadline host_deadline() { return runtime::deadline_in(24 * 3600.0); }
 
 runtime::GridShape grid_shape(const TrainConfig& config) {
   runtime::GridShape shape;
@@ -57,23 +55,17 @@ runtime::Stream compute_stream(const runtime::Device& device, int threads) {
 Trainer::Trainer(TrainerInputs inputs, Communicator& world)
     : inputs_(std::move(inputs)),
       grid_(grid_shape(inputs_.config)),
-      data_rank_(grid_.coordinate(world.rank(), runtime::Axis::data)),
-      context_rank_(grid_.coordinate(world.rank(), runtime::Axis::context)),
+      axis_(attention_axis(inputs_.config)),
+      group_(axis_.group(world.rank())),
+      axis_rank_(axis_.rank(world.rank())),
       plan_(batch_plan(inputs_.config)),
       compute_(compute_stream(inputs_.device, inputs_.threads)),
       control_stream_(runtime::Stream::cpu("control")),
       model_(make_model(inputs_.config, inputs_.vocab_size)),
-      batch_shape_{inputs_.config.data, model_.masks(),
-                   parallel::layout_from_name(inputs_.config.parallelism.context_parallel_layout),
-                   static_cast<int>(grid_.size(runtime::Axis::context)), context_rank_},
+      batch_shape_(batch_shape(inputs_.config, model_.masks(), axis_, axis_rank_)),
       loader_(loader_inputs(inputs_.sequences)) {
   const TrainConfig& config = inputs_.config;
-  using enum runtime::Axis;
-  const auto of_device = [&](std::unique_ptr<Communicator> ranks) {
-    return device_communicator(std::move(ranks), inputs_.nccl);
-  };
-  auto gradient_comm = of_device(grid_.split(world, {data, context}, "gradients"));
-  control_comm_ = grid_.split(world, {data, context}, "control");
+  control_comm_ = world.split(0, world.rank(), "control");
   parallel::AttentionOptions attention{.wire_dtype = config.parallelism.context_parallel_wire_dtype,
                                        .kernels = attention_kernels(config),
                                        .deterministic = config.debug.deterministic};
@@ -86,8 +78,27 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   attention.scheme = scheme_ = schemes_.front().scheme;
   if (const auto linear = linear_choice(config)) attention.linear_scheme = linear->scheme;
   attention_ = std::make_unique<parallel::Attention>(
-      attention, of_device(grid_.split(world, {context}, "context")), compute_);
+      attention, device_communicator(axis_.split(world, "context"), inputs_.nccl), compute_);
+  if (config.attention_servers.measure_speeds)
+    speeds_ = std::make_unique<ServerSpeeds>(
+        axis_.servers.mode == parallel::ServerMode::in_place ? axis_.homes : axis_.servers.count);
+  make_learner(world);
+}
 
+/// What learns, on ranks that are no servers. Collective over `world`.
+void Trainer::make_learner(Communicator& world) {
+  const TrainConfig& config = inputs_.config;
+  const bool serves = axis_.serves(world.rank());
+  trainers_ = world.split(serves ? 1 : 0, world.rank(), "trainers");
+  if (on_device() && config.comm.backend == "loopback" && world.size() > 1)
+    evaluation_comm_ = world.split(0, world.rank(), "evaluation");
+  if (serves) {
+    trainers_.reset();
+    return;
+  }
+  using enum runtime::Axis;
+  auto gradient_comm =
+      device_communicator(grid_.split(*trainers_, {data, context}, "gradients"), inputs_.nccl);
   store_ =
       std::make_unique<models::ParameterStore>(model_.table(), config.training.dtype, compute_);
   exchange_ = std::make_unique<parallel::ParameterExchange>(
@@ -97,31 +108,38 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},
       *store_, exchange_->updated(), compute_);
-  if (!on_device() || grid_.size() == 1) return;
-  rehearsal_ =
-      std::make_unique<Rehearsal>(model_, *store_, grid_.split(world, {}, "rehearsal"), compute_);
-  if (config.comm.backend == "loopback")
-    evaluation_comm_ = grid_.split(world, {data, context}, "evaluation");
+  if (!on_device() || world.size() == 1) return;
+  rehearsal_ = std::make_unique<Rehearsal>(model_, *store_,
+                                           grid_.split(*trainers_, {}, "rehearsal"), compute_);
 }
 
 Trainer::~Trainer() = default;
 
 void Trainer::initialise() {
+  if (serves()) return;
   store_->initialise(static_cast<std::uint64_t>(inputs_.config.debug.seed), compute_);
   compute_.synchronize(host_deadline());
 }
 
+/// Who attends in a step, with their speeds where those are measured; on any thread.
+parallel::AttentionServers Trainer::servers_of(std::int64_t step) const {
+  parallel::AttentionServers servers = axis_.servers;
+  if (speeds_) servers.speeds = speeds_->of(step);
+  return servers;
+}
+
 /// Makes what a batch's attention calls need in a step; on any thread.
 void Trainer::prepare(LocalBatch& batch, std::int64_t step) const {
+  const parallel::AttentionServers servers = servers_of(step);
   for (const attention::Mask& mask : batch.masks)
-    batch.attention.push_back(attention_->batch(mask, batch.layout));
+    batch.attention.push_back(attention_->batch(mask, batch.layout, servers));
   model_.prepare(*attention_, scheme_of(step), batch.attention);
 }
 
 /// Whether streams wait for threads of this process: of other ranks (loopback), or the one that
 /// hands messages over (mpi). Then kernels may be loaded only while no stream waits.
 bool Trainer::loads_while_idle() const {
-  return on_device() && inputs_.config.comm.backend != "nccl" && grid_.size() > 1;
+  return on_device() && inputs_.config.comm.backend != "nccl" && axis_.world_size() > 1;
 }
 
 /// Ranks that are threads of one process wait for each other.
@@ -134,7 +152,7 @@ void Trainer::meet() {
 /// meetings of its ranks.
 void Trainer::prepare_together(LocalBatch& batch, std::int64_t step, std::int64_t together) {
   prepare(batch, step);
-  rehearsal_->before(batch, together, *attention_);
+  if (rehearsal_) rehearsal_->before(batch, together, *attention_);
 }
 
 /// Takes from the system what the batch's attention needs, before any rank waits for another.
@@ -143,7 +161,7 @@ void Trainer::load(const LocalBatch& batch) const {
 }
 
 LoaderInputs Trainer::loader_inputs(std::shared_ptr<const runtime::SequenceSource> source) const {
-  LoaderInputs inputs{std::move(source), inputs_.config, data_rank_, batch_shape_};
+  LoaderInputs inputs{std::move(source), inputs_.config, axis_, group_, batch_shape_};
   if (!loads_while_idle())
     inputs.prepare = [this](LocalBatch& batch, std::int64_t step) { prepare(batch, step); };
   return inputs;
@@ -191,26 +209,18 @@ double Trainer::attended_seconds() const {
   return on_device() ? times.seconds : times.cpu_seconds;
 }
 
-StepResult Trainer::step(bool stop) {
-  const auto begin = runtime::Clock::now();
-  const double waited_before = compute_.waited_seconds(), attended_before = attended_seconds();
-  compute_.reset_peak();
-  exchange_->reset_peak();
-  attention_->reset_peak();
-  const TrainConfig& config = inputs_.config;
-  const std::int64_t step_number = completed_steps_ + 1;
-  if (inputs_.recorder != nullptr) inputs_.recorder->set_step(step_number);
-  const runtime::TraceRange trace("step", step_number);
-
-  // This rank's share of the step's sequences, made while the last step ran; then the next one's.
+/// This rank's share of a step's sequences, made while the last step ran; begins to make the next
+/// one's.
+std::vector<LocalBatch> Trainer::take_batches(std::int64_t step) {
   std::vector<LocalBatch> batches = [&] {
     const runtime::TraceRange trace_loading("batches");
-    return loader_.take({step_number, cursor_});
+    return loader_.take({step, cursor_});
   }();
-  set_scheme(step_number);
-  const std::int64_t together = std::min(std::ssize(rows_), std::ssize(batches));
+  set_scheme(step);
+  const std::int64_t together =
+      std::min(inputs_.config.training.interleave, static_cast<std::int64_t>(batches.size()));
   if (loads_while_idle()) {
-    for (LocalBatch& batch : batches) prepare_together(batch, step_number, together);
+    for (LocalBatch& batch : batches) prepare_together(batch, step, together);
   } else if (rehearsal_ && !rehearsal_->done() && !batches.empty()) {
     rehearsal_->before(batches.front(), together, *attention_);
   }
@@ -219,18 +229,77 @@ StepResult Trainer::step(bool stop) {
     compute_.reset_peak();
     attention_->reset_peak();
   }
-  if (step_number < config.training.steps)
-    loader_.start({step_number + 1, cursor_ + plan_.sequences_per_step});
+  if (step < inputs_.config.training.steps)
+    loader_.start({step + 1, cursor_ + plan_.sequences_per_step});
+  return batches;
+}
+
+namespace {
+
+/// Of the plans that the tasks of all calls were dealt by.
+std::uint64_t digest_of_tasks(std::span<const LocalBatch> batches) {
+  std::vector<std::uint64_t> digests;
+  for (const LocalBatch& batch : batches) {
+    for (const auto& calls : batch.attention) digests.push_back(calls->task_digest());
+  }
+  return runtime::xxh3_64(std::as_bytes(std::span(digests)));
+}
+
+/// As numbers that a double holds.
+std::vector<double> halves(std::uint64_t digest) {
+  return {static_cast<double>(digest >> 32), static_cast<double>(digest & 0xffffffffU)};
+}
+
+}  // namespace
+
+/// `ranks`: numbers that end with the halves of each rank's digest, whose `own` this one is.
+void Trainer::require_same_digests(const std::vector<std::vector<double>>& ranks,
+                                   std::uint64_t own) {
+  if (!axis_.spans_data) return;
+  const bool same = std::ranges::all_of(ranks, [&](const std::vector<double>& rank) {
+    return std::ranges::equal(std::span(rank).last(2), std::span(ranks.front()).last(2));
+  });
+  if (same) return;
+  const std::string what =
+      runtime::concat("plan of the attention tasks of step ", completed_steps_ + 1);
+  runtime::check_agreement(*control_comm_, {{what, runtime::hex64(own)}}, control_stream_);
+}
+
+void Trainer::require_same_tasks(std::span<const LocalBatch> batches) {
+  if (!axis_.spans_data || loads_while_idle()) return;  // there they are not dealt yet
+  const std::uint64_t own = digest_of_tasks(batches);
+  require_same_digests(
+      runtime::gather_numbers(*control_comm_, halves(own), control_stream_, host_deadline()), own);
+}
+
+StepResult Trainer::step(bool stop) {
+  const auto begin = runtime::Clock::now();
+  const double waited_before = compute_.waited_seconds(), attended_before = attended_seconds();
+  compute_.reset_peak();
+  if (!serves()) exchange_->reset_peak();
+  attention_->reset_peak();
+  const TrainConfig& config = inputs_.config;
+  const std::int64_t step_number = completed_steps_ + 1;
+  if (inputs_.recorder != nullptr) inputs_.recorder->set_step(step_number);
+  const runtime::TraceRange trace("step", step_number);
+
+  std::vector<LocalBatch> batches = take_batches(step_number);
+  const double loading = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
   // Nothing is exchanged on a device before this sum: all ranks are ready then.
-  // Labels and their weight, and each mask's area from one rank of each context group.
+  // Labels and their weight, and each mask's area from one rank of each group that attends apart.
   std::vector<double> counts(2 + model_.masks().size(), 0.0);
   for (const LocalBatch& batch : batches) {
     counts[0] += static_cast<double>(batch.local_labels);
     counts[1] += batch.local_weight;
-    for (std::size_t kind = 0; context_rank_ == 0 && kind < batch.masks.size(); ++kind)
+    for (std::size_t kind = 0; axis_rank_ == 0 && kind < batch.masks.size(); ++kind)
       counts[2 + kind] += static_cast<double>(batch.masks[kind].area());
   }
-  counts = sum_over_ranks(counts);
+  const std::uint64_t tasks = digest_of_tasks(batches);
+  std::ranges::copy(halves(tasks), std::back_inserter(counts));
+  const auto ranks =
+      runtime::gather_numbers(*control_comm_, counts, control_stream_, host_deadline());
+  require_same_digests(ranks, tasks);
+  counts = sum(ranks);
   const double labels = counts[0], weight = counts[1];
 
   const models::LearningRateSchedule schedule{config.optimizer.lr, config.lr_scheduler.warmup_steps,
@@ -239,27 +308,20 @@ StepResult Trainer::step(bool stop) {
   const double lr = models::learning_rate(schedule, step_number);
   // Every rank knows whether there is anything to learn from, so all of them leave it out together.
   Update mine;
-  if (labels > 0) mine = update(std::move(batches), weight, lr);
+  if (labels > 0) {
+    if (serves()) {
+      serve(std::move(batches));
+    } else {
+      mine = update(std::move(batches), weight, lr);
+    }
+  }
   ++completed_steps_;
   cursor_ += plan_.sequences_per_step;
 
-  StepResult result;
-  const auto memory = static_cast<double>(peak_tensor_bytes() + exchange_->peak_staging_bytes() +
-                                          attention_->peak_staging_bytes());
-  const double waited = compute_.waited_seconds() - waited_before,
-               attended = attended_seconds() - attended_before;
-  for (const auto& rank : runtime::gather_numbers(
-           *control_comm_, {mine.loss_sum, stop ? 1.0 : 0.0, memory, waited, attended},
-           control_stream_, host_deadline())) {
-    result.loss += rank[0] / weight;  // NaN without labels
-    result.stop_requested |= rank[1] > 0;
-    result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
-    result.comm_seconds = std::max(result.comm_seconds, rank[3]);
-    result.attention_seconds.push_back(rank[4]);
-  }
-  if (on_device()) result.comm_seconds = std::nan("");
-  result.grad_norm = labels > 0 ? mine.grad_norm : std::nan("");
-  if (config.debug.pretend) result.loss = result.grad_norm = std::nan("");
+  StepResult result = gather_result(mine,
+                                    {stop, loading, compute_.waited_seconds() - waited_before,
+                                     attended_seconds() - attended_before},
+                                    weight);
   result.learning_rate = lr;
   result.labels = static_cast<std::int64_t>(labels);
   for (std::size_t kind = 0; kind < model_.masks().size(); ++kind) {
@@ -268,6 +330,47 @@ StepResult Trainer::step(bool stop) {
   }
   result.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
   return result;
+}
+
+/// What ranks tell each other at the end of a step; `weight` as in update().
+StepResult Trainer::gather_result(const Update& mine, const OwnStep& own, double weight) {
+  const auto memory = static_cast<double>(peak_tensor_bytes() + attention_->peak_staging_bytes() +
+                                          (serves() ? 0 : exchange_->peak_staging_bytes()));
+  const auto ranks = runtime::gather_numbers(
+      *control_comm_,
+      {mine.loss_sum, own.stop ? 1.0 : 0.0, memory, serves() ? 0.0 : own.waited_seconds,
+       mine.grad_norm, own.loading_seconds, own.attended_seconds},
+      control_stream_, host_deadline());
+  StepResult result;
+  std::vector<double> attended;
+  for (const auto& rank : ranks) {
+    result.loss += rank[0] / weight;  // NaN without labels
+    result.stop_requested |= rank[1] > 0;
+    result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
+    result.comm_seconds = std::max(result.comm_seconds, rank[3]);
+    result.loading_seconds = std::max(result.loading_seconds, rank[5]);
+    attended.push_back(rank[6]);
+  }
+  // Where dedicated servers attend no other rank does.
+  const auto idle = axis_.dedicated > 0 ? std::ssize(ranks) - axis_.dedicated : 0;
+  result.attention_seconds.assign(attended.begin() + idle, attended.end());
+  if (on_device()) result.comm_seconds = std::nan("");
+  result.grad_norm = weight > 0 ? ranks.front()[4] : std::nan("");  // all trainers have the same
+  if (weight > 0) runtime::ops::require_finite_norm(result.grad_norm, completed_steps_);
+  if (inputs_.config.debug.pretend) result.loss = result.grad_norm = std::nan("");
+  return result;
+}
+
+/// As many together as in update().
+void Trainer::serve(std::vector<LocalBatch> batches) {
+  const auto together = static_cast<std::size_t>(inputs_.config.training.interleave);
+  for (std::size_t done = 0; done < batches.size(); done += together) {
+    std::vector<models::ServedBatch> served;
+    for (std::size_t i = done; i < std::min(done + together, batches.size()); ++i)
+      served.push_back(std::move(batches[i].attention));
+    models::serve_training(model_, *attention_, served, compute_);
+  }
+  compute_.synchronize(host_deadline());
 }
 
 Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, double lr) {
@@ -293,11 +396,10 @@ Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, 
   }
 
   // Clip and update. The host reads what is left at the end, so that no device waits for it before.
-  const std::int64_t step = completed_steps_ + 1;
   const Tensor norm = [&] {
     const runtime::TraceRange trace("update");
     Tensor found = exchange_->gradient_norm(store_->gradients());
-    optimizer_->step(lr, step, found, compute_);
+    optimizer_->step(lr, completed_steps_ + 1, found, compute_);
     exchange_->share(store_->values());
     return found;
   }();
@@ -312,7 +414,6 @@ Trainer::Update Trainer::update(std::vector<LocalBatch> batches, double weight, 
   Update update;
   for (const auto& loss : host_losses) update.loss_sum += loss->front();
   update.grad_norm = host_norm->front();
-  runtime::ops::require_finite_norm(update.grad_norm, step);
   return update;
 }
 
@@ -325,6 +426,11 @@ BatchEvaluation Trainer::evaluate(LocalBatch batch) {
     meet();
   }
   BatchEvaluation result;
+  if (serves()) {
+    models::serve_evaluation(model_, *attention_, batch.attention, compute_);
+    compute_.synchronize(host_deadline());
+    return result;
+  }
   result.tensors = model_.evaluate(resources(), upload(std::move(batch), rows_.front()));
   const auto loss = runtime::ops::download<double>(result.tensors.loss_sum, compute_);
   compute_.synchronize(host_deadline());
@@ -337,76 +443,6 @@ BatchEvaluation Trainer::evaluate(const runtime::SequenceSource& source,
   LocalBatch batch = make_local_batch(source, numbers, batch_shape_);
   if (!loads_while_idle()) prepare(batch, last_step());
   return evaluate(std::move(batch));
-}
-
-std::vector<parallel::FlatState> Trainer::states() const {
-  std::vector<parallel::FlatState> states = optimizer_->states();
-  states.insert(states.begin(), store_->state());
-  return states;
-}
-
-std::vector<runtime::TensorSlice> Trainer::checkpoint_slices() const {
-  // What every rank holds is written by its owner, like what only the owner holds.
-  const auto owned = exchange_->sharding().owned(control_comm_->rank());
-  std::vector<runtime::TensorSlice> slices;
-  for (const parallel::FlatState& state : states()) {
-    for (auto& [name, sizes, start, view] : state_boxes(store_->table(), state, owned))
-      slices.push_back({std::move(name), std::move(sizes), std::move(start), view,
-                        on_device() ? std::optional(compute_) : std::nullopt});
-  }
-  return slices;
-}
-
-void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k,
-                   std::function<void()> before_change) {
-  TrainConfig config = inputs_.config;
-  config.model.vocab_size = inputs_.vocab_size;  // resolved
-  compute_.synchronize(host_deadline());
-  runtime::CheckpointMetadata metadata;
-  metadata.step = completed_steps_;
-  metadata.tokens = cursor_ * config.training.seq_len;
-  metadata.cursor = cursor_;
-  metadata.optimizer_step = optimizer_->updates();
-  metadata.seed = static_cast<std::uint64_t>(config.debug.seed);
-  metadata.config = to_toml(config);
-  metadata.corpus_digest = inputs_.corpus_digest;
-  metadata.extra["seq_len"] = std::to_string(config.training.seq_len);
-  runtime::SaveOptions options;
-  options.folder = folder;
-  options.keep_latest_k = keep_latest_k;
-  options.before_change = std::move(before_change);
-  runtime::save_checkpoint(options, metadata, checkpoint_slices(), *control_comm_, control_stream_);
-}
-
-ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
-  const runtime::CheckpointMetadata& metadata = checkpoint.metadata();
-  ConfigChanges changes =
-      require_same_meaning(metadata, checkpoint.path().string(),
-                           {inputs_.config, inputs_.vocab_size, inputs_.corpus_digest});
-  compute_.synchronize(host_deadline());
-  const std::vector<parallel::FlatState> all = states();
-  const auto& parameters = store_->table().parameters();
-  if (all.size() * parameters.size() != checkpoint.tensors().size()) {
-    fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
-         " tensors, the model of this run ", all.size() * parameters.size());
-  }
-  for (const parallel::FlatState& state : all) {
-    for (const parallel::Parameter& parameter : parameters) {
-      const std::string name = state.prefix + parameter.name;
-      if (!checkpoint.has(name) || checkpoint.tensor(name).sizes != parameter.sizes) {
-        fail(ExitCode::data, checkpoint.path().string(), ": tensor '", name,
-             "' is missing or of another size than in the model of this run");
-      }
-    }
-    for (const auto& block : state_boxes(store_->table(), state, state.ranges))
-      on_device() ? checkpoint.read(block.name, block.start, block.view, compute_)
-                  : checkpoint.read(block.name, block.start, block.view);
-  }
-  store_->values_changed();
-  optimizer_->set_updates(metadata.optimizer_step);
-  completed_steps_ = metadata.step;
-  cursor_ = metadata.cursor;
-  return changes;
 }
 
 }  // namespace longhaul::launch

@@ -11,10 +11,12 @@
 #include <string>
 #include <vector>
 
+#include "launch/attention_axis.h"
 #include "launch/config_changes.h"
 #include "launch/loader.h"
 #include "launch/rehearsal.h"
 #include "launch/schemes.h"
+#include "launch/server_speeds.h"
 #include "launch/train_config.h"
 #include "models/model.h"
 #include "models/optimizer.h"
@@ -53,9 +55,13 @@ struct StepResult {
   std::vector<std::int64_t> areas;  ///< (query, key) pairs of each of the model's masks
   std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
-  /// Of each rank's softmax attention: thread-CPU seconds, on GPUs the device's, or pretended ones.
+  /// Of softmax attention, each rank's that takes part in it: thread-CPU seconds, on GPUs the
+  /// device's, or pretended ones. Of external servers nothing is known.
   std::vector<double> attention_seconds;
-  /// Compute waited for communication, largest over ranks; NaN where that is not measured: CUDA.
+  double loading_seconds =
+      0;  ///< of those, waiting for batches and their plans; largest over ranks
+  /// Compute waited for communication, largest over ranks but dedicated attention servers; NaN
+  /// where that is not measured: CUDA.
   double comm_seconds = 0;
   std::int64_t memory_bytes = 0;  ///< peaks of tensors and of staged messages, largest over ranks
   bool stop_requested = false;    ///< some rank was asked to stop
@@ -67,19 +73,29 @@ struct BatchEvaluation {
   models::Evaluation tensors;
 };
 
+/// On a dedicated attention server (attention_axis.h) it takes part in the attention of all passes,
+/// and has neither rows nor parameters, gradients or optimizer.
 class Trainer {
  public:
-  /// Collective over `world`, whose size is the grid's. The configuration is one that load_config()
-  /// found nothing wrong with.
+  /// Collective over `world`, whose size is AttentionAxis::world_size(). The configuration is one
+  /// that load_config() found nothing wrong with.
   Trainer(TrainerInputs inputs, runtime::Communicator& world);
   ~Trainer();
+
+  /// Whether this rank is a dedicated attention server.
+  bool serves() const { return store_ == nullptr; }
+  /// The ranks that are none, on one of them.
+  runtime::Communicator& trainers() { return *trainers_; }
 
   /// Draws the weights from the seed; nothing is read.
   void initialise();
   /// Continues from a checkpoint of any grid; returns what of the configuration is not as it was.
-  /// Collective. Throws Error(config) where that gives the checkpoint another meaning
-  /// (config_changes.h), Error(data) when its tensors are not this model's, by name and size.
+  /// Collective over trainers(), as save(), and not for servers. Throws Error(config) where that
+  /// gives the checkpoint another meaning (config_changes.h), Error(data) when its tensors are not
+  /// this model's, by name and size.
   ConfigChanges load(const runtime::Checkpoint& checkpoint);
+  /// After load(), if anything was loaded: all ranks begin where the trainers do. Collective.
+  void begin();
   /// What a checkpoint holds of this rank, for save(); views of the trainer's own memory.
   std::vector<runtime::TensorSlice> checkpoint_slices() const;
   /// Collective; returns when the checkpoint is committed. `before_change`: of
@@ -95,7 +111,7 @@ class Trainer {
   std::int64_t completed_steps() const { return completed_steps_; }
   /// Sequences taken so far, over all data ranks.
   std::int64_t cursor() const { return cursor_; }
-  std::int64_t parameters() const { return store_->table().elements(); }
+  std::int64_t parameters() const { return model_.table().elements(); }
   const models::Model& model() const { return model_; }
   /// Where all of its work goes.
   const runtime::Stream& compute() const { return compute_; }
@@ -104,17 +120,21 @@ class Trainer {
   std::int64_t peak_tensor_bytes() const { return compute_.memory().peak_bytes; }
 
   /// Forward only over one micro-batch, under the scheme of the last step. Collective over the
-  /// context axis, and no further: data ranks may evaluate different numbers of batches. Returned
-  /// tensors are complete. Nothing that a step depends on changes.
+  /// attention's axis, and no further: where that is the context axis, data ranks may evaluate
+  /// different numbers of batches. Returned tensors are complete; a server has none. Nothing that a
+  /// step depends on changes.
   BatchEvaluation evaluate(LocalBatch batch);
   /// The same of the sequences `numbers` of any source; rows come in the local order of their
   /// layout (make_local_batch).
   BatchEvaluation evaluate(const runtime::SequenceSource& source,
                            std::span<const std::int64_t> numbers);
+  /// Throws Error(disagree) on all ranks unless all of them have dealt the tasks of these batches
+  /// alike. Collective where schemes span data; does nothing where they do not.
+  void require_same_tasks(std::span<const LocalBatch> batches);
   /// What loads this rank's share of any source's sequences as training's is loaded.
   LoaderInputs loader_inputs(std::shared_ptr<const runtime::SequenceSource> source) const;
   models::ParameterStore& store() { return *store_; }
-  /// Column sums of every rank's numbers, in rank order. Collective over data x context.
+  /// Column sums of every rank's numbers, in rank order. Collective over all ranks.
   std::vector<double> sum_over_ranks(const std::vector<double>& own);
 
  private:
@@ -122,12 +142,20 @@ class Trainer {
   struct Rows {
     runtime::Tensor tokens, labels, positions, label_weights;
   };
+  /// Waits of the host for its own streams: whatever they wait for has the communicators' deadline,
+  /// so this one only has to be later than any of those.
+  static runtime::Deadline host_deadline() { return runtime::deadline_in(24 * 3600.0); }
+
+  void make_learner(runtime::Communicator& world);
+  parallel::AttentionServers servers_of(std::int64_t step) const;
   void prepare(LocalBatch& batch, std::int64_t step) const;
   bool loads_while_idle() const;
   void meet();
   void prepare_together(LocalBatch& batch, std::int64_t step, std::int64_t together);
   void load(const LocalBatch& batch) const;
   const parallel::Expression& scheme_of(std::int64_t step) const;
+  std::vector<LocalBatch> take_batches(std::int64_t step);
+  void require_same_digests(const std::vector<std::vector<double>>& ranks, std::uint64_t own);
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
   void set_scheme(std::int64_t step);
@@ -138,6 +166,14 @@ class Trainer {
   };
   /// Forward, backward and update; `weight` is that of all labels of the step. Returns when done.
   Update update(std::vector<LocalBatch> batches, double weight, double lr);
+  /// Of this rank's step, beside what it has learnt.
+  struct OwnStep {
+    bool stop = false;
+    double loading_seconds = 0, waited_seconds = 0, attended_seconds = 0;
+  };
+  StepResult gather_result(const Update& mine, const OwnStep& own, double weight);
+  /// A server's part in it.
+  void serve(std::vector<LocalBatch> batches);
   /// The last one done; of a run that has done none, the first.
   std::int64_t last_step() const { return std::max<std::int64_t>(1, completed_steps_); }
   /// Everything a checkpoint holds: the model's values and the optimizer's state.
@@ -148,12 +184,14 @@ class Trainer {
 
   const TrainerInputs inputs_;
   const runtime::ProcessGrid grid_;
-  const int data_rank_, context_rank_;
+  const AttentionAxis axis_;
+  const int group_, axis_rank_;  // of this rank on it
   const BatchPlan plan_;
   const runtime::Stream compute_;
   const runtime::Stream
       control_stream_;  ///< of control_comm_: small host values, never behind compute
   std::unique_ptr<runtime::Communicator> control_comm_;
+  std::unique_ptr<runtime::Communicator> trainers_;  ///< none on a server
   std::unique_ptr<runtime::Communicator>
       evaluation_comm_;  ///< of ranks that are threads on a device
   std::vector<SchemeChange> schemes_;
@@ -161,7 +199,8 @@ class Trainer {
   std::unique_ptr<parallel::Attention> attention_;
   const models::Model model_;
   const BatchShape batch_shape_;
-  std::unique_ptr<models::ParameterStore> store_;
+  std::unique_ptr<ServerSpeeds> speeds_;           ///< where they are measured
+  std::unique_ptr<models::ParameterStore> store_;  // this one and the next two: none on a server
   std::unique_ptr<parallel::ParameterExchange> exchange_;
   std::unique_ptr<models::AdamW> optimizer_;
   std::unique_ptr<Rehearsal> rehearsal_;  ///< of ranks that exchange from a device

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "launch/attention_axis.h"
 #include "launch/batches.h"
 #include "launch/config.h"
 #include "launch/device.h"
@@ -40,7 +41,10 @@ std::string grid_text(const TrainConfig& config) {
   if (context == -1) {
     return fmt::format("data {} x context (whatever ranks are left; --ranks N resolves it)", data);
   }
-  return fmt::format("{}: data {} x context {}", counted(data * context, "rank"), data, context);
+  const std::int64_t servers = dedicated_servers(config);
+  return fmt::format(
+      "{}: data {} x context {}{}", counted(data * context + servers, "rank"), data, context,
+      servers == 0 ? "" : fmt::format(" + {}", counted(servers, "attention server")));
 }
 
 std::string batch_text(const TrainConfig& config) {
@@ -144,6 +148,7 @@ int run_validate(const ValidateOptions& options) {
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));
+  if (const auto servers = servers_text(config)) fmt::print("# servers     {}\n", *servers);
   if (const auto linear = linear_text(config)) fmt::print("# linear      {}\n", *linear);
   if (config.device.kind == "cuda" && config.parallelism.context_parallel_degree > 0) {
     fmt::print("# kernels     {}\n",

@@ -33,6 +33,7 @@ std::optional<ValidationMetrics> Validation::run(const std::function<bool()>& st
   for (std::int64_t cursor = 0; cursor < end; cursor += per_step) {
     std::vector<LocalBatch> batches = loader_->take({step, cursor});
     if (cursor + per_step < end) loader_->start({step, cursor + per_step});
+    trainer_.require_same_tasks(batches);
     double own_loss = 0, own_labels = 0, own_weight = 0;
     for (LocalBatch& batch : batches) {
       own_labels += static_cast<double>(batch.local_labels);

@@ -1,6 +1,8 @@
 #include "models/model.h"
 
 #include <algorithm>
+#include <iterator>
+#include <ranges>
 #include <utility>
 
 #include "models/weights.h"
@@ -13,6 +15,7 @@
 namespace longhaul::models {
 
 namespace ops = runtime::ops;
+using parallel::Direction;
 using runtime::DType;
 using runtime::Tensor;
 
@@ -71,6 +74,36 @@ std::int64_t Model::activation_bytes(std::int64_t rows) const {
 parallel::CallBytes Model::call_of(std::size_t block,
                                    std::span<const parallel::CallBytes> calls) const {
   return call_of_block_[block] ? calls[*call_of_block_[block]] : parallel::CallBytes();
+}
+
+std::vector<PassCall> Model::forward_calls(const Layer& layer, bool kept) const {
+  std::vector<PassCall> calls;
+  for (std::size_t block = layer.begin; block < layer.end; ++block) {
+    if (call_of_block_[block] && !calls_[*call_of_block_[block]].shapes.linear)
+      calls.push_back({*call_of_block_[block], Direction::forward, kept});
+  }
+  return calls;
+}
+
+std::vector<PassCall> Model::evaluation_calls() const {
+  std::vector<PassCall> calls;
+  for (const Layer& layer : layers_)
+    std::ranges::copy(forward_calls(layer, false), std::back_inserter(calls));
+  return calls;
+}
+
+std::vector<PassCall> Model::training_calls() const {
+  const bool again = recompute_ == Recompute::full;
+  std::vector<PassCall> calls;
+  for (const Layer& layer : layers_)
+    std::ranges::copy(forward_calls(layer, !again), std::back_inserter(calls));
+  for (const Layer& layer : std::views::reverse(layers_)) {
+    const std::vector<PassCall> forward = forward_calls(layer, true);
+    if (again) std::ranges::copy(forward, std::back_inserter(calls));
+    for (const PassCall& call : std::views::reverse(forward))
+      calls.push_back({call.call, Direction::backward});
+  }
+  return calls;
 }
 
 std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::CallBytes> calls,

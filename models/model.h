@@ -43,6 +43,14 @@ struct PassOptions {
   std::function<void(parallel::ElementRange)> on_gradients;
 };
 
+/// A call of softmax attention in a pass.
+struct PassCall {
+  std::size_t call = 0;  ///< among Model::attention_calls()
+  parallel::Direction direction = parallel::Direction::forward;
+  bool kept = false;  ///< forward: what it saves is there until the backward of the same block
+  bool operator==(const PassCall&) const = default;
+};
+
 struct Evaluation {
   runtime::Tensor loss_sum;     ///< float64[1], by the labels' weights
   runtime::Tensor row_loss;     ///< float32[n], unweighted; 0 without a label
@@ -81,6 +89,11 @@ class Model {
   /// The attention calls of its blocks, each once.
   const std::vector<AttentionCall>& attention_calls() const { return calls_; }
 
+  /// The calls of softmax attention that one pass makes, in its order: of forward_backward(), those
+  /// of recomputation among them; of evaluate() and logits().
+  std::vector<PassCall> training_calls() const;
+  std::vector<PassCall> evaluation_calls() const;
+
   /// Most bytes of tensors that `together` passes over n rows each take in forward_backward(), what
   /// they keep included; parameters and gradients are not. calls[i]: of attention_calls()[i].
   std::int64_t pass_bytes(std::int64_t rows, std::span<const parallel::CallBytes> calls,
@@ -114,6 +127,8 @@ class Model {
 
   /// Of a block's call among `calls`; zeros where it has none.
   parallel::CallBytes call_of(std::size_t block, std::span<const parallel::CallBytes> calls) const;
+  /// Of a layer's blocks, in their order.
+  std::vector<PassCall> forward_calls(const Layer& layer, bool kept) const;
   void check(const Resources& resources, const Batch& batch) const;
   PassContext context(const Resources& resources, const Batch& batch) const;
   runtime::Tensor embed(const Resources& resources, const Batch& batch) const;

@@ -1,17 +1,12 @@
-// Segments of documents, and the books of an assignment.
+// The books of an assignment.
 
 #include "parallel/disaggregation/assignment.h"
 
 #include <algorithm>
 #include <array>
 
-#include "runtime/error.h"
-
 namespace longhaul::parallel {
 namespace {
-
-using attention::Run;
-using runtime::ExitCode;
 
 /// At most N things; those of a move.
 template <class Thing, std::size_t N>
@@ -32,57 +27,17 @@ void erase_sorted(std::vector<Value>& values, Value value) {
   values.erase(std::ranges::lower_bound(values, value));
 }
 
-int first_server_rank(const TaskInputs& inputs) {
-  return server_rank(inputs.layout, inputs.servers, 0);
-}
-
 }  // namespace
-
-std::vector<Segment> segments_of(const TaskInputs& inputs) {
-  const Layout& layout = inputs.layout;
-  std::vector<Segment> segments;
-  for (int rank = 0; rank < layout.ranks(); ++rank) {
-    for (const Run& run : layout.runs(rank)) {
-      if (run.stride != 1 && run.count > 1) {
-        runtime::fail(ExitCode::config, "layout ", name(layout.kind()), " gives rank ", rank,
-                      " every ", run.stride,
-                      "th token; attention servers "
-                      "take runs of consecutive tokens: use layout packed");
-      }
-      const auto begin = inputs.documents.begin();
-      auto next = std::upper_bound(begin, inputs.documents.end(), run.first);
-      for (std::int64_t token = run.first; token < run.first + run.count; ++next) {
-        const std::int64_t start = *(next - 1), stop = std::min(*next, run.first + run.count);
-        segments.push_back({static_cast<int>(next - 1 - begin), token - start, stop - start, rank});
-        token = stop;
-      }
-    }
-  }
-  std::ranges::sort(segments, [](const Segment& a, const Segment& b) {
-    return a.document != b.document ? a.document < b.document : a.begin < b.begin;
-  });
-  const int first = first_server_rank(inputs), count = server_count(layout, inputs.servers);
-  for (Segment& segment : segments) {
-    const int server = segment.home - first;
-    const bool served = first >= 0 && server >= 0 && server < count;
-    segment.pieces.push_back({segment.begin, segment.end, served ? server : -1});
-  }
-  return segments;
-}
-
-std::vector<std::int64_t> speeds_of(const TaskInputs& inputs) {
-  if (!inputs.servers.speeds.empty()) return inputs.servers.speeds;
-  return std::vector<std::int64_t>(
-      static_cast<std::size_t>(server_count(inputs.layout, inputs.servers)), 1);
-}
 
 struct Assignment::Exchange {
   Few<Piece, 3> removed, added;
   int from = 0;
 };
 
-Assignment::Assignment(const TaskInputs& inputs, std::vector<Segment> segments)
+Assignment::Assignment(const TaskInputs& inputs, std::vector<Segment> segments,
+                       const RowBytes& prices)
     : bytes_(inputs.bytes),
+      prices_(prices),
       limit_(inputs.servers.buffer_bytes),
       external_(inputs.servers.mode == ServerMode::external),
       segments_(std::move(segments)) {
@@ -112,7 +67,7 @@ Assignment::Assignment(const TaskInputs& inputs, std::vector<Segment> segments)
     for (const Presence& presence : document) {
       if (!presence.ends.empty()) {
         dispatched_[static_cast<std::size_t>(presence.place)] +=
-            key_bytes(&presence, presence.ends.back());
+            bytes_.key * sent_keys(&presence, presence.ends.back());
       }
     }
   }
@@ -162,25 +117,21 @@ std::int64_t Assignment::own_rows(const Presence* presence, std::int64_t row) co
   return rows;
 }
 
-std::int64_t Assignment::key_bytes(const Presence* presence, std::int64_t prefix) const {
-  return bytes_.key * (prefix - own_rows(presence, prefix));
-}
-
 /// Of queries, results and gradients of keys; keys that an external server is sent, too. Not the
 /// keys that a rank receives once for all of its tasks.
-std::int64_t Assignment::task_bytes(const Segment& segment, const Piece& task) const {
-  const std::int64_t rows = task.end - task.begin, there = bytes_.query + bytes_.result;
+std::int64_t Assignment::task_price(const Segment& segment, const Piece& task) const {
+  const std::int64_t rows = task.end - task.begin, there = prices_.query + prices_.result;
   if (external_) {
     const std::int64_t home = own_rows(segment.document, segment.home, task.end);
-    return rows * there + (bytes_.key + bytes_.key_gradient) * task.end +
-           bytes_.key_gradient * (task.end - home);
+    return rows * there + (prices_.key + prices_.key_gradient) * task.end +
+           prices_.key_gradient * (task.end - home);
   }
-  std::int64_t bytes = at_home(segment, task.server) ? 0 : rows * there;
-  if (bytes_.key_gradient != 0) {
+  std::int64_t price = at_home(segment, task.server) ? 0 : rows * there;
+  if (prices_.key_gradient != 0) {
     const std::int64_t own = own_rows(segment.document, place(task.server), task.end);
-    bytes += bytes_.key_gradient * (task.end - own);
+    price += prices_.key_gradient * (task.end - own);
   }
-  return bytes;
+  return price;
 }
 
 /// What the dispatch of a task brings its server, besides keys that come once for all its tasks.
@@ -256,21 +207,41 @@ std::int64_t last_end(const std::vector<std::int64_t>& ends, int server, const a
 }
 }  // namespace
 
-std::int64_t Assignment::bytes_of(const Move& move) const {
-  const Segment& moved = segment(move.segment);
-  const Exchange exchanged = exchange(move);
-  std::int64_t bytes = 0;
-  for (const Piece& piece : exchanged.removed) bytes -= task_bytes(moved, piece);
-  for (const Piece& piece : exchanged.added) bytes += task_bytes(moved, piece);
-  if (external_) return bytes;
-  for (const int server : {exchanged.from, move.to}) {
-    const Presence* presence = find(moved.document, place(server));
-    const std::vector<std::int64_t>& ends = presence == nullptr ? kNoEnds : presence->ends;
-    const std::int64_t before = ends.empty() ? 0 : ends.back(),
-                       after = last_end(ends, server, exchanged);
-    if (before != after) bytes += key_bytes(presence, after) - key_bytes(presence, before);
+std::int64_t Assignment::more_keys(const Segment& segment, const Exchange& exchanged,
+                                   int server) const {
+  if (external_) return 0;
+  const Presence* presence = find(segment.document, place(server));
+  const std::vector<std::int64_t>& ends = presence == nullptr ? kNoEnds : presence->ends;
+  const std::int64_t before = ends.empty() ? 0 : ends.back(),
+                     after = last_end(ends, server, exchanged);
+  return before == after ? 0 : sent_keys(presence, after) - sent_keys(presence, before);
+}
+
+std::int64_t Assignment::arriving(const Segment& segment, const Exchange& exchanged,
+                                  int server) const {
+  std::int64_t bytes = bytes_.key * more_keys(segment, exchanged, server);
+  for (const Piece& task : exchanged.removed) {
+    if (task.server == server) bytes -= dispatched_bytes(segment, task);
+  }
+  for (const Piece& task : exchanged.added) {
+    if (task.server == server) bytes += dispatched_bytes(segment, task);
   }
   return bytes;
+}
+
+std::int64_t Assignment::price_of(const Move& move) const {
+  const Segment& moved = segment(move.segment);
+  const Exchange exchanged = exchange(move);
+  std::int64_t price = prices_.key * (more_keys(moved, exchanged, exchanged.from) +
+                                      more_keys(moved, exchanged, move.to));
+  for (const Piece& piece : exchanged.removed) price -= task_price(moved, piece);
+  for (const Piece& piece : exchanged.added) price += task_price(moved, piece);
+  return price;
+}
+
+std::int64_t Assignment::relief(const Move& move) const {
+  const Exchange exchanged = exchange(move);
+  return -arriving(segment(move.segment), exchanged, exchanged.from);
 }
 
 std::optional<Overflow> Assignment::overflow(const Move& move) const {
@@ -280,23 +251,10 @@ std::optional<Overflow> Assignment::overflow(const Move& move) const {
   const auto above = [&](std::int64_t before, std::int64_t more) {
     return more > 0 && before + more > limit_;
   };
-  std::int64_t arriving = 0;
-  const auto count = [&](const auto& tasks, std::int64_t sign) {
-    for (const Piece& task : tasks) {
-      if (task.server == move.to) arriving += sign * dispatched_bytes(moved, task);
-    }
-  };
-  count(exchanged.removed, -1);
-  count(exchanged.added, 1);
   const int taker = place(move.to);
-  if (!external_) {
-    const Presence* presence = find(moved.document, taker);
-    const std::vector<std::int64_t>& ends = presence == nullptr ? kNoEnds : presence->ends;
-    arriving += key_bytes(presence, last_end(ends, move.to, exchanged)) -
-                key_bytes(presence, ends.empty() ? 0 : ends.back());
-  }
-  const std::int64_t before = dispatched_[static_cast<std::size_t>(taker)];
-  if (above(before, arriving)) return Overflow{taker, before + arriving, true};
+  const std::int64_t before = dispatched_[static_cast<std::size_t>(taker)],
+                     arrived = arriving(moved, exchanged, move.to);
+  if (above(before, arrived)) return Overflow{taker, before + arrived, true};
   for (const Presence& presence : presences_[static_cast<std::size_t>(moved.document)]) {
     if (presence.own.empty()) continue;
     std::int64_t more = 0;
@@ -327,7 +285,7 @@ void Assignment::apply(const Move& move) {
     const Presence& presence = at(moved.document, place(server));
     if (presence.ends.empty()) return;
     dispatched_[static_cast<std::size_t>(presence.place)] +=
-        sign * key_bytes(&presence, presence.ends.back());
+        sign * bytes_.key * sent_keys(&presence, presence.ends.back());
   };
   keys(exchanged.from, -1);
   keys(move.to, -1);

@@ -7,44 +7,9 @@
 #include <span>
 #include <vector>
 
-#include "parallel/disaggregation/rows.h"
-#include "parallel/disaggregation/tasks.h"
+#include "parallel/disaggregation/segments.h"
 
 namespace longhaul::parallel {
-
-/// Rows of a segment that one server does: a task. In rows of the document, as all rows here.
-struct Piece {
-  std::int64_t begin = 0, end = 0;
-  int server = 0;
-  std::int64_t area() const { return causal_area(begin, end); }
-};
-
-/// The part of a home's run that lies in one document.
-struct Segment {
-  int document = 0;
-  std::int64_t begin = 0, end = 0;
-  int home = 0;                    ///< rank
-  std::vector<Piece> pieces = {};  ///< all rows in order; neighbours have different servers
-
-  /// The last cut at or before a row, and the first at or behind it.
-  std::int64_t cut_below(std::int64_t row) const {
-    return row >= end ? end : row - (row - begin) % kShardRows;
-  }
-  std::int64_t cut_above(std::int64_t row) const {
-    return std::min(end, cut_below(row + kShardRows - 1));
-  }
-};
-
-/// Segments by document and row, each one piece: of its home where that is a server, else of
-/// server -1. Throws Error(config) over a layout whose runs are not of consecutive tokens.
-std::vector<Segment> segments_of(const TaskInputs& inputs);
-
-/// Gives rows that no server has to servers, documents whole where they fit: the longest first,
-/// each to the server that is then least loaded. What is longer than a server's share is cut.
-void deal(std::vector<Segment>& segments, const TaskInputs& inputs);
-
-/// Work a second of each server; 1 where none is given.
-std::vector<std::int64_t> speeds_of(const TaskInputs& inputs);
 
 /// Rows [begin, end) of a piece, given to another server.
 struct Move {
@@ -62,7 +27,8 @@ struct Overflow {
 
 class Assignment {
  public:
-  Assignment(const TaskInputs& inputs, std::vector<Segment> segments);
+  /// `prices` stand for the bytes where moves are compared; limits are held to the bytes.
+  Assignment(const TaskInputs& inputs, std::vector<Segment> segments, const RowBytes& prices);
 
   int servers() const { return static_cast<int>(loads_.size()); }
   std::int64_t load(int server) const { return loads_[static_cast<std::size_t>(server)]; }
@@ -70,7 +36,7 @@ class Assignment {
   std::span<const Segment> segments() const { return segments_; }
   /// Indices of the segments of which a server does a part, rising.
   const std::vector<int>& work_of(int server) { return work_[static_cast<std::size_t>(server)]; }
-  /// Servers that do rows of a document and have its keys [0, prefix), in no order that matters.
+  /// Servers that do rows of a document, and thus have its keys [0, prefix).
   struct Holder {
     int server = 0;
     std::int64_t prefix = 0;
@@ -80,8 +46,10 @@ class Assignment {
   std::int64_t prefix(int document, int server) const;
   bool at_home(const Segment& segment, int server) const { return place(server) == segment.home; }
 
-  /// By how much a move changes the bytes of both exchanges, of all ranks together.
-  std::int64_t bytes_of(const Move& move) const;
+  /// By how much a move changes the bytes of both exchanges, of all ranks together, at the prices.
+  std::int64_t price_of(const Move& move) const;
+  /// Dispatched bytes that its giver no more receives.
+  std::int64_t relief(const Move& move) const;
   /// A receiver that a move would give more, and more than the limit.
   std::optional<Overflow> overflow(const Move& move) const;
   /// A receiver above the limit as things are.
@@ -111,14 +79,19 @@ class Assignment {
   std::int64_t own_rows(int document, int place, std::int64_t row) const {
     return own_rows(find(document, place), row);
   }
-  /// Key bytes that a place receives for tasks of which the last ends at `prefix`.
-  std::int64_t key_bytes(const Presence* presence, std::int64_t prefix) const;
-  std::int64_t task_bytes(const Segment& segment, const Piece& task) const;
+  /// Keys that a place is sent for tasks of which the last ends at `prefix`.
+  std::int64_t sent_keys(const Presence* presence, std::int64_t prefix) const {
+    return prefix - own_rows(presence, prefix);
+  }
+  /// How many more of them a server is sent by a move, and bytes of its dispatch in all.
+  std::int64_t more_keys(const Segment& segment, const Exchange& exchanged, int server) const;
+  std::int64_t arriving(const Segment& segment, const Exchange& exchanged, int server) const;
+  std::int64_t task_price(const Segment& segment, const Piece& task) const;
   std::int64_t dispatched_bytes(const Segment& segment, const Piece& task) const;
   std::int64_t returned_bytes(const Segment& segment, const Piece& task, int rank) const;
   void account(const Segment& segment, const Piece& task, std::int64_t sign);
 
-  RowBytes bytes_;
+  RowBytes bytes_, prices_;
   std::int64_t limit_;
   bool external_;
   std::vector<Segment> segments_;

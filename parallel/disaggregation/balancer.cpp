@@ -3,6 +3,7 @@
 #include "parallel/disaggregation/balancer.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 namespace longhaul::parallel {
@@ -12,18 +13,21 @@ using Wide = __int128;
 
 constexpr std::int64_t kUnit = 1 << 20;  // of tolerances
 constexpr std::size_t kOffers = 12;      // pieces of a donor that are tried, those that see most
-constexpr std::size_t kIdle = 6;         // servers with most room that are tried
+constexpr std::size_t kIdle = 2;         // servers with most room that are tried
+
+constexpr std::size_t kAll = std::numeric_limits<std::size_t>::max();
 
 std::size_t index(int i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 
-Balancer::Balancer(const TaskInputs& inputs, Assignment& work)
+Balancer::Balancer(const TaskInputs& inputs, const RowBytes& prices, Assignment& work)
     : work_(work),
       speeds_(speeds_of(inputs)),
+      alike_(std::ranges::all_of(speeds_, [&](auto speed) { return speed == speeds_[0]; })),
       stuck_(speeds_.size()),
-      query_(inputs.bytes.query + inputs.bytes.result),
-      key_(inputs.bytes.key + inputs.bytes.key_gradient) {
+      query_(prices.query + prices.result),
+      key_(prices.key + prices.key_gradient) {
   Wide area = 0, speed = 0;
   for (int server = 0; server < work.servers(); ++server) {
     area += work.load(server);
@@ -47,10 +51,33 @@ int Balancer::most_loaded() const {
   return donor;
 }
 
+void Balancer::relieve() {
+  for (auto over = work_.overflow(); over && over->dispatch; over = work_.overflow()) {
+    int donor = 0;
+    while (donor < work_.servers() && work_.place(donor) != over->place) ++donor;
+    if (donor == work_.servers()) return;  // a rank that gathers keys for external servers
+    std::optional<Move> best;
+    std::int64_t least = 0;
+    for (const Offer& offer : offers(donor, kAll)) {
+      const Piece& piece = work_.segment(offer.segment).pieces[index(offer.piece)];
+      Move move{offer.segment, offer.piece, piece.begin, piece.end, 0};
+      for (move.to = 0; move.to < work_.servers(); ++move.to) {
+        if (move.to == donor || work_.relief(move) <= 0 || work_.overflow(move)) continue;
+        const std::int64_t price = work_.price_of(move);
+        if (best && price >= least) continue;
+        best = move;
+        least = price;
+      }
+    }
+    if (!best) return;
+    work_.apply(*best);
+  }
+}
+
 void Balancer::balance() {
   for (int donor = most_loaded(); donor >= 0; donor = most_loaded()) {
     std::optional<Move> move = best_move(donor, kOffers, kIdle);
-    if (!move) move = best_move(donor, work_.segments().size(), speeds_.size());
+    if (!move) move = best_move(donor, kAll, blocked_ ? kAll : kIdle);
     if (!move) move = smallest_step(donor);
     if (move) {
       work_.apply(*move);
@@ -142,7 +169,7 @@ bool Balancer::consider(Best& best, int donor, const Offer& offer, int to, std::
   if (begin >= end || causal_area(begin, end) > room(to)) return true;
   const Move move{offer.segment, offer.piece, begin, end, to};
   const std::int64_t area = std::min(causal_area(begin, end), -room(donor)),
-                     bytes = work_.bytes_of(move);
+                     bytes = work_.price_of(move);
   const bool free = bytes <= 0, best_free = best.bytes <= 0;
   const bool better = !best.move          ? true
                       : free != best_free ? free
@@ -157,25 +184,34 @@ bool Balancer::consider(Best& best, int donor, const Offer& offer, int to, std::
   return true;
 }
 
-/// Where no server has room for a shard: the last tile of the piece whose move leaves the least
-/// load on the busier of the two.
+/// Where no server has room for a shard: the last tile of the piece that leaves the least load on
+/// the busier of two, the donor and the least loaded server that may have it.
 std::optional<Move> Balancer::smallest_step(int donor) {
   std::optional<Move> best;
+  std::vector<int> order(speeds_.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, [&](int a, int b) {
+    return less_ratio(work_.load(a), speeds_[index(a)], work_.load(b), speeds_[index(b)]);
+  });
   std::int64_t load = work_.load(donor), speed = speeds_[index(donor)];
-  for (const Offer& offer : offers(donor, work_.segments().size())) {
+  for (const Offer& offer : offers(donor, kAll)) {
     const Segment& segment = work_.segment(offer.segment);
     const Piece& piece = segment.pieces[index(offer.piece)];
     Move move{offer.segment, offer.piece, segment.cut_below(piece.end - 1), piece.end, 0};
     const std::int64_t area = causal_area(move.begin, move.end);
-    for (move.to = 0; move.to < work_.servers(); ++move.to) {
-      if (move.to == donor) continue;
+    for (const int to : order) {
+      if (to == donor) break;  // the others are as loaded
       std::int64_t busier = work_.load(donor) - area, its_speed = speeds_[index(donor)];
-      const std::int64_t there = work_.load(move.to) + area;
-      if (less_ratio(busier, its_speed, there, speeds_[index(move.to)])) {
+      const std::int64_t there = work_.load(to) + area;
+      if (less_ratio(busier, its_speed, there, speeds_[index(to)])) {
         busier = there;
-        its_speed = speeds_[index(move.to)];
+        its_speed = speeds_[index(to)];
       }
-      if (!less_ratio(busier, its_speed, load, speed)) continue;
+      if (!less_ratio(busier, its_speed, load, speed)) {
+        if (alike_) break;
+        continue;
+      }
+      move.to = to;
       if (const auto overflow = work_.overflow(move)) {
         blocked_ = {donor, *overflow};
         continue;
@@ -183,6 +219,7 @@ std::optional<Move> Balancer::smallest_step(int donor) {
       load = busier;
       speed = its_speed;
       best = move;
+      break;
     }
   }
   return best;

@@ -10,8 +10,12 @@ namespace longhaul::parallel {
 
 class Balancer {
  public:
-  Balancer(const TaskInputs& inputs, Assignment& work);
+  /// `prices` are the assignment's.
+  Balancer(const TaskInputs& inputs, const RowBytes& prices, Assignment& work);
 
+  /// Whole pieces leave servers whose buffers are too small for what the dispatch brings them, as
+  /// long as others may have them.
+  void relieve();
   /// Until no server is above its cap, or nothing that fits would lower the largest load.
   void balance();
   /// A server that stayed above its cap because of the limit of a buffer.
@@ -45,6 +49,7 @@ class Balancer {
 
   Assignment& work_;
   std::vector<std::int64_t> speeds_, caps_;
+  bool alike_;                // all as fast as each other
   std::vector<bool> stuck_;   // nothing that a server gives would lower the largest load
   std::int64_t query_, key_;  // bytes of a row that moves, and of a key that its server lacks
   std::optional<Blocked> blocked_;

@@ -1,13 +1,14 @@
 // Tasks of homes that are no servers: where they begin before they are balanced.
 
 #include <algorithm>
-#include <numeric>
+#include <span>
 
-#include "parallel/disaggregation/assignment.h"
-#include "parallel/disaggregation/rows.h"
+#include "parallel/disaggregation/segments.h"
 
 namespace longhaul::parallel {
 namespace {
+
+using Wide = __int128;
 
 /// Rows [begin, end) of a document: of segments [first, last), at cuts.
 struct Chunk {
@@ -34,61 +35,84 @@ void cut_document(std::span<const Segment> segments, std::size_t last, std::int6
   }
 }
 
+/// Bytes of a chunk's dispatch.
+std::int64_t bytes_of(const Chunk& chunk, std::span<const Segment> segments,
+                      const TaskInputs& inputs) {
+  std::int64_t keys = chunk.end;
+  if (inputs.servers.mode == ServerMode::external) {  // each task brings its own
+    keys = 0;
+    for (std::size_t s = chunk.first; s < chunk.last; ++s)
+      keys += std::min(chunk.end, segments[s].end);
+  }
+  return inputs.bytes.query * (chunk.end - chunk.begin) + inputs.bytes.key * keys;
+}
+
+/// Parts of a whole, of which it has 2^30; rounded up.
+std::int64_t part_of(std::int64_t value, std::int64_t whole) {
+  return static_cast<std::int64_t>(((static_cast<Wide>(value) << 30) + whole - 1) / whole);
+}
+
+/// Neighbouring pieces of one server made one.
+void join(std::vector<Piece>& pieces) {
+  std::ranges::sort(pieces, {}, &Piece::begin);
+  std::vector<Piece> joined;
+  for (const Piece& piece : pieces) {
+    if (!joined.empty() && joined.back().server == piece.server) {
+      joined.back().end = piece.end;
+    } else {
+      joined.push_back(piece);
+    }
+  }
+  pieces = std::move(joined);
+}
+
 }  // namespace
 
 void deal(std::vector<Segment>& segments, const TaskInputs& inputs) {
   const std::vector<std::int64_t> speeds = speeds_of(inputs);
-  const bool external = inputs.servers.mode == ServerMode::external;
   std::int64_t area = 0;
   for (const Segment& segment : segments) area += causal_area(segment.begin, segment.end);
-  const std::int64_t share = area / static_cast<std::int64_t>(speeds.size());
+  Wide speed = 0;
+  for (const std::int64_t own : speeds) speed += own;
+  std::vector<std::int64_t> shares;  // of the area
+  for (const std::int64_t own : speeds) {
+    const Wide share = static_cast<Wide>(area) * own / speed;
+    shares.push_back(std::max<std::int64_t>(1, static_cast<std::int64_t>(share)));
+  }
+
   std::vector<Chunk> chunks;
   for (std::size_t first = 0, last = 0; first < segments.size(); first = last) {
     while (last < segments.size() && segments[last].document == segments[first].document) ++last;
-    cut_document(segments, last, share, chunks);
+    cut_document(segments, last, area / std::ssize(speeds), chunks);
   }
   std::ranges::stable_sort(chunks, std::greater{}, &Chunk::area);
 
   for (Segment& segment : segments) segment.pieces.clear();
   std::vector<std::int64_t> loads(speeds.size()), received(speeds.size());
   for (const Chunk& chunk : chunks) {
-    std::int64_t bytes = inputs.bytes.query * (chunk.end - chunk.begin);
-    for (std::size_t s = chunk.first; s < chunk.last; ++s) {
-      if (external || s + 1 == chunk.last)
-        bytes += inputs.bytes.key * std::min(chunk.end, segments[s].end);
-    }
-    // The one that is least loaded with it, of those that may receive it if there are any.
+    const std::int64_t bytes = bytes_of(chunk, segments, inputs);
+    std::int64_t load = 0, least = 0;
     std::size_t to = 0;
-    bool to_fits = false;
+    bool fits = false;
     for (std::size_t server = 0; server < speeds.size(); ++server) {
-      const bool fits = bytes <= inputs.servers.buffer_bytes - received[server];
-      if (server == 0 || (fits && !to_fits) ||
-          (fits == to_fits && less_ratio(loads[server] + chunk.area(), speeds[server],
-                                         loads[to] + chunk.area(), speeds[to]))) {
+      if (server == 0 || shares[server] != shares[server - 1])
+        load = part_of(chunk.area(), shares[server]);
+      const bool fits_here = bytes <= inputs.servers.buffer_bytes - received[server];
+      const std::int64_t here = loads[server] + load;
+      if (server == 0 || (fits_here == fits ? here < least : fits_here)) {
         to = server;
-        to_fits = fits;
+        least = here;
+        fits = fits_here;
       }
     }
-    loads[to] += chunk.area();
+    loads[to] = least;
     received[to] += bytes;
     for (std::size_t s = chunk.first; s < chunk.last; ++s) {
       segments[s].pieces.push_back({std::max(chunk.begin, segments[s].begin),
                                     std::min(chunk.end, segments[s].end), static_cast<int>(to)});
     }
   }
-  for (Segment& segment : segments) {
-    std::ranges::sort(segment.pieces, {}, &Piece::begin);
-    // Neighbours that went to one server are one task.
-    std::vector<Piece> joined;
-    for (const Piece& piece : segment.pieces) {
-      if (!joined.empty() && joined.back().server == piece.server) {
-        joined.back().end = piece.end;
-      } else {
-        joined.push_back(piece);
-      }
-    }
-    segment.pieces = std::move(joined);
-  }
+  for (Segment& segment : segments) join(segment.pieces);
 }
 
 }  // namespace longhaul::parallel

@@ -86,22 +86,40 @@ std::string place_name(const TaskInputs& inputs, int place) {
                 inputs.servers.buffer_bytes, ": raise it, use more ranks, or a larger tolerance");
 }
 
+/// Balanced, and within the limit of buffers.
+Assignment assignment(const TaskInputs& inputs) {
+  std::vector<Segment> segments = segments_of(inputs);
+  if (inputs.servers.mode != ServerMode::in_place) deal(segments, inputs);
+  // Homes receive results and servers keys: where one overflows, moves of fewer rows, or of fewer
+  // keys, may do.
+  const RowBytes& bytes = inputs.bytes;
+  const RowBytes few_rows{8 * bytes.query, bytes.key, 8 * bytes.result, bytes.key_gradient};
+  const RowBytes few_keys{bytes.query, 8 * bytes.key, bytes.result, 8 * bytes.key_gradient};
+  std::string why;
+  std::optional<Overflow> first;
+  for (const RowBytes& prices : {bytes, few_rows, few_keys}) {
+    Assignment work(inputs, segments, prices);
+    Balancer balancer(inputs, prices, work);
+    balancer.relieve();
+    balancer.balance();
+    const std::optional<Overflow> overflow = work.overflow();
+    const auto& blocked = balancer.blocked();
+    if (!overflow && !blocked) return work;
+    if (first) continue;
+    first = overflow ? overflow : blocked->overflow;
+    if (!overflow) {
+      why = concat(" if ", place_name(inputs, work.place(blocked->server)),
+                   " were to be within the tolerance of ", inputs.tolerance);
+    }
+  }
+  refuse(inputs, *first, why);
+}
+
 }  // namespace
 
 TaskPlan plan_tasks(const TaskInputs& inputs) {
   check(inputs);
-  std::vector<Segment> segments = segments_of(inputs);
-  if (inputs.servers.mode != ServerMode::in_place) deal(segments, inputs);
-  Assignment work(inputs, std::move(segments));
-  Balancer balancer(inputs, work);
-  balancer.balance();
-  if (const auto overflow = work.overflow()) refuse(inputs, *overflow, "");
-  if (const auto& blocked = balancer.blocked()) {
-    refuse(inputs, blocked->overflow,
-           concat(" if ", place_name(inputs, work.place(blocked->server)),
-                  " were to be within the tolerance of ", inputs.tolerance));
-  }
-
+  const Assignment work = assignment(inputs);
   TaskPlan plan;
   for (const Segment& segment : work.segments()) {
     const std::int64_t start = inputs.documents[static_cast<std::size_t>(segment.document)];

@@ -233,8 +233,8 @@ class TaskRank {
     builder_.attend_tasks_backward(all(turns.at_home, views));
     if (resend_) gather_own(kv, gathered);
     builder_.attend_tasks_backward(all(turns.of_others, views));
-    give_back({dq, results}, &parts, &arrived);
     builder_.attend_tasks_backward(all(turns.with_gathered_keys, views));
+    give_back({dq, results}, &parts, &arrived);
     add_in_order(dkv, parts, arrived);
     return finish();
   }

@@ -204,6 +204,13 @@ const Keys kNotAlone = {"model.architecture",
                         "lr_scheduler.decay_type",
                         "parallelism.tensor_parallel_degree",
                         "parallelism.pipeline_parallel_degree",
+                        "attention_servers.mode",
+                        "attention_servers.count",
+                        "attention_servers.addresses",
+                        "attention_servers.token_file",
+                        "attention_servers.timeout_seconds",
+                        "attention_servers.buffer_bytes",
+                        "attention_servers.measure_speeds",
                         "debug.pretend"};
 const Keys kMeaning = {"model.hidden_size",
                        "model.intermediate_size",
@@ -248,6 +255,29 @@ TEST(ConfigChanges, EveryKeyIsRefusedToldOrFree) {
     const std::size_t others = path == "validation.enable" ? 1 : 0;  // its corpus
     EXPECT_LE(meaning.size() + run.size(), 1 + others) << "only what was changed";
   }
+}
+
+TEST(ConfigChanges, AttentionServersMayChangeAndWhereTheyAreIsNotTold) {
+  const auto with = [](const std::vector<std::string>& sets) {
+    std::vector<std::string> all = {"parallelism.context_parallel_scheme=disaggregated"};
+    for (const std::string& set : sets) all.push_back("attention_servers." + set);
+    return all;
+  };
+  const auto told = [&](const std::vector<std::string>& before,
+                        const std::vector<std::string>& now) {
+    const ConfigChanges found = changes(with(before), with(now));
+    EXPECT_TRUE(found.meaning.empty());
+    return keys(found.run);
+  };
+  const std::vector<std::string> dedicated = {"mode=dedicated", "count=1"};
+  EXPECT_EQ(told({}, dedicated), (Keys{"attention_servers.mode", "attention_servers.count"}));
+  EXPECT_EQ(told(dedicated, {"mode=dedicated", "count=2"}), Keys{"attention_servers.count"});
+  EXPECT_EQ(told({}, {"buffer_bytes=1000000"}), Keys{"attention_servers.buffer_bytes"});
+  EXPECT_EQ(told({}, {"measure_speeds=true"}), Keys{"attention_servers.measure_speeds"});
+  EXPECT_EQ(told({"mode=external", "addresses=[\"unix:a\"]", "token_file=t"},
+                 {"mode=external", "addresses=[\"tcp:h:1\", \"unix:b\"]", "token_file=u",
+                  "timeout_seconds=3"}),
+            Keys());
 }
 
 TEST(ConfigChanges, NumbersOfMasksAndTypesOfLayersAreMeaning) {

@@ -495,7 +495,7 @@ TEST_F(ConfigTest, WrongOverridesNameThemselves) {
       {"parallelism.context_parallel_switch=99999999999999999999:burst",
        "the step is not representable in 64 bits"},
       {"parallelism.context_parallel_scheme=atuo", "did you mean 'auto'?"},
-      {"parallelism.context_parallel_scheme=zzzzzzzz", "group_cast or auto"},
+      {"parallelism.context_parallel_scheme=zzzzzzzz", "group_cast, disaggregated or auto"},
       {"parallelism.context_parallel_scheme=auto(x=1)",
        "unknown scheme 'auto': it is a policy, which stands alone; expected ring, "},
       {"parallelism.context_parallel_scheme=Deepspeed-Ulysses", "here it is called 'ulysses'"},
@@ -580,12 +580,12 @@ TEST_F(ConfigTest, JsonHoldsEveryKey) {
 }
 
 TEST_F(ConfigTest, GridTakesWhatIsLeft) {
-  ParallelismConfig parallelism = load({}, {"parallelism.context_parallel_degree=-1"}).parallelism;
-  EXPECT_EQ(resolve_grid(parallelism, 7), (GridShape{1, 7, 1, 1}));
-  parallelism.data_parallel_replicate_degree = 3;
-  EXPECT_EQ(resolve_grid(parallelism, 6), (GridShape{3, 2, 1, 1}));
+  TrainConfig config = load({}, {"parallelism.context_parallel_degree=-1"});
+  EXPECT_EQ(resolve_grid(config, 7), (GridShape{1, 7, 1, 1}));
+  config.parallelism.data_parallel_replicate_degree = 3;
+  EXPECT_EQ(resolve_grid(config, 6), (GridShape{3, 2, 1, 1}));
   try {
-    resolve_grid(parallelism, 7);
+    resolve_grid(config, 7);
     ADD_FAILURE();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::launch);

@@ -146,6 +146,28 @@ TEST_P(Hybrid, GivesTheSameLossesOnEveryGrid) {
   }
 }
 
+/// Recurrences and convolutions go over data x context as well, and past the servers.
+TEST_P(Hybrid, GivesTheSameLossesWithAttentionServers) {
+  const models::ModelConfig model = GetParam().second();
+  const RunSteps steps{.steps = 4};
+  const auto single = run_training(hybrid(model, {1, 1}), kVocabulary, documents, steps);
+  for (const char* layout : {"packed", "zigzag"}) {
+    for (const std::int64_t servers : {0, 1, 2}) {
+      SCOPED_TRACE(runtime::concat(servers, " servers, ", layout));
+      TrainConfig config = hybrid(model, {2, servers == 1 ? 1 : 2});
+      config.parallelism.context_parallel_scheme = "disaggregated";
+      config.parallelism.context_parallel_layout = layout;
+      if (servers > 0) {
+        config.attention_servers.mode = "dedicated";
+        config.attention_servers.count = servers;
+      }
+      config.activation_checkpoint.mode = servers == 1 ? "full" : "none";
+      config.training.interleave = servers == 2 ? 2 : 1;
+      expect_close(run_training(config, kVocabulary, documents, steps), single, 1e-5);
+    }
+  }
+}
+
 TEST_P(Hybrid, GivesTheSameLossesByEverySchemeAndLayout) {
   const models::ModelConfig model = GetParam().second();
   const RunSteps steps{.steps = 6};

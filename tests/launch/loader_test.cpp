@@ -22,13 +22,15 @@ test::RawSequence documents(std::int64_t number) {
   return test::random_sequence(50, kSeqLen, number);
 }
 
-/// Of data rank 1 of 2: 4 sequences a step in passes of 1, so this rank takes 1 and 3 of the first.
+/// Of data rank 1 of 2, which attend apart: 4 sequences a step in passes of 1, so this rank takes 1
+/// and 3 of the first.
 LoaderInputs inputs(const test::RawSequences::Generator& generator) {
   LoaderInputs inputs;
   inputs.sequences = std::make_shared<const test::RawSequences>(generator);
   inputs.config = test::small_training(kSeqLen);
   inputs.config.parallelism.data_parallel_replicate_degree = 2;
-  inputs.data_rank = 1;
+  inputs.axis.groups = 2;
+  inputs.group = 1;
   inputs.shape.data.mask = "documents";
   inputs.shape.kinds = {{std::nullopt, 1}};
   return inputs;

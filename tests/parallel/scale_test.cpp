@@ -48,6 +48,7 @@ std::vector<ScaleCase> all_cases() {
     if (scheme == "balanced_ring") continue;
     const bool sends_all = scheme == "all_gather" || scheme == "ulysses";
     for (const LayoutKind layout : layout_kinds()) {
+      if (scheme == "disaggregated" && layout == LayoutKind::striped) continue;
       if (!sends_all || layout == LayoutKind::zigzag || layout == LayoutKind::striped)
         cases.push_back({scheme, layout});
     }

@@ -98,6 +98,24 @@ bool sees_later_key(const attention::HeadMasks& masks, std::int64_t heads) {
   return false;
 }
 
+/// Whether every query of every head sees each token from where its document begins to itself, pair
+/// by pair.
+bool sees_past_of_document(const attention::HeadMasks& masks, std::int64_t heads) {
+  const std::int64_t n = masks.tokens();
+  std::int64_t begin = 0;
+  const Bitmap first(n, n, masks.of(0).slices());
+  for (int head = 0; head < heads; ++head) {
+    const Bitmap visible(n, n, masks.of(head).slices());
+    for (std::int64_t query = 0; query < n; ++query) {
+      if (query == 0 || first.at(query, query - 1) == 0) begin = query;
+      for (std::int64_t key = 0; key < n; ++key) {
+        if ((visible.at(query, key) > 0) != (begin <= key && key <= query)) return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 std::string scheme_and_layout(const SpreadJob& job) {
@@ -131,10 +149,12 @@ LegalPairs legal_pairs(const Problems& problems, int ranks) {
     const auto& c = problem->inputs;
     LONGHAUL_CHECK(c.heads % ranks == 0 && (c.kv_heads % ranks == 0 || ranks % c.kv_heads == 0),
                    c.heads, "/", c.kv_heads, " heads do not suit ulysses over ", ranks, " ranks");
-    const bool later = sees_later_key(problem->masks, c.heads);
+    const bool later = sees_later_key(problem->masks, c.heads),
+               past = sees_past_of_document(problem->masks, c.heads);
     for (const std::string& scheme : parallel::scheme_names()) {
       for (const LayoutKind layout : parallel::layout_kinds()) {
         if (scheme == "balanced_ring" && (layout != LayoutKind::contiguous || later)) continue;
+        if (scheme == "disaggregated" && (layout == LayoutKind::striped || !past)) continue;
         pairs.scheme_and_layout.insert(over(scheme, layout));
         pairs.others.merge(pairs_beside(scheme, *problem, layout));
         pairs.triples.insert(over(scheme, layout) + " under " + problem->name);
@@ -153,8 +173,11 @@ LegalPairs legal_pairs(const Problems& problems, int ranks) {
     }
   }
   for (const std::string& scheme : parallel::scheme_names()) {
-    if (scheme != "double_ring" && scheme != "usp") pairs.others.insert("options " + scheme);
+    if (scheme != "double_ring" && scheme != "usp" && scheme != "disaggregated")
+      pairs.others.insert("options " + scheme);
   }
+  for (const char* resend : {"", ", resend=false"})
+    pairs.others.insert(runtime::concat("options disaggregated(tolerance=0.0", resend, ")"));
   return pairs;
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <mutex>
 
 #include "attention/block.h"
@@ -128,17 +129,17 @@ class ServersInProcess final : public parallel::TaskTransport {
 
 }  // namespace
 
-std::vector<std::vector<float>> dealt(const SpreadJob& job,
-                                      const std::array<parallel::TaskPlan, 2>& plans) {
+std::vector<std::vector<std::uint32_t>> dealt(const SpreadJob& job,
+                                              const std::array<parallel::TaskPlan, 2>& plans) {
   const auto ranks = static_cast<std::size_t>(job.layout.ranks());
   std::vector<std::array<std::vector<float>, 5>> of_ranks(ranks);
   runtime::run_loopback(job.layout.ranks(), {}, [&](std::unique_ptr<runtime::Communicator> world) {
     of_ranks[static_cast<std::size_t>(world->rank())] = DealtRank(job, plans, *world).run();
   });
-  std::vector<std::vector<float>> all(5);
+  std::vector<std::vector<std::uint32_t>> all(5);
   for (const auto& rank : of_ranks) {
     for (std::size_t t = 0; t < all.size(); ++t)
-      all[t].insert(all[t].end(), rank[t].begin(), rank[t].end());
+      for (const float value : rank[t]) all[t].push_back(std::bit_cast<std::uint32_t>(value));
   }
   return all;
 }

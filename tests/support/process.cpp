@@ -127,6 +127,8 @@ bool Process::reap(bool block) {
 
 bool Process::running() { return !reap(false); }
 
+std::string Process::said() const { return read_text(out_path_); }
+
 ProcessResult Process::wait() {
   ProcessResult result;
   while (!reap(false)) {

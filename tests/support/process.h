@@ -44,6 +44,8 @@ class Process {
   void signal_group(int number) const;
   /// Whether it has not ended yet.
   bool running();
+  /// What it has written to standard output so far.
+  std::string said() const;
   /// Waits for the end or the timeout (counted from the start), then kills what is left of the
   /// group.
   ProcessResult wait();

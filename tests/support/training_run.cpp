@@ -5,6 +5,7 @@
 #include <bit>
 #include <utility>
 
+#include "launch/attention_axis.h"
 #include "launch/device.h"
 
 namespace longhaul::test {
@@ -38,6 +39,7 @@ launch::TrainConfig small_training(std::int64_t seq_len) {
   config.parallelism.tensor_parallel_degree = 1;
   config.parallelism.pipeline_parallel_degree = 1;
   config.parallelism.shard = "none";
+  config.attention_servers.mode = "in_place";
   config.activation_checkpoint.mode = "none";
   config.debug.seed = 5;
   return config;
@@ -53,8 +55,7 @@ std::vector<launch::StepResult> run_training(const launch::TrainConfig& config,
 std::vector<launch::StepResult> run_training(
     const launch::TrainConfig& config, std::int64_t vocabulary,
     const std::shared_ptr<const runtime::SequenceSource>& sequences, const RunSteps& options) {
-  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
-                                      config.parallelism.data_parallel_replicate_degree);
+  const int ranks = launch::attention_axis(config).world_size();
   std::vector<std::vector<launch::StepResult>> results(static_cast<std::size_t>(ranks));
   runtime::run_loopback(ranks, options.loopback, [&](std::unique_ptr<runtime::Communicator> world) {
     launch::TrainerInputs inputs;
@@ -66,14 +67,16 @@ std::vector<launch::StepResult> run_training(
     launch::Trainer trainer(std::move(inputs), *world);
     trainer.initialise();
     const runtime::Stream stream = runtime::Stream::cpu("host");
-    if (!options.load_from.empty()) {
-      const auto newest = runtime::Checkpoint::open_newest(options.load_from, *world, stream);
+    if (!options.load_from.empty() && !trainer.serves()) {
+      const auto newest =
+          runtime::Checkpoint::open_newest(options.load_from, trainer.trainers(), stream);
       ASSERT_TRUE(newest.has_value());
       trainer.load(*newest);
     }
+    trainer.begin();
     auto& mine = results[static_cast<std::size_t>(world->rank())];
     for (std::int64_t step = 0; step < options.steps; ++step) mine.push_back(trainer.step());
-    if (!options.save_to.empty()) trainer.save(options.save_to, 0);
+    if (!options.save_to.empty() && !trainer.serves()) trainer.save(options.save_to, 0);
     if (options.after) options.after(trainer, *world);
   });
   for (const auto& rank : results) {

@@ -1,0 +1,40 @@
+#pragma once
+// How fast attention servers have been, for the plans of later steps.
+
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace longhaul::launch {
+
+/// What a server attended to in a step. Without pairs nothing is learnt of it.
+struct ServedWork {
+  double pairs = 0;  ///< (query, key) pairs times heads
+  double seconds = 0;
+};
+
+/// A plan is made while the step before it runs, so the plans of step s are made with what was
+/// measured up to step s - 2. All ranks add the same numbers, and so have the same speeds.
+class ServerSpeeds {
+ public:
+  explicit ServerSpeeds(int servers) : rates_(static_cast<std::size_t>(servers), 0.0) {}
+
+  /// Of all servers, after a step. A server's rate is smoothed: half of it is the last step's.
+  void add(std::int64_t step, std::span<const ServedWork> servers);
+  /// AttentionServers::speeds of a step's plans: the fastest is kFastest, and one of which nothing
+  /// is known as fast as that. Empty before anything is known. They stay as they were while no
+  /// server's has changed by more than one. On any thread.
+  std::vector<std::int64_t> of(std::int64_t step) const;
+
+  static constexpr std::int64_t kFastest = 64;
+
+ private:
+  std::vector<double> rates_;  // pairs a second; 0: not known
+  mutable std::mutex mutex_;
+  std::deque<std::pair<std::int64_t, std::vector<std::int64_t>>> speeds_;  // after recent steps
+};
+
+}  // namespace longhaul::launch

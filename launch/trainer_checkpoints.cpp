@@ -1,0 +1,93 @@
+// What a checkpoint holds of a trainer, and what it takes from one.
+
+#include "launch/model.h"
+#include "launch/trainer.h"
+#include "runtime/comm/gather.h"
+#include "runtime/error.h"
+
+namespace longhaul::launch {
+
+using runtime::ExitCode;
+using runtime::fail;
+
+std::vector<parallel::FlatState> Trainer::states() const {
+  std::vector<parallel::FlatState> states = optimizer_->states();
+  states.insert(states.begin(), store_->state());
+  return states;
+}
+
+std::vector<runtime::TensorSlice> Trainer::checkpoint_slices() const {
+  // What every rank holds is written by its owner, like what only the owner holds.
+  const auto owned = exchange_->sharding().owned(trainers_->rank());
+  std::vector<runtime::TensorSlice> slices;
+  for (const parallel::FlatState& state : states()) {
+    for (auto& [name, sizes, start, view] : state_boxes(store_->table(), state, owned))
+      slices.push_back({std::move(name), std::move(sizes), std::move(start), view,
+                        on_device() ? std::optional(compute_) : std::nullopt});
+  }
+  return slices;
+}
+
+void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k,
+                   std::function<void()> before_change) {
+  TrainConfig config = inputs_.config;
+  config.model.vocab_size = inputs_.vocab_size;  // resolved
+  compute_.synchronize(host_deadline());
+  runtime::CheckpointMetadata metadata;
+  metadata.step = completed_steps_;
+  metadata.tokens = cursor_ * config.training.seq_len;
+  metadata.cursor = cursor_;
+  metadata.optimizer_step = optimizer_->updates();
+  metadata.seed = static_cast<std::uint64_t>(config.debug.seed);
+  metadata.config = to_toml(config);
+  metadata.corpus_digest = inputs_.corpus_digest;
+  metadata.extra["seq_len"] = std::to_string(config.training.seq_len);
+  runtime::SaveOptions options;
+  options.folder = folder;
+  options.keep_latest_k = keep_latest_k;
+  options.before_change = std::move(before_change);
+  runtime::save_checkpoint(options, metadata, checkpoint_slices(), *trainers_, control_stream_);
+}
+
+ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
+  const runtime::CheckpointMetadata& metadata = checkpoint.metadata();
+  ConfigChanges changes =
+      require_same_meaning(metadata, checkpoint.path().string(),
+                           {inputs_.config, inputs_.vocab_size, inputs_.corpus_digest});
+  compute_.synchronize(host_deadline());
+  const std::vector<parallel::FlatState> all = states();
+  const auto& parameters = store_->table().parameters();
+  if (all.size() * parameters.size() != checkpoint.tensors().size()) {
+    fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
+         " tensors, the model of this run ", all.size() * parameters.size());
+  }
+  for (const parallel::FlatState& state : all) {
+    for (const parallel::Parameter& parameter : parameters) {
+      const std::string name = state.prefix + parameter.name;
+      if (!checkpoint.has(name) || checkpoint.tensor(name).sizes != parameter.sizes) {
+        fail(ExitCode::data, checkpoint.path().string(), ": tensor '", name,
+             "' is missing or of another size than in the model of this run");
+      }
+    }
+    for (const auto& block : state_boxes(store_->table(), state, state.ranges))
+      on_device() ? checkpoint.read(block.name, block.start, block.view, compute_)
+                  : checkpoint.read(block.name, block.start, block.view);
+  }
+  store_->values_changed();
+  optimizer_->set_updates(metadata.optimizer_step);
+  completed_steps_ = metadata.step;
+  cursor_ = metadata.cursor;
+  return changes;
+}
+
+void Trainer::begin() {
+  const std::vector<double> first =
+      runtime::gather_numbers(*control_comm_,
+                              {static_cast<double>(completed_steps_), static_cast<double>(cursor_)},
+                              control_stream_, host_deadline())
+          .front();
+  completed_steps_ = static_cast<std::int64_t>(first[0]);
+  cursor_ = static_cast<std::int64_t>(first[1]);
+}
+
+}  // namespace longhaul::launch
