@@ -4,10 +4,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstdio>
 
 #include "launch/schemes.h"
+#include "parallel/disaggregation/remote_task.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
+#include "runtime/net/address.h"
 
 namespace longhaul::launch {
 
@@ -92,6 +95,11 @@ void check_addresses(TrainDraft& draft) {
                  fmt::format("{} stands there twice; each server has one address",
                              runtime::quote_toml(address)));
     seen.push_back(address);
+    try {
+      static_cast<void>(runtime::net::parse_address(address));
+    } catch (const runtime::Error& error) {
+      refuse_key(draft, "attention_servers.addresses", error.what());
+    }
   }
 }
 
@@ -144,6 +152,23 @@ std::optional<std::string> servers_text(const TrainConfig& config) {
   }
   if (config.attention_servers.measure_speeds) text += ", by their measured speeds";
   return text;
+}
+
+std::shared_ptr<parallel::ExternalServers> connect_external_servers(const TrainConfig& config,
+                                                                    int world_rank) {
+  if (attention_axis(config).servers.mode != ServerMode::external) return nullptr;
+  const AttentionServersConfig& servers = config.attention_servers;
+  parallel::ExternalServersOptions options;
+  options.addresses = servers.addresses;
+  options.token_file = servers.token_file.value_or("");
+  options.timeout_seconds = servers.timeout_seconds;
+  options.name = fmt::format("rank {}", world_rank);
+  options.build = parallel::task_build(config.debug.pretend.has_value());
+  options.say = [world_rank](const std::string& line) {
+    std::printf("servers  rank %d: %s\n", world_rank, line.c_str());
+    std::fflush(stdout);
+  };
+  return parallel::connect_servers(options);
 }
 
 void check_attention_servers(TrainDraft& draft) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "launch/config.h"
+#include "parallel/disaggregation/external_servers.h"
 #include "parallel/disaggregation/tasks.h"
 #include "parallel/schemes/expression.h"
 #include "runtime/comm/communicator.h"
@@ -52,6 +53,11 @@ std::int64_t dedicated_servers(const TrainConfig& config);
 /// "in place", "2 dedicated ranks: 4 and 5", "2 external servers: unix:a, tcp:b:1"; nothing where
 /// the scheme has none.
 std::optional<std::string> servers_text(const TrainConfig& config);
+
+/// Connects this rank to the configuration's external servers; nullptr where it has none. A server
+/// that is lost, or is back, gets a line on the console. Throws as parallel::connect_servers().
+std::shared_ptr<parallel::ExternalServers> connect_external_servers(const TrainConfig& config,
+                                                                    int world_rank);
 
 /// Adds to the draft what is wrong with [attention_servers], alone and beside scheme and device.
 void check_attention_servers(TrainDraft& draft);

@@ -54,14 +54,14 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
               config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",
               schemes_text(config).c_str(), config.parallelism.context_parallel_layout.c_str(),
               mask_text(config.data).c_str());
+  if (!header.attention_servers.empty())
+    std::printf("servers  %s\n", header.attention_servers.c_str());
   if (!header.pretended.empty()) {
     std::printf(
         "pretended softmax attention only takes the time of a model (%s): no figure below that "
         "depends on it is measured, and losses mean nothing\n",
         header.pretended.c_str());
   }
-  if (!header.attention_servers.empty())
-    std::printf("servers  %s\n", header.attention_servers.c_str());
   if (const auto linear = linear_text(config)) std::printf("linear   %s\n", linear->c_str());
   std::printf("rows     %s\n", documents_text(config.data).c_str());
   const std::set<std::string> hosts(header.hosts.begin(), header.hosts.end());

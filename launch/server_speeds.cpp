@@ -27,6 +27,49 @@ bool differ(const std::vector<std::int64_t>& a, const std::vector<std::int64_t>&
 
 }  // namespace
 
+SpeedMeter::SpeedMeter(const AttentionAxis& axis, const parallel::Attention& attention,
+                       const parallel::ExternalServers* external)
+    : axis_(axis), attention_(attention), external_(external) {}
+
+int SpeedMeter::servers() const {
+  return axis_.servers.mode == parallel::ServerMode::in_place ? axis_.homes : axis_.servers.count;
+}
+
+std::vector<double> SpeedMeter::since_last_step() {
+  std::vector<double> now;
+  if (external_ != nullptr) {
+    for (const parallel::ServerUse& server : external_->use())
+      now.insert(now.end(), {static_cast<double>(server.pairs), server.seconds});
+  } else {
+    const parallel::AttendTimes times = attention_.attend_times();
+    now = {static_cast<double>(times.pairs), times.seconds};
+  }
+  last_.resize(now.size());
+  std::vector<double> since = now;
+  for (std::size_t i = 0; i < since.size(); ++i) since[i] -= last_[i];
+  last_ = std::move(now);
+  return since;
+}
+
+std::vector<ServedWork> SpeedMeter::by_server(const std::vector<std::vector<double>>& ranks,
+                                              std::size_t first) const {
+  std::vector<ServedWork> servers(static_cast<std::size_t>(this->servers()));
+  if (external_ == nullptr) {  // in place all ranks serve, else the last ones
+    for (std::size_t i = 0; i < servers.size(); ++i) {
+      const auto& rank = ranks[ranks.size() - servers.size() + i];
+      servers[i] = {rank[first], rank[first + 1]};
+    }
+    return servers;
+  }
+  for (const auto& rank : ranks) {
+    for (std::size_t i = 0; i < servers.size(); ++i) {
+      servers[i].pairs += rank[first + 2 * i];
+      servers[i].seconds += rank[first + 2 * i + 1];
+    }
+  }
+  return servers;
+}
+
 void ServerSpeeds::add(std::int64_t step, std::span<const ServedWork> servers) {
   LONGHAUL_CHECK(servers.size() == rates_.size(), "speeds of ", servers.size(), " servers of ",
                  rates_.size());

@@ -8,12 +8,37 @@
 #include <utility>
 #include <vector>
 
+#include "launch/attention_axis.h"
+#include "parallel/attention.h"
+
 namespace longhaul::launch {
 
 /// What a server attended to in a step. Without pairs nothing is learnt of it.
 struct ServedWork {
   double pairs = 0;  ///< (query, key) pairs times heads
   double seconds = 0;
+};
+
+/// What a rank tells the others of attention servers at the end of a step.
+class SpeedMeter {
+ public:
+  /// `external`: nullptr where servers are ranks. Borrows all three.
+  SpeedMeter(const AttentionAxis& axis, const parallel::Attention& attention,
+             const parallel::ExternalServers* external);
+
+  int servers() const;
+  /// Of what this rank has attended to, or of each external server has for it: pairs and seconds,
+  /// since the last time.
+  std::vector<double> since_last_step();
+  /// From the numbers of each rank, among which since_last_step() gave those from `first` on.
+  std::vector<ServedWork> by_server(const std::vector<std::vector<double>>& ranks,
+                                    std::size_t first) const;
+
+ private:
+  const AttentionAxis& axis_;
+  const parallel::Attention& attention_;
+  const parallel::ExternalServers* const external_;
+  std::vector<double> last_;
 };
 
 /// A plan is made while the step before it runs, so the plans of step s are made with what was

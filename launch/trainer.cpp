@@ -8,10 +8,10 @@
 #include "launch/model.h"
 #include "launch/pretend.h"
 #include "launch/rehearsal.h"
+#include "launch/task_agreement.h"
 #include "models/serving.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
-#include "runtime/io/hash.h"
 #include "runtime/ops/gradient_norm.h"
 #include "runtime/ops/host_copy.h"
 #include "runtime/purpose.h"
@@ -77,11 +77,13 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   schemes_ = scheme_changes(config);
   attention.scheme = scheme_ = schemes_.front().scheme;
   if (const auto linear = linear_choice(config)) attention.linear_scheme = linear->scheme;
+  attention.transport = external_ = connect_external_servers(config, world.rank());
   attention_ = std::make_unique<parallel::Attention>(
       attention, device_communicator(axis_.split(world, "context"), inputs_.nccl), compute_);
-  if (config.attention_servers.measure_speeds)
-    speeds_ = std::make_unique<ServerSpeeds>(
-        axis_.servers.mode == parallel::ServerMode::in_place ? axis_.homes : axis_.servers.count);
+  if (config.attention_servers.measure_speeds) {
+    meter_ = std::make_unique<SpeedMeter>(axis_, *attention_, external_.get());
+    speeds_ = std::make_unique<ServerSpeeds>(meter_->servers());
+  }
   make_learner(world);
 }
 
@@ -234,42 +236,12 @@ std::vector<LocalBatch> Trainer::take_batches(std::int64_t step) {
   return batches;
 }
 
-namespace {
-
-/// Of the plans that the tasks of all calls were dealt by.
-std::uint64_t digest_of_tasks(std::span<const LocalBatch> batches) {
-  std::vector<std::uint64_t> digests;
-  for (const LocalBatch& batch : batches) {
-    for (const auto& calls : batch.attention) digests.push_back(calls->task_digest());
-  }
-  return runtime::xxh3_64(std::as_bytes(std::span(digests)));
-}
-
-/// As numbers that a double holds.
-std::vector<double> halves(std::uint64_t digest) {
-  return {static_cast<double>(digest >> 32), static_cast<double>(digest & 0xffffffffU)};
-}
-
-}  // namespace
-
-/// `ranks`: numbers that end with the halves of each rank's digest, whose `own` this one is.
-void Trainer::require_same_digests(const std::vector<std::vector<double>>& ranks,
-                                   std::uint64_t own) {
-  if (!axis_.spans_data) return;
-  const bool same = std::ranges::all_of(ranks, [&](const std::vector<double>& rank) {
-    return std::ranges::equal(std::span(rank).last(2), std::span(ranks.front()).last(2));
-  });
-  if (same) return;
-  const std::string what =
-      runtime::concat("plan of the attention tasks of step ", completed_steps_ + 1);
-  runtime::check_agreement(*control_comm_, {{what, runtime::hex64(own)}}, control_stream_);
-}
-
 void Trainer::require_same_tasks(std::span<const LocalBatch> batches) {
   if (!axis_.spans_data || loads_while_idle()) return;  // there they are not dealt yet
-  const std::uint64_t own = digest_of_tasks(batches);
-  require_same_digests(
-      runtime::gather_numbers(*control_comm_, halves(own), control_stream_, host_deadline()), own);
+  const TaskDigest tasks(batches);
+  const auto ranks =
+      runtime::gather_numbers(*control_comm_, tasks.numbers(), control_stream_, host_deadline());
+  tasks.require_same(ranks, completed_steps_, *control_comm_, control_stream_);
 }
 
 StepResult Trainer::step(bool stop) {
@@ -294,11 +266,11 @@ StepResult Trainer::step(bool stop) {
     for (std::size_t kind = 0; axis_rank_ == 0 && kind < batch.masks.size(); ++kind)
       counts[2 + kind] += static_cast<double>(batch.masks[kind].area());
   }
-  const std::uint64_t tasks = digest_of_tasks(batches);
-  std::ranges::copy(halves(tasks), std::back_inserter(counts));
+  const TaskDigest tasks(batches);
+  std::ranges::copy(tasks.numbers(), std::back_inserter(counts));
   const auto ranks =
       runtime::gather_numbers(*control_comm_, counts, control_stream_, host_deadline());
-  require_same_digests(ranks, tasks);
+  if (axis_.spans_data) tasks.require_same(ranks, step_number, *control_comm_, control_stream_);
   counts = sum(ranks);
   const double labels = counts[0], weight = counts[1];
 
@@ -336,11 +308,18 @@ StepResult Trainer::step(bool stop) {
 StepResult Trainer::gather_result(const Update& mine, const OwnStep& own, double weight) {
   const auto memory = static_cast<double>(peak_tensor_bytes() + attention_->peak_staging_bytes() +
                                           (serves() ? 0 : exchange_->peak_staging_bytes()));
-  const auto ranks = runtime::gather_numbers(
-      *control_comm_,
-      {mine.loss_sum, own.stop ? 1.0 : 0.0, memory, serves() ? 0.0 : own.waited_seconds,
-       mine.grad_norm, own.loading_seconds, own.attended_seconds},
-      control_stream_, host_deadline());
+  std::vector<double> numbers{mine.loss_sum,
+                              own.stop ? 1.0 : 0.0,
+                              memory,
+                              serves() ? 0.0 : own.waited_seconds,
+                              mine.grad_norm,
+                              own.loading_seconds,
+                              own.attended_seconds};
+  const std::size_t measured = numbers.size();
+  if (meter_) std::ranges::copy(meter_->since_last_step(), std::back_inserter(numbers));
+  const auto ranks =
+      runtime::gather_numbers(*control_comm_, numbers, control_stream_, host_deadline());
+  if (meter_) speeds_->add(completed_steps_, meter_->by_server(ranks, measured));
   StepResult result;
   std::vector<double> attended;
   for (const auto& rank : ranks) {

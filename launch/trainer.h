@@ -155,7 +155,6 @@ class Trainer {
   void load(const LocalBatch& batch) const;
   const parallel::Expression& scheme_of(std::int64_t step) const;
   std::vector<LocalBatch> take_batches(std::int64_t step);
-  void require_same_digests(const std::vector<std::vector<double>>& ranks, std::uint64_t own);
   models::Batch upload(LocalBatch batch, Rows& rows);
   models::Resources resources() { return {*store_, *attention_, compute_}; }
   void set_scheme(std::int64_t step);
@@ -195,11 +194,13 @@ class Trainer {
   std::unique_ptr<runtime::Communicator>
       evaluation_comm_;  ///< of ranks that are threads on a device
   std::vector<SchemeChange> schemes_;
-  parallel::Expression scheme_;  ///< what attention_ uses now
+  parallel::Expression scheme_;                          ///< what attention_ uses now
+  std::shared_ptr<parallel::ExternalServers> external_;  ///< of a run that has such servers
   std::unique_ptr<parallel::Attention> attention_;
   const models::Model model_;
   const BatchShape batch_shape_;
-  std::unique_ptr<ServerSpeeds> speeds_;           ///< where they are measured
+  std::unique_ptr<SpeedMeter> meter_;  ///< this and the next: where speeds are measured
+  std::unique_ptr<ServerSpeeds> speeds_;
   std::unique_ptr<models::ParameterStore> store_;  // this one and the next two: none on a server
   std::unique_ptr<parallel::ParameterExchange> exchange_;
   std::unique_ptr<models::AdamW> optimizer_;

@@ -11,9 +11,10 @@ namespace {
 
 using Wide = __int128;
 
-constexpr std::int64_t kUnit = 1 << 20;  // of tolerances
-constexpr std::size_t kOffers = 12;      // pieces of a donor that are tried, those that see most
-constexpr std::size_t kIdle = 2;         // servers with most room that are tried
+constexpr std::int64_t kUnit = 1 << 20;     // of tolerances
+constexpr double kMostTolerance = 1 << 20;  // one server may do all work of as many
+constexpr std::size_t kOffers = 12;         // pieces of a donor that are tried, those that see most
+constexpr std::size_t kIdle = 2;            // servers with most room that are tried
 
 constexpr std::size_t kAll = std::numeric_limits<std::size_t>::max();
 
@@ -33,9 +34,12 @@ Balancer::Balancer(const TaskInputs& inputs, const RowBytes& prices, Assignment&
     area += work.load(server);
     speed += speeds_[index(server)];
   }
-  const auto tolerance = static_cast<std::int64_t>(inputs.tolerance * static_cast<double>(kUnit));
-  for (const std::int64_t own : speeds_)
-    caps_.push_back(static_cast<std::int64_t>(area * own / speed * (kUnit + tolerance) / kUnit));
+  const auto tolerance = static_cast<std::int64_t>(std::min(inputs.tolerance, kMostTolerance) *
+                                                   static_cast<double>(kUnit));
+  for (const std::int64_t own : speeds_) {
+    const Wide cap = area * own / speed * (kUnit + tolerance) / kUnit;
+    caps_.push_back(static_cast<std::int64_t>(std::min(area, cap)));
+  }
 }
 
 std::int64_t Balancer::room(int server) const { return caps_[index(server)] - work_.load(server); }

@@ -75,8 +75,10 @@ struct TaskPlan {
   std::vector<std::int64_t> areas;  ///< of each server
   /// Largest load (area over speed) of a server, over what it would be were all loads equal.
   double imbalance = 1;
-  /// What shards of kShardRows rows permit at best, at least: `imbalance` is at most 1 + tolerance
-  /// or near this.
+  /// Less than this no plan of shards of kShardRows rows can have: the largest one, and the two
+  /// smallest of the servers + 1 largest, on the fastest server. 1 where that says nothing.
+  /// `imbalance` is at most 1 + tolerance where speeds are alike and the largest shard is at most
+  /// `tolerance` of the mean; elsewhere as low as moves of single shards make it.
   double reachable = 1;
   /// XXH64 of the tasks.
   std::uint64_t digest = 0;
@@ -87,10 +89,12 @@ int server_count(const Layout& layout, const AttentionServers& servers);
 /// The rank that a server is; -1 of an external one.
 int server_rank(const Layout& layout, const AttentionServers& servers, int server);
 
-/// Fits every limit and is within tolerance where shards permit, by moving the best work per byte
-/// from loaded servers to idle ones. Bytes count what the destination does not have: keys whose
-/// home it is or that another task brings are not sent again. Throws Error(config) naming the rank,
-/// its bytes and the limit where servers.buffer_bytes cannot be kept.
+/// Fits every limit and is within tolerance where shards permit, by moving the most work per byte
+/// from the most loaded server to others (the rule stands in parallel/README.md). Bytes count what
+/// the destination does not have: keys whose home it is or that another task brings are not sent
+/// again. Throws Error(config) naming the rank, its bytes and the limit where servers.buffer_bytes
+/// cannot be kept, or not within the tolerance; and over a layout whose runs are not of consecutive
+/// tokens. Cost: 3 to 35 ms for 512 servers and 3,000 documents.
 TaskPlan plan_tasks(const TaskInputs& inputs);
 
 /// Bytes of one exchange, by pair.

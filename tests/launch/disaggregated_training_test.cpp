@@ -101,6 +101,8 @@ TEST(Disaggregated, RepeatsBitForBitInterleavedAndRecomputed) {
     for (const char* layout : {"packed", "zigzag"}) {
       SCOPED_TRACE(grid.text() + " over " + layout);
       TrainConfig config = on(grid, layout);
+      if (grid.servers == 1)  // what servers keep is there when its backward comes
+        config.parallelism.context_parallel_scheme = "disaggregated(resend=false)";
       if (grid.data == 1) config.training.tokens_per_step = 3 * kSeqLen;  // the last goes alone
       const auto apart = run_training(config, kVocabulary, documents, {.steps = 4});
       for (const char* mode : {"none", "selective", "full"}) {
@@ -164,6 +166,39 @@ TEST(Disaggregated, RanksWithoutTokensTakePart) {
     expect_equal_within(
         run_training(of(on(grid)), kVocabulary, sequence, {.steps = 4, .after = expect_ended}),
         single, 1e-5);
+  }
+}
+
+/// Documents of many shards, so that tasks are cut, and servers that differ in speed.
+TEST(Disaggregated, LongDocumentsAndMeasuredSpeedsChangeNoLoss) {
+  constexpr std::int64_t kTokens = 900;
+  const auto sequence = [](std::int64_t number) {
+    RawSequence raw = random_sequence(kVocabulary, kTokens, number);
+    raw.documents = {0, 701 + number % 5, kTokens};
+    for (std::size_t i = 0; i < raw.positions.size(); ++i) {
+      const auto row = static_cast<std::int64_t>(i);
+      const std::int64_t begin = row < raw.documents[1] ? 0 : raw.documents[1];
+      raw.positions[i] = static_cast<std::int32_t>(row - begin);
+      if (row + 1 == raw.documents[1] || row + 1 == kTokens) raw.labels[i] = -1;
+    }
+    return raw;
+  };
+  const auto of = [&](TrainConfig config) {
+    config.training.seq_len = kTokens;
+    config.training.tokens_per_step = 4 * kTokens;
+    return config;
+  };
+  const auto single = run_training(of(by_ring(1, 1)), kVocabulary, sequence, {.steps = 5});
+  for (const Grid& grid : {Grid{1, 3}, Grid{2, 2}, Grid{1, 2, 1}, Grid{2, 1, 3}}) {
+    SCOPED_TRACE(grid.text());
+    TrainConfig config = of(on(grid));
+    expect_equal_within(
+        run_training(config, kVocabulary, sequence, {.steps = 5, .after = expect_ended}), single,
+        1e-5);
+    config.attention_servers.measure_speeds = true;
+    expect_equal_within(
+        run_training(config, kVocabulary, sequence, {.steps = 5, .after = expect_ended}), single,
+        1e-5);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "launch/attention_axis.h"
 #include "runtime/build_info.h"
 #include "runtime/cgroup.h"
 #include "runtime/device.h"
@@ -69,8 +70,7 @@ void expect_estimate(TrainConfig config, std::int64_t vocabulary, double toleran
       static_cast<double>(std::max(results[0].memory_bytes, results[1].memory_bytes));
   const test::RawSequences source(generator);
   const MemoryQuestion question{config, vocabulary, source, 1};
-  const auto ranks = static_cast<int>(config.parallelism.context_parallel_degree *
-                                      config.parallelism.data_parallel_replicate_degree);
+  const int ranks = attention_axis(config).world_size();
   double estimated = 0;
   for (int rank = 0; rank < ranks; ++rank)
     estimated = std::max(estimated, static_cast<double>(estimate_memory(question, rank).total()));
@@ -103,6 +103,14 @@ TEST(Memory, TheEstimateIsWithinATenthOfWhatIsMeasured) {
   const auto scheme = [](TrainConfig& config, const char* name) {
     config.parallelism.context_parallel_scheme = name;
   };
+  const auto serve = [&](TrainConfig& config, std::int64_t data, std::int64_t context,
+                         std::int64_t servers) {
+    ranks(config, data, context), scheme(config, "disaggregated");
+    config.parallelism.context_parallel_layout = "packed";
+    if (servers == 0) return;
+    config.attention_servers.mode = "dedicated";
+    config.attention_servers.count = servers;
+  };
   for (const Case& c : std::vector<Case>{
            {"one rank", [](TrainConfig&) {}},
            {"long",
@@ -132,6 +140,17 @@ TEST(Memory, TheEstimateIsWithinATenthOfWhatIsMeasured) {
             [&](TrainConfig& t) {
               ranks(t, 1, 3);
               t.training.interleave = 2;
+            }},
+           {"attention served in place, 2 x 2", [&](TrainConfig& t) { serve(t, 2, 2, 0); }},
+           {"attention served by two more, interleaved",
+            [&](TrainConfig& t) {
+              serve(t, 2, 1, 2);
+              t.training.interleave = 2;
+            }},
+           {"attention served by one more that keeps what it has",
+            [&](TrainConfig& t) {
+              serve(t, 1, 3, 1);
+              scheme(t, "disaggregated(resend=false)");
             }},
            {"sharded, 2 x 2",
             [&](TrainConfig& t) {

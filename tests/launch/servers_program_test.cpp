@@ -4,8 +4,10 @@
 #include <signal.h>
 
 #include <cmath>
+#include <filesystem>
 #include <regex>
 
+#include "tests/support/attention_server.h"
 #include "tests/support/training_job.h"
 
 namespace longhaul::test {
@@ -76,6 +78,36 @@ TEST_F(ServersJob, MpiAndLoopbackGiveTheSameBitsAndSayWhoServes) {
       job_.run(0, "one", {"training.steps=8", "training.tokens_per_step=768"});
   ASSERT_EQ(one.exit_code, 0) << one.err;
   expect_close(job_.steps("mpi"), job_.steps("one"));
+}
+
+/// Servers that are processes of their own, at the end of a Unix socket and of TCP.
+TEST_F(ServersJob, ExternalServersGiveTheLossesOfOneRank) {
+  const std::string token = job_.folder().write("token", "sixteen bytes of a secret, at least");
+  std::filesystem::permissions(token, std::filesystem::perms::owner_read);
+  const AttentionServer one("unix:" + job_.folder().file("socket"), token, {"--threads", "1"}),
+      other("tcp:127.0.0.1:0", token, {"--threads", "1"});
+  const std::vector<std::string> sets = {
+      "training.steps=8",
+      "parallelism.context_parallel_scheme=disaggregated",
+      "parallelism.context_parallel_layout=packed",
+      "parallelism.data_parallel_replicate_degree=2",
+      "attention_servers.mode=external",
+      "attention_servers.addresses=[\"" + one.address() + "\", \"" + other.address() + "\"]",
+      "attention_servers.token_file=" + token};
+  for (const std::string name : {"external", "again"}) {
+    const ProcessResult result = job_.run(2, name, sets);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_TRUE(has(result.out, "servers  2 external servers: unix:")) << result.out;
+  }
+  EXPECT_EQ(job_.steps("external"), job_.steps("again"));
+  auto measured = sets;
+  measured.push_back("attention_servers.measure_speeds=true");
+  const ProcessResult by_speed = job_.run(2, "measured", measured);
+  ASSERT_EQ(by_speed.exit_code, 0) << by_speed.err;
+  const ProcessResult alone = job_.run(0, "alone", {"training.steps=8"});
+  ASSERT_EQ(alone.exit_code, 0) << alone.err;
+  expect_close(job_.steps("external"), job_.steps("alone"));
+  expect_close(job_.steps("measured"), job_.steps("alone"));
 }
 
 TEST_F(ServersJob, OtherNumbersOfRanksAreRefused) {
