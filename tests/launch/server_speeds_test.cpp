@@ -42,7 +42,7 @@ TEST(ServerSpeeds, StayWhereTheyAreUnderNoise) {
   ServerSpeeds speeds(2);
   add(speeds, 1, {1e9, 0.5e9});
   for (std::int64_t step = 2; step < 50; ++step) {
-    add(speeds, step, {1e9, (0.5 + 0.01 * std::sin(static_cast<double>(step))) * 1e9});
+    add(speeds, step, {1e9, (0.5 + 0.02 * std::sin(static_cast<double>(step))) * 1e9});
     EXPECT_EQ(speeds.of(step + 2), (Speeds{64, 32}));
   }
   for (std::int64_t step = 50; step < 60; ++step) add(speeds, step, {1e9, 0.25e9});
