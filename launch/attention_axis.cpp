@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "launch/schemes.h"
+#include "parallel/disaggregation/remote_task.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/net/address.h"
@@ -162,6 +163,7 @@ std::shared_ptr<parallel::ExternalServers> connect_external_servers(const TrainC
   options.token_file = servers.token_file.value_or("");
   options.timeout_seconds = servers.timeout_seconds;
   options.name = fmt::format("rank {}", world_rank);
+  options.build = parallel::task_build(config.debug.pretend.has_value());
   options.say = [world_rank](const std::string& line) {
     std::printf("servers  rank %d: %s\n", world_rank, line.c_str());
     std::fflush(stdout);

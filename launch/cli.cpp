@@ -67,6 +67,7 @@ void add_serve(CLI::App& app, Action& action) {
   verb->add_option("--threads", options->threads,
                    "Threads that compute; without it OMP_NUM_THREADS, or one a core")
       ->check(CLI::Range(1, 4096));
+  add_pretend(verb, [options](const std::string& model) { options->pretend = model; });
 }
 
 int run_inspect(const InspectOptions& options) {

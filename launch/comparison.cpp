@@ -86,24 +86,30 @@ double settled_loss(std::span<const StepMetrics* const> steps) {
   return sum / static_cast<double>(count);
 }
 
-std::string loss_text(double loss) { return std::isnan(loss) ? "-" : fmt::format("{:.4f}", loss); }
+/// The figure, or "-" where there is none.
+std::string known(const char* format, double value) {
+  return std::isnan(value) ? "-" : fmt::format(fmt::runtime(format), value);
+}
 
 std::string table_row(const NamedRun& run) {
   const ModelFacts facts = facts_of(run.log);
   std::int64_t tokens = 0;
   for (const StepMetrics& step : run.log.steps) tokens += step.tokens;
   const std::vector<const StepMetrics*> steps = labelled_steps(run.log);
-  std::string losses = "- | - | - | - | -";
+  std::string figures = "- | - | - | - | - | - | -";
   if (!steps.empty()) {
-    losses = fmt::format("{} | {} | {} | {:.3g} | {}", loss_text(steps.front()->loss),
-                         loss_text(steps.back()->loss), loss_text(settled_loss(steps)),
-                         typical(steps, &StepMetrics::seconds),
-                         grouped(std::llround(typical(steps, &StepMetrics::tokens_per_second))));
+    figures =
+        fmt::format("{} | {} | {} | {:.3g} | {} | {} | {}", known("{:.4f}", steps.front()->loss),
+                    known("{:.4f}", steps.back()->loss), known("{:.4f}", settled_loss(steps)),
+                    typical(steps, &StepMetrics::seconds),
+                    known("{:.3g}", typical(steps, &StepMetrics::straggler_seconds)),
+                    known("{:.2f}", typical(steps, &StepMetrics::attention_imbalance)),
+                    grouped(std::llround(typical(steps, &StepMetrics::tokens_per_second))));
   }
   std::string name;
   for (const char c : run.name) name += c == '|' ? std::string("\\|") : std::string(1, c);
   return fmt::format("| {} | {} | {} | {} | {} | {} |\n", name, grouped_or_dash(facts.parameters),
-                     grouped_or_dash(facts.seq_len), grouped(tokens), losses,
+                     grouped_or_dash(facts.seq_len), grouped(tokens), figures,
                      runtime::size_text(most_memory(run.log)));
 }
 
@@ -144,8 +150,8 @@ std::string comparison_table(std::span<const NamedRun> runs) {
   std::string table =
       "| run | parameters | sequence | tokens | loss, first | loss, last | mean of the last tenth "
       "| "
-      "seconds a step | tokens/s | memory a rank |\n"
-      "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
+      "seconds a step | straggler seconds | slowest attention / mean | tokens/s | memory a rank |\n"
+      "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
   for (const NamedRun& run : runs) table += table_row(run);
   for (const NamedRun& run : runs) {
     if (const std::string uneven = uneven_steps(run.log); !uneven.empty())

@@ -103,8 +103,4 @@ Pretending parse_pretending(const std::string& text) {
   return pretending;
 }
 
-std::string pretended_text(const Pretending& pretending) {
-  return "pretended (" + pretending.text() + ")";
-}
-
 }  // namespace longhaul::launch

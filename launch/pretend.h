@@ -29,7 +29,4 @@ Pretending parse_pretending(const std::string& text);
 /// What `--pretend` without a value means.
 inline constexpr const char* kDefaultPretending = "flops=2e9";
 
-/// What pretended figures are called wherever they are shown.
-std::string pretended_text(const Pretending& pretending);
-
 }  // namespace longhaul::launch

@@ -10,7 +10,6 @@
 #include "launch/config.h"
 #include "launch/config_changes.h"
 #include "launch/model.h"
-#include "launch/pretend.h"
 #include "launch/row_rules.h"
 #include "launch/schemes.h"
 #include "models/family.h"
@@ -59,9 +58,9 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
     std::printf("servers  %s\n", header.attention_servers.c_str());
   if (!header.pretended.empty()) {
     std::printf(
-        "pretended softmax attention only takes the time of a model, %s: no figure below that "
+        "pretended softmax attention only takes the time of a model (%s): no figure below that "
         "depends on it is measured, and losses mean nothing\n",
-        pretended_text(parse_pretending(header.pretended)).c_str());
+        header.pretended.c_str());
   }
   if (const auto linear = linear_text(config)) std::printf("linear   %s\n", linear->c_str());
   std::printf("rows     %s\n", documents_text(config.data).c_str());

@@ -4,16 +4,13 @@
 #include <optional>
 #include <string>
 
-#include "attention/pretence.h"
-
 namespace longhaul::launch {
 
 struct ServeOptions {
-  std::string listen;      ///< "unix:PATH" or "tcp:HOST:PORT"
-  std::string token_file;  ///< the secret of the jobs that it serves
-  int threads = 0;         ///< 0: of the environment, or one a core
-  /// Tasks only take time: answers are 0.
-  std::optional<attention::Pretence> pretence = {};
+  std::string listen;                  ///< "unix:PATH" or "tcp:HOST:PORT"
+  std::string token_file;              ///< the secret of the jobs that it serves
+  int threads = 0;                     ///< 0: of the environment, or one a core
+  std::optional<std::string> pretend;  ///< parse_pretending(); tasks only take time, answers are 0
 };
 
 /// Serves until SIGTERM, SIGINT, SIGHUP or SIGUSR1; then finishes the task at hand, removes its

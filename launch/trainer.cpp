@@ -321,14 +321,18 @@ StepResult Trainer::gather_result(const Update& mine, const OwnStep& own, double
       runtime::gather_numbers(*control_comm_, numbers, control_stream_, host_deadline());
   if (meter_) speeds_->add(completed_steps_, meter_->by_server(ranks, measured));
   StepResult result;
+  std::vector<double> attended;
   for (const auto& rank : ranks) {
     result.loss += rank[0] / weight;  // NaN without labels
     result.stop_requested |= rank[1] > 0;
     result.memory_bytes = std::max(result.memory_bytes, static_cast<std::int64_t>(rank[2]));
     result.comm_seconds = std::max(result.comm_seconds, rank[3]);
     result.loading_seconds = std::max(result.loading_seconds, rank[5]);
-    result.attention_seconds.push_back(rank[6]);
+    attended.push_back(rank[6]);
   }
+  // Where dedicated servers attend no other rank does.
+  const auto idle = axis_.dedicated > 0 ? std::ssize(ranks) - axis_.dedicated : 0;
+  result.attention_seconds.assign(attended.begin() + idle, attended.end());
   if (on_device()) result.comm_seconds = std::nan("");
   result.grad_norm = weight > 0 ? ranks.front()[4] : std::nan("");  // all trainers have the same
   if (weight > 0) runtime::ops::require_finite_norm(result.grad_norm, completed_steps_);

@@ -55,7 +55,8 @@ struct StepResult {
   std::vector<std::int64_t> areas;  ///< (query, key) pairs of each of the model's masks
   std::int64_t area = 0;            ///< those of all layers together
   double seconds = 0;
-  /// Of each rank's softmax attention: thread-CPU seconds, on GPUs the device's, or pretended ones.
+  /// Of softmax attention, each rank's that takes part in it: thread-CPU seconds, on GPUs the
+  /// device's, or pretended ones. Of external servers nothing is known.
   std::vector<double> attention_seconds;
   /// Of `seconds`, waiting for batches and their plans; largest over ranks.
   double loading_seconds = 0;

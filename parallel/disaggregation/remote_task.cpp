@@ -163,7 +163,10 @@ RemoteTask task_of(const Description& d) {
 
 }  // namespace
 
-std::string task_build() { return runtime::version_line() + ", glibc " + ::gnu_get_libc_version(); }
+std::string task_build(bool pretended) {
+  return runtime::version_line() + ", glibc " + ::gnu_get_libc_version() +
+         (pretended ? ", attention pretended" : "");
+}
 
 std::int64_t RemoteTask::body_bytes() const {
   return bytes_of(head_bytes(*this), Kinds(*this).inputs);

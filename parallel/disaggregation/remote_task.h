@@ -21,7 +21,8 @@ enum TaskKind : std::uint16_t {
 /// What both sides must be equal in for equal bits: the program to the byte, and the C library,
 /// whose mathematics the kernels call. Kernels do not look at the processor: an instruction set
 /// that it lacks stops them.
-std::string task_build();
+/// `pretended`: its tasks, or its job, only take time.
+std::string task_build(bool pretended = false);
 
 /// A task but for its tensors. Shapes as in block.h; rows of its tensors follow each other.
 struct RemoteTask {

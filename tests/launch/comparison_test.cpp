@@ -33,6 +33,8 @@ NamedRun run_of(const std::string& name, double loss, std::int64_t seq_len, doub
     metrics.seconds = step == 1 ? 60 : seconds;
     metrics.tokens_per_second = 1000 / metrics.seconds;
     metrics.memory_bytes = step << 20;
+    metrics.straggler_seconds = seconds / 20;
+    metrics.attention_imbalance = 1.25;
     run.log.steps.push_back(metrics);
   }
   return run;
@@ -54,8 +56,8 @@ TEST(Comparison, ARowARun) {
   const std::vector<NamedRun> runs = {run_of("a|b", 5, 2048, 0.5), run_of("GDN", 4, 16384, 0.25)};
   const std::string table = comparison_table(runs);
   EXPECT_TRUE(has(table,
-                  "| a\\|b | 1,234,567 | 2,048 | 20,000 | 5.0000 | 1.5000 | 2.0000 | 0.5 | 2,000 | "
-                  "20.0 MiB |\n"))
+                  "| a\\|b | 1,234,567 | 2,048 | 20,000 | 5.0000 | 1.5000 | 2.0000 | 0.5 | 0.025 | "
+                  "1.25 | 2,000 | 20.0 MiB |\n"))
       << table;
   EXPECT_TRUE(has(table, "| GDN | 1,234,567 | 16,384 | 20,000 | 4.0000 | 1.5000 | 2.0000 | 0.25 |"))
       << table;
@@ -64,7 +66,14 @@ TEST(Comparison, ARowARun) {
   holes[1].log.steps.erase(holes[1].log.steps.begin() + 4);
   EXPECT_TRUE(has(comparison_table(holes), "\nGDN (GDN.jsonl): step 5 is missing\n"));
   holes[0].log = {};  // neither steps nor a header that says anything
-  EXPECT_TRUE(has(comparison_table(holes), "| a\\|b | - | - | 0 | - | - | - | - | - |"));
+  EXPECT_TRUE(has(comparison_table(holes), "| a\\|b | - | - | 0 | - | - | - | - | - | - | - |"));
+  holes[1].log.steps.clear();  // of an older build, and pretended
+  StepMetrics& older = holes[1].log.steps.emplace_back();
+  older.step = older.labels = 1;
+  older.seconds = 2;
+  older.loss = NAN;
+  EXPECT_TRUE(has(comparison_table(holes), "| - | - | - | 2 | - | - | 0 |"))
+      << comparison_table(holes);
 }
 
 TEST(Comparison, ACurveAndALegendEntryARun) {
