@@ -150,6 +150,41 @@ TEST(PretendedTraining, IsRefusedWhereItWouldMislead) {
   refused({}, "slow=2:3", {"slow=2:3", "there is no such rank; expected one of 0 to 1"}, 64);
 }
 
+/// Four attention servers in place, one of which takes three times as long as the others: once
+/// speeds are measured it gets so much less that no step waits for it.
+TEST(PretendedTraining, ASlowServerEndsWithLessWork) {
+  const test::TrainingJob job;
+  const auto steps_of = [&](const char* name, const char* model, int steps) {
+    const test::ProcessResult result = test::run_longhaul(pretended(
+        job, name, model,
+        {"training.steps=" + std::to_string(steps), "training.seq_len=4096",
+         "training.tokens_per_step=8192", "training.micro_batch_size=1", "comm.backend=loopback",
+         "checkpoint.enable=false", "lr_scheduler.warmup_steps=0", "data.mask=causal",
+         "parallelism.data_parallel_replicate_degree=2", "parallelism.context_parallel_degree=2",
+         "parallelism.context_parallel_layout=packed",
+         "parallelism.context_parallel_scheme=disaggregated",
+         "attention_servers.measure_speeds=true"}));
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return read_metrics(job.output(name, "metrics.jsonl")).steps;
+  };
+  const auto alike = steps_of("alike", "flops=1e10,rows=0,partial=1", 1);
+  const auto slow = steps_of("slow", "flops=1e10,rows=0,partial=1,slow=3:3", 5);
+  ASSERT_TRUE(alike.size() == 1 && slow.size() == 5);
+  // All the work, shared by three servers and a third of one.
+  const double ideal = 4 * alike[0].attention_seconds / (3 + 1.0 / 3);
+  const auto slowest = [](const StepMetrics& step) {
+    return step.attention_seconds + step.straggler_seconds;
+  };
+  EXPECT_GT(slowest(slow[1]), 2 * ideal) << "nothing is known yet when its plan is made";
+  double least = INFINITY;
+  for (std::size_t step = 2; step < slow.size(); ++step) {
+    EXPECT_LT(slowest(slow[step]), 1.08 * ideal);
+    EXPECT_GT(slow[step].seconds, slowest(slow[step]) * 0.999);
+    least = std::min(least, slow[step].seconds);
+  }
+  EXPECT_LT(least, 1.15 * ideal) << "of " << ideal << " s";
+}
+
 /// A run that computes reports its stragglers in thread-CPU seconds, and no line calls it
 /// pretended.
 TEST(PretendedTraining, OthersAreNotCalledSo) {
