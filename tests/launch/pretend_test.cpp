@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <numeric>
+#include <filesystem>
+#include <fstream>
 
 #include "launch/metrics.h"
 #include "runtime/io/hdf5.h"
+#include "tests/support/attention_server.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/training_job.h"
 
@@ -183,6 +185,38 @@ TEST(PretendedTraining, ASlowServerEndsWithLessWork) {
     least = std::min(least, slow[step].seconds);
   }
   EXPECT_LT(least, 1.15 * ideal) << "of " << ideal << " s";
+}
+
+/// Answers of a server that only takes time must not reach a job that computes, nor the other way.
+TEST(PretendedTraining, ServersPretendAsTheirJobDoes) {
+  const test::TrainingJob job;
+  const std::string token = job.folder().file("token");
+  std::ofstream(token) << "a secret of more than sixteen bytes";
+  std::filesystem::permissions(token, std::filesystem::perms::owner_read);
+  const auto exit_code = [&](const test::AttentionServer& server, bool pretends) {
+    std::vector<std::string> sets = kTwoRanks;
+    sets.insert(sets.end(), {"parallelism.context_parallel_layout=packed",
+                             "parallelism.context_parallel_scheme=disaggregated",
+                             "attention_servers.mode=external",
+                             "attention_servers.addresses=[\"" + server.address() + "\"]",
+                             "attention_servers.token_file=" + token});
+    return test::run_longhaul(pretends ? pretended(job, "out", "flops=1e12", sets)
+                                       : job.train("out", sets))
+        .exit_code;
+  };
+  const test::AttentionServer computes("unix:" + job.folder().file("a"), token),
+      pretends("unix:" + job.folder().file("b"), token, {"--pretend", "flops=1e12"});
+  EXPECT_EQ(exit_code(computes, false), 0);
+  EXPECT_EQ(exit_code(computes, true), 77);
+  EXPECT_EQ(exit_code(pretends, true), 0);
+  const MetricsLog log = read_metrics(job.output("out", "metrics.jsonl"));
+  EXPECT_TRUE(std::isnan(log.steps.back().attention_seconds)) << "no rank attends";
+  EXPECT_EQ(exit_code(pretends, false), 77);
+  const test::ProcessResult ranked =
+      test::run_longhaul({"serve", "--listen", "unix:" + job.folder().file("c"), "--token-file",
+                          token, "--pretend", "slow=1:3"});
+  EXPECT_EQ(ranked.exit_code, 64);
+  EXPECT_TRUE(has(ranked.err, "a server is no rank; give slow=FACTOR")) << ranked.err;
 }
 
 /// A run that computes reports its stragglers in thread-CPU seconds, and no line calls it
