@@ -96,6 +96,12 @@ BlockShape shape_of(ConstTensorView q, ConstTensorView k, ConstTensorView v) {
 
 BlockPlace place_of(const Stream& stream) { return {stream.device(), stream.threads()}; }
 
+void require_host_memory(const BlockPlace& place, const char* what) {
+  if (place.device.kind != DeviceKind::cpu)
+    runtime::fail(runtime::ExitCode::config, what, " take host memory, and attention is on ",
+                  to_string(place.device), "; use [device] kind = \"cpu\"");
+}
+
 void BlockPlan::forward(const BlockForwardTensors& t, const BlockMemory& memory,
                         const Stream& stream) const {
   check_place(*this, stream);

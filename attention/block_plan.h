@@ -49,6 +49,8 @@ struct BlockPlace {
   std::optional<Pretence> pretence = {};
 };
 BlockPlace place_of(const runtime::Stream& stream);
+/// Throws Error(config), naming `what`, for a device whose memory the host cannot read.
+void require_host_memory(const BlockPlace& place, const char* what);
 
 struct BlockForwardTensors {
   runtime::ConstTensorView q, k, v;

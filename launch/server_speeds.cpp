@@ -9,7 +9,12 @@
 namespace longhaul::launch {
 namespace {
 
-std::vector<std::int64_t> quantised(const std::vector<double>& rates) {
+/// Pairs a second; 0 where nothing is known.
+double rate_of(const ServedWork& work) { return work.seconds > 0 ? work.pairs / work.seconds : 0; }
+
+std::vector<std::int64_t> quantised(const std::vector<ServedWork>& servers) {
+  std::vector<double> rates;
+  for (const ServedWork& work : servers) rates.push_back(rate_of(work));
   const double fastest = std::ranges::max(rates);
   if (fastest == 0) return {};
   std::vector<std::int64_t> speeds;
@@ -71,14 +76,15 @@ std::vector<ServedWork> SpeedMeter::by_server(const std::vector<std::vector<doub
 }
 
 void ServerSpeeds::add(std::int64_t step, std::span<const ServedWork> servers) {
-  LONGHAUL_CHECK(servers.size() == rates_.size(), "speeds of ", servers.size(), " servers of ",
-                 rates_.size());
+  LONGHAUL_CHECK(servers.size() == work_.size(), "speeds of ", servers.size(), " servers of ",
+                 work_.size());
   for (std::size_t i = 0; i < servers.size(); ++i) {
     if (servers[i].pairs <= 0 || servers[i].seconds <= 0) continue;
-    const double rate = servers[i].pairs / servers[i].seconds;
-    rates_[i] = rates_[i] == 0 ? rate : (rates_[i] + rate) / 2;
+    constexpr double kRemembered = 0.75;
+    work_[i] = {kRemembered * work_[i].pairs + servers[i].pairs,
+                kRemembered * work_[i].seconds + servers[i].seconds};
   }
-  std::vector<std::int64_t> speeds = quantised(rates_);
+  std::vector<std::int64_t> speeds = quantised(work_);
   const std::lock_guard lock(mutex_);
   if (!speeds_.empty() && !differ(speeds, speeds_.back().second)) speeds = speeds_.back().second;
   speeds_.emplace_back(step, std::move(speeds));

@@ -45,9 +45,10 @@ class SpeedMeter {
 /// measured up to step s - 2. All ranks add the same numbers, and so have the same speeds.
 class ServerSpeeds {
  public:
-  explicit ServerSpeeds(int servers) : rates_(static_cast<std::size_t>(servers), 0.0) {}
+  explicit ServerSpeeds(int servers) : work_(static_cast<std::size_t>(servers)) {}
 
-  /// Of all servers, after a step. A server's rate is smoothed: half of it is the last step's.
+  /// Of all servers, after a step. A server's rate is that of all its work so far, where a step's
+  /// counts three quarters of the next one's: what documents a step has is noise.
   void add(std::int64_t step, std::span<const ServedWork> servers);
   /// AttentionServers::speeds of a step's plans: the fastest is kFastest, and one of which nothing
   /// is known as fast as that. Empty before anything is known. They stay as they were while no
@@ -57,7 +58,7 @@ class ServerSpeeds {
   static constexpr std::int64_t kFastest = 64;
 
  private:
-  std::vector<double> rates_;  // pairs a second; 0: not known
+  std::vector<ServedWork> work_;
   mutable std::mutex mutex_;
   std::deque<std::pair<std::int64_t, std::vector<std::int64_t>>> speeds_;  // after recent steps
 };

@@ -123,8 +123,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
     if (place.claim != nullptr) place.claim->check();
   };
   const auto save = [&] {
-    if (!config.checkpoint.enable || trainer.serves() || saved_step == trainer.completed_steps())
-      return;
+    if (!config.checkpoint.enable || saved_step == trainer.completed_steps()) return;
     phase("checkpoint");
     trainer.save(checkpoint_folder(config), config.checkpoint.keep_latest_k, require_claim);
     saved_step = trainer.completed_steps();

@@ -58,8 +58,8 @@ struct StepResult {
   /// Of softmax attention, each rank's that takes part in it: thread-CPU seconds, on GPUs the
   /// device's, or pretended ones. Of external servers nothing is known.
   std::vector<double> attention_seconds;
-  double loading_seconds =
-      0;  ///< of those, waiting for batches and their plans; largest over ranks
+  /// Of `seconds`, waiting for batches and their plans; largest over ranks.
+  double loading_seconds = 0;
   /// Compute waited for communication, largest over ranks but dedicated attention servers; NaN
   /// where that is not measured: CUDA.
   double comm_seconds = 0;
@@ -90,9 +90,9 @@ class Trainer {
   /// Draws the weights from the seed; nothing is read.
   void initialise();
   /// Continues from a checkpoint of any grid; returns what of the configuration is not as it was.
-  /// Collective over trainers(), as save(), and not for servers. Throws Error(config) where that
-  /// gives the checkpoint another meaning (config_changes.h), Error(data) when its tensors are not
-  /// this model's, by name and size.
+  /// Collective over trainers(), and not for servers. Throws Error(config) where that gives the
+  /// checkpoint another meaning (config_changes.h), Error(data) when its tensors are not this
+  /// model's, by name and size.
   ConfigChanges load(const runtime::Checkpoint& checkpoint);
   /// After load(), if anything was loaded: all ranks begin where the trainers do. Collective.
   void begin();
@@ -147,6 +147,9 @@ class Trainer {
   static runtime::Deadline host_deadline() { return runtime::deadline_in(24 * 3600.0); }
 
   void make_learner(runtime::Communicator& world);
+  std::vector<std::vector<double>> gather_behind_disks(const std::vector<double>& own);
+  void write_checkpoint(const std::filesystem::path& folder, std::int64_t keep_latest_k,
+                        std::function<void()> before_change);
   parallel::AttentionServers servers_of(std::int64_t step) const;
   void prepare(LocalBatch& batch, std::int64_t step) const;
   bool loads_while_idle() const;

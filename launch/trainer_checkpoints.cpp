@@ -4,6 +4,7 @@
 #include "launch/trainer.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
+#include "runtime/io/file.h"
 
 namespace longhaul::launch {
 
@@ -28,8 +29,22 @@ std::vector<runtime::TensorSlice> Trainer::checkpoint_slices() const {
   return slices;
 }
 
+/// Numbers of every rank where servers may have waited for what the others do with disks: that
+/// takes as long as it may take.
+std::vector<std::vector<double>> Trainer::gather_behind_disks(const std::vector<double>& own) {
+  const double before = control_comm_->set_timeout(runtime::SaveOptions().timeout_seconds);
+  const runtime::Cleanup restore([&] { control_comm_->set_timeout(before); });
+  return runtime::gather_numbers(*control_comm_, own, control_stream_, host_deadline());
+}
+
 void Trainer::save(const std::filesystem::path& folder, std::int64_t keep_latest_k,
                    std::function<void()> before_change) {
+  if (!serves()) write_checkpoint(folder, keep_latest_k, std::move(before_change));
+  if (axis_.dedicated > 0) gather_behind_disks({0.0});
+}
+
+void Trainer::write_checkpoint(const std::filesystem::path& folder, std::int64_t keep_latest_k,
+                               std::function<void()> before_change) {
   TrainConfig config = inputs_.config;
   config.model.vocab_size = inputs_.vocab_size;  // resolved
   compute_.synchronize(host_deadline());
@@ -82,9 +97,7 @@ ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
 
 void Trainer::begin() {
   const std::vector<double> first =
-      runtime::gather_numbers(*control_comm_,
-                              {static_cast<double>(completed_steps_), static_cast<double>(cursor_)},
-                              control_stream_, host_deadline())
+      gather_behind_disks({static_cast<double>(completed_steps_), static_cast<double>(cursor_)})
           .front();
   completed_steps_ = static_cast<std::int64_t>(first[0]);
   cursor_ = static_cast<std::int64_t>(first[1]);

@@ -36,8 +36,8 @@ struct AttentionOptions {
 
 /// What a rank's steps of softmax attention have taken, those that are over.
 struct AttendTimes {
-  double seconds = 0;      ///< on its compute stream: wall time, on CUDA the device's
-  double cpu_seconds = 0;  ///< of all threads that attended; on CUDA 0: not measured
+  double seconds = 0;      ///< on its compute stream: wall time, on a GPU the device's
+  double cpu_seconds = 0;  ///< of all threads that attended; on a GPU 0: not measured
   std::int64_t pairs = 0;  ///< visible (query, key) pairs that they attended, times query heads
 };
 

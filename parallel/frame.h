@@ -115,8 +115,6 @@ class Preparation {
   const attention::BlockPlace& place() const { return place_; }
   /// To external servers; may be null.
   const std::shared_ptr<TaskTransport>& transport() const { return transport_; }
-  /// Throws Error(config) on a device whose memory the host cannot read.
-  void require_host_memory(const char* what) const;
   /// Where the table will lie among those that the device gets a copy of. None on the CPU.
   std::int64_t add_table(std::span<const std::byte> table);
   std::vector<std::byte> take_tables() && { return std::move(tables_); }

@@ -17,12 +17,6 @@ std::int64_t Preparation::add_table(std::span<const std::byte> table) {
   return begin;
 }
 
-void Preparation::require_host_memory(const char* what) const {
-  if (place_.device.kind != runtime::DeviceKind::cpu)
-    runtime::fail(runtime::ExitCode::config, what, " take host memory, and attention is on ",
-                  to_string(place_.device), "; use [device] kind = \"cpu\"");
-}
-
 Prepared::Prepared(Program program, const Signature& signature, const attention::Scoring& scoring,
                    const attention::BlockPlace& place, std::shared_ptr<TaskTransport> transport)
     : program_(std::move(program)),

@@ -35,7 +35,9 @@ class Assignment {
   const Segment& segment(int index) const { return segments_[static_cast<std::size_t>(index)]; }
   std::span<const Segment> segments() const { return segments_; }
   /// Indices of the segments of which a server does a part, rising.
-  const std::vector<int>& work_of(int server) { return work_[static_cast<std::size_t>(server)]; }
+  const std::vector<int>& work_of(int server) const {
+    return work_[static_cast<std::size_t>(server)];
+  }
   /// Servers that do rows of a document, and thus have its keys [0, prefix).
   struct Holder {
     int server = 0;
@@ -56,10 +58,7 @@ class Assignment {
   std::optional<Overflow> overflow() const;
   void apply(const Move& move);
 
-  /// What a place (rank, or ranks + external server) receives in an exchange.
-  std::span<const std::int64_t> dispatched() const { return dispatched_; }
-  std::span<const std::int64_t> returned() const { return returned_; }
-  /// Of a server.
+  /// The place of a server: its rank, or ranks + the number of an external one.
   int place(int server) const { return places_[static_cast<std::size_t>(server)]; }
 
  private:
@@ -98,7 +97,7 @@ class Assignment {
   std::vector<std::vector<Presence>> presences_;  // by document; by place
   std::vector<int> places_;
   std::vector<std::int64_t> loads_;
-  std::vector<std::int64_t> dispatched_, returned_;
+  std::vector<std::int64_t> dispatched_, returned_;  // bytes that a place receives
   std::vector<std::vector<int>> work_;
 };
 

@@ -114,6 +114,30 @@ Assignment assignment(const TaskInputs& inputs) {
   refuse(inputs, *first, why);
 }
 
+/// Areas, the imbalance, and what is reachable.
+void state_loads(TaskPlan& plan, const TaskInputs& inputs, const Assignment& work) {
+  const std::vector<std::int64_t> speeds = speeds_of(inputs);
+  double area = 0, speed = 0, most = 0;
+  for (int server = 0; server < work.servers(); ++server) {
+    const auto its_speed = static_cast<double>(speeds[static_cast<std::size_t>(server)]);
+    plan.areas.push_back(work.load(server));
+    area += static_cast<double>(work.load(server));
+    speed += its_speed;
+    most = std::max(most, static_cast<double>(work.load(server)) / its_speed);
+  }
+  if (area == 0) return;
+  plan.imbalance = most / (area / speed);
+  // One server does the largest shard, and one does two of any n + 1: no sooner than the fastest.
+  const auto fastest = static_cast<double>(std::ranges::max(speeds));
+  const std::vector<std::int64_t> largest = largest_shards(work.segments(), speeds.size() + 1);
+  double least = static_cast<double>(largest[0]);
+  if (largest.size() > speeds.size()) {
+    least = std::max(least, static_cast<double>(largest[speeds.size()]) +
+                                static_cast<double>(largest[speeds.size() - 1]));
+  }
+  plan.reachable = std::max(1.0, least / fastest / (area / speed));
+}
+
 }  // namespace
 
 TaskPlan plan_tasks(const TaskInputs& inputs) {
@@ -131,26 +155,7 @@ TaskPlan plan_tasks(const TaskInputs& inputs) {
                 std::endian::native == std::endian::little);
   plan.digest = XXH64(plan.tasks.data(), plan.tasks.size() * sizeof(Task), 0);
 
-  const std::vector<std::int64_t> speeds = speeds_of(inputs);
-  double area = 0, speed = 0, most = 0;
-  for (int server = 0; server < work.servers(); ++server) {
-    const auto its_speed = static_cast<double>(speeds[static_cast<std::size_t>(server)]);
-    plan.areas.push_back(work.load(server));
-    area += static_cast<double>(work.load(server));
-    speed += its_speed;
-    most = std::max(most, static_cast<double>(work.load(server)) / its_speed);
-  }
-  if (area == 0) return plan;
-  plan.imbalance = most / (area / speed);
-  // One server does the largest shard, and one does two of any n + 1: no sooner than the fastest.
-  const auto fastest = static_cast<double>(std::ranges::max(speeds));
-  const std::vector<std::int64_t> largest = largest_shards(work.segments(), speeds.size() + 1);
-  double least = static_cast<double>(largest[0]);
-  if (largest.size() > speeds.size()) {
-    least = std::max(least, static_cast<double>(largest[speeds.size()]) +
-                                static_cast<double>(largest[speeds.size() - 1]));
-  }
-  plan.reachable = std::max(1.0, least / fastest / (area / speed));
+  state_loads(plan, inputs, work);
   return plan;
 }
 

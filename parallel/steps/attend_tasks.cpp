@@ -154,7 +154,7 @@ class RemoteTasks final : public PreparedStep {
     if (transport_ == nullptr && !with.place().sizes_only)
       runtime::fail(runtime::ExitCode::config,
                     "tasks of external attention servers, and no connection to any");
-    with.require_host_memory("external attention servers");
+    attention::require_host_memory(with.place(), "external attention servers");
   }
   void run(const Frame& frame) const override {
     using Task = std::conditional_t<kPass<Step> == Pass::forward, ForwardTask, BackwardTask>;

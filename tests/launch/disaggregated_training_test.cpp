@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <thread>
 
 #include "launch/batches.h"
 #include "launch/memory.h"
@@ -145,6 +147,19 @@ TEST(Disaggregated, ResumesWithOtherServersAndSchemes) {
     expect_equal_within(resumed(on(grid)), rest, 1e-5);
   }
   expect_equal_within(resumed(by_ring(2, 2)), rest, 1e-5);
+}
+
+/// A save may take longer than ranks wait for each other, and servers take no part in it.
+TEST(Disaggregated, ServersWaitForSlowDisks) {
+  const test::TempDirectory folder;
+  const test::RunSteps steps{
+      .steps = 1, .loopback = {.timeout_seconds = 1}, .after = [&](Trainer& trainer, auto&) {
+        trainer.save(folder.path(), 0,
+                     [] { std::this_thread::sleep_for(std::chrono::milliseconds(700)); });
+        trainer.step();
+      }};
+  run_training(on({1, 2, 1}), kVocabulary, documents, steps);
+  EXPECT_EQ(runtime::list_checkpoints(folder.path()), std::vector<std::int64_t>{1});
 }
 
 /// Ranks without tokens, steps without labels, documents of one token.

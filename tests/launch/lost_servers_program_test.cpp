@@ -60,7 +60,7 @@ void LostServersTest::expect_point_by_point(int signal) {
     return job_.run(0, name,
                     sets({through, good->address()},
                          {"comm.backend=loopback", "parallelism.context_parallel_degree=1",
-                          "training.steps=2"}));
+                          "training.steps=2", "lr_scheduler.warmup_steps=1"}));
   };
   std::int64_t bytes[2];
   double seconds = 0;

@@ -33,7 +33,7 @@ std::vector<std::int32_t> tokens() {
 struct Grid {
   std::int64_t data = 1, context = 1;
   std::string layout = "zigzag", scheme = "ring";
-  std::int64_t micro_batch_size = 1, interleave = 1;
+  std::int64_t micro_batch_size = 1, interleave = 1, servers = 0;
 };
 
 /// 12 sequences a step divide over every grid below.
@@ -46,6 +46,10 @@ TrainConfig on(const Grid& grid, std::int64_t steps = -1) {
   config.parallelism.context_parallel_degree = grid.context;
   config.parallelism.context_parallel_layout = grid.layout;
   config.parallelism.context_parallel_scheme = grid.scheme;
+  if (grid.servers > 0) {
+    config.attention_servers.mode = "dedicated";
+    config.attention_servers.count = grid.servers;
+  }
   config.validation.enable = true;
   config.validation.freq = 3;
   config.validation.steps = steps;
@@ -144,7 +148,10 @@ TEST_F(ValidationTest, CountsEveryTokenOnceOnEveryGrid) {
   for (const Grid& grid :
        {Grid{}, Grid{1, 3}, Grid{2, 1}, Grid{3, 1, "striped"}, Grid{2, 2, "balanced", "burst", 2},
         Grid{1, 5, "contiguous", "group_cast", 2, 2}, Grid{1, 7, "document_zigzag"},
-        Grid{4, 1, "zigzag", "ring", 3}, Grid{12, 1}, Grid{1, 4, "zigzag", "ulysses", 4, 2}}) {
+        Grid{4, 1, "zigzag", "ring", 3}, Grid{12, 1}, Grid{2, 2, "packed", "disaggregated", 2},
+        Grid{3, 1, "packed", "disaggregated"},
+        Grid{.data = 4, .layout = "packed", .scheme = "disaggregated", .servers = 2},
+        Grid{1, 4, "zigzag", "ulysses", 4, 2}}) {
     SCOPED_TRACE(runtime::concat("data ", grid.data, " x context ", grid.context, ", ", grid.layout,
                                  ", micro batches of ", grid.micro_batch_size));
     const ValidationMetrics metrics = validated(on(grid));

@@ -42,7 +42,7 @@ void expect_without(const Schedule& all, const Schedule& homes) {
 
 TEST(EmptyRanks, TakeNoPartInRecurrences) {
   int schedules = 0;
-  for (const char* kind : {"linear", "gdn"}) {
+  for (const char* kind : {"linear", "gated_delta"}) {
     const Shapes shapes = test::linear_shapes(kind);
     for (const auto& mask : test::document_masks(61, 2)) {
       for (const Layout& layout : test::run_layouts(mask.mask, 2, 3)) {

@@ -76,7 +76,7 @@ std::vector<launch::StepResult> run_training(
     trainer.begin();
     auto& mine = results[static_cast<std::size_t>(world->rank())];
     for (std::int64_t step = 0; step < options.steps; ++step) mine.push_back(trainer.step());
-    if (!options.save_to.empty() && !trainer.serves()) trainer.save(options.save_to, 0);
+    if (!options.save_to.empty()) trainer.save(options.save_to, 0);
     if (options.after) options.after(trainer, *world);
   });
   for (const auto& rank : results) {

@@ -20,8 +20,8 @@ using parallel::RowBytes;
 using parallel::TaskInputs;
 using parallel::TaskPlan;
 
-// Llama-8B, one layer: 32 query heads and 8 of keys and values of 128, gradients as well in 16 bits;
-// LSE and delta in fp32.
+// Llama-8B, one layer: 32 query heads and 8 of keys and values of 128, gradients as well in 16
+// bits; LSE and delta in fp32.
 constexpr RowBytes kForward = {8192, 4096, 8192 + 128, 0};
 constexpr RowBytes kBackward = {2 * 8192 + 2 * 128, 4096, 8192, 4096};
 
