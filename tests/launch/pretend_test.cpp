@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <numeric>
+#include <filesystem>
+#include <fstream>
 
 #include "launch/metrics.h"
 #include "runtime/io/hdf5.h"
+#include "tests/support/attention_server.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/training_job.h"
 
@@ -148,6 +150,73 @@ TEST(PretendedTraining, IsRefusedWhereItWouldMislead) {
   refused({}, "flops=none", {"debug.pretend = ", "'flops=none'"});
   refused({"device.kind=cuda"}, "", {"device.kind = \"cuda\""});
   refused({}, "slow=2:3", {"slow=2:3", "there is no such rank; expected one of 0 to 1"}, 64);
+}
+
+/// Four attention servers in place, one of which takes three times as long as the others: once
+/// speeds are measured it gets so much less that no step waits for it.
+TEST(PretendedTraining, ASlowServerEndsWithLessWork) {
+  const test::TrainingJob job;
+  const auto steps_of = [&](const char* name, const char* model, int steps) {
+    const test::ProcessResult result = test::run_longhaul(pretended(
+        job, name, model,
+        {"training.steps=" + std::to_string(steps), "training.seq_len=4096",
+         "training.tokens_per_step=8192", "training.micro_batch_size=1", "comm.backend=loopback",
+         "checkpoint.enable=false", "lr_scheduler.warmup_steps=0", "data.mask=causal",
+         "parallelism.data_parallel_replicate_degree=2", "parallelism.context_parallel_degree=2",
+         "parallelism.context_parallel_layout=packed",
+         "parallelism.context_parallel_scheme=disaggregated",
+         "attention_servers.measure_speeds=true"}));
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return read_metrics(job.output(name, "metrics.jsonl")).steps;
+  };
+  const auto alike = steps_of("alike", "flops=1e10,rows=0,partial=1", 1);
+  const auto slow = steps_of("slow", "flops=1e10,rows=0,partial=1,slow=3:3", 5);
+  ASSERT_TRUE(alike.size() == 1 && slow.size() == 5);
+  // All the work, shared by three servers and a third of one.
+  const double ideal = 4 * alike[0].attention_seconds / (3 + 1.0 / 3);
+  const auto slowest = [](const StepMetrics& step) {
+    return step.attention_seconds + step.straggler_seconds;
+  };
+  EXPECT_GT(slowest(slow[1]), 2 * ideal) << "nothing is known yet when its plan is made";
+  double least = INFINITY;
+  for (std::size_t step = 2; step < slow.size(); ++step) {
+    EXPECT_LT(slowest(slow[step]), 1.08 * ideal);
+    EXPECT_GT(slow[step].seconds, slowest(slow[step]) * 0.999);
+    least = std::min(least, slow[step].seconds);
+  }
+  EXPECT_LT(least, 1.15 * ideal) << "of " << ideal << " s";
+}
+
+/// Answers of a server that only takes time must not reach a job that computes, nor the other way.
+TEST(PretendedTraining, ServersPretendAsTheirJobDoes) {
+  const test::TrainingJob job;
+  const std::string token = job.folder().file("token");
+  std::ofstream(token) << "a secret of more than sixteen bytes";
+  std::filesystem::permissions(token, std::filesystem::perms::owner_read);
+  const auto exit_code = [&](const test::AttentionServer& server, bool pretends) {
+    std::vector<std::string> sets = kTwoRanks;
+    sets.insert(sets.end(), {"parallelism.context_parallel_layout=packed",
+                             "parallelism.context_parallel_scheme=disaggregated",
+                             "attention_servers.mode=external",
+                             "attention_servers.addresses=[\"" + server.address() + "\"]",
+                             "attention_servers.token_file=" + token});
+    return test::run_longhaul(pretends ? pretended(job, "out", "flops=1e12", sets)
+                                       : job.train("out", sets))
+        .exit_code;
+  };
+  const test::AttentionServer computes("unix:" + job.folder().file("a"), token),
+      pretends("unix:" + job.folder().file("b"), token, {"--pretend", "flops=1e12"});
+  EXPECT_EQ(exit_code(computes, false), 0);
+  EXPECT_EQ(exit_code(computes, true), 77);
+  EXPECT_EQ(exit_code(pretends, true), 0);
+  const MetricsLog log = read_metrics(job.output("out", "metrics.jsonl"));
+  EXPECT_TRUE(std::isnan(log.steps.back().attention_seconds)) << "no rank attends";
+  EXPECT_EQ(exit_code(pretends, false), 77);
+  const test::ProcessResult ranked =
+      test::run_longhaul({"serve", "--listen", "unix:" + job.folder().file("c"), "--token-file",
+                          token, "--pretend", "slow=1:3"});
+  EXPECT_EQ(ranked.exit_code, 64);
+  EXPECT_TRUE(has(ranked.err, "a server is no rank; give slow=FACTOR")) << ranked.err;
 }
 
 /// A run that computes reports its stragglers in thread-CPU seconds, and no line calls it
