@@ -1,4 +1,5 @@
-// launch/study: its configurations load and differ in their models alone; its script is sound.
+// launch/study and launch/stragglers: configurations load, those of the study differ in their
+// models alone; the scripts are sound.
 #include <gtest/gtest.h>
 
 #include "launch/config.h"
@@ -10,6 +11,7 @@ namespace longhaul::launch {
 namespace {
 
 const std::string kStudy = std::string(LONGHAUL_SOURCE_DIR) + "/launch/study/";
+const std::string kStragglers = std::string(LONGHAUL_SOURCE_DIR) + "/launch/stragglers/";
 
 TEST(Study, ConfigurationsDifferInTheirModelsAlone) {
   std::string others;
@@ -31,11 +33,28 @@ TEST(Study, ConfigurationsDifferInTheirModelsAlone) {
 }
 
 TEST(Study, TheScriptIsSoundAndRefusesWrongWords) {
-  const auto sound = test::run_process({"bash", "-n", kStudy + "run"});
-  EXPECT_EQ(sound.exit_code, 0) << sound.err;
-  const auto wrong = test::run_process({kStudy + "run", "everything"});
-  EXPECT_EQ(wrong.exit_code, 64);
-  EXPECT_NE(wrong.err.find("'everything' is not known"), std::string::npos) << wrong.err;
+  for (const std::string& folder : {kStudy, kStragglers}) {
+    const auto sound = test::run_process({"bash", "-n", folder + "run"});
+    EXPECT_EQ(sound.exit_code, 0) << sound.err;
+    const auto wrong = test::run_process({folder + "run", "everything"});
+    EXPECT_EQ(wrong.exit_code, 64);
+    EXPECT_NE(wrong.err.find("'everything' is not known"), std::string::npos) << wrong.err;
+  }
+}
+
+TEST(Study, StragglersTrainOverEightRanksUnderEveryLayoutOfTheScript) {
+  for (const auto& [layout, scheme] :
+       {std::pair("contiguous", "group_cast"), std::pair("zigzag", "group_cast"),
+        std::pair("document_zigzag", "ring"), std::pair("balanced", "group_cast"),
+        std::pair("packed", "disaggregated")}) {
+    const std::string key = "parallelism.context_parallel_";
+    EXPECT_NO_THROW(load_config(kStragglers + "mix.toml",
+                                {key + "layout=" + layout, key + "scheme=" + scheme,
+                                 "debug.pretend=flops=4e10"},
+                                std::int64_t{8}, NamedFiles::unread)
+                        .check())
+        << layout;
+  }
 }
 
 }  // namespace
