@@ -60,6 +60,7 @@ TEST(AttendTimes, PairsAreTheMasksOverAllRanks) {
   const std::vector<std::int64_t> documents{0, 1, 128, 128, 331, 500, 509};
   for (const Mask& mask : {Mask::causal(509), Mask::documents(documents), Mask::full(97)}) {
     for (const char* scheme : {"ring", "group_cast", "burst", "disaggregated"}) {
+      if (std::string_view(scheme) == "disaggregated" && !mask.is_causal()) continue;  // refused
       for (const int ranks : {1, 3, 5}) {
         std::int64_t forward = 0, both = 0;
         for (const Times& rank : times_of(mask, LayoutKind::zigzag, ranks, scheme)) {
