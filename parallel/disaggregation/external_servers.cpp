@@ -31,6 +31,7 @@ using runtime::net::Socket;
 /// Tasks that a server has of a rank: one to do, one on its way meanwhile.
 constexpr std::int64_t kTasksAhead = 2;
 constexpr std::int64_t kMostTextBytes = 1 << 16;  // of a failure
+constexpr std::uint32_t kPingTask = ~std::uint32_t{0};
 
 /// A task that a server was asked for.
 struct Asked {
@@ -45,16 +46,19 @@ struct Link {
   FrameWriter writer;
   std::deque<std::size_t> waiting;  // tasks for it, not yet asked for
   std::deque<Asked> asked;
-  Clock::time_point since;  // it has had something to do without an answer
-  std::int64_t load = 0;    // pairs of both
-  std::string lost;         // why
+  std::optional<FrameId> ping;  // that it has not answered yet
+  Clock::time_point since;      // it has owed an answer, to a task or a ping
+  std::int64_t load = 0;        // pairs of both
+  std::string lost;             // why
   ServerUse use;
 
   bool alive() const { return socket.open(); }
+  bool owes() const { return !asked.empty() || ping; }
   void connect(Socket made) {
     socket = std::move(made);
     reader = {};
     writer = {};
+    ping.reset();
   }
 };
 
@@ -109,6 +113,7 @@ class Servers final : public ExternalServers {
 
   void run();
   void welcome_back();
+  void ping(Link& link);
   void assign(std::size_t task);
   void try_all_again();
   void ask(Link& link);
@@ -152,6 +157,7 @@ void Servers::run() {
     chosen.waiting.push_back(task);
     chosen.load += pairs(task);
   }
+  for (Link& link : links_) ping(link);
   while (done_ < tasks_.size()) {
     for (Link& link : links_) ask(link);
     exchange();
@@ -166,6 +172,16 @@ void Servers::welcome_back() {
     link.connect(std::move(*socket));
     say_("attention server " + link.use.address + " is back");
   }
+}
+
+/// Asks a server that has no task in this call whether it is there. A rank that finds out only when
+/// it has one, in a later call, would make the others wait for a second deadline.
+void Servers::ping(Link& link) {
+  if (!link.alive() || !link.waiting.empty() || link.ping) return;
+  link.ping = FrameId{job_, call_, kPingTask, 0};
+  link.since = Clock::now();
+  link.writer.put({kPing, *link.ping, {}});
+  serve(link, POLLOUT);
 }
 
 /// Gives a task to the server with the least to do.
@@ -206,19 +222,20 @@ void Servers::ask(Link& link) {
     const std::size_t task = link.waiting.front();
     const FrameId id{job_, call_, static_cast<std::uint32_t>(task), ++attempts_[task]};
     link.writer.put({kTask, id, encode_task(tasks_[task])});
-    if (link.asked.empty()) link.since = Clock::now();
+    if (!link.owes()) link.since = Clock::now();
     link.asked.push_back({task, id});
     link.waiting.pop_front();
   }
 }
 
+/// Waits for servers, until the next deadline, and serves those that are ready.
 void Servers::exchange() {
   Deadline next = Deadline::max();
   std::vector<pollfd> entries;
   for (Link& link : links_) {
     const int events = link.alive() ? POLLIN | (link.writer.empty() ? 0 : POLLOUT) : 0;
     entries.push_back({link.socket.fd(), static_cast<short>(events), 0});
-    if (!link.asked.empty()) next = std::min(next, deadline(link));
+    if (link.owes()) next = std::min(next, deadline(link));
   }
   if (::poll(entries.data(), entries.size(), runtime::net::poll_milliseconds(next, 60'000)) < 0 &&
       errno != EINTR)
@@ -228,7 +245,7 @@ void Servers::exchange() {
     // One that was lost and found again meanwhile has another descriptor.
     if (!link.alive() || link.socket.fd() != entries[server].fd) continue;
     serve(link, entries[server].revents);
-    if (link.alive() && !link.asked.empty() && Clock::now() >= deadline(link))
+    if (link.alive() && link.owes() && Clock::now() >= deadline(link))
       lose(link, runtime::concat("no answer within ", timeout_, " s"));
   }
 }
@@ -253,6 +270,11 @@ void Servers::serve(Link& link, short events) {
 
 /// What is no answer to something that this server was asked for, is not used.
 void Servers::take(Link& link, Frame frame) {
+  if (frame.kind == kPong && frame.id == link.ping) {
+    link.ping.reset();
+    link.since = Clock::now();
+    return;
+  }
   const auto asked = std::ranges::find(link.asked, frame.id, &Asked::id);
   if (asked == link.asked.end())
     return lose(link, "it sent what it was not asked for (" + frame.id.text() + ")");
@@ -276,8 +298,9 @@ void Servers::take(Link& link, Frame frame) {
 
 void Servers::lose(Link& link, const std::string& why) {
   const std::deque<std::size_t> orphans = give_up(link, why);
-  say_("attention server " + link.use.address + " is lost: " + why + "; others do the " +
-       runtime::counted(std::ssize(orphans), "task") + " that it had");
+  const auto tasks = std::ssize(orphans);
+  say_("attention server " + link.use.address + " is lost: " + why +
+       (tasks == 0 ? "" : "; others do the " + runtime::counted(tasks, "task") + " that it had"));
   for (const std::size_t task : orphans) assign(task);
 }
 

@@ -15,7 +15,9 @@ namespace longhaul::parallel {
 enum TaskKind : std::uint16_t {
   kTask = runtime::net::kAfterHello,  ///< to the server
   kAnswer,                            ///< back
-  kFailure                            ///< back: a text that says why there is no answer
+  kFailure,                           ///< back: a text that says why there is no answer
+  kPing,                              ///< to the server: is it there? Without a body
+  kPong                               ///< back, at once, whatever it computes meanwhile
 };
 
 /// What both sides must be equal in for equal bits: the program to the byte, and the C library,

@@ -147,6 +147,7 @@ bool TaskServer::Impl::serve(Connection& connection, bool readable, bool writabl
 
 void TaskServer::Impl::take(Connection& connection, Frame frame) {
   if (!connection.welcome) return judge(connection, frame);
+  if (frame.kind == kPing) return connection.writer.put({kPong, frame.id, {}});
   connection.tasks.push_back(std::move(frame));
 }
 
