@@ -144,9 +144,10 @@ AttentionResult SoftmaxReplay::results(ReplayRank& rank) const {
   parallel::Attention attention(spread, std::move(rank.context), compute);
   const auto batch = attention.batch(in.mask, layout_);
 
+  parallel::AttentionKept saved;  // of the scheme, for backward
   std::unique_ptr<parallel::Execution> forward, backward;
   const double seconds = time_together(rank.world, compute, [&] {
-    forward = attention.forward(*batch, q, k, v, scoring, out, lse);
+    forward = attention.forward(*batch, q, k, v, scoring, out, lse, &saved);
     forward->finish();
     if (with_sinks) attention::apply_sinks(out, lse, sinks, compute);
     if (with_backward) {
@@ -157,7 +158,8 @@ AttentionResult SoftmaxReplay::results(ReplayRank& rank) const {
         attended = kept;
       }
       if (softmax) attention::block_delta(attended, dout, delta, compute);
-      backward = attention.backward(*batch, {q, k, v, dout, lse, delta}, scoring, dq, dk, dv);
+      backward =
+          attention.backward(*batch, {q, k, v, dout, lse, delta, &saved}, scoring, dq, dk, dv);
       backward->finish();
       if (with_sinks) attention::sinks_backward(lse, delta, sinks, dsinks, compute);
     }

@@ -96,7 +96,12 @@ void check_addresses(TrainDraft& draft) {
                              runtime::quote_toml(address)));
     seen.push_back(address);
     try {
-      static_cast<void>(runtime::net::parse_address(address));
+      const runtime::net::Address parsed = runtime::net::parse_address(address);
+      if (!parsed.is_unix() && parsed.port == 0)
+        refuse_key(draft, "attention_servers.addresses",
+                   fmt::format("{} has port 0, which only a server that listens may have; expected "
+                               "the port that `longhaul serve` printed",
+                               runtime::quote_toml(address)));
     } catch (const runtime::Error& error) {
       refuse_key(draft, "attention_servers.addresses", error.what());
     }

@@ -146,7 +146,7 @@ void add_attention(CLI::App& app, Action& action) {
   for (const char* old : OldSchemeOptions::kNames)  // told what replaces them
     verb->add_option(std::string("--") + old, options->old_options.of(old))->group("");
   verb->add_option("--layout", options->layout,
-                   "contiguous, zigzag, striped, document_zigzag or balanced")
+                   "contiguous, zigzag, striped, document_zigzag, balanced or packed")
       ->capture_default_str();
   add_mask(verb, options->mask);
   verb->add_option("--weighting", options->weighting, "softmax or sigmoid; without it softmax");

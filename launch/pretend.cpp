@@ -87,6 +87,7 @@ Pretending parse_pretending(const std::string& text) {
     if (!of_rank && !seen.insert(key).second) refuse(part, key + " is there twice");
     if (key == "flops") {
       model.flops_per_second = number_of(part, value, true);
+      if (model.flops_per_second < 1) refuse(part, "expected at least 1 a second");
     } else if (key == "rows") {
       model.rows = number_of(part, value, false);
     } else if (key == "partial") {

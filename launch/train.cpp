@@ -219,10 +219,9 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
     throw;
   } catch (const Error& error) {
     if (error.code() != ExitCode::hang) throw;
-    throw Error(ExitCode::hang,
-                "a wait for another rank was not over in time; what the ranks were doing:\n" +
-                    runtime::hang_report(flight_folder(config), ranks) +
-                    "the wait: " + error.what());
+    throw Error(ExitCode::hang, std::string("a wait was not over in time: ") + error.what() +
+                                    "\nwhat the ranks were doing:\n" +
+                                    runtime::hang_report(flight_folder(config), ranks));
   }
 }
 

@@ -4,7 +4,8 @@
 // attention over many tasks, and one exchange back. Each rank meanwhile attends what it has all of.
 //
 // What a task gives depends on the task alone, and gradients of keys are added at their home in the
-// order of tasks, so the same tasks give the same bits whoever does them.
+// order of tasks, so with a float32 wire the same tasks give the same bits whoever does them; a
+// bfloat16 wire rounds the gradients that travel, and only those.
 //
 // Bytes sent: a query row once to the rank that attends it, a key row once to each rank that needs
 // it (never where it lives), results once back; backward the gradients of all keys of a task that

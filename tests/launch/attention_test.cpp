@@ -251,6 +251,8 @@ TEST(AttentionVerb, EverySchemeGivesTheSameAnswer) {
       {"usp(nesting=ring_inside, around=double_ring)",
        "usp(heads=2, nesting=ring_inside, around=double_ring(outer=2, inner=1))"},
       {"group_cast", "group_cast", "balanced"},
+      {"disaggregated", "disaggregated", "packed"},
+      {"disaggregated(resend=false)", "disaggregated(resend=false)", "document_zigzag"},
   };
   std::set<std::string> tried;
   for (const Variant& variant : variants) {

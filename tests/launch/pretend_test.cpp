@@ -45,6 +45,7 @@ TEST(Pretend, WhatIsNotUnderstoodIsNamed) {
       {"flops=2e9,,rows=1", "expected KEY=VALUE"},
       {"flop=2e9", "'flop=2e9'"},
       {"flops=0", "expected a number above 0"},
+      {"flops=1e-300", "expected at least 1 a second"},
       {"flops=-1", "expected a number above 0"},
       {"flops=fast", "'flops=fast'"},
       {"flops=2e9x", "'flops=2e9x'"},
