@@ -74,9 +74,15 @@ MaskTable mask_table() {
             name, 4, 4, 4, layout, mask.causal, parallel::Family::softmax, mask.sees_whole_past()};
         const auto refusal = parallel::refuse(combination);
         // What a list of slices or blocks sees is known only once it is there.
-        const bool if_causal =
-            refusal && !mask.trainable() && !parallel::refuse({name, 4, 4, 4, layout, true});
-        cells += if_causal ? " if causal |" : refusal ? " no |" : " yes |";
+        const auto would_do = [&](bool whole_past) {
+          return refusal && !mask.trainable() &&
+                 !parallel::refuse(
+                     {name, 4, 4, 4, layout, true, parallel::Family::softmax, whole_past});
+        };
+        cells += would_do(false)  ? " if causal |"
+                 : would_do(true) ? " if documents |"
+                 : refusal        ? " no |"
+                                  : " yes |";
         const std::string why = refusal ? fmt::format("- `{}`: {}; use {}\n", name, refusal->reason,
                                                       parallel::advice(combination, *refusal))
                                         : "";

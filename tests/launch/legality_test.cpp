@@ -27,11 +27,16 @@ struct Heads {
 };
 
 /// The rules, in the words of the README.
-bool legal(const std::string& scheme, LayoutKind layout, bool causal, int ranks, Heads heads) {
+bool legal(const std::string& scheme, LayoutKind layout, const attention::MaskRule& mask, int ranks,
+           Heads heads) {
   const auto shares_heads = [&](int degree) {
     return heads.q % degree == 0 && (heads.kv % degree == 0 || degree % heads.kv == 0);
   };
-  if (scheme == "balanced_ring") return layout == LayoutKind::contiguous && causal;
+  if (scheme == "balanced_ring") return layout == LayoutKind::contiguous && mask.causal;
+  if (scheme == "disaggregated") {
+    return layout != LayoutKind::striped &&
+           (mask.name == std::string("causal") || mask.name == std::string("causal_document"));
+  }
   if (scheme == "ulysses") return shares_heads(ranks);
   if (scheme == "usp") {  // one rank always shares all heads
     return true;
@@ -46,9 +51,16 @@ TEST(Legality, EveryCombinationIsLegalOrRefusedAsTheRulesSay) {
       for (const LayoutKind layout : parallel::layout_kinds()) {
         for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8, 16, 32}) {
           for (const Heads heads : {Heads{8, 8}, Heads{8, 2}, Heads{8, 1}, Heads{6, 3}}) {
-            const Combination combination{scheme, ranks, heads.q, heads.kv, layout, mask.causal};
+            const Combination combination{scheme,
+                                          ranks,
+                                          heads.q,
+                                          heads.kv,
+                                          layout,
+                                          mask.causal,
+                                          parallel::Family::softmax,
+                                          mask.sees_whole_past()};
             const auto refusal = parallel::refuse(combination);
-            EXPECT_EQ(!refusal, legal(scheme, layout, mask.causal, ranks, heads))
+            EXPECT_EQ(!refusal, legal(scheme, layout, mask, ranks, heads))
                 << scheme << " " << mask.name << " " << name(layout) << " P=" << ranks << " heads "
                 << heads.q << "/" << heads.kv;
             ++all;
@@ -216,7 +228,7 @@ TEST(Legality, TheTableOfHeadsAndRanksAgreesWithTheRulesInEveryCell) {
                                               {"`usp(nesting=ring_inside)`", 30}}));
   const std::string all = legality_table();
   EXPECT_NE(all.find("Every H, H_kv and P: `ring`, `burst`, `ring_self_attention`, "
-                     "`balanced_ring`, `all_gather`, `group_cast`.\n"),
+                     "`balanced_ring`, `all_gather`, `group_cast`, `disaggregated`.\n"),
             std::string::npos);
 }
 
@@ -249,8 +261,9 @@ TEST(Legality, ResolvedDegreesAreThoseOfTheSchedule) {
   }
 }
 
-/// `balanced_ring`: contiguous, causal and documents; everything else is legal everywhere. Slices
-/// and blocks are what a file says.
+/// `balanced_ring`: contiguous, causal and documents; `disaggregated`: all but striped, and masks
+/// that see the whole past; everything else is legal everywhere. Slices and blocks are what a file
+/// says.
 TEST(Legality, TheTableOfMasksAndLayoutsAgreesWithTheRulesInEveryCell) {
   const std::set<std::string> causal{"causal",        "causal_document", "documents",
                                      "causal_window", "shared_question", "causal_blockwise"},
@@ -270,13 +283,19 @@ TEST(Legality, TheTableOfMasksAndLayoutsAgreesWithTheRulesInEveryCell) {
                      : causal.contains(mask)    ? "yes"
                      : from_file.contains(mask) ? "if causal"
                                                 : "no";
+        } else if (scheme == "disaggregated") {
+          const bool past = mask == "causal" || mask == "causal_document" || mask == "documents";
+          expected = columns[i] == "striped"    ? "no"
+                     : past                     ? "yes"
+                     : from_file.contains(mask) ? "if documents"
+                                                : "no";
         }
         EXPECT_EQ(cells[i], expected) << scheme << " " << mask << " " << columns[i];
         EXPECT_TRUE(seen.emplace(scheme, mask, columns[i]).second);
       }
     }
   }
-  EXPECT_EQ(seen.size(), parallel::scheme_names().size() * masks.size() * 5);
+  EXPECT_EQ(seen.size(), parallel::scheme_names().size() * masks.size() * 6);
 }
 
 TEST(Legality, ValidatePrintsTheTable) {
