@@ -5,14 +5,18 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <mutex>
 #include <random>
+#include <thread>
 
 #include "parallel/disaggregation/remote_task.h"
 #include "parallel/disaggregation/server_connector.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
+#include "runtime/threads.h"
 
 namespace longhaul::parallel {
 namespace {
@@ -33,6 +37,10 @@ constexpr std::int64_t kTasksAhead = 2;
 constexpr std::int64_t kMostTextBytes = 1 << 16;  // of a failure
 constexpr std::uint32_t kPingTask = ~std::uint32_t{0};
 
+/// How often a server that owes nothing is asked whether it is there. What a step may wait beside a
+/// server's time: one and a half of it.
+double ping_period(double timeout_seconds) { return std::min(0.5, timeout_seconds / 4); }
+
 /// A task that a server was asked for.
 struct Asked {
   std::size_t task;
@@ -47,7 +55,7 @@ struct Link {
   std::deque<std::size_t> waiting;  // tasks for it, not yet asked for
   std::deque<Asked> asked;
   std::optional<FrameId> ping;  // that it has not answered yet
-  Clock::time_point since;      // it has owed an answer, to a task or a ping
+  Clock::time_point since;      // it has owed an answer, to a task or a ping, or last gave one
   std::int64_t load = 0;        // pairs of both
   std::string lost;             // why
   ServerUse use;
@@ -59,13 +67,17 @@ struct Link {
     reader = {};
     writer = {};
     ping.reset();
+    since = Clock::now();
   }
 };
 
 class Servers final : public ExternalServers {
  public:
   explicit Servers(const ExternalServersOptions& options)
-      : timeout_(options.timeout_seconds), say_(options.say), connector_(options) {
+      : timeout_(options.timeout_seconds),
+        period_(ping_period(timeout_)),
+        say_(options.say),
+        connector_(options) {
     const Deadline deadline = runtime::deadline_in(timeout_);
     for (int server = 0; server < connector_.servers(); ++server) {
       Link& link = links_.emplace_back();
@@ -74,12 +86,23 @@ class Servers final : public ExternalServers {
     }
     std::random_device random;
     job_ = std::uint64_t{random()} << 32 | random();
+    keeper_ = runtime::start_thread("the thread that asks attention servers whether they are there",
+                                    [this] { keep(); });
+  }
+  ~Servers() override {
+    {
+      const std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    changed_.notify_all();
+    keeper_.join();
   }
 
   void forward(std::span<const ForwardTask> tasks) override { call(tasks); }
   void backward(std::span<const BackwardTask> tasks) override { call(tasks); }
 
   std::vector<ServerUse> use() const override {
+    const std::lock_guard lock(mutex_);
     std::vector<ServerUse> all;
     for (const Link& link : links_) {
       all.push_back(link.use);
@@ -92,9 +115,9 @@ class Servers final : public ExternalServers {
   template <class Task>
   void call(std::span<const Task> tasks) {
     if (tasks.empty()) return;
-    tasks_.clear();
-    for (const Task& task : tasks) tasks_.emplace_back(task);
+    const std::lock_guard lock(mutex_);
     try {
+      for (const Task& task : tasks) tasks_.emplace_back(task);
       run();
     } catch (...) {
       for (Link& link : links_) {
@@ -111,40 +134,67 @@ class Servers final : public ExternalServers {
   int number(const Link& link) const { return static_cast<int>(&link - links_.data()); }
   std::int64_t pairs(std::size_t task) const { return tasks_[task].remote.pairs(); }
 
+  void keep();
   void run();
   void welcome_back();
-  void ping(Link& link);
+  void ping_idle();
   void assign(std::size_t task);
   void try_all_again();
   void ask(Link& link);
-  void exchange();
+  void exchange(double most_seconds);
   void serve(Link& link, short events);
   void take(Link& link, Frame frame);
+  void tell(const std::string& line);
   void lose(Link& link, const std::string& why);
   std::deque<std::size_t> give_up(Link& link, const std::string& why);
-  Deadline deadline(const Link& link) const {
-    return link.since +
-           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_));
+  static Deadline after(Clock::time_point time, double seconds) {
+    return time +
+           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   }
+  Deadline deadline(const Link& link) const { return after(link.since, timeout_); }
 
-  const double timeout_;
+  const double timeout_, period_;
   const std::function<void(const std::string&)> say_;
   ServerConnector connector_;
   std::vector<Link> links_;
   std::uint64_t job_ = 0, call_ = 0;
+  std::uint32_t pings_ = 0;
+  std::vector<std::string> news_;  // of between calls, for the next one to say
   // Of the call that goes on.
-  std::vector<RankTask> tasks_;
+  std::vector<RankTask> tasks_;  // none between calls
   std::vector<std::uint32_t> attempts_;
   std::size_t done_ = 0;
   bool tried_again_ = false;
+
+  mutable std::mutex mutex_;  // of all of it: held by a call, and by the keeper at times between
+  std::condition_variable changed_;
+  bool closing_ = false;
+  std::thread keeper_;
 };
 
+/// Looks after the servers between calls. A rank whose tasks are done waits for other ranks, which
+/// may wait for a server that has stopped meanwhile: its time runs for this rank too, so that the
+/// step does not wait for it again in this rank's next call.
+void Servers::keep() {
+  std::unique_lock lock(mutex_);
+  while (!changed_.wait_for(lock, std::chrono::duration<double>(period_ / 2),
+                            [this] { return closing_; })) {
+    try {
+      exchange(0);
+      ping_idle();
+    } catch (const std::exception&) {  // the next call meets it too, and can say it
+    }
+  }
+}
+
 void Servers::run() {
+  for (const std::string& line : std::exchange(news_, {})) say_(line);
   ++call_;
   attempts_.assign(tasks_.size(), 0);
   done_ = 0;
   tried_again_ = false;
   welcome_back();
+  exchange(0);  // answers to pings of before, and only then whose time is over
   for (std::size_t task = 0; task < tasks_.size(); ++task) {
     const int server = tasks_[task].server;
     LONGHAUL_CHECK(server >= 0 && server < connector_.servers(), "a task is for server ", server,
@@ -157,10 +207,10 @@ void Servers::run() {
     chosen.waiting.push_back(task);
     chosen.load += pairs(task);
   }
-  for (Link& link : links_) ping(link);
   while (done_ < tasks_.size()) {
     for (Link& link : links_) ask(link);
-    exchange();
+    ping_idle();
+    exchange(period_);
   }
 }
 
@@ -174,14 +224,16 @@ void Servers::welcome_back() {
   }
 }
 
-/// Asks a server that has no task in this call whether it is there. A rank that finds out only when
-/// it has one, in a later call, would make the others wait for a second deadline.
-void Servers::ping(Link& link) {
-  if (!link.alive() || !link.waiting.empty() || link.ping) return;
-  link.ping = FrameId{job_, call_, kPingTask, 0};
-  link.since = Clock::now();
-  link.writer.put({kPing, *link.ping, {}});
-  serve(link, POLLOUT);
+/// Asks servers that owe nothing whether they are there. A ping is answered whatever tasks of other
+/// ranks the server computes.
+void Servers::ping_idle() {
+  for (Link& link : links_) {
+    if (!link.alive() || link.owes() || Clock::now() < after(link.since, period_)) continue;
+    link.ping = FrameId{job_, call_, kPingTask, ++pings_};
+    link.since = Clock::now();
+    link.writer.put({kPing, *link.ping, {}});
+    serve(link, POLLOUT);
+  }
 }
 
 /// Gives a task to the server with the least to do.
@@ -228,9 +280,10 @@ void Servers::ask(Link& link) {
   }
 }
 
-/// Waits for servers, until the next deadline, and serves those that are ready.
-void Servers::exchange() {
-  Deadline next = Deadline::max();
+/// Waits for servers, until the next deadline at most, serves those that are ready, and then loses
+/// those whose time is over.
+void Servers::exchange(double most_seconds) {
+  Deadline next = runtime::deadline_in(most_seconds);
   std::vector<pollfd> entries;
   for (Link& link : links_) {
     const int events = link.alive() ? POLLIN | (link.writer.empty() ? 0 : POLLOUT) : 0;
@@ -296,10 +349,15 @@ void Servers::take(Link& link, Frame frame) {
   ++done_;
 }
 
+void Servers::tell(const std::string& line) {
+  if (tasks_.empty()) return news_.push_back(line);
+  say_(line);
+}
+
 void Servers::lose(Link& link, const std::string& why) {
   const std::deque<std::size_t> orphans = give_up(link, why);
   const auto tasks = std::ssize(orphans);
-  say_("attention server " + link.use.address + " is lost: " + why +
+  tell("attention server " + link.use.address + " is lost: " + why +
        (tasks == 0 ? "" : "; others do the " + runtime::counted(tasks, "task") + " that it had"));
   for (const std::size_t task : orphans) assign(task);
 }

@@ -16,11 +16,13 @@ struct ExternalServersOptions {
   std::string token_file;              ///< the job's secret, known to the servers as well
   /// How long a server may take for a task: counted from when it has nothing of this rank's to do
   /// before it. It includes the other ranks' tasks that the server does in between, one of each in
-  /// turn. At the start: how long one may take to be there.
+  /// turn. One that has nothing of this rank's to do is asked whether it is there, between calls as
+  /// well, and may take as long. At the start: how long one may take to be there.
   double timeout_seconds = 60;
   /// What this rank calls itself in the servers' messages.
   std::string name = "a rank";
-  /// Gets a line when a server is lost and when it is back; on the thread of a call.
+  /// Gets a line when a server is lost and when it is back; on the thread of a call, which also
+  /// says what happened since the one before.
   std::function<void(const std::string&)> say = [](const std::string&) {};
   /// What servers must be equal in, beside the token; empty: this program's task_build().
   std::string build = {};
@@ -37,7 +39,7 @@ struct ServerUse {
 
 class ExternalServers : public TaskTransport {
  public:
-  /// By server. Between calls, or on their thread.
+  /// By server. Not from `say`.
   virtual std::vector<ServerUse> use() const = 0;
 };
 

@@ -77,11 +77,11 @@ void FaultProxy::pass(Pair& pair, bool to_server) {
 
 void FaultProxy::send_all(const Socket& to, const std::byte* data, std::int64_t bytes,
                           bool to_server) {
+  passed_[to_server ? 1 : 0] += bytes;  // before: who has them may ask at once
   while (bytes > 0) {
     const std::int64_t sent = to.write(data, bytes);
     data += sent;
     bytes -= sent;
-    passed_[to_server ? 1 : 0] += sent;
     if (sent == 0 && closing_) return;
     if (sent == 0) to.wait_writable(deadline_in(0.05));
   }
