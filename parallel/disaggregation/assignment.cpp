@@ -244,36 +244,40 @@ std::int64_t Assignment::relief(const Move& move) const {
   return -arriving(segment(move.segment), exchanged, exchanged.from);
 }
 
-std::optional<Overflow> Assignment::overflow(const Move& move) const {
-  if (limit_ == std::numeric_limits<std::int64_t>::max()) return std::nullopt;
+bool Assignment::overflows(const Move& move) const {
+  if (limit_ == std::numeric_limits<std::int64_t>::max()) return false;
   const Segment& moved = segment(move.segment);
   const Exchange exchanged = exchange(move);
   const auto above = [&](std::int64_t before, std::int64_t more) {
     return more > 0 && before + more > limit_;
   };
-  const int taker = place(move.to);
-  const std::int64_t before = dispatched_[static_cast<std::size_t>(taker)],
-                     arrived = arriving(moved, exchanged, move.to);
-  if (above(before, arrived)) return Overflow{taker, before + arrived, true};
-  for (const Presence& presence : presences_[static_cast<std::size_t>(moved.document)]) {
-    if (presence.own.empty()) continue;
+  if (above(dispatched(move.to), arriving(moved, exchanged, move.to))) return true;
+  const auto returned_above = [&](int rank) {
     std::int64_t more = 0;
-    for (const Piece& task : exchanged.removed) more -= returned_bytes(moved, task, presence.place);
-    for (const Piece& task : exchanged.added) more += returned_bytes(moved, task, presence.place);
-    const std::int64_t held = returned_[static_cast<std::size_t>(presence.place)];
-    if (above(held, more)) return Overflow{presence.place, held + more, false};
-  }
-  return std::nullopt;
+    for (const Piece& task : exchanged.removed) more -= returned_bytes(moved, task, rank);
+    for (const Piece& task : exchanged.added) more += returned_bytes(moved, task, rank);
+    return above(returned_[static_cast<std::size_t>(rank)], more);
+  };
+  if (bytes_.key_gradient == 0) return returned_above(moved.home);
+  return std::ranges::any_of(presences_[static_cast<std::size_t>(moved.document)],
+                             [&](const Presence& presence) {
+                               return !presence.own.empty() && returned_above(presence.place);
+                             });
 }
 
-std::optional<Overflow> Assignment::overflow() const {
-  for (const bool dispatch : {true, false}) {
-    const std::vector<std::int64_t>& received = dispatch ? dispatched_ : returned_;
-    const auto most = std::ranges::max_element(received);
-    if (most != received.end() && *most > limit_)
-      return Overflow{static_cast<int>(most - received.begin()), *most, dispatch};
-  }
-  return std::nullopt;
+std::int64_t Assignment::receivers(const Move& move) const {
+  if (bytes_.key_gradient == 0) return 2;
+  return 2 + std::ssize(presences_[static_cast<std::size_t>(segment(move.segment).document)]);
+}
+
+Received Assignment::most_of(const std::vector<std::int64_t>& received, bool dispatch) {
+  const auto most = std::ranges::max_element(received);
+  return {static_cast<int>(most - received.begin()), *most, dispatch};
+}
+
+Received Assignment::most_received() const {
+  const Received there = most_dispatched(), back = most_of(returned_, false);
+  return there.bytes >= back.bytes ? there : back;
 }
 
 void Assignment::apply(const Move& move) {

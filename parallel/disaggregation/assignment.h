@@ -3,7 +3,6 @@
 // moves rows about; internal to the planner.
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -18,8 +17,8 @@ struct Move {
   int to = 0;
 };
 
-/// What a place would receive above the limit.
-struct Overflow {
+/// What a place receives in one exchange.
+struct Received {
   int place = 0;  ///< rank, or ranks + external server
   std::int64_t bytes = 0;
   bool dispatch = true;  ///< else in the return
@@ -52,10 +51,16 @@ class Assignment {
   std::int64_t price_of(const Move& move) const;
   /// Dispatched bytes that its giver no more receives.
   std::int64_t relief(const Move& move) const;
-  /// A receiver that a move would give more, and more than the limit.
-  std::optional<Overflow> overflow(const Move& move) const;
-  /// A receiver above the limit as things are.
-  std::optional<Overflow> overflow() const;
+  /// Whether a move gives a receiver more, and more than the limit.
+  bool overflows(const Move& move) const;
+  /// How many receivers that takes to see, at most.
+  std::int64_t receivers(const Move& move) const;
+  /// The receiver of most bytes: in the dispatch, and in either exchange.
+  Received most_dispatched() const { return most_of(dispatched_, true); }
+  Received most_received() const;
+  std::int64_t dispatched(int server) const {
+    return dispatched_[static_cast<std::size_t>(place(server))];
+  }
   void apply(const Move& move);
 
   /// The place of a server: its rank, or ranks + the number of an external one.
@@ -89,6 +94,7 @@ class Assignment {
   std::int64_t dispatched_bytes(const Segment& segment, const Piece& task) const;
   std::int64_t returned_bytes(const Segment& segment, const Piece& task, int rank) const;
   void account(const Segment& segment, const Piece& task, std::int64_t sign);
+  static Received most_of(const std::vector<std::int64_t>& received, bool dispatch);
 
   RowBytes bytes_, prices_;
   std::int64_t limit_;

@@ -22,13 +22,16 @@ std::size_t index(int i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 
-Balancer::Balancer(const TaskInputs& inputs, const RowBytes& prices, Assignment& work)
+Balancer::Balancer(const TaskInputs& inputs, const RowBytes& prices, Assignment& work,
+                   const Bounds& bounds)
     : work_(work),
       speeds_(speeds_of(inputs)),
       alike_(std::ranges::all_of(speeds_, [&](auto speed) { return speed == speeds_[0]; })),
       stuck_(speeds_.size()),
       query_(prices.query + prices.result),
-      key_(prices.key + prices.key_gradient) {
+      key_(prices.key + prices.key_gradient),
+      limit_(inputs.servers.buffer_bytes),
+      bounds_(bounds) {
   Wide area = 0, speed = 0;
   for (int server = 0; server < work.servers(); ++server) {
     area += work.load(server);
@@ -55,23 +58,54 @@ int Balancer::most_loaded() const {
   return donor;
 }
 
+bool Balancer::within_tolerance() const {
+  for (int server = 0; server < work_.servers(); ++server) {
+    if (room(server) < 0) return false;
+  }
+  return true;
+}
+
+Load Balancer::largest_load() const {
+  Load largest;
+  for (int server = 0; server < work_.servers(); ++server) {
+    const Load load{work_.load(server), speeds_[index(server)]};
+    if (less_ratio(largest.area, largest.speed, load.area, load.speed)) largest = load;
+  }
+  return largest;
+}
+
+bool Balancer::fits(const Move& move) {
+  steps_ += work_.receivers(move);
+  return !work_.overflows(move);
+}
+
 void Balancer::relieve() {
-  for (auto over = work_.overflow(); over && over->dispatch; over = work_.overflow()) {
+  std::vector<int> all(speeds_.size());
+  std::iota(all.begin(), all.end(), 0);
+  while (!spent()) {
+    const Received most = work_.most_dispatched();
+    if (most.bytes <= limit_) return;
     int donor = 0;
-    while (donor < work_.servers() && work_.place(donor) != over->place) ++donor;
+    while (donor < work_.servers() && work_.place(donor) != most.place) ++donor;
     if (donor == work_.servers()) return;  // a rank that gathers keys for external servers
     std::optional<Move> best;
     std::int64_t least = 0;
+    const std::vector<int> roomy = with_buffers(all);
     for (const Offer& offer : offers(donor, kAll)) {
-      const Piece& piece = work_.segment(offer.segment).pieces[index(offer.piece)];
+      const Segment& segment = work_.segment(offer.segment);
+      const Piece& piece = segment.pieces[index(offer.piece)];
       Move move{offer.segment, offer.piece, piece.begin, piece.end, 0};
-      for (move.to = 0; move.to < work_.servers(); ++move.to) {
-        if (move.to == donor || work_.relief(move) <= 0 || work_.overflow(move)) continue;
+      const auto look = [&](int to) {
+        move.to = to;
+        ++steps_;
+        if (to == donor || spent()) return;
         const std::int64_t price = work_.price_of(move);
-        if (best && price >= least) continue;
+        if ((best && price >= least) || work_.relief(move) <= 0 || !fits(move)) return;
         best = move;
         least = price;
-      }
+      };
+      for (const int to : roomy) look(to);
+      for (const auto& holder : work_.holders(segment.document)) look(holder.server);
     }
     if (!best) return;
     work_.apply(*best);
@@ -79,19 +113,34 @@ void Balancer::relieve() {
 }
 
 void Balancer::balance() {
-  for (int donor = most_loaded(); donor >= 0; donor = most_loaded()) {
-    std::optional<Move> move = best_move(donor, kOffers, kIdle);
-    if (!move) move = best_move(donor, kAll, blocked_ ? kAll : kIdle);
+  for (int donor = most_loaded(); donor >= 0 && !spent(); donor = most_loaded()) {
+    std::vector<int> takers = idle(kIdle);
+    std::optional<Move> move = best_move(donor, kOffers, takers);
+    if (!move && blocked_) takers = with_buffers(idle(kAll));
+    if (!move) move = best_move(donor, kAll, takers);
     if (!move) move = smallest_step(donor);
     if (move) {
       work_.apply(*move);
-    } else if (blocked_) {
+    } else if (blocked_ && less_ratio(bounds_.load.area, bounds_.load.speed, work_.load(donor),
+                                      speeds_[index(donor)])) {
       return;
     } else {
       stuck_[index(donor)] = true;
     }
-    blocked_.reset();
+    blocked_ = false;
   }
+}
+
+/// Of some servers those that receive least in the dispatch, as many as are tried.
+std::vector<int> Balancer::with_buffers(std::vector<int> servers) const {
+  if (servers.size() <= bounds_.takers) return servers;
+  const auto last = servers.begin() + static_cast<std::ptrdiff_t>(bounds_.takers);
+  std::ranges::partial_sort(servers, last, [&](int a, int b) {
+    const std::int64_t at_a = work_.dispatched(a), at_b = work_.dispatched(b);
+    return at_a != at_b ? at_a < at_b : a < b;
+  });
+  servers.erase(last, servers.end());
+  return servers;
 }
 
 std::vector<Balancer::Offer> Balancer::offers(int donor, std::size_t most) {
@@ -102,6 +151,7 @@ std::vector<Balancer::Offer> Balancer::offers(int donor, std::size_t most) {
       if (pieces[p].server == donor) found.push_back({s, static_cast<int>(p), pieces[p].end});
     }
   }
+  steps_ += std::ssize(found);
   const auto last = found.begin() + static_cast<std::ptrdiff_t>(std::min(most, found.size()));
   std::ranges::partial_sort(found, last, [](const Offer& a, const Offer& b) {
     if (a.end != b.end) return a.end > b.end;
@@ -123,10 +173,11 @@ std::vector<int> Balancer::idle(std::size_t most) const {
   return found;
 }
 
-std::optional<Move> Balancer::best_move(int donor, std::size_t pieces, std::size_t servers) {
+std::optional<Move> Balancer::best_move(int donor, std::size_t pieces,
+                                        const std::vector<int>& takers) {
   Best best;
-  const std::vector<int> takers = idle(servers);
   for (const Offer& offer : offers(donor, pieces)) {
+    if (spent()) break;
     const int document = work_.segment(offer.segment).document;
     for (const int to : takers) try_on(best, donor, offer, to, work_.prefix(document, to));
     for (const auto& holder : work_.holders(document)) {
@@ -151,7 +202,9 @@ std::int64_t Balancer::best_end(std::int64_t area, std::int64_t most) const {
 /// As much of a piece as the donor has too much, or the server has room for; less where a buffer is
 /// too small for that.
 void Balancer::try_on(Best& best, int donor, const Offer& offer, int to, std::int64_t prefix) {
-  for (std::int64_t wanted = std::min(-room(donor), room(to)); wanted > 0; wanted /= 2) {
+  const std::int64_t area = work_.segment(offer.segment).pieces[index(offer.piece)].area();
+  for (std::int64_t wanted = std::min(-room(donor), room(to)); wanted > 0;
+       wanted = std::min(wanted, area) / 2) {
     bool fits = consider(best, donor, offer, to, offer.end, wanted);
     if (0 < prefix && prefix < offer.end)
       fits = consider(best, donor, offer, to, prefix, wanted) || fits;
@@ -164,6 +217,7 @@ void Balancer::try_on(Best& best, int donor, const Offer& offer, int to, std::in
 /// Rows of the piece that end at `end` or the next cut. False where a buffer is too small.
 bool Balancer::consider(Best& best, int donor, const Offer& offer, int to, std::int64_t end,
                         std::int64_t wanted) {
+  ++steps_;
   const Segment& segment = work_.segment(offer.segment);
   const Piece& piece = segment.pieces[index(offer.piece)];
   end = std::min(piece.end, segment.cut_above(std::max(end, piece.begin + 1)));
@@ -180,8 +234,8 @@ bool Balancer::consider(Best& best, int donor, const Offer& offer, int to, std::
                       : free              ? bytes < best.bytes
                                           : less_ratio(best.area, best.bytes, area, bytes);
   if (!better) return true;
-  if (const auto overflow = work_.overflow(move)) {
-    blocked_ = {donor, *overflow};
+  if (!fits(move)) {
+    blocked_ = true;
     return false;
   }
   best = {move, area, bytes};
@@ -199,12 +253,14 @@ std::optional<Move> Balancer::smallest_step(int donor) {
   });
   std::int64_t load = work_.load(donor), speed = speeds_[index(donor)];
   for (const Offer& offer : offers(donor, kAll)) {
+    if (spent()) break;
     const Segment& segment = work_.segment(offer.segment);
     const Piece& piece = segment.pieces[index(offer.piece)];
     Move move{offer.segment, offer.piece, segment.cut_below(piece.end - 1), piece.end, 0};
     const std::int64_t area = causal_area(move.begin, move.end);
     for (const int to : order) {
-      if (to == donor) break;  // the others are as loaded
+      if (to == donor || spent()) break;  // behind the donor others are as loaded
+      ++steps_;
       std::int64_t busier = work_.load(donor) - area, its_speed = speeds_[index(donor)];
       const std::int64_t there = work_.load(to) + area;
       if (less_ratio(busier, its_speed, there, speeds_[index(to)])) {
@@ -216,8 +272,8 @@ std::optional<Move> Balancer::smallest_step(int donor) {
         continue;
       }
       move.to = to;
-      if (const auto overflow = work_.overflow(move)) {
-        blocked_ = {donor, *overflow};
+      if (!fits(move)) {
+        blocked_ = true;
         continue;
       }
       load = busier;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <numeric>
 #include <queue>
 
@@ -77,41 +78,79 @@ std::string place_name(const TaskInputs& inputs, int place) {
   return place < ranks ? concat("rank ", place) : concat("attention server ", place - ranks);
 }
 
-[[noreturn]] void refuse(const TaskInputs& inputs, const Overflow& overflow,
-                         const std::string& why) {
-  runtime::fail(ExitCode::config, place_name(inputs, overflow.place), " would receive ",
-                overflow.bytes, " bytes in ", overflow.dispatch ? "the dispatch" : "the return",
-                " of an attention call", why, "; attention_servers.buffer_bytes allows ",
-                inputs.servers.buffer_bytes, ": raise it, use more ranks, or a larger tolerance");
+/// Of the searches under limits: steps of all beside those of the search without, for each server
+/// and segment, and servers that the first one tries.
+constexpr std::int64_t kSpareSteps = 256;
+constexpr std::size_t kFewTakers = 16;
+
+struct Planned {
+  Assignment work;
+  bool within_tolerance = false;
+  Load load = {};  ///< the largest
+  std::int64_t steps = 0;
+};
+
+Planned balanced(const TaskInputs& inputs, std::vector<Segment> segments, const RowBytes& prices,
+                 const Balancer::Bounds& bounds) {
+  Planned planned{Assignment(inputs, std::move(segments), prices)};
+  Balancer balancer(inputs, prices, planned.work, bounds);
+  balancer.relieve();
+  balancer.balance();
+  planned.within_tolerance = balancer.within_tolerance();
+  planned.load = balancer.largest_load();
+  planned.steps = balancer.steps();
+  return planned;
+}
+
+[[noreturn]] void refuse(const TaskInputs& inputs, const Planned& unlimited) {
+  const Received most = unlimited.work.most_received();
+  const std::string balance =
+      unlimited.within_tolerance
+          ? concat("within the tolerance of ", inputs.tolerance)
+          : concat("as balanced as without the limit (shards do not permit the tolerance of ",
+                   inputs.tolerance, ")");
+  runtime::fail(ExitCode::config, place_name(inputs, most.place), " would receive ", most.bytes,
+                " bytes in ", most.dispatch ? "the dispatch" : "the return",
+                " of an attention call; attention_servers.buffer_bytes allows ",
+                inputs.servers.buffer_bytes, ", and no plan that keeps it was found that is ",
+                balance, ": raise it to as much, use more ranks, or a larger tolerance");
 }
 
 /// Balanced, and within the limit of buffers.
 Assignment assignment(const TaskInputs& inputs) {
-  std::vector<Segment> segments = segments_of(inputs);
-  if (inputs.servers.mode != ServerMode::in_place) deal(segments, inputs);
+  TaskInputs unlimited = inputs;
+  unlimited.servers.buffer_bytes = std::numeric_limits<std::int64_t>::max();
+  std::vector<Segment> segments = segments_of(inputs), dealt = segments;
+  const bool away = inputs.servers.mode != ServerMode::in_place;
+  if (away) deal(dealt, unlimited);
+  Planned best = balanced(unlimited, std::move(dealt), inputs.bytes, {});
+  if (best.work.most_received().bytes <= inputs.servers.buffer_bytes) return std::move(best.work);
+
+  if (away) deal(segments, inputs);
   // Homes receive results and servers keys: where one overflows, moves of fewer rows, or of fewer
   // keys, may do.
   const RowBytes& bytes = inputs.bytes;
   const RowBytes few_rows{8 * bytes.query, bytes.key, 8 * bytes.result, bytes.key_gradient};
   const RowBytes few_keys{bytes.query, 8 * bytes.key, bytes.result, 8 * bytes.key_gradient};
-  std::string why;
-  std::optional<Overflow> first;
-  for (const RowBytes& prices : {bytes, few_rows, few_keys}) {
-    Assignment work(inputs, segments, prices);
-    Balancer balancer(inputs, prices, work);
-    balancer.relieve();
-    balancer.balance();
-    const std::optional<Overflow> overflow = work.overflow();
-    const auto& blocked = balancer.blocked();
-    if (!overflow && !blocked) return work;
-    if (first) continue;
-    first = overflow ? overflow : blocked->overflow;
-    if (!overflow) {
-      why = concat(" if ", place_name(inputs, work.place(blocked->server)),
-                   " were to be within the tolerance of ", inputs.tolerance);
-    }
+  const auto servers = static_cast<std::size_t>(best.work.servers());
+  std::int64_t left = best.steps + kSpareSteps * (std::ssize(segments) + best.work.servers());
+  struct Attempt {
+    const RowBytes& prices;
+    std::size_t takers;
+    std::int64_t share;  // one of so many of the steps that are left
+  };
+  for (const auto& [prices, takers, share] : {Attempt{bytes, kFewTakers, 2},
+                                              {bytes, servers, 1},
+                                              {few_rows, servers, 1},
+                                              {few_keys, servers, 1}}) {
+    Planned limited = balanced(inputs, segments, prices, {left / share, best.load, takers});
+    const bool fits = limited.work.most_received().bytes <= inputs.servers.buffer_bytes;
+    const bool as_balanced =
+        !less_ratio(best.load.area, best.load.speed, limited.load.area, limited.load.speed);
+    if (fits && (limited.within_tolerance || as_balanced)) return std::move(limited.work);
+    left = std::max<std::int64_t>(0, left - limited.steps);
   }
-  refuse(inputs, *first, why);
+  refuse(inputs, best);
 }
 
 /// Areas, the imbalance, and what is reachable.

@@ -201,15 +201,20 @@ TEST(TasksExtremes, LimitsThatCannotBeKeptAreRefusedByName) {
   test::expect_error(ExitCode::config, "bytes in the dispatch of an attention call",
                      [&] { job.plan(); });
   test::expect_error(ExitCode::config,
-                     "attention_servers.buffer_bytes allows 1000000: raise it, use more ranks, or "
-                     "a larger tolerance",
+                     "attention_servers.buffer_bytes allows 1000000, and no plan that keeps it was "
+                     "found that is within the tolerance of 0.05: raise it to as much, use more "
+                     "ranks, or a larger tolerance",
                      [&] { job.plan(); });
   // All work on rank 0 of two: it could receive no more than 10 rows of results.
   Lengths lengths{8192};
   append(lengths, 8192, 1);
   job = job_of(lengths, 2);
   job.servers.buffer_bytes = 10 * kForward.result;
-  test::expect_error(ExitCode::config, "if rank 0 were to be within the tolerance of 0.05",
+  test::expect_error(ExitCode::config, "within the tolerance of 0.05", [&] { job.plan(); });
+  // One shard of 256 keys on one of eight servers: the tolerance is not what a buffer costs.
+  job = job_of({256}, 1, {dedicated, 8});
+  job.servers.buffer_bytes = 100;
+  test::expect_error(ExitCode::config, "as balanced as without the limit (shards do not permit",
                      [&] { job.plan(); });
 }
 
@@ -270,6 +275,36 @@ double thread_seconds() {
   timespec now = {};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+TEST(TasksSpeed, LimitsAreKeptOrRefusedQuickly) {
+  struct Bound {
+    std::size_t documents;
+    double tolerance, seconds;  // as without a limit
+  };
+  for (const auto& [documents, tolerance, seconds] :
+       {Bound{3000, 0.05, 0.15}, {20000, 0.05, 3.0}, {50000, 0, 3.0}}) {
+    const Lengths lengths = skewed(std::int64_t{512} * 524288, documents, 1);
+    for (const ServerMode mode : {in_place, dedicated, external}) {
+      Job job = job_of(lengths, 512, {mode, 512});
+      job.tolerance = tolerance;
+      const PlanBytes sent = job.sent();
+      for (const int percent : {90, 60, 30}) {
+        // Of both exchanges together: each alone may receive as much.
+        job.servers.buffer_bytes = sent.peak_received() * percent / 100;
+        const double taken = test::least_of_attempts(seconds, [&](int) {
+          const double begin = thread_seconds();
+          try {
+            job.plan();
+          } catch (const runtime::Error& error) {
+            EXPECT_EQ(error.code(), ExitCode::config);
+          }
+          return thread_seconds() - begin;
+        });
+        EXPECT_LT(taken, seconds) << documents << " documents, " << name(mode) << ", " << percent;
+      }
+    }
+  }
 }
 
 TEST(TasksSpeed, PlansAreQuick) {

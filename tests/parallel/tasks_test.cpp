@@ -134,9 +134,15 @@ void expect_tasks(const Case& on, const TaskPlan& plan, const Tokens& tokens) {
     EXPECT_EQ(plan.imbalance, 1);
   }
   EXPECT_LE(plan.reachable, plan.imbalance * (1 + 1e-12));
+  const bool limited = on.servers.buffer_bytes != std::numeric_limits<std::int64_t>::max();
+  if (limited) {
+    Case unlimited = on;
+    unlimited.servers.buffer_bytes = std::numeric_limits<std::int64_t>::max();
+    const double as_good = std::max(1 + on.tolerance, plan_tasks(unlimited.inputs()).imbalance);
+    EXPECT_LE(plan.imbalance, as_good * (1 + 1e-12));
+  }
   const bool permits = static_cast<double>(largest_shard(tokens)) * servers <=
                        std::floor(on.tolerance * (1 << 20)) / (1 << 20) * area;
-  const bool limited = on.servers.buffer_bytes != std::numeric_limits<std::int64_t>::max();
   if (permits && on.servers.speeds.empty() && !limited) {
     EXPECT_LE(plan.imbalance, 1 + on.tolerance);
   }
@@ -261,19 +267,37 @@ TEST(Tasks, RandomMixes) {
   }
 }
 
+/// Most that a place receives in one exchange.
+std::int64_t peak_of_exchanges(const PlanBytes& bytes) {
+  std::int64_t most = 0;
+  for (const std::vector<PairBytes>* pairs : {&bytes.dispatched, &bytes.returned}) {
+    Pairs sums;
+    for (const PairBytes& pair : *pairs) sums[{pair.from, pair.to}] = pair.bytes;
+    most = std::max(most, most_received(sums));
+  }
+  return most;
+}
+
 TEST(Tasks, RandomMixesUnderLimits) {
   std::mt19937_64 random(12);
   int planned = 0, refused = 0;
   for (int i = 0; i < kMixes / 4; ++i) {
     SCOPED_TRACE(runtime::concat("case ", i));
     Case on = random_case(random);
-    const std::int64_t peak = plan_bytes(plan_tasks(on.inputs()), on.inputs()).peak_received();
-    on.servers.buffer_bytes = std::uniform_int_distribution<std::int64_t>(peak / 2, peak)(random);
+    const TaskPlan unlimited = plan_tasks(on.inputs());
+    const std::int64_t peak = peak_of_exchanges(plan_bytes(unlimited, on.inputs()));
+    on.servers.buffer_bytes = peak;
+    EXPECT_EQ(plan_tasks(on.inputs()).tasks, unlimited.tasks);
+    const std::int64_t both = plan_bytes(unlimited, on.inputs()).peak_received();
+    on.servers.buffer_bytes = std::uniform_int_distribution<std::int64_t>(both / 2, both)(random);
     try {
       expect_plan(on);
       ++planned;
     } catch (const runtime::Error& error) {
       ASSERT_EQ(error.code(), ExitCode::config) << error.what();
+      const bool unpermitted = unlimited.imbalance > 1 + on.tolerance;
+      const bool told = std::string(error.what()).find("shards do not permit") != std::string::npos;
+      EXPECT_TRUE(told || !unpermitted) << error.what();
       ++refused;
     }
     if (HasFailure()) return;
