@@ -184,19 +184,17 @@ Enqueue CallTensors::steps_of(parallel::Program program) const {
     const Tensor arena({(prepared->arena_bytes() + 1) / 2}, DType::bfloat16, stream_);
     runtime::ops::fill_normal(arena, 0, 1, {1, 5}, 0, stream_);
   }
-  // What the scheme saves from forward to backward, if anything.
-  std::shared_ptr<const Tensor> saved;
-  if (prepared->saved_bytes() > 0) {
-    saved = std::make_shared<const Tensor>(
-        std::initializer_list<std::int64_t>{(prepared->saved_bytes() + 1) / 2}, DType::bfloat16,
-        stream_);
-    runtime::ops::fill_normal(*saved, 0, 1, {1, 6}, 0, stream_);
+  // What the scheme saves from forward to backward, if anything: the memory of such values.
+  const std::int64_t saved_bytes = prepared->saved_bytes();
+  if (saved_bytes > 0) {
+    const Tensor values({(saved_bytes + 1) / 2}, DType::bfloat16, stream_);
+    runtime::ops::fill_normal(values, 0, 1, {1, 6}, 0, stream_);
   }
+  const auto saved = std::make_shared<const runtime::Buffer>(
+      saved_bytes > 0 ? stream_.allocate(saved_bytes) : runtime::Buffer());
   return [=, this] {
     static const std::vector<parallel::Channel> none;
-    std::byte* const kept =
-        saved == nullptr ? nullptr : static_cast<std::byte*>(saved->view().data());
-    parallel::Execution(loaded, inputs, outputs, stream_, none, kept).finish();
+    parallel::Execution(loaded, inputs, outputs, stream_, none, saved->data()).finish();
   };
 }
 
