@@ -249,7 +249,7 @@ TEST(Prepared, WhatCannotRunIsRefusedWhilePreparing) {
   EXPECT_THROW(make(leaves, signature, {}, {}), runtime::Error);
   Program saved = program;
   saved.slots.push_back({"kept", AttentionRecords(kShapes).q, 3, 4, Role::saved});
-  // What is kept has memory of its own, which a call must be given.
+  // What is kept has memory of its own.
   const auto keeps = std::make_shared<const Prepared>(saved, signature, attention::Scoring{},
                                                       attention::BlockPlace{});
   EXPECT_EQ(keeps->saved_bytes(), slot_bytes(saved.slots.back()));
