@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "runtime/build_info.h"
+#include "runtime/cpu_level.h"
 #include "runtime/error.h"
 
 namespace longhaul::parallel {
@@ -164,7 +165,8 @@ RemoteTask task_of(const Description& d) {
 }  // namespace
 
 std::string task_build(bool pretended) {
-  return runtime::version_line() + ", glibc " + ::gnu_get_libc_version() +
+  return runtime::version_line() + ", glibc " + ::gnu_get_libc_version() + ", " +
+         std::string(name(runtime::cpu_level())) + " kernels" +
          (pretended ? ", attention pretended" : "");
 }
 
