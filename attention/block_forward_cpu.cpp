@@ -1,24 +1,27 @@
 // Blocked forward on the CPU. K (transposed) and V are packed once a key/value head and shared by
 // all its query heads and rows; then every (query head, block of rows) is one work item that
-// streams over the key blocks. Kernels are AVX2; another instruction set would be a second
-// namespace, chosen where `avx2::` is named below.
+// streams over the key blocks. Compiled for AVX2 and AVX-512.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/block_forward_cpu.cpp"
+#include "runtime/simd_cpu.h"
 
 #include <omp.h>
 
 #include <numeric>
 
 #include "attention/block_impl.h"
-#include "attention/gemm_tile_cpu.h"
 #include "attention/merge.h"
 #include "attention/pack_cpu.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_cpu.h"
+#include "attention/tile_cpu.h"
 #include "attention/tiles.h"
 
-namespace longhaul::attention::detail {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 namespace {
 
-using namespace avx2;
 using runtime::ConstTensorView;
 using runtime::Stream;
 using runtime::TensorView;
@@ -32,8 +35,8 @@ constexpr std::int64_t kPackBytes =
 /// Sizes of a call's parts, from its shape.
 struct Geometry {
   BlockShape s;
-  std::int64_t padded_dim() const { return round_up(s.dim, 8); }
-  std::int64_t padded_value_dim() const { return round_up(s.value_dim, kTileColumns); }
+  std::int64_t padded_dim() const { return padded_to_vectors(s.dim); }
+  std::int64_t padded_value_dim() const { return padded_to_vectors(s.value_dim); }
   std::int64_t k_blocks() const { return (s.k_rows + kKBlock - 1) / kKBlock; }
   /// Packed floats of one block of keys and its values.
   std::int64_t block_floats() const { return kKBlock * (s.dim + padded_value_dim()); }
@@ -177,15 +180,17 @@ class Forward {
     const std::int64_t rows = tile.rows(), ldo = g.padded_value_dim();
     Span hulls[kQBlock / kTileRows];
     for (std::int64_t row = 0; row < rows; row += kTileRows) {
-      hulls[row / kTileRows] = tile.hull(row, std::min(kTileRows, rows - row));
+      hulls[row / kTileRows] = tile.hull(row, std::min<std::int64_t>(kTileRows, rows - row));
     }
     for (std::int64_t c = 0; c < tile.keys(); c += kTileColumns) {
       for (std::int64_t row = 0; row < rows; row += kTileRows) {
         const Span hull = hulls[row / kTileRows];
         if (hull.end <= c || hull.begin >= c + kTileColumns) continue;
+        const std::int64_t columns = std::min<std::int64_t>(kTileColumns, hull.end - c);
         multiply<Operand::rows, Into::store>(
-            std::min(kTileRows, rows - row), scratch.q + row * g.padded_dim(), g.padded_dim(),
-            k_panels + c * g.s.dim, g.s.dim, scratch.scores + row * kScoreStride + c, kScoreStride);
+            std::min<std::int64_t>(kTileRows, rows - row), (columns + kLanes - 1) / kLanes,
+            scratch.q + row * g.padded_dim(), g.padded_dim(), k_panels + c * g.s.dim, kTileColumns,
+            g.s.dim, scratch.scores + row * kScoreStride + c, kScoreStride);
       }
     }
     for (std::int64_t row = 0; row < rows; ++row) {
@@ -203,21 +208,23 @@ class Forward {
       const float factor = online_softmax(scores, columns, state[row]);
       if (factor != 1) {
         float* out_row = scratch.out + row * ldo;
-        const __m256 by = _mm256_set1_ps(factor);
-        for (std::int64_t d = 0; d < ldo; d += 8) {
-          _mm256_storeu_ps(out_row + d, _mm256_mul_ps(_mm256_loadu_ps(out_row + d), by));
-        }
+        const Vector by = hn::Set(kFloats, factor);
+        for (std::int64_t d = 0; d < ldo; d += kLanes)
+          hn::StoreU(hn::Mul(hn::LoadU(kFloats, out_row + d), by), kFloats, out_row + d);
       }
     }
     if (!finite && !tile.full()) return add_values_row_by_row(v_panels, scratch);
-    for (std::int64_t d = 0; d < ldo; d += kTileColumns) {
+    const Panels panels(g.s.value_dim);
+    for (std::int64_t i = 0; i < panels.count(); ++i) {
+      const Panel panel = panels[i];
       for (std::int64_t row = 0; row < rows; row += kTileRows) {
         const Span hull = hulls[row / kTileRows];
         if (hull.empty()) continue;
         multiply<Operand::rows, Into::add>(
-            std::min(kTileRows, rows - row), scratch.scores + row * kScoreStride + hull.begin,
-            kScoreStride, v_panels + d * kKBlock + hull.begin * kTileColumns, hull.end - hull.begin,
-            scratch.out + row * ldo + d, ldo);
+            std::min<std::int64_t>(kTileRows, rows - row), panel.vectors,
+            scratch.scores + row * kScoreStride + hull.begin, kScoreStride,
+            v_panels + panel.column * kKBlock + hull.begin * panel.columns(), panel.columns(),
+            hull.end - hull.begin, scratch.out + row * ldo + panel.column, ldo);
       }
     }
   }
@@ -226,17 +233,19 @@ class Forward {
   /// into the row.
   void add_values_row_by_row(const float* v_panels, const ThreadScratch& scratch) const {
     const TileRows& tile = scratch.tile;
+    const Panels panels(g.s.value_dim);
     for (std::int64_t row = 0; row < tile.rows(); ++row) {
-      for (std::int64_t d = 0; d < g.padded_value_dim(); d += kTileColumns) {
-        float sum[kTileColumns] = {};
+      for (std::int64_t p = 0; p < panels.count(); ++p) {
+        const Panel panel = panels[p];
+        alignas(64) float sum[kTileColumns] = {};
         for (const Span& span : tile.spans(row)) {
-          multiply_tile<1, Operand::rows, Into::chain>(
-              scratch.scores + row * kScoreStride + span.begin, kScoreStride,
-              v_panels + d * kKBlock + span.begin * kTileColumns, span.end - span.begin, sum,
-              kTileColumns);
+          multiply<Operand::rows, Into::chain>(
+              1, panel.vectors, scratch.scores + row * kScoreStride + span.begin, kScoreStride,
+              v_panels + panel.column * kKBlock + span.begin * panel.columns(), panel.columns(),
+              span.end - span.begin, sum, kTileColumns);
         }
-        float* out_row = scratch.out + row * g.padded_value_dim() + d;
-        for (std::int64_t i = 0; i < kTileColumns; ++i) out_row[i] += sum[i];
+        float* out_row = scratch.out + row * g.padded_value_dim() + panel.column;
+        for (std::int64_t i = 0; i < panel.columns(); ++i) out_row[i] += sum[i];
       }
     }
   }
@@ -296,9 +305,26 @@ void ForwardPlan::run_forward(const BlockForwardTensors& tensors, const BlockMem
 
 }  // namespace
 
-std::shared_ptr<const BlockPlan> cpu_plan_forward(std::vector<Slice> bands, const BlockShape& shape,
-                                                  const Scoring& scoring, const BlockPlace& place) {
+std::shared_ptr<const BlockPlan> plan_forward(const std::vector<Slice>& bands,
+                                              const BlockShape& shape, const Scoring& scoring,
+                                              const BlockPlace& place) {
   return std::make_shared<const ForwardPlan>(bands, shape, scoring, place);
 }
 
-}  // namespace longhaul::attention::detail
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::attention {
+
+HWY_EXPORT(plan_forward);
+
+std::shared_ptr<const BlockPlan> detail::cpu_plan_forward(std::vector<Slice> bands,
+                                                          const BlockShape& shape,
+                                                          const Scoring& scoring,
+                                                          const BlockPlace& place) {
+  return LONGHAUL_DISPATCH(plan_forward)(bands, shape, scoring, place);
+}
+
+}  // namespace longhaul::attention
+#endif  // HWY_ONCE
