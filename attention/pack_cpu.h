@@ -107,34 +107,36 @@ HWY_INLINE hn::Vec<Tag> load_fours(Tag tag, const HeadRows& rows, std::int64_t f
   }
 }
 
+/// Each group of four lanes is a square of its own, row i of it in r[i]: transposes them all.
+HWY_INLINE void transpose_squares(Vector (&r)[4]) {
+  const hn::RepartitionToWide<hn::RebindToUnsigned<decltype(kFloats)>> pairs;
+  const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(kFloats, r[0], r[1])),
+             low23 = hn::BitCast(pairs, hn::InterleaveLower(kFloats, r[2], r[3])),
+             high01 = hn::BitCast(pairs, hn::InterleaveUpper(kFloats, r[0], r[1])),
+             high23 = hn::BitCast(pairs, hn::InterleaveUpper(kFloats, r[2], r[3]));
+  r[0] = hn::BitCast(kFloats, hn::InterleaveLower(pairs, low01, low23));
+  r[1] = hn::BitCast(kFloats, hn::InterleaveUpper(pairs, low01, low23));
+  r[2] = hn::BitCast(kFloats, hn::InterleaveLower(pairs, high01, high23));
+  r[3] = hn::BitCast(kFloats, hn::InterleaveUpper(pairs, high01, high23));
+}
+
 /// Panels [count / kTileColumns][dim][kTileColumns]: B of a product over the head dim, whose
 /// columns are the rows of the view, zeros past their end.
 inline bool pack_transposed(const HeadRows& rows, float* to) {
   FiniteWatch watch;
-  const hn::RebindToUnsigned<decltype(kFloats)> words;
-  const hn::RepartitionToWide<decltype(words)> pairs;
   for (std::int64_t row = 0; row < round_up(rows.count, kTileColumns); row += kLanes) {
     float* panel = to + row / kTileColumns * kTileColumns * rows.dim + row % kTileColumns;
     for (std::int64_t d = 0; d < rows.dim; d += 4) {
-      // Each group of four lanes is a square of its own: row i of it is in vector i.
-      hn::Vec<decltype(words)> r[4];
+      Vector r[4];
 #pragma GCC unroll 4
       for (std::int64_t i = 0; i < 4; ++i) {
-        const Vector x = load_fours(kFloats, rows, row + i, d);
-        watch.see(x);
-        r[i] = hn::BitCast(words, x);
+        r[i] = load_fours(kFloats, rows, row + i, d);
+        watch.see(r[i]);
       }
-      const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(words, r[0], r[1])),
-                 low23 = hn::BitCast(pairs, hn::InterleaveLower(words, r[2], r[3])),
-                 high01 = hn::BitCast(pairs, hn::InterleaveUpper(words, r[0], r[1])),
-                 high23 = hn::BitCast(pairs, hn::InterleaveUpper(words, r[2], r[3]));
-      const Vector columns[4] = {hn::BitCast(kFloats, hn::InterleaveLower(pairs, low01, low23)),
-                                 hn::BitCast(kFloats, hn::InterleaveUpper(pairs, low01, low23)),
-                                 hn::BitCast(kFloats, hn::InterleaveLower(pairs, high01, high23)),
-                                 hn::BitCast(kFloats, hn::InterleaveUpper(pairs, high01, high23))};
+      transpose_squares(r);
       const std::int64_t left = std::min<std::int64_t>(4, rows.dim - d);
       for (std::int64_t i = 0; i < left; ++i)
-        hn::Store(columns[i], kFloats, panel + (d + i) * kTileColumns);
+        hn::Store(r[i], kFloats, panel + (d + i) * kTileColumns);
     }
   }
   return watch.all_finite();
