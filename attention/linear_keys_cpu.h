@@ -129,6 +129,9 @@ class VectorKeys final : public ChunkKeys {
   void writes_backward(const KeyGradients& g);
   void decay_between_blocks(const KeyGradients& g);
   void finish(const KeyGradients& g);
+  template <int Count, bool delta>
+  void keys_backward(std::int64_t j, std::int64_t end, std::int64_t d, const KeyGradients& g);
+  template <bool delta>
   void block_backward(std::int64_t block, const KeyGradients& g);
 
   Matrix alpha;               // exp(a) of each token

@@ -277,6 +277,65 @@ void VectorKeys::decay_between_blocks(const KeyGradients& g) {
   }
 }
 
+/// Gradients of keys j to j + Count - 1 and the tokens from j to `end` of their block, dims from d
+/// on.
+template <int Count, bool delta>
+void VectorKeys::keys_backward(std::int64_t j, std::int64_t end, std::int64_t d,
+                               const KeyGradients& g) {
+  Vector faded[Count][kBlock];  // key j + c at token j + i
+  for (int c = 0; c < Count; ++c) {
+    Vector key = hn::Load(kFloats, k.row(j + c) + d);
+    faded[c][c] = key;
+    for (std::int64_t i = j + c + 1; i < end; ++i) {
+      key = hn::Mul(key, hn::Load(kFloats, alpha.row(i) + d));
+      faded[c][i - j] = key;
+    }
+  }
+  Vector read[Count];  // of key j + c from token i on, decayed to it
+  for (int c = 0; c < Count; ++c) read[c] = hn::Zero(kFloats);
+  Vector rates = hn::Zero(kFloats);
+  const auto token = [&](auto all, std::int64_t i) {
+    const Vector query = hn::Load(kFloats, q.row(i) + d), key = hn::Load(kFloats, k.row(i) + d);
+    Vector dq = hn::Load(kFloats, g.dq.row(i) + d), dk = hn::Load(kFloats, g.dk.row(i) + d),
+           gate = hn::Load(kFloats, g.dlog_decay.row(i) + d);
+#pragma GCC unroll 4
+    for (int c = 0; c < Count; ++c) {
+      if (!all && c > i - j) break;
+      const Vector at = faded[c][i - j], dweight = hn::Set(kFloats, g.dweights.row(i)[j + c]);
+      read[c] = hn::MulAdd(dweight, query, hn::Mul(rates, read[c]));
+      dq = hn::MulAdd(dweight, at, dq);
+      if (delta) {
+        const Vector doverlap = hn::Set(kFloats, g.doverlaps.row(i)[j + c]);
+        read[c] = hn::MulAdd(doverlap, key, read[c]);
+        dk = hn::MulAdd(doverlap, at, dk);
+      }
+      if (all || c < i - j) gate = hn::MulAdd(at, read[c], gate);
+    }
+    hn::Store(dq, kFloats, g.dq.row(i) + d);
+    if (delta) hn::Store(dk, kFloats, g.dk.row(i) + d);
+    hn::Store(gate, kFloats, g.dlog_decay.row(i) + d);
+    rates = hn::Load(kFloats, alpha.row(i) + d);
+  };
+  std::int64_t i = end - 1;
+  for (; i >= j + Count; --i) token(std::true_type(), i);
+  for (; i >= j; --i) token(std::false_type(), i);
+  for (int c = 0; c < Count; ++c) {
+    float* dk = g.dk.row(j + c) + d;
+    hn::Store(hn::Add(hn::Load(kFloats, dk), read[c]), kFloats, dk);
+  }
+}
+
+/// Pairs of one block.
+template <bool delta>
+void VectorKeys::block_backward(std::int64_t block, const KeyGradients& g) {
+  const std::int64_t first = block * kBlock, end = first + block_tokens(block);
+  for (std::int64_t d = 0; d < sizes.columns(); d += kLanes) {
+    std::int64_t j = first;
+    for (; j + 4 <= end; j += 4) keys_backward<4, delta>(j, end, d, g);
+    for (; j < end; ++j) keys_backward<1, delta>(j, end, d, g);
+  }
+}
+
 /// From gradients at block borders to those of q and k, and to the gates of each block.
 void VectorKeys::finish(const KeyGradients& g) {
   const std::int64_t columns = sizes.columns();
@@ -307,43 +366,7 @@ void VectorKeys::finish(const KeyGradients& g) {
                   g.dlog_decay.row(t) + d);
       }
     }
-    block_backward(block, g);
-  }
-}
-
-/// Pairs of one block.
-void VectorKeys::block_backward(std::int64_t block, const KeyGradients& g) {
-  const std::int64_t first = block * kBlock, end = first + block_tokens(block);
-  const bool delta = sizes.delta();
-  for (std::int64_t d = 0; d < sizes.columns(); d += kLanes) {
-    for (std::int64_t j = first; j < end; ++j) {
-      const Vector key = hn::Load(kFloats, k.row(j) + d);
-      Vector fades[kBlock];
-      Vector fade = hn::Set(kFloats, 1.0f);
-      for (std::int64_t i = j; i < end; ++i) {
-        if (i > j) fade = hn::Mul(fade, hn::Load(kFloats, alpha.row(i) + d));
-        fades[i - first] = fade;
-      }
-      Vector dk = hn::Zero(kFloats);  // of key j from queries and keys i on
-      for (std::int64_t i = end - 1; i >= j; --i) {
-        const Vector faded = hn::Mul(fades[i - first], key);
-        const Vector dweight = hn::Set(kFloats, g.dweights.row(i)[j]);
-        Vector read = hn::Mul(dweight, hn::Load(kFloats, q.row(i) + d));
-        hn::Store(hn::MulAdd(dweight, faded, hn::Load(kFloats, g.dq.row(i) + d)), kFloats,
-                  g.dq.row(i) + d);
-        if (delta) {
-          const Vector doverlap = hn::Set(kFloats, g.doverlaps.row(i)[j]);
-          read = hn::MulAdd(doverlap, hn::Load(kFloats, k.row(i) + d), read);
-          hn::Store(hn::MulAdd(doverlap, faded, hn::Load(kFloats, g.dk.row(i) + d)), kFloats,
-                    g.dk.row(i) + d);
-        }
-        dk = hn::MulAdd(fades[i - first], read, dk);
-        if (i == j) break;
-        float* gate = g.dlog_decay.row(i) + d;
-        hn::Store(hn::MulAdd(key, dk, hn::Load(kFloats, gate)), kFloats, gate);
-      }
-      hn::Store(hn::Add(hn::Load(kFloats, g.dk.row(j) + d), dk), kFloats, g.dk.row(j) + d);
-    }
+    delta ? block_backward<true>(block, g) : block_backward<false>(block, g);
   }
 }
 
