@@ -90,9 +90,8 @@ class Folding {
     }
   }
   void add_row(std::int64_t head, std::int64_t row, float* to) const {
-    const HeadRows from = rows_of(addend, head, row, 1);
-    for (std::int64_t d = 0; d < dim(); d += kLanes)
-      hn::Store(hn::Add(hn::Load(kFloats, to + d), load_row(kFloats, from, 0, d)), kFloats, to + d);
+    const float* from = addend.as<float>() + row * addend.stride(0) + head * addend.stride(1);
+    for (std::int64_t d = 0; d < dim(); ++d) to[d] += from[d];
   }
 
   const StateMap how;

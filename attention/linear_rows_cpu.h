@@ -9,8 +9,6 @@
 #define LONGHAUL_ATTENTION_LINEAR_ROWS_CPU_H
 #endif
 
-#include <hwy/cache_control.h>
-
 #include <cmath>
 
 #include "attention/linear_tile_cpu.h"
@@ -20,18 +18,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::attention::HWY_NAMESPACE {
 
-/// to[row] <- scale times the rows. They come from memory: rows are asked for well before they are
-/// read, which caches do not do by themselves across strides.
-[[gnu::noinline]] inline void load_rows(const HeadRows& rows, float scale, Matrix to) {
-  constexpr std::int64_t kAhead = 16;
-  const Vector factor = hn::Set(kFloats, scale);
-  const std::int64_t bytes = rows.bf16 ? 2 : 4;
-  for (std::int64_t row = 0; row < rows.count; ++row) {
-    const std::byte* ahead = rows.data + (row + kAhead) * rows.stride * bytes;
-    for (std::int64_t at = 0; at < rows.dim * bytes; at += 64) hwy::Prefetch(ahead + at);
-    for (std::int64_t d = 0; d < rows.dim; d += kLanes)
-      hn::Store(hn::Mul(load_row(kFloats, rows, row, d), factor), kFloats, to.row(row) + d);
-  }
+/// to[row] <- scale times the rows.
+inline void load_rows(const HeadRows& rows, float scale, Matrix to) {
+  pack_rows(rows, scale, to.data, to.ld);
 }
 
 /// Rows of one head of a view [rows, heads, dim] <- from; or += where `add`.
@@ -48,42 +37,23 @@ inline void store_rows(Matrix from, const runtime::TensorView& view, std::int64_
   }
 }
 
-/// Four columns of every fourth row from `first` on, one after another; where not `whole`, rows
-/// from `count` on are zero.
-template <bool whole, class Tag>
-HWY_INLINE hn::Vec<Tag> load_fours(Tag tag, Matrix from, std::int64_t first, std::int64_t count) {
-  if constexpr (hn::MaxLanes(Tag()) == 4) {
-    return whole || first < count ? hn::Load(tag, from.row(first)) : hn::Zero(tag);
-  } else {
-    const hn::Half<Tag> half;
-    constexpr auto kRows = static_cast<std::int64_t>(hn::MaxLanes(Tag())) / 2;
-    return hn::Combine(tag, load_fours<whole>(half, from, first + kRows, count),
-                       load_fours<whole>(half, from, first, count));
-  }
-}
-
-/// to[columns, a vector] <- from[count, columns], zeros past its end.
-template <bool whole>
-HWY_INLINE void transpose_vector(std::int64_t count, std::int64_t columns, Matrix from, Matrix to) {
-  for (std::int64_t column = 0; column < columns; column += 4) {
-    Vector r[4];
-#pragma GCC unroll 4
-    for (std::int64_t i = 0; i < 4; ++i)
-      r[i] = load_fours<whole>(kFloats, from.from_column(column), i, count);
-    transpose_squares(r);
-    const std::int64_t left = std::min<std::int64_t>(4, columns - column);
-    for (std::int64_t i = 0; i < left; ++i) hn::Store(r[i], kFloats, to.row(column + i));
-  }
-}
-
 /// to[columns, rows] <- from[rows, columns], zeros up to whole vectors of rows.
-[[gnu::noinline]] inline void transpose(std::int64_t rows, std::int64_t columns, Matrix from,
-                                        Matrix to) {
-  std::int64_t row = 0;
-  for (; row + kLanes <= rows; row += kLanes)
-    transpose_vector<true>(kLanes, columns, from.from_row(row), to.from_column(row));
-  if (row < rows)
-    transpose_vector<false>(rows - row, columns, from.from_row(row), to.from_column(row));
+inline void transpose(std::int64_t rows, std::int64_t columns, Matrix from, Matrix to) {
+  const HeadRows all{.stride = from.ld, .count = rows, .dim = columns};
+  for (std::int64_t row = 0; row < rows; row += kLanes) {
+    const bool inside = row + kLanes <= rows;
+    for (std::int64_t column = 0; column < columns; column += 4) {
+      Vector x[4];
+#pragma GCC unroll 4
+      for (std::int64_t i = 0; i < 4; ++i) {
+        x[i] = inside ? load_fours(kFloats, from.row(row + i) + column, 4 * from.ld)
+                      : load_fours_inside(from.data, all, row + i, column);
+      }
+      transpose_fours(x);
+      const std::int64_t left = std::min<std::int64_t>(4, columns - column);
+      for (std::int64_t i = 0; i < left; ++i) hn::Store(x[i], kFloats, to.row(column + i) + row);
+    }
+  }
 }
 
 inline void clear(std::int64_t rows, Matrix matrix) {
