@@ -54,4 +54,45 @@ inline void dot() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
 }
 
+/// store: C = A B. add: C += A B.
+enum class Into : unsigned char { store, add };
+
+/// C[32, 32] of A[32, depth] and B[depth, 32], two tiles by two: four loads for four products.
+/// `lda` and `ldc` are elements from row to row; B's left and right 16 columns are tiles behind
+/// each other; `depth` is a multiple of 32. Calls `between` after each four products, for what
+/// other units can do meanwhile.
+template <Into into, class Between>
+inline void multiply(const std::uint16_t* a, std::int64_t lda, const std::uint16_t* left,
+                     const std::uint16_t* right, std::int64_t depth, float* c, std::int64_t ldc,
+                     const Between& between) {
+  const std::uint16_t* const lower = a + kTileRows * lda;
+  float* const c_lower = c + kTileRows * ldc;
+  if (into == Into::store) {
+    zero<0>();
+    zero<1>();
+    zero<2>();
+    zero<3>();
+  } else {
+    load<0>(c, ldc * 4);
+    load<1>(c + kTileColumns, ldc * 4);
+    load<2>(c_lower, ldc * 4);
+    load<3>(c_lower + kTileColumns, ldc * 4);
+  }
+  for (std::int64_t k = 0; k < depth; k += kTileDepth) {
+    load<4>(a + k, lda * 2);
+    load<6>(left + k * kTileColumns, 64);
+    load<7>(right + k * kTileColumns, 64);
+    load<5>(lower + k, lda * 2);
+    dot<0, 4, 6>();
+    dot<1, 4, 7>();
+    dot<2, 5, 6>();
+    dot<3, 5, 7>();
+    between();
+  }
+  store<0>(c, ldc * 4);
+  store<1>(c + kTileColumns, ldc * 4);
+  store<2>(c_lower, ldc * 4);
+  store<3>(c_lower + kTileColumns, ldc * 4);
+}
+
 }  // namespace longhaul::attention::amx

@@ -298,6 +298,7 @@ void ForwardPlan::run_forward(const BlockForwardTensors& tensors, const BlockMem
 
 std::shared_ptr<const BlockPlan> cpu_plan_forward(std::vector<Slice> bands, const BlockShape& shape,
                                                   const Scoring& scoring, const BlockPlace& place) {
+  if (amx_computes(shape, scoring)) return amx_plan_forward(bands, shape, scoring, place);
   return std::make_shared<const ForwardPlan>(bands, shape, scoring, place);
 }
 

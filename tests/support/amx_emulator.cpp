@@ -231,15 +231,20 @@ Fault execute(const Instruction& at, AmxTiles& tiles) {
 void on_illegal_instruction(int, siginfo_t*, void* raw) {
   auto& context = *static_cast<ucontext_t*>(raw);
   greg_t& next = context.uc_mcontext.gregs[REG_RIP];
-  const auto* at = reinterpret_cast<const std::uint8_t*>(next);
-  Instruction instruction{};
-  if (!instruction.read(at)) {  // not ours: it traps again, as it would have
+  Instruction instruction;
+  const auto at_next = [&] {
+    instruction = {};
+    return instruction.read(reinterpret_cast<const std::uint8_t*>(next));
+  };
+  if (!at_next()) {  // not ours: it traps again, as it would have
     sigaction(SIGILL, &action_before, nullptr);
     return;
   }
-  if (instruction.of_memory) instruction.read_address(Registers(context));
-  if (const Fault fault = execute(instruction, tiles_of_thread)) stop(fault, at);
-  next += instruction.length;
+  do {  // those behind it need no trap of their own
+    if (instruction.of_memory) instruction.read_address(Registers(context));
+    if (const Fault fault = execute(instruction, tiles_of_thread)) stop(fault, instruction.bytes);
+    next += instruction.length;
+  } while (at_next());
 }
 
 void emulate_from_here_on() {

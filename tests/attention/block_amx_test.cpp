@@ -1,0 +1,187 @@
+// The block kernels on AMX tiles, beside block_test.cpp and adversity_test.cpp, which run here in
+// bfloat16: what is theirs alone.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "runtime/cpu_level.h"
+#include "tests/support/attention_kinds.h"
+#include "tests/support/block_runner.h"
+
+namespace longhaul::attention {
+namespace {
+
+using runtime::concat;
+using runtime::CpuLevel;
+using runtime::Stream;
+using test::AttentionCase;
+using test::AttentionResult;
+using test::expect_matches_reference;
+using test::run_kernel;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+AttentionCase make(std::int64_t q_rows, std::int64_t k_rows, std::int64_t heads,
+                   std::int64_t kv_heads, std::int64_t dim, std::int64_t value_dim,
+                   std::vector<Slice> bands) {
+  AttentionCase c{q_rows, k_rows, heads, kv_heads, dim, value_dim, std::move(bands)};
+  c.fill(13);
+  return c;
+}
+
+std::vector<Slice> causal(std::int64_t q_rows, std::int64_t k_rows, std::int64_t offset = 0) {
+  return {{0, q_rows, 0, k_rows, -kUnbounded, offset}};
+}
+
+TEST(BlockAmx, KeepsTheBlockContract) {
+  const test::BlockDevice device{Stream::cpu("tiles")};
+  for (const auto& [name, which, options] : test::block_cases(true)) {
+    SCOPED_TRACE(name);
+    AttentionCase c = which;
+    c.bf16 = true;
+    const AttentionResult got = run_block(device, c, options);
+    expect_matches_reference(c, got);
+    EXPECT_EQ(run_block(device, c, options), got) << "a second run gives other bits";
+    test::BlockOptions strided = options;
+    strided.strided = true;
+    EXPECT_EQ(run_block(device, c, strided), got) << "strided views give other bits";
+  }
+}
+
+TEST(BlockAmx, HeadDims) {
+  struct Dims {
+    std::int64_t dim, value_dim;
+  };
+  for (const auto& [dim, value_dim] :
+       {Dims{1, 1}, Dims{31, 33}, Dims{64, 64}, Dims{80, 80}, Dims{96, 96}, Dims{127, 65},
+        Dims{128, 128}, Dims{192, 128}, Dims{256, 256}, Dims{24, 288}}) {
+    SCOPED_TRACE(concat(dim, "/", value_dim));
+    const auto c = make(70, 167, 2, 1, dim, value_dim, causal(70, 167, 90));
+    expect_matches_reference(c, run_kernel(c));
+  }
+}
+
+/// Blocks and steps of both kernels end at multiples of 32, 128 and 256.
+TEST(BlockAmx, LengthsAroundBlocks) {
+  for (const std::int64_t q_rows : {31, 33, 127, 128, 129}) {
+    for (const std::int64_t k_rows : {32, 63, 129, 255, 257}) {
+      SCOPED_TRACE(concat(q_rows, " x ", k_rows));
+      for (const auto& bands :
+           {std::vector<Slice>{{0, q_rows, 0, k_rows}}, causal(q_rows, k_rows, 40)}) {
+        const auto c = make(q_rows, k_rows, 1, 1, 16, 16, bands);
+        expect_matches_reference(c, run_kernel(c));
+      }
+    }
+  }
+}
+
+/// Few items share out their keys; many do not. Threads change no bit of either.
+TEST(BlockAmx, SharedKeysAndThreads) {
+  for (const std::int64_t heads : {1, 3, 16}) {
+    for (const std::int64_t k_rows : {100, 700, 1500}) {
+      SCOPED_TRACE(concat(heads, " heads, ", k_rows, " keys"));
+      auto c = make(40, k_rows, heads, heads, 16, 16, causal(40, k_rows, k_rows - 300));
+      for (std::size_t i = 0; i < c.q.size(); ++i) c.q[i] *= 4;
+      const AttentionResult one = run_kernel(c);
+      expect_matches_reference(c, one);
+      for (const int threads : {2, 5}) EXPECT_EQ(run_kernel(c, {.threads = threads}), one);
+    }
+  }
+}
+
+TEST(BlockAmx, OneDocumentNeverTouchesAnother) {
+  const auto plain = test::scoring_kinds()[0];
+  for (const std::int64_t split : {1, 50, 128, 175, 256}) {
+    SCOPED_TRACE(split);
+    const test::TwoDocuments clean(300, split, plain);
+    const AttentionResult expected = clean.second(run_kernel(clean.which));
+    const std::vector<std::function<float(float)>> changes{
+        [](float x) { return -3 * x + 1; }, [](float) { return kNaN; },
+        [](float x) { return x > 0 ? kInfinity : -kInfinity; }};
+    for (const auto& change : changes) {
+      test::TwoDocuments changed(300, split, plain);
+      changed.replace_first(change);
+      EXPECT_EQ(changed.second(run_kernel(changed.which)), expected);
+    }
+  }
+}
+
+/// Scores that rise and fall by far more than 2^8 from key block to key block, and by less.
+TEST(BlockAmx, ReferencesThatMove) {
+  for (const float rise : {0.1f, 2.0f, 20.0f, -20.0f}) {
+    SCOPED_TRACE(rise);
+    auto c = make(50, 900, 2, 1, 32, 32, causal(50, 900, 850));
+    for (std::size_t i = 0; i < c.q.size(); i += 32) c.q[i] = 4;
+    for (std::size_t i = 0; i < c.k.size(); i += 32)
+      c.k[i] = rise * static_cast<float>(i / 32 / 100) * (i / 32 % 7 == 0 ? 1.0f : 0.5f);
+    expect_matches_reference(c, run_kernel(c));
+    expect_matches_reference(c, run_kernel(c, {.key_cuts = {333}}));
+  }
+}
+
+/// Infinities and NaN of single elements reach the sums of what sees them, in full tiles and in
+/// partial ones, and no other.
+TEST(BlockAmx, WhatIsNotFiniteShowsWhereItIsSeen) {
+  const std::int64_t n = 300, dim = 40, at = 150, d = 33;
+  for (const float bad : {kNaN, kInfinity, -kInfinity}) {
+    SCOPED_TRACE(bad);
+    const auto clean = make(n, n, 2, 1, dim, dim, causal(n, n));
+    const AttentionResult expected = run_kernel(clean);
+    const auto index = [&](std::int64_t row, std::int64_t heads, std::int64_t head,
+                           std::int64_t element) {
+      return static_cast<std::size_t>((row * heads + head) * dim + element);
+    };
+    auto c = clean;
+    c.v[index(at, 1, 0, d)] = bad;
+    const AttentionResult got = run_kernel(c);
+    for (std::int64_t row = 0; row < n; ++row) {
+      for (std::int64_t head = 0; head < 2; ++head) {
+        for (std::int64_t e = 0; e < dim; ++e) {
+          const float x = got.out[index(row, 2, head, e)];
+          if (row >= at && e == d) {
+            ASSERT_FALSE(std::isfinite(x)) << row << ", " << e;
+            ASSERT_EQ(std::isnan(x), std::isnan(bad)) << row << ", " << e;
+          } else {
+            ASSERT_EQ(x, expected.out[index(row, 2, head, e)]) << row << ", " << e;
+          }
+        }
+      }
+    }
+    EXPECT_EQ(got.lse, expected.lse);
+  }
+}
+
+TEST(BlockAmx, ComputesPlainSoftmaxAndLeavesTheRest) {
+  const auto bits = [](const AttentionCase& c, CpuLevel level) {
+    const CpuLevel before = runtime::cpu_level();
+    runtime::set_cpu_level(level);
+    AttentionResult result = run_kernel(c);
+    runtime::set_cpu_level(before);
+    return result;
+  };
+  for (const auto& scoring : test::scoring_kinds()) {
+    for (const bool bf16 : {true, false}) {
+      SCOPED_TRACE(concat(scoring.name, bf16 ? " bf16" : ""));
+      AttentionCase c{60, 70, 2, 1, 24, 24, causal(60, 70)};
+      c.bf16 = bf16;
+      c.fill(3);
+      scoring.apply(c);
+      const bool tiles = bf16 && !c.sigmoid() && c.scoring.softcap == 0;
+      EXPECT_EQ(bits(c, CpuLevel::amx).out != bits(c, CpuLevel::avx512).out, tiles);
+      EXPECT_EQ(bits(c, CpuLevel::amx).dk != bits(c, CpuLevel::avx512).dk, tiles);
+    }
+  }
+  auto negative = make(60, 70, 2, 1, 24, 24, causal(60, 70));
+  negative.scoring.scale = -0.2f;
+  EXPECT_EQ(bits(negative, CpuLevel::amx), bits(negative, CpuLevel::avx512));
+  expect_matches_reference(negative, run_kernel(negative));
+  auto flat = make(60, 70, 2, 1, 24, 24, causal(60, 70));
+  flat.scoring.scale = 0;
+  expect_matches_reference(flat, run_kernel(flat));
+}
+
+}  // namespace
+}  // namespace longhaul::attention
