@@ -1,7 +1,11 @@
 // Blocked backward on the CPU. A work item is one key/value head and key block; it holds dK and dV
 // and goes over the query heads and row blocks that see it. P comes from the global LSE. dQ of a
 // row block is summed in the order of the key blocks: an item waits for its turn, which in the
-// usual order of work has come already.
+// usual order of work has come already. Compiled for AVX2 and AVX-512.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/block_backward_cpu.cpp"
+#include "runtime/simd_cpu.h"
 
 #include <omp.h>
 
@@ -10,16 +14,16 @@
 #include <thread>
 
 #include "attention/block_impl.h"
-#include "attention/gemm_tile_cpu.h"
 #include "attention/pack_cpu.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_cpu.h"
+#include "attention/tile_cpu.h"
 #include "attention/tiles.h"
 
-namespace longhaul::attention::detail {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 namespace {
 
-using namespace avx2;
 using runtime::ConstTensorView;
 using runtime::Stream;
 using runtime::TensorView;
@@ -29,8 +33,8 @@ constexpr std::int64_t kScoreStride = kKBlock + 16;
 
 struct Geometry {
   BlockShape s;
-  std::int64_t padded_dim() const { return round_up(s.dim, kTileColumns); }
-  std::int64_t padded_value_dim() const { return round_up(s.value_dim, kTileColumns); }
+  std::int64_t padded_dim() const { return padded_to_vectors(s.dim); }
+  std::int64_t padded_value_dim() const { return padded_to_vectors(s.value_dim); }
 };
 
 struct ThreadScratch {
@@ -167,7 +171,7 @@ class Backward {
   void key_block(std::int64_t kv_head, std::int64_t kb, Turns& turns, ThreadScratch& s) const {
     const std::int64_t keys = tiles.k_count(kb), group = g.s.heads / g.s.kv_heads;
     if (tiles.used(kb)) {
-      const Rows k_rows = rows_of(in.k, kv_head, kb * kKBlock, keys);
+      const HeadRows k_rows = rows_of(in.k, kv_head, kb * kKBlock, keys);
       const bool k_finite = pack_transposed(k_rows, s.k_transposed);
       pack_panels(k_rows, scoring.scale, s.k_panels, kKBlock);
       pack_transposed(rows_of(in.v, kv_head, kb * kKBlock, keys), s.v_transposed);
@@ -206,9 +210,9 @@ class Backward {
         std::copy_n(source, dim, at);
       } else {
         std::int64_t d = 0;
-        for (; d + 8 <= dim; d += 8) {
-          _mm256_storeu_ps(at + d,
-                           _mm256_add_ps(_mm256_loadu_ps(at + d), _mm256_loadu_ps(source + d)));
+        for (; d + kLanes <= dim; d += kLanes) {
+          const Vector sum = hn::Add(hn::LoadU(kFloats, at + d), hn::LoadU(kFloats, source + d));
+          hn::StoreU(sum, kFloats, at + d);
         }
         for (; d < dim; ++d) at[d] += source[d];
       }
@@ -220,8 +224,8 @@ class Backward {
   bool pack_row_block(std::int64_t head, std::int64_t qb, ThreadScratch& s) const {
     TileRows& tile = s.tile;
     const std::int64_t rows = tile.rows(), begin = qb * kQBlock;
-    const Rows q_rows = rows_of(in.q, head, begin, rows),
-               dout_rows = rows_of(in.dout, head, begin, rows);
+    const HeadRows q_rows = rows_of(in.q, head, begin, rows),
+                   dout_rows = rows_of(in.dout, head, begin, rows);
     pack_rows(q_rows, scoring.scale, s.q, padded_dim());
     pack_rows(dout_rows, 1, s.dout, padded_value_dim());
     const bool q_finite = pack_panels(q_rows, scoring.scale, s.q_panels, kQBlock);
@@ -247,7 +251,7 @@ class Backward {
     const std::int64_t rows = tile.rows();
     Span hulls[kQBlock / kTileRows];
     for (std::int64_t row = 0; row < rows; row += kTileRows) {
-      hulls[row / kTileRows] = tile.hull(row, std::min(kTileRows, rows - row));
+      hulls[row / kTileRows] = tile.hull(row, std::min<std::int64_t>(kTileRows, rows - row));
     }
     scores(s.q, padded_dim(), s.k_transposed, g.s.dim, hulls, tile, s.p);
     scores(s.dout, padded_value_dim(), s.v_transposed, g.s.value_dim, hulls, tile, s.ds);
@@ -265,13 +269,15 @@ class Backward {
       }
     }
     if (!finite && !tile.full()) return visible_gradients(s);
-    for (std::int64_t d = 0; d < padded_dim(); d += kTileColumns) {
+    for (std::int64_t p = 0; p < dim_panels.count(); ++p) {
+      const Panel panel = dim_panels[p];
       for (std::int64_t row = 0; row < rows; row += kTileRows) {
         const Span hull = hulls[row / kTileRows];
         multiply<Operand::rows, Into::store>(
-            std::min(kTileRows, rows - row), s.ds + row * kScoreStride + hull.begin, kScoreStride,
-            s.k_panels + d * kKBlock + hull.begin * kTileColumns, hull.end - hull.begin,
-            s.dq + row * padded_dim() + d, padded_dim());
+            std::min<std::int64_t>(kTileRows, rows - row), panel.vectors,
+            s.ds + row * kScoreStride + hull.begin, kScoreStride,
+            s.k_panels + panel.column * kKBlock + hull.begin * panel.columns(), panel.columns(),
+            hull.end - hull.begin, s.dq + row * padded_dim() + panel.column, padded_dim());
       }
     }
     key_gradients(s, hulls);
@@ -300,8 +306,10 @@ class Backward {
       for (std::int64_t row = 0; row < tile.rows(); row += kTileRows) {
         const Span hull = hulls[row / kTileRows];
         if (hull.end <= c || hull.begin >= c + kTileColumns) continue;
-        multiply<Operand::rows, Into::store>(std::min(kTileRows, tile.rows() - row), a + row * lda,
-                                             lda, panels + c * depth, depth,
+        const std::int64_t columns = std::min<std::int64_t>(kTileColumns, hull.end - c);
+        multiply<Operand::rows, Into::store>(std::min<std::int64_t>(kTileRows, tile.rows() - row),
+                                             (columns + kLanes - 1) / kLanes, a + row * lda, lda,
+                                             panels + c * depth, kTileColumns, depth,
                                              to + row * kScoreStride + c, kScoreStride);
       }
     }
@@ -311,25 +319,29 @@ class Backward {
   void key_gradients(ThreadScratch& s, const Span* hulls) const {
     const TileRows& tile = s.tile;
     for (std::int64_t key = 0; key < tile.keys(); key += kTileRows) {
-      const std::int64_t keys = std::min(kTileRows, tile.keys() - key);
+      const std::int64_t keys = std::min<std::int64_t>(kTileRows, tile.keys() - key);
       std::int64_t first = tile.rows(), last = 0;
       for (std::int64_t row = 0; row < tile.rows(); row += kTileRows) {
         const Span hull = hulls[row / kTileRows];
         if (hull.begin >= key + keys || hull.end <= key) continue;
         first = std::min(first, row);
-        last = std::min(row + kTileRows, tile.rows());
+        last = std::min<std::int64_t>(row + kTileRows, tile.rows());
       }
       if (first >= last) continue;
       const std::int64_t at = first * kScoreStride + key, depth = last - first;
-      for (std::int64_t d = 0; d < padded_value_dim(); d += kTileColumns) {
+      for (std::int64_t i = 0; i < value_panels.count(); ++i) {
+        const Panel panel = value_panels[i];
         multiply<Operand::columns, Into::add>(
-            keys, s.p + at, kScoreStride, s.dout_panels + d * kQBlock + first * kTileColumns, depth,
-            s.dv + key * padded_value_dim() + d, padded_value_dim());
+            keys, panel.vectors, s.p + at, kScoreStride,
+            s.dout_panels + panel.column * kQBlock + first * panel.columns(), panel.columns(),
+            depth, s.dv + key * padded_value_dim() + panel.column, padded_value_dim());
       }
-      for (std::int64_t d = 0; d < padded_dim(); d += kTileColumns) {
-        multiply<Operand::columns, Into::add>(keys, s.ds + at, kScoreStride,
-                                              s.q_panels + d * kQBlock + first * kTileColumns,
-                                              depth, s.dk + key * padded_dim() + d, padded_dim());
+      for (std::int64_t i = 0; i < dim_panels.count(); ++i) {
+        const Panel panel = dim_panels[i];
+        multiply<Operand::columns, Into::add>(
+            keys, panel.vectors, s.ds + at, kScoreStride,
+            s.q_panels + panel.column * kQBlock + first * panel.columns(), panel.columns(), depth,
+            s.dk + key * padded_dim() + panel.column, padded_dim());
       }
     }
   }
@@ -347,10 +359,12 @@ class Backward {
     for (std::int64_t row = 0; row < tile.rows(); ++row) {
       for (const Span& span : tile.spans(row)) {
         const std::int64_t at = row * kScoreStride + span.begin;
-        for (std::int64_t d = 0; d < padded_dim(); d += kTileColumns) {
-          multiply_tile<1, Operand::rows, Into::chain>(
-              s.ds + at, kScoreStride, s.k_panels + d * kKBlock + span.begin * kTileColumns,
-              span.end - span.begin, s.dq + row * padded_dim() + d, padded_dim());
+        for (std::int64_t i = 0; i < dim_panels.count(); ++i) {
+          const Panel panel = dim_panels[i];
+          multiply<Operand::rows, Into::chain>(
+              1, panel.vectors, s.ds + at, kScoreStride,
+              s.k_panels + panel.column * kKBlock + span.begin * panel.columns(), panel.columns(),
+              span.end - span.begin, s.dq + row * padded_dim() + panel.column, padded_dim());
         }
         for (std::int64_t key = span.begin; key < span.end; ++key) {
           add_scaled(s.ds[row * kScoreStride + key], s.q + row * padded_dim(), g.s.dim,
@@ -370,6 +384,7 @@ class Backward {
   const BlockBackwardTensors& t;
   const Geometry& g;
   const Scoring& scoring;
+  const Panels dim_panels{g.s.dim}, value_panels{g.s.value_dim};
   BackwardPlan::Memory memory{};
 };
 
@@ -386,10 +401,26 @@ void BackwardPlan::run_backward(const BlockBackwardTensors& tensors, const Block
 
 }  // namespace
 
-std::shared_ptr<const BlockPlan> cpu_plan_backward(std::vector<Slice> bands,
-                                                   const BlockShape& shape, const Scoring& scoring,
-                                                   const BlockPlace& place) {
+std::shared_ptr<const BlockPlan> plan_backward(const std::vector<Slice>& bands,
+                                               const BlockShape& shape, const Scoring& scoring,
+                                               const BlockPlace& place) {
   return std::make_shared<const BackwardPlan>(bands, shape, scoring, place);
 }
 
-}  // namespace longhaul::attention::detail
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::attention {
+
+HWY_EXPORT(plan_backward);
+
+std::shared_ptr<const BlockPlan> detail::cpu_plan_backward(std::vector<Slice> bands,
+                                                           const BlockShape& shape,
+                                                           const Scoring& scoring,
+                                                           const BlockPlace& place) {
+  return LONGHAUL_DISPATCH(plan_backward)(bands, shape, scoring, place);
+}
+
+}  // namespace longhaul::attention
+#endif  // HWY_ONCE

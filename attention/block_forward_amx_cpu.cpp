@@ -1,6 +1,6 @@
 // Blocked softmax forward of bfloat16 on AMX tiles. K and V are packed once a key/value head and
 // shared by all its query heads and rows, as in block_forward_cpu.cpp. A work item is a query head
-// and a block of rows, or a share of their keys where there are few; it takes the keys block by
+// and a block of rows, or a part of their keys where there are few; it takes the keys block by
 // block, 32 rows at a time, in stages: scores, weights, sums. The three run together, on different
 // keys or rows: the vector units weigh a row of one stage after each four products of tiles of the
 // stages before and behind it.
@@ -9,10 +9,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "attention/block_impl.h"
 #include "attention/merge.h"
+#include "attention/row_parts.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_amx_cpu.h"
 #include "attention/tiles.h"
@@ -34,8 +34,6 @@ constexpr std::int64_t kKBlock = 128;
 /// Rows of a stage and keys of a step: sums are two tiles by two.
 constexpr std::int64_t kStep = 32;
 constexpr std::int64_t kVectors = kKBlock / 16;
-/// With fewer items than this, an item's keys are shared out.
-constexpr std::int64_t kFewItems = 16;
 /// Packed keys and values held at once, if more than one head.
 constexpr std::int64_t kPackBytes = 64 << 20;
 
@@ -45,7 +43,6 @@ struct Geometry {
   std::int64_t depth() const { return whole(s.dim); }
   std::int64_t width() const { return whole(s.value_dim); }
   std::int64_t k_blocks() const { return (s.k_rows + kKBlock - 1) / kKBlock; }
-  std::int64_t q_blocks() const { return (s.q_rows + kQBlock - 1) / kQBlock; }
   /// Elements of one packed block of keys and its values.
   std::int64_t block_elements() const { return kKBlock * (depth() + width()); }
   /// Key/value heads whose packed keys and values are held at once.
@@ -54,17 +51,8 @@ struct Geometry {
     return std::clamp<std::int64_t>(kPackBytes / std::max<std::int64_t>(1, head_bytes), 1,
                                     std::max<std::int64_t>(1, s.kv_heads));
   }
-  /// Shares of an item's keys: by the shape alone, so that threads change no bit.
-  std::int64_t shares() const {
-    const std::int64_t items = std::max<std::int64_t>(1, q_blocks() * s.heads);
-    if (items >= kFewItems) return 1;
-    return std::clamp<std::int64_t>((kFewItems + items - 1) / items, 1,
-                                    std::max<std::int64_t>(1, k_blocks()));
-  }
-  /// Items whose partial results are held, in shares, at once.
-  std::int64_t items_at_once() const {
-    return q_blocks() * heads_at_once() * (s.kv_heads == 0 ? 0 : s.heads / s.kv_heads);
-  }
+  /// Query heads that share a key/value head.
+  std::int64_t group() const { return s.kv_heads == 0 ? 0 : s.heads / s.kv_heads; }
 };
 
 /// What an item has made of its keys: sums of weighted values, not yet divided.
@@ -111,10 +99,7 @@ class ForwardPlan final : public BlockPlan {
       : BlockPlan(Pass::forward, shape, scoring, place),
         geometry{shape},
         tiles(bands, shape.q_rows, shape.k_rows, kQBlock, kKBlock),
-        order(static_cast<std::size_t>(tiles.q_blocks())) {
-    std::iota(order.begin(), order.end(), std::int64_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::int64_t a, std::int64_t b) { return tiles.work(a) > tiles.work(b); });
+        rows(tiles, shape.heads) {
     thread_bytes =
         carved_bytes([this](Scratch& scratch) { ThreadScratch(scratch, geometry, tiles); });
     partial_bytes = carved_bytes([this](Scratch& scratch) { Partial(scratch, geometry); });
@@ -126,22 +111,20 @@ class ForwardPlan final : public BlockPlan {
   struct Memory {
     Bits* packed;          // keys and values, [heads at once][key blocks]
     std::uint8_t* finite;  // whether a block's values all are
-    std::byte* partials;   // [items at once][shares], where there are several
+    std::byte* partials;   // of the parts of rows, [heads at once x group][slots]
     std::byte* threads;
   };
   Memory carve(Scratch& scratch) const {
-    const std::int64_t blocks = geometry.heads_at_once() * geometry.k_blocks(),
-                       shares = geometry.shares();
+    const std::int64_t blocks = geometry.heads_at_once() * geometry.k_blocks();
+    const std::int64_t parts = geometry.heads_at_once() * geometry.group() * rows.slots();
     return {scratch.array<Bits>(blocks * geometry.block_elements()),
-            scratch.array<std::uint8_t>(blocks),
-            scratch.array<std::byte>(
-                shares == 1 ? 0 : geometry.items_at_once() * shares * partial_bytes),
+            scratch.array<std::uint8_t>(blocks), scratch.array<std::byte>(parts * partial_bytes),
             scratch.array<std::byte>(place().threads * thread_bytes)};
   }
 
   const Geometry geometry;
   const TilePlan tiles;
-  std::vector<std::int64_t> order;  // rows of tiles, longest first
+  const RowParts rows;
   std::int64_t thread_bytes = 0, partial_bytes = 0;
 
   using BlockPlan::compute;
@@ -162,14 +145,12 @@ class Forward {
   }
 
   void run() const {
-    const std::int64_t kv_heads = g.s.kv_heads, group = kv_heads == 0 ? 0 : g.s.heads / kv_heads,
-                       at_once = g.heads_at_once(), k_blocks = g.k_blocks(), shares = g.shares();
+    const std::int64_t kv_heads = g.s.kv_heads, at_once = g.heads_at_once(),
+                       k_blocks = g.k_blocks();
     for (std::int64_t first = 0; first < kv_heads; first += at_once) {
-      const std::int64_t count = std::min(at_once, kv_heads - first), heads = count * group;
-      const std::int64_t items = g.q_blocks() * heads;
-      const auto row_block = [&](std::int64_t item) {
-        return plan.order[static_cast<std::size_t>(item / heads)];
-      };
+      const std::int64_t count = std::min(at_once, kv_heads - first), heads = count * g.group(),
+                         items = std::ssize(plan.rows.parts()) * heads,
+                         merges = std::ssize(plan.rows.cut_rows()) * heads;
 #pragma omp parallel num_threads(plan.place().threads)
       {
 #pragma omp for schedule(dynamic)
@@ -180,26 +161,23 @@ class Forward {
         ThreadScratch scratch(carving, g, plan.tiles);
         const Tiles tiles;
 #pragma omp for schedule(dynamic)
-        for (std::int64_t work = 0; work < items * shares; ++work) {
-          const std::int64_t item = work / shares, head = item % heads, qb = row_block(item);
-          if (shares > 1) scratch.partial = partial(work);
-          attend(qb, first * group + head, head / group * k_blocks, work % shares, scratch);
-          if (shares == 1) write(qb, first * group + head, scratch.partial);
+        for (std::int64_t item = 0; item < items; ++item) {
+          attend(plan.rows.parts()[static_cast<std::size_t>(item / heads)], first * g.group(),
+                 item % heads, scratch);
         }
-        if (shares > 1) {
 #pragma omp for schedule(dynamic)
-          for (std::int64_t item = 0; item < items; ++item) {
-            gather(item * shares, plan.tiles.q_count(row_block(item)));
-            write(row_block(item), first * group + item % heads, partial(item * shares));
-          }
+        for (std::int64_t item = 0; item < merges; ++item) {
+          finish_cut(plan.rows.cut_rows()[static_cast<std::size_t>(item / heads)],
+                     first * g.group(), item % heads);
         }
       }
     }
   }
 
  private:
-  Partial partial(std::int64_t work) const {
-    Scratch carving(memory.partials + work * plan.partial_bytes);
+  /// Heads are counted from the first of those at once.
+  Partial partial(std::int64_t head, std::int64_t slot) const {
+    Scratch carving(memory.partials + (head * plan.rows.slots() + slot) * plan.partial_bytes);
     return {carving, g};
   }
   Bits* packed_k(std::int64_t block) const { return memory.packed + block * g.block_elements(); }
@@ -213,24 +191,29 @@ class Forward {
     return pack_pairs(rows_of(t.v, head, kb * kKBlock, count), kKBlock, g.width(), packed_v(block));
   }
 
-  /// The share of an item's key blocks that are not empty.
-  void attend(std::int64_t qb, std::int64_t head, std::int64_t first_block, std::int64_t share,
-              ThreadScratch& s) const {
-    const std::int64_t rows = plan.tiles.q_count(qb), blocks = g.k_blocks(), shares = g.shares(),
-                       seen = plan.tiles.tiles_before(qb, blocks);
+  void attend(const RowPart& part, std::int64_t first_head, std::int64_t head,
+              const ThreadScratch& own) const {
+    ThreadScratch s = own;
+    if (part.slot >= 0) s.partial = partial(head, part.slot);
+    const std::int64_t rows = plan.tiles.q_count(part.qb);
     std::fill_n(s.partial.out, rows * g.width(), 0.0f);
     std::fill_n(s.partial.rows, rows, RowState{{}, kMinusInfinity});
-    if (seen == 0) return;
-    pack_rows(rows_of(t.q, head, qb * kQBlock, rows), whole(rows), g.depth(), s.q);
-    const std::int64_t begin = share * seen / shares, end = (share + 1) * seen / shares;
-    std::int64_t stages = 0, at = 0;
-    for (std::int64_t kb = 0; kb < blocks; ++kb) {
-      if (plan.tiles.kind(qb, kb) == TileKind::empty) continue;
-      const bool ours = begin <= at && at < end;
-      ++at;
-      if (!ours) continue;
-      plan.tiles.describe(qb, kb, s.tile);
-      for (std::int64_t row = 0; row < rows; row += kStep) {
+    if (part.last > part.first) {
+      pack_rows(rows_of(t.q, first_head + head, part.qb * kQBlock, rows), whole(rows), g.depth(),
+                s.q);
+      attend_rows(part, first_head / g.group() + head / g.group(), head / g.group() * g.k_blocks(),
+                  s);
+    }
+    if (part.slot < 0) write(part.qb, first_head + head, s.partial);
+  }
+
+  void attend_rows(const RowPart& part, std::int64_t kv_head, std::int64_t first_block,
+                   ThreadScratch& s) const {
+    std::int64_t stages = 0;
+    for (std::int64_t kb = 0, tile = 0; tile < part.last; ++kb) {
+      if (plan.tiles.kind(part.qb, kb) == TileKind::empty || tile++ < part.first) continue;
+      plan.tiles.describe(part.qb, kb, s.tile);
+      for (std::int64_t row = 0; row < s.tile.rows(); row += kStep) {
         Stage& stage = s.stages[stages % 3];
         if (!describe(row, s.tile, stage)) continue;
         stage.keys = packed_k(first_block + kb);
@@ -238,10 +221,10 @@ class Forward {
         stage.finite = memory.finite[first_block + kb] != 0;
         stage.key_block = kb;
         ++stages;
-        advance(stages - 1, stages, head, s);
+        advance(stages - 1, stages, kv_head, s);
       }
     }
-    for (std::int64_t step = stages; step < stages + 2; ++step) advance(step, stages, head, s);
+    for (std::int64_t step = stages; step < stages + 2; ++step) advance(step, stages, kv_head, s);
   }
 
   /// Which of the tile's keys 32 of its rows see. Returns whether any.
@@ -269,7 +252,7 @@ class Forward {
 
   /// Step `i` of the pipeline over the first `count` stages: stage i is scored, i - 1 weighed and
   /// i - 2 summed.
-  void advance(std::int64_t i, std::int64_t count, std::int64_t head, ThreadScratch& s) const {
+  void advance(std::int64_t i, std::int64_t count, std::int64_t kv_head, ThreadScratch& s) const {
     const auto stage = [&](std::int64_t at) {
       return at >= 0 && at < count ? s.stages + at % 3 : nullptr;
     };
@@ -291,7 +274,7 @@ class Forward {
     if (scored != nullptr) score(*scored, s.q, s.scores[i & 1], between);
     if (summed != nullptr) {
       sum(*summed, s.weights[i & 1], s.partial.out, between);
-      if (!summed->finite) sum_the_rest(*summed, head, s.weights[i & 1], s.partial.out);
+      if (!summed->finite) sum_the_rest(*summed, kv_head, s.weights[i & 1], s.partial.out);
     }
     while (row < rows) weigh_next();
   }
@@ -338,13 +321,14 @@ class Forward {
   }
 
   /// Adds the values that are not finite, which were packed as zeros, to the rows that see them.
-  void sum_the_rest(const Stage& stage, std::int64_t head, const Bits* weights, float* out) const {
+  void sum_the_rest(const Stage& stage, std::int64_t kv_head, const Bits* weights,
+                    float* out) const {
     const std::int64_t first = stage.key_block * kKBlock,
                        end = std::min(stage.end, plan.tiles.k_count(stage.key_block));
-    const Rows values = rows_of(t.v, head * g.s.kv_heads / g.s.heads, first, kKBlock);
+    const HeadRows values = rows_of(t.v, kv_head, first, end);
     for (std::int64_t key = stage.begin; key < end; ++key) {
       for (std::int64_t d = 0; d < g.s.value_dim; ++d) {
-        const Bits value = values.data[key * values.stride + d];
+        const Bits value = row_of(values, key)[d];
         if (is_finite(value)) continue;
         for (std::int64_t row = 0; row < stage.rows; ++row) {
           if (stage.masked && (stage.seen[row][key / 16] >> key % 16 & 1) == 0) continue;
@@ -355,30 +339,32 @@ class Forward {
     }
   }
 
-  /// The first of an item's partials <- all of them, in their order.
-  void gather(std::int64_t first, std::int64_t rows) const {
-    const std::int64_t shares = g.shares(), width = g.width();
-    const Partial into = partial(first);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      float largest = kMinusInfinity;
-      for (std::int64_t share = 0; share < shares; ++share)
-        largest = std::max(largest, partial(first + share).rows[row].reference);
-      for (std::int64_t share = 0; share < shares; ++share) {
-        const Partial from = partial(first + share);
-        const RowState& state = from.rows[row];
-        // Of what has seen nothing only a NaN is left.
-        const float factor = state.reference == largest ? 1
-                             : state.reference == kMinusInfinity
-                                 ? 0
-                                 : std::exp2((state.reference - largest) * exponent.per_unit);
-        scale_row(factor, from.rows[row].sums, 16);
-        scale_row(factor, from.out + row * width, width);
-        if (share == 0) continue;
-        add_row(state.sums, into.rows[row].sums, 16);
-        add_row(from.out + row * width, into.out + row * width, width);
-      }
-      into.rows[row].reference = largest;
+  /// The parts of a row become one, in order: the first of them.
+  void finish_cut(const CutRow& cut, std::int64_t first_head, std::int64_t head) const {
+    const Partial into = partial(head, cut.slot);
+    for (std::int64_t part = 1; part < cut.parts; ++part) {
+      const Partial added = partial(head, cut.slot + part);
+      for (std::int64_t row = 0; row < plan.tiles.q_count(cut.qb); ++row)
+        add_part(added, into, row);
     }
+    write(cut.qb, first_head + head, into);
+  }
+
+  void add_part(const Partial& added, const Partial& into, std::int64_t row) const {
+    const float largest = std::max(added.rows[row].reference, into.rows[row].reference);
+    for (const Partial* part : {&added, &into}) {
+      RowState& state = part->rows[row];
+      // Of what has seen nothing only a NaN is left.
+      const float factor = state.reference == largest ? 1
+                           : state.reference == kMinusInfinity
+                               ? 0
+                               : std::exp2((state.reference - largest) * exponent.per_unit);
+      scale_row(factor, state.sums, 16);
+      scale_row(factor, part->out + row * g.width(), g.width());
+      state.reference = largest;
+    }
+    add_row(added.rows[row].sums, into.rows[row].sums, 16);
+    add_row(added.out + row * g.width(), into.out + row * g.width(), g.width());
   }
 
   static void add_row(const float* from, float* to, std::int64_t width) {

@@ -4,9 +4,9 @@
 
 #include <cmath>
 
+#include "attention/linear_pack_cpu.h"
 #include "attention/linear_tile_cpu.h"
-#include "attention/pack_cpu.h"
-#include "attention/softmax_cpu.h"
+#include "attention/linear_softmax_cpu.h"
 
 namespace longhaul::attention::avx2 {
 

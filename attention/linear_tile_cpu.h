@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "attention/gemm_tile_cpu.h"
+#include "attention/linear_gemm_tile_cpu.h"
 
 namespace longhaul::attention::avx2 {
 

@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "attention/amx_tile_cpu.h"
-#include "runtime/tensor.h"
+#include "attention/head_rows_cpu.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd")
@@ -26,17 +26,9 @@ constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + t
 /// The nearest whole number of two tiles: sums are made of two by two.
 constexpr std::int64_t whole(std::int64_t n) { return round_up(n, 32); }
 
-/// Rows [begin, begin + count) of one head of a bfloat16 view [rows, heads, dim].
-struct Rows {
-  const Bits* data = nullptr;
-  std::int64_t stride = 0;  // elements between rows
-  std::int64_t count = 0, dim = 0;
-};
-
-inline Rows rows_of(const runtime::ConstTensorView& view, std::int64_t head, std::int64_t begin,
-                    std::int64_t count) {
-  const std::int64_t at = begin * view.stride(0) + head * view.stride(1);
-  return {reinterpret_cast<const Bits*>(view.data()) + at, view.stride(0), count, view.size(2)};
+/// A row of bfloat16.
+inline const Bits* row_of(const HeadRows& rows, std::int64_t row) {
+  return reinterpret_cast<const Bits*>(rows.data) + row * rows.stride;
 }
 
 constexpr Bits kExponent = 0x7f80;
@@ -44,11 +36,11 @@ inline bool is_finite(Bits x) { return (x & kExponent) != kExponent; }
 inline float widened(Bits x) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(x << 16))); }
 
 /// Elements [d, d + 32) of a row, zeros past its end and past the last row.
-inline __m512i load32(const Rows& rows, std::int64_t row, std::int64_t d) {
+inline __m512i load32(const HeadRows& rows, std::int64_t row, std::int64_t d) {
   const std::int64_t left = row < rows.count ? rows.dim - d : 0;
   if (left <= 0) return _mm512_setzero_si512();
   const __mmask32 there = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-  return _mm512_maskz_loadu_epi16(there, rows.data + row * rows.stride + d);
+  return _mm512_maskz_loadu_epi16(there, row_of(rows, row) + d);
 }
 
 /// Replaces infinities and NaN by zeros, and remembers whether there were any.
@@ -67,7 +59,8 @@ class FiniteOnly {
 };
 
 /// A[padded_rows, depth]: to[row * depth + d].
-inline void pack_rows(const Rows& rows, std::int64_t padded_rows, std::int64_t depth, Bits* to) {
+inline void pack_rows(const HeadRows& rows, std::int64_t padded_rows, std::int64_t depth,
+                      Bits* to) {
   for (std::int64_t row = 0; row < padded_rows; ++row) {
     for (std::int64_t d = 0; d < depth; d += 32)
       _mm512_store_si512(to + row * depth + d, load32(rows, row, d));
@@ -103,7 +96,7 @@ inline void transpose16(__m512i (&r)[16]) {
 }
 
 /// 16 rows from `row`, elements [d, d + 32), as 16 rows of B.
-inline void load_transposed(const Rows& rows, std::int64_t row, std::int64_t d,
+inline void load_transposed(const HeadRows& rows, std::int64_t row, std::int64_t d,
                             __m512i (&block)[16]) {
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) block[i] = load32(rows, row + i, d);
@@ -111,7 +104,7 @@ inline void load_transposed(const Rows& rows, std::int64_t row, std::int64_t d,
 }
 
 /// B[depth, padded_rows]: the view's rows are its columns. [padded_rows / 16][depth / 2][16][2].
-inline void pack_transposed(const Rows& rows, std::int64_t padded_rows, std::int64_t depth,
+inline void pack_transposed(const HeadRows& rows, std::int64_t padded_rows, std::int64_t depth,
                             Bits* to) {
   for (std::int64_t row = 0; row < padded_rows; row += kTileColumns) {
     for (std::int64_t d = 0; d < depth; d += kTileDepth, to += kTileValues) {
@@ -137,7 +130,8 @@ inline Pairs interleaved(__m512i first, __m512i second) {
 
 /// B[padded_rows, width]: what is summed are the view's rows. [width / 16][padded_rows / 2][16][2].
 /// Returns whether all is finite; what is not is 0.
-inline bool pack_pairs(const Rows& rows, std::int64_t padded_rows, std::int64_t width, Bits* to) {
+inline bool pack_pairs(const HeadRows& rows, std::int64_t padded_rows, std::int64_t width,
+                       Bits* to) {
   FiniteOnly finite;
   for (std::int64_t d = 0; d < width; d += 32) {
     Bits* const low = to + d * padded_rows;
@@ -154,7 +148,8 @@ inline bool pack_pairs(const Rows& rows, std::int64_t padded_rows, std::int64_t 
 
 /// A[width, padded_rows]: to[d * padded_rows + row]. Returns whether all is finite; what is not
 /// is 0.
-inline bool pack_columns(const Rows& rows, std::int64_t padded_rows, std::int64_t width, Bits* to) {
+inline bool pack_columns(const HeadRows& rows, std::int64_t padded_rows, std::int64_t width,
+                         Bits* to) {
   FiniteOnly finite;
   const __m512i even =
       _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,

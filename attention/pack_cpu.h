@@ -1,142 +1,179 @@
-#pragma once
 // Copies rows of one head out of strided float32 or bfloat16 views into the layouts that the inner
-// loops read: float32, scaled, panels of 16 columns padded with zeros. Each says whether all it saw
-// was finite.
+// loops read: float32, scaled, in panels padded with zeros. Each says whether all it saw was
+// finite. Compiled for each target: runtime/simd_cpu.h.
 
-#include <immintrin.h>
+#if defined(LONGHAUL_ATTENTION_PACK_CPU_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef LONGHAUL_ATTENTION_PACK_CPU_H
+#undef LONGHAUL_ATTENTION_PACK_CPU_H
+#else
+#define LONGHAUL_ATTENTION_PACK_CPU_H
+#endif
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
-#include "attention/gemm_tile_cpu.h"
+#include "attention/head_rows_cpu.h"
+#include "attention/tile_cpu.h"
 #include "runtime/tensor.h"
 
-namespace longhaul::attention::avx2 {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
-
-/// Rows [begin, begin + count) of one head of a view [rows, heads, dim].
-struct Rows {
-  const std::byte* data = nullptr;
-  bool bf16 = false;
-  std::int64_t stride = 0;  // elements between rows
-  std::int64_t count = 0, dim = 0;
-};
-
-inline Rows rows_of(const runtime::ConstTensorView& view, std::int64_t head, std::int64_t begin,
-                    std::int64_t count) {
-  const std::int64_t at = begin * view.stride(0) + head * view.stride(1);
-  return {view.data() + at * runtime::size_bytes(view.dtype()),
-          view.dtype() == runtime::DType::bfloat16, view.stride(0), count, view.size(2)};
+/// Elements of memory as float32.
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> load(Tag tag, const float* from) {
+  return hn::LoadU(tag, from);
+}
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> load(Tag tag, const runtime::BFloat16* from) {
+  const hn::Rebind<std::uint16_t, Tag> bits;
+  const hn::RebindToUnsigned<Tag> wide;
+  const auto x = hn::LoadU(bits, reinterpret_cast<const std::uint16_t*>(from));
+  return hn::BitCast(tag, hn::ShiftLeft<16>(hn::PromoteTo(wide, x)));
+}
+/// The first `count` of a vector's, then zeros.
+template <class T>
+HWY_INLINE Vector load_first(const T* from, std::int64_t count) {
+  alignas(64) float values[kLanes] = {};
+  for (std::int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(from[i]);
+  return hn::Load(kFloats, values);
 }
 
-/// Elements [d, d + 8) of a row as float32, zeros past its end.
-inline __m256 load8(const Rows& rows, std::int64_t row, std::int64_t d) {
-  const std::int64_t at = row * rows.stride + d, left = rows.dim - d;
-  if (rows.bf16) {
-    const auto* from = reinterpret_cast<const std::uint16_t*>(rows.data) + at;
-    alignas(16) std::uint16_t tail[8] = {};
-    if (left < 8) {
-      std::copy(from, from + std::max<std::int64_t>(left, 0), tail);
-      from = tail;
-    }
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-  }
-  const auto* from = reinterpret_cast<const float*>(rows.data) + at;
-  if (left >= 8) return _mm256_loadu_ps(from);
-  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i mask = _mm256_cmpgt_epi32(
-      _mm256_set1_epi32(static_cast<int>(std::max<std::int64_t>(left, 0))), lanes);
-  return _mm256_maskload_ps(from, mask);
+/// Calls f with a pointer to the first row, of the rows' dtype.
+template <class F>
+HWY_INLINE auto with_elements(const HeadRows& rows, const F& f) {
+  return rows.bf16 ? f(reinterpret_cast<const runtime::BFloat16*>(rows.data))
+                   : f(reinterpret_cast<const float*>(rows.data));
 }
 
 /// Remembers whether an infinity or NaN went by.
 class FiniteWatch {
  public:
-  void see(__m256 x) {
-    const __m256i exponent = _mm256_set1_epi32(0x7f800000);
-    const __m256i found =
-        _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(x), exponent), exponent);
-    found_ = _mm256_or_si256(found_, found);
+  FiniteWatch() : largest_(hn::Zero(kInts)) {}  // written out, so that it has the target
+  HWY_INLINE void see(Vector x) {
+    largest_ = hn::Max(largest_, hn::BitCast(kInts, hn::Abs(x)));  // floats in their order
   }
-  bool all_finite() const { return _mm256_testz_si256(found_, found_) != 0; }
+  HWY_INLINE bool all_finite() const {
+    return hn::AllTrue(kInts, hn::Lt(largest_, hn::Set(kInts, 0x7f800000)));
+  }
 
  private:
-  __m256i found_ = _mm256_setzero_si256();
+  static constexpr hn::RebindToSigned<decltype(kFloats)> kInts{};
+  hn::Vec<hn::RebindToSigned<decltype(kFloats)>> largest_;
 };
 
-/// to[row * ld + d], d padded to a multiple of 8.
-inline bool pack_rows(const Rows& rows, float scale, float* to, std::int64_t ld) {
+/// to[i] <- factor from[i] for `count` elements, and zeros up to whole vectors.
+template <class T>
+HWY_INLINE void pack_row(const T* from, std::int64_t count, Vector factor, float* to,
+                         FiniteWatch& watch) {
+  const auto put = [&](std::int64_t at, Vector x) {
+    watch.see(x);
+    hn::StoreU(hn::Mul(x, factor), kFloats, to + at);
+  };
+  std::int64_t at = 0;
+  for (; at + kLanes <= count; at += kLanes) put(at, load(kFloats, from + at));
+  if (at < count) put(at, load_first(from + at, count - at));
+}
+
+/// to[row * ld + d], d padded to whole vectors.
+inline bool pack_rows(const HeadRows& rows, float scale, float* to, std::int64_t ld) {
   FiniteWatch watch;
-  const __m256 factor = _mm256_set1_ps(scale);
-  for (std::int64_t row = 0; row < rows.count; ++row) {
-    for (std::int64_t d = 0; d < rows.dim; d += 8) {
-      const __m256 x = load8(rows, row, d);
-      watch.see(x);
-      _mm256_storeu_ps(to + row * ld + d, _mm256_mul_ps(x, factor));
+  with_elements(rows, [&](const auto* from) {
+    for (std::int64_t row = 0; row < rows.count; ++row) {
+      pack_row(from + row * rows.stride, rows.dim, hn::Set(kFloats, scale), to + row * ld, watch);
     }
-  }
+  });
   return watch.all_finite();
 }
 
-/// Panels [dim / 16][panel_rows][16]: B of a product over rows.
-inline bool pack_panels(const Rows& rows, float scale, float* to, std::int64_t panel_rows) {
+/// Panels over the head dim (class Panels), each of `panel_rows` rows: B of a product over rows.
+inline bool pack_panels(const HeadRows& rows, float scale, float* to, std::int64_t panel_rows) {
   FiniteWatch watch;
-  const __m256 factor = _mm256_set1_ps(scale);
-  for (std::int64_t row = 0; row < rows.count; ++row) {
-    for (std::int64_t d = 0; d < rows.dim; d += kTileColumns) {
-      float* at = to + d * panel_rows + row * kTileColumns;
-      const __m256 low = load8(rows, row, d), high = load8(rows, row, d + 8);
-      watch.see(low);
-      watch.see(high);
-      _mm256_store_ps(at, _mm256_mul_ps(low, factor));
-      _mm256_store_ps(at + 8, _mm256_mul_ps(high, factor));
-    }
-  }
-  return watch.all_finite();
-}
-
-inline void transpose8(__m256 (&r)[8]) {
-  __m256 t[8], u[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
-    r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
-  }
-}
-
-/// Panels [count / 16][dim][16]: B of a product over the head dim, columns are rows of the view.
-inline bool pack_transposed(const Rows& rows, float* to) {
-  FiniteWatch watch;
-  for (std::int64_t row = 0; row < round_up(rows.count, kTileColumns); row += 8) {
-    float* panel = to + row / kTileColumns * kTileColumns * rows.dim + row % kTileColumns;
-    for (std::int64_t d = 0; d < rows.dim; d += 8) {
-      __m256 block[8];
-#pragma GCC unroll 8
-      for (std::int64_t i = 0; i < 8; ++i) {
-        block[i] = row + i < rows.count ? load8(rows, row + i, d) : _mm256_setzero_ps();
-        watch.see(block[i]);
+  const Panels panels(rows.dim);
+  with_elements(rows, [&](const auto* from) {
+    for (std::int64_t row = 0; row < rows.count; ++row) {
+      for (std::int64_t i = 0; i < panels.count(); ++i) {
+        const Panel panel = panels[i];
+        pack_row(from + row * rows.stride + panel.column,
+                 std::min(panel.columns(), rows.dim - panel.column), hn::Set(kFloats, scale),
+                 to + panel.column * panel_rows + row * panel.columns(), watch);
       }
-      transpose8(block);
-      const std::int64_t left = std::min<std::int64_t>(8, rows.dim - d);
-      for (std::int64_t i = 0; i < left; ++i)
-        _mm256_store_ps(panel + (d + i) * kTileColumns, block[i]);
     }
-  }
+  });
   return watch.all_finite();
 }
 
-}  // namespace longhaul::attention::avx2
+/// Four elements of each of the rows `from`, from + step, ..., as many as fill a vector.
+template <class Tag, class T>
+HWY_INLINE hn::Vec<Tag> load_fours(Tag tag, const T* from, std::int64_t step) {
+  if constexpr (hn::MaxLanes(Tag()) == 4) {
+    return load(tag, from);
+  } else {
+    const hn::Half<Tag> half;
+    constexpr auto kRows = static_cast<std::int64_t>(hn::MaxLanes(Tag())) / 8;
+    return hn::Combine(tag, load_fours(half, from + kRows * step, step),
+                       load_fours(half, from, step));
+  }
+}
+/// The same of rows row, row + 4, ... and elements from d on, with zeros for what is outside.
+template <class T>
+HWY_INLINE Vector load_fours_inside(const T* from, const HeadRows& rows, std::int64_t row,
+                                    std::int64_t d) {
+  alignas(64) float values[kLanes] = {};
+  for (std::int64_t i = 0; i < kLanes && row + i / 4 * 4 < rows.count; ++i) {
+    if (d + i % 4 < rows.dim)
+      values[i] = static_cast<float>(from[(row + i / 4 * 4) * rows.stride + d + i % 4]);
+  }
+  return hn::Load(kFloats, values);
+}
+
+/// Each group of four lanes is a square: its row i in vector i, then its column i.
+HWY_INLINE void transpose_fours(Vector (&x)[4]) {
+  const hn::RebindToUnsigned<decltype(kFloats)> words;
+  const hn::RepartitionToWide<decltype(words)> pairs;
+  const auto interleaved = [&](auto upper, Vector a, Vector b) HWY_ATTR {
+    const auto u = hn::BitCast(words, a), v = hn::BitCast(words, b);
+    return hn::BitCast(pairs,
+                       upper ? hn::InterleaveUpper(words, u, v) : hn::InterleaveLower(words, u, v));
+  };
+  const std::false_type lower;
+  const std::true_type upper;
+  const auto low01 = interleaved(lower, x[0], x[1]), low23 = interleaved(lower, x[2], x[3]),
+             high01 = interleaved(upper, x[0], x[1]), high23 = interleaved(upper, x[2], x[3]);
+  x[0] = hn::BitCast(kFloats, hn::InterleaveLower(pairs, low01, low23));
+  x[1] = hn::BitCast(kFloats, hn::InterleaveUpper(pairs, low01, low23));
+  x[2] = hn::BitCast(kFloats, hn::InterleaveLower(pairs, high01, high23));
+  x[3] = hn::BitCast(kFloats, hn::InterleaveUpper(pairs, high01, high23));
+}
+
+/// Panels [count / kTileColumns][dim][kTileColumns]: B of a product over the head dim, whose
+/// columns are the rows of the view, zeros past their end.
+inline bool pack_transposed(const HeadRows& rows, float* to) {
+  FiniteWatch watch;
+  with_elements(rows, [&](const auto* from) {
+    for (std::int64_t row = 0; row < round_up(rows.count, kTileColumns); row += kLanes) {
+      float* panel = to + row / kTileColumns * kTileColumns * rows.dim + row % kTileColumns;
+      for (std::int64_t d = 0; d < rows.dim; d += 4) {
+        const bool inside = row + kLanes <= rows.count && d + 4 <= rows.dim;
+        Vector x[4];
+#pragma GCC unroll 4
+        for (std::int64_t i = 0; i < 4; ++i) {
+          x[i] = inside ? load_fours(kFloats, from + (row + i) * rows.stride + d, 4 * rows.stride)
+                        : load_fours_inside(from, rows, row + i, d);
+          watch.see(x[i]);
+        }
+        transpose_fours(x);
+        const std::int64_t left = std::min<std::int64_t>(4, rows.dim - d);
+        for (std::int64_t i = 0; i < left; ++i)
+          hn::Store(x[i], kFloats, panel + (d + i) * kTileColumns);
+      }
+    }
+  });
+  return watch.all_finite();
+}
+
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // LONGHAUL_ATTENTION_PACK_CPU_H

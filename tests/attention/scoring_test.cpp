@@ -6,7 +6,6 @@
 #include <numeric>
 
 #include "attention/block.h"
-#include "attention/softmax_cpu.h"
 #include "runtime/error.h"
 #include "tests/support/attention_case.h"
 #include "tests/support/attention_kinds.h"
@@ -41,52 +40,6 @@ AttentionCase make(std::int64_t q_rows, std::int64_t k_rows, std::int64_t heads,
   c.fill(5);
   scoring.apply(c);
   return c;
-}
-
-std::vector<float> of(__m256 x) {
-  std::vector<float> values(8);
-  _mm256_storeu_ps(values.data(), x);
-  return values;
-}
-
-TEST(VectorMaths, TanhAndSigmoidAreWithinAFewUlp) {
-  double worst[4] = {};
-  const auto note = [](double& at, float got, double exact) {
-    // Of normal floats: below that the slopes are 0.
-    if (std::abs(exact) > 1e-37) at = std::max(at, std::abs(got - exact) / std::abs(exact));
-  };
-  for (int i = -400'000; i <= 400'000; ++i) {
-    // From 1e-30 to 100 in both signs, evenly in the exponent, and evenly up to 100.
-    const double spread = std::pow(10.0, -30 + 32 * std::abs(i) / 4e5);
-    for (const double x : {std::copysign(spread, i), i / 4e3}) {
-      const auto single = static_cast<float>(x);
-      const double wide = single;
-      if (i % 7 != 0) continue;  // coprime to everything above
-      const avx2::WithSlope t = avx2::tanh8(_mm256_set1_ps(single)),
-                            s = avx2::sigmoid8(_mm256_set1_ps(single));
-      note(worst[0], of(t.value)[0], std::tanh(wide));
-      note(worst[1], of(t.slope)[0], 1 / (std::cosh(wide) * std::cosh(wide)));
-      note(worst[2], of(s.value)[0], 1 / (1 + std::exp(-wide)));
-      note(worst[3], of(s.slope)[0], 1 / ((1 + std::exp(-wide)) * (1 + std::exp(wide))));
-    }
-  }
-  for (const double error : worst) EXPECT_LE(error, 4 * 1.2e-7);
-}
-
-TEST(VectorMaths, Ends) {
-  const __m256 x = _mm256_setr_ps(0, -0.0f, kInfinity, -kInfinity, kNaN, 3e38f, -3e38f, 1e-42f);
-  const auto tanh = of(avx2::tanh8(x).value), tanh_slope = of(avx2::tanh8(x).slope);
-  EXPECT_EQ(std::vector(tanh.begin(), tanh.begin() + 4), (std::vector<float>{0, 0, 1, -1}));
-  EXPECT_TRUE(std::isnan(tanh[4]) && std::isnan(tanh_slope[4]));
-  EXPECT_EQ(std::vector(tanh.begin() + 5, tanh.end()), (std::vector<float>{1, -1, 1e-42f}));
-  EXPECT_EQ(tanh_slope[0], 1);
-  for (const std::size_t i : {2, 3, 5, 6}) EXPECT_EQ(tanh_slope[i], 0);
-  const auto sigmoid = of(avx2::sigmoid8(x).value), slope = of(avx2::sigmoid8(x).slope);
-  EXPECT_EQ(std::vector(sigmoid.begin(), sigmoid.begin() + 4),
-            (std::vector<float>{0.5f, 0.5f, 1, 0}));
-  EXPECT_TRUE(std::isnan(sigmoid[4]) && std::isnan(slope[4]));
-  EXPECT_EQ(std::vector(sigmoid.begin() + 5, sigmoid.end()), (std::vector<float>{1, 0, 0.5f}));
-  for (const std::size_t i : {2, 3, 5, 6}) EXPECT_EQ(slope[i], 0);
 }
 
 TEST(Scoring, DimsGroupsAndDtypes) {
