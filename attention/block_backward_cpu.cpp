@@ -11,7 +11,6 @@
 
 #include <atomic>
 #include <cmath>
-#include <thread>
 
 #include "attention/block_impl.h"
 #include "attention/pack_cpu.h"
@@ -19,6 +18,7 @@
 #include "attention/softmax_cpu.h"
 #include "attention/tile_cpu.h"
 #include "attention/tiles.h"
+#include "attention/turns_cpu.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::attention::HWY_NAMESPACE {
@@ -59,30 +59,6 @@ struct ThreadScratch {
         ds(s.floats(kQBlock * kScoreStride)),
         tile(s.array<std::int32_t>(kQBlock), s.array<std::int32_t>(kQBlock),
              s.array<Span>(tiles.most_spans())) {}
-};
-
-/// Hands the row blocks' dQ from key block to key block.
-class Turns {
- public:
-  using Turn = std::int64_t;
-  /// `turns` is memory for `count` of them.
-  Turns(Turn* turns, std::int64_t count) : turns_(turns) { std::fill_n(turns, count, 0); }
-  void wait(std::int64_t which, std::int64_t turn) {
-    const std::atomic_ref now(turns_[which]);
-    for (int spins = 0; now.load(std::memory_order_acquire) != turn; ++spins) {
-      if (spins < 64) {
-        _mm_pause();
-      } else {
-        std::this_thread::yield();
-      }
-    }
-  }
-  void pass(std::int64_t which) {
-    std::atomic_ref(turns_[which]).fetch_add(1, std::memory_order_release);
-  }
-
- private:
-  Turn* turns_;
 };
 
 class BackwardPlan final : public BlockPlan {
@@ -419,6 +395,7 @@ std::shared_ptr<const BlockPlan> detail::cpu_plan_backward(std::vector<Slice> ba
                                                            const BlockShape& shape,
                                                            const Scoring& scoring,
                                                            const BlockPlace& place) {
+  if (amx_computes(shape, scoring)) return amx_plan_backward(bands, shape, scoring, place);
   return LONGHAUL_DISPATCH(plan_backward)(bands, shape, scoring, place);
 }
 

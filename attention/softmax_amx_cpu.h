@@ -90,6 +90,27 @@ inline float weigh_row(const float* products, std::int64_t vectors, const __mmas
   return factor;
 }
 
+/// What 16 rows are to one key: their products with it and its value's with dout, and what was
+/// known of the rows.
+struct RowsOfKey {
+  __mmask16 seen;
+  __m512 product, dp;
+  __m512 lse_high, lse_low, delta;
+};
+/// P = exp(scale product - lse) and dS = P (dp - delta), both 0 where not seen.
+struct Gradients {
+  __m512 p, ds;
+};
+inline Gradients gradients(const RowsOfKey& rows, __m512 scale) {
+  const __m512 x = _mm512_sub_ps(_mm512_fmsub_ps(rows.product, scale, rows.lse_high), rows.lse_low);
+  const __m512 p =
+      exp2_16(rows.seen, _mm512_mul_ps(x, _mm512_set1_ps(static_cast<float>(kLog2OfE))));
+  // A score that is the LSE has all the weight, and no gradient, however delta was summed.
+  const __m512 shares =
+      _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ), p);
+  return {p, _mm512_maskz_mul_ps(rows.seen, shares, _mm512_sub_ps(rows.dp, rows.delta))};
+}
+
 }  // namespace longhaul::attention::amx
 
 #pragma GCC pop_options
