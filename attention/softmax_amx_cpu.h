@@ -19,7 +19,7 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr double kLog2OfE = 1.4426950408889634;
 
 /// 2^z where `seen`, else 0. Within 1.03e-4 of it; exact at whole numbers, so that a lone key
-/// weighs 1, and the same from both sides. 0 at -infinity; NaN stays NaN.
+/// weighs 1, and without a step there. 0 at -infinity; NaN stays NaN.
 inline __m512 exp2_16(__mmask16 seen, __m512 z) {
   // Least largest relative error on [0, 1] of the cubics that are 1 and 2 at its ends.
   const __m512 f = _mm512_reduce_ps(z, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // z - floor(z)

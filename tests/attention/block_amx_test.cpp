@@ -113,7 +113,7 @@ TEST(BlockAmx, OneDocumentNeverTouchesAnother) {
 TEST(BlockAmx, ReferencesThatMove) {
   for (const float rise : {0.1f, 2.0f, 20.0f, -20.0f}) {
     SCOPED_TRACE(rise);
-    auto c = make(50, 900, 2, 1, 32, 32, causal(50, 900, 850));
+    auto c = make(9, 900, 32, 1, 32, 32, causal(9, 900, 870));  // one item has all keys of a row
     for (std::size_t i = 0; i < c.q.size(); i += 32) c.q[i] = 4;
     for (std::size_t i = 0; i < c.k.size(); i += 32)
       c.k[i] = rise * static_cast<float>(i / 32 / 100) * (i / 32 % 7 == 0 ? 1.0f : 0.5f);
@@ -128,6 +128,23 @@ AttentionResult at_level(CpuLevel level, const AttentionCase& c) {
   AttentionResult result = run_kernel(c);
   runtime::set_cpu_level(before);
   return result;
+}
+
+/// Scores of -infinity weigh 0, however many come first.
+TEST(BlockAmx, ScoresOfMinusInfinityAreAsUnseen) {
+  for (const std::int64_t heads : {1, 32}) {  // with and without parts
+    auto c = make(20, 300, heads, 1, 16, 16, {{0, 20, 0, 300}}), cut = c;
+    for (std::size_t i = 0; i < c.q.size(); i += 16) c.q[i] = cut.q[i] = 1;
+    for (std::size_t i = 0; i < 140 * 16; i += 16) c.k[i] = -kInfinity;
+    cut.bands = {{0, 20, 140, 300}};
+    const AttentionResult got = run_kernel(c), expected = run_kernel(cut);
+    EXPECT_EQ(got.out, expected.out);
+    EXPECT_EQ(got.lse, expected.lse);
+    c.bands = {{0, 20, 0, 140}};  // and nothing else
+    const AttentionResult none = run_kernel(c);
+    EXPECT_EQ(none.out, std::vector<float>(none.out.size()));
+    EXPECT_EQ(none.lse, std::vector<float>(none.lse.size(), -kInfinity));
+  }
 }
 
 /// Infinities and NaN of single elements reach what the kernels without tiles let them reach, in
@@ -165,7 +182,7 @@ TEST(BlockAmx, WhatIsNotFiniteShowsWhereItIsSeen) {
 TEST(BlockAmx, PaddingWeighsNothing) {
   for (const std::int64_t k_rows : {1, 45, 255}) {
     SCOPED_TRACE(k_rows);
-    auto c = make(45, k_rows, 2, 1, 24, 24, {{0, 45, 0, k_rows}});
+    auto c = make(64, k_rows, 2, 1, 24, 24, {{0, 64, 0, k_rows}});
     test::share_offset(c, -1008);
     expect_matches_reference(c, run_kernel(c));
   }
