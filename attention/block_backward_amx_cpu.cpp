@@ -11,7 +11,7 @@
 #include <atomic>
 
 #include "attention/block_impl.h"
-#include "attention/lse.h"
+#include "attention/put_rows_cpu.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_amx_cpu.h"
 #include "attention/tiles.h"
@@ -25,7 +25,6 @@ namespace {
 
 using namespace amx;
 using runtime::Stream;
-using runtime::TensorView;
 
 /// Rows of a tile of the plan, over which dK and dV are summed in tile registers.
 constexpr std::int64_t kQBlock = 128;
@@ -155,13 +154,7 @@ class Backward {
   void clear_unseen_rows() const {
 #pragma omp parallel for num_threads(plan.place().threads)
     for (std::int64_t qb = 0; qb < tiles.q_blocks(); ++qb) {
-      if (tiles.work(qb) > 0) continue;
-      for (std::int64_t row = qb * kQBlock; row < qb * kQBlock + tiles.q_count(qb); ++row) {
-        for (std::int64_t head = 0; head < g.s.heads; ++head) {
-          std::fill_n(t.dq.as<float>() + row * t.dq.stride(0) + head * t.dq.stride(1), g.s.dim,
-                      0.0f);
-        }
-      }
+      if (tiles.work(qb) == 0) clear_rows(t.dq, qb * kQBlock, tiles.q_count(qb));
     }
   }
 
@@ -184,29 +177,15 @@ class Backward {
           tile_gradients(head, qb, k, s);
           const std::int64_t turn = tiles.tiles_before(qb, kb);
           turns.wait(head * tiles.q_blocks() + qb, turn);
-          put(s.dq, g.depth(), t.dq, head, qb * kQBlock, s.tile.rows(),
-              turn == 0 ? t.dq_mode : Mode::add);
+          put_gradients(s.dq, g.depth(), t.dq, head, qb * kQBlock, s.tile.rows(),
+                        turn == 0 ? t.dq_mode : Mode::add);
           turns.pass(head * tiles.q_blocks() + qb);
         }
       }
       for (std::int64_t i = 0; i < keys * g.depth(); ++i) s.dk[i] *= scale;
     }
-    put(s.dk, g.depth(), t.dk, kv_head, kb * kKBlock, keys, t.dkv_mode);
-    put(s.dv, g.width(), t.dv, kv_head, kb * kKBlock, keys, t.dkv_mode);
-  }
-
-  static void put(const float* from, std::int64_t ld, const TensorView& to, std::int64_t head,
-                  std::int64_t begin, std::int64_t rows, Mode mode) {
-    const std::int64_t dim = to.size(2);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      float* at = to.as<float>() + (begin + row) * to.stride(0) + head * to.stride(1);
-      const float* source = from + row * ld;
-      if (mode == Mode::write) {
-        std::copy_n(source, dim, at);
-      } else {
-        for (std::int64_t d = 0; d < dim; ++d) at[d] += source[d];
-      }
-    }
+    put_gradients(s.dk, g.depth(), t.dk, kv_head, kb * kKBlock, keys, t.dkv_mode);
+    put_gradients(s.dv, g.width(), t.dv, kv_head, kb * kKBlock, keys, t.dkv_mode);
   }
 
   /// Rows whose global LSE is -inf contribute nothing: they are hidden.

@@ -14,6 +14,7 @@
 
 #include "attention/block_impl.h"
 #include "attention/pack_cpu.h"
+#include "attention/put_rows_cpu.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_cpu.h"
 #include "attention/tile_cpu.h"
@@ -134,13 +135,7 @@ class Backward {
   void clear_unseen_rows() const {
 #pragma omp parallel for num_threads(plan.place().threads)
     for (std::int64_t qb = 0; qb < tiles.q_blocks(); ++qb) {
-      if (tiles.work(qb) > 0) continue;
-      for (std::int64_t row = qb * kQBlock; row < qb * kQBlock + tiles.q_count(qb); ++row) {
-        for (std::int64_t head = 0; head < g.s.heads; ++head) {
-          std::fill_n(t.dq.as<float>() + row * t.dq.stride(0) + head * t.dq.stride(1), g.s.dim,
-                      0.0f);
-        }
-      }
+      if (tiles.work(qb) == 0) clear_rows(t.dq, qb * kQBlock, tiles.q_count(qb));
     }
   }
 
@@ -161,8 +156,8 @@ class Backward {
           tile_gradients(k_finite && rows_finite, s);
           const std::int64_t turn = tiles.tiles_before(qb, kb);
           turns.wait(head * tiles.q_blocks() + qb, turn);
-          put(s.dq, padded_dim(), t.dq, head, qb * kQBlock, s.tile.rows(),
-              turn == 0 ? t.dq_mode : Mode::add);
+          put_gradients(s.dq, padded_dim(), t.dq, head, qb * kQBlock, s.tile.rows(),
+                        turn == 0 ? t.dq_mode : Mode::add);
           turns.pass(head * tiles.q_blocks() + qb);
         }
       }
@@ -172,27 +167,8 @@ class Backward {
     } else {
       return;
     }
-    put(s.dk, padded_dim(), t.dk, kv_head, kb * kKBlock, keys, t.dkv_mode);
-    put(s.dv, padded_value_dim(), t.dv, kv_head, kb * kKBlock, keys, t.dkv_mode);
-  }
-
-  static void put(const float* from, std::int64_t ld, const TensorView& to, std::int64_t head,
-                  std::int64_t begin, std::int64_t rows, Mode mode) {
-    const std::int64_t dim = to.size(2);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      float* at = to.as<float>() + (begin + row) * to.stride(0) + head * to.stride(1);
-      const float* source = from + row * ld;
-      if (mode == Mode::write) {
-        std::copy_n(source, dim, at);
-      } else {
-        std::int64_t d = 0;
-        for (; d + kLanes <= dim; d += kLanes) {
-          const Vector sum = hn::Add(hn::LoadU(kFloats, at + d), hn::LoadU(kFloats, source + d));
-          hn::StoreU(sum, kFloats, at + d);
-        }
-        for (; d < dim; ++d) at[d] += source[d];
-      }
-    }
+    put_gradients(s.dk, padded_dim(), t.dk, kv_head, kb * kKBlock, keys, t.dkv_mode);
+    put_gradients(s.dv, padded_value_dim(), t.dv, kv_head, kb * kKBlock, keys, t.dkv_mode);
   }
 
   /// Returns whether q and dout are finite. Rows whose global LSE is -inf contribute nothing: they

@@ -11,7 +11,7 @@
 #include <cmath>
 
 #include "attention/block_impl.h"
-#include "attention/merge.h"
+#include "attention/put_rows_cpu.h"
 #include "attention/row_parts.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_amx_cpu.h"
@@ -374,34 +374,15 @@ class Forward {
 
   void write(std::int64_t qb, std::int64_t head, const Partial& partial) const {
     if (plan.tiles.work(qb) == 0 && t.mode == Mode::add) return;
-    for (std::int64_t row = 0; row < plan.tiles.q_count(qb); ++row)
-      write_row(qb * kQBlock + row, head, partial.rows[row], partial.out + row * g.width());
-  }
-
-  void write_row(std::int64_t row, std::int64_t head, const RowState& state,
-                 const float* sums) const {
-    float* to = t.out.as<float>() + row * t.out.stride(0) + head * t.out.stride(1);
-    float* row_lse = t.lse.as<float>() + row * t.lse.stride(0) + head * t.lse.stride(1);
-    const float sum = _mm512_reduce_add_ps(_mm512_load_ps(state.sums));
-    const bool seen = sum != 0;  // a largest weight is at least 1; of NaN alone there is a NaN
-    const Lse own =
-        seen ? Lse::of(static_cast<double>(exponent.scale) * static_cast<double>(state.reference) +
-                       std::log(static_cast<double>(sum)))
-             : Lse{kMinusInfinity, 0};
-    const float per_sum = seen ? 1 / sum : 0;
-    if (t.mode == Mode::write) {
-      own.store(row_lse);
-      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = seen ? sums[d] * per_sum : 0;
-      return;
-    }
-    MergeWeights weights = merge_weights(Lse::load(row_lse), own);
-    weights.lse.store(row_lse);
-    if (weights.b == 0) return;
-    if (weights.a == 0) {
-      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = sums[d] * per_sum;
-    } else {
-      weights.b /= static_cast<double>(sum);
-      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = weights.of(to[d], sums[d]);
+    for (std::int64_t row = 0; row < plan.tiles.q_count(qb); ++row) {
+      const RowState& state = partial.rows[row];
+      const float sum = _mm512_reduce_add_ps(_mm512_load_ps(state.sums));
+      Lse lse{kMinusInfinity, 0};
+      if (sum != 0) {  // a largest weight is at least 1; of NaN alone there is a NaN
+        lse = Lse::of(static_cast<double>(exponent.scale) * static_cast<double>(state.reference) +
+                      std::log(static_cast<double>(sum)));
+      }
+      put_row({partial.out + row * g.width(), sum, lse}, t, qb * kQBlock + row, head);
     }
   }
 
