@@ -1,10 +1,8 @@
 #pragma once
-// AMX: eight tiles of 16 rows of 64 bytes, and sums of products of bfloat16 in them. Wrappers of
-// the instructions that our kernels use, by tile number. The compiler's own intrinsics do not say
-// that a load reads memory, so a store before it may come too late; these do.
-//
-// A source of AMX kernels (*_amx_cpu.cpp) sets the target itself, behind its includes. These
-// instructions need none: the assembler knows them all.
+// AMX: eight tiles of 16 rows of 64 bytes, and sums of products of bfloat16 in them. In assembly,
+// since the compiler's intrinsics do not say that a load of a tile reads memory: a store before it
+// could come too late. That also needs no target; a source of AMX kernels (*_amx_cpu.cpp) sets one
+// behind its includes, for AVX-512.
 
 #include <cstddef>
 #include <cstdint>
@@ -35,25 +33,6 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
-template <int tile>
-inline void zero() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(tile));
-}
-/// Rows `stride` bytes apart.
-template <int tile>
-inline void load(const void* from, std::int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(tile) : "memory");
-}
-template <int tile>
-inline void store(void* to, std::int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(tile) : "memory");
-}
-/// sum[16, 16] += a[16, 32] b[32, 16]; b's rows lie in pairs, [16][16][2].
-template <int sum, int a, int b>
-inline void dot() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
-}
-
 /// store: C = A B. add: C += A B.
 enum class Into : unsigned char { store, add };
 
@@ -65,34 +44,32 @@ template <Into into, class Between>
 inline void multiply(const std::uint16_t* a, std::int64_t lda, const std::uint16_t* left,
                      const std::uint16_t* right, std::int64_t depth, float* c, std::int64_t ldc,
                      const Between& between) {
-  const std::uint16_t* const lower = a + kTileRows * lda;
-  float* const c_lower = c + kTileRows * ldc;
+  const std::int64_t a_bytes = lda * 2, c_bytes = ldc * 4, b_bytes = 64;
   if (into == Into::store) {
-    zero<0>();
-    zero<1>();
-    zero<2>();
-    zero<3>();
+    asm volatile("tilezero %tmm0; tilezero %tmm1; tilezero %tmm2; tilezero %tmm3");
   } else {
-    load<0>(c, ldc * 4);
-    load<1>(c + kTileColumns, ldc * 4);
-    load<2>(c_lower, ldc * 4);
-    load<3>(c_lower + kTileColumns, ldc * 4);
+    asm volatile(
+        "tileloadd (%0,%2,1), %%tmm0; tileloadd 64(%0,%2,1), %%tmm1;"
+        "tileloadd (%1,%2,1), %%tmm2; tileloadd 64(%1,%2,1), %%tmm3" ::"r"(c),
+        "r"(c + kTileRows * ldc), "r"(c_bytes)
+        : "memory");
   }
   for (std::int64_t k = 0; k < depth; k += kTileDepth) {
-    load<4>(a + k, lda * 2);
-    load<6>(left + k * kTileColumns, 64);
-    load<7>(right + k * kTileColumns, 64);
-    load<5>(lower + k, lda * 2);
-    dot<0, 4, 6>();
-    dot<1, 4, 7>();
-    dot<2, 5, 6>();
-    dot<3, 5, 7>();
+    asm volatile(
+        "tileloadd (%0,%2,1), %%tmm4; tileloadd (%3,%5,1), %%tmm6;"
+        "tdpbf16ps %%tmm6, %%tmm4, %%tmm0; tileloadd (%4,%5,1), %%tmm7;"
+        "tdpbf16ps %%tmm7, %%tmm4, %%tmm1; tileloadd (%1,%2,1), %%tmm5;"
+        "tdpbf16ps %%tmm6, %%tmm5, %%tmm2; tdpbf16ps %%tmm7, %%tmm5, %%tmm3" ::"r"(a + k),
+        "r"(a + kTileRows * lda + k), "r"(a_bytes), "r"(left + k * kTileColumns),
+        "r"(right + k * kTileColumns), "r"(b_bytes)
+        : "memory");
     between();
   }
-  store<0>(c, ldc * 4);
-  store<1>(c + kTileColumns, ldc * 4);
-  store<2>(c_lower, ldc * 4);
-  store<3>(c_lower + kTileColumns, ldc * 4);
+  asm volatile(
+      "tilestored %%tmm0, (%0,%2,1); tilestored %%tmm1, 64(%0,%2,1);"
+      "tilestored %%tmm2, (%1,%2,1); tilestored %%tmm3, 64(%1,%2,1)" ::"r"(c),
+      "r"(c + kTileRows * ldc), "r"(c_bytes)
+      : "memory");
 }
 
 }  // namespace longhaul::attention::amx

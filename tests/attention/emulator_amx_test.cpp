@@ -20,6 +20,24 @@ namespace {
 
 namespace amx = attention::amx;
 
+template <int tile>
+inline void zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(tile));
+}
+template <int tile>
+inline void load(const void* from, std::int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(tile) : "memory");
+}
+template <int tile>
+inline void store(void* to, std::int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(tile) : "memory");
+}
+/// sum[16, 16] += a[16, 32] b[32, 16]; b's rows lie in pairs, [16][16][2].
+template <int sum, int a, int b>
+inline void dot() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
+}
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
@@ -72,8 +90,8 @@ TEST_F(Amx, LoadsAndStoresRowsByStride) {
   const auto from = ramp(16 * 200);
   for (const std::int64_t stride : {64, 65, 200, 0}) {
     std::vector<std::byte> to(16 * 80, std::byte{0xee});
-    amx::load<3>(from.data(), stride);
-    amx::store<3>(to.data(), 80);
+    load<3>(from.data(), stride);
+    store<3>(to.data(), 80);
     for (std::int64_t row = 0; row < 16; ++row) {
       for (std::int64_t i = 0; i < 80; ++i) {
         ASSERT_EQ(to[static_cast<std::size_t>(row * 80 + i)],
@@ -84,8 +102,8 @@ TEST_F(Amx, LoadsAndStoresRowsByStride) {
   Bytes backwards, expected;
   for (std::size_t row = 0; row < 16; ++row)
     std::memcpy(expected.at + row * 64, from.data() + (15 - row) * 64, 64);
-  amx::load<0>(from.data() + 15 * 64, -64);
-  amx::store<0>(backwards.at, 64);
+  load<0>(from.data() + 15 * 64, -64);
+  store<0>(backwards.at, 64);
   EXPECT_TRUE(backwards == expected);
 }
 
@@ -137,21 +155,21 @@ TEST_F(Amx, ShapesOfAConfiguration) {
   configure(configuration({{3, 20}, {16, 64}}));
   const auto from = ramp(16 * 64);
   std::vector<std::byte> to(16 * 64, std::byte{0xee});
-  amx::load<0>(from.data(), 64);
-  amx::store<0>(to.data(), 64);
+  load<0>(from.data(), 64);
+  store<0>(to.data(), 64);
   for (std::size_t i = 0; i < to.size(); ++i)
     ASSERT_EQ(to[i], i / 64 < 3 && i % 64 < 20 ? from[i] : std::byte{0xee}) << i;
   // A new configuration zeroes what tiles held; so does TILEZERO.
-  amx::load<1>(from.data(), 64);
+  load<1>(from.data(), 64);
   configure(configuration({{16, 64}, {16, 64}}));
   Bytes got, none;
   std::memset(got.at, 1, sizeof got.at);
-  amx::store<1>(got.at, 64);
+  store<1>(got.at, 64);
   EXPECT_TRUE(got == none);
-  amx::load<1>(from.data(), 64);
-  amx::zero<1>();
+  load<1>(from.data(), 64);
+  zero<1>();
   std::memset(got.at, 1, sizeof got.at);
-  amx::store<1>(got.at, 64);
+  store<1>(got.at, 64);
   EXPECT_TRUE(got == none);
   asm volatile("tilerelease");
 }
@@ -161,12 +179,12 @@ TEST_F(Amx, ThreadsHaveTilesOfTheirOwn) {
   const auto from = ramp(16 * 64);
   Bytes got, expected;
   std::memcpy(expected.at, from.data(), sizeof expected.at);
-  amx::load<2>(from.data(), 64);
+  load<2>(from.data(), 64);
   std::thread([] {
     const amx::Tiles own;
-    amx::zero<2>();
+    zero<2>();
   }).join();
-  amx::store<2>(got.at, 64);
+  store<2>(got.at, 64);
   EXPECT_TRUE(got == expected);
 }
 
@@ -174,11 +192,11 @@ TEST_F(Amx, ThreadsHaveTilesOfTheirOwn) {
 Floats dot(const Floats& sum, const Halves& a, const Halves& b) {
   Floats result;
   const amx::Tiles tiles;
-  amx::load<7>(sum.at, 64);
-  amx::load<4>(a.at, 64);
-  amx::load<6>(b.at, 64);
-  amx::dot<7, 4, 6>();
-  amx::store<7>(result.at, 64);
+  load<7>(sum.at, 64);
+  load<4>(a.at, 64);
+  load<6>(b.at, 64);
+  dot<7, 4, 6>();
+  store<7>(result.at, 64);
   return result;
 }
 
@@ -316,7 +334,7 @@ TEST(AmxDeathTest, ATileOutsideItsConfigurationStopsTheProcess) {
   const auto outside = [] {
     const AmxLevel level;
     configure(configuration({{16, 64}}));
-    amx::zero<1>();
+    zero<1>();
   };
   EXPECT_DEATH(outside(), "AMX emulator: a tile outside the configuration: c4 e2 7b 49 c8");
   const auto illegal = [] {
