@@ -1,6 +1,6 @@
 // Blocked forward on the CPU. K (transposed) and V are packed once a key/value head and shared by
 // all its query heads and rows; then every (query head, block of rows) is one work item that
-// streams over the key blocks. Compiled for AVX2 and AVX-512.
+// streams over the key blocks, or several where there are few. Compiled for AVX2 and AVX-512.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "attention/block_forward_cpu.cpp"
@@ -8,11 +8,10 @@
 
 #include <omp.h>
 
-#include <numeric>
-
 #include "attention/block_impl.h"
 #include "attention/merge.h"
 #include "attention/pack_cpu.h"
+#include "attention/row_parts.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_cpu.h"
 #include "attention/tile_cpu.h"
@@ -38,6 +37,8 @@ struct Geometry {
   std::int64_t padded_dim() const { return padded_to_vectors(s.dim); }
   std::int64_t padded_value_dim() const { return padded_to_vectors(s.value_dim); }
   std::int64_t k_blocks() const { return (s.k_rows + kKBlock - 1) / kKBlock; }
+  /// Query heads that share a key/value head.
+  std::int64_t group() const { return s.kv_heads == 0 ? 0 : s.heads / s.kv_heads; }
   /// Packed floats of one block of keys and its values.
   std::int64_t block_floats() const { return kKBlock * (s.dim + padded_value_dim()); }
   /// Key/value heads whose packed keys and values are held at once.
@@ -66,10 +67,7 @@ class ForwardPlan final : public BlockPlan {
       : BlockPlan(Pass::forward, shape, scoring, place),
         geometry{shape},
         tiles(bands, shape.q_rows, shape.k_rows, kQBlock, kKBlock),
-        order(static_cast<std::size_t>(tiles.q_blocks())) {
-    std::iota(order.begin(), order.end(), std::int64_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::int64_t a, std::int64_t b) { return tiles.work(a) > tiles.work(b); });
+        rows(tiles, shape.heads) {
     thread_bytes =
         carved_bytes([this](Scratch& scratch) { ThreadScratch(scratch, geometry, tiles); });
   }
@@ -80,17 +78,22 @@ class ForwardPlan final : public BlockPlan {
   struct Memory {
     float* packed;         // keys and values, [heads at once][key blocks]
     std::uint8_t* finite;  // whether a block's values all are
+    RowState* states;      // of the parts of rows, [heads at once x group][slots][kQBlock]
+    float* sums;           // the same, in rows of padded_value_dim()
     std::byte* threads;
   };
   Memory carve(Scratch& scratch) const {
     const std::int64_t blocks = geometry.heads_at_once() * geometry.k_blocks();
+    const std::int64_t parts = geometry.heads_at_once() * geometry.group() * rows.slots();
     return {scratch.floats(blocks * geometry.block_floats()), scratch.array<std::uint8_t>(blocks),
+            scratch.array<RowState>(parts * kQBlock),
+            scratch.floats(parts * kQBlock * geometry.padded_value_dim()),
             scratch.array<std::byte>(place().threads * thread_bytes)};
   }
 
   const Geometry geometry;
   const TilePlan tiles;
-  std::vector<std::int64_t> order;  // rows of tiles, longest first
+  const RowParts rows;
   std::int64_t thread_bytes = 0;
 
   using BlockPlan::compute;
@@ -111,11 +114,12 @@ class Forward {
   }
 
   void run() const {
-    const std::int64_t kv_heads = g.s.kv_heads, group = kv_heads == 0 ? 0 : g.s.heads / kv_heads,
-                       at_once = g.heads_at_once(), k_blocks = g.k_blocks();
+    const std::int64_t kv_heads = g.s.kv_heads, at_once = g.heads_at_once(),
+                       k_blocks = g.k_blocks();
     for (std::int64_t first = 0; first < kv_heads; first += at_once) {
-      const std::int64_t count = std::min(at_once, kv_heads - first);
-      const std::int64_t items = plan.tiles.q_blocks() * count * group;
+      const std::int64_t count = std::min(at_once, kv_heads - first), heads = count * g.group(),
+                         items = std::ssize(plan.rows.parts()) * heads,
+                         merges = std::ssize(plan.rows.cut_rows()) * heads;
 #pragma omp parallel num_threads(plan.place().threads)
       {
 #pragma omp for schedule(dynamic)
@@ -126,10 +130,13 @@ class Forward {
         ThreadScratch scratch(carving, g, plan.tiles);
 #pragma omp for schedule(dynamic)
         for (std::int64_t item = 0; item < items; ++item) {
-          const std::int64_t head = first * group + item % (count * group);
-          const std::int64_t packed_head = item % (count * group) / group;
-          attend(plan.order[static_cast<std::size_t>(item / (count * group))], head,
-                 packed_head * k_blocks, scratch);
+          attend(plan.rows.parts()[static_cast<std::size_t>(item / heads)], first * g.group(),
+                 item % heads, scratch);
+        }
+#pragma omp for schedule(dynamic)
+        for (std::int64_t item = 0; item < merges; ++item) {
+          finish_cut(plan.rows.cut_rows()[static_cast<std::size_t>(item / heads)],
+                     first * g.group(), item % heads);
         }
       }
     }
@@ -148,34 +155,83 @@ class Forward {
     return pack_panels(rows_of(t.v, head, kb * kKBlock, count), 1, packed_v(block), kKBlock);
   }
 
-  void attend(std::int64_t qb, std::int64_t head, std::int64_t first_block,
+  /// Heads are counted from the first of those at once.
+  RowState* states(std::int64_t head, std::int64_t slot) const {
+    return memory.states + (head * plan.rows.slots() + slot) * kQBlock;
+  }
+  float* sums(std::int64_t head, std::int64_t slot) const {
+    return memory.sums + (head * plan.rows.slots() + slot) * kQBlock * g.padded_value_dim();
+  }
+
+  void attend(const RowPart& part, std::int64_t first_head, std::int64_t head,
               ThreadScratch& scratch) const {
-    const std::int64_t rows = plan.tiles.q_count(qb);
-    RowState state[kQBlock];
-    if (plan.tiles.work(qb) > 0) {
-      pack_rows(rows_of(t.q, head, qb * kQBlock, rows), scoring.scale, scratch.q, g.padded_dim());
-      std::fill_n(scratch.out, rows * g.padded_value_dim(), 0.0f);
+    const std::int64_t rows = plan.tiles.q_count(part.qb), k_blocks = g.k_blocks(),
+                       first_block = head / g.group() * k_blocks;
+    RowState own[kQBlock];
+    RowState* state = own;
+    float* out = scratch.out;
+    if (part.slot >= 0) {
+      state = states(head, part.slot);
+      out = sums(head, part.slot);
+      std::fill_n(state, kQBlock, RowState());
+    }
+    if (part.last > part.first) {
+      pack_rows(rows_of(t.q, first_head + head, part.qb * kQBlock, rows), scoring.scale, scratch.q,
+                g.padded_dim());
+      std::fill_n(out, rows * g.padded_value_dim(), 0.0f);
     } else if (t.mode == Mode::add) {
       return;
     }
-    for (std::int64_t kb = 0; kb < g.k_blocks(); ++kb) {
-      if (plan.tiles.kind(qb, kb) == TileKind::empty) continue;
-      plan.tiles.describe(qb, kb, scratch.tile);
+    for (std::int64_t kb = 0, tile = 0; kb < k_blocks && tile < part.last; ++kb) {
+      if (plan.tiles.kind(part.qb, kb) == TileKind::empty || tile++ < part.first) continue;
+      plan.tiles.describe(part.qb, kb, scratch.tile);
       const std::int64_t block = first_block + kb;
-      attend_tile(packed_k(block), packed_v(block), memory.finite[block] != 0, scratch, state);
+      attend_tile(packed_k(block), packed_v(block), memory.finite[block] != 0, scratch, state, out);
     }
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const float* sums = scratch.out + row * g.padded_value_dim();
+    if (part.slot < 0) write(part.qb, first_head + head, state, out);
+  }
+
+  /// The parts of a row become one, in order: the first of them.
+  void finish_cut(const CutRow& cut, std::int64_t first_head, std::int64_t head) const {
+    RowState* state = states(head, cut.slot);
+    float* out = sums(head, cut.slot);
+    for (std::int64_t part = 1; part < cut.parts; ++part) {
+      const RowState* added = states(head, cut.slot + part);
+      const float* from = sums(head, cut.slot + part);
+      for (std::int64_t row = 0; row < plan.tiles.q_count(cut.qb); ++row)
+        add_part(added[row], from + row * g.padded_value_dim(), state[row],
+                 out + row * g.padded_value_dim());
+    }
+    write(cut.qb, first_head + head, state, out);
+  }
+
+  void add_part(const RowState& added, const float* from, RowState& state, float* out) const {
+    if (added.max == kMinusInfinity) return;
+    // A NaN is larger than all else.
+    const float max = state.max != state.max || added.max < state.max ? state.max : added.max;
+    const float kept = std::exp(state.max - max), factor = std::exp(added.max - max);
+    const Vector by_kept = hn::Set(kFloats, kept), by_factor = hn::Set(kFloats, factor);
+    for (std::int64_t d = 0; d < g.padded_value_dim(); d += kLanes) {
+      const Vector sum = hn::Mul(hn::Load(kFloats, out + d), by_kept);
+      hn::Store(hn::MulAdd(hn::Load(kFloats, from + d), by_factor, sum), kFloats, out + d);
+    }
+    state.sum = state.sum * kept + added.sum * factor;
+    state.max = max;
+  }
+
+  void write(std::int64_t qb, std::int64_t head, const RowState* state, const float* out) const {
+    for (std::int64_t row = 0; row < plan.tiles.q_count(qb); ++row) {
+      const float* row_sums = out + row * g.padded_value_dim();
       if (sigmoid()) {
-        write_sum(qb * kQBlock + row, head, state[row].max != kMinusInfinity, sums);
+        write_sum(qb * kQBlock + row, head, state[row].max != kMinusInfinity, row_sums);
       } else {
-        write_row(qb * kQBlock + row, head, state[row], sums);
+        write_row(qb * kQBlock + row, head, state[row], row_sums);
       }
     }
   }
 
   void attend_tile(const float* k_panels, const float* v_panels, bool finite,
-                   const ThreadScratch& scratch, RowState* state) const {
+                   const ThreadScratch& scratch, RowState* state, float* out) const {
     const TileRows& tile = scratch.tile;
     const std::int64_t rows = tile.rows(), ldo = g.padded_value_dim();
     Span hulls[kQBlock / kTileRows];
@@ -207,13 +263,13 @@ class Forward {
       }
       const float factor = online_softmax(scores, columns, state[row]);
       if (factor != 1) {
-        float* out_row = scratch.out + row * ldo;
+        float* out_row = out + row * ldo;
         const Vector by = hn::Set(kFloats, factor);
         for (std::int64_t d = 0; d < ldo; d += kLanes)
           hn::StoreU(hn::Mul(hn::LoadU(kFloats, out_row + d), by), kFloats, out_row + d);
       }
     }
-    if (!finite && !tile.full()) return add_values_row_by_row(v_panels, scratch);
+    if (!finite && !tile.full()) return add_values_row_by_row(v_panels, scratch, out);
     const Panels panels(g.s.value_dim);
     for (std::int64_t i = 0; i < panels.count(); ++i) {
       const Panel panel = panels[i];
@@ -224,14 +280,15 @@ class Forward {
             std::min<std::int64_t>(kTileRows, rows - row), panel.vectors,
             scratch.scores + row * kScoreStride + hull.begin, kScoreStride,
             v_panels + panel.column * kKBlock + hull.begin * panel.columns(), panel.columns(),
-            hull.end - hull.begin, scratch.out + row * ldo + panel.column, ldo);
+            hull.end - hull.begin, out + row * ldo + panel.column, ldo);
       }
     }
   }
 
   /// The same sums in the same order over visible keys only: 0 * NaN would carry a masked value
   /// into the row.
-  void add_values_row_by_row(const float* v_panels, const ThreadScratch& scratch) const {
+  void add_values_row_by_row(const float* v_panels, const ThreadScratch& scratch,
+                             float* out) const {
     const TileRows& tile = scratch.tile;
     const Panels panels(g.s.value_dim);
     for (std::int64_t row = 0; row < tile.rows(); ++row) {
@@ -244,7 +301,7 @@ class Forward {
               v_panels + panel.column * kKBlock + span.begin * panel.columns(), panel.columns(),
               span.end - span.begin, sum, kTileColumns);
         }
-        float* out_row = scratch.out + row * g.padded_value_dim() + panel.column;
+        float* out_row = out + row * g.padded_value_dim() + panel.column;
         for (std::int64_t i = 0; i < panel.columns(); ++i) out_row[i] += sum[i];
       }
     }

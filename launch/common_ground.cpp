@@ -5,13 +5,17 @@
 
 #include "runtime/build_info.h"
 #include "runtime/comm/grid.h"
+#include "runtime/cpu_level.h"
 
 namespace longhaul::launch {
 
 void check_common_ground(const TrainConfig& config, const runtime::Corpus& corpus,
                          const ValidationData* validation, runtime::Communicator& world) {
-  std::vector<runtime::NamedDigest> entries = {{"build", runtime::build_digest()},
-                                               {"corpus", corpus.digest()}};
+  // Other instructions round otherwise, and what ranks hold copies of must stay equal.
+  std::vector<runtime::NamedDigest> entries = {
+      {"build", runtime::build_digest()},
+      {"CPU level (LONGHAUL_CPU_LEVEL)", std::string(name(runtime::cpu_level()))},
+      {"corpus", corpus.digest()}};
   if (validation != nullptr)
     entries.push_back({"validation corpus", validation->corpus().digest()});
   std::istringstream lines(to_toml(config));  // key by key, so that a difference names itself

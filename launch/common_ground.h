@@ -8,8 +8,9 @@
 
 namespace longhaul::launch {
 
-/// Program, configuration (key by key, so that a difference names itself) and corpora; `validation`
-/// may be null. Collective over `world`. Throws Error(disagree) with what differs.
+/// Program, its CPU level, configuration (key by key, so that a difference names itself) and
+/// corpora; `validation` may be null. Collective over `world`. Throws Error(disagree) with what
+/// differs.
 void check_common_ground(const TrainConfig& config, const runtime::Corpus& corpus,
                          const ValidationData* validation, runtime::Communicator& world);
 

@@ -17,6 +17,7 @@
 #include "launch/cli.h"
 #include "runtime/console.h"
 #include "runtime/cores.h"
+#include "runtime/cpu_level.h"
 #include "runtime/device_environment.h"
 #include "runtime/error.h"
 #include "runtime/signals.h"
@@ -123,6 +124,7 @@ int main(int argc, char** argv) {
   if (launcher_rank() >= 0) std::signal(SIGCONT, longhaul_note_continued);
   int code = 0;
   try {
+    longhaul::runtime::cpu_level();  // a level that cannot be had is refused before anything else
     code = longhaul::launch::run_command_line(argc, argv);
   } catch (const Error& error) {
     code = report(error.code(), error.what());

@@ -99,6 +99,28 @@ TEST(Block, RandomBands) {
   }
 }
 
+TEST(Block, FewRowsOverManyKeysAreCutByTheirKeys) {
+  for (const std::int64_t rows : {1, 7, 59}) {
+    for (const auto& scoring : test::scoring_kinds()) {
+      SCOPED_TRACE(runtime::concat(rows, " rows, ", scoring.name));
+      // Causal, with documents that begin anew, so that parts of a row see nothing.
+      std::vector<Slice> bands = {{0, (rows + 1) / 2, 0, 2500, -kUnbounded, 2400},
+                                  {(rows + 1) / 2, rows, 3800, 5003, -kUnbounded, 4990}};
+      auto c = make(rows, 5003, 1, 1, 40, 24, bands);
+      scoring.apply(c);
+      const AttentionResult got = run_kernel(c, {.threads = 1});
+      expect_matches_reference(c, got);
+      EXPECT_EQ(got, run_kernel(c, {.threads = 3}));
+      c.k[4900 * 40] = std::numeric_limits<float>::quiet_NaN();  // only the second document sees it
+      const AttentionResult bad = run_kernel(c, {.threads = 2});
+      for (std::int64_t row = 0; row < rows; ++row) {
+        const float first = bad.out[static_cast<std::size_t>(row * 24)];
+        EXPECT_EQ(std::isnan(first), row >= (rows + 1) / 2) << row;
+      }
+    }
+  }
+}
+
 TEST(Block, RowsOfASingleKeyHaveNoScoreGradient) {
   std::vector<Slice> single;
   for (std::int64_t i = 0; i < 300; ++i) single.push_back({i, i + 1, i, i + 1});

@@ -6,6 +6,7 @@
 #include <regex>
 
 #include "runtime/build_info.h"
+#include "runtime/cpu_level.h"
 #include "runtime/io/hdf5.h"
 #include "tests/support/process.h"
 #include "tests/support/training_job.h"
@@ -28,6 +29,18 @@ ProcessResult longhaul(const std::vector<std::string>& arguments,
 
 bool has(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
+}
+
+TEST(Program, RefusesACpuLevelThatCannotBeHad) {
+  const ProcessResult unknown = longhaul({"--version"}, {{"LONGHAUL_CPU_LEVEL", "avx513"}});
+  EXPECT_EQ(unknown.exit_code, 69) << unknown.err;
+  EXPECT_TRUE(has(unknown.err, "LONGHAUL_CPU_LEVEL is 'avx513'; expected avx2, avx512 or amx"))
+      << unknown.err;
+  if (runtime::best_cpu_level() == runtime::CpuLevel::amx)
+    GTEST_SKIP() << "no level is above this machine's";
+  const ProcessResult lacking = longhaul({"--version"}, {{"LONGHAUL_CPU_LEVEL", "amx"}});
+  EXPECT_EQ(lacking.exit_code, 69) << lacking.err;
+  EXPECT_TRUE(has(lacking.err, "at most")) << lacking.err;
 }
 
 TEST(Cli, HelpAndVersionSucceed) {

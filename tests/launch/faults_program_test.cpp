@@ -11,6 +11,7 @@
 #include <regex>
 #include <thread>
 
+#include "runtime/cpu_level.h"
 #include "tests/support/timing.h"
 #include "tests/support/training_job.h"
 
@@ -216,6 +217,13 @@ TEST_F(OddRank, Build) {
   fs::copy_file(longhaul_program(), other);
   std::ofstream(other, std::ios::app) << 'x';
   expect_disagreement("exec " + other + " \"$@\"", "build");
+}
+
+TEST_F(OddRank, Instructions) {
+  if (runtime::best_cpu_level() == runtime::CpuLevel::avx2)
+    GTEST_SKIP() << "this machine has avx2 at most: all ranks have the same";
+  expect_disagreement("export LONGHAUL_CPU_LEVEL=avx2", "CPU level \\(LONGHAUL_CPU_LEVEL\\)",
+                      "avx2");
 }
 
 TEST_F(FaultsTest, AJobKilledWhileItSavesLeavesACheckpointThatLoads) {
