@@ -133,8 +133,7 @@ struct Attention::Impl {
     place.kernels = options.kernels;
     place.deterministic = options.deterministic;
     place.pretence = options.pretence;
-    lends = options.lend && context->lends() && !place.pretence &&
-            place.device.kind == runtime::DeviceKind::cpu;
+    lends = options.lend && context->lends() && !place.pretence && in_host_memory(place);
     if (options.wire_dtype != runtime::DType::float32) wire_dtype = options.wire_dtype;
     open_channels();
   }
