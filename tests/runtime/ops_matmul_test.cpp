@@ -86,10 +86,14 @@ void expect_product(const Case& p) {
   }
   const double rounding = p.c == DType::bfloat16 ? 0x1p-8 : 3e-6;
   const double tolerance = std::max(rounding, 2 * test::relative_error(plain, expected));
-  const Stream one = Stream::cpu("one", 1), two = Stream::cpu("two", 2);
-  const Tensor c = run(p, a, b, added, one), again = run(p, a, b, added, two);
+  const Stream one = Stream::cpu("one", 1);
+  const Tensor c = run(p, a, b, added, one);
   EXPECT_LE(test::relative_error(read(c, one), expected), tolerance);
-  EXPECT_EQ(read_bytes(c, one), read_bytes(again, two)) << "differs between 1 and 2 threads";
+  for (const int threads : {2, 7}) {
+    const Stream several = Stream::cpu("several", threads);
+    EXPECT_EQ(read_bytes(c, one), read_bytes(run(p, a, b, added, several), several))
+        << "differs between 1 and " << threads << " threads";
+  }
 }
 
 TEST(Matmul, EveryShapeAndTranspose) {
@@ -115,6 +119,42 @@ TEST(Matmul, ManyTilesAndPanels) {
                         dtype, added});
         expect_product({129, 257, 513, (transposes & 1) != 0, (transposes & 2) != 0, dtype,
                         DType::float32, DType::float32, added});
+      }
+    }
+  }
+}
+
+// Tiles of several columns and of every height, and blocks of the depth that are not alike.
+TEST(Matmul, TallWideAndDeep) {
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    for (const int transposes : {0, 1, 2, 3}) {
+      const bool first = (transposes & 1) != 0, second = (transposes & 2) != 0;
+      expect_product({1061, 523, 41, first, second, dtype, dtype, dtype, Added::another});
+      expect_product({33, 1031, 521, first, second, dtype, dtype, dtype, Added::nothing});
+    }
+    expect_product({29, 31, 16001, true, false, dtype, dtype, DType::float32, Added::another});
+    expect_product({29, 31, 16001, false, true, dtype, dtype, dtype, Added::c});
+  }
+}
+
+// What is padded or packed beside a number meets no other's row or column.
+TEST(Matmul, ANaNStaysInItsRowAndColumn) {
+  const Stream stream = Stream::cpu("ops", 2);
+  constexpr std::int64_t m = 131, n = 83, k = 397, row = 128, column = 81;
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    for (const int transposes : {0, 1, 2, 3}) {
+      const bool first = (transposes & 1) != 0, second = (transposes & 2) != 0;
+      std::vector<double> a = random_values(m * k, 4), b = random_values(k * n, 5);
+      const auto at = [](std::int64_t i) { return static_cast<std::size_t>(i); };
+      a[at(first ? 396 * m + row : row * k + 396)] = std::numeric_limits<double>::quiet_NaN();
+      b[at(second ? column * k + 396 : 396 * n + column)] = std::numeric_limits<double>::infinity();
+      const Case p{m, n, k, first, second, dtype, dtype, dtype, Added::nothing};
+      const auto c = read(run(p, a, b, std::vector<double>(at(m * n)), stream), stream);
+      for (std::int64_t i = 0; i < m; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          ASSERT_EQ(std::isfinite(c[at(i * n + j)]), i != row && j != column)
+              << i << ", " << j << " " << name(dtype) << " transposed " << transposes;
+        }
       }
     }
   }
