@@ -11,14 +11,15 @@
 
 #include <atomic>
 #include <cmath>
-#include <thread>
 
 #include "attention/block_impl.h"
 #include "attention/pack_cpu.h"
+#include "attention/put_rows_cpu.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_cpu.h"
 #include "attention/tile_cpu.h"
 #include "attention/tiles.h"
+#include "attention/turns_cpu.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longhaul::attention::HWY_NAMESPACE {
@@ -59,30 +60,6 @@ struct ThreadScratch {
         ds(s.floats(kQBlock * kScoreStride)),
         tile(s.array<std::int32_t>(kQBlock), s.array<std::int32_t>(kQBlock),
              s.array<Span>(tiles.most_spans())) {}
-};
-
-/// Hands the row blocks' dQ from key block to key block.
-class Turns {
- public:
-  using Turn = std::int64_t;
-  /// `turns` is memory for `count` of them.
-  Turns(Turn* turns, std::int64_t count) : turns_(turns) { std::fill_n(turns, count, 0); }
-  void wait(std::int64_t which, std::int64_t turn) {
-    const std::atomic_ref now(turns_[which]);
-    for (int spins = 0; now.load(std::memory_order_acquire) != turn; ++spins) {
-      if (spins < 64) {
-        _mm_pause();
-      } else {
-        std::this_thread::yield();
-      }
-    }
-  }
-  void pass(std::int64_t which) {
-    std::atomic_ref(turns_[which]).fetch_add(1, std::memory_order_release);
-  }
-
- private:
-  Turn* turns_;
 };
 
 class BackwardPlan final : public BlockPlan {
@@ -158,13 +135,7 @@ class Backward {
   void clear_unseen_rows() const {
 #pragma omp parallel for num_threads(plan.place().threads)
     for (std::int64_t qb = 0; qb < tiles.q_blocks(); ++qb) {
-      if (tiles.work(qb) > 0) continue;
-      for (std::int64_t row = qb * kQBlock; row < qb * kQBlock + tiles.q_count(qb); ++row) {
-        for (std::int64_t head = 0; head < g.s.heads; ++head) {
-          std::fill_n(t.dq.as<float>() + row * t.dq.stride(0) + head * t.dq.stride(1), g.s.dim,
-                      0.0f);
-        }
-      }
+      if (tiles.work(qb) == 0) clear_rows(t.dq, qb * kQBlock, tiles.q_count(qb));
     }
   }
 
@@ -185,8 +156,8 @@ class Backward {
           tile_gradients(k_finite && rows_finite, s);
           const std::int64_t turn = tiles.tiles_before(qb, kb);
           turns.wait(head * tiles.q_blocks() + qb, turn);
-          put(s.dq, padded_dim(), t.dq, head, qb * kQBlock, s.tile.rows(),
-              turn == 0 ? t.dq_mode : Mode::add);
+          put_gradients(s.dq, padded_dim(), t.dq, head, qb * kQBlock, s.tile.rows(),
+                        turn == 0 ? t.dq_mode : Mode::add);
           turns.pass(head * tiles.q_blocks() + qb);
         }
       }
@@ -196,27 +167,8 @@ class Backward {
     } else {
       return;
     }
-    put(s.dk, padded_dim(), t.dk, kv_head, kb * kKBlock, keys, t.dkv_mode);
-    put(s.dv, padded_value_dim(), t.dv, kv_head, kb * kKBlock, keys, t.dkv_mode);
-  }
-
-  static void put(const float* from, std::int64_t ld, const TensorView& to, std::int64_t head,
-                  std::int64_t begin, std::int64_t rows, Mode mode) {
-    const std::int64_t dim = to.size(2);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      float* at = to.as<float>() + (begin + row) * to.stride(0) + head * to.stride(1);
-      const float* source = from + row * ld;
-      if (mode == Mode::write) {
-        std::copy_n(source, dim, at);
-      } else {
-        std::int64_t d = 0;
-        for (; d + kLanes <= dim; d += kLanes) {
-          const Vector sum = hn::Add(hn::LoadU(kFloats, at + d), hn::LoadU(kFloats, source + d));
-          hn::StoreU(sum, kFloats, at + d);
-        }
-        for (; d < dim; ++d) at[d] += source[d];
-      }
-    }
+    put_gradients(s.dk, padded_dim(), t.dk, kv_head, kb * kKBlock, keys, t.dkv_mode);
+    put_gradients(s.dv, padded_value_dim(), t.dv, kv_head, kb * kKBlock, keys, t.dkv_mode);
   }
 
   /// Returns whether q and dout are finite. Rows whose global LSE is -inf contribute nothing: they
@@ -419,6 +371,7 @@ std::shared_ptr<const BlockPlan> detail::cpu_plan_backward(std::vector<Slice> ba
                                                            const BlockShape& shape,
                                                            const Scoring& scoring,
                                                            const BlockPlace& place) {
+  if (amx_computes(shape, scoring)) return amx_plan_backward(bands, shape, scoring, place);
   return LONGHAUL_DISPATCH(plan_backward)(bands, shape, scoring, place);
 }
 

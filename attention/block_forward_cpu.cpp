@@ -9,8 +9,8 @@
 #include <omp.h>
 
 #include "attention/block_impl.h"
-#include "attention/merge.h"
 #include "attention/pack_cpu.h"
+#include "attention/put_rows_cpu.h"
 #include "attention/row_parts.h"
 #include "attention/scratch_cpu.h"
 #include "attention/softmax_cpu.h"
@@ -225,7 +225,9 @@ class Forward {
       if (sigmoid()) {
         write_sum(qb * kQBlock + row, head, state[row].max != kMinusInfinity, row_sums);
       } else {
-        write_row(qb * kQBlock + row, head, state[row], row_sums);
+        const auto [max, sum] = state[row];
+        const Lse lse = max == kMinusInfinity ? Lse{kMinusInfinity, 0} : lse_of_sum(max, sum);
+        put_row({row_sums, sum, lse}, t, qb * kQBlock + row, head);
       }
     }
   }
@@ -319,29 +321,6 @@ class Forward {
     }
   }
 
-  void write_row(std::int64_t row, std::int64_t head, const RowState& state,
-                 const float* sums) const {
-    float* to = t.out.as<float>() + row * t.out.stride(0) + head * t.out.stride(1);
-    float* row_lse = t.lse.as<float>() + row * t.lse.stride(0) + head * t.lse.stride(1);
-    const bool seen = state.max != kMinusInfinity;
-    const Lse own = seen ? lse_of_sum(state.max, state.sum) : Lse{kMinusInfinity, 0};
-    const float per_sum = seen ? 1 / state.sum : 0;
-    if (t.mode == Mode::write) {
-      own.store(row_lse);
-      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = seen ? sums[d] * per_sum : 0;
-      return;
-    }
-    MergeWeights weights = merge_weights(Lse::load(row_lse), own);
-    weights.lse.store(row_lse);
-    if (weights.b == 0) return;
-    if (weights.a == 0) {
-      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = sums[d] * per_sum;
-    } else {
-      weights.b /= static_cast<double>(state.sum);
-      for (std::int64_t d = 0; d < g.s.value_dim; ++d) to[d] = weights.of(to[d], sums[d]);
-    }
-  }
-
   const ForwardPlan& plan;
   const BlockForwardTensors t;
   const Geometry& g;
@@ -380,6 +359,7 @@ std::shared_ptr<const BlockPlan> detail::cpu_plan_forward(std::vector<Slice> ban
                                                           const BlockShape& shape,
                                                           const Scoring& scoring,
                                                           const BlockPlace& place) {
+  if (amx_computes(shape, scoring)) return amx_plan_forward(bands, shape, scoring, place);
   return LONGHAUL_DISPATCH(plan_forward)(bands, shape, scoring, place);
 }
 

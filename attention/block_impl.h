@@ -15,6 +15,15 @@ std::shared_ptr<const BlockPlan> cpu_plan_forward(std::vector<Slice> bands, cons
 std::shared_ptr<const BlockPlan> cpu_plan_backward(std::vector<Slice> bands,
                                                    const BlockShape& shape, const Scoring& scoring,
                                                    const BlockPlace& place);
+/// Whether those two leave a call to AMX tiles: bfloat16 at the level amx, plain softmax. What has
+/// a softcap or is a sigmoid is widened to float32, as without tiles.
+bool amx_computes(const BlockShape& shape, const Scoring& scoring);
+std::shared_ptr<const BlockPlan> amx_plan_forward(const std::vector<Slice>& bands,
+                                                  const BlockShape& shape, const Scoring& scoring,
+                                                  const BlockPlace& place);
+std::shared_ptr<const BlockPlan> amx_plan_backward(const std::vector<Slice>& bands,
+                                                   const BlockShape& shape, const Scoring& scoring,
+                                                   const BlockPlace& place);
 void cpu_block_delta(runtime::ConstTensorView out, runtime::ConstTensorView dout,
                      runtime::TensorView delta, const runtime::Stream& stream);
 void cpu_merge(runtime::ConstTensorView src_out, runtime::ConstTensorView src_lse,

@@ -96,8 +96,10 @@ BlockShape shape_of(ConstTensorView q, ConstTensorView k, ConstTensorView v) {
 
 BlockPlace place_of(const Stream& stream) { return {stream.device(), stream.threads()}; }
 
+bool in_host_memory(const BlockPlace& place) { return place.device.kind == DeviceKind::cpu; }
+
 void require_host_memory(const BlockPlace& place, const char* what) {
-  if (place.device.kind != DeviceKind::cpu)
+  if (!in_host_memory(place))
     runtime::fail(runtime::ExitCode::config, what, " take host memory, and attention is on ",
                   to_string(place.device), "; use [device] kind = \"cpu\"");
 }

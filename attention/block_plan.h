@@ -49,6 +49,8 @@ struct BlockPlace {
   std::optional<Pretence> pretence = {};
 };
 BlockPlace place_of(const runtime::Stream& stream);
+/// Whether the host can read its memory.
+bool in_host_memory(const BlockPlace& place);
 /// Throws Error(config), naming `what`, for a device whose memory the host cannot read.
 void require_host_memory(const BlockPlace& place, const char* what);
 

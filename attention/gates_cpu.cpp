@@ -1,3 +1,9 @@
+// The gates of recurrences on the CPU: loops that the compiler vectorises for each target.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/gates_cpu.cpp"
+#include "runtime/simd_cpu.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -7,7 +13,8 @@
 #include "runtime/ops/checks.h"
 #include "runtime/ops/exponential.h"
 
-namespace longhaul::attention::detail {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 namespace {
 
 using runtime::ConstTensorView;
@@ -103,7 +110,7 @@ constexpr std::int64_t kColumns = 64;  // whose gradients one thread sums
 
 }  // namespace
 
-void cpu_decay_gate(const DecayGate& gate, ConstTensorView x, const DecayParameters& parameters,
+void run_decay_gate(const DecayGate& gate, ConstTensorView x, const DecayParameters& parameters,
                     TensorView log_decay, TensorView time_step, const Stream& stream) {
   const std::int64_t rows = x.size(0), heads = x.size(1), width = x.size(2),
                      columns = heads * width;
@@ -173,7 +180,7 @@ struct BackwardColumns {
 
 }  // namespace
 
-void cpu_decay_gate_backward(const DecayGate& gate, ConstTensorView x,
+void run_decay_gate_backward(const DecayGate& gate, ConstTensorView x,
                              const DecayParameters& parameters, ConstTensorView dlog_decay,
                              ConstTensorView dtime_step, const DecayGateGradients& gradients,
                              const Stream& stream) {
@@ -213,7 +220,7 @@ void cpu_decay_gate_backward(const DecayGate& gate, ConstTensorView x,
   });
 }
 
-void cpu_beta_gate(ConstTensorView x, double factor, TensorView beta, const Stream& stream) {
+void run_beta_gate(ConstTensorView x, double factor, TensorView beta, const Stream& stream) {
   with_activation("beta_gate", x.dtype(), [&]<class T>() {
     stream.cpu_task([n = x.elements(), scale = static_cast<float>(factor), in = x.as<T>(),
                      out = beta.as<float>()] {
@@ -223,7 +230,7 @@ void cpu_beta_gate(ConstTensorView x, double factor, TensorView beta, const Stre
   });
 }
 
-void cpu_beta_gate_backward(ConstTensorView x, double factor, ConstTensorView dbeta, TensorView dx,
+void run_beta_gate_backward(ConstTensorView x, double factor, ConstTensorView dbeta, TensorView dx,
                             const Stream& stream) {
   with_activation("beta_gate_backward", x.dtype(), [&]<class T>() {
     with_activation("beta_gate_backward", dx.dtype(), [&]<class To>() {
@@ -239,4 +246,41 @@ void cpu_beta_gate_backward(ConstTensorView x, double factor, ConstTensorView db
   });
 }
 
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::attention::detail {
+
+HWY_EXPORT(run_decay_gate);
+HWY_EXPORT(run_decay_gate_backward);
+HWY_EXPORT(run_beta_gate);
+HWY_EXPORT(run_beta_gate_backward);
+
+void cpu_decay_gate(const DecayGate& gate, runtime::ConstTensorView x,
+                    const DecayParameters& parameters, runtime::TensorView log_decay,
+                    runtime::TensorView time_step, const runtime::Stream& stream) {
+  LONGHAUL_DISPATCH(run_decay_gate)(gate, x, parameters, log_decay, time_step, stream);
+}
+
+void cpu_decay_gate_backward(const DecayGate& gate, runtime::ConstTensorView x,
+                             const DecayParameters& parameters, runtime::ConstTensorView dlog_decay,
+                             runtime::ConstTensorView dtime_step,
+                             const DecayGateGradients& gradients, const runtime::Stream& stream) {
+  LONGHAUL_DISPATCH(run_decay_gate_backward)
+  (gate, x, parameters, dlog_decay, dtime_step, gradients, stream);
+}
+
+void cpu_beta_gate(runtime::ConstTensorView x, double factor, runtime::TensorView beta,
+                   const runtime::Stream& stream) {
+  LONGHAUL_DISPATCH(run_beta_gate)(x, factor, beta, stream);
+}
+
+void cpu_beta_gate_backward(runtime::ConstTensorView x, double factor,
+                            runtime::ConstTensorView dbeta, runtime::TensorView dx,
+                            const runtime::Stream& stream) {
+  LONGHAUL_DISPATCH(run_beta_gate_backward)(x, factor, dbeta, dx, stream);
+}
+
 }  // namespace longhaul::attention::detail
+#endif  // HWY_ONCE

@@ -4,16 +4,21 @@
 // and dk of a chunk in their order: an item waits for its turn, which in the usual order of work
 // has come already.
 
-#include <immintrin.h>
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/linear_backward_cpu.cpp"
+#include "runtime/simd_cpu.h"
+
+#include <hwy/cache_control.h>
 
 #include <thread>
 
 #include "attention/linear_plan_cpu.h"
 
-namespace longhaul::attention::detail {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 namespace {
 
-using namespace avx2;
+using detail::Segment;
 using runtime::ConstTensorView;
 using runtime::Stream;
 using runtime::TensorView;
@@ -194,7 +199,7 @@ void Worker::load(std::int64_t chunk, KeyUses uses) {
 
 /// U of the chunk that is loaded.
 void Worker::solve(std::int64_t chunk, std::int64_t i, Matrix before) {
-  load_rows(avx2::rows_of(t.inputs.v, head, row_of(chunk), rows_of_chunk(chunk)), 1, u_of(i));
+  load_rows(attention::rows_of(t.inputs.v, head, row_of(chunk), rows_of_chunk(chunk)), 1, u_of(i));
   updates.solve(*keys, before, sizes.value_dim(), false, u_of(i), error_of(i));
 }
 
@@ -245,7 +250,7 @@ void Worker::chunk_gradients(std::int64_t chunk, Matrix before, Matrix written, 
   const KeyGradients& g = gradients;
   const bool last = chunk + 1 == segment->chunks();
   const Matrix dafter = dfresh && last ? Matrix{} : dstate;
-  load_rows(avx2::rows_of(t.dout, head, row, count), 1, dout);
+  load_rows(attention::rows_of(t.dout, head, row, count), 1, dout);
   updates.solve_backward(*keys, dout, dafter, du);
 
   transpose(count, width, written, u_transposed);
@@ -293,7 +298,7 @@ void Worker::mixing_gradients(std::int64_t row, std::int64_t count, Matrix error
   lower_of_product(count, sizes.value_dim(), du, u_transposed, g.doverlaps);
   for (std::int64_t i = 0; i < count; ++i) {
     clear_right(g.doverlaps.row(i), i, i);
-    const std::int64_t columns = round_up(i, kTileColumns);
+    const std::int64_t columns = padded_to_vectors(i);
     const float dbeta = dot(sizes.value_columns(), du.row(i), errors.row(i)) -
                         dot(columns, g.doverlaps.row(i), keys->overlaps.row(i));
     t.dbeta.as<float>()[(row + i) * t.dbeta.stride(0) + head * t.dbeta.stride(1)] = dbeta;
@@ -327,7 +332,7 @@ void Worker::add_key_gradients(std::int64_t row, std::int64_t count) {
     const std::atomic_ref before(shared.done[item - 1]);
     for (int spins = 0; before.load(std::memory_order_acquire) <= done.load(); ++spins) {
       if (spins < 64) {
-        _mm_pause();
+        hwy::Pause();
       } else {
         std::this_thread::yield();
       }
@@ -345,7 +350,7 @@ void Worker::whole() {
     const std::int64_t row = row_of(chunk), count = rows_of_chunk(chunk);
     load(chunk, {.queries = true});
     solve(chunk, 0, state);
-    load_rows(avx2::rows_of(t.dout, head, row, count), 1, dout);
+    load_rows(attention::rows_of(t.dout, head, row, count), 1, dout);
     transpose(dim, width, state, rows);
     product<Operand::rows, Into::store>(count, dim, width, dout, rows, gradients.dq);
     for (std::int64_t i = 0; i < count; ++i)
@@ -360,11 +365,12 @@ void Worker::whole() {
 
 }  // namespace
 
-std::shared_ptr<const LinearPlan> make_cpu_sweep_backward(const LinearShape& shape,
-                                                          const Recurrence& recurrence,
-                                                          std::vector<std::int64_t> starts,
-                                                          const BlockPlace& place) {
+std::shared_ptr<const LinearPlan> plan_sweep_backward(const LinearShape& shape,
+                                                      const Recurrence& recurrence,
+                                                      std::vector<std::int64_t> starts,
+                                                      const BlockPlace& place) {
   return std::make_shared<const SweepBackwardPlan>(shape, recurrence, std::move(starts), place);
 }
 
-}  // namespace longhaul::attention::detail
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,16 +1,19 @@
 // How the states of runs fold, on the CPU: out[row] <- T in[row] + addend[row], each row on its
 // own.
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/linear_fold_cpu.cpp"
+#include "runtime/simd_cpu.h"
+
 #include <omp.h>
 
 #include "attention/linear_impl.h"
 #include "attention/linear_keys_cpu.h"
-#include "runtime/error.h"
 
-namespace longhaul::attention::detail {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 namespace {
 
-using namespace avx2;
 using runtime::ConstTensorView;
 using runtime::Stream;
 using runtime::TensorView;
@@ -35,8 +38,8 @@ class Folding {
         : map(matrix(s, folding.delta() ? folding.dim() : 0, folding.dim())),
           rows(matrix(s, std::max(folding.delta() ? folding.dim() : 0, kRows), folding.dim())),
           sums(matrix(s, kRows, folding.dim())),
-          high(s.floats(round_up(folding.dim(), kTileColumns))),
-          low(s.floats(round_up(folding.dim(), kTileColumns))) {}
+          high(s.floats(padded_to_vectors(folding.dim()))),
+          low(s.floats(padded_to_vectors(folding.dim()))) {}
   };
 
   void run(std::int64_t item, const Memory& m) const {
@@ -59,7 +62,7 @@ class Folding {
 
  private:
   void load_map(std::int64_t head, const Memory& m) const {
-    const Rows map = rows_of(how.transition, head, 0, dim());
+    const HeadRows map = rows_of(how.transition, head, 0, dim());
     if (how.transposed) return load_rows(map, 1, m.map);
     load_rows(map, 1, m.rows);
     transpose(dim(), dim(), m.rows, m.map);
@@ -80,15 +83,15 @@ class Folding {
     }
   }
   void decay_row(const float* row, const Memory& m, float* to) const {
-    for (std::int64_t d = 0; d < dim(); d += 8) {
-      _mm256_store_ps(to + d, decay8(_mm256_load_ps(row + d), _mm256_load_ps(m.high + d),
-                                     _mm256_load_ps(m.low + d)));
+    for (std::int64_t d = 0; d < dim(); d += kLanes) {
+      hn::Store(decayed(hn::Load(kFloats, row + d), hn::Load(kFloats, m.high + d),
+                        hn::Load(kFloats, m.low + d)),
+                kFloats, to + d);
     }
   }
   void add_row(std::int64_t head, std::int64_t row, float* to) const {
-    const Rows from = rows_of(addend, head, row, 1);
-    for (std::int64_t d = 0; d < dim(); d += 8)
-      _mm256_store_ps(to + d, _mm256_add_ps(_mm256_load_ps(to + d), load8(from, 0, d)));
+    const float* from = addend.as<float>() + row * addend.stride(0) + head * addend.stride(1);
+    for (std::int64_t d = 0; d < dim(); ++d) to[d] += from[d];
   }
 
   const StateMap how;
@@ -98,8 +101,8 @@ class Folding {
 
 }  // namespace
 
-void cpu_fold(const StateMap& how, ConstTensorView in, ConstTensorView addend, TensorView out,
-              const Stream& stream) {
+void fold_states(const StateMap& how, const ConstTensorView& in, const ConstTensorView& addend,
+                 const TensorView& out, const Stream& stream) {
   const Folding folding(how, in, addend, out);
   const std::int64_t bytes = carved_bytes([&](Scratch& s) { Folding::Memory(s, folding); });
   const int threads = stream.threads();
@@ -116,4 +119,19 @@ void cpu_fold(const StateMap& how, ConstTensorView in, ConstTensorView addend, T
   });
 }
 
-}  // namespace longhaul::attention::detail
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::attention {
+
+HWY_EXPORT(fold_states);
+
+void detail::cpu_fold(const StateMap& how, runtime::ConstTensorView in,
+                      runtime::ConstTensorView addend, runtime::TensorView out,
+                      const runtime::Stream& stream) {
+  LONGHAUL_DISPATCH(fold_states)(how, in, addend, out, stream);
+}
+
+}  // namespace longhaul::attention
+#endif  // HWY_ONCE

@@ -1,12 +1,17 @@
 // Summaries of a run and its outputs, on the CPU. A work item is a segment and a head, swept chunk
 // by chunk with the state in scratch.
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/linear_forward_cpu.cpp"
+#include "runtime/simd_cpu.h"
+
 #include "attention/linear_plan_cpu.h"
 
-namespace longhaul::attention::detail {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 namespace {
 
-using namespace avx2;
+using detail::Segment;
 using runtime::ConstTensorView;
 using runtime::Stream;
 using runtime::TensorView;
@@ -227,32 +232,35 @@ void SweepWorker::read_chunk(std::int64_t head, std::int64_t row, std::int64_t c
 
 }  // namespace
 
-std::shared_ptr<const LinearPlan> make_cpu_summarize(LinearPass pass, const LinearShape& shape,
-                                                     const Recurrence& recurrence,
-                                                     std::vector<std::int64_t> starts,
-                                                     const BlockPlace& place) {
-  return std::make_shared<const SummarizePlan>(pass, shape, recurrence, std::move(starts), place);
-}
-
-std::shared_ptr<const LinearPlan> make_cpu_sweep(const LinearShape& shape,
-                                                 const Recurrence& recurrence,
-                                                 std::vector<std::int64_t> starts,
-                                                 const BlockPlace& place) {
-  return std::make_shared<const SweepPlan>(shape, recurrence, std::move(starts), place);
-}
-
-std::shared_ptr<const LinearPlan> make_cpu_linear_plan(LinearPass pass, const LinearShape& shape,
-                                                       const Recurrence& recurrence,
-                                                       std::vector<std::int64_t> starts,
-                                                       const BlockPlace& place) {
+std::shared_ptr<const LinearPlan> plan_run(LinearPass pass, const LinearShape& shape,
+                                           const Recurrence& recurrence,
+                                           const std::vector<std::int64_t>& starts,
+                                           const BlockPlace& place) {
   switch (pass) {
     case LinearPass::sweep:
-      return make_cpu_sweep(shape, recurrence, std::move(starts), place);
+      return std::make_shared<const SweepPlan>(shape, recurrence, starts, place);
     case LinearPass::sweep_backward:
-      return make_cpu_sweep_backward(shape, recurrence, std::move(starts), place);
+      return plan_sweep_backward(shape, recurrence, starts, place);
     default:
-      return make_cpu_summarize(pass, shape, recurrence, std::move(starts), place);
+      return std::make_shared<const SummarizePlan>(pass, shape, recurrence, starts, place);
   }
 }
 
-}  // namespace longhaul::attention::detail
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::attention {
+
+HWY_EXPORT(plan_run);
+
+std::shared_ptr<const LinearPlan> detail::make_cpu_linear_plan(LinearPass pass,
+                                                               const LinearShape& shape,
+                                                               const Recurrence& recurrence,
+                                                               std::vector<std::int64_t> starts,
+                                                               const BlockPlace& place) {
+  return LONGHAUL_DISPATCH(plan_run)(pass, shape, recurrence, starts, place);
+}
+
+}  // namespace longhaul::attention
+#endif  // HWY_ONCE

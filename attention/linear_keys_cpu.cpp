@@ -1,6 +1,13 @@
+// What chunks of every decay share.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/linear_keys_cpu.cpp"
+#include "runtime/simd_cpu.h"
+
 #include "attention/linear_keys_cpu.h"
 
-namespace longhaul::attention::avx2 {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 
 ChunkKeys::ChunkKeys(Scratch& scratch, const ChunkSizes& of)
     : q(matrix(scratch, kChunk, of.dim())),
@@ -34,4 +41,5 @@ std::unique_ptr<ChunkKeys> make_chunk_keys(Scratch& scratch, const ChunkSizes& s
   return std::make_unique<ScalarKeys>(scratch, sizes, gradients);
 }
 
-}  // namespace longhaul::attention::avx2
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,4 +1,3 @@
-#pragma once
 // The key dims' side of a chunk of up to 64 tokens of one head: what queries, keys and gates say
 // before any value is looked at, and the gradients that come back to them. With g the sums of the
 // log decay from the chunk's start, in the letters of the sources (rows are tokens):
@@ -7,6 +6,13 @@
 // No factor's exponent is positive, and each is made of the gates that it spans alone: an output
 // depends on nothing later, not even in its last bit.
 
+#if defined(LONGHAUL_ATTENTION_LINEAR_KEYS_CPU_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef LONGHAUL_ATTENTION_LINEAR_KEYS_CPU_H
+#undef LONGHAUL_ATTENTION_LINEAR_KEYS_CPU_H
+#else
+#define LONGHAUL_ATTENTION_LINEAR_KEYS_CPU_H
+#endif
+
 #include <memory>
 
 #include "attention/linear.h"
@@ -14,7 +20,8 @@
 #include "attention/linear_segments_impl.h"
 #include "attention/scratch_cpu.h"
 
-namespace longhaul::attention::avx2 {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 
 constexpr std::int64_t kChunk = detail::kLinearChunk;
 
@@ -28,9 +35,9 @@ struct ChunkSizes {
   Recurrence how;
   std::int64_t dim() const { return shape.dim; }
   std::int64_t value_dim() const { return shape.value_dim; }
-  /// In whole tiles.
-  std::int64_t columns() const { return round_up(dim(), kTileColumns); }
-  std::int64_t value_columns() const { return round_up(value_dim(), kTileColumns); }
+  /// In whole vectors.
+  std::int64_t columns() const { return padded_to_vectors(dim()); }
+  std::int64_t value_columns() const { return padded_to_vectors(value_dim()); }
   std::int64_t key_head(std::int64_t head) const { return head * shape.key_heads / shape.heads; }
   bool delta() const { return how.rule == StateRule::delta; }
   bool gated() const { return how.decay != Decay::none; }
@@ -47,7 +54,7 @@ struct KeyGradients {
   Matrix dq;          ///< in: dout S^T, S the state before; out: dq
   Matrix dk;          ///< in: U dS^T, dS the gradient of the state after; out: dk
   Matrix dk_read;     ///< in: -dV S^T, delta rule; overwritten
-  Matrix dweights;    ///< in: of P, lower, rows zero up to whole tiles; overwritten
+  Matrix dweights;    ///< in: of P, lower, rows zero up to whole vectors; overwritten
   Matrix doverlaps;   ///< in: of A0, strictly lower, likewise; delta rule; overwritten
   float* overlap;     ///< [D] in: sum over e of S dS; overwritten
   Matrix dlog_decay;  ///< out: [tokens, 1 or D], with a decay
@@ -122,6 +129,9 @@ class VectorKeys final : public ChunkKeys {
   void writes_backward(const KeyGradients& g);
   void decay_between_blocks(const KeyGradients& g);
   void finish(const KeyGradients& g);
+  template <int Count, bool delta>
+  void keys_backward(std::int64_t j, std::int64_t end, std::int64_t d, const KeyGradients& g);
+  template <bool delta>
   void block_backward(std::int64_t block, const KeyGradients& g);
 
   Matrix alpha;               // exp(a) of each token
@@ -130,6 +140,7 @@ class VectorKeys final : public ChunkKeys {
   Matrix block_factor;        // [block, D] of a whole block
   Matrix earlier_transposed;  // [D, tokens] k of the blocks so far, decayed to the block's start
   float *ones, *faded;        // [D] of pairs_of_key()
+  float* factor;              // [D]
   // Backward.
   Matrix earlier;             // the same by rows
   Matrix later_q, later_k;    // of later blocks, decayed from the block's end
@@ -137,4 +148,7 @@ class VectorKeys final : public ChunkKeys {
   Matrix write_sums, across;  // [block, D]
 };
 
-}  // namespace longhaul::attention::avx2
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // LONGHAUL_ATTENTION_LINEAR_KEYS_CPU_H

@@ -1,5 +1,12 @@
-#pragma once
 // What the CPU's plans of linear attention share: workers that take (segment, head) items.
+// Compiled for each target: runtime/simd_cpu.h.
+
+#if defined(LONGHAUL_ATTENTION_LINEAR_PLAN_CPU_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef LONGHAUL_ATTENTION_LINEAR_PLAN_CPU_H
+#undef LONGHAUL_ATTENTION_LINEAR_PLAN_CPU_H
+#else
+#define LONGHAUL_ATTENTION_LINEAR_PLAN_CPU_H
+#endif
 
 #include <omp.h>
 
@@ -10,7 +17,8 @@
 #include "attention/linear_segments_impl.h"
 #include "attention/linear_values_cpu.h"
 
-namespace longhaul::attention::detail {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 
 class CpuLinearPlan : public LinearPlan {
  public:
@@ -23,7 +31,7 @@ class CpuLinearPlan : public LinearPlan {
                 std::vector<std::int64_t> starts, const BlockPlace& place)
       : LinearPlan(pass, shape, recurrence, std::move(starts), place),
         sizes{shape, recurrence},
-        segments(segments_of(shape.rows, this->starts())) {}
+        segments(detail::segments_of(shape.rows, this->starts())) {}
 
   /// Memory for Worker(Scratch&, plan, ...) a thread, and shared by all.
   void hold(std::int64_t worker_bytes, std::int64_t shared_bytes) {
@@ -46,24 +54,19 @@ class CpuLinearPlan : public LinearPlan {
   }
 
  public:
-  const avx2::ChunkSizes sizes;
-  const std::vector<Segment> segments;
+  const ChunkSizes sizes;
+  const std::vector<detail::Segment> segments;
 
  private:
   std::int64_t worker_bytes_ = 0, shared_bytes_ = 0;
 };
 
-std::shared_ptr<const LinearPlan> make_cpu_summarize(LinearPass pass, const LinearShape& shape,
-                                                     const Recurrence& recurrence,
-                                                     std::vector<std::int64_t> starts,
-                                                     const BlockPlace& place);
-std::shared_ptr<const LinearPlan> make_cpu_sweep(const LinearShape& shape,
-                                                 const Recurrence& recurrence,
-                                                 std::vector<std::int64_t> starts,
-                                                 const BlockPlace& place);
-std::shared_ptr<const LinearPlan> make_cpu_sweep_backward(const LinearShape& shape,
-                                                          const Recurrence& recurrence,
-                                                          std::vector<std::int64_t> starts,
-                                                          const BlockPlace& place);
+std::shared_ptr<const LinearPlan> plan_sweep_backward(const LinearShape& shape,
+                                                      const Recurrence& recurrence,
+                                                      std::vector<std::int64_t> starts,
+                                                      const BlockPlace& place);
 
-}  // namespace longhaul::attention::detail
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // LONGHAUL_ATTENTION_LINEAR_PLAN_CPU_H

@@ -1,9 +1,15 @@
 // Chunks whose decay is none, a constant a head, or a scalar a token.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/linear_scalar_cpu.cpp"
+#include "runtime/simd_cpu.h"
+
 #include <array>
 
 #include "attention/linear_keys_cpu.h"
 
-namespace longhaul::attention::avx2 {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 
 ScalarKeys::ScalarKeys(Scratch& scratch, const ChunkSizes& of, bool gradients)
     : ChunkKeys(scratch, of),
@@ -21,10 +27,10 @@ void ScalarKeys::load_factors(const LinearInputs& inputs, std::int64_t head, std
   const bool constant = sizes.how.decay == Decay::head;
   std::array<double, kChunk> sums{};  // from after token j
   double from_start = 0;
-  alignas(32) std::array<float, kChunk> logs{};
+  alignas(64) std::array<float, kChunk> logs{};
   for (std::int64_t i = 0; i < tokens; ++i) {
     const double gate = static_cast<double>(constant ? *a : a[(begin + i) * gates.stride(0)]);
-    const std::int64_t columns = round_up(i + 1, 8);
+    const std::int64_t columns = padded_to_vectors(i + 1);
     for (std::int64_t j = 0; j < i; ++j) sums[static_cast<std::size_t>(j)] += gate;
     from_start += gate;
     in_factor[i] = static_cast<float>(from_start);
@@ -34,7 +40,7 @@ void ScalarKeys::load_factors(const LinearInputs& inputs, std::int64_t head, std
     exp_row(columns, logs.data(), pairs ? fades.row(i) : out_factor);
   }
   if (pairs) std::copy_n(fades.row(tokens - 1), tokens, out_factor);
-  exp_row(round_up(tokens, 8), in_factor, in_factor);
+  exp_row(padded_to_vectors(tokens), in_factor, in_factor);
   const TwoFloats decay = exp_of(from_start);
   std::fill_n(decay_high, sizes.columns(), decay.high);
   std::fill_n(decay_low, sizes.columns(), decay.low);
@@ -57,7 +63,7 @@ void ScalarKeys::load(const LinearInputs& inputs, std::int64_t head, std::int64_
   const auto make = [&](Matrix rows, std::int64_t diagonal, Matrix to) {
     lower_of_product(tokens, sizes.dim(), rows, k_transposed, to);
     for (std::int64_t i = 0; i < tokens; ++i) {
-      if (gated) multiplied(round_up(i + 1, 8), to.row(i), fades.row(i), to.row(i));
+      if (gated) multiplied(padded_to_vectors(i + 1), to.row(i), fades.row(i), to.row(i));
       clear_right(to.row(i), i, i + diagonal);
     }
   };
@@ -69,7 +75,7 @@ void ScalarKeys::backward(const KeyGradients& g) {
   const std::int64_t columns = sizes.columns(), dim = sizes.dim();
   const bool delta = sizes.delta(), gated = sizes.gated();
   if (gated) {
-    alignas(32) float reads[kChunk], writes[kChunk];
+    alignas(64) float reads[kChunk], writes[kChunk];
     for (std::int64_t i = 0; i < tokens; ++i) {
       scaled(columns, in_factor[i], g.dq.row(i), g.dq.row(i));
       scaled(columns, out_factor[i], g.dk.row(i), g.dk.row(i));
@@ -79,7 +85,7 @@ void ScalarKeys::backward(const KeyGradients& g) {
         scaled(columns, in_factor[i], g.dk_read.row(i), g.dk_read.row(i));
         reads[i] += dot(columns, k.row(i), g.dk_read.row(i));
       }
-      const std::int64_t span = round_up(i + 1, 8);
+      const std::int64_t span = padded_to_vectors(i + 1);
       multiplied(span, g.dweights.row(i), weights.row(i), spans.row(i));
       if (delta) add_product(span, g.doverlaps.row(i), overlaps.row(i), spans.row(i));
       multiplied(span, g.dweights.row(i), fades.row(i), g.dweights.row(i));
@@ -112,22 +118,21 @@ void ScalarKeys::decay_backward(const KeyGradients& g, const float* reads,
     written[t] = sum;
     sum += writes[t];
   }
-  alignas(32) float pairs[kChunk + kTileColumns] = {};  // of key j and any query from t on
+  alignas(64) float pairs[kChunk] = {};  // of key j and any query from t on
   float read = 0;
   for (std::int64_t t = tokens - 1; t >= 0; --t) {
     read += reads[t];
-    __m256 between = _mm256_setzero_ps();
-    for (std::int64_t j = 0; j < t; j += 8) {
-      const __m256 column =
-          _mm256_add_ps(_mm256_load_ps(pairs + j), _mm256_load_ps(spans.row(t) + j));
-      _mm256_store_ps(pairs + j, column);
-      const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-      const __m256i before = _mm256_cmpgt_epi32(
-          _mm256_set1_epi32(static_cast<int>(std::min<std::int64_t>(8, t - j))), lanes);
-      between = _mm256_add_ps(between, _mm256_and_ps(column, _mm256_castsi256_ps(before)));
+    Vector between = hn::Zero(kFloats);
+    for (std::int64_t j = 0; j < t; j += kLanes) {
+      const Vector column =
+          hn::Add(hn::Load(kFloats, pairs + j), hn::Load(kFloats, spans.row(t) + j));
+      hn::Store(column, kFloats, pairs + j);
+      const auto before = hn::FirstN(kFloats, static_cast<std::size_t>(t - j));
+      between = hn::Add(between, hn::IfThenElseZero(before, column));
     }
-    *g.dlog_decay.row(t) = sum8(between) + read + written[t] + state;
+    *g.dlog_decay.row(t) = sum_of_lanes(between) + read + written[t] + state;
   }
 }
 
-}  // namespace longhaul::attention::avx2
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

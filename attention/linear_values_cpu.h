@@ -1,10 +1,17 @@
-#pragma once
 // The value dims' side of a chunk: how it is written into a state and read from it. States are
 // [D, E] here, so that a chunk's products with them need no copy; outside they are [E, H, D].
 
+#if defined(LONGHAUL_ATTENTION_LINEAR_VALUES_CPU_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef LONGHAUL_ATTENTION_LINEAR_VALUES_CPU_H
+#undef LONGHAUL_ATTENTION_LINEAR_VALUES_CPU_H
+#else
+#define LONGHAUL_ATTENTION_LINEAR_VALUES_CPU_H
+#endif
+
 #include "attention/linear_keys_cpu.h"
 
-namespace longhaul::attention::avx2 {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 
 /// to <- a head's state, zero without data.
 inline void load_state(const runtime::ConstTensorView& view, std::int64_t head,
@@ -25,11 +32,11 @@ inline void decay_state(const ChunkKeys& keys, const ChunkSizes& sizes, std::int
                         Matrix state) {
   if (!sizes.gated()) return;
   for (std::int64_t d = 0; d < sizes.dim(); ++d) {
-    const __m256 high = _mm256_broadcast_ss(keys.decay_high + d),
-                 low = _mm256_broadcast_ss(keys.decay_low + d);
+    const Vector high = hn::Set(kFloats, keys.decay_high[d]),
+                 low = hn::Set(kFloats, keys.decay_low[d]);
     float* row = state.row(d);
-    for (std::int64_t e = 0; e < width; e += 8)
-      _mm256_store_ps(row + e, decay8(_mm256_load_ps(row + e), high, low));
+    for (std::int64_t e = 0; e < width; e += kLanes)
+      hn::Store(decayed(hn::Load(kFloats, row + e), high, low), kFloats, row + e);
   }
 }
 
@@ -58,7 +65,7 @@ class Updates {
     const float* from = inputs.beta.as<float>() + head * inputs.beta.stride(1);
     for (std::int64_t i = 0; i < keys.tokens; ++i) {
       beta[i] = from[(begin + i) * inputs.beta.stride(0)];
-      scaled(round_up(i + 1, kTileColumns), beta[i], keys.overlaps.row(i), mixing.row(i));
+      scaled(padded_to_vectors(i + 1), beta[i], keys.overlaps.row(i), mixing.row(i));
     }
   }
 
@@ -69,12 +76,12 @@ class Updates {
     if (!sizes.delta()) return;
     read_state(keys.tokens, width, sizes.dim(), keys.k_in, state, error);
     for (std::int64_t i = 0; i < keys.tokens; ++i) {
-      const __m256 factor = _mm256_set1_ps(beta[i]);
-      for (std::int64_t e = 0; e < round_up(width, kTileColumns); e += 8) {
-        const __m256 value = no_values ? _mm256_setzero_ps() : _mm256_load_ps(u.row(i) + e);
-        const __m256 x = _mm256_sub_ps(value, _mm256_load_ps(error.row(i) + e));
-        _mm256_store_ps(error.row(i) + e, x);
-        _mm256_store_ps(u.row(i) + e, _mm256_mul_ps(factor, x));
+      const Vector factor = hn::Set(kFloats, beta[i]);
+      for (std::int64_t e = 0; e < width; e += kLanes) {
+        const Vector value = no_values ? hn::Zero(kFloats) : hn::Load(kFloats, u.row(i) + e);
+        const Vector x = hn::Sub(value, hn::Load(kFloats, error.row(i) + e));
+        hn::Store(x, kFloats, error.row(i) + e);
+        hn::Store(hn::Mul(factor, x), kFloats, u.row(i) + e);
       }
     }
     solve_lower(keys.tokens, width, mixing, u);
@@ -82,7 +89,7 @@ class Updates {
 
   /// state <- the state after the chunk; before it, it is zero where `fresh`.
   void write(const ChunkKeys& keys, Matrix u, std::int64_t width, bool fresh, Matrix state) const {
-    if (!fresh) decay_state(keys, sizes, round_up(width, kTileColumns), state);
+    if (!fresh) decay_state(keys, sizes, width, state);
     product<Operand::columns, Into::add>(sizes.dim(), width, keys.tokens, keys.k_out, u, state);
   }
 
@@ -117,4 +124,7 @@ class Updates {
   Matrix mixing;  // A
 };
 
-}  // namespace longhaul::attention::avx2
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // LONGHAUL_ATTENTION_LINEAR_VALUES_CPU_H

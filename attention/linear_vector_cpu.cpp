@@ -1,9 +1,21 @@
 // Chunks whose decay is a vector a token: GLA, Kimi Delta Attention.
-#include <array>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/linear_vector_cpu.cpp"
+#include "runtime/simd_cpu.h"
 
 #include "attention/linear_keys_cpu.h"
 
-namespace longhaul::attention::avx2 {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
+namespace {
+
+constexpr hn::ScalableTag<double> kDoubles;
+using Doubles = hn::Vec<decltype(kDoubles)>;
+constexpr hn::Rebind<float, decltype(kDoubles)> kHalf;
+constexpr std::int64_t kDoubleLanes = kLanes / 2;
+
+}  // namespace
 
 VectorKeys::VectorKeys(Scratch& scratch, const ChunkSizes& of, bool gradients)
     : ChunkKeys(scratch, of),
@@ -14,6 +26,7 @@ VectorKeys::VectorKeys(Scratch& scratch, const ChunkSizes& of, bool gradients)
       earlier_transposed(matrix(scratch, of.dim(), kChunk)),
       ones(scratch.floats(of.columns())),
       faded(scratch.floats(of.columns())),
+      factor(scratch.floats(of.columns())),
       earlier(matrix(scratch, gradients ? kChunk : 0, of.dim())),
       later_q(matrix(scratch, gradients ? kChunk : 0, of.dim())),
       later_k(matrix(scratch, gradients && of.delta() ? kChunk : 0, of.dim())),
@@ -24,23 +37,23 @@ VectorKeys::VectorKeys(Scratch& scratch, const ChunkSizes& of, bool gradients)
 }
 
 void VectorKeys::load_factors(const LinearInputs& inputs, std::int64_t head, std::int64_t begin) {
-  const Rows gates = rows_of(inputs.log_decay, head, begin, tokens);
+  const HeadRows gates = rows_of(inputs.log_decay, head, begin, tokens);
   const std::int64_t columns = sizes.columns();
   load_rows(gates, 1, alpha);
-  // Sums of a block and of the chunk, each from zero, 4 dims at a time.
-  for (std::int64_t d = 0; d < columns; d += 4) {
-    __m256d chunk = _mm256_setzero_pd();
+  // Sums of a block and of the chunk, each from zero.
+  for (std::int64_t d = 0; d < columns; d += kDoubleLanes) {
+    Doubles chunk = hn::Zero(kDoubles);
     for (std::int64_t block = 0; block < blocks(); ++block) {
-      __m256d sum = _mm256_setzero_pd();
+      Doubles sum = hn::Zero(kDoubles);
       for (std::int64_t t = block * kBlock; t < block * kBlock + block_tokens(block); ++t)
-        sum = _mm256_add_pd(sum, _mm256_cvtps_pd(_mm_load_ps(alpha.row(t) + d)));
-      _mm_store_ps(block_factor.row(block) + d, _mm256_cvtpd_ps(sum));
-      chunk = _mm256_add_pd(chunk, sum);
+        sum = hn::Add(sum, hn::PromoteTo(kDoubles, hn::Load(kHalf, alpha.row(t) + d)));
+      hn::Store(hn::DemoteTo(kHalf, sum), kHalf, block_factor.row(block) + d);
+      chunk = hn::Add(chunk, sum);
     }
-    alignas(32) std::array<double, 4> sums{};
-    _mm256_store_pd(sums.data(), chunk);
-    for (std::int64_t i = 0; i < 4; ++i) {
-      const TwoFloats decay = exp_of(sums[static_cast<std::size_t>(i)]);
+    alignas(64) double sums[kDoubleLanes];
+    hn::Store(chunk, kDoubles, sums);
+    for (std::int64_t i = 0; i < kDoubleLanes; ++i) {
+      const TwoFloats decay = exp_of(sums[i]);
       decay_high[d + i] = decay.high;
       decay_low[d + i] = decay.low;
     }
@@ -75,23 +88,20 @@ void VectorKeys::near_rows(KeyUses uses) {
 /// From a block's borders to the chunk's.
 void VectorKeys::anchor_at_chunk(KeyUses uses) {
   const std::int64_t columns = sizes.columns();
-  alignas(32) float factor[kTileColumns];
-  for (std::int64_t d = 0; d < columns; d += kTileColumns) {
-    const auto scale_block = [&](std::int64_t block, Matrix rows) {
-      for (std::int64_t t = block * kBlock; t < block * kBlock + block_tokens(block); ++t)
-        multiplied(kTileColumns, rows.row(t) + d, factor, rows.row(t) + d);
-    };
-    std::copy_n(block_factor.row(0) + d, kTileColumns, factor);
-    for (std::int64_t block = 1; block < blocks(); ++block) {
-      if (uses.queries) scale_block(block, q_in);
-      if (sizes.delta()) scale_block(block, k_in);
-      multiplied(kTileColumns, factor, block_factor.row(block) + d, factor);
-    }
-    std::copy_n(block_factor.row(blocks() - 1) + d, kTileColumns, factor);
-    for (std::int64_t block = blocks() - 2; block >= 0; --block) {
-      scale_block(block, k_out);
-      multiplied(kTileColumns, factor, block_factor.row(block) + d, factor);
-    }
+  const auto scale_block = [&](std::int64_t block, Matrix rows) {
+    for (std::int64_t t = block * kBlock; t < block * kBlock + block_tokens(block); ++t)
+      multiplied(columns, rows.row(t), factor, rows.row(t));
+  };
+  std::copy_n(block_factor.row(0), columns, factor);
+  for (std::int64_t block = 1; block < blocks(); ++block) {
+    if (uses.queries) scale_block(block, q_in);
+    if (sizes.delta()) scale_block(block, k_in);
+    multiplied(columns, factor, block_factor.row(block), factor);
+  }
+  std::copy_n(block_factor.row(blocks() - 1), columns, factor);
+  for (std::int64_t block = blocks() - 2; block >= 0; --block) {
+    scale_block(block, k_out);
+    multiplied(columns, factor, block_factor.row(block), factor);
   }
 }
 
@@ -99,26 +109,25 @@ void VectorKeys::anchor_at_chunk(KeyUses uses) {
 /// and tokens i to i + Count - 1; decays it on.
 template <int Count, bool with_weights, bool with_overlaps>
 void VectorKeys::pairs_of_key(std::int64_t j, std::int64_t i) {
-  __m256 weight[Count], overlap[Count];
+  Vector weight[Count], overlap[Count];
 #pragma GCC unroll 4
-  for (int r = 0; r < Count; ++r) weight[r] = overlap[r] = _mm256_setzero_ps();
+  for (int r = 0; r < Count; ++r) weight[r] = overlap[r] = hn::Zero(kFloats);
   const float* rates = i == j ? ones : alpha.row(i);
-  for (std::int64_t d = 0; d < sizes.columns(); d += 8) {
-    __m256 key = _mm256_load_ps(faded + d);
+  for (std::int64_t d = 0; d < sizes.columns(); d += kLanes) {
+    Vector key = hn::Load(kFloats, faded + d);
 #pragma GCC unroll 4
     for (int r = 0; r < Count; ++r) {
-      key = _mm256_mul_ps(key, _mm256_load_ps((r == 0 ? rates : alpha.row(i + r)) + d));
-      if (with_weights)
-        weight[r] = _mm256_fmadd_ps(_mm256_load_ps(q.row(i + r) + d), key, weight[r]);
+      key = hn::Mul(key, hn::Load(kFloats, (r == 0 ? rates : alpha.row(i + r)) + d));
+      if (with_weights) weight[r] = hn::MulAdd(hn::Load(kFloats, q.row(i + r) + d), key, weight[r]);
       if (with_overlaps)
-        overlap[r] = _mm256_fmadd_ps(_mm256_load_ps(k.row(i + r) + d), key, overlap[r]);
+        overlap[r] = hn::MulAdd(hn::Load(kFloats, k.row(i + r) + d), key, overlap[r]);
     }
-    _mm256_store_ps(faded + d, key);
+    hn::Store(key, kFloats, faded + d);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < Count; ++r) {
-    if (with_weights) weights.row(i + r)[j] = sum8(weight[r]);
-    if (with_overlaps) overlaps.row(i + r)[j] = sum8(overlap[r]);
+    if (with_weights) weights.row(i + r)[j] = sum_of_lanes(weight[r]);
+    if (with_overlaps) overlaps.row(i + r)[j] = sum_of_lanes(overlap[r]);
   }
 }
 
@@ -174,32 +183,29 @@ void VectorKeys::load(const LinearInputs& inputs, std::int64_t head, std::int64_
 void VectorKeys::reads_backward(const KeyGradients& g) {
   const std::int64_t columns = sizes.columns(), dim = sizes.dim();
   const bool delta = sizes.delta();
-  alignas(32) float factor[kTileColumns];
-  for (std::int64_t d = 0; d < columns; d += kTileColumns) {
-    std::fill_n(factor, kTileColumns, 1.0f);
-    for (std::int64_t block = 0; block < blocks(); ++block) {
-      for (std::int64_t t = block * kBlock; t < block * kBlock + block_tokens(block); ++t) {
-        multiplied(kTileColumns, g.dq.row(t) + d, factor, g.dq.row(t) + d);
-        if (delta) multiplied(kTileColumns, g.dk_read.row(t) + d, factor, g.dk_read.row(t) + d);
-      }
-      multiplied(kTileColumns, factor, block_factor.row(block) + d, factor);
+  std::fill_n(factor, columns, 1.0f);
+  for (std::int64_t block = 0; block < blocks(); ++block) {
+    for (std::int64_t t = block * kBlock; t < block * kBlock + block_tokens(block); ++t) {
+      multiplied(columns, g.dq.row(t), factor, g.dq.row(t));
+      if (delta) multiplied(columns, g.dk_read.row(t), factor, g.dk_read.row(t));
     }
+    multiplied(columns, factor, block_factor.row(block), factor);
   }
   for (std::int64_t block = 0; block < blocks(); ++block) {
     const std::int64_t first = block * kBlock, rows = block_tokens(block);
     const auto sum_into = [&](float* to) {
       std::fill_n(to, columns, 0.0f);
       for (std::int64_t t = first; t < first + rows; ++t) {
-        for (std::int64_t d = 0; d < columns; d += 8) {
-          const __m256 near = _mm256_load_ps(row_factor.row(t) + d);
-          __m256 sum = _mm256_load_ps(to + d);
-          sum = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_load_ps(q.row(t) + d), near),
-                                _mm256_load_ps(g.dq.row(t) + d), sum);
+        for (std::int64_t d = 0; d < columns; d += kLanes) {
+          const Vector near = hn::Load(kFloats, row_factor.row(t) + d);
+          Vector sum = hn::Load(kFloats, to + d);
+          sum = hn::MulAdd(hn::Mul(hn::Load(kFloats, q.row(t) + d), near),
+                           hn::Load(kFloats, g.dq.row(t) + d), sum);
           if (delta) {
-            sum = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_load_ps(k.row(t) + d), near),
-                                  _mm256_load_ps(g.dk_read.row(t) + d), sum);
+            sum = hn::MulAdd(hn::Mul(hn::Load(kFloats, k.row(t) + d), near),
+                             hn::Load(kFloats, g.dk_read.row(t) + d), sum);
           }
-          _mm256_store_ps(to + d, sum);
+          hn::Store(sum, kFloats, to + d);
         }
       }
     };
@@ -226,20 +232,16 @@ void VectorKeys::reads_backward(const KeyGradients& g) {
 void VectorKeys::writes_backward(const KeyGradients& g) {
   const std::int64_t columns = sizes.columns(), dim = sizes.dim();
   const bool delta = sizes.delta();
-  alignas(32) float factor[kTileColumns];
-  for (std::int64_t d = 0; d < columns; d += kTileColumns) {
-    std::fill_n(factor, kTileColumns, 1.0f);
-    for (std::int64_t block = blocks() - 1; block >= 0; --block) {
-      float* sum = write_sums.row(block) + d;
-      std::fill_n(sum, kTileColumns, 0.0f);
-      for (std::int64_t t = block * kBlock; t < block * kBlock + block_tokens(block); ++t) {
-        multiplied(kTileColumns, g.dk.row(t) + d, factor, g.dk.row(t) + d);
-        alignas(32) float key[kTileColumns];
-        multiplied(kTileColumns, k.row(t) + d, column_factor.row(t) + d, key);
-        add_product(kTileColumns, key, g.dk.row(t) + d, sum);
-      }
-      multiplied(kTileColumns, factor, block_factor.row(block) + d, factor);
+  std::fill_n(factor, columns, 1.0f);
+  for (std::int64_t block = blocks() - 1; block >= 0; --block) {
+    float* sum = write_sums.row(block);
+    std::fill_n(sum, columns, 0.0f);
+    for (std::int64_t t = block * kBlock; t < block * kBlock + block_tokens(block); ++t) {
+      multiplied(columns, g.dk.row(t), factor, g.dk.row(t));
+      multiplied(columns, k.row(t), column_factor.row(t), faded);
+      add_product(columns, faded, g.dk.row(t), sum);
     }
+    multiplied(columns, factor, block_factor.row(block), factor);
   }
   for (std::int64_t block = blocks() - 1; block >= 0; --block) {
     const std::int64_t first = block * kBlock, rows = block_tokens(block), next = first + rows;
@@ -275,73 +277,96 @@ void VectorKeys::decay_between_blocks(const KeyGradients& g) {
   }
 }
 
+/// Gradients of keys j to j + Count - 1 and the tokens from j to `end` of their block, dims from d
+/// on.
+template <int Count, bool delta>
+void VectorKeys::keys_backward(std::int64_t j, std::int64_t end, std::int64_t d,
+                               const KeyGradients& g) {
+  Vector faded[Count][kBlock];  // key j + c at token j + i
+  for (int c = 0; c < Count; ++c) {
+    Vector key = hn::Load(kFloats, k.row(j + c) + d);
+    faded[c][c] = key;
+    for (std::int64_t i = j + c + 1; i < end; ++i) {
+      key = hn::Mul(key, hn::Load(kFloats, alpha.row(i) + d));
+      faded[c][i - j] = key;
+    }
+  }
+  Vector read[Count];  // of key j + c from token i on, decayed to it
+  for (int c = 0; c < Count; ++c) read[c] = hn::Zero(kFloats);
+  Vector rates = hn::Zero(kFloats);
+  const auto token = [&](auto all, std::int64_t i) {
+    const Vector query = hn::Load(kFloats, q.row(i) + d), key = hn::Load(kFloats, k.row(i) + d);
+    Vector dq = hn::Load(kFloats, g.dq.row(i) + d), dk = hn::Load(kFloats, g.dk.row(i) + d),
+           gate = hn::Load(kFloats, g.dlog_decay.row(i) + d);
+#pragma GCC unroll 4
+    for (int c = 0; c < Count; ++c) {
+      if (!all && c > i - j) break;
+      const Vector at = faded[c][i - j], dweight = hn::Set(kFloats, g.dweights.row(i)[j + c]);
+      read[c] = hn::MulAdd(dweight, query, hn::Mul(rates, read[c]));
+      dq = hn::MulAdd(dweight, at, dq);
+      if (delta) {
+        const Vector doverlap = hn::Set(kFloats, g.doverlaps.row(i)[j + c]);
+        read[c] = hn::MulAdd(doverlap, key, read[c]);
+        dk = hn::MulAdd(doverlap, at, dk);
+      }
+      if (all || c < i - j) gate = hn::MulAdd(at, read[c], gate);
+    }
+    hn::Store(dq, kFloats, g.dq.row(i) + d);
+    if (delta) hn::Store(dk, kFloats, g.dk.row(i) + d);
+    hn::Store(gate, kFloats, g.dlog_decay.row(i) + d);
+    rates = hn::Load(kFloats, alpha.row(i) + d);
+  };
+  std::int64_t i = end - 1;
+  for (; i >= j + Count; --i) token(std::true_type(), i);
+  for (; i >= j; --i) token(std::false_type(), i);
+  for (int c = 0; c < Count; ++c) {
+    float* dk = g.dk.row(j + c) + d;
+    hn::Store(hn::Add(hn::Load(kFloats, dk), read[c]), kFloats, dk);
+  }
+}
+
+/// Pairs of one block.
+template <bool delta>
+void VectorKeys::block_backward(std::int64_t block, const KeyGradients& g) {
+  const std::int64_t first = block * kBlock, end = first + block_tokens(block);
+  for (std::int64_t d = 0; d < sizes.columns(); d += kLanes) {
+    std::int64_t j = first;
+    for (; j + 4 <= end; j += 4) keys_backward<4, delta>(j, end, d, g);
+    for (; j < end; ++j) keys_backward<1, delta>(j, end, d, g);
+  }
+}
+
 /// From gradients at block borders to those of q and k, and to the gates of each block.
 void VectorKeys::finish(const KeyGradients& g) {
   const std::int64_t columns = sizes.columns();
   const bool delta = sizes.delta();
   for (std::int64_t block = 0; block < blocks(); ++block) {
     const std::int64_t first = block * kBlock, end = first + block_tokens(block);
-    for (std::int64_t d = 0; d < columns; d += 8) {
-      __m256 sum = _mm256_load_ps(across.row(block) + d);
+    for (std::int64_t d = 0; d < columns; d += kLanes) {
+      Vector sum = hn::Load(kFloats, across.row(block) + d);
       for (std::int64_t t = first; t < end; ++t) {  // what is written before token t
-        _mm256_store_ps(g.dlog_decay.row(t) + d, sum);
-        const __m256 dk = _mm256_mul_ps(_mm256_load_ps(g.dk.row(t) + d),
-                                        _mm256_load_ps(column_factor.row(t) + d));
-        _mm256_store_ps(g.dk.row(t) + d, dk);
-        sum = _mm256_fmadd_ps(_mm256_load_ps(k.row(t) + d), dk, sum);
+        hn::Store(sum, kFloats, g.dlog_decay.row(t) + d);
+        const Vector dk = hn::Mul(hn::Load(kFloats, g.dk.row(t) + d),
+                                  hn::Load(kFloats, column_factor.row(t) + d));
+        hn::Store(dk, kFloats, g.dk.row(t) + d);
+        sum = hn::MulAdd(hn::Load(kFloats, k.row(t) + d), dk, sum);
       }
-      sum = _mm256_setzero_ps();
+      sum = hn::Zero(kFloats);
       for (std::int64_t t = end - 1; t >= first; --t) {  // what is read from token t on
-        const __m256 near = _mm256_load_ps(row_factor.row(t) + d);
-        const __m256 dq = _mm256_mul_ps(_mm256_load_ps(g.dq.row(t) + d), near);
-        _mm256_store_ps(g.dq.row(t) + d, dq);
-        sum = _mm256_fmadd_ps(_mm256_load_ps(q.row(t) + d), dq, sum);
+        const Vector near = hn::Load(kFloats, row_factor.row(t) + d);
+        const Vector dq = hn::Mul(hn::Load(kFloats, g.dq.row(t) + d), near);
+        hn::Store(dq, kFloats, g.dq.row(t) + d);
+        sum = hn::MulAdd(hn::Load(kFloats, q.row(t) + d), dq, sum);
         if (delta) {
-          const __m256 dk = _mm256_mul_ps(_mm256_load_ps(g.dk_read.row(t) + d), near);
-          _mm256_store_ps(g.dk.row(t) + d, _mm256_add_ps(_mm256_load_ps(g.dk.row(t) + d), dk));
-          sum = _mm256_fmadd_ps(_mm256_load_ps(k.row(t) + d), dk, sum);
+          const Vector dk = hn::Mul(hn::Load(kFloats, g.dk_read.row(t) + d), near);
+          hn::Store(hn::Add(hn::Load(kFloats, g.dk.row(t) + d), dk), kFloats, g.dk.row(t) + d);
+          sum = hn::MulAdd(hn::Load(kFloats, k.row(t) + d), dk, sum);
         }
-        _mm256_store_ps(g.dlog_decay.row(t) + d,
-                        _mm256_add_ps(_mm256_load_ps(g.dlog_decay.row(t) + d), sum));
+        hn::Store(hn::Add(hn::Load(kFloats, g.dlog_decay.row(t) + d), sum), kFloats,
+                  g.dlog_decay.row(t) + d);
       }
     }
-    block_backward(block, g);
-  }
-}
-
-/// Pairs of one block.
-void VectorKeys::block_backward(std::int64_t block, const KeyGradients& g) {
-  const std::int64_t first = block * kBlock, end = first + block_tokens(block);
-  const bool delta = sizes.delta();
-  for (std::int64_t d = 0; d < sizes.columns(); d += 8) {
-    for (std::int64_t j = first; j < end; ++j) {
-      const __m256 key = _mm256_load_ps(k.row(j) + d);
-      __m256 fades[kBlock];
-      __m256 fade = _mm256_set1_ps(1);
-      for (std::int64_t i = j; i < end; ++i) {
-        if (i > j) fade = _mm256_mul_ps(fade, _mm256_load_ps(alpha.row(i) + d));
-        fades[i - first] = fade;
-      }
-      __m256 dk = _mm256_setzero_ps();  // of key j from queries and keys i on
-      for (std::int64_t i = end - 1; i >= j; --i) {
-        const __m256 faded = _mm256_mul_ps(fades[i - first], key);
-        const __m256 dweight = _mm256_broadcast_ss(g.dweights.row(i) + j);
-        __m256 read = _mm256_mul_ps(dweight, _mm256_load_ps(q.row(i) + d));
-        _mm256_store_ps(g.dq.row(i) + d,
-                        _mm256_fmadd_ps(dweight, faded, _mm256_load_ps(g.dq.row(i) + d)));
-        if (delta) {
-          const __m256 doverlap = _mm256_broadcast_ss(g.doverlaps.row(i) + j);
-          read = _mm256_fmadd_ps(doverlap, _mm256_load_ps(k.row(i) + d), read);
-          _mm256_store_ps(g.dk.row(i) + d,
-                          _mm256_fmadd_ps(doverlap, faded, _mm256_load_ps(g.dk.row(i) + d)));
-        }
-        dk = _mm256_fmadd_ps(fades[i - first], read, dk);
-        if (i == j) break;
-        float* gate = g.dlog_decay.row(i) + d;
-        _mm256_store_ps(gate, _mm256_fmadd_ps(key, dk, _mm256_load_ps(gate)));
-      }
-      _mm256_store_ps(g.dk.row(j) + d, _mm256_add_ps(_mm256_load_ps(g.dk.row(j) + d), dk));
-    }
+    delta ? block_backward<true>(block, g) : block_backward<false>(block, g);
   }
 }
 
@@ -354,4 +379,5 @@ void VectorKeys::backward(const KeyGradients& g) {
     scaled(sizes.columns(), sizes.how.scale, g.dq.row(t), g.dq.row(t));
 }
 
-}  // namespace longhaul::attention::avx2
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

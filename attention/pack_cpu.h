@@ -9,6 +9,8 @@
 #define LONGHAUL_ATTENTION_PACK_CPU_H
 #endif
 
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -76,11 +78,16 @@ HWY_INLINE void pack_row(const T* from, std::int64_t count, Vector factor, float
   if (at < count) put(at, load_first(from + at, count - at));
 }
 
-/// to[row * ld + d], d padded to whole vectors.
+/// to[row * ld + d], d padded to whole vectors. Rows come from memory: each is asked for well
+/// before it is read, which caches do not do by themselves across strides.
 inline bool pack_rows(const HeadRows& rows, float scale, float* to, std::int64_t ld) {
+  constexpr std::int64_t kAhead = 16, kLine = 64;
   FiniteWatch watch;
   with_elements(rows, [&](const auto* from) {
     for (std::int64_t row = 0; row < rows.count; ++row) {
+      const auto* ahead = reinterpret_cast<const std::byte*>(from + (row + kAhead) * rows.stride);
+      const auto bytes = rows.dim * static_cast<std::int64_t>(sizeof(*from));
+      for (std::int64_t at = 0; at < bytes; at += kLine) hwy::Prefetch(ahead + at);
       pack_row(from + row * rows.stride, rows.dim, hn::Set(kFloats, scale), to + row * ld, watch);
     }
   });

@@ -1,3 +1,9 @@
+// Short convolutions on the CPU: loops that the compiler vectorises for each target.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attention/short_conv_cpu.cpp"
+#include "runtime/simd_cpu.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -6,7 +12,8 @@
 #include "attention/short_conv_impl.h"
 #include "runtime/ops/exponential.h"
 
-namespace longhaul::attention::detail {
+HWY_BEFORE_NAMESPACE();
+namespace longhaul::attention::HWY_NAMESPACE {
 namespace {
 
 using runtime::BFloat16;
@@ -254,25 +261,53 @@ void backward(const ConvRows& rows, const ShortConvInputs& inputs, const ConstTe
 
 }  // namespace
 
-void cpu_short_conv(const std::shared_ptr<const ConvRows>& rows, const ShortConvInputs& inputs,
-                    TensorView y, const Stream& stream) {
+void run_forward(const std::shared_ptr<const ConvRows>& rows, const ShortConvInputs& inputs,
+                 TensorView y, const Stream& stream) {
   const auto run = inputs.x.dtype() == DType::bfloat16 ? forward<BFloat16> : forward<float>;
   stream.cpu_task([=] { run(*rows, inputs, y); });
 }
 
-void cpu_short_conv_dpre(const std::shared_ptr<const ConvRows>& rows, const ShortConvInputs& inputs,
-                         ConstTensorView dy, TensorView dpre, const Stream& stream) {
+void run_dpre(const std::shared_ptr<const ConvRows>& rows, const ShortConvInputs& inputs,
+              ConstTensorView dy, TensorView dpre, const Stream& stream) {
   const auto run =
       inputs.x.dtype() == DType::bfloat16 ? backward_to_pre<BFloat16> : backward_to_pre<float>;
   stream.cpu_task([=] { run(*rows, inputs, dy, dpre); });
 }
 
-void cpu_short_conv_backward(const std::shared_ptr<const ConvRows>& rows,
-                             const ShortConvInputs& inputs, ConstTensorView dpre,
-                             ConstTensorView right, const ShortConvGradients& gradients,
-                             const Stream& stream) {
+void run_backward(const std::shared_ptr<const ConvRows>& rows, const ShortConvInputs& inputs,
+                  ConstTensorView dpre, ConstTensorView right, const ShortConvGradients& gradients,
+                  const Stream& stream) {
   const auto run = inputs.x.dtype() == DType::bfloat16 ? backward<BFloat16> : backward<float>;
   stream.cpu_task([=] { run(*rows, inputs, dpre, right, gradients); });
 }
 
+}  // namespace longhaul::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longhaul::attention::detail {
+
+HWY_EXPORT(run_forward);
+HWY_EXPORT(run_dpre);
+HWY_EXPORT(run_backward);
+
+void cpu_short_conv(const std::shared_ptr<const ConvRows>& rows, const ShortConvInputs& inputs,
+                    runtime::TensorView y, const runtime::Stream& stream) {
+  LONGHAUL_DISPATCH(run_forward)(rows, inputs, y, stream);
+}
+
+void cpu_short_conv_dpre(const std::shared_ptr<const ConvRows>& rows, const ShortConvInputs& inputs,
+                         runtime::ConstTensorView dy, runtime::TensorView dpre,
+                         const runtime::Stream& stream) {
+  LONGHAUL_DISPATCH(run_dpre)(rows, inputs, dy, dpre, stream);
+}
+
+void cpu_short_conv_backward(const std::shared_ptr<const ConvRows>& rows,
+                             const ShortConvInputs& inputs, runtime::ConstTensorView dpre,
+                             runtime::ConstTensorView right, const ShortConvGradients& gradients,
+                             const runtime::Stream& stream) {
+  LONGHAUL_DISPATCH(run_backward)(rows, inputs, dpre, right, gradients, stream);
+}
+
 }  // namespace longhaul::attention::detail
+#endif  // HWY_ONCE

@@ -8,12 +8,21 @@
 
 namespace longhaul::launch {
 
+/// What `bench peak` measures, unless it is told otherwise.
+inline const std::vector<std::string> kPeaks = {"units", "memory", "products", "exchange", "wake"};
+
 struct BenchPeakOptions {
-  int threads = 0;     ///< 0: all cores
-  double seconds = 1;  ///< per measurement
+  std::vector<std::string> what = kPeaks;
+  int threads = 0;       ///< 0: all cores
+  double seconds = 0.3;  ///< of each measurement
+  std::string json_path;
+  bool force = false;  ///< replace it
 };
 
-/// `bench peak`: prints the float32 multiply-add rate of one thread and of all together.
+/// `bench peak`: prints what one thread and all together can do: multiply-adds of every unit of the
+/// CPU, memory, matrix products, messages between two ranks, and how long threads take to wake;
+/// writes all of it as JSON where asked to. Under mpirun of two ranks those processes' messages are
+/// measured too. Throws Error(launch) for another number of them.
 int run_bench_peak(const BenchPeakOptions& options);
 
 struct BenchLayoutsOptions {
@@ -34,17 +43,19 @@ struct BenchLayoutsOptions {
 /// Throws Error(data) for a bad list of lengths or one too short.
 int run_bench_layouts(const BenchLayoutsOptions& options);
 
-/// What `bench attention` times: every mask with every number of tokens, head dim and number of
-/// key/value heads, in every direction.
+/// What `bench attention` times: every mask with every number of tokens, dtype, head dim and number
+/// of key/value heads, in every direction.
 struct BenchAttentionOptions {
   std::string device = "cpu";
-  std::string kernels = "auto";      ///< on CUDA: auto, cudnn or exact
-  std::optional<std::string> dtype;  ///< float32 on the CPU, bfloat16 on CUDA
+  std::string kernels = "auto";     ///< on CUDA: auto, cudnn or exact
+  std::vector<std::string> dtypes;  ///< none: float32 on the CPU, bfloat16 on CUDA
   std::vector<std::string> masks = {"causal", "full", "causal_window", "documents"};
   std::vector<std::int64_t> tokens;  ///< none: 2,048 on the CPU, 8,192 and 32,768 on CUDA
   std::vector<std::int64_t> head_dims = {64, 128};
-  std::optional<int> heads;   ///< 8 on the CPU, 16 on CUDA
-  std::vector<int> kv_heads;  ///< none: as many as heads, and a quarter of them
+  std::optional<std::int64_t> value_dim;  ///< of values, out and their gradients; none: head dim
+  std::optional<int> heads;               ///< 8 on the CPU, 16 on CUDA
+  std::vector<int> kv_heads;              ///< none: as many as heads, and a quarter of them
+  /// Of forward, backward and forward_backward: both as training has them, delta between them.
   std::vector<std::string> directions = {"forward", "backward"};
   std::int64_t window = 1024, document_tokens = 512;
   int ranks = 1;  ///< above 1: the local work of one rank, beside one call of the same area
@@ -56,7 +67,8 @@ struct BenchAttentionOptions {
 };
 
 /// `bench attention`: prints the rate of local attention calls over the mask's visible pairs beside
-/// that of a matrix product, and writes all of it as JSON where asked to. Throws Error(launch)
+/// that of a matrix product, on the CPU also beside the peak measured just before and after each
+/// (runtime::kernel_unit), and writes all of it as JSON where asked to. Throws Error(launch)
 /// without the device, Error(config) for what cannot be attended to.
 int run_bench_attention(const BenchAttentionOptions& options);
 

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <optional>
 #include <vector>
 
 #include "attention/named_masks.h"
@@ -19,6 +21,7 @@
 #include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/output_file.h"
+#include "runtime/peak.h"
 
 namespace longhaul::launch {
 namespace {
@@ -31,13 +34,14 @@ using runtime::fail;
 using runtime::grouped;
 using runtime::Stream;
 
+constexpr const char* kBothWays = "forward_backward";
+
 /// The options with every default filled in.
 struct Plan {
   BenchAttentionOptions options;
   bool cuda = false;
-  DType dtype = DType::float32;
+  std::vector<DType> dtypes;
   int heads = 0;
-  std::vector<Direction> directions;
   parallel::LayoutKind layout = parallel::LayoutKind::contiguous;
   attention::Kernels kernels = attention::Kernels::automatic;
   Repeats repeats;
@@ -48,7 +52,8 @@ Plan plan_of(const BenchAttentionOptions& options) {
   plan.options = options;
   BenchAttentionOptions& o = plan.options;
   plan.cuda = o.device == "cuda";
-  plan.dtype = bench_dtype(o.dtype, plan.cuda);
+  if (o.dtypes.empty()) plan.dtypes = {bench_dtype({}, plan.cuda)};
+  for (const std::string& dtype : o.dtypes) plan.dtypes.push_back(bench_dtype(dtype, plan.cuda));
   plan.heads = o.heads.value_or(plan.cuda ? 16 : 8);
   if (o.tokens.empty()) {
     o.tokens = plan.cuda ? std::vector<std::int64_t>{8192, 32768} : std::vector<std::int64_t>{2048};
@@ -61,8 +66,9 @@ Plan plan_of(const BenchAttentionOptions& options) {
     if (plan.heads % kv_heads != 0)
       fail(ExitCode::usage, "--heads ", plan.heads, " is no multiple of --kv-heads ", kv_heads);
   }
-  for (const std::string& name : o.directions)
-    plan.directions.push_back(name == "forward" ? Direction::forward : Direction::backward);
+  if (o.ranks > 1 && std::ranges::count(o.directions, kBothWays) > 0)
+    fail(ExitCode::usage, "--direction ", kBothWays,
+         ": with --ranks each direction is timed alone");
   plan.layout = parallel::layout_from_name(o.layout);
   if (o.kernels == "exact") plan.kernels = attention::Kernels::exact;
   if (o.kernels == "cudnn") plan.kernels = attention::Kernels::cudnn;
@@ -84,9 +90,16 @@ attention::Mask mask_of(const Plan& plan, const std::string& name, std::int64_t 
 
 /// One line of the table, as it is called and as it is measured.
 struct Case {
+  std::string direction;
   std::string mask;
   std::int64_t tokens = 0;  ///< of a rank
-  RankCall call;
+  RankCall call;            ///< backward where both ways are timed
+
+  bool both_ways() const { return direction == kBothWays; }
+  double flops(std::int64_t pairs) const {
+    return (both_ways() ? attention_flops(Direction::forward, pairs, call.shapes) : 0) +
+           attention_flops(call.direction, pairs, call.shapes);
+  }
 };
 
 /// The rank whose queries see most, the first of them.
@@ -103,11 +116,16 @@ std::vector<Case> cases_of(const Plan& plan) {
       const attention::Mask mask = mask_of(plan, name, tokens * o.ranks);
       const auto layout = parallel::Layout::make(plan.layout, mask, 1, o.ranks);
       const int rank = busiest(mask, layout);
-      for (const std::int64_t dim : o.head_dims) {
-        for (const int kv_heads : o.kv_heads) {
-          for (const Direction direction : plan.directions) {
-            const parallel::Shapes shapes{plan.heads, kv_heads, dim, dim, plan.dtype};
-            cases.push_back({name, tokens, {direction, mask, shapes, layout, rank, plan.kernels}});
+      for (const DType dtype : plan.dtypes) {
+        for (const std::int64_t dim : o.head_dims) {
+          for (const int kv_heads : o.kv_heads) {
+            const parallel::Shapes shapes{plan.heads, kv_heads, dim, o.value_dim.value_or(dim),
+                                          dtype};
+            for (const std::string& direction : o.directions) {
+              const auto of = direction == "forward" ? Direction::forward : Direction::backward;
+              cases.push_back(
+                  {direction, name, tokens, {of, mask, shapes, layout, rank, plan.kernels}});
+            }
           }
         }
       }
@@ -118,21 +136,23 @@ std::vector<Case> cases_of(const Plan& plan) {
 
 Json json_of(const Case& of) {
   const parallel::Shapes& s = of.call.shapes;
-  return {{"direction", parallel::name(of.call.direction)},
-          {"mask", of.mask},
-          {"tokens", of.tokens},
-          {"heads", s.heads},
-          {"kv_heads", s.kv_heads},
-          {"head_dim", s.dim}};
+  return {{"direction", of.direction}, {"mask", of.mask},
+          {"tokens", of.tokens},       {"heads", s.heads},
+          {"kv_heads", s.kv_heads},    {"head_dim", s.dim},
+          {"value_dim", s.value_dim},  {"dtype", runtime::name(s.activation)}};
 }
 
 /// What precedes the times in a row.
 std::string label(const Case& of) {
   const parallel::Shapes& s = of.call.shapes;
-  return fmt::format("{:<9} {:<14}{:>10}{:>8}{:>5}", parallel::name(of.call.direction), of.mask,
-                     grouped(of.tokens), fmt::format("{}:{}", s.heads, s.kv_heads), s.dim);
+  return fmt::format(
+      "{:<17}{:<14}{:>10}{:>8}{:>8}  {:<8}", of.direction, of.mask, grouped(of.tokens),
+      fmt::format("{}:{}", s.heads, s.kv_heads),
+      s.value_dim == s.dim ? fmt::format("{}", s.dim) : fmt::format("{}/{}", s.dim, s.value_dim),
+      runtime::name(s.activation));
 }
-constexpr const char* kLabels = "direction mask              tokens   heads  dim";
+constexpr const char* kLabels =
+    "direction        mask              tokens   heads     dim  dtype   ";
 
 std::string times(const Spread& s) {
   return fmt::format("{:>10.3f}{:>10.3f}{:>10.3f}{:>10.3f}{:>5}", 1e3 * s.median, 1e3 * s.lower,
@@ -140,9 +160,61 @@ std::string times(const Spread& s) {
 }
 constexpr const char* kTimes = " median ms     lower     upper     least    n";
 
-double flops_of(const RankCall& call) {
-  return attention_flops(call.direction, attention::area(call.bands()) * call.shapes.heads,
-                         call.shapes.dim);
+/// A rate's share of the peak of the CPU's kernels, whose speed drifts: of the mean of what was
+/// measured just before and just after.
+class Adjacent {
+ public:
+  Adjacent(DType dtype, const Stream& stream)
+      : unit_(runtime::kernel_unit(dtype)), threads_(stream.threads()) {}
+  static bool applies(const Stream& stream) {
+    return stream.device().kind == runtime::DeviceKind::cpu;
+  }
+  void measure() {
+    const runtime::Rate rate = measure_peak(unit_, threads_, 0.02);
+    flops_ += rate.median;
+    cores_ += rate.cores;
+    ++count_;
+  }
+  double flops_per_second() const { return flops_ / count_; }
+  /// That the system gave the threads: fewer than these where others were busy.
+  double cores() const { return cores_ / count_; }
+
+ private:
+  const runtime::Unit unit_;
+  const int threads_;
+  double flops_ = 0, cores_ = 0;
+  int count_ = 0;
+};
+
+/// What a call's times were measured beside.
+struct Beside {
+  std::optional<Adjacent> peak;  ///< of a CPU
+  double gemm = 0;               ///< flops a second
+
+  std::string text(double rate) const {
+    const std::string of_gemm = fmt::format("{:>9.3f}", rate / gemm);
+    if (!peak) return of_gemm;
+    return fmt::format("{}{:>9.3f}{:>7.2f}", of_gemm, rate / peak->flops_per_second(),
+                       peak->cores());
+  }
+  void add_to(Json& row, double rate) const {
+    row["flops_per_second"] = rate;
+    row["of_gemm"] = rate / gemm;
+    if (!peak) return;
+    row["peak_flops_per_second"] = peak->flops_per_second();
+    row["of_peak"] = rate / peak->flops_per_second();
+    row["cores"] = peak->cores();
+  }
+};
+
+/// Times `works`, which take turns, between two measurements of the peak.
+Turns time_beside(Beside& beside, const Case& of, const std::vector<Enqueue>& works,
+                  const Plan& plan, const Stream& stream) {
+  if (Adjacent::applies(stream)) beside.peak.emplace(of.call.shapes.activation, stream);
+  if (beside.peak) beside.peak->measure();
+  Turns turns = time_in_turn(stream, plan.repeats, works);
+  if (beside.peak) beside.peak->measure();
+  return turns;
 }
 
 /// What computes the one call: "cuDNN", "cuDNN, ragged", "exact"; empty on the CPU.
@@ -160,16 +232,18 @@ std::string kernels_of(const RankCall& call, const Stream& stream) {
 /// A row of calls that are a whole one: time, rate, share of the GEMM's.
 Json measure_one(const Case& of, double gemm, const Plan& plan, const Stream& stream) {
   const CallTensors tensors(of.call, stream);
-  const Spread spread = time_on_stream(stream, plan.repeats, tensors.one_call());
-  const double flops = flops_of(of.call), rate = flops / spread.median;
+  Beside beside{{}, gemm};
+  const Enqueue work = of.both_ways() ? tensors.both_calls() : tensors.one_call();
+  const Spread spread = time_beside(beside, of, {work}, plan, stream).spread(0);
+  const double flops = of.flops(attention::area(of.call.bands()) * of.call.shapes.heads);
+  const double rate = flops / spread.median;
   const std::string kernels = kernels_of(of.call, stream);
-  fmt::print("{}{}{:>10.3f}{:>9.3f}{}{}\n", label(of), times(spread), rate / 1e12, rate / gemm,
+  fmt::print("{}{}{:>10.3f}{}{}{}\n", label(of), times(spread), rate / 1e12, beside.text(rate),
              kernels.empty() ? "" : "  ", kernels);
   Json row = json_of(of);
   row["flops"] = flops;
   row["seconds"] = json_of(spread);
-  row["flops_per_second"] = rate;
-  row["of_gemm"] = rate / gemm;
+  beside.add_to(row, rate);
   if (!kernels.empty()) row["kernels"] = kernels;
   return row;
 }
@@ -187,21 +261,21 @@ Json measure_rank(const Case& of, const parallel::Expression& scheme, double gem
   // Some schemes have a rank attend for others: there is no one call to compare with.
   const bool comparable = pairs == attention::area(call.bands()) * call.shapes.heads;
   if (comparable) works.push_back(tensors.one_call());
-  const Turns turns = time_in_turn(stream, plan.repeats, works);
+  Beside measured{{}, gemm};
+  const Turns turns = time_beside(measured, of, works, plan, stream);
   const Spread whole = turns.spread(0), without = turns.spread(1);
-  const double flops = attention_flops(call.direction, pairs, call.shapes.dim);
+  const double flops = of.flops(pairs);
   const double rate = flops / whole.median, merging = 1 - turns.ratio(1, 0);
   const std::string beside =
       comparable ? fmt::format("{:>13.3f}{:>8.3f}", 1e3 * turns.spread(2).median, turns.ratio(2, 0))
                  : fmt::format("{:>13}{:>8}", "-", "-");
-  fmt::print("{}{}{:>10.3f}{:>9.3f}{}{:>8.1f}%\n", label(of), times(whole), rate / 1e12,
-             rate / gemm, beside, 100 * merging);
+  fmt::print("{}{}{:>10.3f}{}{}{:>8.1f}%\n", label(of), times(whole), rate / 1e12,
+             measured.text(rate), beside, 100 * merging);
   Json row = json_of(of);
   row["rank"] = call.rank;
   row["flops"] = flops;
   row["seconds"] = json_of(whole);
-  row["flops_per_second"] = rate;
-  row["of_gemm"] = rate / gemm;
+  measured.add_to(row, rate);
   row["without_merging_seconds"] = json_of(without);
   row["merging"] = merging;
   if (comparable) {
@@ -229,10 +303,11 @@ parallel::Expression scheme_of(const Plan& plan, const std::vector<Case>& cases)
   return scheme;
 }
 
-void print_gemm(const char* when, const GemmRate& gemm) {
-  fmt::print("GEMM {}^3 {}: {:.3f} TFLOP/s (median of {}; quartiles {:.3f} to {:.3f})\n", gemm.size,
-             when, gemm.flops_per_second() / 1e12, gemm.seconds.count,
-             gemm.flops() / gemm.seconds.upper / 1e12, gemm.flops() / gemm.seconds.lower / 1e12);
+void print_gemm(const char* when, DType dtype, const GemmRate& gemm) {
+  fmt::print("GEMM {}^3 {} {}: {:.3f} TFLOP/s (median of {}; quartiles {:.3f} to {:.3f})\n",
+             gemm.size, runtime::name(dtype), when, gemm.flops_per_second() / 1e12,
+             gemm.seconds.count, gemm.flops() / gemm.seconds.upper / 1e12,
+             gemm.flops() / gemm.seconds.lower / 1e12);
 }
 
 }  // namespace
@@ -251,40 +326,52 @@ int run_bench_attention(const BenchAttentionOptions& options) {
   const Stream stream = bench_stream(plan.cuda);
   const std::string device = bench_device(stream);
 
-  fmt::print("{}, {}; by the {}\n", device, runtime::name(plan.dtype),
-             plan.cuda ? "device's clock" : "host's clock");
-  const GemmRate gemm = measure_gemm(plan.dtype, plan.repeats, stream);
-  print_gemm("before", gemm);
+  fmt::print("{}; by the {}\n", device, plan.cuda ? "device's clock" : "host's clock");
+  std::map<DType, GemmRate> gemms;
+  for (const DType dtype : plan.dtypes) {
+    gemms[dtype] = measure_gemm(dtype, plan.repeats, stream);
+    print_gemm("before", dtype, gemms[dtype]);
+    if (!plan.cuda) {
+      fmt::print("peak of {}: {}, just before and after each\n", runtime::name(dtype),
+                 name(runtime::kernel_unit(dtype)));
+    }
+  }
   fmt::print(
-      "operations: 4 for each visible (query, key) pair, head and element of it forward, 10 "
-      "backward\n");
+      "operations: for each visible (query, key) pair and head 2 an element of a key and of a "
+      "value "
+      "forward, 6 and 4 backward\n");
   if (several) {
     fmt::print(
         "one rank's part of {} over {}, {} of so many tokens each: its block calls and "
         "merges back to back, nothing sent; beside one call of its queries over all keys\n",
         scheme.text(), o.layout, counted(o.ranks, "rank"));
   }
-  fmt::print("{}{}   TFLOP/s  of GEMM{}\n", kLabels, kTimes,
+  fmt::print("{}{}   TFLOP/s  of GEMM{}{}\n", kLabels, kTimes, plan.cuda ? "" : "  of peak  cores",
              several     ? "  one call ms of that  merging"
              : plan.cuda ? "  kernels"
                          : "");
   Json rows = Json::array();
   for (const Case& of : cases) {
-    rows.push_back(several ? measure_rank(of, scheme, gemm.flops_per_second(), plan, stream)
-                           : measure_one(of, gemm.flops_per_second(), plan, stream));
+    const double gemm = gemms[of.call.shapes.activation].flops_per_second();
+    rows.push_back(several ? measure_rank(of, scheme, gemm, plan, stream)
+                           : measure_one(of, gemm, plan, stream));
   }
-  const GemmRate after = measure_gemm(plan.dtype, plan.repeats, stream);
-  print_gemm("after", after);
+  Json products = Json::array();
+  for (const auto& [dtype, before] : gemms) {
+    const GemmRate after = measure_gemm(dtype, plan.repeats, stream);
+    print_gemm("after", dtype, after);
+    products.push_back({{"dtype", runtime::name(dtype)},
+                        {"size", before.size},
+                        {"flops", before.flops()},
+                        {"seconds", json_of(before.seconds)},
+                        {"seconds_after", json_of(after.seconds)}});
+  }
   if (!json_file) return 0;
   Json json{{"record", "bench attention"},
             {"build", runtime::version_line()},
             {"device", device},
-            {"dtype", runtime::name(plan.dtype)},
-            {"gemm",
-             {{"size", gemm.size},
-              {"flops", gemm.flops()},
-              {"seconds", json_of(gemm.seconds)},
-              {"seconds_after", json_of(after.seconds)}}}};
+            {"threads", stream.threads()},
+            {"gemm", std::move(products)}};
   if (several) {
     json["ranks"] = o.ranks;
     json["scheme"] = scheme.text();

@@ -80,9 +80,10 @@ CallMemory::CallMemory(std::int64_t scratch_bytes, std::span<const std::byte> ta
   memory_.table = table_.data();
 }
 
-double attention_flops(Direction direction, std::int64_t pairs, std::int64_t dim) {
-  const double a_pair = static_cast<double>((direction == Direction::forward ? 4 : 10) * dim);
-  return a_pair * static_cast<double>(pairs);
+double attention_flops(Direction direction, std::int64_t pairs, const parallel::Shapes& shapes) {
+  const std::int64_t d = shapes.dim, e = shapes.value_dim;
+  const std::int64_t a_pair = direction == Direction::forward ? 2 * (d + e) : 2 * (3 * d + 2 * e);
+  return static_cast<double>(a_pair) * static_cast<double>(pairs);
 }
 
 std::vector<attention::Slice> RankCall::bands() const {
@@ -126,23 +127,24 @@ CallTensors::CallTensors(const RankCall& call, const Stream& stream)
     : call_(call), stream_(stream) {
   const parallel::Shapes& s = call.shapes;
   const std::int64_t rows = call.layout.rows(call.rank), tokens = call.layout.tokens();
-  q_ = random(rows, s.heads, 1);
-  k_ = random(tokens, s.kv_heads, 2);
-  v_ = random(tokens, s.kv_heads, 3);
-  out_ = zeros(rows, s.heads, s.dim);
+  q_ = random(rows, s.heads, s.dim, 1);
+  k_ = random(tokens, s.kv_heads, s.dim, 2);
+  v_ = random(tokens, s.kv_heads, s.value_dim, 3);
+  out_ = zeros(rows, s.heads, s.value_dim);
   lse_ = zeros(rows, s.heads, 2);
   if (call.direction == Direction::forward) return;
-  dout_ = random(rows, s.heads, 4);
+  dout_ = random(rows, s.heads, s.value_dim, 4);
   delta_ = Tensor({rows, s.heads}, DType::float32, stream);
   dq_ = zeros(rows, s.heads, s.dim);
   dk_ = zeros(tokens, s.kv_heads, s.dim);
-  dv_ = zeros(tokens, s.kv_heads, s.dim);
+  dv_ = zeros(tokens, s.kv_heads, s.value_dim);
   OneCall(attention::Pass::forward, call, stream).forward({q_, k_, v_, out_, lse_, Mode::write});
   attention::block_delta(out_, dout_, delta_, stream);
 }
 
-Tensor CallTensors::random(std::int64_t rows, std::int64_t heads, std::uint64_t number) const {
-  Tensor values({rows, heads, call_.shapes.dim}, call_.shapes.activation, stream_);
+Tensor CallTensors::random(std::int64_t rows, std::int64_t heads, std::int64_t width,
+                           std::uint64_t number) const {
+  Tensor values({rows, heads, width}, call_.shapes.activation, stream_);
   runtime::ops::fill_normal(values, 0, 1, {1, number}, 0, stream_);
   return values;
 }
@@ -160,6 +162,15 @@ Enqueue CallTensors::one_call() const {
   if (forward) return [=, this] { one->forward({q_, k_, v_, out_, lse_, Mode::write}); };
   return [=, this] {
     one->backward({{q_, k_, v_, dout_, lse_, delta_}, dq_, Mode::write, dk_, dv_, Mode::write});
+  };
+}
+
+Enqueue CallTensors::both_calls() const {
+  const auto forward = std::make_shared<const OneCall>(attention::Pass::forward, call_, stream_);
+  return [=, this, backward = one_call()] {
+    forward->forward({q_, k_, v_, out_, lse_, Mode::write});
+    attention::block_delta(out_, dout_, delta_, stream_);
+    backward();
   };
 }
 

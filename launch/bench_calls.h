@@ -33,10 +33,11 @@ class CallMemory {
   attention::BlockMemory memory_;
 };
 
-/// Floating-point operations of attention, a multiply-add counted as two: 4 `dim` a visible (query,
-/// key) pair of a head forward (scores, output), 10 `dim` backward (scores again, the weights'
-/// gradient, dq, dk, dv).
-double attention_flops(parallel::Direction direction, std::int64_t pairs, std::int64_t dim);
+/// Floating-point operations of attention, a multiply-add counted as two: 2 (D + E) a visible
+/// (query, key) pair of a head forward (scores, output), 2 (3 D + 2 E) backward (scores again, dq
+/// and dk; the weights' gradient and dv), D elements of a key and E of a value.
+double attention_flops(parallel::Direction direction, std::int64_t pairs,
+                       const parallel::Shapes& shapes);
 
 /// What a rank of the context axis attends to under `mask`, which one call could, too: its queries
 /// over all keys. A single rank's is the whole mask.
@@ -64,12 +65,16 @@ class CallTensors {
 
   /// One block call: its queries over all keys. Refers to this.
   Enqueue one_call() const;
+  /// What training does of a call whose direction is backward: forward, delta, backward. Refers to
+  /// this.
+  Enqueue both_calls() const;
   /// The steps of a program of it, bound to its tensors; those that other ranks hold lie in the
   /// arena and are random too. Refers to this.
   Enqueue steps_of(parallel::Program program) const;
 
  private:
-  runtime::Tensor random(std::int64_t rows, std::int64_t heads, std::uint64_t number) const;
+  runtime::Tensor random(std::int64_t rows, std::int64_t heads, std::int64_t width,
+                         std::uint64_t number) const;
   runtime::Tensor zeros(std::int64_t rows, std::int64_t heads, std::int64_t width) const;
 
   const RankCall& call_;

@@ -305,8 +305,7 @@ struct Peak {
 };
 Peak measure_peak_of(const Stream& stream, DType dtype, const Repeats& repeats) {
   if (stream.device().kind == runtime::DeviceKind::cpu) {
-    const runtime::PeakRate peak = runtime::measure_peak(stream.threads(), 0.5);
-    return {"float32 FMA of all threads", peak.all_threads_flops};
+    return {"float32 FMA of all threads", runtime::measure_fma_flops(stream.threads(), 0.5)};
   }
   const GemmRate gemm = measure_gemm(dtype, repeats, stream);
   return {"a matrix product", gemm.flops_per_second()};

@@ -20,6 +20,7 @@
 #include "launch/row_rules.h"
 #include "launch/run_header.h"
 #include "launch/schemes.h"
+#include "launch/step_parts.h"
 #include "launch/trainer.h"
 #include "runtime/build_info.h"
 #include "runtime/cgroup.h"
@@ -74,6 +75,7 @@ struct Figures {
   PeakFlops peak;
   double loss = 0;
   std::int64_t memory_bytes = 0, estimated_bytes = 0;
+  std::optional<StepParts> parts = {};  ///< of rank 0's threads, on the CPU
   std::string estimate_text, cores_text, devices_text;
   std::int64_t parameters = 0;
 
@@ -109,6 +111,16 @@ double forward_seconds(Trainer& trainer, const Bench& bench) {
   return seconds;
 }
 
+/// What a step's attention calls do on all ranks, recomputation included: of every pair the 4 D
+/// forward and 10 D backward whose model FLOPs count 12 D, and forward again.
+double attention_flops(const Trainer& trainer, const TrainConfig& config, const StepResult& step) {
+  const models::Model& model = trainer.model();
+  const std::vector<std::int64_t> nothing(step.areas.size(), 0);
+  const double counted = model.flops(config.training.tokens_per_step, step.areas) -
+                         model.flops(config.training.tokens_per_step, nothing);
+  return counted / 12 * (config.activation_checkpoint.mode == "full" ? 18 : 14);
+}
+
 /// Collective.
 Figures measure(const Bench& bench, Communicator& world, const Location& location) {
   const TrainConfig& config = bench.config;
@@ -133,12 +145,22 @@ Figures measure(const Bench& bench, Communicator& world, const Location& locatio
   figures.peak = measure_peak_flops(world, place, config.training.dtype, trainer.compute(),
                                     runtime::Stream::cpu("host"));
 
+  const auto timed_step = [&] {
+    StepResult result = trainer.step();
+    figures.memory_bytes = std::max(figures.memory_bytes, result.memory_bytes);
+    return result;
+  };
+  for (int step = 0; step < bench.options.warm_up; ++step) timed_step();
+  std::optional<StepPartsClock> parts;
+  if (place.devices.empty()) parts.emplace(trainer.compute(), config.training.dtype, place.threads);
   std::vector<double> own;
   StepResult last;
-  for (int step = 1; step <= bench.options.warm_up + bench.options.steps; ++step) {
-    last = trainer.step();
-    figures.memory_bytes = std::max(figures.memory_bytes, last.memory_bytes);
-    if (step > bench.options.warm_up) own.push_back(last.seconds);
+  for (int step = 0; step < bench.options.steps; ++step) {
+    last = timed_step();
+    own.push_back(last.seconds);
+  }
+  if (parts) {
+    figures.parts = parts->stop(own, attention_flops(trainer, config, last) / world.size());
   }
   figures.step = spread_of(largest_over_ranks(world, own));
   if (!bench.options.find_longest)  // there a step takes minutes
@@ -237,6 +259,7 @@ void print(const Bench& bench, const Figures& f) {
              grouped(std::llround(f.tokens_per_second())), f.flops / f.step.median / 1e12,
              100 * f.mfu(), f.peak.flops / 1e12);
   fmt::print("mfu      {}; over {}\n", kFlopConvention, f.peak.convention);
+  if (f.parts) fmt::print("{}", text_of(*f.parts));
   fmt::print("peak     {} a rank, {:+.1f}% of the estimated {}\n", size_text(f.memory_bytes),
              100 * f.over_estimate(), size_text(f.estimated_bytes));
   fmt::print("loss     {:.4f} after {}\n", f.loss,
@@ -262,6 +285,7 @@ std::string json_text(const Bench& bench, const Figures& f) {
             {"estimated_bytes", f.estimated_bytes},
             {"loss", f.loss}};
   if (f.forward_seconds) json["forward_seconds"] = *f.forward_seconds;
+  if (f.parts) json["parts"] = json_of(*f.parts);
   return json.dump(2) + "\n";
 }
 

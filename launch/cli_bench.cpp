@@ -81,8 +81,10 @@ void add_bench_attention(CLI::App& bench, Action& action) {
                    "they can and are faster")
       ->check(CLI::IsMember({"auto", "cudnn", "exact"}))
       ->capture_default_str();
-  verb->add_option("--dtype", options->dtype,
-                   "float32 or bfloat16; without it float32 on the CPU, bfloat16 on CUDA");
+  verb->add_option("--dtype", options->dtypes,
+                   "float32, bfloat16, or both with a comma between them; without it float32 on "
+                   "the CPU, bfloat16 on CUDA")
+      ->delimiter(',');
   verb->add_option("--mask", options->masks, "Masks, with commas between them")
       ->delimiter(',')
       ->check(CLI::IsMember({"causal", "full", "causal_window", "documents"}))
@@ -96,6 +98,9 @@ void add_bench_attention(CLI::App& bench, Action& action) {
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 12))
       ->capture_default_str();
+  verb->add_option("--value-dim", options->value_dim,
+                   "Elements of a value's head; without it those of --head-dim")
+      ->check(CLI::Range(1, 1 << 12));
   verb->add_option("--heads", options->heads, "Query heads; without it 8 on the CPU, 16 on CUDA")
       ->check(count);
   verb->add_option("--kv-heads", options->kv_heads,
@@ -103,9 +108,11 @@ void add_bench_attention(CLI::App& bench, Action& action) {
                    "and a quarter of them")
       ->delimiter(',')
       ->check(count);
-  verb->add_option("--direction", options->directions, "forward, backward or both")
+  verb->add_option("--direction", options->directions,
+                   "forward, backward and forward_backward (one after the other, as in training), "
+                   "with commas between them")
       ->delimiter(',')
-      ->check(CLI::IsMember({"forward", "backward"}))
+      ->check(CLI::IsMember({"forward", "backward", "forward_backward"}))
       ->capture_default_str();
   verb->add_option("--window", options->window, "Tokens, of causal_window")
       ->check(tokens)
@@ -214,14 +221,20 @@ void add_bench(CLI::App& app, Action& action) {
                         ->require_subcommand(1);
   const auto options = std::make_shared<BenchPeakOptions>();
   CLI::App* peak = add_verb(*bench, action, "peak",
-                            "The rate of float32 fused multiply-adds, which MFU divides by",
+                            "What the machine can do: multiply-adds, which MFU divides by, memory, "
+                            "matrix products, messages, waking threads",
                             options, run_bench_peak);
+  peak->add_option("--what", options->what, "What to measure, with commas between them")
+      ->delimiter(',')
+      ->check(CLI::IsMember(kPeaks))
+      ->capture_default_str();
   peak->add_option("--threads", options->threads, "Threads to use; 0: all cores")
       ->check(CLI::Range(0, 1 << 16))
       ->capture_default_str();
   peak->add_option("--seconds", options->seconds, "How long to measure each")
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
+  add_json(peak, options->json_path, options->force);
   add_bench_layouts(*bench, action);
   add_bench_attention(*bench, action);
   add_bench_linear(*bench, action);

@@ -69,10 +69,13 @@ PeakFlops measure_peak_flops(runtime::Communicator& world, const Place& place, r
   PeakFlops peak;
   double own = 0;
   if (place.devices.empty()) {
-    peak.convention = "float32 multiply-adds in registers, on all cores of the ranks";
+    const runtime::Unit unit = runtime::kernel_unit(dtype);
+    peak.convention = fmt::format(
+        "{} in registers, on all cores of the ranks",
+        unit == runtime::Unit::tiles ? "bfloat16 products of AMX tiles" : "float32 multiply-adds");
     if (place.local_rank == 0) {
       const int cores = place.cores.own_cores;
-      own = runtime::measure_fma_flops(cores, 0.2) * place.cores.host_cores / cores;
+      own = runtime::measure_peak(unit, cores, 0.2).median * place.cores.host_cores / cores;
     }
   } else {
     peak.convention =

@@ -41,9 +41,10 @@ struct PeakFlops {
   double flops = 0;        ///< a second, of all that the ranks compute on
   std::string convention;  ///< what was measured, in words
 };
-/// On the CPU the fp32 FMA rate of the cores that all ranks may use, measured by one rank of each
-/// host while the others wait. On CUDA the rate of a large matmul of `dtype`, of every device that
-/// a rank computes on, measured on the trainer's own stream by one rank of each. Collective.
+/// On the CPU the rate of runtime::kernel_unit(dtype) of the cores that all ranks may use, measured
+/// by one rank of each host while the others wait. On CUDA the rate of a large matmul of `dtype`,
+/// of every device that a rank computes on, measured on the trainer's own stream by one rank of
+/// each. Collective.
 PeakFlops measure_peak_flops(runtime::Communicator& world, const Place& place, runtime::DType dtype,
                              const runtime::Stream& compute, const runtime::Stream& stream);
 

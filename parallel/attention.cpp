@@ -133,6 +133,7 @@ struct Attention::Impl {
     place.kernels = options.kernels;
     place.deterministic = options.deterministic;
     place.pretence = options.pretence;
+    lends = options.lend && context->lends() && !place.pretence && in_host_memory(place);
     if (options.wire_dtype != runtime::DType::float32) wire_dtype = options.wire_dtype;
     open_channels();
   }
@@ -147,6 +148,7 @@ struct Attention::Impl {
   runtime::Stream compute;
   std::shared_ptr<TaskTransport> transport;
   attention::BlockPlace place;  ///< of its blocks
+  bool lends = false;
   std::vector<Channel> channels;
   mutable Cache cache;
   mutable runtime::WorkClock clock;
@@ -182,8 +184,8 @@ struct Attention::Impl {
                               halo.activation, direction};
       program = parallel::prepare_halo(inputs)(rank);
     } else {
-      const SchemeInputs inputs{batch.masks, batch.layout, kind.shapes,  direction,
-                                wire_dtype,  *kind.scheme, batch.servers};
+      const SchemeInputs inputs{batch.masks, batch.layout, kind.shapes,   direction,
+                                wire_dtype,  *kind.scheme, batch.servers, lends};
       program = parallel::prepare(inputs)(rank);
       signature = parallel::signature(kind.shapes, direction);
     }

@@ -30,6 +30,9 @@ struct AttentionOptions {
   Expression linear_scheme = "lasp2";  ///< of recurrences
   /// To external attention servers, where batches have them.
   std::shared_ptr<TaskTransport> transport = nullptr;
+  /// Blocks that rings circulate are lent where all ranks of the axis can read each other's memory
+  /// (Communicator::lends()), on the CPU: nothing of them is copied or sent.
+  bool lend = false;
   /// Softmax attention only takes time: attention::BlockPlace::pretence.
   std::optional<attention::Pretence> pretence = {};
 };

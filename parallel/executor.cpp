@@ -42,6 +42,7 @@ Execution::Execution(std::shared_ptr<const Loaded> call, std::span<const ConstTe
       clock_(clock),
       read_(prepared_.program().slots.size()),
       written_(prepared_.program().slots.size()),
+      loans_(prepared_.program().slots.size()),
       events_(prepared_.program().steps.size()) {
   LONGHAUL_CHECK(prepared_.channels() <= static_cast<int>(channels.size()), "the program needs ",
                  prepared_.channels(), " channels, ", channels.size(), " given");
@@ -58,7 +59,12 @@ Execution::Execution(std::shared_ptr<const Loaded> call, std::span<const ConstTe
 void Execution::bind(std::span<const ConstTensorView> inputs, std::span<const TensorView> outputs) {
   for (std::size_t index = 0; index < read_.size(); ++index) {
     const Slot& slot = prepared_.program().slots[index];
-    if (slot.role == Role::scratch || slot.role == Role::saved) continue;
+    if (slot.role == Role::borrowed) {
+      for (const Field& field : slot.record.fields)
+        loans_[index].push_back(std::make_shared<ConstTensorView>(
+            memory_view(nullptr, field, slot, compute_)));  // of its sizes, nowhere yet
+    }
+    if (slot.role != Role::input && slot.role != Role::output) continue;
     const auto& places = prepared_.places()[index];
     for (std::size_t f = 0; f < places.size(); ++f) {
       if (slot.role == Role::input) {
@@ -134,7 +140,7 @@ void Execution::enqueue(std::size_t index) {
   const runtime::TraceRange trace(name(step.operation));
   for (const int wait : step.waits) stream.wait(events_[static_cast<std::size_t>(wait)]);
   run(prepared_.step(index),
-      Frame({prepared_.program(), read_, written_, arena_.data() + prepared_.slots_bytes(),
+      Frame({prepared_.program(), read_, written_, loans_, arena_.data() + prepared_.slots_bytes(),
              call_->tables.data(), compute_, channel}));
   if (prepared_.awaited(index)) events_[index] = stream.record();
 }

@@ -55,6 +55,7 @@ class Execution {
   runtime::WorkClock* const clock_;
   std::vector<FieldViews<runtime::ConstTensorView>> read_;  // by slot
   std::vector<FieldViews<runtime::TensorView>> written_;
+  std::vector<Loan> loans_;
   runtime::Buffer arena_;
   std::vector<runtime::Event> events_;  // of awaited steps
   int phases_ = 0;                      // enqueued so far

@@ -38,6 +38,24 @@ class FieldViews {
   std::size_t size_ = 0;
 };
 
+/// Of a slot that is borrowed: where its fields lie, once its loan has come.
+using Loan = FieldViews<std::shared_ptr<runtime::ConstTensorView>>;
+
+/// The tensors of a view that a step reads, for the work that it enqueues: those of a borrowed slot
+/// are known only when the work runs.
+class ReadFields {
+ public:
+  explicit ReadFields(const FieldViews<runtime::ConstTensorView>& known) : fields_(known) {}
+  ReadFields(const Loan& loan, const View& view) : loan_(loan), view_(view) {}
+  bool borrowed() const { return loan_.size() > 0; }
+  FieldViews<runtime::ConstTensorView> now() const;
+
+ private:
+  FieldViews<runtime::ConstTensorView> fields_;
+  Loan loan_;
+  View view_;
+};
+
 /// A call in flight, as a step that runs sees it.
 class Frame {
  public:
@@ -46,6 +64,7 @@ class Frame {
     /// By slot.
     std::span<const FieldViews<runtime::ConstTensorView>> read;
     std::span<const FieldViews<runtime::TensorView>> written;  ///< empty for inputs
+    std::span<const Loan> loans;
     std::byte* scratch;
     const std::byte* tables;
     const runtime::Stream& compute;
@@ -59,6 +78,14 @@ class Frame {
   FieldViews<runtime::TensorView> outputs(const View& view) const {
     return resolve(parts_.written, view);
   }
+  /// inputs(), of a slot that may be borrowed.
+  ReadFields reads(const View& view) const {
+    const Loan& loan = parts_.loans[static_cast<std::size_t>(view.slot)];
+    return loan.size() > 0 ? ReadFields(loan, view) : ReadFields(inputs(view));
+  }
+  /// The fields of a view to lend (one that is borrowed is lent on), and of a slot that borrows.
+  std::vector<std::shared_ptr<const runtime::ConstTensorView>> lent(const View& view) const;
+  std::vector<std::shared_ptr<runtime::ConstTensorView>> borrowed(const View& view) const;
   const Slot& slot(const View& view) const { return parts_.program.slot(view); }
   /// PreparedStep::scratch_bytes() of the step.
   std::byte* scratch() const { return parts_.scratch; }

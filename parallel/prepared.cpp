@@ -59,7 +59,7 @@ void Prepared::place_slots(const Signature& signature) {
         place.tensor = number(field, signature.inputs);
       } else if (slot.role == Role::output) {
         place.tensor = number(field, signature.outputs);
-      } else {
+      } else if (slot.role != Role::borrowed) {
         std::int64_t& bytes = slot.role == Role::saved ? saved_bytes_ : slots_bytes_;
         place.begin = bytes;
         bytes += field_bytes(slot, field);

@@ -51,10 +51,11 @@ struct Record {
 };
 
 enum class Role : unsigned char {
-  input,   ///< bound to the caller's tensors, read only
-  output,  ///< bound to the caller's tensors, complete at the end
-  saved,   ///< kept from forward, which writes it, to its backward, whose slots of it are the same
-  scratch  ///< the executor's
+  input,    ///< bound to the caller's tensors, read only
+  output,   ///< bound to the caller's tensors, complete at the end
+  saved,    ///< kept from forward, which writes it, to its backward, whose slots of it are the same
+  scratch,  ///< the executor's
+  borrowed  ///< memory of another rank: what it lends, from its message until it is given back
 };
 
 /// A buffer of one rank. Slots never alias and never change what they are made of.

@@ -77,13 +77,15 @@ Stream Stream::sibling(const std::string& name, std::optional<int> threads) cons
 Device Stream::device() const { return impl_->device; }
 const std::string& Stream::name() const { return impl_->name; }
 int Stream::threads() const { return impl_->threads(); }
-void Stream::cpu_task(std::function<void()> task) const {
+void Stream::cpu_task(std::function<void()> task, const char* source) const {
   LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cpu, "stream '", impl_->name, "' is on ",
                  to_string(impl_->device),
                  ": the CPU's work cannot run on it; launch a kernel, or use host_task()");
-  impl_->host_task(std::move(task));
+  impl_->host_task(std::move(task), source);
 }
-void Stream::host_task(std::function<void()> task) const { impl_->host_task(std::move(task)); }
+void Stream::host_task(std::function<void()> task, const char* source) const {
+  impl_->host_task(std::move(task), source);
+}
 void* Stream::cuda_handle() const {
   LONGHAUL_CHECK(impl_->device.kind == DeviceKind::cuda, "stream '", impl_->name,
                  "' is not a CUDA stream");
@@ -100,7 +102,7 @@ Buffer Stream::allocate(std::int64_t bytes) const {
   LONGHAUL_CHECK(bytes >= 0, "cannot allocate ", bytes, " bytes");
   std::byte* data = impl_->pool->take(bytes);
   if (impl_->poisons_new_memory && bytes > 0)
-    impl_->host_task([=] { std::memset(data, 0xff, static_cast<std::size_t>(bytes)); });
+    impl_->host_task([=] { std::memset(data, 0xff, static_cast<std::size_t>(bytes)); }, __FILE__);
   return Buffer(impl_->pool, data, bytes);
 }
 Buffer Stream::allocate_host(std::int64_t bytes) const {
@@ -121,6 +123,11 @@ void reserve_host_memory(const Stream& stream, std::int64_t bytes, std::int64_t 
   reserve_in(*stream.impl()->host_pool, bytes, buffers);
 }
 double Stream::waited_seconds() const { return impl_->waited_seconds(); }
+void Stream::time_parts() const { impl_->part_clock.start(); }
+std::vector<PartTimes> Stream::part_times() const { return impl_->part_clock.times(); }
+void Stream::count_work(const Work& work, const char* source) const {
+  impl_->part_clock.count(source, work);
+}
 MemoryUse Stream::memory() const { return impl_->pool->use(); }
 void Stream::reset_peak() const { impl_->pool->reset_peak(); }
 void Stream::poison_new_memory() const {

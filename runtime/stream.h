@@ -19,8 +19,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "runtime/device.h"
+#include "runtime/part_times.h"
 
 namespace longhaul::runtime {
 
@@ -105,12 +107,13 @@ class Stream {
 
   /// Work of a CPU stream: what a kernel launch is on CUDA. Throws Error(internal) on a CUDA
   /// stream, whose memory the host cannot read.
-  void cpu_task(std::function<void()> task) const;
+  /// `source` names the part of the program whose work it is, for part_times().
+  void cpu_task(std::function<void()> task, const char* source = __builtin_FILE()) const;
   /// Work of the host in the stream's order, on either device: runs after all earlier work of the
   /// stream and before all later work, and touches host memory only. On CUDA it stalls the stream
   /// until the host has run it. Kernels enqueued after a failed task still run there; what waits
   /// for them gets the task's error.
-  void host_task(std::function<void()> task) const;
+  void host_task(std::function<void()> task, const char* source = __builtin_FILE()) const;
   /// cudaStream_t of a CUDA stream. Throws on a CPU stream.
   void* cuda_handle() const;
 
@@ -131,6 +134,12 @@ class Stream {
   MemoryUse memory() const;
   /// Seconds that a CPU stream's thread has spent blocked on events of other streams; 0 on CUDA.
   double waited_seconds() const;
+  /// From now on a CPU stream's tasks are timed, a part of the program each.
+  void time_parts() const;
+  /// Of the tasks that have run since time_parts(), most seconds first.
+  std::vector<PartTimes> part_times() const;
+  /// What tasks of that part, enqueued before or after, do; for part_times() alone.
+  void count_work(const Work& work, const char* source = __builtin_FILE()) const;
   void reset_peak() const;
   /// From now on allocate() hands out memory whose every bit is set, NaN in every float dtype, by
   /// work on the stream: reads of what nothing has written show. CPU streams only; siblings made

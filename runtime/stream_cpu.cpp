@@ -83,26 +83,29 @@ class CpuStream final : public StreamImpl {
     worker_.join();
   }
 
-  void host_task(std::function<void()> task) override { push({std::move(task), nullptr}); }
+  void host_task(std::function<void()> task, const char* source) override {
+    push({std::move(task), nullptr, source});
+  }
 
   std::shared_ptr<EventImpl> record(bool) override {
     auto event = std::make_shared<CpuEvent>(name);
-    push({nullptr, event});
+    push({nullptr, event, ""});
     return event;
   }
 
   void wait(const std::shared_ptr<EventImpl>& event) override {
     LONGHAUL_CHECK(event->kind() == DeviceKind::cpu, "CPU stream '", name,
                    "' cannot wait for a CUDA event");
-    host_task([this, event] {
+    const auto blocked = [this, event] {
       const auto begin = Clock::now();
       static_cast<const CpuEvent&>(*event).wait();
       waited_ += (Clock::now() - begin).count();
-    });
+    };
+    host_task(blocked, kWaitingPart);
   }
 
   void poison(std::exception_ptr error) override {
-    host_task([error] { std::rethrow_exception(error); });
+    host_task([error] { std::rethrow_exception(error); }, __FILE__);
   }
   int threads() const override { return threads_; }
   double waited_seconds() const override {
@@ -113,6 +116,7 @@ class CpuStream final : public StreamImpl {
   struct Item {
     std::function<void()> task;
     std::shared_ptr<CpuEvent> event;  // signalled instead of a task
+    const char* source = "";
   };
 
   void push(Item item) {
@@ -141,7 +145,7 @@ class CpuStream final : public StreamImpl {
         item.event->signal(error);
       } else if (!error) {
         try {
-          item.task();
+          part_clock.run(item.task, item.source);
         } catch (...) {
           error = std::current_exception();
         }

@@ -350,7 +350,7 @@ class CudaStream final : public StreamImpl {
     in_destructor(cudaStreamDestroy(handle_));
   }
 
-  void host_task(std::function<void()> task) override {
+  void host_task(std::function<void()> task, const char*) override {
     std::lock_guard lock(mutex_);
     use_device(device);
     if (!host_tasks_) host_tasks_ = std::make_unique<HostTasks>(*counters_, handle_, failure_);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "runtime/part_clock_impl.h"
 #include "runtime/pool_impl.h"
 #include "runtime/stream.h"
 
@@ -32,7 +33,7 @@ class StreamImpl {
     pool->end();
     host_pool->end();
   }
-  virtual void host_task(std::function<void()> task) = 0;
+  virtual void host_task(std::function<void()> task, const char* source) = 0;
   /// `timed`: for seconds_since().
   virtual std::shared_ptr<EventImpl> record(bool timed) = 0;
   virtual void wait(const std::shared_ptr<EventImpl>& event) = 0;
@@ -47,6 +48,7 @@ class StreamImpl {
   const std::string name;
   const std::shared_ptr<Pool> pool;
   bool poisons_new_memory = false;
+  PartClock part_clock;                   // of a CPU stream
   const std::shared_ptr<Pool> host_pool;  // pinned memory on CUDA, the pool itself on the CPU
 };
 

@@ -179,6 +179,7 @@ void copy(ConstTensorView src, TensorView dst, const Stream& stream) {
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_copy(src, dst, stream);
   LONGHAUL_CHECK(src.device() == stream.device() && dst.device() == stream.device(),
                  "copy on stream '", stream.name(), "' of memory on another device");
+  stream.count_work({.bytes = static_cast<double>(src.bytes() + dst.bytes())});
   stream.cpu_task([src, dst] { copy_cpu(src, dst); });
 }
 
@@ -190,6 +191,7 @@ void accumulate(ConstTensorView src, TensorView dst, const Stream& stream) {
                  "accumulate needs float32 views of equal sizes; got ", name(src.dtype()), " of ",
                  src.elements(), " and ", name(dst.dtype()), " of ", dst.elements(), " elements");
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_accumulate(src, dst, stream);
+  stream.count_work({.bytes = static_cast<double>(src.bytes() + 2 * dst.bytes())});
   stream.cpu_task([src, dst] { detail::accumulate_now(src, dst); });
 }
 
@@ -199,6 +201,7 @@ void detail::accumulate_now(ConstTensorView src, TensorView dst) {
 
 void fill(TensorView dst, double value, const Stream& stream) {
   if (stream.device().kind == DeviceKind::cuda) return detail::cuda_fill(dst, value, stream);
+  stream.count_work({.bytes = static_cast<double>(dst.bytes())});
   stream.cpu_task([dst, value] { fill_cpu(dst, value); });
 }
 

@@ -3,7 +3,7 @@
 #include <deque>
 #include <mutex>
 
-#include "runtime/peak.h"
+#include "runtime/rate.h"
 
 namespace longhaul::runtime {
 namespace {

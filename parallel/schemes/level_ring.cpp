@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <utility>
 
 #include "parallel/schemes/buffers.h"
@@ -15,6 +16,8 @@ namespace {
 /// where it did not come that way, as nobody from here on sees it.
 class Circulation {
  public:
+  /// Of the blocks that come by: two in turn, or all, for good.
+  enum class Keeping : unsigned char { two, all };
   using MaybeView = std::optional<View>;
   using Destination = std::function<View()>;
   /// Attends, or takes note of, a block where it is. At home first.
@@ -23,8 +26,12 @@ class Circulation {
   using BackwardVisit = std::function<bool(const View& held, int block, const Destination& into)>;
 
   Circulation(const RingMember& ring, const View& own, const Record& block_record,
-              const Record& gradient_record, int block_buffers = 2)
-      : ring_(ring), plan_(ring.plan), own_(own) {
+              const Record& gradient_record, Keeping keeping = Keeping::two)
+      : ring_(ring),
+        plan_(ring.plan),
+        own_(own),
+        block_record_(block_record),
+        lends_(ring.lends && ring.plan.depth() == 1 && keeping == Keeping::two) {
     const std::int64_t others = ring.members.longest(ring.self), mine = rows(ring.self),
                        any = std::max(others, mine);
     for (int level = 0; level < plan_.depth(); ++level) {
@@ -38,11 +45,12 @@ class Circulation {
                          runtime::concat(ring.prefix, number, heading, record.kind, what), record,
                          rows, own.heads(), count);
         };
-        return RingBuffers{buffers("", block_record, others, block_buffers),
-                           buffers("_part", gradient_record, any, 2),
-                           buffers("_arrived", gradient_record, others, 2),
-                           buffers("_home", gradient_record, level == 0 ? mine : any, 1),
-                           {}};
+        return RingBuffers{
+            buffers("", block_record, others, keeping == Keeping::all ? ring.members.size() : 2),
+            buffers("_part", gradient_record, any, 2),
+            buffers("_arrived", gradient_record, others, 2),
+            buffers("_home", gradient_record, level == 0 ? mine : any, 1),
+            {}};
       };
       buffers_.push_back({one_way(""), one_way("back.")});
     }
@@ -95,7 +103,35 @@ class Circulation {
     if (at.hop == 0) return home;
     const int here = block(at);
     if (at.hop > last(here, at)) return {};
+    if (lends_) return borrowed(at, here);
     return buffers_at(at).block.at(at.hop, rows(here));
+  }
+  /// What is lent is read where it lies: every hop has a slot of its own, which takes no memory.
+  View borrowed(const Hop& at, int here) {
+    auto& slots = borrowed_[at.heading == Heading::onward ? 0 : 1];
+    if (const auto found = slots.find(at.hop); found != slots.end()) return found->second;
+    const char* heading = at.heading == Heading::onward ? "" : "back.";
+    const View view = ring_.builder.add_slot(
+        {runtime::concat(ring_.prefix, heading, block_record_.kind, "_lent", at.hop), block_record_,
+         rows(here), own_.heads(), Role::borrowed});
+    return slots.emplace(at.hop, view).first->second;
+  }
+  Passing passing() const { return lends_ ? Passing::lend : Passing::copy; }
+
+  /// Gives back what was lent for the hops of a heading, the last one first: who lent a block on
+  /// has it back before.
+  void give_back(const Hop& home, const MaybeView& held) {
+    for (int hop = plan_.longest(home.level, home.heading); hop > 0; --hop) {
+      const Hop at = home.after(hop), before = home.after(hop - 1);
+      const int here = block(at), there = block(before);
+      std::vector<Message> sends, receives;
+      if (const MaybeView view = held_at(at, held))
+        sends.push_back({rank_before(before), {*view}, here, {}, Passing::give_back});
+      if (hop <= last(there, before))
+        receives.push_back(
+            {next_rank(before), {*held_at(before, held)}, there, {}, Passing::give_back});
+      ring_.builder.transfer(plan_.channel(home.level), std::move(sends), std::move(receives));
+    }
   }
 
   /// Sends the block that is here on and receives the next one, before the compute that hides it.
@@ -104,9 +140,10 @@ class Circulation {
     if (then.hop > plan_.longest(at.level, at.heading)) return;
     const int now = block(at), next = block(then);
     std::vector<Message> sends, receives;
-    if (then.hop <= last(now, at)) sends.push_back({next_rank(at), {*held_at(at, home)}, now});
+    if (then.hop <= last(now, at))
+      sends.push_back({next_rank(at), {*held_at(at, home)}, now, {}, passing()});
     if (const MaybeView arriving = held_at(then, home))
-      receives.push_back({rank_before(at), {*arriving}, next});
+      receives.push_back({rank_before(at), {*arriving}, next, {}, passing()});
     ring_.builder.transfer(plan_.channel(at.level), std::move(sends), std::move(receives));
   }
 
@@ -122,6 +159,8 @@ class Circulation {
         here(at);
       }
     }
+    if (!lends_) return;
+    for (const Heading heading : kHeadings) give_back({path, level, heading, 0}, held);
   }
 
   void forward(const Visit& visit, int level, const Path& path, const MaybeView& held) {
@@ -202,6 +241,9 @@ class Circulation {
   const RingMember& ring_;
   const RingPlan& plan_;
   const View own_;
+  const Record block_record_;
+  const bool lends_;
+  std::array<std::map<int, View>, 2> borrowed_;      // by heading, then hop
   std::vector<std::array<RingBuffers, 2>> buffers_;  // by level: onward, back
 };
 
@@ -255,7 +297,7 @@ void ring_backward(const RingMember& ring, const BackwardViews& views) {
 
 std::function<View(int)> gather_keys(const RingMember& ring, const View& own) {
   std::vector<View> keys(static_cast<std::size_t>(ring.members.size()));
-  Circulation circulation(ring, own, ring.records.k, ring.records.dkv, ring.members.size());
+  Circulation circulation(ring, own, ring.records.k, ring.records.dkv, Circulation::Keeping::all);
   circulation.forward(
       [&](const View& held, int block) { keys[static_cast<std::size_t>(block)] = held; });
   return [keys](int member) { return keys[static_cast<std::size_t>(member)]; };

@@ -23,6 +23,8 @@ struct RingMember {
   const std::vector<int>& ranks;  ///< of the members, by number
   std::string prefix;             ///< of scratch slots' names
   std::optional<runtime::DType> wire_dtype = {};
+  /// Blocks are lent from member to member, not copied. Of a ring of one level.
+  bool lends = false;
   /// Circulating::values: the keys of a member's block.
   std::function<View(int member)> keys = {};
 };

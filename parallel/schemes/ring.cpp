@@ -48,8 +48,9 @@ ProgramGenerator prepare_ring(const SchemeInputs& inputs) {
   for (int rank = 0; rank < shared->members.size(); ++rank) shared->ranks.push_back(rank);
   return [&inputs, shared, forward](int rank) {
     Builder builder(rank, static_cast<int>(shared->kind.levels.size()));
-    const RingMember ring{builder, shared->members, shared->plan, shared->records,
-                          rank,    shared->ranks,   "",           inputs.wire_dtype};
+    const RingMember ring{builder,     shared->members, shared->plan, shared->records,
+                          rank,        shared->ranks,   "",           inputs.wire_dtype,
+                          inputs.lends};
     if (forward) {
       ring_forward(ring, add_forward_slots(builder, inputs, rank));
     } else {

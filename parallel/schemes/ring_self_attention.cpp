@@ -32,8 +32,8 @@ ProgramGenerator prepare_ring_self_attention(const SchemeInputs& inputs) {
       return builder.add_slot(output_slot(name, record, inputs, rank));
     };
     const AttentionRecords& records = shared->records;
-    RingMember ring{builder, shared->members, shared->plan, records,
-                    rank,    shared->ranks,   "",           inputs.wire_dtype};
+    RingMember ring{builder, shared->members,   shared->plan, records, rank, shared->ranks,
+                    "",      inputs.wire_dtype, inputs.lends};
     const View k = input("k", records.k), v = input("v", records.v);
     ring.keys = gather_keys(ring, k);
     if (inputs.direction == Direction::forward) {

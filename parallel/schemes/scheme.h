@@ -48,6 +48,8 @@ struct SchemeInputs {
   std::optional<runtime::DType> wire_dtype = {};
   Expression scheme = {};
   AttentionServers servers = {};  ///< read by `disaggregated`
+  /// Whether all ranks can read each other's memory: rings of one level then lend what circulates.
+  bool lends = false;
 };
 
 /// The program of one rank; work that all ranks share is done when the generator is made.

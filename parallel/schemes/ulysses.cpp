@@ -114,8 +114,8 @@ class HeadExchange {
     const int head = grid_.head_of(rank);
     for (int ring = 0; ring < grid_.rings; ++ring) ranks.push_back(grid_.rank(ring, head));
     const Ring& ring = rings_[static_cast<std::size_t>(head)];
-    return {builder, *ring.members, *ring.plan,        records_, grid_.ring_of(rank),
-            ranks,   "ring.",       inputs_.wire_dtype};
+    return {builder, *ring.members, *ring.plan,         records_,     grid_.ring_of(rank),
+            ranks,   "ring.",       inputs_.wire_dtype, inputs_.lends};
   }
 
   void forward(Builder& builder, int rank) const {

@@ -229,6 +229,79 @@ void rehearse(const AttendBackward& step, Shadow& shadow) {
 
 // ---- running
 
+namespace {
+
+/// What an attention step reads, for the work that it enqueues.
+class AttendReads {
+ public:
+  AttendReads(const Attend& step, const Frame& frame)
+      : q_(frame.reads(step.q)), kv_(frame.reads(step.kv)) {
+    if (step.v) v_ = frame.reads(*step.v);
+  }
+  bool borrowed() const { return q_.borrowed() || kv_.borrowed() || (v_ && v_->borrowed()); }
+  void fill(attention::BlockForwardTensors& tensors) const {
+    const auto kv = kv_.now();
+    tensors.q = q_.now()[0];
+    tensors.k = kv[0];
+    tensors.v = v_ ? v_->now()[0] : kv[1];
+  }
+
+ private:
+  ReadFields q_, kv_;
+  std::optional<ReadFields> v_;
+};
+
+class AttendBackwardReads {
+ public:
+  AttendBackwardReads(const AttendBackward& step, const Frame& frame)
+      : bundle_(frame.reads(step.q_bundle)), kv_(frame.reads(step.kv)) {
+    if (step.q) q_ = frame.reads(*step.q);
+    if (step.v) v_ = frame.reads(*step.v);
+  }
+  bool borrowed() const {
+    return bundle_.borrowed() || kv_.borrowed() || (q_ && q_->borrowed()) || (v_ && v_->borrowed());
+  }
+  void fill(attention::BlockBackwardTensors& tensors) const {
+    const auto kv = kv_.now(), bundle = bundle_.now();
+    const std::size_t dout = q_ ? 0 : 1;
+    attention::BlockBackwardInputs& inputs = tensors.inputs;
+    inputs.q = q_ ? q_->now()[0] : bundle[0];
+    inputs.k = kv[0];
+    inputs.v = v_ ? v_->now()[0] : kv[1];
+    inputs.dout = bundle[dout];
+    if (bundle.size() > dout + 1) {
+      inputs.lse = bundle[dout + 1];
+      inputs.delta = bundle[dout + 2];
+    }
+  }
+
+ private:
+  ReadFields bundle_, kv_;
+  std::optional<ReadFields> q_, v_;
+};
+
+attention::BlockForwardTensors outputs_of(const Attend& step, const Frame& frame) {
+  attention::BlockForwardTensors tensors;
+  const auto partial = frame.outputs(step.partial);
+  tensors.out = partial[0];
+  if (partial.size() > 1) tensors.lse = partial[1];
+  tensors.mode = step.mode;
+  return tensors;
+}
+
+attention::BlockBackwardTensors outputs_of(const AttendBackward& step, const Frame& frame) {
+  attention::BlockBackwardTensors tensors;
+  const auto dkv = frame.outputs(step.dkv);
+  tensors.dq = frame.outputs(step.dq)[0];
+  tensors.dq_mode = step.dq_mode;
+  tensors.dk = dkv[0];
+  tensors.dv = dkv[1];
+  tensors.dkv_mode = step.dkv_mode;
+  return tensors;
+}
+
+}  // namespace
+
 namespace detail {
 
 attention::BlockShape shape_of(const View& q, const View& kv, const std::optional<View>& v,
@@ -254,31 +327,15 @@ void check_weighting(const View& view, std::size_t fields_of_softmax, const Prep
 }
 
 attention::BlockForwardTensors tensors_of(const Attend& step, const Frame& frame) {
-  const auto kv = frame.inputs(step.kv);
-  const auto partial = frame.outputs(step.partial);
-  return {frame.inputs(step.q)[0],
-          kv[0],
-          step.v ? frame.inputs(*step.v)[0] : kv[1],
-          partial[0],
-          partial.size() > 1 ? partial[1] : runtime::TensorView(),
-          step.mode};
+  attention::BlockForwardTensors tensors = outputs_of(step, frame);
+  AttendReads(step, frame).fill(tensors);
+  return tensors;
 }
 
 attention::BlockBackwardTensors tensors_of(const AttendBackward& step, const Frame& frame) {
-  const auto kv = frame.inputs(step.kv), bundle = frame.inputs(step.q_bundle);
-  const std::size_t dout = step.q ? 0 : 1;
-  attention::BlockBackwardInputs inputs{step.q ? frame.inputs(*step.q)[0] : bundle[0],
-                                        kv[0],
-                                        step.v ? frame.inputs(*step.v)[0] : kv[1],
-                                        bundle[dout],
-                                        {},
-                                        {}};
-  if (bundle.size() > dout + 1) {
-    inputs.lse = bundle[dout + 1];
-    inputs.delta = bundle[dout + 2];
-  }
-  const auto dkv = frame.outputs(step.dkv);
-  return {inputs, frame.outputs(step.dq)[0], step.dq_mode, dkv[0], dkv[1], step.dkv_mode};
+  attention::BlockBackwardTensors tensors = outputs_of(step, frame);
+  AttendBackwardReads(step, frame).fill(tensors);
+  return tensors;
 }
 
 }  // namespace detail
@@ -305,6 +362,16 @@ class PreparedBlock : public PreparedStep {
     return {frame.scratch(), frame.table(table_)};
   }
   const attention::BlockPlan& plan() const { return *plan_; }
+  /// The block call of tensors some of which are known only when it runs. On the CPU: Form refuses
+  /// no loan, and schemes lend nowhere else.
+  template <class Tensors, class Reads>
+  void run_late(const Tensors& outputs, const Reads& reads, const Frame& frame) const {
+    frame.compute().cpu_task(
+        [plan = plan_, tensors = outputs, reads, scratch = frame.scratch()]() mutable {
+          reads.fill(tensors);
+          plan->compute(tensors, scratch);
+        });
+  }
 
  private:
   const std::shared_ptr<const attention::BlockPlan> plan_;
@@ -319,6 +386,8 @@ class PreparedAttend final : public PreparedBlock {
                       with),
         step_(step) {}
   void run(const Frame& frame) const override {
+    const AttendReads reads(step_, frame);
+    if (reads.borrowed()) return run_late(outputs_of(step_, frame), reads, frame);
     plan().forward(tensors_of(step_, frame), memory(frame), frame.compute());
   }
 
@@ -333,6 +402,8 @@ class PreparedAttendBackward final : public PreparedBlock {
                       shape_of(step.q ? *step.q : step.q_bundle, step.kv, step.v, with), with),
         step_(step) {}
   void run(const Frame& frame) const override {
+    const AttendBackwardReads reads(step_, frame);
+    if (reads.borrowed()) return run_late(outputs_of(step_, frame), reads, frame);
     plan().backward(tensors_of(step_, frame), memory(frame), frame.compute());
   }
 

@@ -13,6 +13,7 @@
 namespace longhaul::parallel {
 
 using runtime::concat;
+using runtime::ConstTensorView;
 
 const char* name(TransferKind kind) {
   switch (kind) {
@@ -28,6 +29,7 @@ const char* name(TransferKind kind) {
 
 std::int64_t message_bytes(const Message& message, const Program& program) {
   std::int64_t bytes = 0;
+  if (message.passing != Passing::copy) return 0;
   for (const View& view : message.views) {
     const Record& record = program.slot(view).record;
     bytes += view.rows() * view.heads() * record.cell_bytes(message.wire_dtype);
@@ -69,11 +71,14 @@ std::vector<Access> accesses(const Copy& step) { return pair_accesses(step.src, 
 std::vector<Access> accesses(const Transfer& step) {
   std::vector<Access> all;
   all.reserve(step.sends.size() + step.receives.size());
+  // To give back ends what the borrower may read, and is awaited by whoever would write there.
   for (const Message& message : step.sends) {
-    for (const View& view : message.views) all.push_back({view, false});
+    for (const View& view : message.views)
+      all.push_back({view, message.passing == Passing::give_back});
   }
   for (const Message& message : step.receives) {
-    for (const View& view : message.views) all.push_back({view, true});
+    for (const View& view : message.views)
+      all.push_back({view, message.passing != Passing::give_back});
   }
   return all;
 }
@@ -181,11 +186,30 @@ void check(const Copy& step, const Form& form) {
   require_apart(step.src, step.dst, "source and destination overlap", form);
 }
 
+/// Of one side of a loan.
+void check_loan(const Message& message, bool sent, TransferKind kind, const Form& form) {
+  form.require(message.views.size() == 1 && !message.wire_dtype && kind == TransferKind::none,
+               "lends other than one view, cast or in a collective");
+  const View& view = message.views.front();
+  const Slot& slot = form.program().slot(view);
+  const bool borrows = sent == (message.passing == Passing::give_back);
+  form.require(!borrows || (slot.role == Role::borrowed && view.rows() == slot.rows &&
+                            view.heads() == slot.heads),
+               [&] { return concat(show(form.program(), view), " is no whole borrowed slot"); });
+}
+
 void check(const Transfer& step, const Form& form) {
   for (const auto* side : {&step.sends, &step.receives}) {
     for (const Message& message : *side) {
       form.require(message.peer >= 0 && message.peer < form.ranks(),
                    [&] { return concat("no rank ", message.peer); });
+      if (message.passing != Passing::copy)
+        check_loan(message, side == &step.sends, step.kind, form);
+      for (const View& view : message.views) {
+        form.require(
+            message.passing != Passing::copy || form.program().slot(view).role != Role::borrowed,
+            [&] { return concat("copies ", show(form.program(), view), ", which is borrowed"); });
+      }
       for (const View& view : message.views) {
         form.require(!message.wire_dtype || form.record(view).combine == Combine::add,
                      "only what adds may be cast on the wire");
@@ -276,6 +300,7 @@ std::vector<MessageStretch> stretches_of(const Message& message) {
 /// Bytes that a message stages on one side.
 std::int64_t staged_bytes(const Message& message, const Program& program) {
   std::int64_t bytes = 0;
+  if (message.passing != Passing::copy) return 0;
   for (const MessageStretch& stretch : stretches_of(message)) {
     const Record& record = program.slot(stretch.first).record;
     const std::int64_t sent =
@@ -288,6 +313,7 @@ std::int64_t staged_bytes(const Message& message, const Program& program) {
 
 std::int64_t parts_of(const Message& message, const Program& program) {
   std::int64_t parts = 0;
+  if (message.passing != Passing::copy) return 0;
   for (const MessageStretch& stretch : stretches_of(message))
     parts += std::ssize(program.slot(stretch.first).record.fields);
   return parts;
@@ -387,19 +413,22 @@ class PreparedTransfer final : public PreparedStep {
     sends.reserve(sends_.size());
     receives.reserve(receives_.size());
     for (const Parts& message : sends_) {
-      auto& parts =
-          sends.emplace_back(message.peer, std::vector<runtime::SendPart>(), message.wire_dtype)
-              .parts;
+      auto& send =
+          sends.emplace_back(message.peer, std::vector<runtime::SendPart>(), message.wire_dtype);
+      auto& parts = send.parts;
+      if (message.passing == Passing::lend) send.lent = frame.lent(message.loan);
+      if (message.passing == Passing::give_back) send.lent = {token()};
       for (const Rows& rows : message.stretches) {
         for (const auto& field : frame.inputs(rows.view))
           parts.emplace_back(field, rows.list(frame));
       }
     }
     for (const Parts& message : receives_) {
-      auto& parts =
-          receives
-              .emplace_back(message.peer, std::vector<runtime::ReceivePart>(), message.wire_dtype)
-              .parts;
+      auto& receive = receives.emplace_back(message.peer, std::vector<runtime::ReceivePart>(),
+                                            message.wire_dtype);
+      auto& parts = receive.parts;
+      if (message.passing == Passing::lend) receive.borrowed = frame.borrowed(message.loan);
+      if (message.passing == Passing::give_back) receive.borrowed = {token()};
       for (const Rows& rows : message.stretches) {
         for (const auto& field : frame.outputs(rows.view))
           parts.emplace_back(field, rows.list(frame));
@@ -417,9 +446,19 @@ class PreparedTransfer final : public PreparedStep {
     int peer;
     std::optional<runtime::DType> wire_dtype;
     std::vector<Rows> stretches;
+    Passing passing = Passing::copy;
+    View loan = {};
   };
+  /// What is lent when nothing but the message counts.
+  static std::shared_ptr<ConstTensorView> token() { return std::make_shared<ConstTensorView>(); }
+
   static Parts part(const Message& message, bool sent, Preparation& with) {
-    Parts parts{message.peer, message.wire_dtype, {}};
+    Parts parts{message.peer,
+                message.wire_dtype,
+                {},
+                message.passing,
+                message.views.empty() ? View{} : message.views.front()};
+    if (message.passing != Passing::copy) return parts;
     for (MessageStretch& stretch : stretches_of(message)) {
       View view = stretch.first;
       if (stretch.moves.size() == 1) {

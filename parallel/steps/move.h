@@ -32,6 +32,13 @@ struct Copy {
   std::vector<View> src, dst;
 };
 
+/// What a message does with its views.
+enum class Passing : unsigned char {
+  copy,      ///< sends their values
+  lend,      ///< says where they lie: the receiver's slots are borrowed, and read there
+  give_back  ///< ends a loan: the sender, who borrowed its views, has read them for the last time
+};
+
 /// Both sides list views of equal records, rows and heads. Views of one slot and the same heads
 /// that follow one another are a stretch, the same stretches on both sides, and a stretch travels
 /// field by field, each the rows of all its views.
@@ -41,6 +48,10 @@ struct Message {
   /// An assertion: matched messages have equal tags. Matching itself is in order per pair.
   int tag = 0;
   std::optional<runtime::DType> wire_dtype = {};  ///< only what adds
+  /// A loan is of one view to a borrowed slot of as many rows and heads. The lender's view stays as
+  /// it is until it is given back, by the same two views; a borrowed slot is lent once. Only
+  /// attention reads it, and further loans.
+  Passing passing = Passing::copy;
 };
 
 /// A hint that a group of messages is a collective, so that a backend may run its native one. It

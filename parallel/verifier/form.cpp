@@ -41,6 +41,13 @@ void Form::require_same_extent(const View& a, const View& b) const {
           [&] { return concat(show(program_, a), " and ", show(program_, b), " differ in size"); });
 }
 
+bool Form::may_use_loan(bool write) const {
+  const Operation& step = program_.steps[static_cast<std::size_t>(step_)].operation;
+  const bool attends =
+      std::holds_alternative<Attend>(step) || std::holds_alternative<AttendBackward>(step);
+  return std::holds_alternative<Transfer>(step) || (attends && !write);
+}
+
 namespace {
 
 void check_view(const Access& access, const Form& form) {
@@ -58,6 +65,9 @@ void check_view(const Access& access, const Form& form) {
                      (slot.role == Role::saved && form.direction() == Direction::backward);
   form.require(!(access.write && given),
                [&] { return concat("writes the input ", show(program, v)); });
+  // Loans come and go with messages, which check themselves.
+  form.require(slot.role != Role::borrowed || form.may_use_loan(access.write),
+               [&] { return concat("uses ", show(program, v), ", which is borrowed"); });
 }
 
 }  // namespace

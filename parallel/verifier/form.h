@@ -37,6 +37,9 @@ class Form {
       refuse(text);
     }
   }
+  /// Whether the step is one that may read, or write, borrowed slots: attention reads them, loans
+  /// come and go by transfers.
+  bool may_use_loan(bool write) const;
   void require_kind(const View& view, std::string_view kind) const;
   void require_same_record(const View& a, const View& b) const;
   void require_same_extent(const View& a, const View& b) const;

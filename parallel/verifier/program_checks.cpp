@@ -216,6 +216,76 @@ std::int64_t scratch_bytes(const Program& program) {
   return bytes;
 }
 
+// ---- loans
+
+namespace {
+
+/// A view on loan, on either side.
+struct OpenLoan {
+  View view;
+  int peer;
+};
+
+[[noreturn]] void refuse_loan(const Program& program, int step, const View& view, const char* why) {
+  throw Verdict{Fault::hazard, concat(place(program, step), ": ", show(program, view), " ", why)};
+}
+
+/// Takes the loan that a message ends out of those that are open.
+void end_loan(std::vector<OpenLoan>& open, const Message& message, const Program& program, int step,
+              const char* why_not) {
+  const View& view = message.views.front();
+  const auto found = std::ranges::find_if(
+      open, [&](const OpenLoan& loan) { return loan.view == view && loan.peer == message.peer; });
+  if (found == open.end()) refuse_loan(program, step, view, why_not);
+  open.erase(found);
+}
+
+}  // namespace
+
+void check_loans(const Program& program) {
+  std::vector<OpenLoan> lent, borrowed;
+  std::vector<bool> ever(program.slots.size(), false);
+  for (int index = 0; index < static_cast<int>(program.steps.size()); ++index) {
+    const Operation& operation = program.steps[static_cast<std::size_t>(index)].operation;
+    const auto* transfer = std::get_if<Transfer>(&operation);
+    static const std::vector<Message> kNone;
+    const auto& sends = transfer == nullptr ? kNone : transfer->sends;
+    const auto& receives = transfer == nullptr ? kNone : transfer->receives;
+    for (const Message& message : receives) {
+      if (message.passing != Passing::lend) continue;
+      const View& view = message.views.front();
+      if (ever[static_cast<std::size_t>(view.slot)])
+        refuse_loan(program, index, view, "is lent to a second time");
+      ever[static_cast<std::size_t>(view.slot)] = true;
+      borrowed.push_back({view, message.peer});
+    }
+    for (const Access& access : accesses(operation)) {
+      if (program.slot(access.view).role == Role::borrowed &&
+          std::ranges::none_of(
+              borrowed, [&](const OpenLoan& loan) { return loan.view.slot == access.view.slot; }))
+        refuse_loan(program, index, access.view, "is used while nobody lends it");
+      if (!access.write) continue;
+      for (const OpenLoan& loan : lent) {
+        if (overlaps(loan.view, access.view))
+          refuse_loan(program, index, access.view, "is written, or given back, while it is lent");
+      }
+    }
+    for (const Message& message : sends) {
+      if (message.passing == Passing::lend) lent.push_back({message.views.front(), message.peer});
+      if (message.passing == Passing::give_back)
+        end_loan(borrowed, message, program, index, "is given back to a rank that did not lend it");
+    }
+    for (const Message& message : receives) {
+      if (message.passing == Passing::give_back)
+        end_loan(lent, message, program, index, "is given back, and was not lent to that rank");
+    }
+  }
+  const int end = static_cast<int>(program.steps.size()) - 1;
+  for (const auto* open : {&lent, &borrowed}) {
+    if (!open->empty()) refuse_loan(program, end, open->front().view, "is never given back");
+  }
+}
+
 // ---- hazards
 
 namespace {

@@ -13,6 +13,10 @@ void check_bound_slots(const Program& program, const Schedule& schedule,
 /// Conflicting accesses that streams and waits do not order. Shares no code with the builder's
 /// derivation.
 void check_hazards(const Program& program, int channels);
+/// What is lent comes back, once, and nothing writes it meanwhile; a borrowed slot is lent once,
+/// and nothing reads it once it was given back. In the order of the steps, which check_hazards()
+/// proves.
+void check_loans(const Program& program);
 /// Bytes of all scratch slots; none that no step uses.
 std::int64_t scratch_bytes(const Program& program);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <map>
 #include <utility>
 
 #include "parallel/verifier/form.h"
@@ -168,6 +169,8 @@ class Rehearsal {
     if (send.message->tag != receive.message->tag)
       differ(concat("tags ", send.message->tag, " and ", receive.message->tag));
     if (send.message->wire_dtype != receive.message->wire_dtype) differ("wire dtypes differ");
+    if (send.message->passing != receive.message->passing)
+      differ("one lends, copies or gives back where the other does not");
     if (send.message->views.size() != receive.message->views.size())
       differ("different numbers of views");
     for (std::size_t v = 0; v < send.message->views.size(); ++v) {
@@ -178,6 +181,12 @@ class Rehearsal {
         differ("their views form different stretches");
       if (from.program.slot(a).record != to.program.slot(b).record || !same_extent(a, b))
         differ(concat(show(from.program, a), " does not fit ", show(to.program, b)));
+      if (send.message->passing == Passing::give_back) {
+        if (!ends_loan(send.rank, a, receive.rank, b))
+          differ(concat(show(from.program, a), " is not what was lent of ", show(to.program, b)));
+        continue;
+      }
+      if (send.message->passing == Passing::lend) loans_[{receive.rank, b.slot}] = {send.rank, a};
       to.shadow.deliver(b, receive.step, from.shadow, a, send.step);
     }
     require_one_collective(send, receive);
@@ -189,6 +198,12 @@ class Rehearsal {
         wake(side.rank);
       }
     }
+  }
+
+  /// Whether that rank's slot is on loan from this view.
+  bool ends_loan(int borrower, const View& borrowed, int lender, const View& lent) const {
+    const auto loan = loans_.find({borrower, borrowed.slot});
+    return loan != loans_.end() && loan->second == std::pair(lender, lent);
   }
 
   /// What several ranks' programs show of the rule at TransferKind: both sides are marked alike
@@ -233,7 +248,8 @@ class Rehearsal {
   std::deque<int> ready_;
   std::vector<Queue> queues_;  // by pair_index()
   std::vector<Waiting> waiting_;
-  std::vector<int> free_;  // numbers in waiting_
+  std::vector<int> free_;                                      // numbers in waiting_
+  std::map<std::pair<int, int>, std::pair<int, View>> loans_;  // by borrower and its slot
 };
 
 }  // namespace
@@ -280,6 +296,7 @@ Verdict prove(const Schedule& schedule, const attention::HeadMasks& masks, const
         return {Fault::malformed, concat("program ", rank, " is of rank ", program.rank)};
       check_slots(program);
       check_form(program, schedule);
+      check_loans(program);
       check_hazards(program, schedule.channels);
       proven.peak_staging_bytes =
           std::max(proven.peak_staging_bytes, count(program).staging_bytes());

@@ -46,17 +46,27 @@ struct ReceivePart {
 
 /// A message is a list of parts; the two sides' parts have equal elements one by one. Empty parts
 /// are not sent at all: both sides drop them by the same rule.
+///
+/// Instead of parts a message may lend views: what arrives is where they lie, and the receiver
+/// reads them there. Between ranks that share memory (Communicator::lends()) and as many on both
+/// sides, of the same sizes and dtypes. What is lent must stay as it is until the borrower has said
+/// that it is done, by a message of its own; an empty view that is lent says no more than that. No
+/// payload is sent.
 struct SendMessage {
   int peer = 0;
   std::vector<SendPart> parts;
   /// What travels when it differs from the views' dtype: float32 views as bfloat16, cast on both
   /// sides. Applies to every part of the message; both sides must agree.
   std::optional<DType> wire_dtype = std::nullopt;
+  /// Read when the message is sent: what was borrowed is lent on as well.
+  std::vector<std::shared_ptr<const ConstTensorView>> lent = {};
 };
 struct ReceiveMessage {
   int peer = 0;
   std::vector<ReceivePart> parts;
   std::optional<DType> wire_dtype = std::nullopt;
+  /// Of the right sizes and dtypes; they point to the lender's memory once the exchange is over.
+  std::vector<std::shared_ptr<ConstTensorView>> borrowed = {};
 };
 
 /// A hint that a group of messages is a collective over all ranks of the communicator: every rank
@@ -101,6 +111,9 @@ class Communicator {
                            const Stream& stream) {
     exchange(std::move(sends), std::move(receives), what, stream);
   }
+
+  /// Whether all its ranks can read each other's memory of CPU streams, so that messages may lend.
+  virtual bool lends() const { return false; }
 
   /// What exchange_as() of such a group takes on a stream of that kind, at most.
   virtual MessageMemory memory_of(const GroupBytes& group, DeviceKind kind) const = 0;

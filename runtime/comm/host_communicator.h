@@ -25,6 +25,7 @@ class HostCommunicator final : public Communicator {
   const std::string& name() const override;
   void exchange(std::vector<SendMessage> sends, std::vector<ReceiveMessage> receives,
                 const std::string& what, const Stream& stream) override;
+  bool lends() const override;
   void all_reduce(TensorView values, const Stream& stream) override;
   void all_gather(ConstTensorView input, TensorView output, std::span<const std::int64_t> counts,
                   const Stream& stream) override;

@@ -34,6 +34,14 @@ class Hub final : public Transport {
 
   void exchange(const ExchangeInfo& info, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives) override;
+  /// All ranks are threads of one process.
+  bool share_memory(int, int) const override { return true; }
+  SharedPlace place_of(const std::byte* data) const override {
+    return {0, 0, reinterpret_cast<std::intptr_t>(data)};
+  }
+  const std::byte* at(const SharedPlace& place) override {
+    return reinterpret_cast<const std::byte*>(place.offset);
+  }
   /// Ends all waits, now and later, with an error.
   void release(const std::string& reason);
 

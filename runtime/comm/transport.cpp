@@ -44,4 +44,11 @@ void fail_hang(const ExchangeInfo& info, double waited_seconds,
   fail(ExitCode::hang, text.str());
 }
 
+SharedPlace Transport::place_of(const std::byte*) const {
+  fail(ExitCode::internal, "a rank lends memory over a transport whose ranks share none");
+}
+const std::byte* Transport::at(const SharedPlace&) {
+  fail(ExitCode::internal, "a rank borrows memory over a transport whose ranks share none");
+}
+
 }  // namespace longhaul::runtime

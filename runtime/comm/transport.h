@@ -34,6 +34,12 @@ struct ExchangeInfo {
   double timeout_seconds = 0;
 };
 
+/// Where memory of a rank lies, in words that travel.
+struct SharedPlace {
+  std::int64_t owner = 0;                 ///< world rank
+  std::int64_t segment = -1, offset = 0;  ///< of the owner's segments
+};
+
 /// Moves bytes between the ranks of a job. Thread-safe; one context is used by one thread at a
 /// time.
 class Transport {
@@ -45,6 +51,14 @@ class Transport {
   /// backend.
   virtual void exchange(const ExchangeInfo& info, std::span<const Outgoing> sends,
                         std::span<const Incoming> receives) = 0;
+
+  /// Whether two world ranks can read each other's memory of CPU streams.
+  virtual bool share_memory(int, int) const { return false; }
+  /// Where `data`, memory of this rank's CPU streams or borrowed, lies. Throws Error(internal) for
+  /// other memory.
+  virtual SharedPlace place_of(const std::byte* data) const;
+  /// A place as this rank sees it. Throws Error(io) where it cannot be mapped.
+  virtual const std::byte* at(const SharedPlace& place);
 };
 
 /// A message that has not completed when the time is over.

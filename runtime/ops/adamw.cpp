@@ -22,6 +22,9 @@ void adamw(const AdamWFactors& factors, ConstTensorView gradient, ConstTensorVie
   if (state.rounded.data() != nullptr) require("rounded", state.rounded, n, DType::bfloat16);
   if (detail::on_cuda(stream))
     return detail::cuda_adamw(factors, gradient, gradient_factor, state, stream);
+  detail::count_bytes(stream, {gradient, state.value, state.value, state.first_moment,
+                               state.first_moment, state.second_moment, state.second_moment});
+  if (state.rounded.data() != nullptr) detail::count_bytes(stream, {state.rounded});
   detail::cpu_adamw(factors, gradient, gradient_factor, state, stream);
 }
 

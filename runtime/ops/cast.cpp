@@ -10,6 +10,7 @@ void cast(ConstTensorView src, TensorView dst, const Stream& stream) {
                  "cast of ", src.elements(), " elements to ", dst.elements(),
                  "; both must be contiguous");
   if (detail::on_cuda(stream)) return detail::cuda_cast(src, dst, stream);
+  detail::count_bytes(stream, {src, dst});
   detail::cpu_cast(src, dst, stream);
 }
 

@@ -45,6 +45,15 @@ void with_activation(const char* op, DType dtype, const Body& body) {
   }
 }
 
+/// Counts the bytes of what an operation reads and writes, each view as often as it is listed, as
+/// work of the operation whose file says so.
+inline void count_bytes(const Stream& stream, std::initializer_list<ConstTensorView> views,
+                        const char* source = __builtin_FILE()) {
+  Work work;
+  for (const ConstTensorView& view : views) work.bytes += static_cast<double>(view.bytes());
+  stream.count_work(work, source);
+}
+
 /// Work below this many elements stays on the stream's thread: waking a team would cost more. The
 /// bits are the same either way.
 constexpr std::int64_t kParallelElements = 32768;

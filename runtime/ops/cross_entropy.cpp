@@ -45,6 +45,7 @@ TensorView cross_entropy_backward(TensorView logits, const Labels& labels, doubl
   const TensorView dlogits = in_place_of(logits, dtype);
   detail::require_dtype("cross_entropy", "dlogits", dlogits, {DType::float32, DType::bfloat16});
   if (logits.size(0) == 0) return dlogits;
+  detail::count_bytes(stream, {logits, dlogits});
   (detail::on_cuda(stream)
        ? detail::cuda_cross_entropy_backward
        : detail::cpu_cross_entropy_backward)(logits, labels, scale, dlogits, loss_sum, stream);
@@ -60,6 +61,7 @@ void cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss
   if (rows == 0) return;
   if (detail::on_cuda(stream))
     return detail::cuda_cross_entropy(logits, labels, loss_sum, row_loss, row_correct, stream);
+  detail::count_bytes(stream, {logits});
   detail::cpu_cross_entropy(logits, labels, loss_sum, row_loss, row_correct, stream);
 }
 

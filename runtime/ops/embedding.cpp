@@ -21,6 +21,7 @@ void embedding(ConstTensorView table, ConstTensorView tokens, TensorView out,
                const Stream& stream) {
   check_shapes("embedding", table, tokens, out);
   if (detail::on_cuda(stream)) return detail::cuda_embedding(table, tokens, out, stream);
+  detail::count_bytes(stream, {out, out});
   detail::cpu_embedding(table, tokens, out, stream);
 }
 
@@ -28,6 +29,7 @@ void embedding_backward(ConstTensorView dout, ConstTensorView tokens, TensorView
                         const Stream& stream) {
   check_shapes("embedding_backward", dtable, tokens, dout);
   if (detail::on_cuda(stream)) return detail::cuda_embedding_backward(dout, tokens, dtable, stream);
+  detail::count_bytes(stream, {dout, dout, dout});
   detail::cpu_embedding_backward(dout, tokens, dtable, stream);
 }
 

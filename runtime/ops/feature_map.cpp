@@ -35,6 +35,7 @@ FeatureMap feature_map_of(const std::string& name) {
 void feature_map(FeatureMap map, ConstTensorView x, TensorView y, const Stream& stream) {
   check("feature_map", x, "y", y);
   require_cpu("feature_map", stream);
+  detail::count_bytes(stream, {x, y});
   detail::cpu_feature_map(map, x, y, stream);
 }
 
@@ -44,6 +45,7 @@ void feature_map_backward(FeatureMap map, ConstTensorView x, ConstTensorView dy,
   detail::require_heads("feature_map_backward", "dy", dy, {x.size(0), x.size(1), x.size(2)});
   detail::require_dtype("feature_map_backward", "dy", dy, {DType::float32});
   require_cpu("feature_map_backward", stream);
+  detail::count_bytes(stream, {x, dy, dx});
   detail::cpu_feature_map_backward(map, x, dy, dx, stream);
 }
 

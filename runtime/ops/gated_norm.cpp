@@ -33,6 +33,8 @@ void gated_norm(const GatedNorm& norm, ConstTensorView x, ConstTensorView gate,
                 ConstTensorView weight, TensorView y, const Stream& stream) {
   check("gated_norm", norm, x, gate, weight, y);
   require_cpu("gated_norm", stream);
+  detail::count_bytes(stream, {x, y});
+  if (gate.data() != nullptr) detail::count_bytes(stream, {gate});
   detail::cpu_gated_norm(norm, x, gate, weight, y, stream);
 }
 
@@ -49,6 +51,8 @@ void gated_norm_backward(const GatedNorm& norm, const GatedNormBackwardInputs& i
     detail::require_dtype(op, "dgate", dgate, {dx.dtype()});
   }
   require_cpu(op, stream);
+  detail::count_bytes(stream, {inputs.x, inputs.dy, dx});
+  if (inputs.gate.data() != nullptr) detail::count_bytes(stream, {inputs.gate, dgate});
   detail::cpu_gated_norm_backward(norm, inputs, dx, dgate, dweight, stream);
 }
 

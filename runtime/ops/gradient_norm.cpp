@@ -14,6 +14,7 @@ void squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& str
   detail::require_shape("squares_by_chunk", "sums", sums, {norm_chunks(n)});
   detail::require_dtype("squares_by_chunk", "sums", sums, {DType::float64});
   if (detail::on_cuda(stream)) return detail::cuda_squares_by_chunk(values, sums, stream);
+  detail::count_bytes(stream, {values});
   detail::cpu_squares_by_chunk(values, sums, stream);
 }
 

@@ -20,6 +20,7 @@ void check(const char* op, const ConstTensorView& x, const char* what,
 void l2_norm(ConstTensorView x, double eps, TensorView y, const Stream& stream) {
   check("l2_norm", x, "y", y);
   require_cpu("l2_norm", stream);
+  detail::count_bytes(stream, {x, y});
   detail::cpu_l2_norm(x, eps, y, stream);
 }
 
@@ -29,6 +30,7 @@ void l2_norm_backward(ConstTensorView x, ConstTensorView dy, double eps, TensorV
   detail::require_heads("l2_norm_backward", "dy", dy, {x.size(0), x.size(1), x.size(2)});
   detail::require_dtype("l2_norm_backward", "dy", dy, {DType::float32});
   require_cpu("l2_norm_backward", stream);
+  detail::count_bytes(stream, {x, dy, dx});
   detail::cpu_l2_norm_backward(x, dy, eps, dx, stream);
 }
 

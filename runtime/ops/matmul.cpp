@@ -46,6 +46,8 @@ void multiply(ConstTensorView a, ConstTensorView b, ConstTensorView addend, Tens
   }
   if (detail::on_cuda(stream))
     return detail::cuda_matmul(left, right, added, c, result.leading, stream);
+  const double multiplications = static_cast<double>(c.elements()) * static_cast<double>(a.size(1));
+  stream.count_work({.flops = 2 * multiplications});
   detail::cpu_matmul(left, right, added, c, result.leading, stream);
 }
 

@@ -21,6 +21,7 @@ void rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorVie
               TensorView inv_rms, const Stream& stream) {
   check("rms_norm", x, weight, inv_rms, y);
   if (detail::on_cuda(stream)) return detail::cuda_rms_norm(x, weight, eps, y, inv_rms, stream);
+  detail::count_bytes(stream, {x, y});
   detail::cpu_rms_norm(x, weight, eps, y, inv_rms, stream);
 }
 
@@ -28,6 +29,7 @@ void rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView
                     TensorView y, const Stream& stream) {
   check("rms_norm_apply", x, weight, inv_rms, y);
   if (detail::on_cuda(stream)) return detail::cuda_rms_norm_apply(x, weight, inv_rms, y, stream);
+  detail::count_bytes(stream, {x, y});
   detail::cpu_rms_norm_apply(x, weight, inv_rms, y, stream);
 }
 
@@ -38,6 +40,8 @@ void rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write
   detail::require_shape("rms_norm_backward", "dweight", dweight, {inputs.x.size(1)});
   if (detail::on_cuda(stream))
     return detail::cuda_rms_norm_backward(inputs, dx, write_dx, dweight, stream);
+  detail::count_bytes(stream, {inputs.x, inputs.dy, dx});
+  if (write_dx == Write::add) detail::count_bytes(stream, {dx});
   detail::cpu_rms_norm_backward(inputs, dx, write_dx, dweight, stream);
 }
 

@@ -32,6 +32,7 @@ void rope_table(ConstTensorView positions, double theta, TensorView cosines, Ten
   detail::require_shape("rope_table", "sines", sines, {rows, half});
   if (detail::on_cuda(stream))
     return detail::cuda_rope_table(positions, theta, cosines, sines, stream);
+  detail::count_bytes(stream, {cosines, sines});
   detail::cpu_rope_table(positions, theta, cosines, sines, stream);
 }
 
@@ -46,6 +47,7 @@ void rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rot
   detail::require_shape("rope", "cosines", cosines, {rows, half});
   detail::require_shape("rope", "sines", sines, {rows, half});
   if (detail::on_cuda(stream)) return detail::cuda_rope(x, cosines, sines, rotation, y, stream);
+  detail::count_bytes(stream, {x, y});
   detail::cpu_rope(x, cosines, sines, rotation, y, stream);
 }
 

@@ -9,6 +9,8 @@ void scaled(ConstTensorView x, double factor, Write write, TensorView y, const S
   LONGHAUL_CHECK(x.elements() == y.elements() && x.contiguous() && y.contiguous(), "scaled: x has ",
                  x.elements(), " elements, y ", y.elements(), "; both must be contiguous");
   if (detail::on_cuda(stream)) return detail::cuda_scaled(x, factor, write, y, stream);
+  detail::count_bytes(stream, {x, y});
+  if (write == Write::add) detail::count_bytes(stream, {y});
   detail::cpu_scaled(x, factor, write, y, stream);
 }
 

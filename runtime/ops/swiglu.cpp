@@ -20,12 +20,14 @@ void check(const char* op, const ConstTensorView& gate_up, const char* what,
 void swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream) {
   check("swiglu", gate_up, "y", y);
   if (detail::on_cuda(stream)) return detail::cuda_swiglu(gate_up, y, stream);
+  detail::count_bytes(stream, {gate_up, y});
   detail::cpu_swiglu(gate_up, y, stream);
 }
 
 void swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream) {
   check("swiglu_backward", gate_up, "dy", dy);
   if (detail::on_cuda(stream)) return detail::cuda_swiglu_backward(gate_up, dy, stream);
+  detail::count_bytes(stream, {gate_up, gate_up, dy, dy});
   detail::cpu_swiglu_backward(gate_up, dy, stream);
 }
 

@@ -158,9 +158,21 @@ TEST(Block, AddsIntoGradients) {
     std::copy(values.begin(), values.end(), t.as<float>());
     return t;
   };
-  const Tensor q = tensor(c.q, {50, 2, 20}), k = tensor(c.k, {60, 1, 20}),
-               v = tensor(c.v, {60, 1, 20});
-  const Tensor dout = tensor(c.dout, {50, 2, 20}), out = tensor(single.out, {50, 2, 20});
+  const auto input = [&](const std::vector<float>& values,
+                         std::initializer_list<std::int64_t> sizes) {
+    Tensor t(sizes, c.bf16 ? DType::bfloat16 : DType::float32, stream);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (c.bf16) {
+        t.as<runtime::BFloat16>()[i] = runtime::BFloat16(values[i]);
+      } else {
+        t.as<float>()[i] = values[i];
+      }
+    }
+    return t;
+  };
+  const Tensor q = input(c.q, {50, 2, 20}), k = input(c.k, {60, 1, 20}),
+               v = input(c.v, {60, 1, 20});
+  const Tensor dout = input(c.dout, {50, 2, 20}), out = tensor(single.out, {50, 2, 20});
   const Tensor lse = tensor(single.lse_parts(), {50, 2, 2}), delta({50, 2}, DType::float32, stream);
   const Tensor dq = tensor(single.dq, {50, 2, 20}), dk = tensor(single.dk, {60, 1, 20});
   const Tensor dv = tensor(single.dv, {60, 1, 20});
@@ -264,6 +276,18 @@ TEST(Block, RowsWithoutAGlobalKeyGiveNoGradient) {
     std::copy(values.begin(), values.end(), t.as<float>());
     return t;
   };
+  const auto input = [&](const std::vector<float>& values,
+                         std::initializer_list<std::int64_t> sizes) {
+    Tensor t(sizes, c.bf16 ? DType::bfloat16 : DType::float32, stream);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (c.bf16) {
+        t.as<runtime::BFloat16>()[i] = runtime::BFloat16(values[i]);
+      } else {
+        t.as<float>()[i] = values[i];
+      }
+    }
+    return t;
+  };
   const auto whole = run_kernel(c);
   for (std::int64_t d = 0; d < 16; ++d) {
     for (std::int64_t h = 0; h < 2; ++h) {
@@ -273,9 +297,9 @@ TEST(Block, RowsWithoutAGlobalKeyGiveNoGradient) {
   auto lse_values = whole.lse_parts();
   lse_values[20] = lse_values[22] = -std::numeric_limits<float>::infinity();
   lse_values[21] = lse_values[23] = 0;
-  const Tensor q = tensor(c.q, {100, 2, 16}), k = tensor(c.k, {200, 1, 16}),
-               v = tensor(c.v, {200, 1, 16});
-  const Tensor dout = tensor(c.dout, {100, 2, 16}), out = tensor(whole.out, {100, 2, 16});
+  const Tensor q = input(c.q, {100, 2, 16}), k = input(c.k, {200, 1, 16}),
+               v = input(c.v, {200, 1, 16});
+  const Tensor dout = input(c.dout, {100, 2, 16}), out = tensor(whole.out, {100, 2, 16});
   const Tensor lse = tensor(lse_values, {100, 2, 2}), delta({100, 2}, DType::float32, stream);
   const Tensor dq({100, 2, 16}, DType::float32, stream), dk({200, 1, 16}, DType::float32, stream);
   const Tensor dv({200, 1, 16}, DType::float32, stream);

@@ -65,12 +65,14 @@ TEST(Speed, OtherScoringsKeepHalfOfTheSoftmaxRate) {
   }
 }
 
-TEST(Speed, LinearKernelsReachATenthOfTheFmaRate) {
+TEST(Speed, LinearKernelsReachThreeTenthsOfTheFmaRate) {
   for (const char* kind : recurrence_kinds()) {
     LinearKernelCase which;
     which.recurrence = recurrence_of_kind(kind);
+    // Gates of every key dim are work that the rate does not count.
+    const double bound = which.recurrence.decay == Decay::vector ? 0.2 : 0.3;
     double forward = 0, backward = 0;
-    for (int attempt = 0; attempt < 5 && std::min(forward, backward) <= 0.1; ++attempt) {
+    for (int attempt = 0; attempt < 5 && std::min(forward, backward) <= bound; ++attempt) {
       for (const KernelRates& rates : measure_linear_kernels(which, 3)) {
         forward = std::max(forward, rates.forward_ratio());
         backward = std::max(backward, rates.backward_ratio());
@@ -80,8 +82,8 @@ TEST(Speed, LinearKernelsReachATenthOfTheFmaRate) {
         "%s, fp32, one head, S=2048, d=e=128, one thread: forward %.2f, backward %.2f of the "
         "fp32 FMA rate\n",
         kind, forward, backward);
-    EXPECT_GT(forward, 0.1) << kind;
-    EXPECT_GT(backward, 0.1) << kind;
+    EXPECT_GT(forward, bound) << kind;
+    EXPECT_GT(backward, bound) << kind;
   }
 }
 

@@ -1,6 +1,7 @@
 // `longhaul bench step` under mpirun: all ranks time one job, and one of them tells.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "tests/support/training_job.h"
@@ -50,6 +51,30 @@ TEST(BenchJob, RanksOfMpirunTimeTheStepsOfThoseInOneProcess) {
     EXPECT_EQ(apart[same], together[same]) << same;
   EXPECT_EQ(apart["seconds"]["repetitions"], 3);
   EXPECT_FALSE(std::filesystem::exists(job.output("none")));
+}
+
+TEST(BenchJob, PeakMeasuresMessagesBetweenTwoProcesses) {
+  const TrainingJob job;
+  const std::string json = job.folder().file("peak.json");
+  const std::vector<std::string> arguments{"bench",     "peak", "--what", "exchange",
+                                           "--seconds", "0.01", "--json", json};
+  const ProcessResult result = run_process(mpirun_command(2, arguments));
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  const Json written = Json::parse(read_text(json));
+  std::map<std::string, int> rows;
+  for (const Json& row : written["exchanges"]) {
+    ++rows[row["backend"]];
+    EXPECT_GT(row["bytes_per_second"].get<double>(), 1e6) << row;
+    EXPECT_LT(row["bytes_per_second"].get<double>(), 1e12) << row;
+  }
+  EXPECT_EQ(rows, (std::map<std::string, int>{{"loopback", 6}, {"mpi", 6}}));
+  EXPECT_NE(result.out.find("mpi, 64.0 MiB, both ways"), std::string::npos) << result.out;
+  EXPECT_EQ(result.out.find("CPU level"), result.out.rfind("CPU level")) << result.out;
+
+  const ProcessResult three =
+      run_process(mpirun_command(3, {"bench", "peak", "--what", "exchange"}));
+  EXPECT_EQ(three.exit_code, 69);
+  EXPECT_NE(three.err.find("bench peak on 3 ranks; expected 2"), std::string::npos) << three.err;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "tests/support/process.h"
@@ -37,6 +38,30 @@ class Bench : public testing::Test {
   std::string printed_;
 };
 
+/// Of one of kStep's two ranks, each of which has half of two sequences of 96.
+void expect_parts(const Json& json) {
+  const Json& all = json["parts"];
+  std::map<std::string, Json> parts;
+  double seconds = 0;
+  for (const Json& part : all["parts"]) {
+    parts[part["part"]] = part;
+    seconds += part["seconds"].get<double>();
+  }
+  EXPECT_NEAR(seconds, all["seconds"].get<double>(), 1e-2 * seconds);
+  for (const char* name : {"attention", "matmul", "norms", "rope", "swiglu", "loss", "optimizer"}) {
+    ASSERT_TRUE(parts.contains(name)) << name;
+    EXPECT_GT(parts[name]["tasks"], 0) << name;
+    EXPECT_GT(parts[name]["least_seconds"].get<double>(), 0) << name;
+  }
+  // Every pair of the three layers and four heads of 8: 4 forward and 10 backward.
+  const double pairs = 3 * (96 * 97 / 2);
+  EXPECT_EQ(parts["attention"]["flops"].get<double>(), 14 * 8 * 4 * pairs);
+  EXPECT_EQ(parts["matmul"]["flops"].get<double>(),
+            json["flops"].get<double>() / 2 - 12 * 8 * 4 * pairs);
+  EXPECT_GT(all["of_ceiling"].get<double>(), 0);
+  EXPECT_LT(all["of_ceiling"].get<double>(), 1);
+}
+
 void expect_ordered(const Json& seconds, int count) {
   EXPECT_EQ(seconds["repetitions"], count);
   double before = 0;
@@ -68,11 +93,12 @@ TEST_F(Bench, AttentionCountsTheVisiblePairs) {
       run({"attention", "--tokens", "67,128", "--head-dim", "16,8", "--heads", "4", "--kv-heads",
            "4,1", "--window", "9", "--document", "50", "--repeats", "3"});
   EXPECT_EQ(json["record"], "bench attention");
-  EXPECT_EQ(json["dtype"], "float32");
-  expect_ordered(json["gemm"]["seconds"], 3);
-  EXPECT_EQ(json["gemm"]["flops"], 2.0 * 1024 * 1024 * 1024);
-  const double gemm =
-      json["gemm"]["flops"].get<double>() / json["gemm"]["seconds"]["median"].get<double>();
+  ASSERT_EQ(json["gemm"].size(), 1u);
+  const Json& product = json["gemm"][0];
+  EXPECT_EQ(product["dtype"], "float32");
+  expect_ordered(product["seconds"], 3);
+  EXPECT_EQ(product["flops"], 2.0 * 1024 * 1024 * 1024);
+  const double gemm = product["flops"].get<double>() / product["seconds"]["median"].get<double>();
   ASSERT_EQ(json["cases"].size(), 4u * 2 * 2 * 2 * 2);
   for (const Json& row : json["cases"]) {
     const double each = row["direction"] == "forward" ? 4 : 10;
@@ -83,8 +109,81 @@ TEST_F(Bench, AttentionCountsTheVisiblePairs) {
     const double rate = row["flops"].get<double>() / row["seconds"]["median"].get<double>();
     EXPECT_NEAR(row["flops_per_second"].get<double>(), rate, 1e-9 * rate);
     EXPECT_NEAR(row["of_gemm"].get<double>(), rate / gemm, 1e-9 * rate / gemm);
+    const double peak = row["peak_flops_per_second"];
+    EXPECT_GT(peak, 1e9);
+    EXPECT_NEAR(row["of_peak"].get<double>(), rate / peak, 1e-9 * rate / peak);
+    EXPECT_GT(row["cores"].get<double>(), 0);
+    EXPECT_EQ(row["dtype"], "float32");
   }
-  expect_says("backward  causal_window        128     4:1    8");
+  expect_says("backward         causal_window        128     4:1       8  float32");
+  expect_says("peak of float32: float32 FMA");
+}
+
+TEST_F(Bench, AttentionOfSeveralDtypesWithValuesOfTheirOwnDimBothWays) {
+  const Json json =
+      run({"attention", "--tokens", "40", "--head-dim", "24", "--value-dim", "16", "--heads", "2",
+           "--kv-heads", "1", "--mask", "causal", "--dtype", "float32,bfloat16", "--direction",
+           "forward,backward,forward_backward", "--repeats", "2"});
+  ASSERT_EQ(json["cases"].size(), 2u * 3);
+  ASSERT_EQ(json["gemm"].size(), 2u);
+  EXPECT_EQ(json["gemm"][1]["dtype"], "bfloat16");
+  constexpr double kPairs = 2 * 40 * 41 / 2;
+  for (std::size_t i = 0; i < json["cases"].size(); ++i) {
+    const Json& row = json["cases"][i];
+    EXPECT_EQ(row["dtype"], i < 3 ? "float32" : "bfloat16");
+    EXPECT_EQ(row["value_dim"], 16);
+    const double forward = kPairs * 2 * (24 + 16), backward = kPairs * 2 * (3 * 24 + 2 * 16);
+    const double expected[] = {forward, backward, forward + backward};
+    EXPECT_EQ(row["flops"].get<double>(), expected[i % 3]) << row;
+    expect_ordered(row["seconds"], 2);
+  }
+  expect_says("24/16  bfloat16");
+}
+
+TEST_F(Bench, PeakIsWellFormedAndPhysical) {
+  const Json json = run({"peak", "--seconds", "0.01", "--threads", "2"});
+  EXPECT_EQ(json["record"], "bench peak");
+  EXPECT_EQ(json["threads"], 2);
+  // Of each thread: two AMX units could not do 20 TFLOP/s, two lines a cycle are not 1 TB/s.
+  std::map<std::string, int> rows;
+  for (const Json& row : json["rates"]) {
+    ++rows[row["of"]];
+    const Json& rate = row["per_second"];
+    EXPECT_GT(rate["lower_quartile"].get<double>(), 0) << row;
+    EXPECT_GE(rate["median"].get<double>(), rate["lower_quartile"].get<double>()) << row;
+    EXPECT_GE(rate["upper_quartile"].get<double>(), rate["median"].get<double>()) << row;
+    EXPECT_LT(rate["upper_quartile"].get<double>(),
+              row["threads"].get<double>() * (row["of"] == "flops" ? 20e12 : 1e12))
+        << row;
+  }
+  EXPECT_GE(rows["flops"], 2 + 2);
+  EXPECT_EQ(rows["bytes"], 3 * 2);
+  ASSERT_EQ(json["exchanges"].size(), 3u * 2);
+  for (const Json& row : json["exchanges"]) {
+    EXPECT_EQ(row["backend"], "loopback");
+    EXPECT_DOUBLE_EQ(row["bytes_per_second"].get<double>(),
+                     row["bytes"].get<double>() / row["seconds"]["median"].get<double>());
+    EXPECT_LT(row["bytes_per_second"].get<double>(), 1e12);
+  }
+  ASSERT_EQ(json["wakes"].size(), 4u);
+  for (const Json& row : json["wakes"]) {
+    EXPECT_GT(row["region_seconds"]["median"].get<double>(), 0);
+    EXPECT_GT(row["task_seconds"]["median"].get<double>(), 0);
+  }
+  expect_says("float32 FMA, AVX2");
+  expect_says("mpirun -n 2 longhaul bench peak");
+}
+
+TEST_F(Bench, PeakOfTheLevelInUse) {
+  const auto at = [&](const std::string& level) {
+    test::ProcessOptions options;
+    options.environment = {{"LONGHAUL_CPU_LEVEL", level}};
+    return test::run_longhaul({"bench", "peak", "--what", "units", "--seconds", "0.01"}, options);
+  };
+  const test::ProcessResult narrow = at("avx2");
+  EXPECT_EQ(narrow.exit_code, 0) << narrow.err;
+  EXPECT_NE(narrow.out.find("float32 FMA, AVX2 (in use)"), std::string::npos) << narrow.out;
+  EXPECT_EQ(narrow.out.find("memcpy"), std::string::npos) << narrow.out;
 }
 
 TEST_F(Bench, LinearCountsChunksAndBytes) {
@@ -176,6 +275,7 @@ TEST_F(Bench, WhatCannotBeTimedIsRefused) {
     EXPECT_EQ(result.out, "");
   };
   refused({"--heads", "6", "--kv-heads", "4"}, 64, "--heads 6 is no multiple of --kv-heads 4");
+  refused({"--ranks", "2", "--direction", "forward_backward"}, 64, "--direction forward_backward");
   refused({"--dtype", "float16"}, 78, "float16: expected float32 or bfloat16");
   refused({"--mask", "prefix"}, 64, "--mask");
   refused({"--layout", "spiral"}, 78, "spiral");
@@ -265,6 +365,7 @@ TEST_F(BenchStep, FiguresAreThoseByHand) {
   const double memory = json["memory_bytes"], estimated = json["estimated_bytes"];
   EXPECT_NEAR(memory / estimated, 1, 0.05);
   expect_says("model FLOPs: 6 per matrix weight and token");
+  expect_parts(json);
 }
 
 TEST_F(BenchStep, DocumentsHaveTheirOwnArea) {

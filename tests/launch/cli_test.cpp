@@ -138,7 +138,7 @@ std::vector<std::vector<std::string>> every_verb(const TrainingJob& job) {
           {"report", job.output("run", "metrics.jsonl")},
           {"attention", input, "--force", "--output", job.folder().file("result.h5"),
            "--communicator", "loopback"},
-          {"bench", "peak", "--seconds", "0.01", "--threads", "1"},
+          {"bench", "peak", "--seconds", "0.01", "--threads", "1", "--what", "units"},
           {"bench", "layouts", "--mask", "causal", "--seq-len", "64", "--ranks", "2"}};
 }
 

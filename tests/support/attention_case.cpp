@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 
+#include "attention/block_impl.h"
 #include "tests/support/held_tensor.h"
 
 namespace longhaul::test {
@@ -34,6 +35,11 @@ void AttentionCase::fill(std::uint32_t seed, float magnitude) {
   k = make(k_rows * kv_heads * dim);
   v = make(k_rows * kv_heads * value_dim);
   dout = make(q_rows * heads * value_dim);
+}
+
+bool AttentionCase::on_tiles() const {
+  return attention::detail::amx_computes({.activation = bf16 ? DType::bfloat16 : DType::float32},
+                                         scoring);
 }
 
 bool AttentionResult::operator==(const AttentionResult& other) const {
@@ -162,8 +168,15 @@ AttentionResult run_kernel(const AttentionCase& c, const KernelOptions& options)
 
 template <class T>
 attention::ReferenceResult<T> run_reference(const AttentionCase& c, bool magnitudes) {
-  const auto as = [](const std::vector<float>& x) { return std::vector<T>(x.begin(), x.end()); };
-  const std::vector<T> q = as(c.q), k = as(c.k), v = as(c.v), dout = as(c.dout);
+  const auto as = [&](const std::vector<float>& x) { return std::vector<T>(x.begin(), x.end()); };
+  const auto rounded = [&](const std::vector<float>& x) {
+    std::vector<T> values = as(x);
+    for (T& value : values) {
+      if (c.bf16) value = static_cast<T>(static_cast<float>(BFloat16(static_cast<float>(value))));
+    }
+    return values;
+  };
+  const std::vector<T> q = rounded(c.q), k = rounded(c.k), v = rounded(c.v), dout = rounded(c.dout);
   attention::ReferenceInputs<T> inputs{c.q_rows, c.k_rows, c.heads, c.kv_heads, c.dim, c.value_dim};
   inputs.q = q;
   inputs.k = k;
@@ -200,33 +213,35 @@ double norm(const std::vector<double>& values) {
   return std::sqrt(sum);
 }
 
-}  // namespace
+/// Errors in norm, relative to what they are errors of.
+struct Bounds {
+  double out, dq, dk, dv, dsinks;
+  double cancelling;  ///< of gradients, relative to their terms' magnitudes, where that is more
+  double lse;         ///< times max(1, |lse|)
+};
 
-void expect_matches_reference(const AttentionCase& which, const AttentionResult& got) {
-  using Magnitude = std::vector<double> attention::ReferenceResult<double>::*;
-  const auto exact = run_reference<double>(which);
-  const auto plain = run_reference<float>(which);
-  std::optional<attention::ReferenceResult<double>> magnitudes;  // only where a bound needs them
+void expect_within(const Bounds& bounds, const AttentionCase& which, const AttentionResult& got,
+                   const attention::ReferenceResult<double>& exact) {
+  using Result = attention::ReferenceResult<double>;
+  using Magnitude = std::vector<double> Result::*;
+  std::optional<Result> magnitudes;  // only where a bound needs them
   const auto check = [&](const char* what, const std::vector<float>& a,
-                         const std::vector<double>& b, const std::vector<float>& p,
-                         Magnitude magnitude = nullptr) {
-    double bound = std::max(3e-6, 2 * relative_error(p, b));
+                         const std::vector<double>& b, double bound, Magnitude magnitude) {
     const double error = relative_error(a, b);
     if (error > bound && magnitude != nullptr) {
-      // Where the sum cancels, two float32 units in the last place of its terms' magnitudes.
       if (!magnitudes) magnitudes = run_reference<double>(which, true);
       const double size = norm(b);
-      bound = std::max(bound, 0x1p-22 * norm((*magnitudes).*magnitude) / (size > 0 ? size : 1));
+      bound = std::max(bound,
+                       bounds.cancelling * norm((*magnitudes).*magnitude) / (size > 0 ? size : 1));
     }
     EXPECT_TRUE(error <= bound) << what << ": relative error " << error << ", bound " << bound;
   };
-  check("out", got.out, exact.out, plain.out);
+  check("out", got.out, exact.out, bounds.out, nullptr);
   if (!exact.dq.empty() || !exact.dk.empty()) {
-    using Result = attention::ReferenceResult<double>;
-    check("dq", got.dq, exact.dq, plain.dq, &Result::dq_magnitude);
-    check("dk", got.dk, exact.dk, plain.dk, &Result::dk_magnitude);
-    check("dv", got.dv, exact.dv, plain.dv, &Result::dv_magnitude);
-    check("dsinks", got.dsinks, exact.dsinks, plain.dsinks, &Result::dsinks_magnitude);
+    check("dq", got.dq, exact.dq, bounds.dq, &Result::dq_magnitude);
+    check("dk", got.dk, exact.dk, bounds.dk, &Result::dk_magnitude);
+    check("dv", got.dv, exact.dv, bounds.dv, &Result::dv_magnitude);
+    check("dsinks", got.dsinks, exact.dsinks, bounds.dsinks, &Result::dsinks_magnitude);
   }
   ASSERT_EQ(got.lse.size(), exact.lse.size());
   ASSERT_EQ(got.lse_low.size(), exact.lse.size());
@@ -235,11 +250,32 @@ void expect_matches_reference(const AttentionCase& which, const AttentionResult&
       ASSERT_EQ(got.lse[i], -std::numeric_limits<float>::infinity()) << "lse " << i;
       ASSERT_EQ(got.lse_low[i], 0) << "lse " << i;
     } else {
-      ASSERT_NEAR(got.lse[i], exact.lse[i], 1e-5 * std::max(1.0, std::abs(exact.lse[i])))
+      ASSERT_NEAR(got.lse[i], exact.lse[i], bounds.lse * std::max(1.0, std::abs(exact.lse[i])))
           << "lse " << i;
       ASSERT_EQ(got.lse[i] + got.lse_low[i], got.lse[i]) << "lse " << i << " and its low part";
     }
   }
+}
+
+}  // namespace
+
+void expect_matches_in_bfloat16(const AttentionCase& which, const AttentionResult& got,
+                                double lse_bound) {
+  expect_within({4e-3, 6e-3, 6e-3, 6e-3, 6e-3, 0x1p-9, lse_bound}, which, got,
+                run_reference<double>(which));
+}
+
+void expect_matches_reference(const AttentionCase& which, const AttentionResult& got) {
+  if (which.on_tiles()) return expect_matches_in_bfloat16(which, got, 5e-4);
+  const auto exact = run_reference<double>(which);
+  const auto plain = run_reference<float>(which);
+  const auto bound = [](const std::vector<float>& p, const std::vector<double>& b) {
+    return std::max(3e-6, 2 * relative_error(p, b));
+  };
+  // Where a sum cancels, two float32 units in the last place of its terms' magnitudes.
+  expect_within({bound(plain.out, exact.out), bound(plain.dq, exact.dq), bound(plain.dk, exact.dk),
+                 bound(plain.dv, exact.dv), bound(plain.dsinks, exact.dsinks), 0x1p-22, 1e-5},
+                which, got, exact);
 }
 
 }  // namespace longhaul::test

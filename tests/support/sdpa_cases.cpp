@@ -2,9 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <limits>
-#include <optional>
 
 #include "tests/support/attention_kinds.h"
 
@@ -40,12 +38,6 @@ std::vector<Slice> zigzag_own(std::int64_t chunk) {
   return {{0, chunk, 0, chunk, -kUnbounded, 0},
           {chunk, 2 * chunk, 0, chunk},
           {chunk, 2 * chunk, chunk, 2 * chunk, -kUnbounded, 0}};
-}
-
-double norm(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double value : values) sum += value * value;
-  return std::sqrt(sum);
 }
 
 }  // namespace
@@ -112,38 +104,6 @@ std::vector<NamedCase> sdpa_cases() {
   std::fill_n(tiny.dout.begin(), 64 * 2 * 5, 0.0f);
   cases.push_back({"tiny and zero gradients of out", tiny});
   return cases;
-}
-
-void expect_matches_in_bfloat16(const AttentionCase& which, const AttentionResult& got) {
-  using Result = attention::ReferenceResult<double>;
-  using Magnitude = std::vector<double> Result::*;
-  const Result exact = run_reference<double>(which);
-  std::optional<Result> magnitudes;  // only where a bound needs them
-  const auto check = [&](const char* what, const std::vector<float>& a,
-                         const std::vector<double>& b, double bound, Magnitude magnitude) {
-    const double error = relative_error(a, b);
-    if (error > bound && magnitude != nullptr) {
-      if (!magnitudes) magnitudes = run_reference<double>(which, true);
-      const double size = norm(b);
-      bound = std::max(bound, 0x1p-9 * norm((*magnitudes).*magnitude) / (size > 0 ? size : 1));
-    }
-    EXPECT_TRUE(error <= bound) << what << ": relative error " << error << ", bound " << bound;
-  };
-  check("out", got.out, exact.out, 4e-3, nullptr);
-  check("dq", got.dq, exact.dq, 6e-3, &Result::dq_magnitude);
-  check("dk", got.dk, exact.dk, 6e-3, &Result::dk_magnitude);
-  check("dv", got.dv, exact.dv, 6e-3, &Result::dv_magnitude);
-  ASSERT_EQ(got.lse.size(), exact.lse.size());
-  for (std::size_t i = 0; i < got.lse.size(); ++i) {
-    if (std::isinf(exact.lse[i])) {
-      ASSERT_EQ(got.lse[i], -std::numeric_limits<float>::infinity()) << "lse " << i;
-      ASSERT_EQ(got.lse_low[i], 0) << "lse " << i;
-    } else {
-      ASSERT_NEAR(got.lse[i], exact.lse[i], 1e-5 * std::max(1.0, std::abs(exact.lse[i])))
-          << "lse " << i;
-      ASSERT_EQ(got.lse[i] + got.lse_low[i], got.lse[i]) << "lse " << i << " and its low part";
-    }
-  }
 }
 
 void expect_sdpa_contract(const BlockDevice& device, const std::vector<NamedCase>& cases) {

@@ -291,6 +291,7 @@ std::vector<SpreadRank> run_jobs_of_rank(std::span<const SpreadJob> jobs,
       cpu ? Stream::cpu("compute", options.threads) : Stream::cuda("compute", options.device.index);
   if (cpu && options.poison) compute.poison_new_memory();
   parallel::AttentionOptions made{jobs[0].scheme, options.wire_dtype, options.kernels};
+  made.lend = options.lend;
   made.transport = options.transport;
   parallel::Attention attention(made, world.split(0, world.rank(), "context"), compute);
   const bool ahead = options.ahead || !cpu;
@@ -386,6 +387,7 @@ parallel::SchemeInputs scheme_inputs(const SpreadJob& job, Direction direction,
                                      const SpreadOptions& options) {
   parallel::SchemeInputs inputs{job.problem->masks, job.layout, job.problem->shapes(), direction};
   if (options.wire_dtype != DType::float32) inputs.wire_dtype = options.wire_dtype;
+  inputs.lends = options.lend;
   inputs.scheme = job.scheme;
   inputs.servers = job.servers;
   return inputs;

@@ -93,6 +93,7 @@ struct SpreadOptions {
   runtime::Device device{};  ///< of every rank
   attention::Kernels kernels = attention::Kernels::exact;
   runtime::DType wire_dtype = runtime::DType::float32;
+  bool lend = false;  ///< AttentionOptions::lend
   bool poison = true;
   int threads = 1;
   int repeats = 1;  ///< whole calls of a job, one after another; the last one's results count
