@@ -229,6 +229,9 @@ void check_options(const AttentionOptions& options) {
     fail(ExitCode::config, "--timeout-seconds ", options.timeout_seconds,
          ": expected a number above 0");
   }
+  if (options.shared_memory != "auto" && options.shared_memory != "off") {
+    fail(ExitCode::config, "--shared-memory ", options.shared_memory, ": expected auto or off");
+  }
   if (options.pretend && options.device != "cpu") {
     fail(ExitCode::config, "--pretend is for the CPU; use --device cpu");
   }
