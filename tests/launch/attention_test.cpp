@@ -13,6 +13,7 @@
 #include "tests/support/attention_case.h"
 #include "tests/support/mask_words.h"
 #include "tests/support/process.h"
+#include "tests/support/without_tiles.h"
 
 namespace longhaul::launch {
 namespace {
@@ -493,6 +494,7 @@ std::vector<double> dq_by_hand(const test::AttentionCase& c, bool rounded_delta)
 TEST(AttentionVerb, DeltaInBfloat16IsThatOfTraining) {
   // Training keeps the output in bfloat16 and takes delta from it. Keys that share a direction
   // multiply what that costs dq.
+  const test::WithoutTiles exact_kernels;
   const test::TempDirectory folder;
   const std::string path = folder.file("case.h5"), output = folder.file("result.h5");
   test::AttentionCase c = write_case(path, Mask::causal(kSeqLen), true, 0);

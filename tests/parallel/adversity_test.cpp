@@ -15,6 +15,7 @@
 #include "tests/support/scheme_cases.h"
 #include "tests/support/spread_attention.h"
 #include "tests/support/temp_directory.h"
+#include "tests/support/without_tiles.h"
 
 namespace longhaul::parallel {
 namespace {
@@ -262,6 +263,7 @@ std::map<std::string, std::map<int, double>> documented_wire_costs() {
 TEST(Bfloat16, GradientsDoNotRotWithRanksAndTheBfloat16WireCosts) {
   // Gradients as a model keeps them, rounded to bfloat16 once. With the fp32 wire nothing but this
   // rounding shows, however many ranks.
+  const test::WithoutTiles exact_kernels;
   const Problem problem("causal", Mask::causal(1024), ProblemSizes{8, 4, 16, 16, true});
   const Problem many_heads("causal", Mask::causal(256), ProblemSizes{32, 4, 16, 16, true});
   const ByRanks fp32 = run_over_ranks(problem, many_heads, DType::float32),

@@ -400,13 +400,15 @@ parallel::Schedule schedule_of(const SpreadJob& job, Direction direction,
 
 void expect_right(const SpreadJob& job, const SpreadReport& report,
                   const std::array<double, 4>& least) {
+  const bool tiles = job.problem->inputs.on_tiles();
   for (std::size_t t = 0; t < kTensors.size(); ++t) {
-    const double bound = std::max(job.problem->oracle().bound[t], least[t]);
+    const double of_tiles = !tiles ? 0 : t == 0 ? 4e-3 : 6e-3;  // as expect_matches_in_bfloat16
+    const double bound = std::max({job.problem->oracle().bound[t], least[t], of_tiles});
     EXPECT_TRUE(report.error[t] <= bound)
         << show(job) << ": " << kTensors[t] << " has relative error " << report.error[t]
         << ", bound " << bound;
   }
-  EXPECT_LE(report.lse_error, 1e-5) << show(job) << ": lse";
+  EXPECT_LE(report.lse_error, tiles ? 5e-4 : 1e-5) << show(job) << ": lse";
 }
 
 void expect_bytes_as_counted(const SpreadJob& job, const SpreadReport& report,

@@ -141,7 +141,7 @@ parallel::Schedule schedule_of(const SpreadJob& job, parallel::Direction directi
                                const SpreadOptions& options = {});
 
 /// Out and gradients within the problem's bounds, or within `least` where that is larger, LSE
-/// within 1e-5 max(1, |lse|).
+/// within 1e-5 max(1, |lse|); on AMX tiles within bfloat16's bounds.
 void expect_right(const SpreadJob& job, const SpreadReport& report,
                   const std::array<double, 4>& least = {});
 /// Each rank sent each peer what its programs count.
