@@ -7,6 +7,11 @@
 namespace longhaul::runtime::detail {
 namespace {
 constexpr std::int64_t kBytes = sizeof(LentWords);
+
+/// A default view has no dims, hence one element, which lies nowhere.
+bool holds_nothing(const ConstTensorView& view) {
+  return view.elements() == 0 || (view.dims() == 0 && view.data() == nullptr);
+}
 }  // namespace
 
 LentWords LentWords::of(const ConstTensorView& view) {
@@ -53,7 +58,7 @@ void Lending::append(const Transport& transport, std::vector<Outgoing>& sends,
   for (Lent& lent : lent_) {
     lent.words = LentWords::of(*lent.view);
     if (lent.peer == self_) continue;
-    if (lent.view->elements() > 0) lent.words.place = transport.place_of(lent.view->data());
+    if (!holds_nothing(*lent.view)) lent.words.place = transport.place_of(lent.view->data());
     sends.push_back({lent.peer, reinterpret_cast<const std::byte*>(&lent.words), kBytes});
   }
   for (Borrowed& borrowed : borrowed_) {
@@ -72,9 +77,9 @@ void Lending::arrive(const Transport& transport, const std::string& what) const 
     LONGHAUL_CHECK(words.fits(LentWords::of(view)), "rank ", self_, " borrows ",
                    LentWords::of(view).text(), " of rank ", borrowed.peer, " in '", what,
                    "', which lends ", words.text());
-    const std::byte* const data = view.elements() == 0 ? nullptr
-                                  : is_own             ? own->view->data()
-                                                       : transport.at(words.place);
+    const std::byte* const data = is_own                  ? own->view->data()
+                                  : words.place.owner < 0 ? nullptr
+                                                          : transport.at(words.place);
     view.assign(data, view.dtype(), view.device(), view.dims(), words.sizes, words.strides);
     if (is_own) ++own;
   }

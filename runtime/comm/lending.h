@@ -12,7 +12,7 @@ namespace longhaul::runtime::detail {
 
 /// What travels of a view that is lent.
 struct LentWords {
-  SharedPlace place;
+  SharedPlace place;  ///< none where there is nothing: no elements, or a default view
   std::int64_t dtype = 0, dims = 0;
   Sizes sizes = {}, strides = {};
 

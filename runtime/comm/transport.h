@@ -36,7 +36,7 @@ struct ExchangeInfo {
 
 /// Where memory of a rank lies, in words that travel.
 struct SharedPlace {
-  std::int64_t owner = 0;   ///< world rank
+  std::int64_t owner = -1;  ///< world rank; -1: none
   std::int64_t offset = 0;  ///< in what it shares
 };
 

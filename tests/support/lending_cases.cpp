@@ -70,8 +70,9 @@ ReceiveMessage borrowing(int peer, std::vector<Borrowed> views) {
 
 /// Says to the lender that the borrower is done, and hears the same.
 void give_back(Communicator& world, const Ring& ring, const Stream& stream) {
-  world.exchange({lending(ring.previous, {Lent(borrow({0}))})},
-                 {borrowing(ring.next, {borrow({0})})}, "done", stream);
+  const auto token = [] { return std::make_shared<ConstTensorView>(); };
+  world.exchange({lending(ring.previous, {Lent(borrow({0})), token()})},
+                 {borrowing(ring.next, {borrow({0}), token()})}, "done", stream);
 }
 
 /// Over a communicator that cannot lend, lending is refused, and everything else goes on.
