@@ -67,7 +67,11 @@ class Worker {
   Matrix error_of(std::int64_t i) const { return error.from_row(i * kChunk); }
   void load(std::int64_t chunk, KeyUses uses);
   void solve(std::int64_t chunk, std::int64_t i, Matrix before);
-  void advance(std::int64_t chunk, std::int64_t i);
+  /// The state before a chunk, which lies in `kept`; none where no state enters.
+  Matrix entering(std::int64_t chunk, Matrix kept) const {
+    return fresh && chunk == 0 ? Matrix{} : kept;
+  }
+  void advance(std::int64_t chunk, std::int64_t i, Matrix before, Matrix after);
   void causal();
   void whole();
   void group_gradients(std::int64_t begin, std::int64_t end);
@@ -203,12 +207,11 @@ void Worker::solve(std::int64_t chunk, std::int64_t i, Matrix before) {
   updates.solve(*keys, before, sizes.value_dim(), false, u_of(i), error_of(i));
 }
 
-/// state <- the state after the chunk.
-void Worker::advance(std::int64_t chunk, std::int64_t i) {
-  const bool from_zero = fresh && chunk == 0;
+/// after <- the state after the chunk, which `before` may lie in.
+void Worker::advance(std::int64_t chunk, std::int64_t i, Matrix before, Matrix after) {
   load(chunk, {});
-  solve(chunk, i, from_zero ? Matrix{} : state);
-  updates.write(*keys, u_of(i), sizes.value_dim(), from_zero, state);
+  solve(chunk, i, entering(chunk, before));
+  updates.write(*keys, u_of(i), sizes.value_dim(), entering(chunk, before), after);
 }
 
 void Worker::causal() {
@@ -218,24 +221,21 @@ void Worker::causal() {
     copy_state(state, kept(groups.size + group));
     if (group + 1 == groups.count) break;
     for (std::int64_t chunk = group * groups.size; chunk < (group + 1) * groups.size; ++chunk)
-      advance(chunk, 0);
+      advance(chunk, 0, state, state);
   }
   for (std::int64_t group = groups.count - 1; group >= 0; --group) {
-    copy_state(kept(groups.size + group), state);
+    copy_state(kept(groups.size + group), kept(0));
     group_gradients(group * groups.size, std::min(chunks, (group + 1) * groups.size));
   }
 }
 
-/// Of chunks [begin, end), from the state before them.
+/// Of chunks [begin, end), from the state before them in kept(0).
 void Worker::group_gradients(std::int64_t begin, std::int64_t end) {
   const std::int64_t last = end - 1 - begin;
-  for (std::int64_t i = 0; i <= last; ++i) {
-    copy_state(state, kept(i));
-    if (i < last) advance(begin + i, i);
-  }
+  for (std::int64_t i = 0; i < last; ++i) advance(begin + i, i, kept(i), kept(i + 1));
   for (std::int64_t i = last; i >= 0; --i) {
     const std::int64_t chunk = begin + i;
-    const Matrix before = fresh && chunk == 0 ? Matrix{} : kept(i);
+    const Matrix before = entering(chunk, kept(i));
     load(chunk, {.queries = true, .weights = true});
     if (i == last || !sizes.delta()) solve(chunk, i, before);
     chunk_gradients(chunk, before, u_of(i), error_of(i));

@@ -103,10 +103,10 @@ void SummarizeWorker::forward(std::int64_t head) {
     updates.load_beta(*keys, t.inputs, head, row);
     load_values(t.inputs.v, head, row, count, u);
     updates.solve(*keys, state, sizes.value_dim(), false, u, error);
-    updates.write(*keys, u, sizes.value_dim(), false, state);
+    updates.write(*keys, u, sizes.value_dim(), state, state);
     if (!transition()) return;
     updates.solve(*keys, map, sizes.dim(), true, u, error);
-    updates.write(*keys, u, sizes.dim(), false, map);
+    updates.write(*keys, u, sizes.dim(), map, map);
   });
   if (transition()) {
     store_rows(map, t.transition, head, 0, sizes.dim());
@@ -221,7 +221,7 @@ void SweepWorker::causal_chunk(std::int64_t head, std::int64_t row, std::int64_t
   read_state(count, sizes.value_dim(), sizes.dim(), keys->q_in, before, out);
   add_lower(count, sizes.value_dim(), keys->weights, u, out);
   store_rows(out, t.out, head, row, count);
-  if (after) updates.write(*keys, u, sizes.value_dim(), fresh, state);
+  if (after) updates.write(*keys, u, sizes.value_dim(), before, state);
 }
 
 void SweepWorker::read_chunk(std::int64_t head, std::int64_t row, std::int64_t count) {

@@ -27,16 +27,18 @@ inline void store_state(Matrix from, std::int64_t width, const runtime::TensorVi
   store_rows(rows, view, head, 0, width);
 }
 
-/// state <- its decay over the chunk.
+/// to <- a state decayed over the chunk; `to` may be `from`.
 inline void decay_state(const ChunkKeys& keys, const ChunkSizes& sizes, std::int64_t width,
-                        Matrix state) {
-  if (!sizes.gated()) return;
+                        Matrix from, Matrix to) {
+  if (!sizes.gated()) {
+    if (to.data != from.data) std::copy_n(from.data, sizes.dim() * from.ld, to.data);
+    return;
+  }
   for (std::int64_t d = 0; d < sizes.dim(); ++d) {
     const Vector high = hn::Set(kFloats, keys.decay_high[d]),
                  low = hn::Set(kFloats, keys.decay_low[d]);
-    float* row = state.row(d);
     for (std::int64_t e = 0; e < width; e += kLanes)
-      hn::Store(decayed(hn::Load(kFloats, row + e), high, low), kFloats, row + e);
+      hn::Store(decayed(hn::Load(kFloats, from.row(d) + e), high, low), kFloats, to.row(d) + e);
   }
 }
 
@@ -87,10 +89,15 @@ class Updates {
     solve_lower(keys.tokens, width, mixing, u);
   }
 
-  /// state <- the state after the chunk; before it, it is zero where `fresh`.
-  void write(const ChunkKeys& keys, Matrix u, std::int64_t width, bool fresh, Matrix state) const {
-    if (!fresh) decay_state(keys, sizes, width, state);
-    product<Operand::columns, Into::add>(sizes.dim(), width, keys.tokens, keys.k_out, u, state);
+  /// after <- the state after the chunk, which `before` may lie in.
+  void write(const ChunkKeys& keys, Matrix u, std::int64_t width, Matrix before,
+             Matrix after) const {
+    if (is_zero(before)) {
+      product<Operand::columns, Into::store>(sizes.dim(), width, keys.tokens, keys.k_out, u, after);
+    } else {
+      decay_state(keys, sizes, width, before, after);
+      product<Operand::columns, Into::add>(sizes.dim(), width, keys.tokens, keys.k_out, u, after);
+    }
   }
 
   /// du <- the gradient of R (delta rule) or of v, from those of the outputs and of the state
@@ -110,7 +117,7 @@ class Updates {
   /// `fresh`. minus_dv: delta rule.
   void write_backward(const ChunkKeys& keys, Matrix dout, Matrix minus_dv, bool fresh,
                       Matrix dstate) const {
-    if (!fresh) decay_state(keys, sizes, sizes.value_columns(), dstate);
+    if (!fresh) decay_state(keys, sizes, sizes.value_columns(), dstate, dstate);
     const auto add = [&](Matrix readers, Matrix gradients) {
       product<Operand::columns, Into::add>(sizes.dim(), sizes.value_dim(), keys.tokens, readers,
                                            gradients, dstate);

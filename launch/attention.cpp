@@ -139,7 +139,9 @@ AttentionResult SoftmaxReplay::results(ReplayRank& rank) const {
     dk = tensors.make({n, in.kv_heads, in.dim});
     dv = tensors.make({n, in.kv_heads, in.value_dim});
   }
-  parallel::AttentionOptions spread{.scheme = scheme_, .wire_dtype = wire_dtype_};
+  parallel::AttentionOptions spread{.scheme = scheme_,
+                                    .wire_dtype = wire_dtype_,
+                                    .lend = options_.shared_memory == "auto"};
   if (pretending_) spread.pretence = pretending_->of_rank(rank.world.rank());
   parallel::Attention attention(spread, std::move(rank.context), compute);
   const auto batch = attention.batch(in.mask, layout_);
@@ -228,6 +230,9 @@ void check_options(const AttentionOptions& options) {
   if (!(options.timeout_seconds > 0)) {
     fail(ExitCode::config, "--timeout-seconds ", options.timeout_seconds,
          ": expected a number above 0");
+  }
+  if (options.shared_memory != "auto" && options.shared_memory != "off") {
+    fail(ExitCode::config, "--shared-memory ", options.shared_memory, ": expected auto or off");
   }
   if (options.pretend && options.device != "cpu") {
     fail(ExitCode::config, "--pretend is for the CPU; use --device cpu");

@@ -35,6 +35,7 @@ struct AttentionOptions {
   int ranks_per_node = 0;
   std::string device = "cpu";
   double timeout_seconds = 300;
+  std::string shared_memory = "auto";  ///< or "off"; see CommConfig
   std::optional<std::string> pretend;  ///< parse_pretending(); none: it computes
 };
 

@@ -76,7 +76,7 @@ struct Figures {
   double loss = 0;
   std::int64_t memory_bytes = 0, estimated_bytes = 0;
   std::optional<StepParts> parts = {};  ///< of rank 0's threads, on the CPU
-  std::string estimate_text, cores_text, devices_text;
+  std::string estimate_text, cores_text, devices_text, lending_text;
   std::int64_t parameters = 0;
 
   double tokens_per_second() const { return static_cast<double>(tokens) / step.median; }
@@ -129,6 +129,7 @@ Figures measure(const Bench& bench, Communicator& world, const Location& locatio
   const MemoryQuestion question{config, bench.vocabulary, *sequences, place.threads, place.device};
   Figures figures;
   figures.cores_text = place.cores_text;
+  figures.lending_text = place.lending;
   if (!place.devices.empty()) figures.devices_text = binding_text(place.devices);
   figures.estimate_text = check_memory(question, world, place);
 
@@ -244,6 +245,7 @@ void print(const Bench& bench, const Figures& f) {
                  ? "documents of " + grouped(bench.options.document_tokens)
                  : "one document");
   fmt::print("cores    {}\n", f.cores_text);
+  if (!f.lending_text.empty()) fmt::print("lending  {}\n", f.lending_text);
   if (!f.devices_text.empty()) fmt::print("devices  {}\n", f.devices_text);
   fmt::print("memory   {}\n", f.estimate_text);
   fmt::print(
@@ -309,7 +311,7 @@ void run_loopback_ranks(const Bench& bench, const runtime::OutputFile* json_file
 }
 
 void run_processes(TrainDraft& draft, Bench bench, const runtime::OutputFile* json_file) {
-  runtime::MpiSession session({.timeout_seconds = bench.config.comm.timeout_seconds});
+  runtime::MpiSession session(mpi_options(bench.config));
   runtime::check_launcher(
       runtime::process_environment(),
       {session.rank(), session.size(), session.local_rank(), session.local_size()});
@@ -320,9 +322,8 @@ void run_processes(TrainDraft& draft, Bench bench, const runtime::OutputFile* js
   bench.config.parallelism.context_parallel_degree = context;
   {
     const std::unique_ptr<Communicator> world = session.world();
-    run_rank(std::move(bench), *world,
-             {session.local_rank(), session.host_name(), session.mpi_version(), nullptr},
-             json_file);
+    const Location location = location_of(session, bench.config, session.mpi_version(), nullptr);
+    run_rank(std::move(bench), *world, location, json_file);
   }
   session.close();
 }

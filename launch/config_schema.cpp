@@ -295,6 +295,11 @@ std::vector<runtime::ConfigKey> declare() {
        .explanation = "Thread blocks that each of NCCL's communicators may take from the kernels "
                       "beside it; 0 leaves the choice to NCCL. Of `nccl`.",
        .default_value = "8", .minimum = 0, .maximum = 64},
+      {LONGHAUL_KEY(comm, shared_memory, free),
+       .explanation = "`auto`: CPU ranks of a host lend each other memory instead of sending what "
+                      "it holds, where the system lets them (the start says whether); `off`: MPI "
+                      "carries all messages. Of `mpi`.",
+       .default_value = "\"auto\"", .choices = {"auto", "off"}},
 
       {LONGHAUL_KEY(device, kind, run),
        .explanation = "What trains: `cpu`, or `cuda`: the GPUs of a host are dealt to its ranks. A "

@@ -92,6 +92,17 @@ PeakFlops measure_peak_flops(runtime::Communicator& world, const Place& place, r
   return peak;
 }
 
+runtime::MpiOptions mpi_options(const TrainConfig& config) {
+  return {.timeout_seconds = config.comm.timeout_seconds,
+          .share_memory = config.comm.shared_memory == "auto" && !on_cuda(config)};
+}
+
+Location location_of(const runtime::MpiSession& session, const TrainConfig& config,
+                     const std::string& communicator, RunClaim* claim) {
+  return {session.local_rank(), session.host_name(), communicator, claim,
+          mpi_options(config).share_memory ? session.sharing_text() : ""};
+}
+
 std::optional<runtime::NcclOptions> nccl_options(const TrainConfig& config, const Place& place) {
   if (config.comm.backend != "nccl") return std::nullopt;
   runtime::NcclOptions nccl;

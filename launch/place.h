@@ -7,6 +7,7 @@
 #include "launch/device.h"
 #include "launch/train_config.h"
 #include "runtime/comm/communicator.h"
+#include "runtime/comm/mpi.h"
 #include "runtime/cores.h"
 
 namespace longhaul::launch {
@@ -19,6 +20,7 @@ struct Location {
   std::string host;
   std::string communicator;   ///< see RunHeader
   RunClaim* claim = nullptr;  ///< of rank 0: the folders are this run's
+  std::string lending = {};   ///< MpiSession::sharing_text(); empty where ranks share nothing
 };
 
 struct Place : Location {
@@ -47,6 +49,12 @@ struct PeakFlops {
 /// each. Collective.
 PeakFlops measure_peak_flops(runtime::Communicator& world, const Place& place, runtime::DType dtype,
                              const runtime::Stream& compute, const runtime::Stream& stream);
+
+/// Ranks on the CPU share memory unless comm.shared_memory is "off".
+runtime::MpiOptions mpi_options(const TrainConfig& config);
+/// What a rank of MPI knows of its place; `communicator` as in Location.
+Location location_of(const runtime::MpiSession& session, const TrainConfig& config,
+                     const std::string& communicator, RunClaim* claim);
 
 /// What NCCL communicators of this rank are made with; none where ranks use another backend.
 std::optional<runtime::NcclOptions> nccl_options(const TrainConfig& config, const Place& place);

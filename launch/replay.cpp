@@ -75,7 +75,8 @@ void run_loopback_ranks(const AttentionOptions& options, const MakeReplay& make,
 
 void run_process(const AttentionOptions& options, const MakeReplay& make,
                  const runtime::OutputFile& output) {
-  runtime::MpiSession session({.timeout_seconds = options.timeout_seconds});
+  const bool share = options.shared_memory == "auto" && options.device == "cpu";
+  runtime::MpiSession session({.timeout_seconds = options.timeout_seconds, .share_memory = share});
   const runtime::MpiPlace place{session.rank(), session.size(), session.local_rank(),
                                 session.local_size()};
   runtime::check_launcher(runtime::process_environment(), place);
@@ -98,6 +99,8 @@ void run_process(const AttentionOptions& options, const MakeReplay& make,
                  nodes_of_ranks(*world, session.host_name(), options.ranks_per_node)},
                 output);
   }
+  if (share && session.rank() == 0 && session.size() > 1)
+    fmt::print("lending: {}\n", session.sharing_text());
   session.close();
 }
 

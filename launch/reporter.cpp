@@ -69,6 +69,7 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
               counted(std::ssize(hosts), "host").c_str(),
               header.communicator.substr(0, header.communicator.find(',')).c_str());
   std::printf("cores    %s\n", start.place.cores_text.c_str());
+  if (!start.place.lending.empty()) std::printf("lending  %s\n", start.place.lending.c_str());
   if (!start.place.devices.empty())
     std::printf("devices  %s\n", indented(binding_text(start.place.devices)).c_str());
   std::printf("peak     %.4g TFLOP/s: %s; mfu divides by it\n", header.peak_flops / 1e12,

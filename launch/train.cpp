@@ -227,7 +227,7 @@ int train_loopback(const TrainConfig& config, const std::shared_ptr<const Traini
 
 int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data) {
   TrainConfig& config = draft.config;
-  runtime::MpiSession session({.timeout_seconds = config.comm.timeout_seconds});
+  runtime::MpiSession session(mpi_options(config));
   runtime::check_launcher(
       runtime::process_environment(),
       {session.rank(), session.size(), session.local_rank(), session.local_size()});
@@ -249,8 +249,8 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
   std::unique_ptr<Trainer> trainer;
   try {
     const bool nccl = config.comm.backend == "nccl";
-    const Location location{session.local_rank(), session.host_name(),
-                            (nccl ? "NCCL beside " : "") + session.mpi_version(), claim.get()};
+    const Location location = location_of(
+        session, config, (nccl ? "NCCL beside " : "") + session.mpi_version(), claim.get());
     const int code = start_rank(config, data, *world, location, recorder.get(), trainer);
     trainer.reset();
     world.reset();

@@ -105,6 +105,7 @@ struct CommConfig {
   std::string backend;  ///< "mpi", "loopback" or "nccl"
   double timeout_seconds = 0;
   std::int64_t nccl_max_ctas = 0;  ///< of each communicator; 0: as many as NCCL likes
+  std::string shared_memory;       ///< "auto" or "off"
 };
 
 struct DeviceConfig {

@@ -68,7 +68,8 @@ Trainer::Trainer(TrainerInputs inputs, Communicator& world)
   control_comm_ = world.split(0, world.rank(), "control");
   parallel::AttentionOptions attention{.wire_dtype = config.parallelism.context_parallel_wire_dtype,
                                        .kernels = attention_kernels(config),
-                                       .deterministic = config.debug.deterministic};
+                                       .deterministic = config.debug.deterministic,
+                                       .lend = config.comm.shared_memory == "auto"};
   if (config.debug.pretend) {
     const Pretending pretending = parse_pretending(*config.debug.pretend);
     pretending.check_ranks(world.size());

@@ -7,6 +7,7 @@
 
 #include "runtime/error.h"
 #include "runtime/purpose.h"
+#include "runtime/shared_memory.h"
 #include "runtime/size_text.h"
 #include "runtime/stream_impl.h"
 
@@ -97,6 +98,7 @@ Pool::Segment Pool::allocate(std::int64_t bytes) const {
   ++allocated_segments;
   if (pinned_) return {pinned_allocate(bytes), bytes};
   if (device_.kind == DeviceKind::cuda) return {cuda_allocate(device_, bytes), bytes};
+  if (SharedArena* const arena = stream_memory_arena()) return {arena->allocate(bytes), bytes};
   return {static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes))),
           bytes};
 }
@@ -104,6 +106,11 @@ Pool::Segment Pool::allocate(std::int64_t bytes) const {
 void Pool::deallocate(Segment segment) const {
   if (device_.kind == DeviceKind::cuda) {
     cuda_free(device_, segment.data);
+    return;
+  }
+  SharedArena* const arena = stream_memory_arena();
+  if (arena != nullptr && arena->offset_of(segment.data)) {
+    arena->free(segment.data, segment.bytes);
   } else {
     std::free(segment.data);
   }

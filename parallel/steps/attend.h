@@ -46,6 +46,7 @@ Signature backward_signature(attention::Weighting weighting);
 struct Attend {
   static constexpr const char* kName = "Attend";
   static constexpr bool kOnChannel = false;
+  static constexpr bool kReadsLoans = true;  ///< its inputs may be borrowed (steps/move.h)
   View q, kv;
   std::vector<Slice> bands;
   View partial;
@@ -57,6 +58,7 @@ struct Attend {
 struct AttendBackward {
   static constexpr const char* kName = "AttendBackward";
   static constexpr bool kOnChannel = false;
+  static constexpr bool kReadsLoans = true;
   View q_bundle, kv;
   std::vector<Slice> bands;
   View dq;

@@ -42,10 +42,11 @@ void Form::require_same_extent(const View& a, const View& b) const {
 }
 
 bool Form::may_use_loan(bool write) const {
-  const Operation& step = program_.steps[static_cast<std::size_t>(step_)].operation;
-  const bool attends =
-      std::holds_alternative<Attend>(step) || std::holds_alternative<AttendBackward>(step);
-  return std::holds_alternative<Transfer>(step) || (attends && !write);
+  const Operation& operation = program_.steps[static_cast<std::size_t>(step_)].operation;
+  if (on_channel(operation)) return true;
+  const bool reads = std::visit(
+      []<class Step>(const Step&) { return requires { Step::kReadsLoans; }; }, operation);
+  return reads && !write;
 }
 
 namespace {

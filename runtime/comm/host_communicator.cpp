@@ -8,6 +8,7 @@
 #include <numeric>
 #include <utility>
 
+#include "runtime/comm/lending.h"
 #include "runtime/comm/ordered_sum.h"
 #include "runtime/comm/staging.h"
 #include "runtime/flight.h"
@@ -94,80 +95,6 @@ struct Group {
   const Core& core;
   std::vector<Outgoing> sends;
   std::vector<Incoming> receives;
-};
-
-/// What travels of a view that is lent.
-struct LentWords {
-  SharedPlace place;
-  std::int64_t dtype = 0, dims = 0;
-  Sizes sizes = {}, strides = {};
-};
-
-/// The views of a group's messages that are lent and borrowed, and their words on the way.
-class Lending {
- public:
-  using Lent = std::shared_ptr<const ConstTensorView>;
-  using Borrowed = std::shared_ptr<ConstTensorView>;
-
-  void add(const Core& core, const SendMessage& message) { add(core, message.peer, message.lent); }
-  void add(const Core& core, const ReceiveMessage& message) {
-    for (const Borrowed& view : message.borrowed) {
-      borrowed_.push_back(view);
-      peers_in_.push_back(core.world_rank(message.peer));
-    }
-  }
-  bool empty() const { return lent_.empty() && borrowed_.empty(); }
-
-  /// Writes the words of what is lent, and adds their messages to the group's.
-  void append(const Core& core, std::vector<Outgoing>& sends, std::vector<Incoming>& receives) {
-    out_.resize(lent_.size());
-    in_.resize(borrowed_.size());
-    for (std::size_t i = 0; i < lent_.size(); ++i) {
-      write(core, *lent_[i], out_[i]);
-      sends.push_back({peers_out_[i], reinterpret_cast<const std::byte*>(&out_[i]), kBytes});
-    }
-    for (std::size_t i = 0; i < borrowed_.size(); ++i)
-      receives.push_back({peers_in_[i], reinterpret_cast<std::byte*>(&in_[i]), kBytes});
-  }
-  /// Lets what is borrowed point to where it lies.
-  void arrive(const Core& core, const std::string& what) {
-    for (std::size_t i = 0; i < borrowed_.size(); ++i) read(core, what, in_[i], *borrowed_[i]);
-  }
-
- private:
-  static constexpr std::int64_t kBytes = sizeof(LentWords);
-
-  void add(const Core& core, int peer, const std::vector<Lent>& views) {
-    for (const Lent& view : views) {
-      lent_.push_back(view);
-      peers_out_.push_back(core.world_rank(peer));
-    }
-  }
-  static void write(const Core& core, const ConstTensorView& view, LentWords& words) {
-    words.dtype = static_cast<std::int64_t>(view.dtype());
-    words.dims = view.dims();
-    for (int dim = 0; dim < view.dims(); ++dim) {
-      words.sizes[static_cast<std::size_t>(dim)] = view.size(dim);
-      words.strides[static_cast<std::size_t>(dim)] = view.stride(dim);
-    }
-    if (view.elements() > 0) words.place = core.transport->place_of(view.data());
-  }
-  static void read(const Core& core, const std::string& what, const LentWords& words,
-                   ConstTensorView& view) {
-    bool fits = words.dtype == static_cast<std::int64_t>(view.dtype()) && words.dims == view.dims();
-    for (int dim = 0; fits && dim < view.dims(); ++dim)
-      fits = words.sizes[static_cast<std::size_t>(dim)] == view.size(dim);
-    LONGHAUL_CHECK(fits, what, " borrows ", view.elements(), " elements of ", name(view.dtype()),
-                   ", and something else is lent");
-    if (view.elements() == 0) return;
-    view.assign(core.transport->at(words.place), view.dtype(), view.device(), view.dims(),
-                words.sizes, words.strides);
-  }
-
-  std::vector<Lent> lent_;
-  std::vector<Borrowed> borrowed_;
-  std::vector<int> peers_out_, peers_in_;
-  std::vector<LentWords> out_, in_;
 };
 
 /// Peers in the order that spreads the load: at each step everybody talks to somebody else.
@@ -368,11 +295,12 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
     }
   }
   std::size_t self_matched = 0;
-  const auto lending = std::make_shared<Lending>();
-  for (const SendMessage& message : sends) lending->add(*core_, message);
+  const auto lending = std::make_shared<detail::Lending>(core_->world_rank(core_->rank));
+  for (const SendMessage& message : sends)
+    lending->lend(core_->world_rank(message.peer), message.lent);
   for (const ReceiveMessage& message : receives) {
     core_->check_peer(message.peer, what);
-    lending->add(*core_, message);
+    lending->borrow(core_->world_rank(message.peer), message.borrowed);
     for (const ReceivePart& part : message.parts) {
       places.push_back(detail::receive_place(part, message.wire_dtype, stream));
       const detail::WireMessage& place =
@@ -393,13 +321,14 @@ void HostCommunicator::exchange(std::vector<SendMessage> sends,
   core_->sent_bytes += group.send_bytes();
   LONGHAUL_CHECK(lending->empty() || lends(), what, " lends over communicator '", core_->name,
                  "', whose ranks do not share memory");
+  lending->check(what, stream);
   stream.host_task([core = core_, info = core_->next(what), self_copies, lending,
                     sends = std::move(group.sends),
                     receives = std::move(group.receives)]() mutable {
     for (const SelfCopy& copy : self_copies) copy_bytes(copy.to, copy.from, copy.bytes);
-    lending->append(*core, sends, receives);
+    lending->append(*core->transport, sends, receives);
     core->run(info, sends, receives);
-    lending->arrive(*core, info.what);
+    lending->arrive(*core->transport, info.what);
   });
   std::size_t i = 0;
   for (const ReceiveMessage& message : receives) {

@@ -37,9 +37,9 @@ class Hub final : public Transport {
   /// All ranks are threads of one process.
   bool share_memory(int, int) const override { return true; }
   SharedPlace place_of(const std::byte* data) const override {
-    return {0, 0, reinterpret_cast<std::intptr_t>(data)};
+    return {0, reinterpret_cast<std::intptr_t>(data)};
   }
-  const std::byte* at(const SharedPlace& place) override {
+  const std::byte* at(const SharedPlace& place) const override {
     return reinterpret_cast<const std::byte*>(place.offset);
   }
   /// Ends all waits, now and later, with an error.

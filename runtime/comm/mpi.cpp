@@ -36,6 +36,7 @@ int MpiSession::size() const { return worker_->facts().size; }
 int MpiSession::local_rank() const { return worker_->facts().local_rank; }
 int MpiSession::local_size() const { return worker_->facts().local_size; }
 const std::string& MpiSession::host_name() const { return worker_->facts().host_name; }
+const std::string& MpiSession::sharing_text() const { return worker_->facts().sharing.text(); }
 const std::string& MpiSession::mpi_version() const { return worker_->facts().mpi_version; }
 
 std::unique_ptr<HostCommunicator> MpiSession::world() {

@@ -18,6 +18,9 @@ struct MpiOptions {
   /// Longer messages travel in pieces; equal on all ranks. Below INT_MAX, which MPI counts cannot
   /// pass.
   std::int64_t max_message_bytes = INT_MAX / 4096 * 4096;
+  /// The ranks of a host share the memory of their CPU streams, of those made from now on, where
+  /// all of them want it and the system lets them; so communicators among them lend.
+  bool share_memory = false;
 };
 
 namespace detail {
@@ -41,6 +44,9 @@ class MpiSession {
   int local_rank() const;
   int local_size() const;
   const std::string& host_name() const;
+  /// What ranks may lend each other, or why they cannot, in words, on all ranks alike; empty where
+  /// there is one rank.
+  const std::string& sharing_text() const;
   /// The library's own version line.
   const std::string& mpi_version() const;
 

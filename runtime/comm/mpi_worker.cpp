@@ -16,15 +16,6 @@ constexpr double kRetireSeconds = 0.2;
 /// How long past its deadline a caller waits for a worker that may be stuck inside MPI.
 constexpr double kStuckSeconds = 1.0;
 
-void check_mpi(int code, const char* call, ExitCode exit_code = ExitCode::internal) {
-  if (code == MPI_SUCCESS) return;
-  char text[MPI_MAX_ERROR_STRING] = {};
-  int length = 0;
-  if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) length = 0;
-  fail(exit_code, call, " failed with code ", code, ": ",
-       std::string(text, static_cast<std::size_t>(length)));
-}
-
 /// How long to sleep before the next poll. Short after something moved, longer the longer nothing
 /// does.
 class Pacer {
@@ -139,6 +130,7 @@ void MpiWorker::initialise() {
             "MPI_Comm_split_type");
   check_mpi(MPI_Comm_rank(host, &facts_.local_rank), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(host, &facts_.local_size), "MPI_Comm_size");
+  facts_.sharing = MpiSharing(comm_, host, options_.share_memory);
   check_mpi(MPI_Comm_free(&host), "MPI_Comm_free");
   char name[MPI_MAX_PROCESSOR_NAME] = {};
   int length = 0;

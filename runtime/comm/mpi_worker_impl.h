@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "runtime/comm/mpi.h"
+#include "runtime/comm/mpi_sharing_impl.h"
 #include "runtime/comm/transport.h"
 
 namespace longhaul::runtime::detail {
@@ -21,6 +22,7 @@ struct MpiFacts {
   int rank = 0, size = 1;
   int local_rank = 0, local_size = 1;
   std::string host_name, mpi_version;
+  MpiSharing sharing;
 };
 
 /// Callers hand exchanges over and sleep; the worker posts, polls and wakes them. The thread shares
@@ -38,6 +40,13 @@ class MpiWorker final : public Transport {
 
   void exchange(const ExchangeInfo& info, std::span<const Outgoing> sends,
                 std::span<const Incoming> receives) override;
+  bool share_memory(int one, int other) const override {
+    return facts_.sharing.between(one, other);
+  }
+  SharedPlace place_of(const std::byte* data) const override {
+    return facts_.sharing.place_of(data);
+  }
+  const std::byte* at(const SharedPlace& place) const override { return facts_.sharing.at(place); }
 
  private:
   enum class Phase { starting, running, closing, abandoned, over };

@@ -47,7 +47,7 @@ void fail_hang(const ExchangeInfo& info, double waited_seconds,
 SharedPlace Transport::place_of(const std::byte*) const {
   fail(ExitCode::internal, "a rank lends memory over a transport whose ranks share none");
 }
-const std::byte* Transport::at(const SharedPlace&) {
+const std::byte* Transport::at(const SharedPlace&) const {
   fail(ExitCode::internal, "a rank borrows memory over a transport whose ranks share none");
 }
 

@@ -36,8 +36,8 @@ struct ExchangeInfo {
 
 /// Where memory of a rank lies, in words that travel.
 struct SharedPlace {
-  std::int64_t owner = 0;                 ///< world rank
-  std::int64_t segment = -1, offset = 0;  ///< of the owner's segments
+  std::int64_t owner = 0;   ///< world rank
+  std::int64_t offset = 0;  ///< in what it shares
 };
 
 /// Moves bytes between the ranks of a job. Thread-safe; one context is used by one thread at a
@@ -57,8 +57,8 @@ class Transport {
   /// Where `data`, memory of this rank's CPU streams or borrowed, lies. Throws Error(internal) for
   /// other memory.
   virtual SharedPlace place_of(const std::byte* data) const;
-  /// A place as this rank sees it. Throws Error(io) where it cannot be mapped.
-  virtual const std::byte* at(const SharedPlace& place);
+  /// A place as this rank sees it. Throws Error(internal) for one that does not exist.
+  virtual const std::byte* at(const SharedPlace& place) const;
 };
 
 /// A message that has not completed when the time is over.

@@ -76,7 +76,11 @@ Heads<T> heads_of(const TensorView& view) {
   return {view.as<T>(), view.stride(0), view.stride(1)};
 }
 
-inline float to_float(float value) { return value; }
-inline float to_float(BFloat16 value) { return static_cast<float>(value); }
+inline float to_float(const float& value) { return value; }
+inline float to_float(const BFloat16& value) { return static_cast<float>(value); }
+/// to = T(value). Loops of it are vectorised; assignments of whole BFloat16s are not in an omp
+/// simd.
+inline void store(float& to, float value) { to = value; }
+inline void store(BFloat16& to, float value) { to.bits = BFloat16(value).bits; }
 
 }  // namespace longhaul::runtime::ops::detail

@@ -89,10 +89,11 @@ double backward_row(const float* logits, std::int32_t label, double weight, doub
     std::array<T, kTile> tile;
 #pragma omp simd
     for (std::int64_t i = 0; i < count; ++i) {
-      tile[static_cast<std::size_t>(i)] = T(exponential(logits[begin + i] - sums.maximum) * factor);
+      store(tile[static_cast<std::size_t>(i)],
+            exponential(logits[begin + i] - sums.maximum) * factor);
     }
     if (begin <= label && label < begin + count)
-      tile[static_cast<std::size_t>(label - begin)] = T(at_label);
+      store(tile[static_cast<std::size_t>(label - begin)], at_label);
     std::memcpy(dlogits + begin * kBytes, tile.data(), static_cast<std::size_t>(count * kBytes));
   }
   return weight * loss;

@@ -48,7 +48,7 @@ struct Form {
 #pragma omp simd
     for (std::int64_t i = 0; i < group; ++i) {
       const Slope g = gate(gates, i);
-      y[i] = T(after(normed(before(x[i], g), inverse, weight[i]), g));
+      store(y[i], after(normed(before(x[i], g), inverse, weight[i]), g));
     }
   }
 
@@ -69,8 +69,8 @@ struct Form {
       const float h = before(x[i], g);
       const float dh = norm_gradient(h, inverse, weight[i], after(dy[i], g), pull);
       if constexpr (activation != GateActivation::none)
-        dgate[i] = T(gradient(x[i], dh, normed(h, inverse, weight[i]), dy[i], g));
-      dx[i] = T(before(dh, g));
+        store(dgate[i], gradient(x[i], dh, normed(h, inverse, weight[i]), dy[i], g));
+      store(dx[i], before(dh, g));
     }
   }
 

@@ -24,7 +24,7 @@ struct Factors {
 template <class T>
 void apply_row(const T* x, const Factors& weight, float inv_rms, T* y, std::int64_t h) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < h; ++i) y[i] = T(normed(to_float(x[i]), inv_rms, weight[i]));
+  for (std::int64_t i = 0; i < h; ++i) store(y[i], normed(to_float(x[i]), inv_rms, weight[i]));
 }
 
 template <class T>
@@ -35,25 +35,33 @@ float inverse_rms(const T* x, std::int64_t h, double eps) {
   return static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(h) + eps));
 }
 
+/// sum of weight dy x. Through a reference to the weight, GCC would add one at a time.
+template <class T>
+double weighted_dot(const T* x, Factors weight, const float* dy, std::int64_t h) {
+  double dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (std::int64_t i = 0; i < h; ++i)
+    dot += static_cast<double>(weight[i] * dy[i]) * static_cast<double>(to_float(x[i]));
+  return dot;
+}
+
 /// dx = inv_rms * (weight dy - x * inv_rms^2 * mean(weight dy x)).
 template <class T>
 void backward_row(const T* x, const Factors& weight, float inv_rms, const float* dy, T* dx,
                   Write write, std::int64_t h) {
-  double dot = 0;
-#pragma omp simd reduction(+ : dot)
-  for (std::int64_t i = 0; i < h; ++i)
-    dot += static_cast<double>(weight[i] * dy[i]) * to_float(x[i]);
   const double inverse = inv_rms;
-  const auto pull = static_cast<float>(dot * inverse * inverse / static_cast<double>(h));
+  const auto pull = static_cast<float>(weighted_dot(x, weight, dy, h) * inverse * inverse /
+                                       static_cast<double>(h));
   if (write == Write::add) {
 #pragma omp simd
     for (std::int64_t i = 0; i < h; ++i) {
-      dx[i] = T(to_float(dx[i]) + norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
+      store(dx[i],
+            to_float(dx[i]) + norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
     }
   } else {
 #pragma omp simd
     for (std::int64_t i = 0; i < h; ++i)
-      dx[i] = T(norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
+      store(dx[i], norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
   }
 }
 

@@ -134,6 +134,7 @@ const std::map<std::string, std::vector<std::string>> kOther = {
     {"comm.backend", {"loopback"}},
     {"comm.timeout_seconds", {"5"}},
     {"comm.nccl_max_ctas", {"4"}},
+    {"comm.shared_memory", {"off"}},
     {"device.kind", {"cuda"}},
     {"device.attention", {"exact"}},
     {"device.share", {"true"}},
@@ -226,9 +227,10 @@ const Keys kMeaning = {"model.hidden_size",
                        "data.positions",
                        "training.seq_len",
                        "debug.seed"};
-const Keys kFree = {"job.output_dir",   "checkpoint.folder",    "checkpoint.resume",
-                    "metrics.log_freq", "comm.timeout_seconds", "comm.nccl_max_ctas",
-                    "device.share",     "debug.deterministic",  "debug.threads"};
+const Keys kFree = {"job.output_dir",     "checkpoint.folder",    "checkpoint.resume",
+                    "metrics.log_freq",   "comm.timeout_seconds", "comm.nccl_max_ctas",
+                    "comm.shared_memory", "device.share",         "debug.deterministic",
+                    "debug.threads"};
 
 TEST(ConfigChanges, EveryKeyIsRefusedToldOrFree) {
   for (const runtime::ConfigKey& key : config_schema().keys()) {

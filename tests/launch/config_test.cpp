@@ -114,6 +114,7 @@ TEST_F(ConfigTest, LoadsWithDefaults) {
   EXPECT_EQ(config.device.attention, "auto");
   EXPECT_FALSE(config.device.share);
   EXPECT_EQ(config.comm.nccl_max_ctas, 8);
+  EXPECT_EQ(config.comm.shared_memory, "auto");
   EXPECT_EQ(batch_plan(config).sequences_per_step, 2);
   EXPECT_EQ(batch_plan(config).accumulation_steps, 2);
   EXPECT_EQ(checkpoint_folder(config), folder_.file("out/checkpoints"));

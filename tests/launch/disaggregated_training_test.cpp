@@ -152,12 +152,15 @@ TEST(Disaggregated, ResumesWithOtherServersAndSchemes) {
 /// A save may take longer than ranks wait for each other, and servers take no part in it.
 TEST(Disaggregated, ServersWaitForSlowDisks) {
   const test::TempDirectory folder;
-  const test::RunSteps steps{
-      .steps = 1, .loopback = {.timeout_seconds = 1}, .after = [&](Trainer& trainer, auto&) {
-        trainer.save(folder.path(), 0,
-                     [] { std::this_thread::sleep_for(std::chrono::milliseconds(700)); });
-        trainer.step();
-      }};
+  const test::RunSteps steps{.steps = 1,
+                             .after =
+                                 [&](Trainer& trainer, auto&) {
+                                   trainer.save(folder.path(), 0, [] {
+                                     std::this_thread::sleep_for(std::chrono::milliseconds(700));
+                                   });
+                                   trainer.step();
+                                 },
+                             .loopback = {.timeout_seconds = 1}};
   run_training(on({1, 2, 1}), kVocabulary, documents, steps);
   EXPECT_EQ(runtime::list_checkpoints(folder.path()), std::vector<std::int64_t>{1});
 }

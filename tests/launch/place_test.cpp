@@ -37,6 +37,31 @@ TEST(Place, ThreadsWaitPassivelyUnlessTheEnvironmentSaysHow) {
   EXPECT_GT(spins({{"KMP_BLOCKTIME", "1"}}), 1000);  // left as it was
 }
 
+TEST(Place, TheStartSaysWhatRanksLendEachOther) {
+  const test::TrainingJob job;
+  const auto lending_line = [&](const std::string& limits, const std::string& set) {
+    std::string command = limits;
+    for (const std::string& word : test::mpirun_command(
+             2, job.train("lending", {"training.steps=1", "lr_scheduler.warmup_steps=0",
+                                      "checkpoint.enable=false", set})))
+      command += " '" + word + "'";
+    const auto result = test::run_process({"sh", "-c", command}, {});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    const auto begin = result.out.find("\nlending  ");
+    return begin == std::string::npos
+               ? std::string()
+               : result.out.substr(begin + 10, result.out.find('\n', begin + 1) - begin - 10);
+  };
+  EXPECT_EQ(lending_line("exec", "comm.shared_memory=\"auto\""),
+            "ranks may read each other's memory where it lies");
+  EXPECT_EQ(lending_line("exec", "comm.shared_memory=\"off\""), "");
+  const std::string refused =
+      lending_line("ulimit -f 2000000 && exec", "comm.shared_memory=\"auto\"");
+  EXPECT_TRUE(refused.starts_with("none, MPI carries all messages: rank 0: the system refuses "))
+      << refused;
+  EXPECT_NE(refused.find("(ulimit -f)"), std::string::npos) << refused;
+}
+
 TEST(Place, TheStartSaysThreadsAndCores) {
   const test::TrainingJob job;
   const auto cores_line = [&](const std::vector<std::string>& command,

@@ -13,6 +13,8 @@ TEST_P(HostCollectives, Mpi) { GetParam().body(mpi_world()); }
 
 INSTANTIATE_TEST_SUITE_P(All, HostCollectives, testing::ValuesIn(comm_cases()),
                          [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Lending, HostCollectives, testing::ValuesIn(lending_cases()),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST(MpiSession, KnowsItsPlace) {
   EXPECT_EQ(mpi_world().rank(), mpi_session().rank());

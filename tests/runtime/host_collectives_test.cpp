@@ -15,13 +15,19 @@ TEST_P(HostCollectives, Loopback) {
                         [&](std::unique_ptr<runtime::Communicator> world) { test.body(*world); });
 }
 
+std::string name_of(const testing::TestParamInfo<std::tuple<CommCase, int>>& info) {
+  return std::string(std::get<0>(info.param).name) + "_np" +
+         std::to_string(std::get<1>(info.param));
+}
+
 INSTANTIATE_TEST_SUITE_P(All, HostCollectives,
                          testing::Combine(testing::ValuesIn(comm_cases()),
                                           testing::Values(1, 2, 3, 4, 5, 7, 8, 16)),
-                         [](const auto& info) {
-                           return std::string(std::get<0>(info.param).name) + "_np" +
-                                  std::to_string(std::get<1>(info.param));
-                         });
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Lending, HostCollectives,
+                         testing::Combine(testing::ValuesIn(lending_cases()),
+                                          testing::Values(1, 2, 3, 4, 7)),
+                         name_of);
 
 }  // namespace
 }  // namespace longhaul::test

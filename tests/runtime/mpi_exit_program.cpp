@@ -22,6 +22,8 @@ void ring(Communicator& world, FlightRecorder& recorder, const std::string& mode
   const int previous = (world.rank() + world.size() - 1) % world.size();
   const Tensor out({2'000'000}, DType::float32, stream), in({2'000'000}, DType::float32, stream);
   fill(out, 1, stream);
+  const std::shared_ptr<const ConstTensorView> lent = std::make_shared<ConstTensorView>(out.view());
+  const auto borrowed = std::make_shared<ConstTensorView>(*lent);
   for (int step = 0; step < 4; ++step) {
     recorder.set_step(step);
     if (step == 3 && world.rank() == 1) {
@@ -29,7 +31,14 @@ void ring(Communicator& world, FlightRecorder& recorder, const std::string& mode
       if (mode == "kill") kill(getpid(), SIGKILL);
       if (mode == "throw") fail(ExitCode::data, "bad corpus");
     }
-    world.exchange({{next, {out}}}, {{previous, {in.view()}}}, "ring hop", stream);
+    world.exchange({{.peer = next, .parts = {out}, .lent = {lent}}},
+                   {{.peer = previous, .parts = {in.view()}, .borrowed = {borrowed}}}, "ring hop",
+                   stream);
+    stream.cpu_task([&] {
+      if (std::memcmp(borrowed->data(), in.view().data(), 8'000'000) != 0)
+        fail(ExitCode::internal, "what is lent differs from what is sent");
+    });
+    world.barrier(stream);  // all have read what they borrowed
     stream.synchronize(deadline_in(60));
   }
 }
@@ -39,7 +48,7 @@ void ring(Communicator& world, FlightRecorder& recorder, const std::string& mode
 int main(int argc, char** argv) {
   const std::string mode = argc > 2 ? argv[1] : "", folder = argc > 2 ? argv[2] : "";
   try {
-    MpiSession session({.timeout_seconds = 2});
+    MpiSession session({.timeout_seconds = 2, .share_memory = true});
     FlightRecorder recorder(folder, session.rank());
     std::printf("pid %d\n", getpid());
     std::fflush(stdout);

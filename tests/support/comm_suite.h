@@ -13,6 +13,8 @@ struct CommCase {
   void (*body)(runtime::Communicator& world);
 };
 const std::vector<CommCase>& comm_cases();
+/// Those of lent views.
+const std::vector<CommCase>& lending_cases();
 
 /// A name for gtest's parametrised tests.
 inline std::ostream& operator<<(std::ostream& out, const CommCase& test) {

@@ -1,12 +1,15 @@
 // GoogleTest's main under mpirun: one MpiSession, every rank runs the same tests, and the run fails
 // when a rank fails or the number of ranks is not the expected one.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <string>
 
+#include "runtime/comm/launcher.h"
 #include "runtime/error.h"
 #include "tests/support/mpi_test.h"
 
@@ -28,6 +31,21 @@ double timeout_seconds() {
   return text == nullptr ? 60.0 : std::atof(text);
 }
 
+/// Whether this rank asks for shared memory; where the system is to refuse it, makes it do so.
+bool shares_memory() {
+  const char* set = std::getenv("LONGHAUL_TEST_SHARED_MEMORY");
+  const std::string text = set == nullptr ? "" : set;
+  if (text == "refused" && runtime::claimed_place(runtime::process_environment()).rank == 1) {
+    std::int64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    // MPI finds room in this; the addresses of an arena do not.
+    const auto bytes = static_cast<rlim_t>(pages * 4096 + (std::int64_t{2} << 30));
+    const rlimit limits{bytes, bytes};
+    EXPECT_EQ(setrlimit(RLIMIT_AS, &limits), 0);
+  }
+  return text != "off";
+}
+
 /// How many ranks failed.
 int failed_ranks(bool failed) {
   const runtime::Stream stream = runtime::Stream::cpu("verdict");
@@ -39,8 +57,9 @@ int failed_ranks(bool failed) {
 }
 
 int run(int argc, char** argv) {
-  runtime::MpiSession owned(
-      {.timeout_seconds = timeout_seconds(), .max_message_bytes = kMaxMessageBytes});
+  runtime::MpiSession owned({.timeout_seconds = timeout_seconds(),
+                             .max_message_bytes = kMaxMessageBytes,
+                             .share_memory = shares_memory()});
   session = &owned;
   const auto owned_world = owned.world();
   world = owned_world.get();

@@ -7,7 +7,8 @@ namespace longhaul::test {
 
 runtime::MpiSession& mpi_session();
 /// The world communicator of the session. Its timeout is $LONGHAUL_TEST_TIMEOUT_SECONDS, 60 by
-/// default.
+/// default. Its ranks share memory, unless $LONGHAUL_TEST_SHARED_MEMORY is "off", or "refused": by
+/// the system, to rank 1.
 runtime::Communicator& mpi_world();
 /// Small, so that ordinary tests reach the splitting of messages.
 constexpr std::int64_t kMaxMessageBytes = 64 * 1024;

@@ -17,9 +17,9 @@ struct RunSteps {
   std::int64_t steps = 20;
   std::string load_from = {};  ///< checkpoint folder to go on from, its newest
   std::string save_to = {};    ///< checkpoint folder to save to after the last step
-  runtime::LoopbackOptions loopback = {};
   /// Called on every rank after the last step.
   std::function<void(launch::Trainer&, runtime::Communicator&)> after = {};
+  runtime::LoopbackOptions loopback = {};
 };
 
 /// Trains data x context loopback ranks, on the CPU or all of them on CUDA device 0, and returns
