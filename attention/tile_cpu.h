@@ -27,6 +27,7 @@ using runtime::HWY_NAMESPACE::Operand;
 using runtime::HWY_NAMESPACE::padded_to_vectors;
 using runtime::HWY_NAMESPACE::round_up;
 using runtime::HWY_NAMESPACE::Vector;
+using runtime::HWY_NAMESPACE::with_constant;
 
 /// Columns cut into panels of at most kTileVectors vectors, as even as they can be: no panel is so
 /// narrow that its sums are too few to keep the units busy. Panel after panel, rows of a panel's
