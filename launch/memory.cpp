@@ -132,10 +132,15 @@ std::int64_t gradient_messages(const TrainConfig& config, const models::Model& m
                       runtime::ops::norm_chunks(model.table().elements()), ranks, DType::float64));
 }
 
-std::int64_t matmul_bytes(const MemoryQuestion& question) {
-  return on_cuda(question.config) ? runtime::ops::kCudaMatmulScratchBytes
-                                  : runtime::ops::cpu_matmul_scratch_bytes(
-                                        question.config.training.dtype, question.threads);
+/// Of products of so many rows: with no more than three parameters side by side, q, k and v.
+std::int64_t matmul_bytes(const MemoryQuestion& question, const models::Model& model,
+                          std::int64_t rows) {
+  if (on_cuda(question.config)) return runtime::ops::kCudaMatmulScratchBytes;
+  std::int64_t largest = 0;
+  for (const parallel::Parameter& parameter : model.table().parameters())
+    largest = std::max(largest, parameter.range.elements());
+  return runtime::ops::cpu_matmul_scratch_bytes(question.config.training.dtype, question.threads,
+                                                rows * 3 * largest);
 }
 
 struct Remedy {
@@ -295,7 +300,7 @@ MemoryEstimate estimate_memory(const MemoryQuestion& question, int rank) {
     estimate.attention = pass - without;
     estimate.activations = std::min(without, together * model.activation_bytes(rows));
     estimate.passing = without - estimate.activations;
-    if (!axis.serves(rank)) estimate.passing += matmul_bytes(question);
+    if (!axis.serves(rank)) estimate.passing += matmul_bytes(question, model, rows);
     const bool nccl = config.comm.backend == "nccl";
     for (const CallBytes& call : calls)
       estimate.messages = std::max(estimate.messages, nccl ? call.gathered : call.staged);

@@ -24,9 +24,10 @@ void matmul(ConstTensorView a, ConstTensorView b, TensorView c, Write write, con
 void matmul_add(ConstTensorView a, ConstTensorView b, ConstTensorView addend, TensorView c,
                 const Stream& stream);
 
-/// Most memory that a product on a CPU stream of so many threads takes for a while, where a, b and
-/// c are `dtype`.
-std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads);
+/// Most memory that a product of at most so many multiplications (m n k) takes for a while on a CPU
+/// stream of so many threads, where a, b and c are `dtype`. Small products, which take less than
+/// 0.3 MiB a thread, count nothing.
+std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads, std::int64_t multiplications);
 
 /// The same on a CUDA stream, for operands of one dtype into c of it or of float32: cuBLASLt's
 /// workspace.

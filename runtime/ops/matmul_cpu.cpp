@@ -25,12 +25,8 @@ namespace {
 
 constexpr std::int64_t kMostDepth = 512;  // of a block: more is cut into blocks of at most kDepth
 constexpr std::int64_t kDepth = 384;
-constexpr std::int64_t kMostCols = 512;        // of a tile
-constexpr std::int64_t kPacked = 384 * 512;    // floats of b packed at once: they stay in L2
-constexpr std::int64_t kRowStep = 48;          // rows of a packed at once
-constexpr std::int64_t kMostRows = 1536;       // of a tile
-constexpr std::int64_t kMostSummedRows = 192;  // of one with sums of its own, for a bfloat16 c
-constexpr std::int64_t kGroupRows = 8;         // of a packed transpose, for each of 6 that count
+constexpr std::int64_t kMostRows = 1536;  // of a tile
+constexpr std::int64_t kGroupRows = 8;    // of a packed transpose, for each of 6 that count
 
 constexpr std::int64_t parts(std::int64_t n, std::int64_t of) { return (n + of - 1) / of; }
 
@@ -39,14 +35,33 @@ std::int64_t block_depth(std::int64_t depth) {
   return depth <= kMostDepth ? depth : parts(depth, parts(depth, kDepth));
 }
 
-/// Floats of a thread.
-struct TileScratch {
-  static constexpr std::int64_t kA = kRowStep / 6 * kGroupRows * kMostDepth;
-  static constexpr std::int64_t kB = kPacked;
-  static constexpr std::int64_t kC = kMostSummedRows * kMostCols;
-
-  static std::int64_t floats(DType c) { return kA + kB + (c == DType::float32 ? 0 : kC); }
+/// What a thread works on at once.
+struct Blocking {
+  std::int64_t cols;         ///< of a tile, at most
+  std::int64_t packed;       ///< floats of b: in L2
+  std::int64_t row_step;     ///< rows of a
+  std::int64_t summed_rows;  ///< of a tile, at most, whose sums are kept apart for a bfloat16 c
 };
+constexpr Blocking kLarge{512, 384 * 512, 48, 192}, kSmall{64, kMostDepth * 64, 24, 48};
+const Blocking& blocking_of(const Product& product) {
+  return product.multiplications() < kLargeProduct ? kSmall : kLarge;
+}
+
+/// The floats that a thread takes for it.
+struct TileScratch {
+  std::int64_t of_a, of_b, of_c;
+  std::int64_t floats() const { return of_a + of_b + of_c; }
+};
+TileScratch scratch_of(const Blocking& blocking, std::int64_t depth, std::int64_t cols, DType c) {
+  constexpr std::int64_t kPanel = 64;  // at every level
+  const std::int64_t width = std::min(blocking.cols, parts(cols, kPanel) * kPanel);
+  return {blocking.row_step / 6 * kGroupRows * block_depth(depth),
+          std::min(blocking.packed, block_depth(depth) * width),
+          c == DType::float32 ? 0 : blocking.summed_rows * width};
+}
+TileScratch scratch_of(const Product& product) {
+  return scratch_of(blocking_of(product), product.depth(), product.cols(), product.c.dtype());
+}
 
 }  // namespace
 }  // namespace longhaul::runtime::ops::detail
@@ -153,8 +168,8 @@ RowsOfA rows_of(const MatrixOperand& a, std::int64_t row, std::int64_t rows, std
     if constexpr (std::is_same_v<T, float>)
       return {from, a.leading, kTileRows * a.leading, false, true};
     for (std::int64_t r = 0; r < rows; ++r)
-      copy_row(from + r * a.leading, depth, depth, scratch + r * kMostDepth);
-    return {scratch, kMostDepth, kTileRows * kMostDepth, false, false};
+      copy_row(from + r * a.leading, depth, depth, scratch + r * depth);
+    return {scratch, depth, kTileRows * depth, false, false};
   }
   const hn::FixedTag<float, 8> eight;
   const std::int64_t group = kGroupRows * depth, left = a.view.size(0) - row;
@@ -225,15 +240,16 @@ HWY_INLINE void prefetch_next(const RowsOfA& a, std::int64_t r, std::int64_t c, 
 /// The tile's sums, in fp32.
 template <class A, class B>
 void sum_tile(const Product& product, const TileOfC& tile, const Sums& sums, float* scratch) {
-  float* b_panels = scratch + TileScratch::kA;
+  const std::int64_t row_step = blocking_of(product).row_step;
+  float* b_panels = scratch + scratch_of(product).of_a;
   const std::int64_t step = block_depth(product.depth());
   for (std::int64_t at = 0; at < product.depth(); at += step) {
     const std::int64_t depth = std::min(step, product.depth() - at);
     pack_b<B>(product.b, at, depth, tile.col, tile.cols, b_panels);
     const float* addend = at > 0 ? sums.data : sums.addend;
     const std::int64_t leading_addend = at > 0 ? sums.leading : sums.leading_addend;
-    for (std::int64_t begin = 0; begin < tile.rows; begin += kRowStep) {
-      const std::int64_t rows = std::min(kRowStep, tile.rows - begin);
+    for (std::int64_t begin = 0; begin < tile.rows; begin += row_step) {
+      const std::int64_t rows = std::min(row_step, tile.rows - begin);
       const RowsOfA a = rows_of<A>(product.a, tile.row + begin, rows, at, depth, scratch);
       for (std::int64_t r = 0; r < rows; r += kTileRows) {
         for (std::int64_t c = 0; c < tile.cols; c += kTileColumns) {
@@ -295,9 +311,10 @@ void multiply_tile_of_c(const Product& product, const TileOfC& tile, float* scra
          addend.leading},
         scratch);
   }
-  float* sums = scratch + TileScratch::kA + TileScratch::kB;
-  sum_tile_of(product, tile, {sums, kMostCols, nullptr, 0}, scratch);
-  store_tile_of_c(product, tile, sums, kMostCols);
+  const TileScratch parts_of_scratch = scratch_of(product);
+  float* sums = scratch + parts_of_scratch.of_a + parts_of_scratch.of_b;
+  sum_tile_of(product, tile, {sums, tile.cols, nullptr, 0}, scratch);
+  store_tile_of_c(product, tile, sums, tile.cols);
 }
 
 }  // namespace
@@ -318,10 +335,13 @@ struct Tiling {
 /// The tiles that so many threads are through with first: they take a cycle for 32 multiplications,
 /// and one to pack an element, b's for each row of tiles, a's for each column.
 Tiling tiling_of(const Product& product, int threads) {
-  constexpr std::int64_t kPanel = 64;  // whole ones at every level
-  const std::int64_t most_rows = product.c.dtype() == DType::float32 ? kMostRows : kMostSummedRows;
+  constexpr std::int64_t kPanel = 64;    // columns: whole panels at every level
+  constexpr std::int64_t kRowStep = 48;  // whole groups of rows
+  const Blocking& blocking = blocking_of(product);
+  const std::int64_t most_rows =
+      product.c.dtype() == DType::float32 ? kMostRows : blocking.summed_rows;
   const std::int64_t most_cols =
-      std::min(kMostCols, kPacked / block_depth(product.depth()) / kPanel * kPanel);
+      std::min(blocking.cols, blocking.packed / block_depth(product.depth()) / kPanel * kPanel);
   Tiling best;
   double least = 0;
   for (std::int64_t rows = kRowStep; rows <= most_rows; rows += kRowStep) {
@@ -367,9 +387,9 @@ void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, const MatrixOper
                 TensorView c, std::int64_t leading_c, const Stream& stream) {
   const Product product{a, b, addend, c, leading_c};
   if (onednn_takes(product)) return onednn_matmul(product, stream);
-  const bool parallel = product.multiplications() >= kSmallProduct;
+  const bool parallel = product.multiplications() >= kParallelProduct;
   const int threads = parallel ? stream.threads() : 1;
-  const std::int64_t step = TileScratch::floats(c.dtype());
+  const std::int64_t step = scratch_of(product).floats();
   const Buffer scratch = stream.allocate(step * threads * static_cast<std::int64_t>(sizeof(float)));
   auto* floats = reinterpret_cast<float*>(scratch.data());
   stream.cpu_task([product, tiling = tiling_of(product, threads), floats, step, parallel] {
@@ -381,10 +401,13 @@ void cpu_matmul(const MatrixOperand& a, const MatrixOperand& b, const MatrixOper
 
 namespace longhaul::runtime::ops {
 
-std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads) {
-  const std::int64_t own =
-      detail::TileScratch::floats(dtype) * threads * static_cast<std::int64_t>(sizeof(float));
-  return dtype == DType::float32 ? own : std::max(own, detail::onednn_scratch_bytes(threads));
+std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads, std::int64_t multiplications) {
+  using namespace detail;
+  if (multiplications < kLargeProduct) return 0;
+  const std::int64_t own = scratch_of(kLarge, kDepth, kLarge.cols, dtype).floats() * threads *
+                           static_cast<std::int64_t>(sizeof(float));
+  if (dtype == DType::float32 || !onednn_multiplies_bfloat16()) return own;
+  return std::max(own, onednn_scratch_bytes(threads));
 }
 
 }  // namespace longhaul::runtime::ops

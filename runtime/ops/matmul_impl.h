@@ -35,11 +35,13 @@ inline std::int64_t offset_of(const MatrixOperand& operand, std::int64_t row, st
 void store_tile(const Product& product, const TileOfC& tile, const float* sums,
                 std::int64_t leading_sums);
 
-/// Products smaller than this stay on the stream's thread, which waking a team would only delay,
-/// and are not worth the kernel that a library makes for their shape.
-constexpr std::int64_t kSmallProduct = 1 << 20;  // multiplications
+// Of multiplications. Smaller products stay on the stream's thread, which waking a team would only
+// delay, or are not worth much memory, or the kernel that a library makes for their shape.
+constexpr std::int64_t kParallelProduct = 1 << 20, kLargeProduct = 1 << 24;
 
-/// Whether onednn_matmul() computes this product, at the level in use.
+/// Whether oneDNN has fast kernels for bfloat16 here, at the level in use.
+bool onednn_multiplies_bfloat16();
+/// Whether onednn_matmul() computes this product.
 bool onednn_takes(const Product& product);
 /// bfloat16 operands, multiplied by the CPU's instructions for them.
 void onednn_matmul(const Product& product, const Stream& stream);

@@ -327,11 +327,14 @@ class Multiplication {
 
 /// The library cannot be held to less than the machine has once it is in use, so below that level
 /// its kernels are not asked for.
+bool onednn_multiplies_bfloat16() {
+  return __builtin_cpu_supports("avx512bf16") && cpu_level() == best_cpu_level();
+}
+
 bool onednn_takes(const Product& product) {
   const bool whole_sums = product.c.dtype() == DType::float32 || product.depth() <= kPanelDepth;
   return product.a.view.dtype() == DType::bfloat16 && product.b.view.dtype() == DType::bfloat16 &&
-         whole_sums && product.multiplications() >= kSmallProduct &&
-         __builtin_cpu_supports("avx512bf16") && cpu_level() == best_cpu_level();
+         whole_sums && product.multiplications() >= kLargeProduct && onednn_multiplies_bfloat16();
 }
 
 void onednn_matmul(const Product& product, const Stream& stream) {

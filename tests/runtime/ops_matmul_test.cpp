@@ -129,18 +129,18 @@ TEST(Matmul, TallWideAndDeep) {
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
     for (const int transposes : {0, 1, 2, 3}) {
       const bool first = (transposes & 1) != 0, second = (transposes & 2) != 0;
-      expect_product({1061, 523, 41, first, second, dtype, dtype, dtype, Added::another});
+      expect_product({1061, 523, 31, first, second, dtype, dtype, dtype, Added::another});
       expect_product({33, 1031, 521, first, second, dtype, dtype, dtype, Added::nothing});
     }
-    expect_product({29, 31, 16001, true, false, dtype, dtype, DType::float32, Added::another});
-    expect_product({29, 31, 16001, false, true, dtype, dtype, dtype, Added::c});
+    expect_product({29, 41, 16001, true, false, dtype, dtype, DType::float32, Added::another});
+    expect_product({29, 41, 15001, false, true, dtype, dtype, dtype, Added::c});
   }
 }
 
 // What is padded or packed beside a number meets no other's row or column.
 TEST(Matmul, ANaNStaysInItsRowAndColumn) {
   const Stream stream = Stream::cpu("ops", 2);
-  constexpr std::int64_t m = 131, n = 83, k = 397, row = 128, column = 81;
+  constexpr std::int64_t m = 531, n = 83, k = 397, row = 128, column = 81;
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
     for (const int transposes : {0, 1, 2, 3}) {
       const bool first = (transposes & 1) != 0, second = (transposes & 2) != 0;
