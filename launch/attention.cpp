@@ -139,9 +139,8 @@ AttentionResult SoftmaxReplay::results(ReplayRank& rank) const {
     dk = tensors.make({n, in.kv_heads, in.dim});
     dv = tensors.make({n, in.kv_heads, in.value_dim});
   }
-  parallel::AttentionOptions spread{.scheme = scheme_,
-                                    .wire_dtype = wire_dtype_,
-                                    .lend = options_.shared_memory == "auto"};
+  parallel::AttentionOptions spread{
+      .scheme = scheme_, .wire_dtype = wire_dtype_, .lend = options_.shared_memory == "auto"};
   if (pretending_) spread.pretence = pretending_->of_rank(rank.world.rank());
   parallel::Attention attention(spread, std::move(rank.context), compute);
   const auto batch = attention.batch(in.mask, layout_);

@@ -45,7 +45,10 @@ bool Form::may_use_loan(bool write) const {
   const Operation& operation = program_.steps[static_cast<std::size_t>(step_)].operation;
   if (on_channel(operation)) return true;
   const bool reads = std::visit(
-      []<class Step>(const Step&) { return requires { Step::kReadsLoans; }; }, operation);
+      []<class Step>(const Step&) {
+        return requires { Step::kReadsLoans; };
+      },
+      operation);
   return reads && !write;
 }
 
