@@ -25,9 +25,11 @@ void matmul_add(ConstTensorView a, ConstTensorView b, ConstTensorView addend, Te
                 const Stream& stream);
 
 /// Most memory that a product of at most so many multiplications (m n k) takes for a while on a CPU
-/// stream of so many threads, where a, b and c are `dtype`. Small products, which take less than
-/// 0.3 MiB a thread, count nothing.
+/// stream of so many threads, where a, b and c are `dtype`. Small products count nothing.
 std::int64_t cpu_matmul_scratch_bytes(DType dtype, int threads, std::int64_t multiplications);
+
+/// What a small product takes at most, a thread.
+constexpr std::int64_t kSmallMatmulScratchBytes = std::int64_t{256} << 10;
 
 /// The same on a CUDA stream, for operands of one dtype into c of it or of float32: cuBLASLt's
 /// workspace.

@@ -43,6 +43,9 @@ struct Blocking {
   std::int64_t summed_rows;  ///< of a tile, at most, whose sums are kept apart for a bfloat16 c
 };
 constexpr Blocking kLarge{512, 384 * 512, 48, 192}, kSmall{64, kMostDepth * 64, 24, 48};
+static_assert(4 * (kSmall.row_step / 6 * kGroupRows * kMostDepth + kSmall.packed +
+                   kSmall.summed_rows * kSmall.cols) <=
+              kSmallMatmulScratchBytes);
 const Blocking& blocking_of(const Product& product) {
   return product.multiplications() < kLargeProduct ? kSmall : kLarge;
 }
