@@ -30,7 +30,7 @@ void cpu_adamw(const AdamWFactors& factors, ConstTensorView gradient,
         update.apply(g[i] * slope_factor, w[i], m[i], v[i]);
       if (rounded == nullptr) continue;
 #pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i) store(rounded[i], w[i]);
+      for (std::int64_t i = begin; i < end; ++i) put(rounded[i], w[i]);
     }
   });
 }

@@ -19,7 +19,7 @@ void cpu_cast(ConstTensorView src, TensorView dst, const Stream& stream) {
         for (std::int64_t begin = 0; begin < n; begin += kChunk) {
           const std::int64_t end = std::min(n, begin + kChunk);
 #pragma omp simd
-          for (std::int64_t i = begin; i < end; ++i) store(to[i], to_float(from[i]));
+          for (std::int64_t i = begin; i < end; ++i) put(to[i], to_float(from[i]));
         }
       });
     });

@@ -80,7 +80,7 @@ inline float to_float(const float& value) { return value; }
 inline float to_float(const BFloat16& value) { return static_cast<float>(value); }
 /// to = T(value). Loops of it are vectorised; assignments of whole BFloat16s are not in an omp
 /// simd.
-inline void store(float& to, float value) { to = value; }
-inline void store(BFloat16& to, float value) { to.bits = BFloat16(value).bits; }
+inline void put(float& to, float value) { to = value; }
+inline void put(BFloat16& to, float value) { to.bits = BFloat16(value).bits; }
 
 }  // namespace longhaul::runtime::ops::detail

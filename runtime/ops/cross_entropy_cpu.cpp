@@ -89,11 +89,11 @@ double backward_row(const float* logits, std::int32_t label, double weight, doub
     std::array<T, kTile> tile;
 #pragma omp simd
     for (std::int64_t i = 0; i < count; ++i) {
-      store(tile[static_cast<std::size_t>(i)],
-            exponential(logits[begin + i] - sums.maximum) * factor);
+      put(tile[static_cast<std::size_t>(i)],
+          exponential(logits[begin + i] - sums.maximum) * factor);
     }
     if (begin <= label && label < begin + count)
-      store(tile[static_cast<std::size_t>(label - begin)], at_label);
+      put(tile[static_cast<std::size_t>(label - begin)], at_label);
     std::memcpy(dlogits + begin * kBytes, tile.data(), static_cast<std::size_t>(count * kBytes));
   }
   return weight * loss;

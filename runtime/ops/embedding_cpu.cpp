@@ -32,7 +32,7 @@ void cpu_embedding(ConstTensorView table, ConstTensorView tokens, TensorView out
           const From* source = from + ids[row] * h;
           To* target = to + row * h;
 #pragma omp simd
-          for (std::int64_t i = 0; i < h; ++i) store(target[i], to_float(source[i]));
+          for (std::int64_t i = 0; i < h; ++i) put(target[i], to_float(source[i]));
         }
       });
     });

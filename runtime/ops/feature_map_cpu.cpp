@@ -43,7 +43,7 @@ void cpu_feature_map(FeatureMap map, ConstTensorView x, TensorView y, const Stre
             const T* in = from.of(row, head);
             T* out = to.of(row, head);
 #pragma omp simd
-            for (std::int64_t i = 0; i < dim; ++i) store(out[i], mapped<of>(to_float(in[i])).value);
+            for (std::int64_t i = 0; i < dim; ++i) put(out[i], mapped<of>(to_float(in[i])).value);
           }
         }
       });
@@ -66,7 +66,7 @@ void cpu_feature_map_backward(FeatureMap map, ConstTensorView x, ConstTensorView
                 T* out = to.of(row, head);
 #pragma omp simd
                 for (std::int64_t i = 0; i < dim; ++i)
-                  store(out[i], slope[i] * mapped<of>(to_float(in[i])).slope);
+                  put(out[i], slope[i] * mapped<of>(to_float(in[i])).slope);
               }
             }
           });

@@ -48,7 +48,7 @@ struct Form {
 #pragma omp simd
     for (std::int64_t i = 0; i < group; ++i) {
       const Slope g = gate(gates, i);
-      store(y[i], after(normed(before(x[i], g), inverse, weight[i]), g));
+      put(y[i], after(normed(before(x[i], g), inverse, weight[i]), g));
     }
   }
 
@@ -69,8 +69,8 @@ struct Form {
       const float h = before(x[i], g);
       const float dh = norm_gradient(h, inverse, weight[i], after(dy[i], g), pull);
       if constexpr (activation != GateActivation::none)
-        store(dgate[i], gradient(x[i], dh, normed(h, inverse, weight[i]), dy[i], g));
-      store(dx[i], before(dh, g));
+        put(dgate[i], gradient(x[i], dh, normed(h, inverse, weight[i]), dy[i], g));
+      put(dx[i], before(dh, g));
     }
   }
 

@@ -23,7 +23,7 @@ void backward_head(const T* x, const float* dy, double eps, T* dx, std::int64_t 
   for (std::int64_t i = 0; i < dim; ++i) dot += static_cast<double>(dy[i]) * to_float(x[i]);
   const auto pull = static_cast<float>(dot * inverse * inverse);
 #pragma omp simd
-  for (std::int64_t i = 0; i < dim; ++i) store(dx[i], inverse * (dy[i] - to_float(x[i]) * pull));
+  for (std::int64_t i = 0; i < dim; ++i) put(dx[i], inverse * (dy[i] - to_float(x[i]) * pull));
 }
 
 }  // namespace
@@ -39,7 +39,7 @@ void cpu_l2_norm(ConstTensorView x, double eps, TensorView y, const Stream& stre
           T* out = to.of(row, head);
           const float inverse = inverse_length(in, eps, dim);
 #pragma omp simd
-          for (std::int64_t i = 0; i < dim; ++i) store(out[i], to_float(in[i]) * inverse);
+          for (std::int64_t i = 0; i < dim; ++i) put(out[i], to_float(in[i]) * inverse);
         }
       }
     });

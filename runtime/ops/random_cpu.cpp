@@ -14,7 +14,7 @@ void cpu_fill_normal(TensorView values, double mean, double stddev, RandomKey ke
         for (int lane = 0; lane < 4; ++lane) {
           const std::int64_t at = block * 4 + lane - first_element;
           if (at < 0 || at >= n) continue;
-          store(out[at], static_cast<float>(mean + stddev * drawn.at[lane]));
+          put(out[at], static_cast<float>(mean + stddev * drawn.at[lane]));
         }
       }
     });

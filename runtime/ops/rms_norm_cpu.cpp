@@ -24,7 +24,7 @@ struct Factors {
 template <class T>
 void apply_row(const T* x, const Factors& weight, float inv_rms, T* y, std::int64_t h) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < h; ++i) store(y[i], normed(to_float(x[i]), inv_rms, weight[i]));
+  for (std::int64_t i = 0; i < h; ++i) put(y[i], normed(to_float(x[i]), inv_rms, weight[i]));
 }
 
 template <class T>
@@ -55,13 +55,12 @@ void backward_row(const T* x, const Factors& weight, float inv_rms, const float*
   if (write == Write::add) {
 #pragma omp simd
     for (std::int64_t i = 0; i < h; ++i) {
-      store(dx[i],
-            to_float(dx[i]) + norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
+      put(dx[i], to_float(dx[i]) + norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
     }
   } else {
 #pragma omp simd
     for (std::int64_t i = 0; i < h; ++i)
-      store(dx[i], norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
+      put(dx[i], norm_gradient(to_float(x[i]), inv_rms, weight[i], dy[i], pull));
   }
 }
 

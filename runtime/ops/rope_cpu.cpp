@@ -33,10 +33,10 @@ void rotate(const From* x, const float* cosines, const float* sines, float sign,
 #pragma omp simd
   for (std::int64_t i = 0; i < half; ++i) {
     const Pair pair = turned({to_float(x[i]), to_float(x[i + half])}, cosines[i], sign * sines[i]);
-    store(y[i], pair.first);
-    store(y[i + half], pair.second);
+    put(y[i], pair.first);
+    put(y[i + half], pair.second);
   }
-  for (std::int64_t i = 2 * half; i < dim; ++i) store(y[i], to_float(x[i]));
+  for (std::int64_t i = 2 * half; i < dim; ++i) put(y[i], to_float(x[i]));
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ void cpu_scaled(ConstTensorView x, double factor, Write write, TensorView y, con
       stream.cpu_task([n, by, add = write == Write::add, from = x.as<From>(), to = y.as<To>()] {
 #pragma omp parallel for simd if (n >= kParallelElements)
         for (std::int64_t i = 0; i < n; ++i)
-          store(to[i], add ? to_float(to[i]) + by * to_float(from[i]) : by * to_float(from[i]));
+          put(to[i], add ? to_float(to[i]) + by * to_float(from[i]) : by * to_float(from[i]));
       });
     });
   });

@@ -11,7 +11,7 @@ void cpu_sigmoid_gate(ConstTensorView x, ConstTensorView gate, TensorView y, con
     stream.cpu_task([n, in = x.as<T>(), gates = gate.as<T>(), out = y.as<T>()] {
 #pragma omp parallel for simd if (n >= kParallelElements)
       for (std::int64_t i = 0; i < n; ++i)
-        store(out[i], to_float(in[i]) * sigmoid_of(exponential(-to_float(gates[i]))));
+        put(out[i], to_float(in[i]) * sigmoid_of(exponential(-to_float(gates[i]))));
     });
   });
 }
@@ -25,8 +25,8 @@ void cpu_sigmoid_gate_backward(ConstTensorView x, TensorView gate, TensorView dy
       for (std::int64_t i = 0; i < n; ++i) {
         const Pair gradients = sigmoid_gate_gradients(
             to_float(in[i]), exponential(-to_float(gates[i])), to_float(slopes[i]));
-        store(slopes[i], gradients.first);
-        store(gates[i], gradients.second);
+        put(slopes[i], gradients.first);
+        put(gates[i], gradients.second);
       }
     });
   });

@@ -9,7 +9,7 @@ void cpu_squared_relu(ConstTensorView x, TensorView y, const Stream& stream) {
   with_activation("squared_relu", x.dtype(), [&]<class T>() {
     stream.cpu_task([n, in = x.as<T>(), out = y.as<T>()] {
 #pragma omp parallel for simd if (n >= kParallelElements)
-      for (std::int64_t i = 0; i < n; ++i) store(out[i], relu_squared(to_float(in[i])));
+      for (std::int64_t i = 0; i < n; ++i) put(out[i], relu_squared(to_float(in[i])));
     });
   });
 }
@@ -21,8 +21,8 @@ void cpu_squared_relu_backward(TensorView x, TensorView dy, const Stream& stream
 #pragma omp parallel for simd if (n >= kParallelElements)
       for (std::int64_t i = 0; i < n; ++i) {
         const float value = to_float(in[i]);
-        store(in[i], relu_squared_gradient(value, to_float(slopes[i])));
-        store(slopes[i], relu_squared(value));
+        put(in[i], relu_squared_gradient(value, to_float(slopes[i])));
+        put(slopes[i], relu_squared(value));
       }
     });
   });

@@ -17,7 +17,7 @@ void cpu_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream) {
 #pragma omp simd
         for (std::int64_t i = 0; i < f; ++i) {
           const float gate = to_float(gates[i]);
-          store(ys[i], gated(gate, to_float(ups[i]), exponential(-gate)));
+          put(ys[i], gated(gate, to_float(ups[i]), exponential(-gate)));
         }
       }
     });
@@ -37,9 +37,9 @@ void cpu_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream
         for (std::int64_t i = 0; i < f; ++i) {
           const float gate = to_float(gates[i]), up = to_float(ups[i]), e = exponential(-gate);
           const Pair gradients = gated_gradients(gate, up, e, to_float(dys[i]));
-          store(gates[i], gradients.first);
-          store(ups[i], gradients.second);
-          store(dys[i], gated(gate, up, e));
+          put(gates[i], gradients.first);
+          put(ups[i], gradients.second);
+          put(dys[i], gated(gate, up, e));
         }
       }
     });
