@@ -114,6 +114,9 @@ SoftmaxReplay::SoftmaxReplay(const AttentionOptions& options, int ranks)
   parallel::SchemeInputs inputs{input_.mask, layout_, shapes, {}, {}, scheme_};
   if (wire_dtype_ != DType::float32) inputs.wire_dtype = wire_dtype_;
   verify_schedules(inputs);
+  if (options.shared_memory != "auto") return;
+  inputs.lends = true;  // where ranks turn out to share memory
+  verify_schedules(inputs);
 }
 
 AttentionResult SoftmaxReplay::results(ReplayRank& rank) const {
