@@ -35,7 +35,8 @@ struct AttentionOptions {
   int ranks_per_node = 0;
   std::string device = "cpu";
   double timeout_seconds = 300;
-  std::string shared_memory = "auto";  ///< or "off"; see CommConfig
+  /// Or "auto", as CommConfig: rings lend, and what they lend is not sent.
+  std::string shared_memory = "off";
   std::optional<std::string> pretend;  ///< parse_pretending(); none: it computes
 };
 

@@ -172,8 +172,10 @@ void add_attention(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 1 << 20));
   verb->add_option("--timeout-seconds", options->timeout_seconds, "Of any wait for another rank")
       ->capture_default_str();
-  verb->add_option("--shared-memory", options->shared_memory,
-                   "auto: CPU ranks that mpi started on a host lend each other memory; off")
+  verb->add_option(
+          "--shared-memory", options->shared_memory,
+          "auto: ranks on the CPUs of one host lend each other what rings circulate, which "
+          "is then not sent; off")
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
   add_pretend(verb, [options](const std::string& model) { options->pretend = model; });

@@ -138,15 +138,16 @@ test::AttentionResult read_result(const hdf5::File& file) {
 }
 
 void expect_counts(const hdf5::File& file, const test::AttentionCase& c, const std::string& layout,
-                   int ranks) {
+                   int ranks, bool lends = false) {
   const Mask mask = Mask::from_slices(c.q_rows, c.bands);
   const auto tokens =
       parallel::Layout::make(parallel::layout_from_name(layout), mask, kBatch, ranks);
   std::vector<std::int64_t> sent(static_cast<std::size_t>(ranks), 0),
       area(static_cast<std::size_t>(ranks), 0);
   for (const auto direction : {parallel::Direction::forward, parallel::Direction::backward}) {
-    const parallel::SchemeInputs inputs{
+    parallel::SchemeInputs inputs{
         mask, tokens, {kHeads, kKvHeads, kDim, kValueDim, runtime::DType::float32}, direction};
+    inputs.lends = lends;
     const auto schedule = parallel::build_schedule(inputs);
     for (std::size_t rank = 0; rank < sent.size(); ++rank) {
       const parallel::Count count = parallel::count(schedule.programs[rank]);
@@ -226,6 +227,14 @@ TEST(AttentionVerb, EveryMaskAndLayoutOverLoopbackAndMpi) {
       const hdf5::File other = hdf5::File::open(processes);
       EXPECT_TRUE(read_result(other) == result);  // bit for bit
       expect_counts(other, c, layout, 3);
+      command.insert(command.end(), {"--shared-memory", "auto"});
+      run(command);  // threads can always lend; processes where the system lets them
+      const hdf5::File lent = hdf5::File::open(threads);
+      EXPECT_TRUE(read_result(lent) == result);
+      expect_counts(lent, c, layout, 3, true);
+      run(test::mpirun_command(
+          3, with({"--force", "--output", processes, "--shared-memory", "auto"})));
+      EXPECT_TRUE(read_result(hdf5::File::open(processes)) == result);
     }
   }
 }
