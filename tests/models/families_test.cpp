@@ -312,7 +312,9 @@ TEST_P(SoftmaxOf, PassBytesAreWhatIsHeld) {
       const auto losses = rig.model.forward_backward(rig.resources, mine, {1, {}});
       measured = static_cast<double>(rig.stream.memory().peak_bytes - before);
     });
-    EXPECT_NEAR(predicted, measured, 0.02 * measured) << wide;
+    const auto panels = static_cast<double>(test::product_bytes(model_of(config, options), 256));
+    EXPECT_LE(predicted, 1.02 * measured) << wide;
+    EXPECT_GE(predicted + panels, 0.98 * measured) << wide;
   }
 }
 

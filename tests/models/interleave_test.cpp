@@ -13,7 +13,6 @@
 #include "models/attention_block.h"
 #include "models/family.h"
 #include "runtime/comm/loopback.h"
-#include "runtime/ops/matmul.h"
 #include "tests/support/forwarding_communicator.h"
 #include "tests/support/host_tensors.h"
 #include "tests/support/model_rig.h"
@@ -180,11 +179,7 @@ TEST(Interleave, PassBytesAreWhatIsHeld) {
     const auto predicted = static_cast<double>(model_of(config, options).pass_bytes(256, calls, 1) -
                                                256 * 4 * size_bytes(DType::int32));
     const auto measured = static_cast<double>(peak_bytes(config, options, 1));
-    // Panels of products are counted apart.
-    const auto panels = static_cast<double>(
-        runtime::ops::kSmallMatmulScratchBytes +
-        runtime::ops::cpu_matmul_scratch_bytes(DType::float32, 1,
-                                               256 * model_of(config, options).table().elements()));
+    const auto panels = static_cast<double>(test::product_bytes(model_of(config, options), 256));
     EXPECT_LE(predicted, 1.02 * measured) << *config.intermediate_size;
     EXPECT_GE(predicted + panels, 0.98 * measured) << *config.intermediate_size;
   }

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "runtime/comm/loopback.h"
+#include "runtime/ops/matmul.h"
 #include "tests/support/host_tensors.h"
 
 namespace longhaul::test {
@@ -147,6 +148,11 @@ void with_rigs(int ranks, const ModelConfig& config, const models::ModelOptions&
     body(rig);
     rig.stream.synchronize(runtime::deadline_in(60));
   });
+}
+
+std::int64_t product_bytes(const models::Model& model, std::int64_t rows) {
+  return runtime::ops::kSmallMatmulScratchBytes +
+         runtime::ops::cpu_matmul_scratch_bytes(DType::float32, 1, rows * model.table().elements());
 }
 
 }  // namespace longhaul::test

@@ -58,4 +58,8 @@ struct Rig {
 void with_rigs(int ranks, const models::ModelConfig& config, const models::ModelOptions& options,
                const std::function<void(Rig&)>& body, int threads = 1);
 
+/// What products of so many rows of float32 take for a while on one thread, at most: pass_bytes()
+/// leaves it out.
+std::int64_t product_bytes(const models::Model& model, std::int64_t rows);
+
 }  // namespace longhaul::test
