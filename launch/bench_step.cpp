@@ -20,7 +20,7 @@
 #include "launch/row_rules.h"
 #include "launch/run_header.h"
 #include "launch/schemes.h"
-#include "launch/step_parts.h"
+#include "launch/step_parts_impl.h"
 #include "launch/trainer.h"
 #include "runtime/build_info.h"
 #include "runtime/cgroup.h"

@@ -1,4 +1,4 @@
-#include "launch/step_parts.h"
+#include "launch/step_parts_impl.h"
 
 #include <fmt/format.h>
 

@@ -1,5 +1,5 @@
 // Where a step's time goes: parts by name, their rates and ceilings, by hand.
-#include "launch/step_parts.h"
+#include "launch/step_parts_impl.h"
 
 #include <gtest/gtest.h>
 
