@@ -178,12 +178,12 @@ class AttentionBlock::Pass final : public BlockPass {
     ops::rope(heads, context_.rope.cosines, context_.rope.sines, rotation, rotated, compute_);
   }
   /// Whether q and k are rotated right out of their projection.
-  bool rotates_projections() const { return !shape_.qk_norm && !shape_.output_gate; }
+  bool rotates_projections() const { return shape_.qk_norm == QkNorm::none && !shape_.output_gate; }
 
   /// q or k from its projection: normed by head and rotated.
   void place(ConstTensorView projection, const std::string& norm, Heads& kept, TensorView heads) {
     if (rotates_projections()) return rotate(projection, ops::Rotation::forward, heads);
-    if (shape_.qk_norm) {
+    if (shape_.qk_norm != QkNorm::none) {
       const Weights weights(store_, block_.group());
       kept.before = Tensor(projection.sizes(), dtype_, compute_);
       kept.inv_rms = Tensor({heads.size(0) * heads.size(1)}, DType::float32, compute_);
@@ -200,7 +200,7 @@ class AttentionBlock::Pass final : public BlockPass {
                       TensorView dprojection) const {
     if (rotates_projections()) return rotate(dheads, ops::Rotation::inverse, dprojection);
     rotate(dheads, ops::Rotation::inverse, dheads);
-    if (!shape_.qk_norm) return copy(dheads, dprojection, compute_);
+    if (shape_.qk_norm == QkNorm::none) return copy(dheads, dprojection, compute_);
     const Weights weights(store_, block_.group());
     const Weight weight = weights.value(norm);
     const Tensor before(dheads.view().sizes(), dtype_, compute_);
@@ -304,7 +304,7 @@ AttentionBlock::AttentionBlock(const AttentionShape& shape, std::size_t mask,
   table.add({k_, {keys, h}, normal, stddev, true, 0, group, {}});
   table.add({v_, {keys, h}, normal, stddev, true, 0, group, {}});
   table.add({o_, {h, queries}, normal, residual_stddev, true, 1, group, {}});
-  if (!shape.qk_norm) return;
+  if (shape.qk_norm == QkNorm::none) return;
   const auto start = shape.branch.norm_offset == 0 ? ones : zeros;
   table.add({q_norm_, {shape.head_dim}, start, 0, false, -1, group, {}});
   table.add({k_norm_, {shape.head_dim}, start, 0, false, -1, group, {}});
@@ -347,7 +347,7 @@ PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
   const std::int64_t gates = shape_.output_gate ? queries : 0;
   const std::int64_t gradients = (queries + 2 * keys) * wide,
                      projections = (queries + gates + 2 * keys) * element,
-                     before_norm = shape_.qk_norm ? queries * element : 0;
+                     before_norm = (shape_.qk_norm != QkNorm::none) ? queries * element : 0;
   PassingBytes bytes;
   bytes.forward = std::max({(gates + 2 * keys) * element, queries * wide + call.forward,
                             branch_.output_bytes(rows) + gates * element});
@@ -363,7 +363,7 @@ PassingBytes AttentionBlock::passing_bytes(std::int64_t rows,
 /// What the branch keeps; q, k, v and the attention's out in T, in fp32 the LSE (two numbers); the
 /// gate; q and k before their norm, and a number a head.
 std::int64_t AttentionBlock::kept_bytes(std::int64_t rows) const {
-  const std::int64_t normed = shape_.qk_norm ? shape_.heads + shape_.kv_heads : 0;
+  const std::int64_t normed = (shape_.qk_norm != QkNorm::none) ? shape_.heads + shape_.kv_heads : 0;
   const std::int64_t heads =
       2 * shape_.heads + 2 * shape_.kv_heads + normed + (shape_.output_gate ? shape_.heads : 0);
   return branch_.kept_bytes(rows) +

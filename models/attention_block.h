@@ -2,22 +2,39 @@
 // Softmax attention as a block: norm, projections, the attention call, output projection. The only
 // caller of softmax attention.
 
+#include <cstddef>
 #include <optional>
 #include <string>
 
+#include "attention/block.h"
 #include "models/block.h"
 #include "models/branch.h"
 
 namespace longhaul::models {
+
+/// RMSNorm of q and k before they are rotated, with the branch's eps and offset.
+enum class QkNorm : unsigned char {
+  none,
+  head,  ///< of each head, weights [head_dim] (Henry et al. 2020, QK-Norm; as Qwen3 has it)
+  row    ///< of all heads together, weights [heads * head_dim] and [kv_heads * head_dim] (OLMo 2)
+};
 
 /// Defaults are Llama's.
 struct AttentionShape {
   BranchShape branch = {};
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
   std::optional<double> scale = {};  ///< of scores; none: 1/sqrt(head_dim)
-  /// RMSNorm of each head of q and k before they are rotated, weights [head_dim] with the branch's
-  /// eps and offset (Henry et al. 2020, QK-Norm; as Qwen3 has it).
-  bool qk_norm = false;
+  double softcap = 0;                ///< of scores, see attention::Scoring
+  attention::Weighting weighting = attention::Weighting::softmax;
+  double bias = 0;        ///< of a sigmoid's scores
+  bool qkv_bias = false;  ///< "q_proj.bias", "k_proj.bias" and "v_proj.bias"
+  bool o_bias = false;    ///< "o_proj.bias"
+  /// A logit for each head in the denominator that has no value, "sinks" [heads] (gpt-oss).
+  bool sinks = false;
+  QkNorm qk_norm = QkNorm::none;
+  /// Rows of q, k and v are one matrix by name: "qkv_proj.weight" (Phi-3).
+  bool fused_qkv = false;
+  std::optional<std::size_t> rope = 0;  ///< among ModelParts::ropes; none: positions turn nothing
   /// out * sigmoid(gate) before the output projection; a head's rows of q_proj are its query's,
   /// then its gate's (Qiu et al. 2025).
   bool output_gate = false;

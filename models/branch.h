@@ -17,18 +17,27 @@ struct Residual {
   bool of_norm = false;  ///< the base is norm(x), as MiniMax has it; else x
 };
 
-/// RMSNorm before f, and the residual around it. n rows; T is the activation dtype.
+/// Where RMSNorm stands around f.
+enum class NormPlaces : unsigned char {
+  before,  ///< x + f(norm(x))
+  after,   ///< x + norm(f(x)), as OLMo 2 has it
+  both     ///< x + norm_after(f(norm(x))), as Gemma 2 has it
+};
+
+/// RMSNorm around f, and the residual. n rows; T is the activation dtype.
 struct BranchShape {
   std::int64_t hidden = 0;
+  NormPlaces norms = NormPlaces::before;
   double norm_eps = 1e-5;
   float norm_offset = 0;  ///< added to the norm's weights: 1 where these begin at zero
   Residual residual = {};
   runtime::DType dtype = runtime::DType::float32;  ///< of activations
 };
 
-/// Of a block's parameters: its norm, and the prefix of the others.
+/// Of a block's parameters: its norm, the prefix of the others, and the norm behind f. A norm that
+/// the branch has no place for is empty.
 struct BlockNames {
-  std::string norm, prefix;
+  std::string norm, prefix, norm_after;
 };
 
 /// Borrowed by a block's passes. The normalised rows are not kept: they are computed again where

@@ -19,6 +19,7 @@ struct HeadOptions {
   std::string norm, weight;   ///< names of parameters; the weight [V,h] may be the embedding's
   float norm_offset = 0;      ///< added to the norm's weights
   double logits_scaling = 1;  ///< what logits are divided by (Granite)
+  double softcap = 0;         ///< c > 0: logits become c tanh(logits / c) (Gemma 2)
 };
 
 class Head {

@@ -10,6 +10,7 @@ namespace longhaul::models {
 
 enum class Activation : unsigned char {
   swiglu,       ///< silu(gate) * up
+  geglu,        ///< gelu(gate) * up with tanh's approximation of gelu (Shazeer 2020; Gemma)
   squared_relu  ///< max(up, 0)^2: no gate
 };
 
@@ -18,12 +19,13 @@ struct MlpShape {
   BranchShape branch = {};
   std::int64_t intermediate = 0;
   Activation activation = Activation::swiglu;
+  bool bias = false;  ///< of every matrix, ".bias" in the place of its ".weight"
 };
 
 /// Of parameters. `gate` and `up` [intermediate, hidden] may be one, [2 intermediate, hidden], the
 /// gate's rows first, under one name; without a gate there is but `up`.
 struct MlpNames {
-  std::string norm, gate, up, down;
+  std::string norm, gate, up, down, norm_after;
 };
 
 class MlpBlock final : public Block {

@@ -93,7 +93,7 @@ ModelParts parts_with(const ModelConfig& c, GatedDeltaNetProjections projections
                                  .heads = *c.num_attention_heads,
                                  .kv_heads = *c.num_key_value_heads,
                                  .head_dim = *c.head_dim,
-                                 .qk_norm = true,
+                                 .qk_norm = QkNorm::head,
                                  .output_gate = true};
   const GatedDeltaNetShape linear{.branch = branch,
                                   .key_heads = *c.linear_num_key_heads,
