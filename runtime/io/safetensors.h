@@ -126,9 +126,10 @@ class Writer {
 
  private:
   void skip_empty();
+  void remove();
 
-  FileHandle file_;
   std::vector<Entry> entries_;
+  std::optional<FileHandle> file_;  // made when all else is known to be right
   std::size_t current_ = 0;        // index of next()
   std::int64_t written_ = 0;       // bytes of next() so far
   std::vector<std::byte> packed_;  // of rounded values
@@ -174,6 +175,9 @@ class Weights {
   std::span<const std::string> unlisted() const { return unlisted_; }
 
  private:
+  struct Index;
+  void compare(const Index& index);
+
   std::vector<File> files_;
   std::vector<Place> tensors_;
   std::optional<std::string> index_text_;
