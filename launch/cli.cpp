@@ -47,8 +47,9 @@ void add_tokenize(CLI::App& app, Action& action) {
       ->required();
   expand(verb->add_option("--output", options->output, "HDF5 corpus to write"))->required();
   add_force(verb, "--output", options->force);
-  expand(verb->add_option("--tokenizer", options->tokenizer,
-                          "\"bytes\", or a SentencePiece FILE.model"))
+  expand(
+      verb->add_option("--tokenizer", options->tokenizer,
+                       "\"bytes\", a SentencePiece FILE.model, or a tokenizer.json or its folder"))
       ->capture_default_str();
 }
 

@@ -47,7 +47,7 @@ class ProgressTeller {
 struct TokenizeOptions {
   std::vector<std::filesystem::path> paths;  ///< files, and folders taken with all below them
   std::filesystem::path output;
-  std::string tokenizer = "bytes";  ///< or the path of a SentencePiece model
+  std::string tokenizer = "bytes";  ///< or a path, see make_tokenizer()
   bool force = false;               ///< an `output` that is a file already is replaced
   /// Called once the files are known, after every document, and before the corpus is written. May
   /// be empty.
