@@ -39,7 +39,7 @@ struct BranchShape {
 /// Of a block's parameters: its norm, the prefix of the others, and the norm behind f. A norm that
 /// the branch has no place for is empty.
 struct BlockNames {
-  std::string norm, prefix, norm_after;
+  std::string norm, prefix, norm_after = {};
 };
 
 /// What a pass keeps for its branch, beside the block's input.
