@@ -49,7 +49,6 @@ class Assign {
   Problems operator()(ConfigTables* slot) const {
     const auto* tables = std::get_if<TomlArray>(&value_.value);
     if (tables == nullptr) return one(wrong_type(slot, value_));
-    slot->resize(0);  // no row keeps what it had
     slot->resize(std::ssize(*tables));
     Problems wrong;
     for (std::int64_t i = 0; i < std::ssize(*tables); ++i) {
