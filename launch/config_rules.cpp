@@ -198,11 +198,11 @@ void check_steps(TrainDraft& draft) {
 /// One corpus, or a mixture whose corpora differ and have shares that a run can keep to.
 void check_corpora(TrainDraft& draft) {
   constexpr const char* kCorpora = "data.corpora";
-  if (draft.is_absent(kCorpora)) {
-    if (draft.is_absent("data.corpus")) draft.missing("data.corpus");
+  if (!draft.good({"data.corpus", kCorpora})) return;
+  if (!draft.is_set(kCorpora)) {
+    if (draft.is_absent(kCorpora) && draft.is_absent("data.corpus")) draft.missing("data.corpus");
     return;
   }
-  if (!draft.good({"data.corpus", kCorpora}) || !draft.is_set(kCorpora)) return;
   const std::string value = describe_value(*draft.given(kCorpora));
   const std::vector<CorpusShare>& corpora = draft.config.data.corpora.rows;
   if (draft.config.data.corpus)
