@@ -9,9 +9,10 @@
 namespace longhaul::runtime {
 
 /// Byte-pair encoding as that library does it, token for token (0.23 was compared with): added
-/// tokens, the normalizers NFC, Prepend, Replace, the pre-tokenizers Split (isolated), ByteLevel,
+/// tokens, the normalizers NFC, Prepend, Replace, the pre-tokenizers Split (Isolated and
+/// MergedWithPrevious), ByteLevel,
 /// Metaspace, Digits, the decoders ByteLevel, Replace, ByteFallback, Fuse, Strip, and sequences of
-/// them. Classes of characters are those of Unicode 16, compositions those of Unicode 12. A
+/// them. Classes of characters are those of Unicode 16, compositions those of Unicode 9. A
 /// post-processor is checked and not applied: what begins and ends a document is the caller's
 /// business. decode() keeps special tokens.
 /// `path`: the file, or the folder that holds one. Throws: Error(io) when it cannot be read;

@@ -5,7 +5,7 @@
 
 namespace longhaul::runtime {
 
-/// The text in form C, by the data of Unicode 12 as in the Hugging Face tokenizers: what later
+/// The text in form C, by the data of Unicode 9 as in the Hugging Face tokenizers: what later
 /// versions added stays as it is. Returns `part` itself where it holds only characters below
 /// U+0300, else the buffer's content. A character's origin is that of the first it is made of, and
 /// origins never fall.

@@ -10,10 +10,16 @@
 namespace longhaul::runtime {
 namespace {
 
-/// Categories by number, in order of appearance, and each character's number.
+/// Categories by number, in order of appearance, and each character's number; and the runs of
+/// characters of one category.
 struct Categories {
+  struct Run {
+    std::string_view name;
+    CharacterRange range;
+  };
   std::vector<std::string_view> names;
   std::vector<std::uint8_t> of;
+  std::vector<Run> runs;
 
   Categories() {
     of.reserve(kCharacters);
@@ -27,7 +33,9 @@ struct Categories {
       const auto found = std::ranges::find(names, name);
       const auto number = static_cast<std::uint8_t>(found - names.begin());
       if (found == names.end()) names.push_back(name);
+      const auto first = static_cast<char32_t>(of.size());
       of.insert(of.end(), run, number);
+      runs.push_back({name, {first, static_cast<char32_t>(of.size()) - 1}});
     }
     LONGHAUL_CHECK(of.size() == kCharacters, "categories of ", of.size(), " characters");
   }
@@ -70,15 +78,10 @@ CharacterSet complement(const CharacterSet& set) {
 
 std::optional<CharacterSet> category(std::string_view name) {
   if (name.empty() || name.size() > 2) return std::nullopt;
-  CharacterSet set;
-  for (char32_t character = 0; character < kCharacters; ++character) {
-    if (!category_of(character).starts_with(name)) continue;
-    if (!set.empty() && set.back().last + 1 == character) {
-      set.back().last = character;
-    } else {
-      set.push_back({character, character});
-    }
-  }
+  std::vector<CharacterRange> ranges;
+  for (const Categories::Run& run : categories().runs)
+    if (run.name.starts_with(name)) ranges.push_back(run.range);
+  CharacterSet set = character_set(std::move(ranges));
   if (set.empty()) return std::nullopt;
   return set;
 }

@@ -9,7 +9,7 @@ namespace longhaul::runtime::unicode {
 /// decimal: "Cc32Zs1Po3...".
 extern const std::string_view kCategories;
 
-// Version 12, which canonical composition keeps to; numbers in hexadecimal. A character comes as
+// Version 9, which canonical composition keeps to; numbers in hexadecimal. A character comes as
 // its distance from the one before it in the list.
 
 /// Runs of characters with equal combining classes other than 0: "GAP RUN CLASS;", where GAP is the
