@@ -41,7 +41,7 @@ void add_tokenize(CLI::App& app, Action& action) {
   const auto options = std::make_shared<TokenizeOptions>();
   CLI::App* verb = add_verb(app, action, "tokenize",
                             "Make a corpus of files, one document a file; of a .jsonl file, one "
-                            "document a line",
+                            "document a line; of Megatron's and llm.c's files of tokens, theirs",
                             options, run_tokenize);
   expand(verb->add_option("PATH", options->paths, "Files, and folders to take files from"))
       ->required();
@@ -49,8 +49,25 @@ void add_tokenize(CLI::App& app, Action& action) {
   add_force(verb, "--output", options->force);
   expand(
       verb->add_option("--tokenizer", options->tokenizer,
-                       "\"bytes\", a SentencePiece FILE.model, or a tokenizer.json or its folder"))
-      ->capture_default_str();
+                       "\"bytes\" (the default), a SentencePiece FILE.model, a tokenizer.json, or "
+                       "a folder that holds one"));
+  verb->add_option("--invalid-utf8", options->invalid_utf8,
+                   "What becomes of bytes that are no UTF-8, where the tokenizer is not \"bytes\": "
+                   "they are refused, or replaced by U+FFFD")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, InvalidUtf8>{
+          {"refuse", InvalidUtf8::refuse}, {"replace", InvalidUtf8::replace}}))
+      ->type_name("refuse|replace");
+  verb->add_option("--bos", options->bos, "Token, or its id, to put before each document")
+      ->type_name("TOKEN");
+  verb->add_option("--eos", options->eos, "Token, or its id, to put behind each document")
+      ->type_name("TOKEN");
+  verb->add_option("--vocab-size", options->vocabulary_size,
+                   "Of files of tokens whose tokenizer is not named: ids are below it");
+  verb->add_option("--document-start", options->document_start,
+                   "Of llm.c's files of tokens: the id with which each document begins")
+      ->type_name("ID");
+  verb->add_option("--threads", options->threads, "Threads that encode; without it one a core")
+      ->check(CLI::Range(1, 4096));
 }
 
 void add_serve(CLI::App& app, Action& action) {

@@ -101,12 +101,14 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
          "\"document\" and labels inside documents, as all runs were before this key existed",
          positions.value_or("") + " with labels that cross documents"});
   }
-  if (checkpoint.corpus_digest != run.corpus_digest)
-    changes.meaning.push_back(
-        {"data.corpus",
-         fmt::format("{} of digest {}", runtime::quote_toml(before.data.corpus),
-                     checkpoint.corpus_digest),
-         fmt::format("{} of digest {}", runtime::quote_toml(now.data.corpus), run.corpus_digest)});
+  if (checkpoint.corpus_digest != run.corpus_digest) {
+    const auto named = [](TrainConfig& config, const std::string& digest) {
+      const auto value = value_text(*config_schema().find(corpus_key(config.data)), config);
+      return fmt::format("{} of digest {}", value.value_or("not set"), digest);
+    };
+    changes.meaning.push_back({corpus_key(now.data), named(before, checkpoint.corpus_digest),
+                               named(now, run.corpus_digest)});
+  }
   return changes;
 }
 
