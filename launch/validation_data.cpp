@@ -11,12 +11,6 @@ namespace longhaul::launch {
 
 namespace {
 
-/// "sentencepiece:FILE:DIGEST" without the file's name, which does not matter.
-std::string tokenizer_identity(const std::string& name) {
-  const auto kind = name.find(':'), digest = name.rfind(':');
-  return kind == digest ? name : name.substr(0, kind) + name.substr(digest);
-}
-
 void check_corpora(TrainDraft& draft, const runtime::CorpusInfo& held_out,
                    const runtime::CorpusInfo& training) {
   const TrainConfig& config = draft.config;
@@ -49,6 +43,11 @@ void check_corpora(TrainDraft& draft, const runtime::CorpusInfo& held_out,
 }
 
 }  // namespace
+
+std::string tokenizer_identity(const std::string& name) {
+  const auto kind = name.find(':'), digest = name.rfind(':');
+  return kind == digest ? name : name.substr(0, kind) + name.substr(digest);
+}
 
 ValidationData::ValidationData(runtime::Corpus corpus, const runtime::Sequences& training,
                                const TrainConfig& config)

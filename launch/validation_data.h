@@ -40,6 +40,9 @@ class ValidationData final : public runtime::SequenceSource {
   const std::int64_t count_;
 };
 
+/// "sentencepiece:FILE:DIGEST" without the file's name, which does not matter.
+std::string tokenizer_identity(const std::string& name);
+
 /// What [validation] asks for; nullptr when it is not enabled. Throws Error(data) for a corpus that
 /// is none, Error(config) for one of another vocabulary or tokenizer than training's, one shorter
 /// than a sequence, or validation.steps that it does not hold.
