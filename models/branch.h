@@ -37,7 +37,7 @@ struct BranchShape {
 /// Of a block's parameters: its norm, the prefix of the others, and the norm behind f. A norm that
 /// the branch has no place for is empty.
 struct BlockNames {
-  std::string norm, prefix, norm_after;
+  std::string norm, prefix, norm_after = {};
 };
 
 /// Borrowed by a block's passes. The normalised rows are not kept: they are computed again where

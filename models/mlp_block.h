@@ -25,7 +25,7 @@ struct MlpShape {
 /// Of parameters. `gate` and `up` [intermediate, hidden] may be one, [2 intermediate, hidden], the
 /// gate's rows first, under one name; without a gate there is but `up`.
 struct MlpNames {
-  std::string norm, gate, up, down, norm_after;
+  std::string norm, gate, up, down, norm_after = {};
 };
 
 class MlpBlock final : public Block {
