@@ -24,6 +24,7 @@
 #include "runtime/config/toml_document.h"
 #include "runtime/error.h"
 #include "runtime/host_name.h"
+#include "runtime/io/output_file.h"
 #include "runtime/io/tokenizer.h"
 #include "runtime/ops/host_copy.h"
 
@@ -243,7 +244,7 @@ std::string json_text(const EvalInputs& inputs, const EvalResult& result,
                       std::optional<std::int64_t> bytes) {
   const runtime::CorpusInfo& corpus = inputs.data->corpus().info();
   nlohmann::ordered_json json{{"record", "eval"},
-                              {"build", runtime::build_info().text()},
+                              {"build", runtime::version_line()},
                               {"checkpoint", result.checkpoint},
                               {"step", result.step},
                               {"corpus", corpus.path.string()},
