@@ -85,6 +85,7 @@ TEST(Unicode, ComposesCanonically) {
   EXPECT_EQ(composed("\uac00\u11a7"), "\uac00\u11a7");          // no trailing consonant
   EXPECT_EQ(composed("\u0344"), "\u0308\u0301");                // decomposes, and stays so
   EXPECT_EQ(composed("\U000105d2\u0307"), "\U000105d2\u0307");  // composes in version 16 only
+  EXPECT_EQ(composed("a\u0305\u0301"), "a\u0305\u0301");        // blocked by a mark of its class
   EXPECT_EQ(composed("x\u0301\u0327y"), "x\u0327\u0301y");
 }
 
