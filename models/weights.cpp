@@ -54,8 +54,7 @@ Weight Weights::vector(const std::string& first, const std::string& last) const 
     LONGHAUL_CHECK(parameter.sizes.size() == 1, "parameter '", parameter.name, "', among '", first,
                    "' to '", last, "', has ", parameter.sizes.size(), " dims");
   }
-  const auto part = [&](const auto& flat) { return flat.slice(0, range.begin, range.end); };
-  return {part(store_.values()), part(store_.gradients()), store_, range};
+  return {store_.values().slice(0, range.begin, range.end), store_, range};
 }
 
 Weight Weights::matrix(ConstTensorView values, const std::string& first,
