@@ -96,7 +96,12 @@ TEST(TokenizeTokens, BesideTextsTheyAreOfTheTokenizer) {
   folder.write(
       "a.bin",
       test::read_text(folder / "a.bin").replace(8, 4, packed<std::int32_t>({0})).substr(0, 1024));
-  EXPECT_EQ(tokenize(options).tokens, 2);
+  folder.write("c.jsonl", "{\"text\": \"ho\"}\n");
+  options.paths.push_back(folder / "c.jsonl");
+  std::vector<std::int64_t> bytes;
+  options.progress = [&](const TokenizeProgress& progress) { bytes.push_back(progress.bytes); };
+  EXPECT_EQ(tokenize(options).tokens, 4);
+  EXPECT_EQ(bytes, (std::vector<std::int64_t>{0, 1026, 1041, 1041}));
 }
 
 TEST(TokenizeTokens, WhatIsMissingIsAskedFor) {
