@@ -31,10 +31,11 @@ void write_megatron(const TempDirectory& folder, const std::string& prefix) {
                    packed<std::int64_t>({0, 2, 6}) + packed<std::int64_t>({0, 2, 2, 3}));
 }
 
-void write_llmc(const TempDirectory& folder, const std::string& name) {
-  std::string head = packed<std::int32_t>({20240520, 1, 5});
+void write_llmc(const TempDirectory& folder, const std::string& name,
+                const std::vector<std::uint16_t>& tokens = {400, 1, 400, 2, 3}) {
+  std::string head = packed<std::int32_t>({20240520, 1, static_cast<std::int32_t>(tokens.size())});
   head.resize(1024);
-  folder.write(name, head + packed<std::uint16_t>({400, 1, 400, 2, 3}));
+  folder.write(name, head + packed(tokens));
 }
 
 std::vector<std::vector<std::int32_t>> documents_of(const fs::path& path) {
@@ -87,21 +88,36 @@ TEST(TokenizeTokens, TakesTheDocumentsOfEveryFormatInOrder) {
 
 TEST(TokenizeTokens, BesideTextsTheyAreOfTheTokenizer) {
   const TempDirectory folder;
-  write_llmc(folder, "a.bin");
+  write_llmc(folder, "a.bin", {200, 1, 200, 2, 3});
   folder.write("b.txt", "hi");
-  TokenizeOptions options{{folder / "a.bin", folder / "b.txt"}, folder / "c.h5", "bytes"};
-  options.document_start = 400;
-  test::expect_error(ExitCode::data, "a.bin: token 0 is 400, outside the vocabulary of 256",
-                     [&] { tokenize(options); });
-  folder.write(
-      "a.bin",
-      test::read_text(folder / "a.bin").replace(8, 4, packed<std::int32_t>({0})).substr(0, 1024));
   folder.write("c.jsonl", "{\"text\": \"ho\"}\n");
-  options.paths.push_back(folder / "c.jsonl");
+  TokenizeOptions options{
+      {folder / "b.txt", folder / "a.bin", folder / "c.jsonl"}, folder / "c.h5", "bytes"};
+  options.document_start = 200;
   std::vector<std::int64_t> bytes;
   options.progress = [&](const TokenizeProgress& progress) { bytes.push_back(progress.bytes); };
-  EXPECT_EQ(tokenize(options).tokens, 4);
-  EXPECT_EQ(bytes, (std::vector<std::int64_t>{0, 1026, 1041, 1041}));
+  tokenize(options);
+  EXPECT_EQ(documents_of(folder / "c.h5"), (std::vector<std::vector<std::int32_t>>{
+                                               {104, 105}, {200, 1}, {200, 2, 3}, {104, 111}}));
+  EXPECT_EQ(bytes, (std::vector<std::int64_t>{0, 2, 1036, 1036, 1051, 1051}));
+  write_llmc(folder, "a.bin", {200, 1, 256});
+  options.output = folder / "d.h5";
+  test::expect_error(ExitCode::data, "a.bin: token 2 is 256, outside the vocabulary of 256",
+                     [&] { tokenize(options); });
+}
+
+TEST(TokenizeTokens, OneDocumentGetsOneTokenBeforeItHoweverLongItIs) {
+  const TempDirectory folder;
+  write_llmc(folder, "a.bin", std::vector<std::uint16_t>(200'000, 5));
+  TokenizeOptions options{.paths = {folder / "a.bin"}, .output = folder / "c.h5"};
+  options.vocabulary_size = 10;
+  options.document_start = 9;
+  options.bos = "1";
+  options.eos = "2";
+  const TokenizeSummary summary = tokenize(options);
+  EXPECT_EQ(summary.documents, 1);
+  EXPECT_EQ(summary.tokens, 200'002);
+  EXPECT_EQ(documents_of(folder / "c.h5")[0].front(), 1);
 }
 
 TEST(TokenizeTokens, WhatIsMissingIsAskedFor) {
