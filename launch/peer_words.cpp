@@ -233,7 +233,8 @@ constexpr PeerVerbs kVerbs[] = {
     {"tokenize", "convert preprocess preprocess_data prepare prepare_data encode"},
     {"validate", "check verify lint config dry-run dryrun"},
     {"inspect", "show info dump list describe"},
-    {"report", "eval evaluate test plot summary summarize compare"},
+    {"report", "plot summary summarize compare"},
+    {"eval", "evaluate evaluation test perplexity ppl score"},
     {"bench", "benchmark profile measure"},
     {"attention", "attn replay"},
 };

@@ -190,12 +190,7 @@ int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingDa
 
 int train_loopback(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data) {
   const int ranks = attention_axis(config).world_size();
-  const int started = runtime::claimed_place(runtime::process_environment()).size;
-  if (started > 1) {
-    fail(ExitCode::launch, "comm.backend = \"loopback\" runs ", runtime::counted(ranks, "rank"),
-         " in one process, but the launcher started ", started,
-         "; start it without mpirun, or set comm.backend = \"mpi\"");
-  }
+  require_no_launcher(ranks);
   RunClaim claim(config);
   std::vector<std::unique_ptr<runtime::FlightRecorder>> recorders;
   runtime::LoopbackOptions options;

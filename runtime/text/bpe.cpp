@@ -6,6 +6,7 @@
 #include <bit>
 
 #include "runtime/error.h"
+#include "runtime/text/unicode.h"
 #include "runtime/text/utf8.h"
 
 namespace longhaul::runtime {
@@ -77,6 +78,7 @@ Bpe::Bpe(Vocabulary vocabulary, const std::vector<BpeMerge>& merges, BpeOptions 
       if (const auto bytes = bytes_of(token)) bytes_.emplace(*bytes, id);
     }
   }
+  if (!options_.byte_level && !options_.ignore_merges) learn_joins(merges);
   slots_.resize(std::bit_ceil(2 * merges.size() + 2));
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     const BpeMerge& merge = merges[rank];
@@ -87,6 +89,47 @@ Bpe::Bpe(Vocabulary vocabulary, const std::vector<BpeMerge>& merges, BpeOptions 
       at = (at + 1) & (slots_.size() - 1);
     slots_[at] = {pair, static_cast<std::uint32_t>(rank), merge.product};
   }
+}
+
+void Bpe::learn_joins(const std::vector<BpeMerge>& merges) {
+  std::unordered_map<std::int32_t, std::string_view> spellings;
+  is_token_.resize(kCharacters);
+  for (const auto& [token, id] : vocabulary_) {
+    spellings.emplace(id, token);
+    if (!token.empty() && character_bytes(token) == token.size())
+      is_token_[character(token)] = true;
+  }
+  for (const BpeMerge& merge : merges) {
+    std::string_view rest = spellings.at(merge.product);
+    std::optional<char32_t> left;
+    while (!rest.empty()) {
+      const char32_t right = character(rest);
+      rest.remove_prefix(character_bytes(rest));
+      if (left && *left < 128 && right < 128) ascii_joins_.set(*left * 128 + right);
+      if (left) joins_.insert(std::uint64_t{*left} << 32 | right);
+      left = right;
+    }
+  }
+}
+
+bool Bpe::joins(char32_t left, char32_t right) const {
+  if (left < 128 && right < 128) return ascii_joins_[left * 128 + right];
+  return joins_.contains(std::uint64_t{left} << 32 | right);
+}
+
+std::size_t Bpe::part_end(std::string_view piece, std::size_t at) const {
+  if (is_token_.empty()) return piece.size();
+  char32_t left = character(piece.substr(at));
+  at += character_bytes(piece.substr(at));
+  while (at < piece.size()) {
+    const std::string_view rest = piece.substr(at);
+    const char32_t right = character(rest);
+    // Others become several tokens, or one with their neighbours.
+    if (is_token_[left] && is_token_[right] && !joins(left, right)) break;
+    left = right;
+    at += character_bytes(rest);
+  }
+  return at;
 }
 
 const Bpe::Slot* Bpe::find(std::int32_t left, std::int32_t right) const {

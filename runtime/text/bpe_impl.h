@@ -2,6 +2,7 @@
 // Private to runtime/text: byte-pair encoding of one piece of text.
 
 #include <array>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -9,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace longhaul::runtime {
@@ -64,6 +66,9 @@ class Bpe {
   /// characters became the unknown token or, without one, nothing. Throws Error(data) for a piece
   /// of 2^30 bytes or more.
   std::int64_t encode(std::string_view piece, Room& room, std::vector<PieceToken>& tokens) const;
+  /// Where the part of a piece that begins at `at` ends: no merge reaches across, so that parts may
+  /// be encoded one by one. Of bytes, and where whole pieces stand, all of the piece is one part.
+  std::size_t part_end(std::string_view piece, std::size_t at) const;
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
  private:
@@ -74,6 +79,8 @@ class Bpe {
   };
   static constexpr std::uint64_t kNoPair = ~std::uint64_t{0};
 
+  void learn_joins(const std::vector<BpeMerge>& merges);
+  bool joins(char32_t left, char32_t right) const;
   const Slot* find(std::int32_t left, std::int32_t right) const;
   std::optional<std::int32_t> whole(std::string_view piece) const;
   std::int64_t begin_symbols(std::string_view piece, Room& room) const;
@@ -87,6 +94,10 @@ class Bpe {
   std::array<std::int32_t, 256> fallback_;  // <0xNN>, or -1
   std::vector<Slot> slots_;                 // a power of two, at most half of them taken
   std::vector<std::int32_t> products_;      // by rank
+  // For part_end(): which characters are tokens, and pairs of them side by side in some product.
+  std::vector<bool> is_token_;
+  std::bitset<128 * 128> ascii_joins_;
+  std::unordered_set<std::uint64_t> joins_;
 };
 
 }  // namespace longhaul::runtime

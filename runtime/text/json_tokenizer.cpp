@@ -165,7 +165,15 @@ class JsonTokenizer::Encoding {
     }
   }
 
-  void piece(const TextPart& part) {
+  void piece(const TextPart& whole) {
+    for (std::size_t at = 0; at < whole.text.size();) {
+      const std::size_t end = owner_.bpe_.part_end(whole.text, at);
+      piece_part(whole.part(at, end - at));
+      at = end;
+    }
+  }
+
+  void piece_part(const TextPart& part) {
     const bool cached = part.text.size() <= PieceCache::kMaxPieceBytes;
     if (cached) {
       if (const auto* found = room_.cache.find(part.text)) {
