@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <mutex>
 
 #include "models/family_impl.h"
@@ -79,16 +80,17 @@ std::vector<Case> cases() {
 
 ModelConfig config_of(DType dtype = DType::float32) {
   ModelConfig config;
-  config.hidden_size = 10;
-  config.intermediate_size = 13;
+  config.hidden_size = 6;
+  config.intermediate_size = 7;
   config.num_hidden_layers = 2;
   config.num_attention_heads = 4;
   config.num_key_value_heads = 2;
-  config.head_dim = 6;
-  config.rms_norm_eps = 1e-5;
+  config.head_dim = 4;
+  config.rms_norm_eps =
+      1e-2;  // heads of few dims may be small; their norms are to be well conditioned
   config.rope_theta = 100;
   config.tie_word_embeddings = false;
-  config.vocab_size = 17;
+  config.vocab_size = 11;
   config.dtype = dtype;
   return config;
 }
@@ -290,9 +292,9 @@ TEST_P(OptionsOf, LogitsAreTheOraclesAndEachOptionMovesThem) {
 }
 
 /// Every parameter moved by the largest bfloat16 rounding, up or down.
-void move_parameters(const Rig& rig) {
+void move_parameters(const Rig& rig, unsigned seed) {
   std::vector<double> values = read(rig.store.values(), rig.stream);
-  const std::vector<double> random = test::random_values(std::ssize(values), 1);
+  const std::vector<double> random = test::random_values(std::ssize(values), seed);
   for (std::size_t i = 0; i < values.size(); ++i)
     values[i] *= random[i] < 0 ? 1 - 0x1p-9 : 1 + 0x1p-9;
   copy(test::make_tensor(values, {std::ssize(values)}, DType::float32, rig.stream),
@@ -302,31 +304,30 @@ void move_parameters(const Rig& rig) {
 TEST_P(OptionsOf, BFloat16IsWithinItsRounding) {
   // Parameters are exact in bfloat16. A value passes about thirty roundings a layer, forward and
   // back; independent errors add like their square root. What one of them does to a gradient is
-  // what moving every parameter by one does in float32, which is held to the oracle above; at least
-  // its own size.
+  // what moving every parameter by one does in float32, which is held to the oracle above: the most
+  // of four draws, and at least its own size.
   const OracleBatch batch = document_batch(config_of(), {5, 1, 7}, 3);
-  const auto run = [&](DType dtype, bool moved, double& loss) {
-    NamedValues gradients;
+  const auto run = [&](DType dtype, unsigned moved = 0) {
+    NamedValues results;
     with_case(1, GetParam(), config_of(dtype), {}, [&](Rig& rig) {
-      if (moved) move_parameters(rig);
-      loss = read(rig.forward_backward(rig.use(batch), {1, {}}), rig.stream)[0];
-      gradients = rig.gradients();
+      if (moved > 0) move_parameters(rig, moved);
+      const Tensor loss = rig.forward_backward(rig.use(batch), {1, {}});
+      results = rig.gradients();
+      results["the loss"] = read(loss, rig.stream);
     });
-    return gradients;
+    return results;
   };
-  double rounded_loss = 0, exact_loss = 0, near_loss = 0;
-  const NamedValues rounded = run(DType::bfloat16, false, rounded_loss),
-                    exact = run(DType::float32, false, exact_loss),
-                    near = run(DType::float32, true, near_loss);
-  const double roundings = std::sqrt(30.0 * static_cast<double>(config_of().num_hidden_layers));
-  const auto bound = [&](double moved) { return roundings * std::max(0x1p-9, moved); };
-  EXPECT_LE(std::abs(rounded_loss - exact_loss) / exact_loss,
-            bound(std::abs(near_loss - exact_loss) / exact_loss));
-  for (const auto& [name, values] : exact) {
-    EXPECT_LE(relative_error(rounded.at(name), values),
-              bound(relative_error(near.at(name), values)))
-        << name;
+  const NamedValues rounded = run(DType::bfloat16), exact = run(DType::float32);
+  std::map<std::string, double> effect;
+  for (const unsigned seed : {1u, 2u, 3u, 4u}) {
+    for (const auto& [name, values] : run(DType::float32, seed)) {
+      double& most = effect.try_emplace(name, 0x1p-9).first->second;
+      most = std::max(most, relative_error(values, exact.at(name)));
+    }
   }
+  const double roundings = std::sqrt(30.0 * static_cast<double>(config_of().num_hidden_layers));
+  for (const auto& [name, values] : exact)
+    EXPECT_LE(relative_error(rounded.at(name), values), roundings * effect.at(name)) << name;
 }
 
 TEST_P(OptionsOf, RecomputationThreadsAndInterleavingAreBitwiseEqual) {
