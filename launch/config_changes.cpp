@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "attention/named_masks.h"
 #include "launch/config.h"
@@ -152,9 +153,11 @@ ConfigChanges require_same_model(const runtime::CheckpointMetadata& checkpoint,
                                  const std::string& path, const ResumingRun& run) {
   ConfigChanges changes = compare_with_checkpoint(checkpoint, path, run);
   std::vector<KeyChange> model;
-  for (KeyChange& change : changes.meaning)
+  changes.run.clear();
+  for (KeyChange& change : std::exchange(changes.meaning, {})) {
+    if (change.key.starts_with("data.corp")) continue;  // told as what it is evaluated on
     (changes_model(change) ? model : changes.run).push_back(std::move(change));
-  changes.meaning.clear();
+  }
   changes.rate_before = changes.rate_now;
   if (model.empty()) return changes;
   fail(ExitCode::config, path, ": the configuration describes another model:", listed(model),

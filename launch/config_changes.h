@@ -48,7 +48,7 @@ ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint
                                    const std::string& path, const ResumingRun& run);
 
 /// Of a run that only evaluates: the same, but only keys of [model] may not have changed, and of
-/// those what turns q and k may. All other changes are told as changes of the run.
+/// those what turns q and k may. What else has another meaning is told as a change of the run.
 ConfigChanges require_same_model(const runtime::CheckpointMetadata& checkpoint,
                                  const std::string& path, const ResumingRun& run);
 
