@@ -332,7 +332,7 @@ Values oracle_logits(const ModelConfig& c, const OracleForm& form, const NamedVa
       add(in, mlp(in, c, form, w), form.mlp_norm_after, form.mlp_alpha, form.mlp_beta);
     }
   }
-  const std::string head = c.tie_word_embeddings ? form.embedding : form.head;
+  const std::string head = c.tie_word_embeddings.value_or(false) ? form.embedding : form.head;
   Values logits = linear(rms(x, p.at(form.final_norm), form), p.at(head), c.hidden_size);
   for (double& logit : logits) {
     logit /= form.logits_scaling;
