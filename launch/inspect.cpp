@@ -14,6 +14,7 @@
 #include "runtime/error.h"
 #include "runtime/io/checkpoint.h"
 #include "runtime/io/corpus.h"
+#include "runtime/io/safetensors.h"
 
 namespace longhaul::launch {
 
@@ -177,17 +178,84 @@ std::string inspect_checkpoint(const fs::path& folder, std::int64_t step, bool b
   return report.text().str();
 }
 
+namespace safetensors = runtime::safetensors;
+
+/// Lines of what `tensors` come to, and of each; `file_of` says where one lies, or nothing.
+void describe_tensors(Report& report, std::span<const safetensors::Entry* const> tensors,
+                      const auto& file_of, bool brief) {
+  std::int64_t values = 0, bytes = 0;
+  for (const safetensors::Entry* tensor : tensors) {
+    values += tensor->elements();
+    bytes += tensor->bytes();
+  }
+  report.line("tensors", tensors.size(), ", ", counted(values, "value"), ", ",
+              counted(bytes, "byte"));
+  if (brief) return;
+  for (const safetensors::Entry* tensor : tensors) {
+    report.line("", safetensors::shown(tensor->name), " ", safetensors::name(tensor->element), " ",
+                sizes_text(tensor->sizes), file_of(*tensor));
+  }
+}
+
+void describe_metadata(Report& report, const safetensors::File& file) {
+  if (!file.metadata()) return;
+  for (const auto& [name, value] : *file.metadata()) {
+    report.line("metadata", safetensors::shown(name), " ", safetensors::shown(value));
+  }
+}
+
+std::string inspect_safetensors(const fs::path& path, bool brief) {
+  const safetensors::File file(path);
+  Report report;
+  report.text() << path.string() << ": safetensors, its header intact\n";
+  describe_metadata(report, file);
+  std::vector<const safetensors::Entry*> tensors;
+  for (const safetensors::Entry& entry : file.entries()) tensors.push_back(&entry);
+  describe_tensors(
+      report, tensors, [](const auto&) { return ""; }, brief);
+  return report.text().str();
+}
+
+std::string inspect_weights(const fs::path& folder, bool brief) {
+  const safetensors::Weights weights(folder);
+  Report report;
+  report.text() << folder.string() << ": weights of a Hugging Face folder, all headers intact\n";
+  for (const safetensors::File& file : weights.files()) {
+    report.line("file", file.path().filename().string(), " ", counted(file.bytes(), "byte"));
+    describe_metadata(report, file);
+  }
+  std::vector<const safetensors::Entry*> tensors;
+  for (const auto& place : weights.tensors()) tensors.push_back(place.entry);
+  const auto file_of = [&](const safetensors::Entry& tensor) {
+    return " in " + weights.find(tensor.name).file->path().filename().string();
+  };
+  describe_tensors(report, tensors, file_of, brief);
+  for (const std::string& name : weights.absent()) {
+    report.line("not in its file", safetensors::shown(name), ", which the index gives to one");
+  }
+  for (const std::string& name : weights.unlisted()) {
+    report.line("not in the index", safetensors::shown(name), ", which a file holds");
+  }
+  return report.text().str();
+}
+
 }  // namespace
 
 std::string inspect(const InspectOptions& options) {
   std::error_code code;
   if (!fs::is_directory(options.path, code)) {
+    if (!options.add_entropy && options.path.extension() == ".safetensors") {
+      return inspect_safetensors(options.path, options.brief);
+    }
     if (options.add_entropy) runtime::add_unigram_entropy(options.path);
     return inspect_corpus(options.path, options.brief);
   }
   if (options.add_entropy) {
     fail(ExitCode::usage, "inspect --add-entropy: ", options.path.string(),
          " is a folder; name a corpus file");
+  }
+  for (const char* name : {safetensors::kWeightsName, safetensors::kIndexName}) {
+    if (fs::exists(options.path / name, code)) return inspect_weights(options.path, options.brief);
   }
   fs::path path = fs::absolute(options.path).lexically_normal();
   if (path.filename().empty()) path = path.parent_path();  // "step-00000010/"
@@ -201,7 +269,7 @@ std::string inspect(const InspectOptions& options) {
   const std::vector<std::int64_t> steps = runtime::list_checkpoints(path);
   if (steps.empty()) {
     fail(ExitCode::data, options.path.string(),
-         ": neither a checkpoint nor a folder of checkpoints");
+         ": neither a checkpoint nor a folder of checkpoints or of safetensors");
   }
   return inspect_checkpoint(path, steps.back(), options.brief);
 }

@@ -100,13 +100,15 @@ void Trainer::make_learner(Communicator& world) {
     return;
   }
   using enum runtime::Axis;
+  store_ = std::make_unique<models::ParameterStore>(
+      model_.table(), config.training.dtype, compute_,
+      inputs_.evaluates_only ? models::Gradients::none : models::Gradients::held);
+  rows_.resize(static_cast<std::size_t>(config.training.interleave));
+  if (inputs_.evaluates_only) return;
   auto gradient_comm =
       device_communicator(grid_.split(*trainers_, {data, context}, "gradients"), inputs_.nccl);
-  store_ =
-      std::make_unique<models::ParameterStore>(model_.table(), config.training.dtype, compute_);
   exchange_ = std::make_unique<parallel::ParameterExchange>(
       store_->table(), config.parallelism.shard == "optimizer", std::move(gradient_comm), compute_);
-  rows_.resize(static_cast<std::size_t>(config.training.interleave));
   const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},

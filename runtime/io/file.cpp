@@ -77,6 +77,20 @@ std::size_t FileHandle::read_some(std::span<std::byte> buffer) const {
   }
 }
 
+void FileHandle::read_at(std::int64_t offset, std::span<std::byte> buffer) const {
+  while (!buffer.empty()) {
+    const ssize_t got = ::pread(descriptor_, buffer.data(), buffer.size(), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail_errno(path_, "cannot read", errno);
+    if (got == 0) {
+      fail(ExitCode::data, path_.string(), ": ends at byte ", offset,
+           ", before what was to be read;", " a file that is being read must not be written to");
+    }
+    buffer = buffer.subspan(static_cast<std::size_t>(got));
+    offset += got;
+  }
+}
+
 void FileHandle::write_all(std::span<const std::byte> bytes) const {
   while (!bytes.empty()) {
     const ssize_t put = ::write(descriptor_, bytes.data(), bytes.size());

@@ -31,6 +31,9 @@ class FileHandle {
   std::int64_t size() const;
   /// Reads up to the buffer's size from the current place; returns the bytes read, 0 at the end.
   std::size_t read_some(std::span<std::byte> buffer) const;
+  /// Fills the buffer from byte `offset` on, wherever the current place is; thread-safe. Throws
+  /// Error(data) when the file ends before.
+  void read_at(std::int64_t offset, std::span<std::byte> buffer) const;
   void write_all(std::span<const std::byte> bytes) const;
   /// Forces the contents to the device.
   void sync() const;

@@ -5,6 +5,7 @@
 #include "launch/tokenize.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/io/checkpoint.h"
+#include "runtime/io/safetensors.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_directory.h"
 
@@ -115,6 +116,38 @@ TEST(Inspect, DescribesACheckpoint) {
   fs::remove(folder / "step-00000005/rank-00001-of-00002.h5");
   expect_error(ExitCode::data, "rank-00001-of-00002.h5: is missing",
                [&] { inspect({folder.path()}); });
+}
+
+void write_weights(const fs::path& path, const std::string& name, std::int64_t size) {
+  using namespace runtime::safetensors;
+  const std::vector<TensorInfo> tensors{{name, Element::bf16, {size, 2}}};
+  Writer writer(path, tensors, Metadata{{{"format", "pt"}}});
+  writer.append_floats(std::vector<float>(static_cast<std::size_t>(2 * size)));
+  writer.finish();
+}
+
+TEST(Inspect, DescribesWeights) {
+  TempDirectory folder;
+  write_weights(folder / "1.safetensors", "model.a\n", 3);
+  write_weights(folder / "2.safetensors", "model.b", 7);
+  const std::string file = inspect({folder / "1.safetensors"});
+  expect_line(file, "metadata", "'format' 'pt'");
+  expect_line(file, "tensors", "1, 6 values, 12 bytes");
+  EXPECT_NE(file.find("'model.a\\x0a' BF16 [3,2]\n"), std::string::npos) << file;
+  const std::string brief = inspect({.path = folder / "1.safetensors", .brief = true});
+  EXPECT_EQ(brief, file.substr(0, brief.size()));
+  EXPECT_LT(brief.size(), file.size());
+
+  test::write_text(
+      folder / runtime::safetensors::kIndexName,
+      R"({"metadata": {}, "weight_map": {"model.b": "2.safetensors", "c": "1.safetensors"}})");
+  const std::string all = inspect({folder.path()});
+  expect_line(all, "tensors", "2, 20 values, 40 bytes");
+  EXPECT_NE(all.find("'model.b' BF16 [7,2] in 2.safetensors\n"), std::string::npos) << all;
+  expect_line(all, "not in its file", "'c'");
+  expect_line(all, "not in the index", "'model.a\\x0a'");
+  fs::resize_file(folder / "2.safetensors", 100);
+  expect_error(ExitCode::data, "cut short", [&] { inspect({folder.path()}); });
 }
 
 }  // namespace

@@ -90,6 +90,7 @@ ModelConfig config_of(DType dtype = DType::float32) {
   config.rms_norm_eps =
       1e-2;  // heads of few dims may be small; their norms are to be well conditioned
   config.rope_theta = 100;
+  config.tie_word_embeddings = false;
   config.vocab_size = 11;
   config.tie_word_embeddings = false;
   config.dtype = dtype;
