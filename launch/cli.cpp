@@ -125,10 +125,12 @@ int run_inspect(const InspectOptions& options) {
 
 void add_inspect(CLI::App& app, Action& action) {
   const auto options = std::make_shared<InspectOptions>();
-  CLI::App* verb =
-      add_verb(app, action, "inspect", "Say what is in a corpus, a checkpoint or weights, and verify it",
-               options, run_inspect);
-  expand(verb->add_option("PATH", options->path, "HDF5 corpus, checkpoint, safetensors file or folder of them"))->required();
+  CLI::App* verb = add_verb(app, action, "inspect",
+                            "Say what is in a corpus, a checkpoint or weights, and verify it",
+                            options, run_inspect);
+  expand(verb->add_option("PATH", options->path,
+                          "HDF5 corpus, checkpoint, safetensors file or folder of them"))
+      ->required();
   verb->add_flag("--brief", options->brief,
                  "Verify all the same, but leave out lists: document lengths, tensors, files and "
                  "the configuration");

@@ -1,5 +1,6 @@
 #pragma once
-// Files that Hugging Face's library wrote (safetensors 0.8.0). Made by tests/tools/safetensors-bytes.
+// Files that Hugging Face's library wrote (safetensors 0.8.0). Made by
+// tests/tools/safetensors-bytes.
 
 #include <vector>
 
