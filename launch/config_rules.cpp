@@ -428,6 +428,13 @@ void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   check_pretence(draft);
 }
 
+GridShape grid_of(const TrainConfig& config) {
+  GridShape shape;
+  shape.data = config.parallelism.data_parallel_replicate_degree;
+  shape.context = config.parallelism.context_parallel_degree;
+  return shape;
+}
+
 GridShape resolve_grid(const TrainConfig& config, std::int64_t world_size) {
   if (world_size < 1)
     fail(ExitCode::launch, "the number of ranks is ", world_size, "; expected at least 1");

@@ -150,15 +150,15 @@ class Tokenizing {
   /// What was given to the other threads.
   struct Pending {
     std::int64_t bytes = 0;
-    bool ends_file = false;
+    std::optional<std::int64_t> file_bytes;  ///< of the file that it ends, if it ends one
   };
 
   void read_all() {
     for (const TokenizeInput& input : inputs_.files) {
       if (input.kind == InputKind::text) {
-        read_text(input.path);
+        read_text(input);
       } else if (input.kind == InputKind::records) {
-        read_records(input.path);
+        read_records(input);
       } else {
         take_all();
         read_tokens(input);
@@ -174,46 +174,46 @@ class Tokenizing {
     try {
       return read();
     } catch (const runtime::Error&) {
-      give(std::move(raw), false);
+      give(std::move(raw), std::nullopt);
       take_all();
       throw;
     }
   }
 
-  void read_text(const fs::path& file) {
-    RawDocuments raw{file, false, {}};
+  void read_text(const TokenizeInput& input) {
+    RawDocuments raw{input.path, false, {}};
     std::string text = reading(raw, [&] {
-      return runtime::read_file(file, std::numeric_limits<std::int64_t>::max() / 2);
+      return runtime::read_file(input.path, std::numeric_limits<std::int64_t>::max() / 2);
     });
     const std::int64_t bytes = std::ssize(text);
     raw.documents.push_back({std::move(text), 0, bytes});
-    give(std::move(raw), true);
+    give(std::move(raw), input.bytes);
   }
 
-  void read_records(const fs::path& file) {
-    RawDocuments raw{file, true, {}};
-    RecordReader records = reading(raw, [&] { return RecordReader(file); });
+  void read_records(const TokenizeInput& input) {
+    RawDocuments raw{input.path, true, {}};
+    RecordReader records = reading(raw, [&] { return RecordReader(input.path); });
     std::int64_t bytes = 0;
     while (reading(raw, [&] { return records.next(); })) {
       if (bytes + std::ssize(records.line()) > kBatchBytes && !raw.documents.empty()) {
-        give(std::exchange(raw, {file, true, {}}), false);
+        give(std::exchange(raw, {input.path, true, {}}), std::nullopt);
         bytes = 0;
       }
       bytes += std::ssize(records.line());
       raw.documents.push_back({records.line(), records.line_number(), records.bytes_read()});
     }
-    give(std::move(raw), true);
+    give(std::move(raw), input.bytes);
   }
 
   void read_tokens(const TokenizeInput& input) {
-    const std::int64_t before = progress_.bytes, vocabulary = summary_.vocabulary_size;
+    const std::int64_t vocabulary = summary_.vocabulary_size;
     bool begins = true;
     const auto take = [&](const runtime::TokenPiece& piece) {
       if (begins && rules_.bos) add({&*rules_.bos, 1}, {});
       add(piece.tokens, {});
       if (piece.ends_document && rules_.eos) add({&*rules_.eos, 1}, {});
       begins = piece.ends_document;
-      progress_.bytes = before + piece.bytes;
+      progress_.bytes = file_begin_ + piece.bytes;
       if (piece.ends_document) end_document();
     };
     if (input.kind == InputKind::megatron) {
@@ -221,17 +221,24 @@ class Tokenizing {
     } else {
       runtime::read_llmc(input.path, vocabulary, *options_.document_start, take);
     }
+    end_file(input.bytes);
+  }
+
+  void end_file(std::int64_t bytes) {
+    file_begin_ += bytes;
+    progress_.bytes = file_begin_;
     ++progress_.files;
   }
 
-  void give(RawDocuments raw, bool ends_file) {
+  /// `file_bytes`: of the file, where these are its last documents.
+  void give(RawDocuments raw, std::optional<std::int64_t> file_bytes) {
     std::int64_t bytes = 0;
     for (const RawDocuments::Document& document : raw.documents) bytes += std::ssize(document.text);
     while (work_.pending() > 0 &&
            (pending_bytes_ + bytes > kBytesAThread * (summary_.threads + 1) ||
             work_.pending() >= kMostPendingAThread * summary_.threads))
       take_one();
-    pending_.push_back({bytes, ends_file});
+    pending_.push_back({bytes, file_bytes});
     pending_bytes_ += bytes;
     work_.give([this, documents = std::move(raw)] { return encode(rules_, documents); });
   }
@@ -260,9 +267,7 @@ class Tokenizing {
     summary_.unknown_characters += encoded.unknown_characters;
     summary_.invalid_bytes += encoded.invalid_bytes;
     for (const auto& [field, count] : encoded.unused_fields) summary_.unused_fields[field] += count;
-    if (!pending.ends_file) return;
-    file_begin_ = progress_.bytes;
-    ++progress_.files;
+    if (pending.file_bytes) end_file(*pending.file_bytes);
   }
 
   /// Tokens of the document at hand.

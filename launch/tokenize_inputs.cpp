@@ -5,6 +5,7 @@
 #include <set>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include "runtime/error.h"
 #include "runtime/io/file.h"
@@ -74,10 +75,10 @@ class Collector {
       if (fs::is_regular_file(index, code) && runtime::is_megatron_index(index)) {
         add_megatron(index);
       } else {
-        take({path, runtime::is_llmc(path) ? InputKind::llmc : InputKind::text}, {path});
+        take({path, runtime::is_llmc(path) ? InputKind::llmc : InputKind::text, 0}, {path});
       }
     } else {
-      take({path, path.extension() == ".jsonl" ? InputKind::records : InputKind::text}, {path});
+      take({path, path.extension() == ".jsonl" ? InputKind::records : InputKind::text, 0}, {path});
     }
   }
 
@@ -89,17 +90,18 @@ class Collector {
            " is the index of a Megatron dataset, whose tokens it should hold");
     }
     if (datasets_.insert(index.lexically_normal()).second)
-      take({index, InputKind::megatron}, {index, data});
+      take({index, InputKind::megatron, 0}, {index, data});
   }
 
-  void take(const TokenizeInput& input, const std::vector<fs::path>& read) {
+  void take(TokenizeInput input, const std::vector<fs::path>& read) {
     for (const fs::path& path : read) {
       std::error_code code;
       const auto bytes = fs::file_size(path, code);
       if (code) fail(ExitCode::io, path.string(), ": cannot read: ", code.message());
-      inputs.bytes += static_cast<std::int64_t>(bytes);
+      input.bytes += static_cast<std::int64_t>(bytes);
     }
-    inputs.files.push_back(input);
+    inputs.bytes += input.bytes;
+    inputs.files.push_back(std::move(input));
   }
 
   void add_folder(const fs::path& folder) {

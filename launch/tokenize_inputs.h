@@ -31,6 +31,7 @@ constexpr bool holds_tokens(InputKind kind) {
 struct TokenizeInput {
   std::filesystem::path path;
   InputKind kind = InputKind::text;
+  std::int64_t bytes = 0;  ///< of all files that it is
 };
 
 struct TokenizeInputs {

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "models/family_impl.h"
+#include "models/rope.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/host_tensors.h"
 #include "tests/support/model_rig.h"
@@ -91,6 +92,7 @@ ModelConfig config_of(DType dtype = DType::float32) {
   config.rope_theta = 100;
   config.tie_word_embeddings = false;
   config.vocab_size = 11;
+  config.tie_word_embeddings = false;
   config.dtype = dtype;
   return config;
 }

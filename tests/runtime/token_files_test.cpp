@@ -47,7 +47,7 @@ Megatron megatron(const Documents& documents, int code, int alone) {
   }
   files.index = std::string("MMIDIDX\0\0", 9);
   put<std::uint64_t>(files.index, 1);
-  put<std::uint8_t>(files.index, code);
+  files.index += static_cast<char>(code);
   put<std::uint64_t>(files.index, lengths.size());
   put<std::uint64_t>(files.index, boundaries.size());
   for (const auto length : lengths) put<std::int32_t>(files.index, length);
@@ -126,7 +126,7 @@ TEST(Megatron, WhatIsNotWholeIsRefused) {
     refused(why, bad);
   };
   index("is of version 2; expected 1", 9, std::uint64_t{2});
-  for (const std::uint8_t code : {0, 6, 7, 9}) index("its dtype is ", 17, code);
+  for (const int code : {0, 6, 7, 9}) index("its dtype is ", 17, static_cast<std::uint8_t>(code));
   index("says that it has 18446744073709551615 entries", 18, ~std::uint64_t{0});
   index("says that it has 9223372036854775807 entries", 26, ~std::uint64_t{0} >> 1);
   index("holds 82 bytes, which 1 sequences and 3 boundaries", 18, std::uint64_t{1});
