@@ -59,6 +59,7 @@ void check_rope(ModelConfig& c, Judge& judge) {
   RopeScaling& scaling = c.rope_scaling;
   if (scaling.rope_type) scaling.rope_type = rope_type_of(scaling);
   if (rotary_dims(c) % 2 != 0) {
+    if (!c.partial_rotary_factor) return;  // check_heads() has said it
     judge.wrong("partial_rotary_factor",
                 fmt::format("it turns {} of head_dim = {} dims; expected an even number: rotary "
                             "embedding turns pairs",
