@@ -59,6 +59,8 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
   if (!config.model.layer_types.empty() ||
       std::ranges::count(layers, models::kFullAttention) != std::ssize(layers))
     std::printf("layers   %s\n", layers_text(layers, config.model.sliding_window).c_str());
+  if (const auto rope = rope_text(config.model, config.training.seq_len))
+    std::printf("rope     %s\n", rope->c_str());
   print_corpora(header);
   std::printf("grid     data %ld x context %ld%s, attention %s over %s layout, mask %s\n",
               header.grid.data, header.grid.context,

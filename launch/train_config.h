@@ -147,6 +147,9 @@ struct TrainConfig : runtime::Configuration {
   DebugConfig debug;
 };
 
+/// The grid whose degrees are known, as resolve_grid() leaves them.
+runtime::GridShape grid_of(const TrainConfig& config);
+
 /// The grid of `world_size` ranks, dedicated attention servers among them: -1 becomes whatever is
 /// left. Throws Error(launch) when the degrees and servers do not make up world_size, saying which
 /// counts would do.

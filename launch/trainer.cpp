@@ -28,13 +28,6 @@ using runtime::Tensor;
 
 namespace {
 
-runtime::GridShape grid_shape(const TrainConfig& config) {
-  runtime::GridShape shape;
-  shape.data = config.parallelism.data_parallel_replicate_degree;
-  shape.context = config.parallelism.context_parallel_degree;
-  return shape;
-}
-
 /// Column sums, in rank order.
 std::vector<double> sum(const std::vector<std::vector<double>>& rows) {
   std::vector<double> total(rows.front().size(), 0.0);
@@ -54,7 +47,7 @@ runtime::Stream compute_stream(const runtime::Device& device, int threads) {
 
 Trainer::Trainer(TrainerInputs inputs, Communicator& world)
     : inputs_(std::move(inputs)),
-      grid_(grid_shape(inputs_.config)),
+      grid_(grid_of(inputs_.config)),
       axis_(attention_axis(inputs_.config)),
       group_(axis_.group(world.rank())),
       axis_rank_(axis_.rank(world.rank())),

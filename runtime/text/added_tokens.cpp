@@ -80,7 +80,7 @@ void AddedTokens::divide(std::string_view text, std::vector<Section>& sections) 
     if (token->single_word &&
         (ends_with_word(text.substr(0, begin)) || begins_with_word(text.substr(end))))
       continue;
-    if (token->lstrip) begin = std::max(done, begin - space_before(text.substr(0, begin)));
+    if (token->lstrip) begin -= space_before(text.substr(0, begin));
     if (token->rstrip) end += space_behind(text.substr(end));
     if (done < begin) sections.push_back({done, begin});
     sections.push_back({begin, end, token->id});

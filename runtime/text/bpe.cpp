@@ -82,7 +82,6 @@ Bpe::Bpe(Vocabulary vocabulary, const std::vector<BpeMerge>& merges, BpeOptions 
   slots_.resize(std::bit_ceil(2 * merges.size() + 2));
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     const BpeMerge& merge = merges[rank];
-    products_.push_back(merge.product);
     const std::uint64_t pair = pair_of(merge.left, merge.right);
     std::size_t at = pair * kMixer >> 32 & (slots_.size() - 1);
     while (slots_[at].pair != kNoPair && slots_[at].pair != pair)
@@ -251,11 +250,10 @@ void Bpe::merge(Room& room) const {
     Room::Symbol& left = symbols[static_cast<std::size_t>(place)];
     if (left.id == kNoToken || left.next == kNone) continue;
     Room::Symbol& right = symbols[static_cast<std::size_t>(left.next)];
-    // Neighbours may have changed since. Another pair of the same product is merged all the same.
+    // Neighbours may have changed since.
     const Slot* slot = find(left.id, right.id);
-    const std::int32_t product = products_[top >> 32];
-    if (slot == nullptr || slot->product != product) continue;
-    left.id = product;
+    if (slot == nullptr || slot->rank != top >> 32) continue;
+    left.id = slot->product;
     left.bytes += right.bytes;
     left.next = right.next;
     right.id = kNoToken;

@@ -93,7 +93,6 @@ class Bpe {
   std::array<std::int32_t, 256> single_;    // tokens of single bytes or ASCII characters, or -1
   std::array<std::int32_t, 256> fallback_;  // <0xNN>, or -1
   std::vector<Slot> slots_;                 // a power of two, at most half of them taken
-  std::vector<std::int32_t> products_;      // by rank
   // For part_end(): which characters are tokens, and pairs of them side by side in some product.
   std::vector<bool> is_token_;
   std::bitset<128 * 128> ascii_joins_;

@@ -6,6 +6,15 @@ namespace longhaul::runtime {
 namespace {
 
 constexpr int kMaxDepth = 8;
+constexpr std::size_t kMaxAddedBytes = 1024;  // what a step puts in place of one character, or less
+
+/// Text that a step adds, as often as it likes.
+const std::string& added_text(const JsonValue& json, std::string_view name) {
+  const std::string& text = json.text(name);
+  if (text.size() > kMaxAddedBytes)
+    json.bad(name, " has ", text.size(), " bytes; expected at most ", kMaxAddedBytes);
+  return text;
+}
 
 TextPart prepend(const TextPart& part, const std::string& text, TextBuffer& buffer) {
   if (part.text.empty()) return part;
@@ -44,12 +53,12 @@ void Normalizer::add(const JsonValue& json, int depth) {
     steps_.emplace_back(Compose{});
   } else if (type == "Prepend") {
     json.only({"type", "prepend"});
-    steps_.emplace_back(Prepend{json.text("prepend")});
+    steps_.emplace_back(Prepend{added_text(json, "prepend")});
   } else if (type == "Replace") {
     json.only({"type", "pattern", "content"});
     const std::string& from = json.at("pattern").only({"String"}).text("String");
     if (from.empty()) json.bad("replaces the empty text");
-    steps_.emplace_back(Replace{from, json.text("content")});
+    steps_.emplace_back(Replace{from, added_text(json, "content")});
   } else {
     json.bad("normalizer '", type, "' is not supported; NFC, Prepend, Replace and Sequence are");
   }

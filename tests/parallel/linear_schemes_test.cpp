@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 
 #include "attention/linear.h"
 #include "tests/support/linear_cases.h"
@@ -28,11 +27,9 @@ using Offsets = std::vector<std::int64_t>;
 /// All jobs of one number of ranks, held against the reference.
 void expect_right(const std::vector<LinearJob>& jobs, int ranks) {
   const auto answers = test::run_linear_jobs(jobs, ranks);
-  std::map<const LinearProblem*, test::LinearOracle> oracles;
   for (std::size_t j = 0; j < jobs.size(); ++j) {
-    const auto oracle = oracles.try_emplace(jobs[j].problem, *jobs[j].problem).first;
     const bool bf16 = jobs[j].problem->inputs.shape.activation == DType::bfloat16;
-    const LinearErrors errors = oracle->second.errors(answers[j]);
+    const LinearErrors errors = test::linear_errors(*jobs[j].problem, answers[j]);
     EXPECT_LE(errors.values, bf16 ? 5e-3 : 2e-6) << show(jobs[j]) << ": " << errors.worst;
     EXPECT_LE(errors.gates, bf16 ? 5e-3 : 1e-5) << show(jobs[j]);
   }
@@ -126,10 +123,9 @@ TEST(LinearSchemes, AreRightWithoutCausality) {
 TEST(LinearSchemes, LoseNothingOver32Ranks) {
   for (const char* kind : attention::recurrence_kinds()) {
     const LinearProblem problem = linear_problem(kind, {1024, 2, 1, 16, 16}, 1, {0}, Gates::slow);
-    const test::LinearOracle oracle(problem);
     const auto error = [&](const Expression& scheme, int ranks) {
       const LinearJob job{&problem, Layout(LayoutKind::zigzag, 1024, 1, ranks), scheme};
-      return oracle.errors(test::run_linear_jobs({&job, 1}, ranks)[0]).values;
+      return test::linear_errors(problem, test::run_linear_jobs({&job, 1}, ranks)[0]).values;
     };
     for (const char* scheme : {"lasp", "lasp2", "all_scan", "exscan"}) {
       const double spread = error(scheme, 32);

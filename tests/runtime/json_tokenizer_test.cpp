@@ -106,7 +106,7 @@ TEST(JsonTokenizer, SaysWhereTokensBegin) {
       {"pieces, first prefix", "<s>hello w", {0, 3, 8}},
       {"fused unknown characters", "x\xc3\xa9xhello", {0, 4}},
       // Nothing stands for the dash.
-      {"dropped characters, digits", "w-h", {0, 1}},
+      {"dropped characters, digits", "w-el", {0, 1, 3}},
       // One U+FFFD, of three bytes, for two.
       {"bytes by GPT-2's pattern", "he\xe2\x82hello", {0, 2, 2, 2, 4}},
   };
@@ -217,6 +217,9 @@ TEST(JsonTokenizer, RefusesWhatItDoesNotKnow) {
     bad[json::json_pointer(one.place)] = json::parse(one.value);
     expect_error(ExitCode::data, one.says, [&] { make(bad); });
   }
+  json bad = good;
+  bad["normalizer"] = {{"type", "Prepend"}, {"prepend", std::string(1025, 'x')}};
+  expect_error(ExitCode::data, "prepend has 1025 bytes", [&] { make(bad); });
   make(good);
 }
 

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numbers>
+#include <utility>
 
 #include "runtime/ops/bias.h"
 #include "runtime/ops/cast.h"
@@ -132,11 +134,16 @@ Values rope_reference(const Values& x, const std::vector<std::int64_t>& position
 
 TEST_P(Rows, Rope) {
   const std::int64_t heads = 3, dim = 10;
-  const double theta = 500000;
+  const double theta = 500000, factor = 1.25;
   const Values x = values(rows() * heads * dim, 1);
   std::vector<std::int64_t> positions;
   for (std::int64_t row = 0; row < rows(); ++row)
     positions.push_back(row * row * row * 37 % 2000003);
+  Values frequencies, expected = rope_reference(x, positions, heads, dim, theta), twice = x;
+  for (std::int64_t i = 0; i < dim / 2; ++i)
+    frequencies.push_back(std::pow(theta, -2 * static_cast<double>(i) / static_cast<double>(dim)));
+  for (double& value : expected) value *= factor;
+  for (double& value : twice) value *= factor * factor;
   for (const DType position_dtype : {DType::int32, DType::int64}) {
     std::vector<std::byte> bytes[2];
     for (const Stream& stream : {one_, two_}) {
@@ -145,48 +152,52 @@ TEST_P(Rows, Rope) {
           make_tensor(Values(positions.begin(), positions.end()), {rows()}, position_dtype, stream);
       const Tensor cosines({rows(), dim / 2}, DType::float32, stream),
           sines({rows(), dim / 2}, DType::float32, stream);
-      rope_table(at, theta, cosines, sines, stream);
+      rope_table(at, frequencies, factor, cosines, sines, stream);
       rope(tx, cosines, sines, Rotation::forward, tx, stream);
-      EXPECT_LE(relative_error(read(tx, stream), rope_reference(x, positions, heads, dim, theta)),
-                bound(dtype()));
+      EXPECT_LE(relative_error(read(tx, stream), expected), bound(dtype()));
       bytes[stream.threads() - 1] = read_bytes(tx, stream);
       rope(tx, cosines, sines, Rotation::inverse, tx,
            stream);  // a rotation's inverse is its adjoint
-      EXPECT_LE(relative_error(read(tx, stream), x), 2 * bound(dtype()));
+      EXPECT_LE(relative_error(read(tx, stream), twice), 2 * bound(dtype()));
     }
     EXPECT_EQ(bytes[0], bytes[1]);
   }
 }
 
 double silu(double g) { return g / (1 + std::exp(-g)); }
+double gelu(double g) {
+  return g / 2 * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (g + 0.044715 * g * g * g)));
+}
 
-TEST_P(Rows, Swiglu) {
-  const std::int64_t f = 37;
-  Values gate_up = values(rows() * 2 * f, 1), dy = values(rows() * f, 3);
-  Values y, gradients(gate_up.size());
-  for (std::size_t i = 0; i < dy.size(); ++i) {
-    const double step = 1e-5;
-    const std::size_t gate_at = i / at(f) * at(2 * f) + i % at(f), up_at = gate_at + at(f);
-    double& gate = gate_up[gate_at];
-    gate *= 16;  // both tails of the sigmoid; a power of two keeps bfloat16 exact
-    const double up = gate_up[up_at];
-    y.push_back(silu(gate) * up);
-    gradients[gate_at] = dy[i] * up * (silu(gate + step) - silu(gate - step)) / (2 * step);
-    gradients[up_at] = dy[i] * silu(gate);
+TEST_P(Rows, Glu) {
+  for (const auto& [kind, of] : {std::pair{Glu::swiglu, &silu}, std::pair{Glu::geglu, &gelu}}) {
+    const std::int64_t f = 37;
+    Values gate_up = values(rows() * 2 * f, 1), dy = values(rows() * f, 3);
+    Values y, gradients(gate_up.size());
+    for (std::size_t i = 0; i < dy.size(); ++i) {
+      const double step = 1e-5;
+      const std::size_t gate_at = i / at(f) * at(2 * f) + i % at(f), up_at = gate_at + at(f);
+      double& gate = gate_up[gate_at];
+      gate *= 16;  // both tails of the sigmoid; a power of two keeps bfloat16 exact
+      const double up = gate_up[up_at];
+      y.push_back(of(gate) * up);
+      gradients[gate_at] = dy[i] * up * (of(gate + step) - of(gate - step)) / (2 * step);
+      gradients[up_at] = dy[i] * of(gate);
+    }
+    std::vector<std::byte> bytes[2];
+    for (const Stream& stream : {one_, two_}) {
+      const Tensor tg = make_tensor(gate_up, {rows(), 2 * f}, dtype(), stream),
+                   td = make_tensor(dy, {rows(), f}, dtype(), stream),
+                   ty({rows(), f}, dtype(), stream);
+      glu(kind, tg, ty, stream);
+      glu_backward(kind, tg, td, stream);
+      EXPECT_LE(relative_error(read(ty, stream), y), bound(dtype()));
+      EXPECT_LE(relative_error(read(tg, stream), gradients), bound(dtype()));
+      EXPECT_EQ(read_bytes(td, stream), read_bytes(ty, stream)) << "y again";
+      bytes[stream.threads() - 1] = read_bytes(tg, stream);
+    }
+    EXPECT_EQ(bytes[0], bytes[1]);
   }
-  std::vector<std::byte> bytes[2];
-  for (const Stream& stream : {one_, two_}) {
-    const Tensor tg = make_tensor(gate_up, {rows(), 2 * f}, dtype(), stream),
-                 td = make_tensor(dy, {rows(), f}, dtype(), stream),
-                 ty({rows(), f}, dtype(), stream);
-    glu(Glu::swiglu, tg, ty, stream);
-    glu_backward(Glu::swiglu, tg, td, stream);
-    EXPECT_LE(relative_error(read(ty, stream), y), bound(dtype()));
-    EXPECT_LE(relative_error(read(tg, stream), gradients), bound(dtype()));
-    EXPECT_EQ(read_bytes(td, stream), read_bytes(ty, stream)) << "y again";
-    bytes[stream.threads() - 1] = read_bytes(tg, stream);
-  }
-  EXPECT_EQ(bytes[0], bytes[1]);
 }
 
 TEST(Glu, ExtremeGates) {
@@ -310,7 +321,7 @@ TEST(LargeRows, AreThreadIndependent) {
     rms_norm(tx, tw, kEps, y, inverse, stream);
     rms_norm_backward({tx, tw, inverse, tdy}, dx, Write::overwrite, dw, stream);
     embedding_backward(tdy, ids, table, stream);
-    rope_table(ids, 1e4, cosines, sines, stream);
+    rope_table(ids, Values(65, 0.3), 1, cosines, sines, stream);
     const TensorView heads = y.view().reshape({rows, 1, h});
     rope(heads, cosines, sines, Rotation::forward, heads, stream);
     glu(Glu::swiglu, tx, other, stream);

@@ -351,25 +351,20 @@ std::vector<LinearAnswer> run_linear_jobs(std::span<const LinearJob> jobs, int r
   return answers;
 }
 
-namespace {
-
-/// Of sequence s, out of all sequences' values.
-template <class Values>
-auto of_sequence(const LinearProblem& problem, std::int64_t s, const Values& all) {
-  const std::size_t rows = all.size() / static_cast<std::size_t>(problem.batch);
-  return std::span(all).subspan(static_cast<std::size_t>(s) * rows, rows);
-}
-
-}  // namespace
-
-LinearOracle::LinearOracle(const LinearProblem& problem) : problem_(problem) {
+LinearErrors linear_errors(const LinearProblem& problem, const LinearAnswer& got) {
   const LinearCase& in = problem.inputs;
   const std::int64_t length = problem.tokens() / problem.batch;
   const auto q = widened(in.q), k = widened(in.k), v = widened(in.v), dout = widened(in.dout),
              decay = widened(in.log_decay), beta = widened(in.beta),
              initial = widened(problem.initial_states), dfinal = widened(problem.dfinal_states);
+  const bool constant = in.recurrence.decay == Decay::head;
+  Sums out, dq, dk, dv, ddecay, dbeta, final, dinitial;
+  std::vector<double> slopes(constant ? in.log_decay.size() : 0, 0);
   for (std::int64_t s = 0; s < problem.batch; ++s) {
-    const auto part = [&](const auto& all) { return of_sequence(problem, s, all); };
+    const auto part = [&](const auto& all) {
+      const std::size_t rows = all.size() / static_cast<std::size_t>(problem.batch);
+      return std::span(all).subspan(static_cast<std::size_t>(s) * rows, rows);
+    };
     std::vector<std::int64_t> starts;
     for (const std::int64_t start : in.starts) {
       const std::int64_t row = start - s * length;
@@ -378,22 +373,11 @@ LinearOracle::LinearOracle(const LinearProblem& problem) : problem_(problem) {
     attention::LinearReferenceInputs<double> one{length, in.shape.heads, in.shape.key_heads,
                                                  in.shape.dim, in.shape.value_dim};
     one.q = part(q), one.k = part(k), one.v = part(v), one.dout = part(dout), one.beta = part(beta);
-    one.log_decay =
-        in.recurrence.decay == Decay::head ? std::span<const double>(decay) : part(decay);
+    one.log_decay = constant ? std::span<const double>(decay) : part(decay);
     one.starts = starts;
     if (problem.initial_state) one.initial_state = part(initial);
     if (problem.final_state) one.dfinal_state = part(dfinal);
-    sequences_.push_back(attention::reference_linear<double>(one, in.recurrence));
-  }
-}
-
-LinearErrors LinearOracle::errors(const LinearAnswer& got) const {
-  const bool constant = problem_.inputs.recurrence.decay == Decay::head;
-  Sums out, dq, dk, dv, ddecay, dbeta, final, dinitial;
-  std::vector<double> slopes(constant ? problem_.inputs.log_decay.size() : 0, 0);
-  for (std::int64_t s = 0; s < problem_.batch; ++s) {
-    const auto part = [&](const auto& all) { return of_sequence(problem_, s, all); };
-    const auto& want = sequences_[static_cast<std::size_t>(s)];
+    const auto want = attention::reference_linear<double>(one, in.recurrence);
     add(want.out, part(got.out), out);
     add(want.dq, part(got.dq), dq);
     add(want.dk, part(got.dk), dk);
@@ -404,10 +388,10 @@ LinearErrors LinearOracle::errors(const LinearAnswer& got) const {
     } else if (!want.dlog_decay.empty()) {
       add(want.dlog_decay, part(got.dlog_decay), ddecay);
     }
-    if (problem_.final_state) add(want.final_state, part(got.final_states), final);
-    if (problem_.initial_state) add(want.dinitial_state, part(got.dinitial_states), dinitial);
+    if (problem.final_state) add(want.final_state, part(got.final_states), final);
+    if (problem.initial_state) add(want.dinitial_state, part(got.dinitial_states), dinitial);
   }
-  if (constant && problem_.slopes_gradient) add(slopes, got.dlog_decay, ddecay);
+  if (constant && problem.slopes_gradient) add(slopes, got.dlog_decay, ddecay);
   LinearErrors errors;
   const auto note = [&](const char* name, const Sums& sums) {
     if (!(sums.relative() <= errors.values)) {  // NaN too

@@ -64,15 +64,6 @@ struct LinearErrors {
   double values = 0, gates = 0;
   std::string worst{};
 };
-/// The double reference of a problem, made once.
-class LinearOracle {
- public:
-  explicit LinearOracle(const LinearProblem& problem);
-  LinearErrors errors(const LinearAnswer& got) const;
-
- private:
-  const LinearProblem& problem_;
-  std::vector<attention::LinearReferenceResult<double>> sequences_;
-};
+LinearErrors linear_errors(const LinearProblem& problem, const LinearAnswer& got);
 
 }  // namespace longhaul::test
