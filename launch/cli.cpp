@@ -81,12 +81,15 @@ void add_tokenize(CLI::App& app, Action& action) {
       verb->add_option("--tokenizer", options->tokenizer,
                        "\"bytes\" (the default), a SentencePiece FILE.model, a tokenizer.json, or "
                        "a folder that holds one"));
-  verb->add_option("--invalid-utf8", options->invalid_utf8,
-                   "What becomes of bytes that are no UTF-8, where the tokenizer is not \"bytes\": "
-                   "they are refused, or replaced by U+FFFD")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, InvalidUtf8>{
-          {"refuse", InvalidUtf8::refuse}, {"replace", InvalidUtf8::replace}}))
-      ->type_name("refuse|replace");
+  verb->add_option_function<std::string>(
+          "--invalid-utf8",
+          [options](const std::string& word) {
+            options->invalid_utf8 = word == "replace" ? InvalidUtf8::replace : InvalidUtf8::refuse;
+          },
+          "What becomes of bytes that are no UTF-8, where the tokenizer is not \"bytes\": they are "
+          "refused, or replaced by U+FFFD")
+      ->check(CLI::IsMember({"refuse", "replace"}))
+      ->default_str("refuse");
   verb->add_option("--bos", options->bos, "Token, or its id, to put before each document")
       ->type_name("TOKEN");
   verb->add_option("--eos", options->eos, "Token, or its id, to put behind each document")
