@@ -35,6 +35,8 @@ TrainDraft load_config(const std::string& path, const std::vector<std::string>& 
 
 /// The part of the rules that is on the model: sets what its family completes.
 void check_model(TrainDraft& draft);
+/// Whether some layer of the model slides, where its keys are good.
+bool slides(const TrainDraft& draft);
 /// Rules over the keys that are good, but for those on schemes (schemes.h).
 void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size);
 

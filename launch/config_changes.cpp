@@ -3,11 +3,14 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "attention/named_masks.h"
 #include "launch/config.h"
 #include "launch/old_schemes.h"
 #include "launch/row_rules.h"
 #include "models/family.h"
+#include "models/layer_types.h"
 #include "models/optimizer.h"
 #include "runtime/error.h"
 
@@ -43,6 +46,12 @@ TrainDraft read_stored(const std::string& text, const std::string& path) {
   return draft;
 }
 
+/// Of what the layers are: their words, or a key of a pattern.
+bool gives_layers(const ModelConfig& model) {
+  return !model.layer_types.empty() || model.full_attention_interval || model.use_sliding_window ||
+         model.sliding_window_pattern;
+}
+
 /// Spells alike what means the same.
 void spell_out(TrainConfig& config, std::int64_t vocab_size, bool layer_types) {
   ModelConfig& model = config.model;
@@ -50,6 +59,10 @@ void spell_out(TrainConfig& config, std::int64_t vocab_size, bool layer_types) {
   if (layer_types) {
     model.layer_types = models::family_of(model.architecture).layers(model);
     model.full_attention_interval.reset();
+    model.use_sliding_window.reset();
+    model.max_window_layers.reset();
+    model.sliding_window_pattern.reset();
+    if (std::ranges::none_of(model.layer_types, models::is_sliding)) model.sliding_window.reset();
   }
   config.data.mask = attention::mask_rule(config.data.mask).name;
 }
@@ -72,10 +85,7 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
   changes.rate_before = learning_rate(before, changes.next_step);
   changes.rate_now = learning_rate(now, changes.next_step);
 
-  const auto given = [](const ModelConfig& model) {
-    return !model.layer_types.empty() || model.full_attention_interval;
-  };
-  const bool layer_types = given(before.model) || given(now.model);
+  const bool layer_types = gives_layers(before.model) || gives_layers(now.model);
   spell_out(before, run.vocab_size, layer_types);
   spell_out(now, run.vocab_size, layer_types);
   for (const ConfigKey& key : config_schema().keys()) {

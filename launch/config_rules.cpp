@@ -10,6 +10,7 @@
 #include "attention/named_masks.h"
 #include "launch/attention_axis.h"
 #include "launch/config.h"
+#include "launch/model.h"
 #include "launch/model_keys.h"
 #include "launch/pretend.h"
 #include "launch/row_rules.h"
@@ -76,10 +77,8 @@ void check_family_keys(TrainDraft& draft) {
 
 /// Layers that see the last tokens of the data's mask need one that shows no later ones.
 void check_layers(TrainDraft& draft) {
-  if (!draft.good({"data.mask", "model.layer_types"})) return;
-  const ModelConfig& model = draft.config.model;
-  const auto sliding = std::ranges::find_if(model.layer_types, models::is_sliding);
-  if (sliding == model.layer_types.end() || attention::mask_rule(draft.config.data.mask).causal)
+  if (!draft.good({"data.mask"}) || attention::mask_rule(draft.config.data.mask).causal ||
+      !slides(draft))
     return;
   std::string causal;
   for (const std::string& name : attention::mask_names()) {
@@ -87,11 +86,16 @@ void check_layers(TrainDraft& draft) {
         rule.causal && rule.trainable())
       causal += fmt::format("{}{}", causal.empty() ? "" : ", ", name);
   }
+  // By layer_types, or a pattern of the family's over the window.
+  const bool typed = draft.is_set("model.layer_types");
+  const char* const key = typed ? "model.layer_types" : "model.sliding_window";
   draft.key_problem(
-      "model.layer_types", describe_value(*draft.given("model.layer_types")),
-      fmt::format("{} needs a causal mask, and with data.mask = {} queries see later keys; use "
-                  "full_attention, or one of the masks {}",
-                  quote_toml(*sliding), quote_toml(draft.config.data.mask), causal));
+      key,
+      typed ? describe_value(*draft.given(key))
+            : text_of(draft.config.model.sliding_window.value_or(0)),
+      fmt::format("\"sliding_attention\" needs a causal mask, and with data.mask = {} queries see "
+                  "later keys; use {}one of the masks {}",
+                  quote_toml(draft.config.data.mask), typed ? "full_attention, or " : "", causal));
 }
 
 /// Numbers that the mask takes are there, where the documents of a corpus do not stand for them,
@@ -361,6 +365,16 @@ void check_model(TrainDraft& draft) {
   ModelJudge judge(draft);
   models::complete(draft.config.model, judge);
   check_family_keys(draft);
+}
+
+bool slides(const TrainDraft& draft) {
+  if (!draft.good({"model.architecture", "model.num_hidden_layers", "model.layer_types",
+                   "model.sliding_window", "model.use_sliding_window", "model.max_window_layers",
+                   "model.sliding_window_pattern"}))
+    return false;
+  const models::Family& family = models::family_of(draft.config.model.architecture);
+  return std::ranges::count(family.layer_words, models::kSlidingAttention) != 0 &&
+         has_sliding_layers(draft.config.model);
 }
 
 void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {

@@ -8,6 +8,7 @@
 
 #include "launch/device.h"
 #include "models/family.h"
+#include "models/rope.h"
 
 namespace longhaul::launch {
 
@@ -28,6 +29,7 @@ models::Model make_model(const TrainConfig& config, std::int64_t vocabulary) {
   ModelConfig model = config.model;
   model.vocab_size = vocabulary;
   model.dtype = config.training.dtype;
+  model.seq_len = config.training.seq_len;
   models::ModelOptions options;
   const std::string& mode = config.activation_checkpoint.mode;
   options.recompute = mode == "full"        ? models::Recompute::full
@@ -53,6 +55,28 @@ std::string layers_text(std::span<const std::string> words,
 
 std::string layers_text(const ModelConfig& model) {
   return layers_text(models::family_of(model.architecture).layers(model), model.sliding_window);
+}
+
+bool has_sliding_layers(const ModelConfig& model) {
+  return std::ranges::any_of(models::family_of(model.architecture).layers(model),
+                             models::is_sliding);
+}
+
+std::optional<std::string> rope_text(const ModelConfig& model, std::int64_t seq_len) {
+  const std::string type = models::rope_type_of(model.rope_scaling);
+  if (!models::follows_length(type)) return std::nullopt;
+  const std::string frozen = "for all positions: another seq_len turns them otherwise";
+  if (type != "longrope") {
+    return fmt::format(
+        "{}, of {} tokens, the larger of training.seq_len and "
+        "max_position_embeddings, {}",
+        type, std::max(seq_len, *model.max_position_embeddings), frozen);
+  }
+  const std::int64_t original = *models::original_length(model);
+  const bool longer = seq_len > original;
+  return fmt::format("{} with {}, since training.seq_len = {} is {} the original length {}, {}",
+                     type, longer ? "long_factor" : "short_factor", seq_len,
+                     longer ? "above" : "at most", original, frozen);
 }
 
 }  // namespace longhaul::launch

@@ -21,4 +21,11 @@ std::string layers_text(std::span<const std::string> words,
                         std::optional<std::int64_t> sliding_window);
 std::string layers_text(const ModelConfig& model);
 
+/// Whether some layer slides: a layer that layer_types or the family's pattern calls so.
+bool has_sliding_layers(const ModelConfig& model);
+
+/// How frequencies of positions follow from the length of the run's sequences: "longrope with
+/// long_factor, since training.seq_len = 8192 is above ..."; none where they do not.
+std::optional<std::string> rope_text(const ModelConfig& model, std::int64_t seq_len);
+
 }  // namespace longhaul::launch

@@ -25,13 +25,36 @@ std::vector<std::string> names(std::span<const char* const> words) {
   return {words.begin(), words.end()};
 }
 
+/// With the older name of longrope.
+std::vector<std::string> rope_type_words() {
+  std::vector<std::string> words = models::rope_types();
+  words.emplace_back("su");
+  return words;
+}
+
+/// Families that people may look for, and why they are none here.
+std::vector<std::pair<std::string, std::string>> unbuilt_families() {
+  const std::string experts = "its layers have experts, which are not built";
+  std::vector<std::pair<std::string, std::string>> all = {
+      {"gpt_oss", experts +
+                      "; its attention's options are `llama`'s attention_bias, attention_sinks, "
+                      "layer_types and rope_scaling"},
+      {"gemma3", "it reads images as well as text; the text model alone is `gemma3_text`"},
+      {"deepseek_v2", experts + ", and latent attention, which is not either"},
+      {"deepseek_v3", experts + ", and latent attention, which is not either"}};
+  for (const char* name : {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "llama4"})
+    all.emplace_back(name, experts);
+  return all;
+}
+
 std::vector<runtime::ConfigKey> declare() {
   return {
       {LONGHAUL_KEY(model, architecture, meaning),
        .explanation =
            "Model family, by the model_type of its config.json. Keys of [model] have its "
            "names and meaning; one that a family has no use for is refused.",
-       .default_value = "\"llama\"", .choices = models::family_names()},
+       .default_value = "\"llama\"", .choices = models::family_names(),
+       .not_choices = unbuilt_families()},
       {LONGHAUL_KEY(model, hidden_size, meaning), .explanation = "Width of the residual stream.",
        .minimum = 1, .maximum = kMaxWidth},
       {LONGHAUL_KEY(model, intermediate_size, meaning), .explanation = "Width of the MLP.",
@@ -50,10 +73,12 @@ std::vector<runtime::ConfigKey> declare() {
        .explanation = "Added to the mean square in RMSNorm.", .minimum = 0, .maximum = 1,
        .above_minimum = true},
       {LONGHAUL_KEY(model, rope_theta, meaning),
-       .explanation = "Base of the rotary embedding's wavelengths.", .minimum = 0,
-       .above_minimum = true},
+       .explanation =
+           "Base of the rotary embedding's wavelengths; of `gemma3_text`, in layers that "
+           "see all.",
+       .minimum = 0, .above_minimum = true},
       {LONGHAUL_KEY(model, tie_word_embeddings, meaning),
-       .explanation = "The output head shares the embedding's weights.", .default_value = "false"},
+       .explanation = "The output head shares the embedding's weights."},
       {LONGHAUL_KEY(model, vocab_size, meaning),
        .explanation = "Rows of the embedding; at least the corpus's vocabulary size.",
        .derived_default = "the corpus's vocabulary size", .minimum = 1, .maximum = 1 << 30},
@@ -65,6 +90,47 @@ std::vector<runtime::ConfigKey> declare() {
            "for causal masks; the others carry a state along their document."},
       {LONGHAUL_KEY(model, sliding_window, meaning),
        .explanation = "Tokens; of `sliding_attention`.", .minimum = 1, .maximum = kMaxTokens},
+
+      {LONGHAUL_KEY(model, max_position_embeddings, meaning),
+       .explanation = "Tokens that the model is made for. Some rope_types go by it; it does not "
+                      "bound training.seq_len.",
+       .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(model, original_max_position_embeddings, meaning),
+       .explanation = "Of `[model.rope_scaling]`, where it may stand as well.", .minimum = 1,
+       .maximum = kMaxTokens},
+      {LONGHAUL_KEY(model, rope_local_base_freq, meaning),
+       .explanation = "Base of the wavelengths in `sliding_attention`, which rope_scaling leaves "
+                      "as they are.",
+       .minimum = 0, .above_minimum = true},
+      {LONGHAUL_KEY(model, attention_bias, meaning),
+       .explanation = "The projections q, k, v and o add a bias."},
+      {LONGHAUL_KEY(model, mlp_bias, meaning), .explanation = "The MLP's projections add a bias."},
+      {LONGHAUL_KEY(model, query_pre_attn_scalar, meaning),
+       .explanation = "Scores of attention are divided by its square root.", .minimum = 0,
+       .above_minimum = true},
+      {LONGHAUL_KEY(model, attn_logit_softcapping, meaning),
+       .explanation = "c: scores of attention become c tanh(score / c); 0: they stay.",
+       .minimum = 0},
+      {LONGHAUL_KEY(model, final_logit_softcapping, meaning),
+       .explanation = "c: logits become c tanh(logit / c); 0: they stay.", .minimum = 0},
+      {LONGHAUL_KEY(model, attention_weighting, meaning),
+       .explanation = "How scores become weights: `softmax`, which sum to 1, or `sigmoid`, each on "
+                      "its own (FlashSigmoid).",
+       .choices = {"softmax", "sigmoid"}},
+      {LONGHAUL_KEY(model, attention_sigmoid_bias, meaning),
+       .explanation = "Added to a sigmoid's scores; -ln(training.seq_len) is usual."},
+      {LONGHAUL_KEY(model, attention_sinks, meaning),
+       .explanation = "A learnt logit for each head in the softmax's denominator that has no value "
+                      "(gpt-oss)."},
+      {LONGHAUL_KEY(model, use_sliding_window, meaning),
+       .explanation = "Whether layers slide; without it sliding_window is idle."},
+      {LONGHAUL_KEY(model, max_window_layers, meaning),
+       .explanation = "In the place of layer_types: the first layer that slides, from 0.",
+       .minimum = 0, .maximum = kMaxHeads},
+      {LONGHAUL_KEY(model, sliding_window_pattern, meaning),
+       .explanation = "In the place of layer_types: every so many layers, the last one is "
+                      "`full_attention`.",
+       .minimum = 1, .maximum = kMaxHeads},
 
       {LONGHAUL_KEY(model, partial_rotary_factor, meaning),
        .explanation = "Share of a head's dims that rotary embedding turns, the first ones.",
@@ -179,6 +245,50 @@ std::vector<runtime::ConfigKey> declare() {
        .explanation = "Layers with a dense MLP, the first ones; all of them, since experts are not "
                       "built.",
        .minimum = 0, .maximum = kMaxHeads},
+      {LONGHAUL_KEY(model.rope_scaling, rope_type, meaning),
+       .explanation =
+           "How wavelengths are stretched to a longer context; each type has keys of its "
+           "own below. `dynamic` and `longrope` go by training.seq_len, for all "
+           "positions. `su` is an older name of `longrope`.",
+       .choices = rope_type_words()},
+      {LONGHAUL_KEY(model.rope_scaling, factor, meaning),
+       .explanation =
+           "How much longer: required of `linear`, `dynamic`, `llama3` and `yarn`; of "
+           "`longrope`, in the place of max_position_embeddings over the original length.",
+       .minimum = 1},
+      {LONGHAUL_KEY(model.rope_scaling, original_max_position_embeddings, meaning),
+       .explanation = "Tokens that the model was first trained for; of `llama3`, `yarn` and "
+                      "`longrope`.",
+       .minimum = 1, .maximum = kMaxTokens},
+      {LONGHAUL_KEY(model.rope_scaling, low_freq_factor, meaning),
+       .explanation = "Turns over the original length below which wavelengths are stretched by "
+                      "factor; required of `llama3`.",
+       .minimum = 0, .above_minimum = true},
+      {LONGHAUL_KEY(model.rope_scaling, high_freq_factor, meaning),
+       .explanation = "Turns above which they stay; required of `llama3`.", .minimum = 0,
+       .above_minimum = true},
+      {LONGHAUL_KEY(model.rope_scaling, beta_fast, meaning),
+       .explanation = "Turns over the original length above which wavelengths stay; of `yarn`.",
+       .minimum = 0, .above_minimum = true},
+      {LONGHAUL_KEY(model.rope_scaling, beta_slow, meaning),
+       .explanation = "Turns below which they are stretched by factor; of `yarn`.", .minimum = 0,
+       .above_minimum = true},
+      {LONGHAUL_KEY(model.rope_scaling, mscale, meaning),
+       .explanation = "With mscale_all_dim, in the attention factor of `yarn`.", .minimum = 0},
+      {LONGHAUL_KEY(model.rope_scaling, mscale_all_dim, meaning),
+       .explanation = "With mscale, in the attention factor of `yarn`.", .minimum = 0},
+      {LONGHAUL_KEY(model.rope_scaling, truncate, meaning),
+       .explanation = "The bounds of `yarn` are whole dims."},
+      {LONGHAUL_KEY(model.rope_scaling, attention_factor, meaning),
+       .explanation = "Factor of cos and sin; of `yarn` and `longrope`.", .minimum = 0,
+       .above_minimum = true},
+      {LONGHAUL_KEY(model.rope_scaling, short_factor, meaning),
+       .explanation = "By which each pair's wavelength is stretched where training.seq_len is at "
+                      "most the original length; required of `longrope`.",
+       .minimum = 0, .above_minimum = true},
+      {LONGHAUL_KEY(model.rope_scaling, long_factor, meaning),
+       .explanation = "The same where it is longer.", .minimum = 0, .above_minimum = true},
+
       {LONGHAUL_KEY(model.linear_attn_config, kda_layers, meaning),
        .explanation = "Layers of Kimi Delta Attention, numbered from 1; all of them, since latent "
                       "attention is not built.",
@@ -239,17 +349,26 @@ std::string users_text(const std::vector<std::string>& users) {
                                       : " Of " + code(users) + ".";
 }
 
-/// The words of layer_types by family.
+/// The words of layer_types, with the families that have them.
 std::string layer_words() {
-  std::string text;
+  std::vector<std::pair<std::vector<std::string>, std::vector<std::string>>> all;
   for (const models::Family& family : models::families()) {
     models::ModelConfig none;
     FamilyKeys keys;
     family.keys(none, keys);
     if (keys.find("layer_types") == nullptr) continue;
-    text += fmt::format("{}{} of `{}`", text.empty() ? " Words: " : "; ", code(family.layer_words),
-                        family.name);
+    const auto same = std::ranges::find_if(
+        all, [&](const auto& words) { return words.first == family.layer_words; });
+    if (same == all.end()) {
+      all.push_back({family.layer_words, {family.name}});
+    } else {
+      same->second.push_back(family.name);
+    }
   }
+  std::string text;
+  for (const auto& [words, families] : all)
+    text +=
+        fmt::format("{}{} of {}", text.empty() ? " Words: " : "; ", code(words), code(families));
   return text + ".";
 }
 

@@ -39,6 +39,8 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
   if (!config.model.layer_types.empty() ||
       std::ranges::count(layers, models::kFullAttention) != std::ssize(layers))
     std::printf("layers   %s\n", layers_text(layers, config.model.sliding_window).c_str());
+  if (const auto rope = rope_text(config.model, config.training.seq_len))
+    std::printf("rope     %s\n", rope->c_str());
   const std::string entropy =
       header.unigram_entropy
           ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)

@@ -9,6 +9,7 @@
 
 #include "attention/named_masks.h"
 #include "launch/attention_axis.h"
+#include "launch/config.h"
 #include "launch/model.h"
 #include "launch/old_schemes.h"
 #include "parallel/policy.h"
@@ -201,8 +202,7 @@ Combination known_combination(const TrainDraft& draft, const Expression& scheme)
   if (draft.good({"data.mask"})) {
     const attention::MaskRule& rule = attention::mask_rule(config.data.mask);
     known.causal = rule.causal;
-    known.whole_past = rule.sees_whole_past() && !config.data.window &&
-                       std::ranges::none_of(config.model.layer_types, models::is_sliding);
+    known.whole_past = rule.sees_whole_past() && !config.data.window && !slides(draft);
   }
   return known;
 }

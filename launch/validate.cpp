@@ -145,6 +145,8 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# parameters  {}\n", parameters_text(model, vocabulary));
   fmt::print("# optimizer   {}\n", optimizer_text(config, model));
   fmt::print("# layers      {}\n", layers_text(config.model));
+  if (const auto rope = rope_text(config.model, config.training.seq_len))
+    fmt::print("# rope        {}\n", *rope);
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# activations {}\n", activations_text(config, model));
   fmt::print("# attention   {}\n", attention_text(config));

@@ -175,7 +175,8 @@ class AttentionBlock::Pass final : public BlockPass {
   }
 
   void rotate(ConstTensorView heads, ops::Rotation rotation, TensorView rotated) const {
-    ops::rope(heads, context_.rope.cosines, context_.rope.sines, rotation, rotated, compute_);
+    const RopeTables& rope = context_.rope(shape_.rope);
+    ops::rope(heads, rope.cosines, rope.sines, rotation, rotated, compute_);
   }
   /// Whether q and k are rotated right out of their projection.
   bool rotates_projections() const { return shape_.qk_norm == QkNorm::none && !shape_.output_gate; }

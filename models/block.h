@@ -3,6 +3,7 @@
 // and backward by hand. T is the activation dtype, n this rank's rows. Ranks meet inside of blocks
 // only.
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -40,7 +41,7 @@ struct Batch {
   runtime::ConstTensorView label_weights = {};
 };
 
-/// cos and sin of this batch's positions, shared by all layers: [n, D/2] fp32.
+/// cos and sin of this batch's positions by one Rope: [n, dims/2] fp32.
 struct RopeTables {
   runtime::Tensor cosines, sines;
 };
@@ -58,7 +59,13 @@ enum class Recompute : unsigned char {
 struct PassContext {
   const Resources& resources;
   const Batch& batch;
-  RopeTables rope;
+  std::vector<RopeTables> ropes;  ///< one for each of ModelParts::ropes
+  RopeTables unturned;            ///< [n, 0]
+
+  /// What turns q and k of a block with this number.
+  const RopeTables& rope(std::optional<std::size_t> number) const {
+    return number ? ropes.at(*number) : unturned;
+  }
 };
 
 /// One pass through one block: owns what the block's backward needs. Calls in this order; each only

@@ -61,9 +61,21 @@ std::string FamilyKeys::text(bool value) { return value ? "`true`" : "`false`"; 
 std::string FamilyKeys::text(const std::string& value) { return fmt::format("`\"{}\"`", value); }
 
 std::span<const Family> families() {
-  static const std::array all{
-      llama_family(),      qwen3_next_family(), qwen3_5_family(),     granitemoehybrid_family(),
-      nemotron_h_family(), minimax_family(),    kimi_linear_family(), linear_llama3_family()};
+  static const std::array all{llama_family(),
+                              mistral_family(),
+                              qwen2_family(),
+                              qwen3_family(),
+                              gemma2_family(),
+                              gemma3_text_family(),
+                              phi3_family(),
+                              olmo2_family(),
+                              qwen3_next_family(),
+                              qwen3_5_family(),
+                              granitemoehybrid_family(),
+                              nemotron_h_family(),
+                              minimax_family(),
+                              kimi_linear_family(),
+                              linear_llama3_family()};
   return all;
 }
 

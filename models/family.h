@@ -78,8 +78,8 @@ class Judge {
 
 struct Family {
   std::string name;  ///< `model_type` of its config.json
-  /// Its keys beside those of all families: architecture, hidden_size, num_hidden_layers,
-  /// tie_word_embeddings, vocab_size.
+  /// Its keys beside those that are alike in all families: architecture, hidden_size,
+  /// num_hidden_layers, vocab_size.
   void (*keys)(ModelConfig& config, FamilyKeys& keys);
   std::vector<std::string> layer_words;  ///< what layers() says
   /// Each layer in its words, of a good configuration.
@@ -94,6 +94,10 @@ std::span<const Family> families();
 std::vector<std::string> family_names();
 /// Throws Error(config) that lists the families.
 const Family& family_of(const std::string& architecture);
+
+/// Tokens that the model was first trained for, as its rope_scaling has it: the table's own, the
+/// family's at the top, or max_position_embeddings.
+std::optional<std::int64_t> original_length(const ModelConfig& config);
 
 /// Sets what the configuration does not give and its family has a value for; tells what is missing
 /// or wrong.

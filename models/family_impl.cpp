@@ -110,16 +110,17 @@ ModelParts Assembly::finish() {
   ++group_;
   parts.table.add(
       {names_.norm, {hidden}, branch_.norm_offset == 0 ? ones : zeros, 0, false, -1, group_, {}});
-  if (!config_.tie_word_embeddings)
+  if (!*config_.tie_word_embeddings)
     parts.table.add({names_.head, {vocabulary, hidden}, normal, kStddev, true, 0, group_, {}});
   parts.head = {.hidden = hidden,
                 .vocabulary = vocabulary,
                 .norm_eps = branch_.norm_eps,
                 .dtype = config_.dtype,
                 .norm = names_.norm,
-                .weight = config_.tie_word_embeddings ? names_.embedding : names_.head,
+                .weight = *config_.tie_word_embeddings ? names_.embedding : names_.head,
                 .norm_offset = branch_.norm_offset,
-                .logits_scaling = config_.logits_scaling.value_or(1)};
+                .logits_scaling = config_.logits_scaling.value_or(1),
+                .softcap = config_.final_logit_softcapping.value_or(0)};
   return std::move(parts);
 }
 

@@ -14,6 +14,13 @@
 namespace longhaul::models {
 
 Family llama_family();
+Family mistral_family();
+Family qwen2_family();
+Family qwen3_family();
+Family gemma2_family();
+Family gemma3_text_family();
+Family phi3_family();
+Family olmo2_family();
 Family qwen3_next_family();
 Family qwen3_5_family();
 Family kimi_linear_family();
@@ -27,6 +34,9 @@ Family linear_llama3_family();
 /// num_key_value_heads and head_dim where they are not given, from the heads and the hidden size;
 /// heads that divide, an even head_dim where q and k are `turned`.
 void check_heads(ModelConfig& config, bool turned, Judge& judge);
+/// Of a family that turns q and k, after check_heads(): rope_theta, the dims that turn,
+/// max_position_embeddings and the table rope_scaling, whose type gets its newest name.
+void check_rope(ModelConfig& config, Judge& judge);
 /// Positive, where given.
 void check_positive(const std::optional<double>& value, const char* key, Judge& judge);
 /// `value` is a multiple of `of`.
@@ -37,7 +47,17 @@ void check_time_steps(const ModelConfig& config, Judge& judge);
 /// Words of layer_types that the family has, one a layer.
 void check_layer_types(const ModelConfig& config, std::span<const std::string> words, Judge& judge);
 
+// ---- keys
+
+/// rope_theta, max_position_embeddings and the table rope_scaling.
+void rope_keys(ModelConfig& config, FamilyKeys& keys, double theta);
+
 // ---- models
+
+/// Dims of a head that turn: all, or the share partial_rotary_factor.
+std::int64_t rotary_dims(const ModelConfig& config);
+/// Of keys that check_rope() found good.
+Rope rope_of(const ModelConfig& config);
 
 /// Llama's names, which other families have taken over. `layer`: "model.layers.3.".
 BlockNames llama_attention(const std::string& layer);

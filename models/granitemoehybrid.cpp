@@ -19,11 +19,12 @@ constexpr const char* kMamba = "mamba";
 std::vector<std::string> words() { return {kMamba, kAttention}; }
 
 void keys(ModelConfig& c, FamilyKeys& keys) {
+  keys.with_default("tie_word_embeddings", c.tie_word_embeddings, false);
   keys.required("num_attention_heads", c.num_attention_heads);
   keys.optional("num_key_value_heads", c.num_key_value_heads, "num_attention_heads");
   keys.optional("head_dim", c.head_dim, "hidden_size / num_attention_heads");
   keys.with_default("rms_norm_eps", c.rms_norm_eps, 1e-6);
-  keys.with_default("rope_theta", c.rope_theta, 1e4);
+  rope_keys(c, keys, 1e4);
   keys.required("layer_types", c.layer_types);
   keys.required("num_local_experts", c.num_local_experts);
   keys.required("shared_intermediate_size", c.shared_intermediate_size);
@@ -66,7 +67,11 @@ void check_mamba(ModelConfig& c, Judge& judge) {
 void check(ModelConfig& c, Judge& judge) {
   check_heads(c, turns(c), judge);
   check_positive(c.rms_norm_eps, "rms_norm_eps", judge);
-  check_positive(c.rope_theta, "rope_theta", judge);
+  if (turns(c)) check_rope(c, judge);
+  if (judge.good({"position_embedding_type", "rope_scaling.rope_type"}) && !turns(c) &&
+      c.rope_scaling.rope_type)
+    judge.wrong("rope_scaling.rope_type",
+                "position_embedding_type = \"nope\" turns nothing; leave it out");
   check_layer_types(c, words(), judge);
   check_mamba(c, judge);
   if (judge.good({"num_local_experts"}) && c.num_local_experts.value_or(0) != 0) {
@@ -85,7 +90,8 @@ ModelParts parts(const ModelConfig& c) {
                                  .heads = *c.num_attention_heads,
                                  .kv_heads = *c.num_key_value_heads,
                                  .head_dim = *c.head_dim,
-                                 .scale = *c.attention_multiplier};
+                                 .scale = *c.attention_multiplier,
+                                 .rope = turns(c) ? std::optional<std::size_t>(0) : std::nullopt};
   const Mamba2Shape mamba{.branch = branch,
                           .heads = *c.mamba_n_heads,
                           .head_dim = *c.mamba_d_head,
@@ -98,8 +104,7 @@ ModelParts parts(const ModelConfig& c) {
   const MlpShape mlp{branch, *c.shared_intermediate_size};
 
   Assembly model(c, branch);
-  model.parts.rope_dim = turns(c) ? *c.head_dim : 0;
-  model.parts.rope_theta = *c.rope_theta;
+  if (turns(c)) model.parts.ropes = {rope_of(c)};
   model.parts.embedding_multiplier = *c.embedding_multiplier;
   model.parts.masks = one_mask(c.layer_types, kAttention);
   for (const std::string& word : c.layer_types) {

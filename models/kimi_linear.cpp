@@ -15,6 +15,7 @@ namespace {
 constexpr const char* kKda = "kda";
 
 void keys(ModelConfig& c, FamilyKeys& keys) {
+  keys.with_default("tie_word_embeddings", c.tie_word_embeddings, false);
   keys.required("intermediate_size", c.intermediate_size);
   keys.with_default("rms_norm_eps", c.rms_norm_eps, 1e-5);
   keys.required("first_k_dense_replace", c.first_k_dense_replace);

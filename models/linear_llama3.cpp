@@ -15,12 +15,13 @@ namespace {
 std::vector<std::string> words() { return {kFullAttention, kLinearAttention}; }
 
 void keys(ModelConfig& c, FamilyKeys& keys) {
+  keys.with_default("tie_word_embeddings", c.tie_word_embeddings, false);
   keys.required("intermediate_size", c.intermediate_size);
   keys.required("num_attention_heads", c.num_attention_heads);
   keys.optional("num_key_value_heads", c.num_key_value_heads, "num_attention_heads");
   keys.optional("head_dim", c.head_dim, "hidden_size / num_attention_heads");
   keys.with_default("rms_norm_eps", c.rms_norm_eps, 1e-5);
-  keys.with_default("rope_theta", c.rope_theta, 1e4);
+  rope_keys(c, keys, 1e4);
   keys.required("layer_types", c.layer_types);
   keys.with_default("linear_attention", c.linear_attention, std::string("basic"));
   keys.with_default("feature_map", c.feature_map, std::string("identity"));
@@ -32,7 +33,7 @@ std::vector<std::string> layers(const ModelConfig& c) { return c.layer_types; }
 void check(ModelConfig& c, Judge& judge) {
   check_heads(c, true, judge);
   check_positive(c.rms_norm_eps, "rms_norm_eps", judge);
-  check_positive(c.rope_theta, "rope_theta", judge);
+  check_rope(c, judge);
   check_layer_types(c, words(), judge);
   if (judge.good({"linear_attention", "normalize"}) && *c.normalize &&
       c.linear_attention != "basic") {
@@ -55,8 +56,7 @@ ModelParts parts(const ModelConfig& c) {
   const MlpShape mlp{branch, *c.intermediate_size};
 
   Assembly model(c, branch);
-  model.parts.rope_dim = *c.head_dim;
-  model.parts.rope_theta = *c.rope_theta;
+  model.parts.ropes = {rope_of(c)};
   model.parts.masks = one_mask(c.layer_types, kFullAttention);
   for (const std::string& word : c.layer_types) {
     const std::string prefix = model.layer();

@@ -78,7 +78,7 @@ class LinearLlamaBlock::Mixing final : public Mixer {
       : block_(block),
         shape_(block.shape_),
         dtype_(shape_.branch.dtype),
-        rope_(context.rope),
+        rope_(context.rope(0)),
         store_(context.resources.store),
         compute_(context.resources.compute) {}
 

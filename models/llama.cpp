@@ -1,76 +1,69 @@
-// The Llama family. Source: Touvron et al. 2023 (LLaMA).
+// The Llama family. Source: Touvron et al. 2023 (LLaMA); layers and names of Hugging Face's llama.
+// Windows, a cap of scores (Gemma 2), sigmoid attention (Ramapuram et al. 2024, FlashSigmoid) and
+// sinks (OpenAI 2025, gpt-oss) are options that its config.json does not have.
 
 #include <algorithm>
 #include <string>
 
-#include "models/attention_block.h"
-#include "models/family_impl.h"
-#include "models/layer_types.h"
-#include "models/mlp_block.h"
+#include "models/llama_like.h"
 
 namespace longhaul::models {
 namespace {
 
+constexpr const char* kSoftmax = "softmax";
+constexpr const char* kSigmoid = "sigmoid";
+
 void keys(ModelConfig& c, FamilyKeys& keys) {
-  keys.required("intermediate_size", c.intermediate_size);
-  keys.required("num_attention_heads", c.num_attention_heads);
-  keys.optional("num_key_value_heads", c.num_key_value_heads, "num_attention_heads");
-  keys.optional("head_dim", c.head_dim, "hidden_size / num_attention_heads");
-  keys.with_default("rms_norm_eps", c.rms_norm_eps, 1e-5);
-  keys.with_default("rope_theta", c.rope_theta, 1e4);
-  keys.optional("layer_types", c.layer_types, "full_attention in all");
+  llama_keys(c, keys);
+  keys.with_default("attention_bias", c.attention_bias, false);
+  keys.with_default("mlp_bias", c.mlp_bias, false);
+  layer_type_keys(c, keys, "full_attention in all");
   keys.optional("sliding_window", c.sliding_window, "none");
+  keys.with_default("attn_logit_softcapping", c.attn_logit_softcapping, 0.0);
+  keys.with_default("attention_weighting", c.attention_weighting, std::string(kSoftmax));
+  keys.optional("attention_sigmoid_bias", c.attention_sigmoid_bias, "none");
+  keys.with_default("attention_sinks", c.attention_sinks, false);
 }
 
 std::vector<std::string> layers(const ModelConfig& c) {
-  if (!c.layer_types.empty()) return c.layer_types;
-  return std::vector<std::string>(static_cast<std::size_t>(c.num_hidden_layers), kFullAttention);
+  return patterned_layers(c, [](std::int64_t) { return false; });
+}
+
+void check_weighting(const ModelConfig& c, Judge& judge) {
+  if (!judge.good({"attention_weighting", "attention_sigmoid_bias", "attention_sinks"})) return;
+  const bool sigmoid = c.attention_weighting == kSigmoid;
+  if (!sigmoid && c.attention_weighting != kSoftmax)
+    judge.wrong("attention_weighting", "expected softmax or sigmoid");
+  if (sigmoid && !c.attention_sigmoid_bias)
+    judge.wrong("attention_weighting",
+                "it needs model.attention_sigmoid_bias; -ln(training.seq_len) is usual");
+  if (!sigmoid && c.attention_sigmoid_bias)
+    judge.wrong("attention_sigmoid_bias",
+                "only attention_weighting = \"sigmoid\" has a use for it; leave it out");
+  if (sigmoid && *c.attention_sinks)
+    judge.wrong("attention_sinks", "a sigmoid has no denominator for sinks; expected false");
 }
 
 void check(ModelConfig& c, Judge& judge) {
-  check_heads(c, true, judge);
-  check_positive(c.rms_norm_eps, "rms_norm_eps", judge);
-  check_positive(c.rope_theta, "rope_theta", judge);
-  check_layer_types(c, layer_type_names(), judge);
-  if (!judge.good({"layer_types", "sliding_window"})) return;
-  const bool slides = std::ranges::any_of(c.layer_types, is_sliding);
-  if (slides && !c.sliding_window) {
-    judge.wrong("layer_types", "\"sliding_attention\" needs model.sliding_window (tokens)");
-  } else if (!slides && c.sliding_window) {
+  check_llama(c, judge);
+  check_window(c, layers(c), judge);
+  check_weighting(c, judge);
+  if (judge.good({"layer_types", "sliding_window"}) && c.sliding_window &&
+      std::ranges::none_of(c.layer_types, is_sliding))
     judge.wrong("sliding_window",
                 "no layer of model.layer_types is sliding_attention; leave it out");
-  }
 }
 
 ModelParts parts(const ModelConfig& c) {
-  const BranchShape branch{.hidden = c.hidden_size, .norm_eps = *c.rms_norm_eps, .dtype = c.dtype};
-  const AttentionShape attention{branch, *c.num_attention_heads, *c.num_key_value_heads,
-                                 *c.head_dim};
-  const MlpShape mlp{branch, *c.intermediate_size};
-  const LayerMasks masks(c.layer_types, c.sliding_window.value_or(0), c.num_hidden_layers);
-
-  Assembly model(c, branch);
-  model.parts.rope_dim = *c.head_dim;
-  model.parts.rope_theta = *c.rope_theta;
-  model.parts.masks = masks.kinds;
-  for (const std::size_t mask : masks.of_layer) {
-    const std::string prefix = model.layer();
-    model.add<AttentionBlock>(attention, mask, llama_attention(prefix));
-    model.add<MlpBlock>(mlp, llama_mlp(prefix));
-  }
-  return model.finish();
+  LlamaForm form = llama_form(c);
+  form.attention.weighting = c.attention_weighting == kSigmoid ? attention::Weighting::sigmoid
+                                                               : attention::Weighting::softmax;
+  form.attention.bias = c.attention_sigmoid_bias.value_or(0);
+  form.attention.sinks = *c.attention_sinks;
+  return llama_parts(c, layers(c), form);
 }
 
 }  // namespace
-
-BlockNames llama_attention(const std::string& layer) {
-  return {layer + "input_layernorm.weight", layer + "self_attn."};
-}
-
-MlpNames llama_mlp(const std::string& layer) {
-  return {layer + "post_attention_layernorm.weight", layer + "mlp.gate_proj.weight",
-          layer + "mlp.up_proj.weight", layer + "mlp.down_proj.weight"};
-}
 
 Family llama_family() { return {"llama", keys, layer_type_names(), layers, check, parts}; }
 

@@ -14,12 +14,13 @@ namespace {
 std::vector<std::string> words() { return {kFullAttention, kLinearAttention}; }
 
 void keys(ModelConfig& c, FamilyKeys& keys) {
+  keys.with_default("tie_word_embeddings", c.tie_word_embeddings, false);
   keys.required("intermediate_size", c.intermediate_size);
   keys.required("num_attention_heads", c.num_attention_heads);
   keys.optional("num_key_value_heads", c.num_key_value_heads, "num_attention_heads");
   keys.optional("head_dim", c.head_dim, "hidden_size / num_attention_heads");
   keys.with_default("rms_norm_eps", c.rms_norm_eps, 1e-5);
-  keys.with_default("rope_theta", c.rope_theta, 1e6);
+  rope_keys(c, keys, 1e6);
   keys.required("layer_types", c.layer_types);
   keys.required("num_local_experts", c.num_local_experts);
   keys.with_default("full_attn_alpha_factor", c.full_attn_alpha_factor, 1.0);
@@ -35,7 +36,7 @@ std::vector<std::string> layers(const ModelConfig& c) { return c.layer_types; }
 void check(ModelConfig& c, Judge& judge) {
   check_heads(c, true, judge);
   check_positive(c.rms_norm_eps, "rms_norm_eps", judge);
-  check_positive(c.rope_theta, "rope_theta", judge);
+  check_rope(c, judge);
   check_layer_types(c, words(), judge);
   if (judge.good({"num_local_experts"}) && c.num_local_experts.value_or(1) != 1) {
     judge.wrong("num_local_experts",
@@ -59,8 +60,7 @@ ModelParts parts(const ModelConfig& c) {
                         .layers = c.num_hidden_layers};
 
   Assembly model(c, branch(1, 1));
-  model.parts.rope_dim = *c.head_dim;
-  model.parts.rope_theta = *c.rope_theta;
+  model.parts.ropes = {rope_of(c)};
   model.parts.masks = one_mask(c.layer_types, kFullAttention);
   for (const std::string& word : c.layer_types) {
     const std::string prefix = model.layer();

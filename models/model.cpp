@@ -144,9 +144,11 @@ std::int64_t Model::pass_bytes(std::int64_t rows, std::span<const parallel::Call
       kept -= kept_of(block);
     }
   }
-  // Tokens, labels, their weights and positions, and the rotation's cosines and sines of them.
+  // Tokens, labels, their weights and positions, and the rotations' cosines and sines of them.
+  std::int64_t turned = 0;
+  for (const Rope& rope : parts_.ropes) turned += rope.dims;
   const std::int64_t fixed =
-      rows * (4 * size_bytes(DType::int32) + parts_.rope_dim * size_bytes(DType::float32));
+      rows * (4 * size_bytes(DType::int32) + turned * size_bytes(DType::float32));
   return most + together * fixed;
 }
 
@@ -159,12 +161,17 @@ void Model::check(const Resources& resources, const Batch& batch) const {
 
 PassContext Model::context(const Resources& resources, const Batch& batch) const {
   check(resources, batch);
-  const std::int64_t n = batch.tokens.size(0), half = parts_.rope_dim / 2;
-  RopeTables tables{Tensor({n, half}, DType::float32, resources.compute),
+  const auto tables = [&](const Rope& rope) {
+    const std::int64_t n = batch.tokens.size(0), half = rope.dims / 2;
+    RopeTables made{Tensor({n, half}, DType::float32, resources.compute),
                     Tensor({n, half}, DType::float32, resources.compute)};
-  ops::rope_table(batch.positions, parts_.rope_theta, tables.cosines, tables.sines,
-                  resources.compute);
-  return {resources, batch, std::move(tables)};
+    ops::rope_table(batch.positions, rope.frequencies, rope.attention_factor, made.cosines,
+                    made.sines, resources.compute);
+    return made;
+  };
+  PassContext pass{resources, batch, {}, tables({})};
+  for (const Rope& rope : parts_.ropes) pass.ropes.push_back(tables(rope));
+  return pass;
 }
 
 void Model::multiply_embedding(runtime::TensorView rows, const runtime::Stream& compute) const {

@@ -10,6 +10,7 @@
 #include "models/head.h"
 #include "models/layer_types.h"
 #include "models/parameters.h"
+#include "models/rope.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::models {
@@ -28,8 +29,7 @@ struct ModelParts {
   std::vector<MaskKind> masks;  ///< what blocks number
   HeadOptions head;
   std::int64_t hidden = 0;
-  std::int64_t rope_dim = 0;  ///< dims of q and k that are turned by their positions
-  double rope_theta = 10000;
+  std::vector<Rope> ropes;                         ///< what blocks number
   double embedding_multiplier = 1;                 ///< of the embedding's rows (Granite)
   runtime::DType dtype = runtime::DType::float32;  ///< of activations
 };

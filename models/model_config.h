@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "models/rope.h"
 #include "runtime/dtype.h"
 
 namespace longhaul::models {
@@ -25,14 +26,31 @@ struct ModelConfig {
   std::optional<std::int64_t> intermediate_size;
   std::int64_t num_hidden_layers = 0;
   std::optional<std::int64_t> num_attention_heads, num_key_value_heads, head_dim;
-  std::optional<double> rms_norm_eps, rope_theta;
-  bool tie_word_embeddings = false;
+  std::optional<double> rms_norm_eps;
+  std::optional<bool> tie_word_embeddings;
   std::optional<std::int64_t> vocab_size;
   std::vector<std::string> layer_types;
   std::optional<std::int64_t> sliding_window;
 
+  // Of families that turn q and k.
+  std::optional<double> rope_theta, partial_rotary_factor;
+  std::optional<std::int64_t> max_position_embeddings;
+  RopeScaling rope_scaling;
+
+  // Llama and what grew from it.
+  std::optional<bool> attention_bias, mlp_bias;
+  std::optional<double> attn_logit_softcapping, final_logit_softcapping;  ///< 0: none
+  std::optional<std::string> attention_weighting;                         ///< softmax or sigmoid
+  std::optional<double> attention_sigmoid_bias;
+  std::optional<bool> attention_sinks;
+  std::optional<bool> use_sliding_window;                        ///< Qwen
+  std::optional<std::int64_t> max_window_layers;                 ///< Qwen
+  std::optional<double> query_pre_attn_scalar;                   ///< Gemma
+  std::optional<double> rope_local_base_freq;                    ///< Gemma 3
+  std::optional<std::int64_t> sliding_window_pattern;            ///< Gemma 3
+  std::optional<std::int64_t> original_max_position_embeddings;  ///< Phi-3
+
   // Qwen3-Next and Qwen3.5.
-  std::optional<double> partial_rotary_factor;
   std::optional<std::int64_t> full_attention_interval;
   std::vector<std::int64_t> mlp_only_layers;
   std::optional<std::int64_t> linear_num_key_heads, linear_num_value_heads, linear_key_head_dim,
@@ -67,7 +85,9 @@ struct ModelConfig {
   std::optional<std::string> linear_attention, feature_map;
   std::optional<bool> normalize;
 
-  runtime::DType dtype = runtime::DType::float32;  ///< of activations: float32 or bfloat16; no key
+  // No keys.
+  runtime::DType dtype = runtime::DType::float32;  ///< of activations: float32 or bfloat16
+  std::int64_t seq_len = 0;  ///< of the run, in tokens; for a rope that follows it
 };
 
 }  // namespace longhaul::models

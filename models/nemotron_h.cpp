@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <limits>
+#include <optional>
 #include <string>
 
 #include "models/family_impl.h"
@@ -18,6 +19,7 @@ constexpr const char* kMamba = "mamba";
 constexpr const char* kMlp = "mlp";
 
 void keys(ModelConfig& c, FamilyKeys& keys) {
+  keys.with_default("tie_word_embeddings", c.tie_word_embeddings, false);
   keys.required("intermediate_size", c.intermediate_size);
   keys.required("num_attention_heads", c.num_attention_heads);
   keys.required("num_key_value_heads", c.num_key_value_heads);
@@ -69,8 +71,11 @@ void check(ModelConfig& c, Judge& judge) {
 ModelParts parts(const ModelConfig& c) {
   const BranchShape branch{
       .hidden = c.hidden_size, .norm_eps = *c.layer_norm_epsilon, .dtype = c.dtype};
-  const AttentionShape attention{branch, *c.num_attention_heads, *c.num_key_value_heads,
-                                 *c.head_dim};
+  const AttentionShape attention{.branch = branch,
+                                 .heads = *c.num_attention_heads,
+                                 .kv_heads = *c.num_key_value_heads,
+                                 .head_dim = *c.head_dim,
+                                 .rope = std::nullopt};
   const Mamba2Shape mamba{.branch = branch,
                           .heads = *c.mamba_num_heads,
                           .head_dim = *c.mamba_head_dim,

@@ -19,12 +19,13 @@ constexpr std::int64_t kInterval = 4;  // of full_attention, where nothing says 
 std::vector<std::string> words() { return {kFullAttention, kLinearAttention}; }
 
 void shared_keys(ModelConfig& c, FamilyKeys& keys) {
+  keys.with_default("tie_word_embeddings", c.tie_word_embeddings, false);
   keys.required("intermediate_size", c.intermediate_size);
   keys.required("num_attention_heads", c.num_attention_heads);
   keys.required("num_key_value_heads", c.num_key_value_heads);
   keys.required("head_dim", c.head_dim);
   keys.with_default("rms_norm_eps", c.rms_norm_eps, 1e-6);
-  keys.with_default("rope_theta", c.rope_theta, 1e4);
+  rope_keys(c, keys, 1e4);
   keys.with_default("partial_rotary_factor", c.partial_rotary_factor, 0.25);
   keys.optional("layer_types", c.layer_types, "as full_attention_interval says");
   keys.optional("full_attention_interval", c.full_attention_interval, "`4`");
@@ -49,25 +50,14 @@ std::vector<std::string> layers(const ModelConfig& c) {
   return layers;
 }
 
-/// Of a head, even; 0 where none turns.
-std::int64_t rotary_dim(const ModelConfig& c) {
-  return static_cast<std::int64_t>(static_cast<double>(*c.head_dim) * *c.partial_rotary_factor);
-}
-
 void check(ModelConfig& c, Judge& judge) {
   check_heads(c, false, judge);
   check_positive(c.rms_norm_eps, "rms_norm_eps", judge);
-  check_positive(c.rope_theta, "rope_theta", judge);
+  check_rope(c, judge);
   check_layer_types(c, words(), judge);
   if (judge.good({"layer_types", "full_attention_interval"}) && !c.layer_types.empty() &&
       c.full_attention_interval) {
     judge.wrong("full_attention_interval", "layer_types says it; leave one of them out");
-  }
-  if (judge.good({"head_dim", "partial_rotary_factor"}) && rotary_dim(c) % 2 != 0) {
-    judge.wrong("partial_rotary_factor",
-                fmt::format("it turns {} of head_dim = {} dims; expected an even number: rotary "
-                            "embedding turns pairs",
-                            rotary_dim(c), *c.head_dim));
   }
   check_multiple(c.linear_num_value_heads, "linear_num_value_heads", c.linear_num_key_heads,
                  "linear_num_key_heads", judge);
@@ -105,8 +95,7 @@ ModelParts parts_with(const ModelConfig& c, GatedDeltaNetProjections projections
   const MlpShape mlp{branch, *c.intermediate_size};
 
   Assembly model(c, branch);
-  model.parts.rope_dim = rotary_dim(c);
-  model.parts.rope_theta = *c.rope_theta;
+  model.parts.ropes = {rope_of(c)};
   model.parts.masks = one_mask(layers(c), kFullAttention);
   for (const std::string& word : layers(c)) {
     const std::string prefix = model.layer();

@@ -32,4 +32,41 @@ struct Rope {
   bool operator==(const Rope&) const = default;
 };
 
+/// default, linear, dynamic, llama3, yarn, longrope.
+std::vector<std::string> rope_types();
+/// The type's name where `scaling` gives none, or an older one: "su" is longrope.
+std::string rope_type_of(const RopeScaling& scaling);
+/// Types that know the length a model was first trained for: llama3, yarn and longrope.
+bool takes_original_length(const std::string& rope_type);
+/// Types whose frequencies follow from the length of sequences: dynamic and longrope.
+bool follows_length(const std::string& rope_type);
+
+/// What a Rope is made from, beside its scaling.
+struct RopeBase {
+  std::int64_t dims = 0;  ///< even
+  double theta = 0;
+  /// What the model is made for; of types that ask for it.
+  std::optional<std::int64_t> max_position_embeddings = {};
+  /// Tokens of the run's sequences, once for all positions; of types that follow it.
+  std::int64_t length = 0;
+};
+
+/// One thing that is wrong with a scaling.
+struct RopeProblem {
+  std::string key;   ///< "factor"; "" where it is not the scaling's: `base` says whose
+  std::string base;  ///< "rope_theta", "max_position_embeddings"
+  bool missing = false;
+  std::string expected;  ///< where it is not missing
+};
+/// Keys that the type needs or has no use for, and values out of their range. `base.length` is not
+/// looked at.
+std::vector<RopeProblem> problems_of(const RopeBase& base, const RopeScaling& scaling);
+
+/// Of a scaling without problems, in double. `linear`: kaiokendev and Chen et al. 2023 (Position
+/// Interpolation); `dynamic`: bloc97 and emozilla (NTK-aware, of the length); `llama3`: Llama 3.1
+/// (Grattafiori et al. 2024); `yarn`: Peng et al. 2023 (YaRN); `longrope`: Ding et al. 2024
+/// (LongRoPE). Throws Error(internal) for problems, or a type that follows a length that is not
+/// given.
+Rope make_rope(const RopeBase& base, const RopeScaling& scaling = {});
+
 }  // namespace longhaul::models

@@ -103,10 +103,10 @@ void cpu_rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, W
 void cuda_rms_norm_backward(const RmsNormBackwardInputs& inputs, TensorView dx, Write write_dx,
                             TensorView dweight, const Stream& stream);
 
-void cpu_rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
-                    const Stream& stream);
-void cuda_rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
-                     const Stream& stream);
+void cpu_rope_table(ConstTensorView positions, std::span<const double> frequencies, double factor,
+                    TensorView cosines, TensorView sines, const Stream& stream);
+void cuda_rope_table(ConstTensorView positions, std::span<const double> frequencies, double factor,
+                     TensorView cosines, TensorView sines, const Stream& stream);
 void cpu_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,
               TensorView y, const Stream& stream);
 void cuda_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,

@@ -58,7 +58,8 @@ void cuda_rms_norm_backward(const RmsNormBackwardInputs&, TensorView, Write, Ten
                             const Stream& stream) {
   no_cuda("rms_norm_backward", stream);
 }
-void cuda_rope_table(ConstTensorView, double, TensorView, TensorView, const Stream& stream) {
+void cuda_rope_table(ConstTensorView, std::span<const double>, double, TensorView, TensorView,
+                     const Stream& stream) {
   no_cuda("rope_table", stream);
 }
 void cuda_rope(ConstTensorView, ConstTensorView, ConstTensorView, Rotation, TensorView,

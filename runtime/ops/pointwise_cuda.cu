@@ -1,5 +1,7 @@
 // What goes element by element on CUDA: rotation, activations, scaled sums, casts.
 
+#include <algorithm>
+
 #include "runtime/kernel.cuh"
 #include "runtime/ops/checks.h"
 #include "runtime/ops/formulas.h"
@@ -10,20 +12,27 @@ namespace {
 
 using namespace runtime::detail;
 
-/// A thread keeps its column, so that its frequency is computed once.
+/// Of so many columns of a table as a kernel takes for parameters.
+struct Frequencies {
+  static constexpr std::int64_t kMost = 256;
+  double of[kMost];
+};
+
+/// Columns [0, columns) of rows that lie `half` apart. A thread keeps its column.
 template <class Position>
 __global__ void __launch_bounds__(kThreads)
-    rope_table_kernel(const Position* positions, double theta, float* cosines, float* sines,
-                      std::int64_t rows, std::int64_t half) {
+    rope_table_kernel(const Position* positions, const __grid_constant__ Frequencies frequencies,
+                      double factor, float* cosines, float* sines, std::int64_t rows,
+                      std::int64_t columns, std::int64_t half) {
   const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const std::int64_t row_step = static_cast<std::int64_t>(gridDim.x) * blockDim.x / half;
-  if (thread >= row_step * half) return;
-  const std::int64_t i = thread % half;
-  const double frequency = pow(theta, -static_cast<double>(i) / static_cast<double>(half));
-  for (std::int64_t row = thread / half; row < rows; row += row_step) {
+  const std::int64_t row_step = static_cast<std::int64_t>(gridDim.x) * blockDim.x / columns;
+  if (thread >= row_step * columns) return;
+  const std::int64_t i = thread % columns;
+  const double frequency = frequencies.of[i];
+  for (std::int64_t row = thread / columns; row < rows; row += row_step) {
     const double angle = static_cast<double>(positions[row]) * frequency;
-    cosines[row * half + i] = static_cast<float>(cos(angle));
-    sines[row * half + i] = static_cast<float>(sin(angle));
+    cosines[row * half + i] = static_cast<float>(factor * cos(angle));
+    sines[row * half + i] = static_cast<float>(factor * sin(angle));
   }
 }
 
@@ -199,17 +208,23 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void cuda_rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
-                     const Stream& stream) {
+void cuda_rope_table(ConstTensorView positions, std::span<const double> frequencies, double factor,
+                     TensorView cosines, TensorView sines, const Stream& stream) {
   const std::int64_t rows = cosines.size(0), half = cosines.size(1);
   if (rows * half == 0) return;
+  static_assert(Frequencies::kMost <= kThreads, "a block has a thread a column");
   const auto run = [&](const auto* at) {
     using Position = std::remove_cvref_t<decltype(*at)>;
-    // At least a thread a column.
-    const std::int64_t blocks =
-        std::max(blocks_for(rows * half, kThreads), (half + kThreads - 1) / kThreads);
-    launch(rope_table_kernel<Position>, blocks, kThreads, stream, at, theta, cosines.as<float>(),
-           sines.as<float>(), rows, half);
+    for (std::int64_t first = 0; first < half; first += Frequencies::kMost) {
+      const std::int64_t columns = std::min(half - first, Frequencies::kMost);
+      Frequencies own{};
+      std::ranges::copy(
+          frequencies.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(columns)),
+          own.of);
+      launch(rope_table_kernel<Position>, blocks_for(rows * columns, kThreads), kThreads, stream,
+             at, own, factor, cosines.as<float>() + first, sines.as<float>() + first, rows, columns,
+             half);
+    }
   };
   if (positions.dtype() == DType::int32) return run(positions.as<std::int32_t>());
   run(positions.as<std::int64_t>());

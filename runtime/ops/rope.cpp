@@ -21,19 +21,21 @@ void require_heads(const char* what, ConstTensorView view, ConstTensorView like)
 
 }  // namespace
 
-void rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
-                const Stream& stream) {
+void rope_table(ConstTensorView positions, std::span<const double> frequencies, double factor,
+                TensorView cosines, TensorView sines, const Stream& stream) {
   LONGHAUL_CHECK(cosines.dims() == 2, "rope_table: cosines has ", cosines.dims(),
                  " dims; expected 2");
   const std::int64_t rows = cosines.size(0), half = cosines.size(1);
+  LONGHAUL_CHECK(half == std::ssize(frequencies), "rope_table: cosines has ", half,
+                 " columns; expected ", frequencies.size(), ", one a frequency");
   detail::require_shape("rope_table", "positions", positions, {rows});
   detail::require_dtype("rope_table", "positions", positions, {DType::int32, DType::int64});
   detail::require_shape("rope_table", "cosines", cosines, {rows, half});
   detail::require_shape("rope_table", "sines", sines, {rows, half});
   if (detail::on_cuda(stream))
-    return detail::cuda_rope_table(positions, theta, cosines, sines, stream);
+    return detail::cuda_rope_table(positions, frequencies, factor, cosines, sines, stream);
   detail::count_bytes(stream, {cosines, sines});
-  detail::cpu_rope_table(positions, theta, cosines, sines, stream);
+  detail::cpu_rope_table(positions, frequencies, factor, cosines, sines, stream);
 }
 
 void rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,

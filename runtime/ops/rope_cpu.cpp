@@ -1,4 +1,5 @@
 #include <cmath>
+#include <span>
 #include <vector>
 
 #include "runtime/ops/checks.h"
@@ -9,19 +10,16 @@ namespace longhaul::runtime::ops::detail {
 namespace {
 
 template <class Position>
-void fill_tables(const Position* positions, double theta, float* cosines, float* sines,
-                 std::int64_t rows, std::int64_t half) {
-  std::vector<double> frequencies;
-  for (std::int64_t i = 0; i < half; ++i) {
-    frequencies.push_back(std::pow(theta, -static_cast<double>(i) / static_cast<double>(half)));
-  }
+void fill_tables(const Position* positions, const std::vector<double>& frequencies, double factor,
+                 float* cosines, float* sines, std::int64_t rows) {
+  const std::int64_t half = std::ssize(frequencies);
 #pragma omp parallel for if (rows * half >= kParallelElements)
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t i = 0; i < half; ++i) {
       const double angle =
           static_cast<double>(positions[row]) * frequencies[static_cast<std::size_t>(i)];
-      cosines[row * half + i] = static_cast<float>(std::cos(angle));
-      sines[row * half + i] = static_cast<float>(std::sin(angle));
+      cosines[row * half + i] = static_cast<float>(factor * std::cos(angle));
+      sines[row * half + i] = static_cast<float>(factor * std::sin(angle));
     }
   }
 }
@@ -41,18 +39,15 @@ void rotate(const From* x, const float* cosines, const float* sines, float sign,
 
 }  // namespace
 
-void cpu_rope_table(ConstTensorView positions, double theta, TensorView cosines, TensorView sines,
-                    const Stream& stream) {
-  const std::int64_t rows = cosines.size(0), half = cosines.size(1);
-  float* c = cosines.as<float>();
-  float* s = sines.as<float>();
-  if (positions.dtype() == DType::int32) {
-    stream.cpu_task(
-        [=, at = positions.as<std::int32_t>()] { fill_tables(at, theta, c, s, rows, half); });
-  } else {
-    stream.cpu_task(
-        [=, at = positions.as<std::int64_t>()] { fill_tables(at, theta, c, s, rows, half); });
-  }
+void cpu_rope_table(ConstTensorView positions, std::span<const double> frequencies, double factor,
+                    TensorView cosines, TensorView sines, const Stream& stream) {
+  const auto fill = [&](const auto* at) {
+    stream.cpu_task([=, own = std::vector<double>(frequencies.begin(), frequencies.end()),
+                     c = cosines.as<float>(), s = sines.as<float>(),
+                     rows = cosines.size(0)] { fill_tables(at, own, factor, c, s, rows); });
+  };
+  if (positions.dtype() == DType::int32) return fill(positions.as<std::int32_t>());
+  fill(positions.as<std::int64_t>());
 }
 
 void cpu_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines, Rotation rotation,

@@ -73,8 +73,9 @@ void write(hdf5::File& out, const std::string& name, const std::vector<double>& 
 
 int answer(const std::string& config_path, const std::string& in_path,
            const std::string& out_path) {
-  const launch::TrainConfig config =
+  launch::TrainConfig config =
       launch::load_config(config_path, {}, std::nullopt, launch::NamedFiles::unread).config;
+  config.model.seq_len = config.training.seq_len;
   const hdf5::File in = hdf5::File::open(in_path);
   const OracleBatch batch = batch_of(in);
   const auto rows = static_cast<std::int64_t>(batch.tokens.size());

@@ -92,7 +92,7 @@ const std::map<std::string, std::vector<std::string>> kOther = {
     {"model.num_attention_heads", {"4", "model.num_key_value_heads=2", "model.head_dim=16"}},
     {"model.num_key_value_heads", {"1"}},
     {"model.head_dim", {"8"}},
-    {"model.rms_norm_eps", {"1e-6"}},
+    {"model.rms_norm_eps", {"1e-5"}},
     {"model.rope_theta", {"5e5"}},
     {"model.tie_word_embeddings", {"true"}},
     {"model.vocab_size", {"300"}},
@@ -142,9 +142,18 @@ const std::map<std::string, std::vector<std::string>> kOther = {
     {"debug.deterministic", {"true"}},
     {"debug.threads", {"3"}},
 };
-/// The same of keys that Llama has no use for, of the first family that has; all are meaning.
+/// The same of keys of some families, in the first of them; all are meaning.
 const std::map<std::string, std::string> kOtherOfFamilies = {
-    {"model.partial_rotary_factor", "0.5"},
+    {"model.max_position_embeddings", "4096"},
+    {"model.original_max_position_embeddings", "64"},
+    {"model.rope_local_base_freq", "5e3"},
+    {"model.attention_bias", "true"},
+    {"model.mlp_bias", "true"},
+    {"model.query_pre_attn_scalar", "64"},
+    {"model.attn_logit_softcapping", "20"},
+    {"model.final_logit_softcapping", "20"},
+    {"model.attention_sinks", "true"},
+    {"model.partial_rotary_factor", "0.25"},
     {"model.linear_num_key_heads", "1"},
     {"model.linear_num_value_heads", "8"},
     {"model.linear_key_head_dim", "4"},
@@ -190,6 +199,24 @@ const Keys kNotAlone = {"model.architecture",
                         "model.layer_types",
                         "model.sliding_window",
                         "model.full_attention_interval",
+                        "model.attention_weighting",
+                        "model.attention_sigmoid_bias",
+                        "model.use_sliding_window",
+                        "model.max_window_layers",
+                        "model.sliding_window_pattern",
+                        "model.rope_scaling.rope_type",
+                        "model.rope_scaling.factor",
+                        "model.rope_scaling.original_max_position_embeddings",
+                        "model.rope_scaling.low_freq_factor",
+                        "model.rope_scaling.high_freq_factor",
+                        "model.rope_scaling.beta_fast",
+                        "model.rope_scaling.beta_slow",
+                        "model.rope_scaling.mscale",
+                        "model.rope_scaling.mscale_all_dim",
+                        "model.rope_scaling.truncate",
+                        "model.rope_scaling.attention_factor",
+                        "model.rope_scaling.short_factor",
+                        "model.rope_scaling.long_factor",
                         "model.mlp_only_layers",
                         "model.num_local_experts",
                         "model.mamba_n_heads",
@@ -307,6 +334,37 @@ TEST(ConfigChanges, NumbersOfMasksAndTypesOfLayersAreMeaning) {
             Keys{"model.sliding_window"});
   EXPECT_EQ(keys(changes({}, sliding).meaning),
             (Keys{"model.layer_types", "model.sliding_window"}));
+}
+
+TEST(ConfigChanges, HowPositionsAreStretchedIsMeaning) {
+  const auto changed = [](const std::vector<std::string>& base, const std::string& other) {
+    const auto sets = [](std::vector<std::string> lines) {
+      for (std::string& line : lines) line = "model." + line;
+      return lines;
+    };
+    std::vector<std::string> now = base;
+    now.push_back(other);
+    return keys(changes(sets(base), sets(now)).meaning);
+  };
+  const std::vector<std::string> yarn = {"rope_scaling.rope_type=yarn", "rope_scaling.factor=4",
+                                         "max_position_embeddings=64"},
+                                 llama3 = {"rope_scaling.rope_type=llama3", "rope_scaling.factor=4",
+                                           "rope_scaling.low_freq_factor=1",
+                                           "rope_scaling.high_freq_factor=4",
+                                           "max_position_embeddings=64"};
+  EXPECT_EQ(keys(changes({}, {"model.rope_scaling.rope_type=linear", "model.rope_scaling.factor=2"})
+                     .meaning),
+            (Keys{"model.rope_scaling.rope_type", "model.rope_scaling.factor"}));
+  for (const char* other :
+       {"factor=3", "original_max_position_embeddings=32", "beta_fast=20", "beta_slow=2",
+        "mscale=0.5", "mscale_all_dim=0.25", "truncate=false", "attention_factor=1.5"}) {
+    const std::string set = std::string("rope_scaling.") + other;
+    EXPECT_EQ(changed(yarn, set), Keys{"model." + set.substr(0, set.find('='))});
+  }
+  EXPECT_EQ(changed(llama3, "rope_scaling.low_freq_factor=2"),
+            Keys{"model.rope_scaling.low_freq_factor"});
+  EXPECT_EQ(changed(llama3, "rope_scaling.high_freq_factor=5"),
+            Keys{"model.rope_scaling.high_freq_factor"});
 }
 
 TEST(ConfigChanges, WhatMeansTheSameIsNoChange) {

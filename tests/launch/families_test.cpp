@@ -104,9 +104,8 @@ TEST_P(EveryFamily, KeysOfOthersAreOfNoUse) {
 }
 
 TEST(Families, UnknownOnesAndWordsListWhatThereIs) {
-  refused(
-      "model.architecture = \"qwen3\": expected one of \"llama\", \"qwen3_next\", \"qwen3_5\", ",
-      family_lines("llama"), {"model.architecture=qwen3"});
+  refused("model.architecture = \"falcon\": expected one of \"llama\", \"mistral\", \"qwen2\", ",
+          family_lines("llama"), {"model.architecture=falcon"});
   refused(
       "model.layer_types[0] = \"mamba2\": expected one of \"mamba\", \"attention\"; did you mean "
       "\"mamba\"?",
@@ -136,6 +135,188 @@ TEST(Families, WhatIsNotBuiltIsRefusedByName) {
       family_lines("kimi_linear"), {"model.linear_attn_config.kda_layers=[1]"});
   refused("model.linear_attn_config.full_attn_layers = [2]: latent attention is not built",
           family_lines("kimi_linear"), {"model.linear_attn_config.full_attn_layers=[2]"});
+}
+
+TEST(Families, ThoseThatAreNotBuiltAreRefusedWithTheReason) {
+  const auto with = [](const std::string& message, const std::string& architecture) {
+    refused("model.architecture = \"" + architecture + "\": " + message, family_lines("llama"),
+            {"model.architecture=" + architecture});
+  };
+  with("its layers have experts, which are not built; its attention's options are `llama`'s",
+       "gpt_oss");
+  with("its layers have experts, which are not built; expected one of \"llama\"", "mixtral");
+  with("it reads images as well as text; the text model alone is `gemma3_text`", "gemma3");
+  with("here it is called \"qwen2\"", "Qwen2ForCausalLM");
+}
+
+/// As full_attention f and sliding_attention s.
+std::string layers_of(const std::string& family, const std::vector<std::string>& sets) {
+  ModelLines lines = family_lines(family);
+  for (const char* key :
+       {"sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_pattern"})
+    lines.erase(key);
+  std::vector<std::string> all = {"model.num_hidden_layers=7"};
+  for (const std::string& set : sets) all.push_back("model." + set);
+  const TrainConfig config = load(lines, all);
+  std::string letters;
+  for (const std::string& word : models::family_of(family).layers(config.model))
+    letters += word.front();
+  return letters;
+}
+
+TEST(Families, LayersThatSlideFollowTheirPattern) {
+  const std::string types =
+      "layer_types=[\"full_attention\", \"sliding_attention\", \"full_attention\", "
+      "\"full_attention\", \"full_attention\", \"full_attention\", \"full_attention\"]";
+  EXPECT_EQ(layers_of("mistral", {}), "fffffff");
+  EXPECT_EQ(layers_of("mistral", {"sliding_window=4"}), "sssssss");
+  EXPECT_EQ(layers_of("phi3", {}), "fffffff");
+  EXPECT_EQ(layers_of("phi3", {"sliding_window=4"}), "sssssss");
+  for (const char* qwen : {"qwen2", "qwen3"}) {
+    EXPECT_EQ(layers_of(qwen, {}), "fffffff");
+    EXPECT_EQ(layers_of(qwen, {"sliding_window=4", "max_window_layers=2"}), "fffffff");
+    EXPECT_EQ(layers_of(qwen, {"use_sliding_window=true"}), "fffffff") << "from layer 28 on";
+    EXPECT_EQ(layers_of(qwen, {"use_sliding_window=true", "max_window_layers=2"}), "ffsssss");
+    EXPECT_EQ(layers_of(qwen, {"use_sliding_window=true", "max_window_layers=2", types}),
+              "fsfffff");
+  }
+  EXPECT_EQ(layers_of("gemma2", {}), "sfsfsfs");
+  EXPECT_EQ(layers_of("gemma2", {types}), "fsfffff");
+  EXPECT_EQ(layers_of("gemma3_text", {}), "sssssfs");
+  EXPECT_EQ(layers_of("gemma3_text", {"sliding_window_pattern=3"}), "ssfssfs");
+  EXPECT_EQ(layers_of("gemma3_text", {"sliding_window_pattern=3", types}), "fsfffff");
+  EXPECT_EQ(layers_of("olmo2", {}), "fffffff");
+  refused(
+      "model.layer_types = [\"full_attention\", \"sliding_attention\"]: "
+      "\"sliding_attention\" needs model.use_sliding_window = true",
+      [] {
+        ModelLines lines = family_lines("qwen3");
+        lines.erase("use_sliding_window");
+        return lines;
+      }(),
+      {"model.layer_types=[\"full_attention\", \"sliding_attention\"]"});
+}
+
+TEST(Families, LayersThatSlideNeedACausalMask) {
+  refused(
+      "model.sliding_window = 8: \"sliding_attention\" needs a causal mask, and with data.mask "
+      "= \"full\" queries see later keys; use one of the masks ",
+      family_lines("mistral"), {"data.mask=full"});
+  refused("model.sliding_window = 4096: \"sliding_attention\" needs a causal mask",
+          [] {
+            ModelLines lines = family_lines("gemma2");
+            lines.erase("sliding_window");
+            return lines;
+          }(),
+          {"data.mask=full"});
+  ModelLines idle = family_lines("qwen2");
+  idle.erase("use_sliding_window");
+  EXPECT_EQ(load(idle, {"data.mask=full"}).data.mask, "full");
+}
+
+TEST(Families, DefaultsAreThoseOfTransformersClasses) {
+  const auto bare = [](const std::string& family) {
+    ModelLines lines = {{"architecture", "\"" + family + "\""},
+                        {"hidden_size", "64"},
+                        {"intermediate_size", "64"},
+                        {"num_hidden_layers", "2"},
+                        {"num_attention_heads", "32"}};
+    return load(lines).model;
+  };
+  struct Defaults {
+    const char* family;
+    std::int64_t kv_heads, head_dim;
+    double eps, theta;
+    bool tied;
+  };
+  for (const Defaults& d :
+       {Defaults{"llama", 32, 2, 1e-6, 1e4, false}, Defaults{"mistral", 8, 2, 1e-6, 1e4, false},
+        Defaults{"qwen2", 32, 2, 1e-6, 1e4, false}, Defaults{"qwen3", 32, 128, 1e-6, 1e4, false},
+        Defaults{"gemma2", 4, 256, 1e-6, 1e4, true},
+        Defaults{"gemma3_text", 4, 256, 1e-6, 1e6, true}, Defaults{"phi3", 32, 2, 1e-5, 1e4, false},
+        Defaults{"olmo2", 32, 2, 1e-5, 1e4, false}}) {
+    const models::ModelConfig model = bare(d.family);
+    EXPECT_EQ(model.num_key_value_heads, d.kv_heads) << d.family;
+    EXPECT_EQ(model.head_dim, d.head_dim) << d.family;
+    EXPECT_EQ(model.rms_norm_eps, d.eps) << d.family;
+    EXPECT_EQ(model.rope_theta, d.theta) << d.family;
+    EXPECT_EQ(model.tie_word_embeddings, d.tied) << d.family;
+  }
+  EXPECT_EQ(bare("gemma2").attn_logit_softcapping, 50);
+  EXPECT_EQ(bare("gemma2").final_logit_softcapping, 30);
+  EXPECT_EQ(bare("gemma3_text").final_logit_softcapping, 0);
+  EXPECT_EQ(bare("gemma3_text").rope_local_base_freq, 1e4);
+}
+
+TEST(Families, OptionsOfAttentionGoTogether) {
+  const ModelLines llama = family_lines("llama");
+  const std::string sigmoid = "model.attention_weighting=sigmoid";
+  EXPECT_EQ(load(llama, {sigmoid, "model.attention_sigmoid_bias=-4"}).model.attention_sigmoid_bias,
+            -4);
+  refused("model.attention_weighting = \"sigmoid\": it needs model.attention_sigmoid_bias", llama,
+          {sigmoid});
+  refused("model.attention_sigmoid_bias = -4: only attention_weighting = \"sigmoid\" has a use",
+          llama, {"model.attention_sigmoid_bias=-4"});
+  refused("model.attention_sinks = true: a sigmoid has no denominator for sinks", llama,
+          {sigmoid, "model.attention_sigmoid_bias=-4", "model.attention_sinks=true"});
+  refused("model.attn_logit_softcapping = -1: expected a number of at least 0", llama,
+          {"model.attn_logit_softcapping=-1"});
+}
+
+TEST(RopeKeys, AreJudgedByType) {
+  const auto with = [](const std::string& message, std::vector<std::string> sets,
+                       const char* family = "llama") {
+    for (std::string& set : sets) set = "model." + set;
+    refused(message, family_lines(family), sets);
+  };
+  with("missing key 'factor' in [model.rope_scaling]", {"rope_scaling.rope_type=linear"});
+  with("model.rope_scaling.factor = 2.0: it needs a rope_type beside it",
+       {"rope_scaling.factor=2.0"});
+  with("model.rope_scaling.beta_fast = 8.0: rope_type = \"linear\" has no use for it; leave it out",
+       {"rope_scaling.rope_type=linear", "rope_scaling.factor=2.0", "rope_scaling.beta_fast=8.0"});
+  with("model.rope_scaling.rope_type = \"ntk\": expected one of \"default\", \"linear\", ",
+       {"rope_scaling.rope_type=ntk"});
+  with("missing key 'max_position_embeddings' in [model]",
+       {"rope_scaling.rope_type=dynamic", "rope_scaling.factor=2.0"});
+  with(
+      "model.rope_scaling.long_factor = [1.0, 2.0]: 2 numbers; expected 4, one for each pair of "
+      "the "
+      "8 dims that turn",
+      {"rope_scaling.rope_type=longrope", "rope_scaling.short_factor=[1.0, 1.0, 1.0, 1.0]",
+       "rope_scaling.long_factor=[1.0, 2.0]", "max_position_embeddings=64"},
+      "phi3");
+  with(
+      "model.rope_scaling.original_max_position_embeddings = 16: original_max_position_embeddings "
+      "= 32 says it; leave this one out",
+      {"rope_scaling.rope_type=yarn", "rope_scaling.factor=2.0",
+       "rope_scaling.original_max_position_embeddings=16"},
+      "phi3");
+  with(
+      "model.rope_scaling.rope_type = \"linear\": position_embedding_type = \"nope\" turns nothing",
+      {"rope_scaling.rope_type=linear"}, "granitemoehybrid");
+  with("model.rope_scaling.rope_type = \"linear\": architecture = \"nemotron_h\" has no use for it",
+       {"rope_scaling.rope_type=linear"}, "nemotron_h");
+}
+
+TEST(RopeKeys, ALengthThatIsFrozenIsSaid) {
+  const std::vector<std::string> longrope = {
+      "model.rope_scaling.rope_type=su", "model.rope_scaling.short_factor=[1.0, 1.0, 1.0, 1.0]",
+      "model.rope_scaling.long_factor=[1.0, 2.0, 3.0, 4.0]", "model.max_position_embeddings=64"};
+  const models::ModelConfig phi3 = load(family_lines("phi3"), longrope).model;
+  EXPECT_EQ(phi3.rope_scaling.rope_type, "longrope");
+  EXPECT_EQ(rope_text(phi3, 33),
+            "longrope with long_factor, since training.seq_len = 33 is above the original length "
+            "32, for all positions: another seq_len turns them otherwise");
+  EXPECT_EQ(rope_text(phi3, 32).value_or("").substr(0, 60),
+            "longrope with short_factor, since training.seq_len = 32 is a");
+  const models::ModelConfig dynamic =
+      load(family_lines("llama"),
+           {"model.rope_scaling.rope_type=dynamic", "model.rope_scaling.factor=2",
+            "model.max_position_embeddings=64"})
+          .model;
+  EXPECT_EQ(rope_text(dynamic, 128).value_or("").substr(0, 22), "dynamic, of 128 tokens");
+  EXPECT_EQ(rope_text(dynamic, 16).value_or("").substr(0, 21), "dynamic, of 64 tokens");
+  EXPECT_EQ(rope_text(load(family_lines("llama")).model, 128), std::nullopt);
 }
 
 TEST(Families, KeysOfWhatIsNotBuiltSaySo) {

@@ -335,7 +335,7 @@ TEST(Families, OnlyMatricesDecay) {
 TEST(Families, ArchitecturesAndWordsAreListed) {
   ModelConfig unknown = minimax();
   unknown.architecture = "mixtral";
-  expect_error(ExitCode::config, "expected one of llama, qwen3_next, qwen3_5, ",
+  expect_error(ExitCode::config, "expected one of llama, mistral, qwen2, qwen3, ",
                [&] { model_of(unknown, {}); });
   const auto expect_words = [](ModelConfig config, const char* words) {
     config.layer_types.back() = "attn";

@@ -256,7 +256,7 @@ Model working_model(int layers, const Work::Task& task) {
   using enum parallel::Initialisation;
   ModelParts parts;
   parts.hidden = kHidden;
-  parts.rope_dim = 4;
+  parts.ropes = {make_rope({4, 1e4})};
   parts.masks = {{std::nullopt, layers}};
   parts.embedding = "embedding";
   parts.table.add({"embedding", {kVocabulary, kHidden}, normal, 0.02, false, -1, 0, {}});

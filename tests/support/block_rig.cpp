@@ -2,6 +2,7 @@
 
 #include <mutex>
 
+#include "models/rope.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/ops/rope.h"
 #include "tests/support/differences.h"
@@ -46,13 +47,15 @@ class BlockRig {
       positions.push_back(static_cast<double>(rows.positions[at(token)]));
     const auto n = static_cast<std::int64_t>(tokens.size());
     positions_ = make_tensor(positions, {n}, DType::int32, stream);
-    const std::int64_t half = job.block.rope_dim / 2;
-    models::RopeTables tables{Tensor({n, half}, DType::float32, stream),
-                              Tensor({n, half}, DType::float32, stream)};
-    runtime::ops::rope_table(positions_, kBlockRopeTheta, tables.cosines, tables.sines, stream);
+    const models::Rope rope = models::make_rope({job.block.rope_dim, kBlockRopeTheta});
+    std::vector<models::RopeTables> ropes(1);
+    ropes[0].cosines = Tensor({n, rope.dims / 2}, DType::float32, stream);
+    ropes[0].sines = Tensor({n, rope.dims / 2}, DType::float32, stream);
+    runtime::ops::rope_table(positions_, rope.frequencies, rope.attention_factor, ropes[0].cosines,
+                             ropes[0].sines, stream);
     batch_.positions = positions_;
     batch_.attention.push_back(attention_.batch(mask_, layout));
-    context_.emplace(models::PassContext{resources_, batch_, std::move(tables)});
+    context_.emplace(models::PassContext{resources_, batch_, std::move(ropes), {}});
   }
 
   std::unique_ptr<models::BlockPass> begin() const { return block->begin(*context_); }

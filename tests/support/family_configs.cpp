@@ -25,7 +25,19 @@ ModelLines family_lines(const std::string& family) {
                                        {"linear_key_head_dim", "8"},
                                        {"linear_value_head_dim", "8"},
                                        {"layer_types", kHybrid}});
-  if (family == "llama") return llama;
+  if (family == "qwen2" || family == "qwen3")
+    return with(
+        llama,
+        {{"use_sliding_window", "true"}, {"sliding_window", "8"}, {"max_window_layers", "1"}});
+  if (family == "gemma2") return with(llama, {{"sliding_window", "8"}});
+  if (family == "gemma3_text")
+    return with(llama, {{"sliding_window", "8"}, {"sliding_window_pattern", "2"}});
+  if (family == "phi3")
+    return with(llama, {{"sliding_window", "8"},
+                        {"partial_rotary_factor", "0.5"},
+                        {"original_max_position_embeddings", "32"}});
+  if (family == "mistral") return with(llama, {{"sliding_window", "8"}});
+  if (family == "llama" || family == "olmo2") return llama;
   if (family == "qwen3_next") return with(qwen, {{"mlp_only_layers", "[0, 1]"}});
   if (family == "qwen3_5") return qwen;
   if (family == "granitemoehybrid")

@@ -295,7 +295,7 @@ Values oracle_logits(const ModelConfig& c, const NamedValues& p, const OracleBat
       add(in, mlp(in, c, w), form.mlp_alpha, form.mlp_beta);
     }
   }
-  const std::string head = c.tie_word_embeddings ? form.embedding : form.head;
+  const std::string head = c.tie_word_embeddings.value_or(false) ? form.embedding : form.head;
   Values logits = linear(rms(x, p.at(form.final_norm), form), p.at(head), c.hidden_size);
   for (double& logit : logits) logit /= form.logits_scaling;
   return logits;

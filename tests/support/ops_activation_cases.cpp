@@ -84,7 +84,10 @@ void partial_rotation(const Stream& stream) {
                             ", of which ", turned));
         const std::int64_t half = turned / 2;
         const Values x = inputs(rows * heads * dim, 1, from);
-        Values positions, y(x);
+        Values positions, frequencies, y(x);
+        for (std::int64_t i = 0; i < half; ++i)
+          frequencies.push_back(
+              std::pow(1e4, -2 * static_cast<double>(i) / static_cast<double>(turned)));
         for (std::int64_t row = 0; row < rows; ++row) {
           positions.push_back(static_cast<double>(row * 37 % 1009));
           for (std::int64_t head = 0; head < heads; ++head) {
@@ -104,7 +107,7 @@ void partial_rotation(const Stream& stream) {
                      tp = put(positions, {rows}, DType::int32, stream),
                      tc = put_nothing({rows, half}, DType::float32, stream),
                      ts = put_nothing({rows, half}, DType::float32, stream);
-        ops::rope_table(tp, 1e4, tc, ts, stream);
+        ops::rope_table(tp, frequencies, 1, tc, ts, stream);
         ops::rope(tx, tc, ts, ops::Rotation::forward, ty, stream);
         expect_within(get(ty, stream), y, Values(y.size(), 2), bound(to));
         ops::rope(ty, tc, ts, ops::Rotation::inverse, back, stream);

@@ -182,21 +182,24 @@ void rotate(DType from, DType to, DType position_dtype, bool sliced, std::int64_
             std::int64_t heads, std::int64_t dim, const Stream& stream) {
   SCOPED_TRACE(concat(name(from), " to ", name(to), " ", rows, " x ", heads, " x ", dim,
                       sliced ? " sliced" : ""));
-  const double theta = 500000;
+  const double theta = 500000, factor = 1.5;
   const std::int64_t half = dim / 2;
   const Values x = inputs(rows * heads * dim, 1, from), nothing(x.size(), NAN);
-  Values positions, cosines, sines, y(x.size());
+  Values positions, frequencies, cosines, sines, y(x.size());
+  for (std::int64_t i = 0; i < half; ++i)
+    frequencies.push_back(std::pow(theta, -2 * static_cast<double>(i) / static_cast<double>(dim)));
   for (std::int64_t row = 0; row < rows; ++row) {
     positions.push_back(static_cast<double>(row * row * row * 37 % 2000003));
     for (std::int64_t i = 0; i < half; ++i) {
       const double angle =
           positions.back() / std::pow(theta, 2 * static_cast<double>(i) / static_cast<double>(dim));
-      cosines.push_back(std::cos(angle));
-      sines.push_back(std::sin(angle));
+      const double cosine = factor * std::cos(angle), sine = factor * std::sin(angle);
+      cosines.push_back(cosine);
+      sines.push_back(sine);
       for (std::int64_t head = 0; head < heads; ++head) {
         const std::size_t a = at((row * heads + head) * dim + i), b = a + at(half);
-        y[a] = x[a] * std::cos(angle) - x[b] * std::sin(angle);
-        y[b] = x[b] * std::cos(angle) + x[a] * std::sin(angle);
+        y[a] = x[a] * cosine - x[b] * sine;
+        y[b] = x[b] * cosine + x[a] * sine;
       }
     }
   }
@@ -207,17 +210,20 @@ void rotate(DType from, DType to, DType position_dtype, bool sliced, std::int64_
   const Placed tp = put(positions, {rows}, position_dtype, stream),
                tc = put_nothing({rows, half}, DType::float32, stream),
                ts = put_nothing({rows, half}, DType::float32, stream);
-  ops::rope_table(tp, theta, tc, ts, stream);
-  expect_within(get(tc, stream), cosines, Values(cosines.size(), 1), bound(DType::float32));
-  expect_within(get(ts, stream), sines, Values(sines.size(), 1), bound(DType::float32));
+  ops::rope_table(tp, frequencies, factor, tc, ts, stream);
+  expect_within(get(tc, stream), cosines, Values(cosines.size(), factor), bound(DType::float32));
+  expect_within(get(ts, stream), sines, Values(sines.size(), factor), bound(DType::float32));
   ops::rope(tx.view, tc, ts, ops::Rotation::forward, ty.view, stream);
   ops::rope(tx.view, tc, ts, ops::Rotation::forward, whole.view, stream);
-  // Two products of magnitudes of at most 1.
-  expect_within(get(ty, stream), y, Values(y.size(), 2), bound(to));
+  // Two products of magnitudes of at most 1 and the factor.
+  expect_within(get(ty, stream), y, Values(y.size(), 2 * factor), bound(to));
   EXPECT_EQ(get(ty, stream), get(whole, stream)) << "depends on where rows lie";
   EXPECT_EQ(get(tx, stream), x) << "the input was written";
   ops::rope(ty.view, tc, ts, ops::Rotation::inverse, back.view, stream);
-  expect_within(get(back, stream), x, Values(x.size(), 4), std::max(bound(from), bound(to)));
+  Values twice = x;
+  for (double& value : twice) value *= factor * factor;
+  expect_within(get(back, stream), twice, Values(x.size(), 4 * factor * factor),
+                std::max(bound(from), bound(to)));
   if (from != to) return;
   ops::rope(tx.view, tc, ts, ops::Rotation::forward, tx.view, stream);
   EXPECT_EQ(get(tx, stream), get(ty, stream)) << "in place";
@@ -226,8 +232,14 @@ void rotate(DType from, DType to, DType position_dtype, bool sliced, std::int64_
 void rotation(const Stream& stream) {
   for (const DType from : kDTypes) {
     for (const DType to : kDTypes) {
-      for (const auto& [rows, heads, dim] : std::vector<std::array<std::int64_t, 3>>{
-               {0, 3, 8}, {1, 1, 2}, {7, 3, 10}, {127, 2, 32}, {3, 20, 128}, {2200, 1, 2}}) {
+      for (const auto& [rows, heads, dim] :
+           std::vector<std::array<std::int64_t, 3>>{{0, 3, 8},
+                                                    {1, 1, 2},
+                                                    {7, 3, 10},
+                                                    {127, 2, 32},
+                                                    {3, 20, 128},
+                                                    {2200, 1, 2},
+                                                    {3, 1, 1034}}) {
         for (const bool sliced : {false, true})
           rotate(from, to, DType::int32, sliced, rows, heads, dim, stream);
         rotate(from, to, DType::int64, false, rows, heads, dim, stream);
