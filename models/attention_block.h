@@ -9,6 +9,7 @@
 #include "attention/block.h"
 #include "models/block.h"
 #include "models/branch.h"
+#include "models/projection.h"
 
 namespace longhaul::models {
 
@@ -26,9 +27,10 @@ struct AttentionShape {
   std::optional<double> scale = {};  ///< of scores; none: 1/sqrt(head_dim)
   double softcap = 0;                ///< of scores, see attention::Scoring
   attention::Weighting weighting = attention::Weighting::softmax;
-  double bias = 0;        ///< of a sigmoid's scores
-  bool qkv_bias = false;  ///< "q_proj.bias", "k_proj.bias" and "v_proj.bias"
-  bool o_bias = false;    ///< "o_proj.bias"
+  double bias = 0;  ///< of a sigmoid's scores
+  bool qkv_bias =
+      false;            ///< "q_proj.bias", "k_proj.bias" and "v_proj.bias"; fused, "qkv_proj.bias"
+  bool o_bias = false;  ///< "o_proj.bias"
   /// A logit for each head in the denominator that has no value, "sinks" [heads] (gpt-oss).
   bool sinks = false;
   QkNorm qk_norm = QkNorm::none;
@@ -41,13 +43,14 @@ struct AttentionShape {
 };
 
 /// Parameters: `norm`; PREFIX with "q_proj.weight" [heads * head_dim, hidden], twice the rows with
-/// an output gate, "k_proj.weight", "v_proj.weight", "o_proj.weight"; "q_norm.weight" and
-/// "k_norm.weight" with qk_norm.
+/// an output gate, "k_proj.weight", "v_proj.weight", or these three as "qkv_proj.weight"; their
+/// biases; "o_proj.weight" and its bias; "q_norm.weight" and "k_norm.weight" with qk_norm; "sinks".
 class AttentionBlock final : public Block {
  public:
   /// Adds its parameters to the table. It sees mask number `mask` of a batch, and turns as many
   /// dims of q and k as the model's tables have. `residual_stddev`: of the initial o_proj, `stddev`
-  /// of the other matrices.
+  /// of the other matrices and the sinks. Throws Error(config) for sinks of a sigmoid or a bias of
+  /// a softmax's scores.
   AttentionBlock(const AttentionShape& shape, std::size_t mask, const BlockNames& names, int group,
                  double stddev, double residual_stddev, parallel::ParameterTable& table);
 
@@ -64,12 +67,15 @@ class AttentionBlock final : public Block {
 
  private:
   class Pass;
+  bool is_softmax() const;
   attention::Scoring scoring() const;
+  std::int64_t lse_bytes(std::int64_t rows) const;
 
   const AttentionShape shape_;
   const std::size_t mask_;
   const Branch branch_;
-  const std::string q_, k_, v_, o_, q_norm_, k_norm_;  // names of parameters
+  const ProjectionNames qkv_, o_;
+  const std::string q_norm_, k_norm_, sinks_;  // names of parameters
 };
 
 }  // namespace longhaul::models

@@ -1,10 +1,12 @@
 #pragma once
-// What every block has around its own work f: x -> alpha base + beta f(norm(x)).
+// What every block has around its own work f: x -> alpha base + beta f, norms before f, behind it
+// or both.
 
 #include <cstdint>
 #include <string>
 
 #include "models/block.h"
+#include "models/projection.h"
 #include "models/weights.h"
 #include "runtime/ops/rms_norm.h"
 #include "runtime/tensor.h"
@@ -37,52 +39,78 @@ struct BranchShape {
 /// Of a block's parameters: its norm, the prefix of the others, and the norm behind f. A norm that
 /// the branch has no place for is empty.
 struct BlockNames {
-  std::string norm, prefix, norm_after;
+  std::string norm, prefix, norm_after = {};
 };
 
-/// Borrowed by a block's passes. The normalised rows are not kept: they are computed again where
-/// they are needed, bit for bit.
+/// What a pass keeps for its branch, beside the block's input.
+struct BranchKept {
+  runtime::Tensor inv_rms;        ///< fp32[n], with a norm before f
+  runtime::Tensor inner;          ///< T[n,h], what f gives, with a norm behind it
+  runtime::Tensor inner_inv_rms;  ///< fp32[n] of that
+};
+
+/// Borrowed by a block's passes. f ends with a projection. The normalised rows are not kept: they
+/// are computed again where they are needed, bit for bit; what a norm behind f takes is.
 class Branch {
  public:
-  /// Adds the norm's weight `norm` [h] to the table: fp32, not decayed.
-  Branch(const BranchShape& shape, std::string norm, int group, parallel::ParameterTable& table);
+  /// Adds the norms' weights [h] to the table: fp32, not decayed. Throws Error(config) for a
+  /// residual of a norm that the branch does not have.
+  Branch(const BranchShape& shape, std::string norm, std::string norm_after, int group,
+         parallel::ParameterTable& table);
 
   const BranchShape& shape() const { return shape_; }
+  bool norms_before() const { return shape_.norms != NormPlaces::after; }
+  bool norms_after() const { return shape_.norms != NormPlaces::before; }
 
-  /// norm(x), T[n,h], of the block's input; inv_rms fp32[n] is kept for the calls below.
-  runtime::Tensor normed(const Resources& resources, runtime::ConstTensorView input,
-                         runtime::Tensor& inv_rms) const;
-  runtime::Tensor normed_again(const Resources& resources, runtime::ConstTensorView input,
-                               runtime::ConstTensorView inv_rms) const;
+  /// What f sees, T[n,h]: norm(x) of the block's input, in `own`, or x itself.
+  runtime::ConstTensorView normed(const Resources& resources, runtime::ConstTensorView input,
+                                  BranchKept& kept, runtime::Tensor& own) const;
+  runtime::ConstTensorView normed_again(const Resources& resources, runtime::ConstTensorView input,
+                                        const BranchKept& kept, runtime::Tensor& own) const;
 
-  /// The block's output T[n,h], where f ends with a projection: f = inner weight^T, inner T[n,m],
-  /// weight[h,m].
+  /// With a norm behind f: f = the projection of `projected` T[n,m], which output() and gradient()
+  /// then find in `kept`.
+  void project(const Resources& resources, runtime::ConstTensorView projected,
+               const Projection& projection, BranchKept& kept) const;
+  /// The block's output T[n,h], after project().
   runtime::Tensor output(const Resources& resources, runtime::ConstTensorView input,
-                         runtime::ConstTensorView inv_rms, runtime::ConstTensorView inner,
-                         const Weight& weight) const;
+                         const BranchKept& kept) const;
+  /// The same without a norm behind f, which is the projection of `projected` T[n,m].
+  runtime::Tensor output(const Resources& resources, runtime::ConstTensorView input,
+                         const BranchKept& kept, runtime::ConstTensorView projected,
+                         const Projection& projection) const;
 
-  /// Gradient of f's output, from dx, that of the block's: dx itself, or in `own`.
+  /// Gradient of f's output, from dx, that of the block's: dx itself, or in `own`. What a norm
+  /// behind f has kept is released, its gradient added.
   runtime::ConstTensorView gradient(const Resources& resources, runtime::ConstTensorView dx,
-                                    runtime::Tensor& own) const;
+                                    BranchKept& kept, runtime::Tensor& own) const;
   /// dx <- the gradient of the block's input, from that of its output and dnormed fp32[n,h], f's
-  /// through norm(x), which is overwritten. Adds the norm's gradient.
-  void backward(const Resources& resources, runtime::ConstTensorView input,
-                runtime::ConstTensorView inv_rms, const runtime::Tensor& dnormed,
-                runtime::TensorView dx) const;
+  /// through what it saw, which is overwritten. Adds the gradient of the norm before f.
+  void backward(const Resources& resources, runtime::ConstTensorView input, const BranchKept& kept,
+                const runtime::Tensor& dnormed, runtime::TensorView dx) const;
 
-  /// Kept by a pass: the input and a number a row.
+  /// Kept by a pass: the input, what f gives before its norm, and a number a row and norm.
   std::int64_t kept_bytes(std::int64_t rows) const;
-  /// output()'s, what it returns included; backward()'s with dnormed and the normalised rows;
-  /// gradient()'s.
-  std::int64_t output_bytes(std::int64_t rows) const;
-  std::int64_t backward_bytes(std::int64_t rows) const;
+  /// Of these, what gradient() releases.
+  std::int64_t released_bytes(std::int64_t rows) const;
+  /// project()'s and output()'s beside `projected` bytes of what f projects, what they return
+  /// included; gradient()'s, and of these those of what it returns; backward()'s with dnormed and
+  /// the normalised rows.
+  std::int64_t output_bytes(std::int64_t rows, std::int64_t projected) const;
   std::int64_t gradient_bytes(std::int64_t rows) const;
+  std::int64_t own_bytes(std::int64_t rows) const;
+  std::int64_t backward_bytes(std::int64_t rows) const;
 
  private:
-  runtime::ops::NormWeight weight(const Weights& weights) const;
+  runtime::ops::NormWeight weight(const Weights& weights, const std::string& norm) const;
+  /// T[n,h].
+  runtime::Tensor rows_like(runtime::ConstTensorView rows, const runtime::Stream& compute) const;
+  /// out <- alpha base + beta out.
+  void join(const Resources& resources, runtime::ConstTensorView base,
+            const runtime::Tensor& out) const;
 
   const BranchShape shape_;
-  const std::string norm_;  // name of the parameter
+  const std::string norm_, norm_after_;  // names of the parameters
   const int group_;
 };
 

@@ -6,6 +6,7 @@
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/rms_norm.h"
 #include "runtime/ops/scaled.h"
+#include "runtime/ops/softcap.h"
 
 namespace longhaul::models {
 
@@ -51,6 +52,7 @@ void Head::score(const runtime::Stream& compute, ConstTensorView normed, const W
   ops::matmul(normed, ops::transposed(weight.value), logits, Write::overwrite, compute);
   if (options_.logits_scaling != 1)
     ops::scaled(logits, 1 / options_.logits_scaling, Write::overwrite, logits, compute);
+  if (options_.softcap > 0) ops::softcap(logits, options_.softcap, compute);
 }
 
 void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
@@ -65,15 +67,15 @@ void Head::loss_and_backward(const Resources& resources, ConstTensorView hidden,
   const Tensor drows({n, h}, DType::float32, compute);
   const std::int64_t step = std::min(chunk_rows_, n);
   const Tensor logits({step, vocabulary}, DType::float32, compute);
+  const ops::LogitsGradient of_product{loss_scale / options_.logits_scaling, options_.dtype,
+                                       options_.softcap};
   for (std::int64_t begin = 0; begin < n; begin += step) {
     const std::int64_t end = std::min(n, begin + step);
     const ConstTensorView chunk = rows.view().slice(0, begin, end);
     const TensorView scores = logits.view().slice(0, 0, end - begin);
     score(compute, chunk, weight, scores);
-    const ConstTensorView dlogits =
-        ops::cross_entropy_backward(scores, labels.slice(begin, end),
-                                    loss_scale / options_.logits_scaling,  // of the product
-                                    options_.dtype, loss_sum, compute);
+    const ConstTensorView dlogits = ops::cross_entropy_backward(scores, labels.slice(begin, end),
+                                                                of_product, loss_sum, compute);
     weight.add_product(ops::transposed(dlogits), chunk, compute);
     ops::matmul(dlogits, weight.value, drows.view().slice(0, begin, end), Write::overwrite,
                 compute);

@@ -1,12 +1,14 @@
 #include "models/mlp_block.h"
 
 #include <algorithm>
+#include <array>
+#include <optional>
 #include <utility>
 
 #include "models/weights.h"
+#include "runtime/ops/glu.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/squared_relu.h"
-#include "runtime/ops/swiglu.h"
 
 namespace longhaul::models {
 
@@ -30,87 +32,103 @@ class MlpBlock::Pass final : public BlockPass {
   Stages activate(Tensor input) override {
     input_ = std::move(input);
     const Weights weights(resources_.store, block_.group());
-    const Tensor normed = block_.branch_.normed(resources_, input_, inv_rms_);
-    inner_ = activation(block_.inner());
-    ops::matmul(normed, ops::transposed(weights.working(block_.first_, block_.last_).value), inner_,
-                Write::overwrite, compute_);
+    {
+      Tensor own;
+      const ConstTensorView normed = block_.branch_.normed(resources_, input_, kept_, own);
+      inner_ = activation(block_.inner());
+      Projection(weights, block_.before_).apply(normed, inner_, compute_);
+    }
+    if (block_.branch_.norms_after())
+      block_.branch_.project(resources_, activated(), Projection(weights, block_.down_), kept_);
     co_return;
   }
 
   Tensor output() const override {
     const Weights weights(resources_.store, block_.group());
-    const Tensor activated = activation(shape_.intermediate);
-    if (gates()) {
-      ops::swiglu(inner_, activated, compute_);
-    } else {
-      ops::squared_relu(inner_, activated, compute_);
-    }
-    return block_.branch_.output(resources_, input_, inv_rms_, activated,
-                                 weights.working(block_.down_));
+    if (block_.branch_.norms_after()) return block_.branch_.output(resources_, input_, kept_);
+    return block_.branch_.output(resources_, input_, kept_, activated(),
+                                 Projection(weights, block_.down_));
   }
 
   Stages backward(TensorView dx) override {
     const Weights weights(resources_.store, block_.group());
-    const Weight down = weights.working(block_.down_),
-                 before = weights.working(block_.first_, block_.last_);
+    const Projection down(weights, block_.down_), before(weights, block_.before_);
     {
       Tensor own;
-      const ConstTensorView dbranch = block_.branch_.gradient(resources_, dx, own);
+      const ConstTensorView dbranch = block_.branch_.gradient(resources_, dx, kept_, own);
       const Tensor activated = activation(shape_.intermediate);  // its gradient first
-      ops::matmul(dbranch, down.value, activated, Write::overwrite, compute_);
-      if (gates()) {
-        ops::swiglu_backward(inner_, activated, compute_);
+      ops::matmul(dbranch, down.weight.value, activated, Write::overwrite, compute_);
+      if (const auto kind = glu()) {
+        ops::glu_backward(*kind, inner_, activated, compute_);
       } else {
         ops::squared_relu_backward(inner_, activated, compute_);
       }
-      down.add_product(ops::transposed(dbranch), activated, compute_);
+      down.add_gradients(dbranch, activated, compute_);
     }
     const Tensor dinner = std::move(inner_);  // what the operation left in their place
 
-    const Tensor normed = block_.branch_.normed_again(resources_, input_, inv_rms_);
-    before.add_product(ops::transposed(dinner), normed, compute_);
+    Tensor own;
+    before.add_gradients(dinner, block_.branch_.normed_again(resources_, input_, kept_, own),
+                         compute_);
     const Tensor dnormed({rows(), shape_.branch.hidden}, DType::float32, compute_);
-    ops::matmul(dinner, before.value, dnormed, Write::overwrite, compute_);
-    block_.branch_.backward(resources_, input_, inv_rms_, dnormed, dx);
+    ops::matmul(dinner, before.weight.value, dnormed, Write::overwrite, compute_);
+    block_.branch_.backward(resources_, input_, kept_, dnormed, dx);
     co_return;
   }
 
  private:
   std::int64_t rows() const { return input_.size(0); }
-  bool gates() const { return shape_.activation == Activation::swiglu; }
+  /// None: squared_relu, without gates.
+  std::optional<ops::Glu> glu() const {
+    switch (shape_.activation) {
+      case Activation::swiglu:
+        return ops::Glu::swiglu;
+      case Activation::geglu:
+        return ops::Glu::geglu;
+      case Activation::squared_relu:
+        return std::nullopt;
+    }
+    return std::nullopt;
+  }
   Tensor activation(std::int64_t columns) const {
     return Tensor({rows(), columns}, shape_.branch.dtype, compute_);
+  }
+  Tensor activated() const {
+    Tensor activated = activation(shape_.intermediate);
+    if (const auto kind = glu()) {
+      ops::glu(*kind, inner_, activated, compute_);
+    } else {
+      ops::squared_relu(inner_, activated, compute_);
+    }
+    return activated;
   }
 
   const MlpBlock& block_;
   const MlpShape& shape_;
   const Resources& resources_;
   const runtime::Stream& compute_;
-  Tensor inv_rms_;  // fp32[n]
-  Tensor inner_;    // T[n,2f], a row's gates before its ups; T[n,f] without gates
+  BranchKept kept_;
+  Tensor inner_;  // T[n,2f], a row's gates before its ups; T[n,f] without gates
 };
 
 MlpBlock::MlpBlock(const MlpShape& shape, const MlpNames& names, int group, double stddev,
                    double residual_stddev, parallel::ParameterTable& table)
     : Block(group),
       shape_(shape),
-      branch_(shape.branch, names.norm, group, table),
-      first_(shape.activation == Activation::swiglu ? names.gate : names.up),
-      last_(names.up),
-      down_(names.down) {
-  const std::int64_t h = shape.branch.hidden, f = shape.intermediate;
-  using enum parallel::Initialisation;
-  if (first_ != last_) {
-    table.add({first_, {f, h}, normal, stddev, true, 0, group, {}});  // before up: one matrix
-    table.add({last_, {f, h}, normal, stddev, true, 0, group, {}});
-  } else {
-    table.add({last_, {inner(), h}, normal, stddev, true, 0, group, {}});
-  }
-  table.add({down_, {h, f}, normal, residual_stddev, true, 1, group, {}});
+      branch_(shape.branch, names.norm, names.norm_after, group, table),
+      before_(add_projection({shape.branch.hidden, shape.bias, stddev, 0, group},
+                             matrices_before(names), table)),
+      down_(add_projection({shape.intermediate, shape.bias, residual_stddev, 1, group},
+                           std::array{ProjectionMatrix{names.down, shape.branch.hidden}}, table)) {}
+
+std::vector<ProjectionMatrix> MlpBlock::matrices_before(const MlpNames& names) const {
+  if (inner() == shape_.intermediate || names.gate == names.up) return {{names.up, inner()}};
+  return {{names.gate, shape_.intermediate}, {names.up, shape_.intermediate}};
 }
 
 std::int64_t MlpBlock::inner() const {
-  return shape_.activation == Activation::swiglu ? 2 * shape_.intermediate : shape_.intermediate;
+  return shape_.activation == Activation::squared_relu ? shape_.intermediate
+                                                       : 2 * shape_.intermediate;
 }
 
 std::unique_ptr<BlockPass> MlpBlock::begin(const PassContext& context) const {
@@ -122,14 +140,17 @@ std::int64_t MlpBlock::kept_bytes(std::int64_t rows) const {
   return branch_.kept_bytes(rows) + rows * inner() * size_bytes(shape_.branch.dtype);
 }
 
-/// Forward: the activation's output beside the block's. Backward: that one or its gradient, whose
-/// other gradients take the place of what is kept, beside the branch's; then the normalised rows
-/// and, in fp32, their gradient.
+/// Forward: the activation's output, beside the block's unless a norm stands between. Backward:
+/// what makes the branch's gradient; that beside the activation's output or its gradient, whose
+/// other gradients take the place of what is kept; then the normalised rows and, in fp32, their
+/// gradient.
 PassingBytes MlpBlock::passing_bytes(std::int64_t rows, const parallel::CallBytes&) const {
   const std::int64_t activated = rows * shape_.intermediate * size_bytes(shape_.branch.dtype);
-  return {
-      .forward = activated + branch_.output_bytes(rows),
-      .backward = std::max(activated + branch_.gradient_bytes(rows), branch_.backward_bytes(rows))};
+  const std::int64_t released = branch_.released_bytes(rows);
+  return {.forward = branch_.output_bytes(rows, activated),
+          .backward = std::max({branch_.gradient_bytes(rows),
+                                activated + branch_.own_bytes(rows) - released,
+                                branch_.backward_bytes(rows) - released})};
 }
 
 double MlpBlock::flops(std::int64_t tokens, std::span<const std::int64_t>) const {

@@ -2,9 +2,11 @@
 // The feed-forward layer as a block: norm, its matrices and activation, residual.
 
 #include <string>
+#include <vector>
 
 #include "models/block.h"
 #include "models/branch.h"
+#include "models/projection.h"
 
 namespace longhaul::models {
 
@@ -25,7 +27,7 @@ struct MlpShape {
 /// Of parameters. `gate` and `up` [intermediate, hidden] may be one, [2 intermediate, hidden], the
 /// gate's rows first, under one name; without a gate there is but `up`.
 struct MlpNames {
-  std::string norm, gate, up, down, norm_after;
+  std::string norm, gate, up, down, norm_after = {};
 };
 
 class MlpBlock final : public Block {
@@ -44,10 +46,11 @@ class MlpBlock final : public Block {
   class Pass;
   /// Rows of the matrices that stand before the activation, a multiple of `intermediate`.
   std::int64_t inner() const;
+  std::vector<ProjectionMatrix> matrices_before(const MlpNames& names) const;
 
   const MlpShape shape_;
   const Branch branch_;
-  const std::string first_, last_, down_;  // names of parameters: before the activation, after it
+  const ProjectionNames before_, down_;  // the activation, and behind it
 };
 
 }  // namespace longhaul::models

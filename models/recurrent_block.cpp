@@ -46,8 +46,8 @@ class RecurrentBlock::Pass final : public BlockPass {
   Stages activate(Tensor input) override {
     input_ = std::move(input);
     {
-      const Tensor normed = block_.branch_.normed(resources_, input_, inv_rms_);
-      projected_ = mixer_->project(normed);
+      Tensor own;
+      projected_ = mixer_->project(block_.branch_.normed(resources_, input_, branch_kept_, own));
     }
     if (block_.convolution_ && !again_) {
       Stages gather = block_.convolution_->gather(context_, projected_, left_);
@@ -75,7 +75,7 @@ class RecurrentBlock::Pass final : public BlockPass {
   Tensor output() const override {
     const Weights weights(resources_.store, block_.group());
     const Tensor inner = mixer_->inner(out_);
-    return block_.branch_.output(resources_, input_, inv_rms_, inner,
+    return block_.branch_.output(resources_, input_, branch_kept_, inner,
                                  weights.working(block_.output_));
   }
 
@@ -159,7 +159,7 @@ class RecurrentBlock::Pass final : public BlockPass {
     const Tensor dinner({rows(), sizes_.inner}, DType::float32, compute_);
     {
       Tensor own;
-      const ConstTensorView dbranch = block_.branch_.gradient(resources_, dx, own);
+      const ConstTensorView dbranch = block_.branch_.gradient(resources_, dx, branch_kept_, own);
       const Tensor inner = mixer_->inner(out_);
       output.add_product(ops::transposed(dbranch), inner, compute_);
       ops::matmul(dbranch, output.value, dinner, Write::overwrite, compute_);
@@ -172,10 +172,11 @@ class RecurrentBlock::Pass final : public BlockPass {
   /// Into dx, through projections and norm.
   void backward_before(Tensor dprojected, TensorView dx) {
     const Branch& branch = block_.branch_;
-    const Tensor normed = branch.normed_again(resources_, input_, inv_rms_),
-                 dnormed({rows(), sizes_.branch.hidden}, DType::float32, compute_);
+    Tensor own;
+    const ConstTensorView normed = branch.normed_again(resources_, input_, branch_kept_, own);
+    const Tensor dnormed({rows(), sizes_.branch.hidden}, DType::float32, compute_);
     mixer_->project_backward(std::move(dprojected), normed, dnormed);
-    branch.backward(resources_, input_, inv_rms_, dnormed, dx);
+    branch.backward(resources_, input_, branch_kept_, dnormed, dx);
   }
 
   const RecurrentBlock& block_;
@@ -186,8 +187,8 @@ class RecurrentBlock::Pass final : public BlockPass {
   const runtime::Stream& compute_;
   const parallel::AttentionBatch& batch_;
   const std::unique_ptr<Mixer> mixer_;
-  bool again_ = false;         // from what an earlier pass received
-  Tensor inv_rms_;             // fp32[n]
+  bool again_ = false;  // from what an earlier pass received
+  BranchKept branch_kept_;
   Tensor projected_;           // T[n,C]
   Tensor left_;                // T[l,C], with a convolution
   Tensor out_;                 // fp32[n,H,E]
@@ -196,7 +197,7 @@ class RecurrentBlock::Pass final : public BlockPass {
 
 RecurrentBlock::RecurrentBlock(const RecurrentShape& shape, std::size_t mask,
                                const std::string& norm, int group, parallel::ParameterTable& table)
-    : Block(group), sizes_(shape), mask_(mask), branch_(shape.branch, norm, group, table) {}
+    : Block(group), sizes_(shape), mask_(mask), branch_(shape.branch, norm, {}, group, table) {}
 
 void RecurrentBlock::convolve(std::int64_t width, ConvolutionNames names) {
   convolution_.emplace(width, sizes_.channels, sizes_.branch.dtype, std::move(names), group(),
@@ -265,9 +266,9 @@ PassingBytes RecurrentBlock::passing_bytes(std::int64_t rows,
   bytes.forward =
       std::max({rows * (sizes_.branch.hidden * element + own.projecting) - out,
                 inputs + rows * own.inputs_forming, forward_call,
-                inner + std::max(rows * own.inner_forming, branch_.output_bytes(rows))});
+                std::max(inner + rows * own.inner_forming, branch_.output_bytes(rows, inner))});
   bytes.backward = std::max(
-      {dinner + branch_.gradient_bytes(rows) + inner + rows * own.inner_forming,
+      {dinner + branch_.own_bytes(rows) + inner + rows * own.inner_forming,
        dinner + dout + rows * own.inner_backward, dout + inputs + rows * own.inputs_forming - out,
        backward_call, dout + inputs + gradients + projected + rows * own.inputs_backward - out,
        (convolution_ ? 2 * projected : 0) - out,

@@ -20,12 +20,15 @@ struct NoRows {
         v({0, shapes.kv_heads, shapes.value_dim}, shapes.activation, compute),
         dout({0, shapes.heads, shapes.value_dim}, shapes.activation, compute),
         out({0, shapes.heads, shapes.value_dim}, DType::float32, compute),
-        lse({0, shapes.heads, 2}, DType::float32, compute),
-        delta({0, shapes.heads}, DType::float32, compute),
         dq({0, shapes.heads, shapes.dim}, DType::float32, compute),
         dk({0, shapes.kv_heads, shapes.dim}, DType::float32, compute),
-        dv({0, shapes.kv_heads, shapes.value_dim}, DType::float32, compute) {}
-  Tensor q, k, v, dout, out, lse, delta, dq, dk, dv;
+        dv({0, shapes.kv_heads, shapes.value_dim}, DType::float32, compute) {
+    if (shapes.weighting != attention::Weighting::softmax) return;
+    lse = Tensor({0, shapes.heads, 2}, DType::float32, compute);
+    delta = Tensor({0, shapes.heads}, DType::float32, compute);
+  }
+  Tensor q, k, v, dout, out, dq, dk, dv;
+  Tensor lse, delta;  // of a softmax
 };
 
 /// One pass; the stages of a call are those of AttentionBlock.

@@ -41,6 +41,18 @@ Weight Weights::working(const std::string& first, const std::string& last) const
   return matrix(store_.working(), first, last);
 }
 
+Weight Weights::vector(const std::string& first, const std::string& last) const {
+  const parallel::ElementRange range{range_of(first).begin, range_of(last).end};
+  LONGHAUL_CHECK(range.elements() > 0, "parameter '", last, "' does not follow '", first, "'");
+  for (const parallel::Parameter& parameter : store_.table().parameters()) {
+    if (common(parameter.range, range).elements() == 0) continue;
+    LONGHAUL_CHECK(parameter.sizes.size() == 1, "parameter '", parameter.name, "', among '", first,
+                   "' to '", last, "', has ", parameter.sizes.size(), " dims");
+  }
+  const auto part = [&](const auto& flat) { return flat.slice(0, range.begin, range.end); };
+  return {part(store_.values()), part(store_.gradients()), store_, range};
+}
+
 Weight Weights::matrix(ConstTensorView values, const std::string& first,
                        const std::string& last) const {
   const parallel::ParameterTable& table = store_.table();

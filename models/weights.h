@@ -49,6 +49,8 @@ class Weights {
   /// reads in the place of several. A row is what one step of the first dim is. Throws unless they
   /// have as many columns.
   Weight working(const std::string& first, const std::string& last) const;
+  /// Neighbours in the table of one dim each as one vector, in fp32.
+  Weight vector(const std::string& first, const std::string& last) const;
 
  private:
   /// Where it lies in the store; throws when it is of another group.

@@ -39,16 +39,17 @@ Labels Labels::slice(std::int64_t begin, std::int64_t end) const {
           weights.data() == nullptr ? weights : weights.slice(0, begin, end)};
 }
 
-TensorView cross_entropy_backward(TensorView logits, const Labels& labels, double scale,
-                                  DType dtype, TensorView loss_sum, const Stream& stream) {
+TensorView cross_entropy_backward(TensorView logits, const Labels& labels,
+                                  const LogitsGradient& gradient, TensorView loss_sum,
+                                  const Stream& stream) {
   check("cross_entropy", logits, labels, loss_sum);
-  const TensorView dlogits = in_place_of(logits, dtype);
+  const TensorView dlogits = in_place_of(logits, gradient.dtype);
   detail::require_dtype("cross_entropy", "dlogits", dlogits, {DType::float32, DType::bfloat16});
   if (logits.size(0) == 0) return dlogits;
   detail::count_bytes(stream, {logits, dlogits});
   (detail::on_cuda(stream)
        ? detail::cuda_cross_entropy_backward
-       : detail::cpu_cross_entropy_backward)(logits, labels, scale, dlogits, loss_sum, stream);
+       : detail::cpu_cross_entropy_backward)(logits, labels, gradient, dlogits, loss_sum, stream);
   return dlogits;
 }
 

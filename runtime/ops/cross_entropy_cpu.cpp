@@ -5,6 +5,7 @@
 
 #include "runtime/ops/checks.h"
 #include "runtime/ops/exponential.h"
+#include "runtime/ops/formulas.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops::detail {
@@ -67,10 +68,10 @@ void check_labels(const Rows& labels, std::int64_t rows, std::int64_t vocabulary
 }
 
 /// weight * row loss; dlogits, the front of the logits' memory, becomes scale * weight *
-/// (softmax - one-hot) in T.
+/// (softmax - one-hot) in T, times the slope of a cap.
 template <class T>
-double backward_row(const float* logits, std::int32_t label, double weight, double scale,
-                    std::byte* dlogits, std::int64_t vocabulary) {
+double backward_row(const float* logits, std::int32_t label, double weight,
+                    const LogitsGradient& gradient, std::byte* dlogits, std::int64_t vocabulary) {
   constexpr std::int64_t kTile = 256;
   constexpr auto kBytes = static_cast<std::int64_t>(sizeof(T));
   if (weight == 0) {
@@ -79,18 +80,22 @@ double backward_row(const float* logits, std::int32_t label, double weight, doub
   }
   const RowSums sums = row_sums(logits, vocabulary);
   const double loss = row_loss_of(sums, logits[label]);
-  scale *= weight;
+  const double scale = gradient.scale * weight;
+  const bool capped = gradient.softcap > 0;
+  const auto inverse = static_cast<float>(capped ? 1 / gradient.softcap : 0);
   const auto factor = static_cast<float>(scale / sums.exponentials);
   // p - 1 from the other side, so that a confident row keeps its digits: p - 1 = -(1 - e^-loss).
-  const auto at_label = static_cast<float>(scale * std::expm1(-loss));
+  auto at_label = static_cast<float>(scale * std::expm1(-loss));
+  if (capped) at_label *= softcap_slope(logits[label], inverse);
   // A tile is written after it was read: it lies over its own logits and those before.
   for (std::int64_t begin = 0; begin < vocabulary; begin += kTile) {
     const std::int64_t count = std::min(kTile, vocabulary - begin);
     std::array<T, kTile> tile;
 #pragma omp simd
     for (std::int64_t i = 0; i < count; ++i) {
-      put(tile[static_cast<std::size_t>(i)],
-          exponential(logits[begin + i] - sums.maximum) * factor);
+      const float logit = logits[begin + i];  // without a cap it may be -inf
+      put(tile[static_cast<std::size_t>(i)], exponential(logit - sums.maximum) * factor *
+                                                 softcap_slope(capped ? logit : 0.0f, inverse));
     }
     if (begin <= label && label < begin + count)
       put(tile[static_cast<std::size_t>(label - begin)], at_label);
@@ -101,8 +106,9 @@ double backward_row(const float* logits, std::int32_t label, double weight, doub
 
 }  // namespace
 
-void cpu_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,
-                                TensorView dlogits, TensorView loss_sum, const Stream& stream) {
+void cpu_cross_entropy_backward(ConstTensorView logits, const Labels& labels,
+                                const LogitsGradient& gradient, TensorView dlogits,
+                                TensorView loss_sum, const Stream& stream) {
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
   const std::int64_t row_bytes = dlogits.stride(0) * size_bytes(dlogits.dtype());
   const Buffer losses = stream.allocate(rows * static_cast<std::int64_t>(sizeof(double)));
@@ -114,7 +120,7 @@ void cpu_cross_entropy_backward(ConstTensorView logits, const Labels& labels, do
 #pragma omp parallel for if (rows * vocabulary >= kParallelElements)
       for (std::int64_t row = 0; row < rows; ++row) {
         row_losses[row] = backward_row<T>(values + row * vocabulary, of.label(row), of.weight(row),
-                                          scale, to + row * row_bytes, vocabulary);
+                                          gradient, to + row * row_bytes, vocabulary);
       }
       for (std::int64_t row = 0; row < rows; ++row) *sum += row_losses[row];
     });

@@ -5,6 +5,7 @@
 
 #include "runtime/host_device.h"
 #include "runtime/ops/adamw.h"
+#include "runtime/ops/glu.h"
 
 namespace longhaul::runtime::ops::detail {
 
@@ -39,15 +40,59 @@ LONGHAUL_HOST_DEVICE inline float relu_squared_gradient(float x, float dy) {
   return x < 0 ? 0.0f : 2.0f * x * dy;
 }
 
-/// silu(gate) * up; e = e^-gate.
+/// A gate g becomes g * sigmoid(argument). g / (1 + e^-g):
+struct SiluGate {
+  LONGHAUL_HOST_DEVICE static float argument(float gate) { return gate; }
+  /// The argument's derivative.
+  LONGHAUL_HOST_DEVICE static float slope(float) { return 1.0f; }
+};
+/// g/2 (1 + tanh(z)) = g sigmoid(2 z), z = sqrt(2/pi) (g + 0.044715 g^3).
+struct GeluGate {
+  LONGHAUL_HOST_DEVICE static float argument(float gate) {
+    const float g = within(gate);
+    return g * (kLinear + kCubic * g * g);
+  }
+  LONGHAUL_HOST_DEVICE static float slope(float gate) {
+    const float g = within(gate);
+    return kLinear + 3.0f * kCubic * g * g;
+  }
+
+ private:
+  static constexpr float kLinear = 1.5957691216057308f, kCubic = 0.044715f * kLinear;
+  /// Beyond it the sigmoid is 0 or 1 in fp32, and nothing overflows before it. NaN stays NaN.
+  LONGHAUL_HOST_DEVICE static float within(float gate) {
+    gate = gate < -16.0f ? -16.0f : gate;
+    return gate > 16.0f ? 16.0f : gate;
+  }
+};
+
+/// f(gate) * up; e = e^-argument.
 LONGHAUL_HOST_DEVICE inline float gated(float gate, float up, float e) {
   const float sigmoid = 1.0f / (1.0f + e);  // the gradients take it too: one division serves all
   return gate * sigmoid * up;
 }
 /// Gradients of gate and up.
-LONGHAUL_HOST_DEVICE inline Pair gated_gradients(float gate, float up, float e, float dy) {
+template <class Gate>
+LONGHAUL_HOST_DEVICE Pair gated_gradients(float gate, float up, float e, float dy) {
   const float sigmoid = 1.0f / (1.0f + e);
-  return {dy * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)), dy * gate * sigmoid};
+  return {dy * up * sigmoid * (1.0f + gate * Gate::slope(gate) * (1.0f - sigmoid)),
+          dy * gate * sigmoid};
+}
+/// Calls body.template operator()<Gate>() with the kind's.
+template <class Body>
+void with_gate(Glu kind, const Body& body) {
+  switch (kind) {
+    case Glu::swiglu:
+      return body.template operator()<SiluGate>();
+    case Glu::geglu:
+      return body.template operator()<GeluGate>();
+  }
+}
+
+/// The derivative of c tanh(x / c), from what it gives; inverse = 1 / c.
+LONGHAUL_HOST_DEVICE inline float softcap_slope(float capped, float inverse) {
+  const float t = capped * inverse;
+  return (1.0f - t) * (1.0f + t);
 }
 
 /// A function of one number and its derivative.

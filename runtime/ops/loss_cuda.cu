@@ -5,6 +5,7 @@
 
 #include "runtime/kernel.cuh"
 #include "runtime/ops/checks.h"
+#include "runtime/ops/formulas.h"
 #include "runtime/ops/ops_impl.h"
 
 namespace longhaul::runtime::ops::detail {
@@ -100,11 +101,11 @@ __device__ double row_loss(const RowSums& sums, float label_logit) {
 }
 
 /// weight * row loss into losses; dlogits, whose row begins where the row of logits does, becomes
-/// scale * weight * (softmax - one-hot).
-template <int N, class T>
+/// scale * weight * (softmax - one-hot), times the slope of a cap; inverse = 1 / the cap.
+template <int N, bool kCapped, class T>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(const float* logits, const Rows labels, double scale, double* losses,
-                    T* dlogits, std::int64_t stride) {
+    backward_kernel(const float* logits, const Rows labels, double scale, float inverse,
+                    double* losses, T* dlogits, std::int64_t stride) {
   __shared__ float gradients[2];  // of e^(logit - maximum), and at the label
   for (std::int64_t row = blockIdx.x; row < labels.rows; row += gridDim.x) {
     const float* from = logits + row * labels.vocabulary;
@@ -127,6 +128,7 @@ __global__ void __launch_bounds__(kThreads)
       gradients[0] = static_cast<float>(scale * weight / sums.exponentials);
       // p - 1 from the other side, so that a confident row keeps its digits: -(1 - e^-loss).
       gradients[1] = static_cast<float>(scale * weight * expm1(-loss));
+      if constexpr (kCapped) gradients[1] *= softcap_slope(from[label], inverse);
     }
     __syncthreads();
     // Read before the barriers of the next row's sums, so before the next write.
@@ -143,7 +145,10 @@ __global__ void __launch_bounds__(kThreads)
         if (i >= labels.vocabulary) continue;
         float(&of_pack)[N] = values[pack];
 #pragma unroll
-        for (float& value : of_pack) value = expf(value - sums.maximum) * factor;
+        for (float& value : of_pack) {
+          const float slope = kCapped ? softcap_slope(value, inverse) : 1.0f;
+          value = expf(value - sums.maximum) * factor * slope;
+        }
         store(of_pack, to + i);
         if (i <= label && label < i + N) store_float(at_label, to[label]);
       }
@@ -214,14 +219,18 @@ void sum_losses(std::int64_t rows, TensorView loss_sum, const Stream& stream, co
 
 }  // namespace
 
-void cuda_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,
-                                 TensorView dlogits, TensorView loss_sum, const Stream& stream) {
+void cuda_cross_entropy_backward(ConstTensorView logits, const Labels& labels,
+                                 const LogitsGradient& gradient, TensorView dlogits,
+                                 TensorView loss_sum, const Stream& stream) {
   const std::int64_t rows = logits.size(0), vocabulary = logits.size(1);
   sum_losses(rows, loss_sum, stream, [&](double* losses) {
     with_activation("cross_entropy_backward", dlogits.dtype(), [&]<class T>() {
       with_count(aligned_rows(vocabulary, logits.data()), [&](auto count) {
-        launch(backward_kernel<count(), T>, blocks_for(rows, 1), kThreads, stream,
-               logits.as<float>(), rows_of(labels, vocabulary), scale, losses, dlogits.as<T>(),
+        const bool capped = gradient.softcap > 0;
+        launch(capped ? backward_kernel<count(), true, T> : backward_kernel<count(), false, T>,
+               blocks_for(rows, 1), kThreads, stream, logits.as<float>(),
+               rows_of(labels, vocabulary), gradient.scale,
+               static_cast<float>(capped ? 1 / gradient.softcap : 0), losses, dlogits.as<T>(),
                dlogits.stride(0));
       });
     });

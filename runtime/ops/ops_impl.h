@@ -3,15 +3,16 @@
 // function only enqueues; sizes may be zero.
 //
 // x_cpu.cpp holds cpu_x. cuda_x is in a file by family: matmul_cuda.cpp (cuBLASLt),
-// rms_norm_cuda.cu, embedding_cuda.cu, pointwise_cuda.cu (rope, swiglu, sigmoid_gate,
-// squared_relu, scaled, cast), loss_cuda.cu (cross_entropy) and update_cuda.cu (adamw, the norm's
-// sums, clip_factor, fill_normal); or, in a CPU build, in ops_no_cuda.cpp, which refuses. An
+// rms_norm_cuda.cu, bias_cuda.cu, embedding_cuda.cu, pointwise_cuda.cu (rope, glu, sigmoid_gate,
+// squared_relu, softcap, scaled, cast), loss_cuda.cu (cross_entropy) and update_cuda.cu (adamw, the
+// norm's sums, clip_factor, fill_normal); or, in a CPU build, in ops_no_cuda.cpp, which refuses. An
 // operation without a cuda_x refuses a CUDA stream in its x.cpp (runtime/require_cpu.h).
 
 #include "runtime/ops/adamw.h"
 #include "runtime/ops/cross_entropy.h"
 #include "runtime/ops/feature_map.h"
 #include "runtime/ops/gated_norm.h"
+#include "runtime/ops/glu.h"
 #include "runtime/ops/gradient_norm.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/random.h"
@@ -26,11 +27,18 @@ void cpu_adamw(const AdamWFactors& factors, ConstTensorView gradient,
 void cuda_adamw(const AdamWFactors& factors, ConstTensorView gradient,
                 ConstTensorView gradient_factor, const AdamWState& state, const Stream& stream);
 
+void cpu_add_bias(ConstTensorView bias, TensorView y, const Stream& stream);
+void cuda_add_bias(ConstTensorView bias, TensorView y, const Stream& stream);
+void cpu_bias_backward(ConstTensorView dy, TensorView dbias, const Stream& stream);
+void cuda_bias_backward(ConstTensorView dy, TensorView dbias, const Stream& stream);
+
 /// `dlogits` lies in the logits' memory, row by row.
-void cpu_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,
-                                TensorView dlogits, TensorView loss_sum, const Stream& stream);
-void cuda_cross_entropy_backward(ConstTensorView logits, const Labels& labels, double scale,
-                                 TensorView dlogits, TensorView loss_sum, const Stream& stream);
+void cpu_cross_entropy_backward(ConstTensorView logits, const Labels& labels,
+                                const LogitsGradient& gradient, TensorView dlogits,
+                                TensorView loss_sum, const Stream& stream);
+void cuda_cross_entropy_backward(ConstTensorView logits, const Labels& labels,
+                                 const LogitsGradient& gradient, TensorView dlogits,
+                                 TensorView loss_sum, const Stream& stream);
 void cpu_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
                        TensorView row_loss, TensorView row_correct, const Stream& stream);
 void cuda_cross_entropy(ConstTensorView logits, const Labels& labels, TensorView loss_sum,
@@ -61,6 +69,11 @@ void cpu_gated_norm_backward(const GatedNorm& norm, const GatedNormBackwardInput
 void cpu_l2_norm(ConstTensorView x, double eps, TensorView y, const Stream& stream);
 void cpu_l2_norm_backward(ConstTensorView x, ConstTensorView dy, double eps, TensorView dx,
                           const Stream& stream);
+
+void cpu_glu(Glu kind, ConstTensorView gate_up, TensorView y, const Stream& stream);
+void cuda_glu(Glu kind, ConstTensorView gate_up, TensorView y, const Stream& stream);
+void cpu_glu_backward(Glu kind, TensorView gate_up, TensorView dy, const Stream& stream);
+void cuda_glu_backward(Glu kind, TensorView gate_up, TensorView dy, const Stream& stream);
 
 void cpu_squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& stream);
 void cuda_squares_by_chunk(ConstTensorView values, TensorView sums, const Stream& stream);
@@ -94,6 +107,8 @@ void cpu_rms_norm(ConstTensorView x, const NormWeight& weight, double eps, Tenso
                   TensorView inv_rms, const Stream& stream);
 void cuda_rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorView y,
                    TensorView inv_rms, const Stream& stream);
+void cpu_inverse_rms(ConstTensorView x, double eps, TensorView inv_rms, const Stream& stream);
+void cuda_inverse_rms(ConstTensorView x, double eps, TensorView inv_rms, const Stream& stream);
 void cpu_rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
                         TensorView y, const Stream& stream);
 void cuda_rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
@@ -122,14 +137,12 @@ void cpu_sigmoid_gate_backward(ConstTensorView x, TensorView gate, TensorView dy
 void cuda_sigmoid_gate_backward(ConstTensorView x, TensorView gate, TensorView dy,
                                 const Stream& stream);
 
+void cpu_softcap(TensorView x, double cap, const Stream& stream);
+void cuda_softcap(TensorView x, double cap, const Stream& stream);
+
 void cpu_squared_relu(ConstTensorView x, TensorView y, const Stream& stream);
 void cuda_squared_relu(ConstTensorView x, TensorView y, const Stream& stream);
 void cpu_squared_relu_backward(TensorView x, TensorView dy, const Stream& stream);
 void cuda_squared_relu_backward(TensorView x, TensorView dy, const Stream& stream);
-
-void cpu_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream);
-void cuda_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream);
-void cpu_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream);
-void cuda_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream);
 
 }  // namespace longhaul::runtime::ops::detail

@@ -15,8 +15,14 @@ void cuda_adamw(const AdamWFactors&, ConstTensorView, ConstTensorView, const Ada
                 const Stream& stream) {
   no_cuda("adamw", stream);
 }
-void cuda_cross_entropy_backward(ConstTensorView, const Labels&, double, TensorView, TensorView,
-                                 const Stream& stream) {
+void cuda_add_bias(ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("add_bias", stream);
+}
+void cuda_bias_backward(ConstTensorView, TensorView, const Stream& stream) {
+  no_cuda("bias_backward", stream);
+}
+void cuda_cross_entropy_backward(ConstTensorView, const Labels&, const LogitsGradient&, TensorView,
+                                 TensorView, const Stream& stream) {
   no_cuda("cross_entropy_backward", stream);
 }
 void cuda_cross_entropy(ConstTensorView, const Labels&, TensorView, TensorView, TensorView,
@@ -29,6 +35,10 @@ void cuda_embedding(ConstTensorView, ConstTensorView, TensorView, const Stream& 
 }
 void cuda_embedding_backward(ConstTensorView, ConstTensorView, TensorView, const Stream& stream) {
   no_cuda("embedding_backward", stream);
+}
+void cuda_glu(Glu, ConstTensorView, TensorView, const Stream& stream) { no_cuda("glu", stream); }
+void cuda_glu_backward(Glu, TensorView, TensorView, const Stream& stream) {
+  no_cuda("glu_backward", stream);
 }
 void cuda_squares_by_chunk(ConstTensorView, TensorView, const Stream& stream) {
   no_cuda("squares_by_chunk", stream);
@@ -49,6 +59,9 @@ void cuda_fill_normal(TensorView, double, double, RandomKey, std::int64_t, const
 void cuda_rms_norm(ConstTensorView, const NormWeight&, double, TensorView, TensorView,
                    const Stream& stream) {
   no_cuda("rms_norm", stream);
+}
+void cuda_inverse_rms(ConstTensorView, double, TensorView, const Stream& stream) {
+  no_cuda("inverse_rms", stream);
 }
 void cuda_rms_norm_apply(ConstTensorView, const NormWeight&, ConstTensorView, TensorView,
                          const Stream& stream) {
@@ -75,15 +88,12 @@ void cuda_sigmoid_gate(ConstTensorView, ConstTensorView, TensorView, const Strea
 void cuda_sigmoid_gate_backward(ConstTensorView, TensorView, TensorView, const Stream& stream) {
   no_cuda("sigmoid_gate_backward", stream);
 }
+void cuda_softcap(TensorView, double, const Stream& stream) { no_cuda("softcap", stream); }
 void cuda_squared_relu(ConstTensorView, TensorView, const Stream& stream) {
   no_cuda("squared_relu", stream);
 }
 void cuda_squared_relu_backward(TensorView, TensorView, const Stream& stream) {
   no_cuda("squared_relu_backward", stream);
-}
-void cuda_swiglu(ConstTensorView, TensorView, const Stream& stream) { no_cuda("swiglu", stream); }
-void cuda_swiglu_backward(TensorView, TensorView, const Stream& stream) {
-  no_cuda("swiglu_backward", stream);
 }
 
 }  // namespace longhaul::runtime::ops::detail

@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// A block takes a row at a time.
-template <int N, class T>
+template <int N, class Gate, class T>
 __global__ void __launch_bounds__(kThreads)
-    swiglu_kernel(const T* gate_up, T* y, std::int64_t rows, std::int64_t f) {
+    glu_kernel(const T* gate_up, T* y, std::int64_t rows, std::int64_t f) {
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* of_row = gate_up + row * 2 * f;
     for (std::int64_t i = static_cast<std::int64_t>(threadIdx.x) * N; i < f;
@@ -83,16 +83,16 @@ __global__ void __launch_bounds__(kThreads)
       load(of_row + i, gates);
       load(of_row + f + i, ups);
 #pragma unroll
-      for (int j = 0; j < N; ++j) ups[j] = gated(gates[j], ups[j], expf(-gates[j]));
+      for (int j = 0; j < N; ++j) ups[j] = gated(gates[j], ups[j], expf(-Gate::argument(gates[j])));
       store(ups, y + row * f + i);
     }
   }
 }
 
 /// The same. A thread reads all that it overwrites.
-template <int N, class T>
+template <int N, class Gate, class T>
 __global__ void __launch_bounds__(kThreads)
-    swiglu_backward_kernel(T* gate_up, T* dy, std::int64_t rows, std::int64_t f) {
+    glu_backward_kernel(T* gate_up, T* dy, std::int64_t rows, std::int64_t f) {
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     T* of_row = gate_up + row * 2 * f;
     for (std::int64_t i = static_cast<std::int64_t>(threadIdx.x) * N; i < f;
@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(kThreads)
       load(dy + row * f + i, slopes);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const float e = expf(-gates[j]), value = gated(gates[j], ups[j], e);
-        const Pair gradients = gated_gradients(gates[j], ups[j], e, slopes[j]);
+        const float e = expf(-Gate::argument(gates[j])), value = gated(gates[j], ups[j], e);
+        const Pair gradients = gated_gradients<Gate>(gates[j], ups[j], e, slopes[j]);
         gates[j] = gradients.first;
         ups[j] = gradients.second;
         slopes[j] = value;
@@ -181,6 +181,18 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+/// x <- cap tanh(x / cap).
+__global__ void __launch_bounds__(kThreads)
+    softcap_kernel(float* x, float cap, float inverse, std::int64_t n, bool packed) {
+  for_each_pack(n, packed, [&](std::int64_t i, auto count) {
+    float values[count()];
+    load(x + i, values);
+#pragma unroll
+    for (int j = 0; j < count(); ++j) values[j] = cap * tanhf(values[j] * inverse);
+    store(values, x + i);
+  });
+}
+
 /// y = factor x, or y + factor x.
 template <bool kAdd, class From, class To>
 __global__ void __launch_bounds__(kThreads)
@@ -250,24 +262,28 @@ void cuda_rope(ConstTensorView x, ConstTensorView cosines, ConstTensorView sines
   });
 }
 
-void cuda_swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream) {
+void cuda_glu(Glu kind, ConstTensorView gate_up, TensorView y, const Stream& stream) {
   const std::int64_t rows = y.size(0), f = y.size(1);
   if (y.elements() == 0) return;
-  with_activation("swiglu", y.dtype(), [&]<class T>() {
-    with_count(aligned_rows(f, gate_up.data(), y.data()), [&](auto count) {
-      launch(swiglu_kernel<count(), T>, blocks_for(rows, 1), threads_for(f / count()), stream,
-             gate_up.as<T>(), y.as<T>(), rows, f);
+  with_gate(kind, [&]<class Gate>() {
+    with_activation("glu", y.dtype(), [&]<class T>() {
+      with_count(aligned_rows(f, gate_up.data(), y.data()), [&](auto count) {
+        launch(glu_kernel<count(), Gate, T>, blocks_for(rows, 1), threads_for(f / count()), stream,
+               gate_up.as<T>(), y.as<T>(), rows, f);
+      });
     });
   });
 }
 
-void cuda_swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream) {
+void cuda_glu_backward(Glu kind, TensorView gate_up, TensorView dy, const Stream& stream) {
   const std::int64_t rows = dy.size(0), f = dy.size(1);
   if (dy.elements() == 0) return;
-  with_activation("swiglu_backward", dy.dtype(), [&]<class T>() {
-    with_count(aligned_rows(f, gate_up.data(), dy.data()), [&](auto count) {
-      launch(swiglu_backward_kernel<count(), T>, blocks_for(rows, 1), threads_for(f / count()),
-             stream, gate_up.as<T>(), dy.as<T>(), rows, f);
+  with_gate(kind, [&]<class Gate>() {
+    with_activation("glu_backward", dy.dtype(), [&]<class T>() {
+      with_count(aligned_rows(f, gate_up.data(), dy.data()), [&](auto count) {
+        launch(glu_backward_kernel<count(), Gate, T>, blocks_for(rows, 1), threads_for(f / count()),
+               stream, gate_up.as<T>(), dy.as<T>(), rows, f);
+      });
     });
   });
 }
@@ -312,6 +328,14 @@ void cuda_squared_relu_backward(TensorView x, TensorView dy, const Stream& strea
     launch(squared_relu_backward_kernel<T>, blocks_for_packs(n, packed), kThreads, stream,
            x.as<T>(), dy.as<T>(), n, packed);
   });
+}
+
+void cuda_softcap(TensorView x, double cap, const Stream& stream) {
+  const std::int64_t n = x.elements();
+  if (n == 0) return;
+  const bool packed = aligned(x.data());
+  launch(softcap_kernel, blocks_for_packs(n, packed), kThreads, stream, x.as<float>(),
+         static_cast<float>(cap), static_cast<float>(1 / cap), n, packed);
 }
 
 void cuda_scaled(ConstTensorView x, double factor, Write write, TensorView y,

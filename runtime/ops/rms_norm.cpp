@@ -25,6 +25,15 @@ void rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorVie
   detail::cpu_rms_norm(x, weight, eps, y, inv_rms, stream);
 }
 
+void inverse_rms(ConstTensorView x, double eps, TensorView inv_rms, const Stream& stream) {
+  LONGHAUL_CHECK(x.dims() == 2, "inverse_rms: x has ", x.dims(), " dims; expected [rows, h]");
+  detail::require_shape("inverse_rms", "x", x, {x.size(0), x.size(1)});
+  detail::require_shape("inverse_rms", "inv_rms", inv_rms, {x.size(0)});
+  if (detail::on_cuda(stream)) return detail::cuda_inverse_rms(x, eps, inv_rms, stream);
+  detail::count_bytes(stream, {x});
+  detail::cpu_inverse_rms(x, eps, inv_rms, stream);
+}
+
 void rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
                     TensorView y, const Stream& stream) {
   check("rms_norm_apply", x, weight, inv_rms, y);

@@ -24,6 +24,9 @@ struct NormWeight {
 void rms_norm(ConstTensorView x, const NormWeight& weight, double eps, TensorView y,
               TensorView inv_rms, const Stream& stream);
 
+/// inv_rms alone, bit for bit what rms_norm gives.
+void inverse_rms(ConstTensorView x, double eps, TensorView inv_rms, const Stream& stream);
+
 /// y again, from a saved inv_rms: bit for bit what rms_norm gave.
 void rms_norm_apply(ConstTensorView x, const NormWeight& weight, ConstTensorView inv_rms,
                     TensorView y, const Stream& stream);

@@ -28,7 +28,7 @@ void apply_row(const T* x, const Factors& weight, float inv_rms, T* y, std::int6
 }
 
 template <class T>
-float inverse_rms(const T* x, std::int64_t h, double eps) {
+float inverse_rms_of(const T* x, std::int64_t h, double eps) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t i = 0; i < h; ++i) sum += static_cast<double>(to_float(x[i])) * to_float(x[i]);
@@ -96,9 +96,20 @@ void cpu_rms_norm(ConstTensorView x, const NormWeight& weight, double eps, Tenso
     stream.cpu_task([=] {
 #pragma omp parallel for if (rows * h >= kParallelElements)
       for (std::int64_t row = 0; row < rows; ++row) {
-        inverse[row] = inverse_rms(in + row * h, h, eps);
+        inverse[row] = inverse_rms_of(in + row * h, h, eps);
         apply_row(in + row * h, factors, inverse[row], out + row * h, h);
       }
+    });
+  });
+}
+
+void cpu_inverse_rms(ConstTensorView x, double eps, TensorView inv_rms, const Stream& stream) {
+  with_activation("inverse_rms", x.dtype(), [&]<class T>() {
+    const std::int64_t rows = x.size(0), h = x.size(1);
+    stream.cpu_task([rows, h, eps, in = x.as<T>(), inverse = inv_rms.as<float>()] {
+#pragma omp parallel for if (rows * h >= kParallelElements)
+      for (std::int64_t row = 0; row < rows; ++row)
+        inverse[row] = inverse_rms_of(in + row * h, h, eps);
     });
   });
 }

@@ -74,6 +74,7 @@ __device__ void apply_pack(float (&values)[N], const Factors& weight, float inve
   store(values, y + i);
 }
 
+/// Without y: inv_rms alone.
 template <int N, class T>
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const T* x, const Factors weight, double eps, T* y, float* inv_rms,
@@ -107,6 +108,7 @@ __global__ void __launch_bounds__(kThreads)
     const float inverse = static_cast<float>(
         1.0 / sqrt(warp_sum(sum) / static_cast<double>(h) + eps));  // the same on all lanes
     if (lane == 0) inv_rms[row] = inverse;
+    if (y == nullptr) continue;
 #pragma unroll
     for (int pack = 0; pack < kPacks; ++pack) {
       const std::int64_t i = pack * kStep + lane * N;
@@ -349,6 +351,17 @@ void cuda_rms_norm(ConstTensorView x, const NormWeight& weight, double eps, Tens
     with_count(aligned_rows(h, x.data(), weight.values.data(), y.data()), [&](auto count) {
       launch(norm_kernel<count(), T>, blocks_for(rows, kWarps), kThreads, stream, x.as<T>(),
              factors_of(weight), eps, y.as<T>(), inv_rms.as<float>(), rows, h);
+    });
+  });
+}
+
+void cuda_inverse_rms(ConstTensorView x, double eps, TensorView inv_rms, const Stream& stream) {
+  const std::int64_t rows = x.size(0), h = x.size(1);
+  if (rows == 0) return;
+  with_activation("inverse_rms", x.dtype(), [&]<class T>() {
+    with_count(aligned_rows(h, x.data()), [&](auto count) {
+      launch(norm_kernel<count(), T>, blocks_for(rows, kWarps), kThreads, stream, x.as<T>(),
+             Factors{}, eps, static_cast<T*>(nullptr), inv_rms.as<float>(), rows, h);
     });
   });
 }

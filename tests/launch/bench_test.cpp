@@ -49,7 +49,7 @@ void expect_parts(const Json& json) {
     seconds += part["seconds"].get<double>();
   }
   EXPECT_NEAR(seconds, all["seconds"].get<double>(), 1e-2 * seconds);
-  for (const char* name : {"attention", "matmul", "norms", "rope", "swiglu", "loss", "optimizer"}) {
+  for (const char* name : {"attention", "matmul", "norms", "rope", "glu", "loss", "optimizer"}) {
     ASSERT_TRUE(parts.contains(name)) << name;
     EXPECT_GT(parts[name]["tasks"], 0) << name;
     EXPECT_GT(parts[name]["least_seconds"].get<double>(), 0) << name;

@@ -73,7 +73,7 @@ TEST(CrossEntropy, LossAndGradient) {
         const Tensor row_loss({rows}, DType::float32, stream),
             correct({rows}, DType::uint8, stream);
         cross_entropy(tl, {ids}, forward_sum, row_loss, correct, stream);
-        cross_entropy_backward(tl, {ids}, scale, DType::float32, sum, stream);
+        cross_entropy_backward(tl, {ids}, {scale, DType::float32}, sum, stream);
         EXPECT_LE(relative_error(read(tl, stream), expected.dlogits), kFloatBound);
         EXPECT_NEAR(read(sum, stream)[0] - 100, expected.sum, kFloatBound * (1 + expected.sum));
         EXPECT_NEAR(read(forward_sum, stream)[0], expected.sum, kFloatBound * (1 + expected.sum));
@@ -102,9 +102,9 @@ TEST(CrossEntropy, TheGradientIsRoundedInPlace) {
                    narrow = make_tensor(logits, {rows, vocabulary}, DType::float32, stream),
                    wide_sum = make_tensor({0}, {1}, DType::float64, stream),
                    narrow_sum = make_tensor({0}, {1}, DType::float64, stream);
-      cross_entropy_backward(wide, {ids, w}, 0.01, DType::float32, wide_sum, stream);
+      cross_entropy_backward(wide, {ids, w}, {0.01, DType::float32}, wide_sum, stream);
       const TensorView gradient =
-          cross_entropy_backward(narrow, {ids, w}, 0.01, DType::bfloat16, narrow_sum, stream);
+          cross_entropy_backward(narrow, {ids, w}, {0.01, DType::bfloat16}, narrow_sum, stream);
       EXPECT_EQ(read_bytes(wide_sum, stream), read_bytes(narrow_sum, stream));
       EXPECT_EQ(gradient.dtype(), DType::bfloat16);
       for (std::int64_t row = 0; row < rows; ++row) {
@@ -125,7 +125,7 @@ TEST(CrossEntropy, TheGradientIsAnActivation) {
   const Tensor logits = make_tensor({0, 0}, {1, 2}, DType::float32, stream),
                ids = make_tensor({1}, {1}, DType::int32, stream),
                sum = make_tensor({0}, {1}, DType::float64, stream);
-  EXPECT_THROW(cross_entropy_backward(logits, {ids}, 1, DType::float64, sum, stream), Error);
+  EXPECT_THROW(cross_entropy_backward(logits, {ids}, {1, DType::float64}, sum, stream), Error);
 }
 
 TEST(CrossEntropy, LabelsWeigh) {
@@ -157,7 +157,7 @@ TEST(CrossEntropy, LabelsWeigh) {
   for (std::int64_t begin = 0; begin < rows; begin += 40) {
     const std::int64_t end = std::min(rows, begin + 40);
     cross_entropy_backward(tl.view().slice(0, begin, end), ops::Labels{ids, w}.slice(begin, end),
-                           scale, DType::float32, backward, stream);
+                           {scale, DType::float32}, backward, stream);
   }
   EXPECT_NEAR(read(forward, stream)[0], sum, kFloatBound * sum);
   EXPECT_NEAR(read(backward, stream)[0] - 100, sum, kFloatBound * sum);
@@ -179,8 +179,8 @@ TEST(CrossEntropy, WeightsOfOneAreNone) {
     const Tensor logits = make_tensor(random_values(rows * vocabulary, 3), {rows, vocabulary},
                                       DType::float32, stream);
     const Tensor sum = make_tensor({0}, {1}, DType::float64, stream);
-    cross_entropy_backward(logits, weighed != 0 ? ops::Labels{ids, ones} : ops::Labels{ids}, 0.01,
-                           DType::float32, sum, stream);
+    cross_entropy_backward(logits, weighed != 0 ? ops::Labels{ids, ones} : ops::Labels{ids},
+                           {0.01, DType::float32}, sum, stream);
     bytes[weighed] = read_bytes(logits, stream);
     sums[weighed] = read_bytes(sum, stream);
   }
@@ -195,7 +195,7 @@ TEST(CrossEntropy, NamesAWeightThatIsNone) {
     const Tensor ids = make_tensor({1, 0}, {2}, DType::int32, stream),
                  weights = make_tensor({1, bad}, {2}, DType::float32, stream),
                  sum = make_tensor({0}, {1}, DType::float64, stream);
-    cross_entropy_backward(logits, {ids, weights}, 1, DType::float32, sum, stream);
+    cross_entropy_backward(logits, {ids, weights}, {1, DType::float32}, sum, stream);
     try {
       stream.synchronize(deadline_in(10));
       FAIL() << "weight " << bad << " was accepted";
@@ -220,8 +220,8 @@ TEST(CrossEntropy, ChunksGiveTheSameSum) {
     const Tensor sum = make_tensor({0}, {1}, DType::float64, stream);
     for (std::int64_t begin = 0; begin < rows; begin += chunk) {
       const std::int64_t end = std::min(rows, begin + chunk);
-      cross_entropy_backward(tl.view().slice(0, begin, end), {ids.view().slice(0, begin, end)}, 1,
-                             DType::float32, sum, stream);
+      cross_entropy_backward(tl.view().slice(0, begin, end), {ids.view().slice(0, begin, end)},
+                             {1, DType::float32}, sum, stream);
     }
     sums.push_back(read(sum, stream));
   }
@@ -234,7 +234,7 @@ TEST(CrossEntropy, LargeLogitsAndConfidentRows) {
   const Tensor logits = make_tensor({1e4, -1e4, 30, 0, 0, 1e4}, {3, 2}, DType::float32, stream);
   const Tensor ids = make_tensor({0, 0, 0}, {3}, DType::int32, stream),
                sum = make_tensor({0}, {1}, DType::float64, stream);
-  cross_entropy_backward(logits, {ids}, 1, DType::float32, sum, stream);
+  cross_entropy_backward(logits, {ids}, {1, DType::float32}, sum, stream);
   const double confident = std::log1p(std::exp(-30.0));
   EXPECT_NEAR(read(sum, stream)[0], confident + 1e4, 1e-5 * 1e4);
   const Values gradient = read(logits, stream);
@@ -250,7 +250,7 @@ TEST(CrossEntropy, NamesALabelOutsideTheVocabulary) {
     const Tensor logits = make_tensor({0, 0, 0, 0}, {2, 2}, DType::float32, stream);
     const Tensor ids = make_tensor({1, bad}, {2}, DType::int32, stream),
                  sum = make_tensor({0}, {1}, DType::float64, stream);
-    cross_entropy_backward(logits, {ids}, 1, DType::float32, sum, stream);
+    cross_entropy_backward(logits, {ids}, {1, DType::float32}, sum, stream);
     try {
       stream.synchronize(deadline_in(10));
       FAIL() << "label " << bad << " was accepted";

@@ -1,14 +1,15 @@
-// Norm, rope, swiglu, embedding and cast against definitions in double; backwards against
+// Norm, rope, glu, embedding and cast against definitions in double; backwards against
 // central differences of those definitions.
 #include <gtest/gtest.h>
 
 #include <cmath>
 
+#include "runtime/ops/bias.h"
 #include "runtime/ops/cast.h"
 #include "runtime/ops/embedding.h"
+#include "runtime/ops/glu.h"
 #include "runtime/ops/rms_norm.h"
 #include "runtime/ops/rope.h"
-#include "runtime/ops/swiglu.h"
 #include "tests/support/differences.h"
 #include "tests/support/host_tensors.h"
 
@@ -182,8 +183,8 @@ TEST_P(Rows, Swiglu) {
     const Tensor tg = make_tensor(gate_up, {rows(), 2 * f}, dtype(), stream),
                  td = make_tensor(dy, {rows(), f}, dtype(), stream),
                  ty({rows(), f}, dtype(), stream);
-    swiglu(tg, ty, stream);
-    swiglu_backward(tg, td, stream);
+    glu(Glu::swiglu, tg, ty, stream);
+    glu_backward(Glu::swiglu, tg, td, stream);
     EXPECT_LE(relative_error(read(ty, stream), y), bound(dtype()));
     EXPECT_LE(relative_error(read(tg, stream), gradients), bound(dtype()));
     EXPECT_EQ(read_bytes(td, stream), read_bytes(ty, stream)) << "y again";
@@ -192,19 +193,27 @@ TEST_P(Rows, Swiglu) {
   EXPECT_EQ(bytes[0], bytes[1]);
 }
 
-TEST(Swiglu, ExtremeGates) {
+TEST(Glu, ExtremeGates) {
   const Stream stream = Stream::cpu("ops");
-  const Tensor gate_up =
-      make_tensor({-1e30, -200, -88.5, 88.5, 200, 1e30, std::nan(""), 1, 1, 1, 1, 1, 1, 1}, {1, 14},
-                  DType::float32, stream);
-  const Tensor y({1, 7}, DType::float32, stream);
-  swiglu(gate_up, y, stream);
-  const Values result = read(y, stream);
-  EXPECT_NEAR(result[1], 0, 1e-30);
-  EXPECT_NEAR(result[2], 0, 1e-30);
-  EXPECT_EQ(result[3], 88.5);
-  EXPECT_EQ(result[4], 200);
-  EXPECT_TRUE(std::isnan(result[6])) << "NaN must not be hidden";
+  for (const Glu kind : {Glu::swiglu, Glu::geglu}) {
+    const Tensor gate_up =
+        make_tensor({-1e30, -200, -88.5, 88.5, 200, 1e30, std::nan(""), 1, 1, 1, 1, 1, 1, 1},
+                    {1, 14}, DType::float32, stream);
+    const Tensor y({1, 7}, DType::float32, stream);
+    glu(kind, gate_up, y, stream);
+    const Values result = read(y, stream);
+    EXPECT_NEAR(result[1], 0, 1e-30);
+    EXPECT_NEAR(result[2], 0, 1e-30);
+    EXPECT_EQ(result[3], 88.5);
+    EXPECT_EQ(result[4], 200);
+    EXPECT_TRUE(std::isnan(result[6])) << "NaN must not be hidden";
+    const Tensor dy = make_tensor(Values(7, 1), {1, 7}, DType::float32, stream);
+    glu_backward(kind, gate_up, dy, stream);
+    const Values gradients = read(gate_up, stream);
+    EXPECT_NEAR(gradients[0], 0, 1e-6);
+    EXPECT_EQ(gradients[5], 1);
+    EXPECT_TRUE(std::isnan(gradients[6]));
+  }
 }
 
 TEST_P(Rows, Embedding) {
@@ -276,8 +285,8 @@ TEST(RopeAndSwiglu, RefuseWrongShapes) {
   overlapping.assign(x.view().data(), DType::float32, x.view().device(), 3, {3, 4, 6}, {12, 6, 1});
   EXPECT_THROW(rotate(x, overlapping), Error);
   const Tensor gate_up({3, 8}, DType::float32, stream), narrow({3, 4}, DType::bfloat16, stream);
-  EXPECT_THROW(swiglu(gate_up, gate_up, stream), Error);
-  EXPECT_THROW(swiglu_backward(gate_up, narrow, stream), Error);
+  EXPECT_THROW(glu(Glu::swiglu, gate_up, gate_up, stream), Error);
+  EXPECT_THROW(glu_backward(Glu::swiglu, gate_up, narrow, stream), Error);
 }
 
 TEST(LargeRows, AreThreadIndependent) {
@@ -308,9 +317,11 @@ TEST(LargeRows, AreThreadIndependent) {
     rope_table(ids, Values(65, 0.3), 1, cosines, sines, stream);
     const TensorView heads = y.view().reshape({rows, 1, h});
     rope(heads, cosines, sines, Rotation::forward, heads, stream);
-    swiglu(tx, other, stream);
-    swiglu_backward(tx, half, stream);
-    for (const Tensor* tensor : {&y, &dx, &dw, &table, &tx, &other}) {
+    glu(Glu::swiglu, tx, other, stream);
+    glu_backward(Glu::swiglu, tx, half, stream);
+    const Tensor db = make_tensor(Values(at(h)), {h}, DType::float32, stream);
+    bias_backward(tdy, db, stream);
+    for (const Tensor* tensor : {&y, &dx, &dw, &table, &tx, &other, &db}) {
       bytes[threads - 1].push_back(read_bytes(*tensor, stream));
     }
   }

@@ -4,8 +4,8 @@
 #include <map>
 #include <thread>
 
+#include "runtime/ops/glu.h"
 #include "runtime/ops/matmul.h"
-#include "runtime/ops/swiglu.h"
 #include "runtime/tensor.h"
 
 namespace longhaul::runtime {
@@ -40,7 +40,7 @@ TEST(PartTimes, TasksCountForTheFileThatEnqueuesThem) {
   fill(b, 1, stream);
   ops::matmul(a, b, c, ops::Write::overwrite, stream);
   ops::matmul(a, b, c, ops::Write::add, stream);
-  ops::swiglu(c, y, stream);
+  ops::glu(ops::Glu::swiglu, c, y, stream);
   const auto parts = parts_of(stream);
   ASSERT_EQ(parts.size(), 4u);
   const PartTimes& own = parts.at("part_times_test");
@@ -51,8 +51,8 @@ TEST(PartTimes, TasksCountForTheFileThatEnqueuesThem) {
   EXPECT_EQ(parts.at("tensor").work.bytes, 4 * (5 * 7 + 7 * 6));
   EXPECT_EQ(parts.at("matmul").tasks, 2);
   EXPECT_EQ(parts.at("matmul").work.flops, 2 * 2 * 5 * 7 * 6);
-  EXPECT_EQ(parts.at("swiglu").work.bytes, 4 * (5 * 6 + 5 * 3));
-  EXPECT_GT(parts.at("swiglu").seconds, 0);
+  EXPECT_EQ(parts.at("glu").work.bytes, 4 * (5 * 6 + 5 * 3));
+  EXPECT_GT(parts.at("glu").seconds, 0);
 }
 
 TEST(PartTimes, WaitingForAnotherStreamIsAPart) {

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <numbers>
 
 #include "tests/support/llama_oracle.h"
 #include "tests/support/recurrent_oracle.h"
@@ -11,91 +12,48 @@ using Values = std::vector<double>;
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
-/// How a family differs from Llama. Written from the families' definitions, apart from models/.
-struct Form {
-  std::string embedding = "model.embed_tokens.weight", layers = "model.layers.",
-              final_norm = "model.norm.weight", head = "lm_head.weight";
-  std::string attention_norm = "input_layernorm.weight", attention = "self_attn.",
-              mlp_norm = "post_attention_layernorm.weight";
-  double eps = 0, norm_offset = 0;
-  bool qk_norm = false, gate = false;
-  std::int64_t turned = 0;  // dims of a head
-  double scale = 0;
-  double embedding_multiplier = 1, logits_scaling = 1;
-  double attention_alpha = 1, attention_beta = 1, mlp_alpha = 1, mlp_beta = 1;
-  bool residual_of_norm = false;
-  double linear_alpha = 1, linear_beta = 1;  // of layers with a state
-  std::string recurrence;                    // the prefix of their names
-  std::string mixers;                        // of each layer: 'a'ttention, 'r'ecurrence, '-' none
-  bool mixer_and_mlp = true;                 // in each layer; else an MLP where there is no mixer
-};
-
-Form form_of(const ModelConfig& c) {
-  Form form;
-  form.eps = c.rms_norm_eps.value_or(0);
-  const auto dim = static_cast<double>(c.head_dim.value_or(1));
-  form.turned = c.head_dim.value_or(0);
-  form.scale = 1 / std::sqrt(dim);
-  form.mixers = std::string(at(c.num_hidden_layers), 'a');
-  for (std::size_t layer = 0; layer < c.layer_types.size(); ++layer) {
-    if (c.layer_types[layer] == "linear_attention" || c.layer_types[layer] == "mamba")
-      form.mixers[layer] = 'r';
-  }
-  form.recurrence = "self_attn.";
-  if (c.architecture == "qwen3_next" || c.architecture == "qwen3_5") {
-    form.norm_offset = 1;
-    form.qk_norm = form.gate = true;
-    form.recurrence = "linear_attn.";
-    form.turned = static_cast<std::int64_t>(dim * *c.partial_rotary_factor);
-  } else if (c.architecture == "granitemoehybrid") {
-    form.turned = c.position_embedding_type == "rope" ? *c.head_dim : 0;
-    form.scale = *c.attention_multiplier;
-    form.embedding_multiplier = *c.embedding_multiplier;
-    form.logits_scaling = *c.logits_scaling;
-    form.attention_beta = form.linear_beta = form.mlp_beta = *c.residual_multiplier;
-    form.recurrence = "mamba.";
-  } else if (c.architecture == "minimax") {
-    form.residual_of_norm = true;
-    form.attention_alpha = *c.full_attn_alpha_factor;
-    form.attention_beta = *c.full_attn_beta_factor;
-    form.linear_alpha = c.linear_attn_alpha_factor.value_or(1);
-    form.linear_beta = c.linear_attn_beta_factor.value_or(1);
-    form.mlp_alpha = *c.mlp_alpha_factor;
-    form.mlp_beta = *c.mlp_beta_factor;
-  } else if (c.architecture == "nemotron_h") {
-    form.embedding = "backbone.embeddings.weight";
-    form.layers = "backbone.layers.";
-    form.final_norm = "backbone.norm_f.weight";
-    form.attention_norm = form.mlp_norm = "norm.weight";
-    form.attention = form.recurrence = "mixer.";
-    form.mixer_and_mlp = false;
-    form.eps = *c.layer_norm_epsilon;
-    form.turned = 0;
-    for (std::size_t layer = 0; layer < form.mixers.size(); ++layer) {
-      const char letter = (*c.hybrid_override_pattern)[layer];
-      form.mixers[layer] = letter == '*' ? 'a' : letter == 'M' ? 'r' : '-';
-    }
-  } else if (c.architecture == "kimi_linear") {
-    form.mixers = std::string(at(c.num_hidden_layers), 'r');
-  }
-  return form;
-}
-
 /// y[rows,out] = x[rows,in] W^T.
 Values linear(const Values& x, const Values& weight, std::int64_t in) {
-  const std::size_t columns = at(in), rows = x.size() / columns, outputs = weight.size() / columns;
+  const std::size_t width = at(in), rows = x.size() / width, outputs = weight.size() / width;
   Values y(rows * outputs);
   for (std::size_t r = 0; r < rows; ++r) {
     for (std::size_t o = 0; o < outputs; ++o) {
-      for (std::size_t i = 0; i < columns; ++i)
-        y[r * outputs + o] += x[r * columns + i] * weight[o * columns + i];
+      for (std::size_t i = 0; i < width; ++i)
+        y[r * outputs + o] += x[r * width + i] * weight[o * width + i];
     }
   }
   return y;
 }
 
+/// The parameters of a layer by their names in it.
+struct LayerWeights {
+  const NamedValues& all;
+  const std::string prefix;
+  const Values& operator()(const std::string& name) const { return all.at(prefix + name); }
+  bool has(const std::string& name) const { return all.contains(prefix + name); }
+
+  /// x W^T, plus the bias of "x.weight" if there is "x.bias".
+  Values linear(const Values& x, const std::string& matrix, std::int64_t in) const {
+    Values y = test::linear(x, (*this)(matrix), in);
+    const std::string bias = matrix.substr(0, matrix.rfind('.')) + ".bias";
+    if (!has(bias)) return y;
+    const Values& values = (*this)(bias);
+    for (std::size_t i = 0; i < y.size(); ++i) y[i] += values[i % values.size()];
+    return y;
+  }
+};
+
+/// Columns [begin, end) of rows of `width`.
+Values columns(const Values& rows, std::int64_t width, std::int64_t begin, std::int64_t end) {
+  Values part;
+  for (std::size_t row = 0; row < rows.size(); row += at(width))
+    part.insert(part.end(), rows.begin() + static_cast<std::ptrdiff_t>(row) + begin,
+                rows.begin() + static_cast<std::ptrdiff_t>(row) + end);
+  return part;
+}
+
 /// Of rows as wide as the weight.
-Values rms(const Values& x, const Values& weight, const Form& form) {
+Values rms(const Values& x, const Values& weight, const OracleForm& form) {
   const std::size_t h = weight.size();
   Values y(x.size());
   for (std::size_t row = 0; row < x.size(); row += h) {
@@ -125,9 +83,10 @@ void rotate(Values& x, const OracleBatch& batch, std::int64_t heads, const Model
   }
 }
 
-/// A sliding layer's row r sees s > r - sliding_window only.
+/// A sliding layer's row r sees s > r - sliding_window only. `sinks`: none, or a logit a head.
 Values attend(const Values& q, const Values& k, const Values& v, const OracleBatch& batch,
-              const ModelConfig& c, std::int64_t layer, double scale) {
+              const ModelConfig& c, const OracleForm& form, std::int64_t layer,
+              const Values& sinks) {
   const bool slides = !c.layer_types.empty() && c.layer_types[at(layer)] == "sliding_attention";
   const std::size_t rows = batch.tokens.size(), heads = at(*c.num_attention_heads),
                     d = at(*c.head_dim);
@@ -137,18 +96,23 @@ Values attend(const Values& q, const Values& k, const Values& v, const OracleBat
     for (std::size_t head = 0; head < heads; ++head) {
       const std::size_t kv = head * kv_heads / heads;
       Values weights;
-      double total = 0;
+      double total = sinks.empty() ? 0 : std::exp(sinks[head]);
       for (std::size_t s = 0; s < rows; ++s) {
         double score = 0;
         for (std::size_t i = 0; i < d; ++i)
           score += q[(r * heads + head) * d + i] * k[(s * kv_heads + kv) * d + i];
+        score *= form.scale;
+        if (form.score_cap > 0) score = form.score_cap * std::tanh(score / form.score_cap);
         const bool near = !slides || s + at(*c.sliding_window) > r;
         const bool visible = batch.sees
                                  ? batch.sees(layer, r, s)
                                  : near && s <= r && batch.documents[s] == batch.documents[r];
-        weights.push_back(visible ? std::exp(score * scale) : 0);
+        const double weight =
+            form.sigmoid ? 1 / (1 + std::exp(-score - form.sigmoid_bias)) : std::exp(score);
+        weights.push_back(visible ? weight : 0);
         total += weights.back();
       }
+      if (form.sigmoid) total = 1;
       for (std::size_t s = 0; total > 0 && s < rows; ++s) {
         for (std::size_t i = 0; i < d; ++i) {
           out[(r * heads + head) * d + i] += weights[s] / total * v[(s * kv_heads + kv) * d + i];
@@ -159,35 +123,46 @@ Values attend(const Values& q, const Values& k, const Values& v, const OracleBat
   return out;
 }
 
-/// Softmax attention of normalised rows, by the layer's weights.
-template <class Weights>
-Values attention(const Values& in, const OracleBatch& batch, const ModelConfig& c, const Form& form,
-                 std::int64_t layer, const Weights& w) {
+/// Attention of what the layer's branch sees, by its weights.
+Values attention(const Values& in, const OracleBatch& batch, const ModelConfig& c,
+                 const OracleForm& form, std::int64_t layer, const LayerWeights& w) {
   const std::int64_t heads = *c.num_attention_heads, kv_heads = *c.num_key_value_heads,
                      dim = *c.head_dim;
-  Values q = linear(in, w(form.attention + "q_proj.weight"), c.hidden_size), gate;
-  if (form.gate) {  // a head's query, then its gate
+  Values q, k, v, gate;
+  if (w.has(form.attention + "qkv_proj.weight")) {
+    const Values all = w.linear(in, form.attention + "qkv_proj.weight", c.hidden_size);
+    const std::int64_t key = heads * dim * (form.output_gate ? 2 : 1), value = key + kv_heads * dim,
+                       width = value + kv_heads * dim;
+    q = columns(all, width, 0, key);
+    k = columns(all, width, key, value);
+    v = columns(all, width, value, width);
+  } else {
+    q = w.linear(in, form.attention + "q_proj.weight", c.hidden_size);
+    k = w.linear(in, form.attention + "k_proj.weight", c.hidden_size);
+    v = w.linear(in, form.attention + "v_proj.weight", c.hidden_size);
+  }
+  if (form.output_gate) {  // a head's query, then its gate
     Values queries;
     for (std::size_t i = 0; i < q.size(); ++i)
       (i / at(dim) % 2 == 0 ? queries : gate).push_back(q[i]);
     q = queries;
   }
-  Values k = linear(in, w(form.attention + "k_proj.weight"), c.hidden_size);
-  const Values v = linear(in, w(form.attention + "v_proj.weight"), c.hidden_size);
-  if (form.qk_norm) {
+  if (form.qk_norm) {  // of heads, or of rows where the weights are as wide
     q = rms(q, w(form.attention + "q_norm.weight"), form);
     k = rms(k, w(form.attention + "k_norm.weight"), form);
   }
   rotate(q, batch, heads, c, form.turned);
   rotate(k, batch, kv_heads, c, form.turned);
-  Values out = attend(q, k, v, batch, c, layer, form.scale);
+  const bool sinks = w.has(form.attention + "sinks");
+  Values out =
+      attend(q, k, v, batch, c, form, layer, sinks ? w(form.attention + "sinks") : Values());
   for (std::size_t i = 0; i < gate.size(); ++i) out[i] /= 1 + std::exp(-gate[i]);
-  return linear(out, w(form.attention + "o_proj.weight"), heads * dim);
+  return w.linear(out, form.attention + "o_proj.weight", heads * dim);
 }
 
 /// A layer that carries a state, of normalised rows.
 Values recurrence(const Values& in, const OracleBatch& batch, const ModelConfig& c,
-                  const Form& form, std::int64_t layer, const NamedValues& p) {
+                  const OracleForm& form, std::int64_t layer, const NamedValues& p) {
   const std::string prefix = form.layers + std::to_string(layer) + "." + form.recurrence;
   NamedValues own;
   for (const auto& [name, values] : p) {
@@ -233,16 +208,21 @@ Values recurrence(const Values& in, const OracleBatch& batch, const ModelConfig&
       *c.rope_theta, own, in, rows);
 }
 
-template <class Weights>
-Values mlp(const Values& in, const ModelConfig& c, const Weights& w) {
+double activated(double gate, const OracleForm& form) {
+  if (!form.gelu) return gate / (1 + std::exp(-gate));
+  const double z = std::sqrt(2 / std::numbers::pi) * (gate + 0.044715 * gate * gate * gate);
+  return gate / 2 * (1 + std::tanh(z));
+}
+
+Values mlp(const Values& in, const ModelConfig& c, const OracleForm& form, const LayerWeights& w) {
   const std::int64_t h = c.hidden_size;
   if (c.architecture == "nemotron_h") {
-    Values up = linear(in, w("mixer.up_proj.weight"), h);
+    Values up = w.linear(in, "mixer.up_proj.weight", h);
     for (double& value : up) value = value > 0 ? value * value : 0;
-    return linear(up, w("mixer.down_proj.weight"), *c.intermediate_size);
+    return w.linear(up, "mixer.down_proj.weight", *c.intermediate_size);
   }
   std::string gate_name = "mlp.gate_proj.weight", up_name = "mlp.up_proj.weight",
-              down_name = "mlp.down_proj.weight";
+              down_name = "mlp.down_proj.weight", both_name = "mlp.gate_up_proj.weight";
   if (c.architecture == "minimax") {
     gate_name = "block_sparse_moe.experts.0.w1.weight";
     up_name = "block_sparse_moe.experts.0.w3.weight";
@@ -250,59 +230,124 @@ Values mlp(const Values& in, const ModelConfig& c, const Weights& w) {
   }
   Values gate, up;
   std::int64_t f = c.intermediate_size.value_or(0);
-  if (c.architecture == "granitemoehybrid") {  // the gates' rows, then the ups'
+  if (c.architecture == "granitemoehybrid") {
     f = *c.shared_intermediate_size;
+    both_name = "shared_mlp.input_linear.weight";
     down_name = "shared_mlp.output_linear.weight";
-    const Values both = linear(in, w("shared_mlp.input_linear.weight"), h);
-    for (std::size_t i = 0; i < both.size(); ++i)
-      (i / at(f) % 2 == 0 ? gate : up).push_back(both[i]);
-  } else {
-    gate = linear(in, w(gate_name), h);
-    up = linear(in, w(up_name), h);
   }
-  for (std::size_t i = 0; i < gate.size(); ++i)
-    gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
-  return linear(gate, w(down_name), f);
+  if (w.has(both_name)) {  // the gates' rows, then the ups'
+    const Values both = w.linear(in, both_name, h);
+    gate = columns(both, 2 * f, 0, f);
+    up = columns(both, 2 * f, f, 2 * f);
+  } else {
+    gate = w.linear(in, gate_name, h);
+    up = w.linear(in, up_name, h);
+  }
+  for (std::size_t i = 0; i < gate.size(); ++i) gate[i] = activated(gate[i], form) * up[i];
+  return w.linear(gate, down_name, f);
 }
 
 }  // namespace
 
-Values oracle_logits(const ModelConfig& c, const NamedValues& p, const OracleBatch& batch) {
-  const Form form = form_of(c);
+OracleForm oracle_form(const ModelConfig& c) {
+  OracleForm form;
+  form.eps = c.rms_norm_eps.value_or(0);
+  const auto dim = static_cast<double>(c.head_dim.value_or(1));
+  form.turned = c.head_dim.value_or(0);
+  form.scale = 1 / std::sqrt(dim);
+  form.mixers = std::string(at(c.num_hidden_layers), 'a');
+  for (std::size_t layer = 0; layer < c.layer_types.size(); ++layer) {
+    if (c.layer_types[layer] == "linear_attention" || c.layer_types[layer] == "mamba")
+      form.mixers[layer] = 'r';
+  }
+  form.recurrence = "self_attn.";
+  if (c.architecture == "qwen3_next" || c.architecture == "qwen3_5") {
+    form.norm_offset = 1;
+    form.qk_norm = form.output_gate = true;
+    form.recurrence = "linear_attn.";
+    form.turned = static_cast<std::int64_t>(dim * *c.partial_rotary_factor);
+  } else if (c.architecture == "granitemoehybrid") {
+    form.turned = c.position_embedding_type == "rope" ? *c.head_dim : 0;
+    form.scale = *c.attention_multiplier;
+    form.embedding_multiplier = *c.embedding_multiplier;
+    form.logits_scaling = *c.logits_scaling;
+    form.attention_beta = form.linear_beta = form.mlp_beta = *c.residual_multiplier;
+    form.recurrence = "mamba.";
+  } else if (c.architecture == "minimax") {
+    form.residual_of_norm = true;
+    form.attention_alpha = *c.full_attn_alpha_factor;
+    form.attention_beta = *c.full_attn_beta_factor;
+    form.linear_alpha = c.linear_attn_alpha_factor.value_or(1);
+    form.linear_beta = c.linear_attn_beta_factor.value_or(1);
+    form.mlp_alpha = *c.mlp_alpha_factor;
+    form.mlp_beta = *c.mlp_beta_factor;
+  } else if (c.architecture == "nemotron_h") {
+    form.embedding = "backbone.embeddings.weight";
+    form.layers = "backbone.layers.";
+    form.final_norm = "backbone.norm_f.weight";
+    form.attention_norm = form.mlp_norm = "norm.weight";
+    form.attention = form.recurrence = "mixer.";
+    form.mixer_and_mlp = false;
+    form.eps = *c.layer_norm_epsilon;
+    form.turned = 0;
+    for (std::size_t layer = 0; layer < form.mixers.size(); ++layer) {
+      const char letter = (*c.hybrid_override_pattern)[layer];
+      form.mixers[layer] = letter == '*' ? 'a' : letter == 'M' ? 'r' : '-';
+    }
+  } else if (c.architecture == "kimi_linear") {
+    form.mixers = std::string(at(c.num_hidden_layers), 'r');
+  }
+  return form;
+}
+
+Values oracle_logits(const ModelConfig& c, const OracleForm& form, const NamedValues& p,
+                     const OracleBatch& batch) {
   Values x;
   for (const std::int64_t token : batch.tokens) {
     for (std::int64_t i = 0; i < c.hidden_size; ++i)
       x.push_back(form.embedding_multiplier * p.at(form.embedding)[at(token * c.hidden_size + i)]);
   }
   for (std::int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
-    const auto w = [&](const std::string& suffix) -> const Values& {
-      return p.at(form.layers + std::to_string(layer) + "." + suffix);
+    const LayerWeights w{p, form.layers + std::to_string(layer) + "."};
+    const auto norm = [&](const Values& rows, const std::string& name) {
+      return name.empty() ? rows : rms(rows, w(name), form);
     };
-    const auto add = [&](const Values& normed, const Values& f, double alpha, double beta) {
+    const auto add = [&](const Values& normed, const Values& f, const std::string& norm_after,
+                         double alpha, double beta) {
+      const Values joining = norm(f, norm_after);
       for (std::size_t i = 0; i < x.size(); ++i)
-        x[i] = alpha * (form.residual_of_norm ? normed[i] : x[i]) + beta * f[i];
+        x[i] = alpha * (form.residual_of_norm ? normed[i] : x[i]) + beta * joining[i];
     };
     const char mixer = form.mixers[at(layer)];
     if (mixer == 'a') {
-      const Values in = rms(x, w(form.attention_norm), form);
-      add(in, attention(in, batch, c, form, layer, w), form.attention_alpha, form.attention_beta);
+      const Values in = norm(x, form.attention_norm);
+      add(in, attention(in, batch, c, form, layer, w), form.attention_norm_after,
+          form.attention_alpha, form.attention_beta);
     } else if (mixer == 'r') {
-      const Values in = rms(x, w(form.attention_norm), form);
-      add(in, recurrence(in, batch, c, form, layer, p), form.linear_alpha, form.linear_beta);
+      const Values in = norm(x, form.attention_norm);
+      add(in, recurrence(in, batch, c, form, layer, p), "", form.linear_alpha, form.linear_beta);
     }
     if (form.mixer_and_mlp || mixer == '-') {
-      const Values in = rms(x, w(form.mlp_norm), form);
-      add(in, mlp(in, c, w), form.mlp_alpha, form.mlp_beta);
+      const Values in = norm(x, form.mlp_norm);
+      add(in, mlp(in, c, form, w), form.mlp_norm_after, form.mlp_alpha, form.mlp_beta);
     }
   }
   const std::string head = c.tie_word_embeddings.value_or(false) ? form.embedding : form.head;
   Values logits = linear(rms(x, p.at(form.final_norm), form), p.at(head), c.hidden_size);
-  for (double& logit : logits) logit /= form.logits_scaling;
+  for (double& logit : logits) {
+    logit /= form.logits_scaling;
+    if (form.logit_cap > 0) logit = form.logit_cap * std::tanh(logit / form.logit_cap);
+  }
   return logits;
 }
 
-double oracle_loss(const ModelConfig& c, const NamedValues& p, const OracleBatch& batch) {
-  const Values logits = oracle_logits(c, p, batch);
+Values oracle_logits(const ModelConfig& c, const NamedValues& p, const OracleBatch& batch) {
+  return oracle_logits(c, oracle_form(c), p, batch);
+}
+
+double oracle_loss(const ModelConfig& c, const OracleForm& form, const NamedValues& p,
+                   const OracleBatch& batch) {
+  const Values logits = oracle_logits(c, form, p, batch);
   double loss = 0;
   for (std::size_t row = 0; row < batch.labels.size(); ++row) {
     if (batch.labels[row] < 0) continue;
@@ -315,7 +360,16 @@ double oracle_loss(const ModelConfig& c, const NamedValues& p, const OracleBatch
   return loss;
 }
 
-NamedValues oracle_gradients(const ModelConfig& c, NamedValues p, const OracleBatch& batch) {
+double oracle_loss(const ModelConfig& c, const NamedValues& p, const OracleBatch& batch) {
+  return oracle_loss(c, oracle_form(c), p, batch);
+}
+
+NamedValues oracle_gradients(const ModelConfig& c, const NamedValues& p, const OracleBatch& batch) {
+  return oracle_gradients(c, oracle_form(c), p, batch);
+}
+
+NamedValues oracle_gradients(const ModelConfig& c, const OracleForm& form, NamedValues p,
+                             const OracleBatch& batch) {
   constexpr double kStep =
       1e-4;  // error about step^4 of the fifth derivative, and 1e-16 / step of rounding
   NamedValues gradients;
@@ -324,7 +378,7 @@ NamedValues oracle_gradients(const ModelConfig& c, NamedValues p, const OracleBa
       const double kept = element;
       const auto loss_at = [&](double shift) {
         element = kept + shift * kStep;
-        return oracle_loss(c, p, batch);
+        return oracle_loss(c, form, p, batch);
       };
       const double near = loss_at(1) - loss_at(-1), far = loss_at(2) - loss_at(-2);
       element = kept;

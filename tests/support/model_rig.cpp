@@ -1,6 +1,7 @@
 #include "tests/support/model_rig.h"
 
 #include <limits>
+#include <utility>
 
 #include "runtime/comm/loopback.h"
 #include "runtime/ops/matmul.h"
@@ -57,13 +58,13 @@ OracleBatch document_batch(const ModelConfig& config, const std::vector<std::int
   return batch;
 }
 
-Rig::Rig(const ModelConfig& config, const models::ModelOptions& options,
-         std::unique_ptr<runtime::Communicator> communicator, int threads)
+Rig::Rig(models::Model made, DType dtype, std::unique_ptr<runtime::Communicator> communicator,
+         int threads)
     : rank(communicator->rank()),
       ranks(communicator->size()),
       stream(runtime::Stream::cpu("compute", threads)),
-      model(models::model_of(config, options)),
-      store(model.table(), config.dtype, stream),
+      model(std::move(made)),
+      store(model.table(), dtype, stream),
       attention({}, std::move(communicator), stream),
       resources{store, attention, stream} {
   // What no pass has written must not count.
@@ -141,13 +142,19 @@ models::Batch Rig::use(const OracleBatch& batch, parallel::LayoutKind kind) {
   return mine;
 }
 
-void with_rigs(int ranks, const ModelConfig& config, const models::ModelOptions& options,
+void with_rigs(int ranks, const std::function<models::Model()>& make, DType dtype,
                const std::function<void(Rig&)>& body, int threads) {
   runtime::run_loopback(ranks, {}, [&](std::unique_ptr<runtime::Communicator> world) {
-    Rig rig(config, options, std::move(world), threads);
+    Rig rig(make(), dtype, std::move(world), threads);
     body(rig);
     rig.stream.synchronize(runtime::deadline_in(60));
   });
+}
+
+void with_rigs(int ranks, const ModelConfig& config, const models::ModelOptions& options,
+               const std::function<void(Rig&)>& body, int threads) {
+  with_rigs(
+      ranks, [&] { return models::model_of(config, options); }, config.dtype, body, threads);
 }
 
 std::int64_t product_bytes(const models::Model& model, std::int64_t rows) {

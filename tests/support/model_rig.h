@@ -24,8 +24,8 @@ OracleBatch document_batch(const models::ModelConfig& config,
 
 /// What one rank owns.
 struct Rig {
-  Rig(const models::ModelConfig& config, const models::ModelOptions& options,
-      std::unique_ptr<runtime::Communicator> communicator, int threads = 1);
+  Rig(models::Model made, runtime::DType dtype, std::unique_ptr<runtime::Communicator> communicator,
+      int threads = 1);
 
   /// Values far enough from zero that every path of the model matters; the same on every rank. With
   /// bfloat16 they are exact in it.
@@ -54,7 +54,9 @@ struct Rig {
   std::vector<runtime::Tensor> batch_tensors_;
 };
 
-/// Runs body(rig) on every rank.
+/// Runs body(rig) on every rank; `make` makes its model, of activations `dtype`.
+void with_rigs(int ranks, const std::function<models::Model()>& make, runtime::DType dtype,
+               const std::function<void(Rig&)>& body, int threads = 1);
 void with_rigs(int ranks, const models::ModelConfig& config, const models::ModelOptions& options,
                const std::function<void(Rig&)>& body, int threads = 1);
 

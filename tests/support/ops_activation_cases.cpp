@@ -1,15 +1,17 @@
-// What the options of a block need of operations: an offset of norm weights, a rotation of some
-// dims, output gates, squared relu, multiples. Of any device.
+// What the options of a block need of operations: an offset of norm weights, a norm's factor alone,
+// a rotation of some dims, output gates, squared relu, multiples, biases, caps. Of any device.
 #include <gtest/gtest.h>
 
 #include <array>
 #include <cmath>
 #include <cstdint>
 
+#include "runtime/ops/bias.h"
 #include "runtime/ops/rms_norm.h"
 #include "runtime/ops/rope.h"
 #include "runtime/ops/scaled.h"
 #include "runtime/ops/sigmoid_gate.h"
+#include "runtime/ops/softcap.h"
 #include "runtime/ops/squared_relu.h"
 #include "tests/support/host_tensors.h"
 #include "tests/support/ops_cases.h"
@@ -55,6 +57,9 @@ void offset_norm(const Stream& stream) {
                      inverse = put_nothing({rows}, DType::float32, stream),
                      dw = put(Values(small.size(), 0.5), {h}, DType::float32, stream);
         ops::rms_norm(tx, weight, kEps, y, inverse, stream);
+        const Placed alone = put_nothing({rows}, DType::float32, stream);
+        ops::inverse_rms(tx, kEps, alone, stream);
+        EXPECT_EQ(get_bytes(alone, stream), get_bytes(inverse, stream));
         ops::rms_norm_apply(tx, weight, inverse, again, stream);
         ops::rms_norm_backward({tx, weight, inverse, tdy}, dx, Write::overwrite, dw, stream);
         EXPECT_EQ(get_bytes(y, stream), get_bytes(again, stream));
@@ -213,10 +218,70 @@ void multiples(const Stream& stream) {
   }
 }
 
+void biases(const Stream& stream) {
+  for (const DType dtype : kDTypes) {
+    for (const auto& [rows, m, offset] : std::vector<std::array<std::int64_t, 3>>{{0, 8, 0},
+                                                                                  {1, 1, 0},
+                                                                                  {7, 0, 0},
+                                                                                  {7, 7, 0},
+                                                                                  {127, 70, 0},
+                                                                                  {67, 136, 1},
+                                                                                  {3, 2056, 0},
+                                                                                  {1040, 8, 0},
+                                                                                  {17003, 3, 0}}) {
+      SCOPED_TRACE(concat(name(dtype), " ", rows, " x ", m, " offset ", offset));
+      const Values x = inputs(rows * m, 1, dtype), bias = random_values(m, 2);
+      Values y, scale, sums(at(m), 0.5), sums_scale(at(m), 0.5);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const std::size_t column = i % at(m);
+        y.push_back(x[i] + bias[column]);
+        scale.push_back(std::abs(x[i]) + std::abs(bias[column]));
+        sums[column] += x[i];
+      }
+      for (std::size_t i = 0; i < sums.size(); ++i) sums_scale[i] += std::abs(sums[i] - 0.5);
+      const Placed tx = put(x, {rows, m}, dtype, stream, offset),
+                   tb = put(bias, {m}, DType::float32, stream),
+                   db = put(Values(at(m), 0.5), {m}, DType::float32, stream);
+      ops::bias_backward(tx, db, stream);
+      expect_within(get(db, stream), sums, sums_scale, 2 * unit_roundoff(DType::float32));
+      ops::add_bias(tb, tx, stream);
+      expect_within(get(tx, stream), y, scale, bound(dtype));
+    }
+  }
+}
+
+void caps(const Stream& stream) {
+  constexpr double kCap = 30;
+  for (const std::int64_t n : kSizes) {
+    for (const std::int64_t offset : {0, 1}) {
+      SCOPED_TRACE(concat(n, " offset ", offset));
+      Values x = random_values(n, 1), y, scale;
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        x[i] = std::ldexp(x[i], static_cast<int>(i % 40) - 20);  // from where tanh(x) is x
+        if (i == 5) x[i] = 0;
+        if (i == 6) x[i] = -INFINITY;
+        y.push_back(kCap * std::tanh(x[i] / kCap));
+        scale.push_back(std::abs(y.back()) + 0x1p-100);
+      }
+      const Placed tx = put(x, {n}, DType::float32, stream, offset);
+      ops::softcap(tx, kCap, stream);
+      expect_within(get(tx, stream), y, scale, 8 * unit_roundoff(DType::float32));
+    }
+  }
+  const Placed nan = put({NAN}, {1}, DType::float32, stream);
+  ops::softcap(nan, kCap, stream);
+  EXPECT_TRUE(std::isnan(get(nan, stream)[0]));
+  EXPECT_THROW(ops::softcap(nan, 0, stream), Error);
+}
+
 constexpr OpsCase kCases[] = {
-    {"OffsetNorm", offset_norm}, {"PartialRotation", partial_rotation},
-    {"OutputGate", output_gate}, {"SquaredRelu", squared_relus},
+    {"OffsetNorm", offset_norm},
+    {"PartialRotation", partial_rotation},
+    {"OutputGate", output_gate},
+    {"SquaredRelu", squared_relus},
     {"Multiples", multiples},
+    {"Biases", biases},
+    {"Caps", caps},
 };
 
 }  // namespace

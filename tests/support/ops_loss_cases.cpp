@@ -112,7 +112,7 @@ void expect_losses(std::int64_t rows, std::int64_t vocabulary, std::int64_t offs
       const std::int64_t end = std::min(rows, begin + chunk);
       const TensorView scores = tl.view.slice(0, begin, end);
       const TensorView gradient =
-          ops::cross_entropy_backward(scores, all.slice(begin, end), scale, dtype, sum, stream);
+          ops::cross_entropy_backward(scores, all.slice(begin, end), {scale, dtype}, sum, stream);
       EXPECT_EQ(gradient.data(), scores.data());
       EXPECT_EQ(gradient.stride(0) * size_bytes(dtype), vocabulary * 4);
       const Values of_chunk = get_rows(gradient, stream);
@@ -148,11 +148,42 @@ void cross_entropy(const Stream& stream) {
   }
 }
 
+/// Logits that a cap has bounded: the gradient is that of what it took.
+void capped_logits(const Stream& stream) {
+  constexpr double kCap = 2.5, kScale = 1.0 / 7;
+  for (const auto& [rows, vocabulary] :
+       std::vector<std::array<std::int64_t, 2>>{{1, 1}, {7, 19}, {5, 264}, {2, 5003}}) {
+    for (const DType dtype : {DType::float32, DType::bfloat16}) {
+      SCOPED_TRACE(concat(rows, " rows, V ", vocabulary, " gradient in ", name(dtype)));
+      Values logits, labels;
+      for (const double value : random_values(rows * vocabulary, 1))
+        logits.push_back(kCap * std::tanh(8 * value / kCap));
+      for (std::int64_t row = 0; row < rows; ++row)
+        labels.push_back(static_cast<double>((row * 31) % (vocabulary + 1) - (row % 2)));
+      for (double& label : labels) label = std::min(label, static_cast<double>(vocabulary - 1));
+      LossReference expected =
+          loss_reference(logits, labels, Values(at(rows), 1), vocabulary, kScale);
+      for (std::size_t i = 0; i < logits.size(); ++i) {
+        const double t = logits[i] / kCap;
+        expected.gradient[i] *= 1 - t * t;  // of its scale, near the cap, little is left
+      }
+      const Placed tl = put(logits, {rows, vocabulary}, DType::float32, stream),
+                   ids = put(labels, {rows}, DType::int32, stream),
+                   sum = put({0}, {1}, DType::float64, stream);
+      const Values actual = get_rows(
+          ops::cross_entropy_backward(tl, {ids}, {kScale, dtype, kCap}, sum, stream), stream);
+      EXPECT_NEAR(get(sum, stream)[0], expected.sum, 4 * kFloat * (1 + expected.sum));
+      const double rounding = dtype == DType::float32 ? 0 : unit_roundoff(dtype);
+      expect_within(actual, expected.gradient, expected.gradient_scale, 16 * kFloat + rounding);
+    }
+  }
+}
+
 void confident_rows(const Stream& stream) {
   const Placed logits = put({1e4, -1e4, 30, 0, 0, 1e4}, {3, 2}, DType::float32, stream),
                ids = put({0, 0, 0}, {3}, DType::int32, stream),
                sum = put({0}, {1}, DType::float64, stream);
-  ops::cross_entropy_backward(logits, {ids}, 1, DType::float32, sum, stream);
+  ops::cross_entropy_backward(logits, {ids}, {1, DType::float32}, sum, stream);
   EXPECT_NEAR(get(sum, stream)[0], std::log1p(std::exp(-30.0)) + 1e4, 1e-5);
   const Values gradient = get(logits, stream);
   // p - 1 in fp32 would keep no digit of it.
@@ -178,7 +209,7 @@ void bad_labels(const Stream& stream) {
                  correct = put_nothing({3}, DType::uint8, stream);
     ops::cross_entropy(logits, {ids, weights}, forward_sum, row_loss, correct, stream);
     const Values gradient = get_rows(
-        ops::cross_entropy_backward(logits, {ids, weights}, 1, dtype, sum, stream), stream);
+        ops::cross_entropy_backward(logits, {ids, weights}, {1, dtype}, sum, stream), stream);
     const Values losses = get(row_loss, stream);
     EXPECT_TRUE(std::isnan(get(sum, stream)[0]));
     EXPECT_TRUE(std::isnan(get(forward_sum, stream)[0]));
@@ -191,7 +222,7 @@ void bad_labels(const Stream& stream) {
     const Placed logits = put({0, logit, 1}, {1, 3}, DType::float32, stream),
                  ids = put({0}, {1}, DType::int32, stream),
                  sum = put({0}, {1}, DType::float64, stream);
-    ops::cross_entropy_backward(logits, {ids}, 1, DType::float32, sum, stream);
+    ops::cross_entropy_backward(logits, {ids}, {1, DType::float32}, sum, stream);
     EXPECT_FALSE(std::isfinite(get(sum, stream)[0])) << logit;
   }
 }
@@ -346,9 +377,13 @@ void random_numbers(const Stream& stream) {
 }
 
 constexpr OpsCase kCases[] = {
-    {"CrossEntropy", cross_entropy},    {"ConfidentRows", confident_rows},
-    {"BadLabelsBecomeNaN", bad_labels}, {"GradientNorm", gradient_norm},
-    {"ClipFactor", clip_factor},        {"AdamW", adamw},
+    {"CrossEntropy", cross_entropy},
+    {"CappedLogits", capped_logits},
+    {"ConfidentRows", confident_rows},
+    {"BadLabelsBecomeNaN", bad_labels},
+    {"GradientNorm", gradient_norm},
+    {"ClipFactor", clip_factor},
+    {"AdamW", adamw},
     {"RandomNumbers", random_numbers},
 };
 

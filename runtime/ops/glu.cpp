@@ -1,4 +1,4 @@
-#include "runtime/ops/swiglu.h"
+#include "runtime/ops/glu.h"
 
 #include "runtime/ops/checks.h"
 #include "runtime/ops/ops_impl.h"
@@ -17,18 +17,18 @@ void check(const char* op, const ConstTensorView& gate_up, const char* what,
 
 }  // namespace
 
-void swiglu(ConstTensorView gate_up, TensorView y, const Stream& stream) {
-  check("swiglu", gate_up, "y", y);
-  if (detail::on_cuda(stream)) return detail::cuda_swiglu(gate_up, y, stream);
+void glu(Glu kind, ConstTensorView gate_up, TensorView y, const Stream& stream) {
+  check("glu", gate_up, "y", y);
+  if (detail::on_cuda(stream)) return detail::cuda_glu(kind, gate_up, y, stream);
   detail::count_bytes(stream, {gate_up, y});
-  detail::cpu_swiglu(gate_up, y, stream);
+  detail::cpu_glu(kind, gate_up, y, stream);
 }
 
-void swiglu_backward(TensorView gate_up, TensorView dy, const Stream& stream) {
-  check("swiglu_backward", gate_up, "dy", dy);
-  if (detail::on_cuda(stream)) return detail::cuda_swiglu_backward(gate_up, dy, stream);
+void glu_backward(Glu kind, TensorView gate_up, TensorView dy, const Stream& stream) {
+  check("glu_backward", gate_up, "dy", dy);
+  if (detail::on_cuda(stream)) return detail::cuda_glu_backward(kind, gate_up, dy, stream);
   detail::count_bytes(stream, {gate_up, gate_up, dy, dy});
-  detail::cpu_swiglu_backward(gate_up, dy, stream);
+  detail::cpu_glu_backward(kind, gate_up, dy, stream);
 }
 
 }  // namespace longhaul::runtime::ops
