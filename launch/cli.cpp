@@ -10,6 +10,7 @@
 #include "launch/attention.h"
 #include "launch/cli_impl.h"
 #include "launch/comparison.h"
+#include "launch/convert.h"
 #include "launch/inspect.h"
 #include "launch/peer_words.h"
 #include "launch/report.h"
@@ -52,6 +53,26 @@ void add_tokenize(CLI::App& app, Action& action) {
       ->capture_default_str();
 }
 
+void add_convert(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<ConvertOptions>();
+  CLI::App* verb = add_verb(app, action, "convert",
+                            "Turn the weights of a Hugging Face folder into a checkpoint, or those "
+                            "of a checkpoint into a Hugging Face folder",
+                            options, run_convert);
+  expand(verb->add_option("SOURCE", options->source,
+                          "Hugging Face folder (config.json beside *.safetensors), checkpoint, or "
+                          "folder of checkpoints, whose newest is taken"))
+      ->required();
+  expand(
+      verb->add_option("--output", options->output,
+                       "Folder to write: of checkpoints, or Hugging Face's, which must not exist"))
+      ->required();
+  verb->add_option(
+      "--dtype", options->dtype,
+      "Of a Hugging Face folder that is written: float32, bfloat16 or float16; without "
+      "it that of the folder that the weights came from, or float32");
+}
+
 void add_serve(CLI::App& app, Action& action) {
   const auto options = std::make_shared<ServeOptions>();
   CLI::App* verb = add_verb(app, action, "serve",
@@ -77,10 +98,12 @@ int run_inspect(const InspectOptions& options) {
 
 void add_inspect(CLI::App& app, Action& action) {
   const auto options = std::make_shared<InspectOptions>();
-  CLI::App* verb =
-      add_verb(app, action, "inspect", "Say what is in a corpus, a checkpoint or weights, and verify it",
-               options, run_inspect);
-  expand(verb->add_option("PATH", options->path, "HDF5 corpus, checkpoint, safetensors file or folder of them"))->required();
+  CLI::App* verb = add_verb(app, action, "inspect",
+                            "Say what is in a corpus, a checkpoint or weights, and verify it",
+                            options, run_inspect);
+  expand(verb->add_option("PATH", options->path,
+                          "HDF5 corpus, checkpoint, safetensors file or folder of them"))
+      ->required();
   verb->add_flag("--brief", options->brief,
                  "Verify all the same, but leave out lists: document lengths, tensors, files and "
                  "the configuration");
@@ -284,6 +307,7 @@ int run_command_line(int argc, const char* const* argv) {
   add_train(app, action);
   add_validate(app, action);
   add_tokenize(app, action);
+  add_convert(app, action);
   add_inspect(app, action);
   add_attention(app, action);
   add_bench(app, action);

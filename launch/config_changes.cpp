@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "attention/named_masks.h"
 #include "launch/config.h"
@@ -22,8 +23,10 @@ using runtime::ExitCode;
 using runtime::fail;
 using runtime::OnResume;
 
-/// A checkpoint's configuration as this program reads it.
-TrainDraft read_stored(const std::string& text, const std::string& path) {
+/// A checkpoint's configuration as this program reads it. Throws Error(data) unless every key of
+/// `needed` can be understood.
+TrainDraft read_stored(const std::string& text, const std::string& path,
+                       const std::function<bool(const ConfigKey&)>& needed) {
   const std::string today = translate_config(text);
   const auto parsed = runtime::parse_toml(today);
   if (const auto* error = std::get_if<runtime::TomlSyntaxError>(&parsed))
@@ -39,7 +42,7 @@ TrainDraft read_stored(const std::string& text, const std::string& path) {
   runtime::read_stored_config(draft, today);
   check_model(draft);
   for (const ConfigKey& key : schema.keys()) {
-    if (key.on_resume == OnResume::meaning && !draft.good({key.path().c_str()}))
+    if (needed(key) && !draft.good({key.path().c_str()}))
       fail(ExitCode::data, path, ": its configuration has no ", key.path(),
            " that can be understood");
   }
@@ -77,7 +80,9 @@ double learning_rate(const TrainConfig& config, std::int64_t step) {
 
 ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpoint,
                                       const std::string& path, const ResumingRun& run) {
-  const TrainDraft stored = read_stored(checkpoint.config, path);
+  const TrainDraft stored = read_stored(checkpoint.config, path, [](const ConfigKey& key) {
+    return key.on_resume == OnResume::meaning;
+  });
   TrainConfig before = stored.config, now = run.config;
   TrainConfig before_as_given = before, now_as_given = now;
   ConfigChanges changes;
@@ -131,6 +136,16 @@ ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint
   fail(ExitCode::config, text,
        "\nTo go on from it, set these keys as they were. To start another run, set another "
        "job.output_dir, or checkpoint.resume = \"never\"");
+}
+
+ModelConfig checkpoint_model(const runtime::CheckpointMetadata& checkpoint,
+                             const std::string& path) {
+  TrainDraft stored = read_stored(checkpoint.config, path, [](const ConfigKey& key) {
+    return key.path().starts_with("model.");
+  });
+  if (!stored.config.model.vocab_size)
+    fail(ExitCode::data, path, ": its configuration has no model.vocab_size");
+  return stored.config.model;
 }
 
 std::vector<std::string> ConfigChanges::lines() const {

@@ -47,6 +47,11 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
 ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint,
                                    const std::string& path, const ResumingRun& run);
 
+/// The model of a checkpoint, complete and with vocab_size. Throws Error(data) when its
+/// configuration does not say it.
+ModelConfig checkpoint_model(const runtime::CheckpointMetadata& checkpoint,
+                             const std::string& path);
+
 /// "adamw, lr 0.001 after 5 warm-up steps, cosine to 0.0001 at step 60, ...": how weights are
 /// updated.
 std::string optimizer_text(const TrainConfig& config);
