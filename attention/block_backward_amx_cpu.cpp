@@ -1,21 +1,15 @@
-// Blocked softmax backward of bfloat16 on AMX tiles. As in block_backward_cpu.cpp a work item is
-// one key/value head and key block, which holds dK and dV and goes over the query heads and row
-// blocks that see it, and dQ is summed in the order of the key blocks. Scores are made the other
-// way round, S^T = K Q^T and dP^T = V dO^T: LSE and delta are whole vectors, P^T and dS^T are what
-// dV = P^T dO and dK = dS^T Q start from, and dQ^T = K^T dS^T takes dS^T with its rows in pairs. 32
-// keys are a strip; its products, its weights and its sums run beside those of its neighbours.
-
-#include <omp.h>
+// Blocked softmax backward of bfloat16 on AMX tiles: block_backward_cpu.h over kernels that make
+// scores the other way round, S^T = K Q^T and dP^T = V dO^T: LSE and delta are whole vectors, P^T
+// and dS^T are what dV = P^T dO and dK = dS^T Q start from, and dQ^T = K^T dS^T takes dS^T with its
+// rows in pairs. 32 keys are a strip; its products, its weights and its sums run beside those of
+// its neighbours.
 
 #include <algorithm>
-#include <atomic>
 
+#include "attention/block_backward_cpu.h"
 #include "attention/block_impl.h"
-#include "attention/put_rows_cpu.h"
-#include "attention/scratch_cpu.h"
 #include "attention/softmax_amx_cpu.h"
 #include "attention/tiles.h"
-#include "attention/turns_cpu.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512bf16")
@@ -24,200 +18,119 @@ namespace longhaul::attention::detail {
 namespace {
 
 using namespace amx;
-using runtime::Stream;
 
-/// Rows of a tile of the plan, over which dK and dV are summed in tile registers.
-constexpr std::int64_t kQBlock = 128;
-/// Keys of an item, over which dQ is: dK, dV and what is packed stay in the second-level cache.
-constexpr std::int64_t kKBlock = 256;
 /// Keys of a strip and rows of a step: sums are two tiles by two.
 constexpr std::int64_t kStep = 32;
 
-struct Geometry {
-  BlockShape s;
-  std::int64_t depth() const { return whole(s.dim); }
-  std::int64_t width() const { return whole(s.value_dim); }
-};
-
-/// Keys [key, key + 32) of the block and the rows that see some of them, in whole steps.
-struct Strip {
-  std::int64_t key, begin, end;
-  std::int64_t rows() const { return end - begin; }
-};
-
-struct ThreadScratch {
-  Bits *k_rows, *v_rows, *k_columns;                            // of the key block: A
-  float *dk, *dv;                                               // [kKBlock, ...]
-  Bits *q_transposed, *dout_transposed, *q_pairs, *dout_pairs;  // of the row block: B
-  float *lse_high, *lse_low, *delta;                            // [kQBlock]
-  float *dq, *dq_corner;                                        // [kQBlock, depth]; [32, 32]
-  float *s[2], *dp[2];                                          // [kStep, kQBlock]
-  Bits *p[2], *ds[2];                                           // of a strip; of the next
-  Bits* ds_pairs;                                               // B[kKBlock, kQBlock]
-  std::uint32_t* seen;  // [kKBlock / 32][kQBlock]: which of 32 keys a row sees
-  TileRows tile;
-  Strip strips[kKBlock / kStep];
-  Span hulls[kQBlock / kStep];
-  bool q_finite, dout_finite, k_finite, masked;
-  ThreadScratch(Scratch& m, const Geometry& g, const TilePlan& tiles)
-      : k_rows(m.array<Bits>(kKBlock * g.depth())),
-        v_rows(m.array<Bits>(kKBlock * g.width())),
-        k_columns(m.array<Bits>(kKBlock * g.depth())),
-        dk(m.floats(kKBlock * g.depth())),
-        dv(m.floats(kKBlock * g.width())),
-        q_transposed(m.array<Bits>(kQBlock * g.depth())),
-        dout_transposed(m.array<Bits>(kQBlock * g.width())),
-        q_pairs(m.array<Bits>(kQBlock * g.depth())),
-        dout_pairs(m.array<Bits>(kQBlock * g.width())),
-        lse_high(m.floats(kQBlock)),
-        lse_low(m.floats(kQBlock)),
-        delta(m.floats(kQBlock)),
-        dq(m.floats(kQBlock * g.depth())),
-        dq_corner(m.floats(kStep * kStep)),
-        s{m.floats(kStep * kQBlock), m.floats(kStep * kQBlock)},
-        dp{m.floats(kStep * kQBlock), m.floats(kStep * kQBlock)},
-        p{m.array<Bits>(kStep * kQBlock), m.array<Bits>(kStep * kQBlock)},
-        ds{m.array<Bits>(kStep * kQBlock), m.array<Bits>(kStep * kQBlock)},
-        ds_pairs(m.array<Bits>(kKBlock * kQBlock)),
-        seen(m.array<std::uint32_t>(kKBlock / 32 * kQBlock)),
-        tile(m.array<std::int32_t>(kQBlock), m.array<std::int32_t>(kQBlock),
-             m.array<Span>(tiles.most_spans())) {}
-};
-
-class BackwardPlan final : public BlockPlan {
+class BackwardKernel {
  public:
-  BackwardPlan(const std::vector<Slice>& bands, const BlockShape& shape, const Scoring& scoring,
-               const BlockPlace& place)
-      : BlockPlan(Pass::backward, shape, scoring, place),
-        geometry{shape},
-        tiles(bands, shape.q_rows, shape.k_rows, kQBlock, kKBlock) {
-    thread_bytes =
-        carved_bytes([this](Scratch& scratch) { ThreadScratch(scratch, geometry, tiles); });
-  }
-  std::int64_t scratch_bytes() const override {
-    return carved_bytes([this](Scratch& scratch) { carve(scratch); });
-  }
+  /// Rows of a tile of the plan, over which dK and dV are summed in tile registers.
+  static constexpr std::int64_t kQBlock = 128;
+  /// Keys of an item, over which dQ is: dK, dV and what is packed stay in the second-level cache.
+  static constexpr std::int64_t kKBlock = 256;
+  using Registers = Tiles;
 
-  struct Memory {
-    Turns::Turn* turns;
-    std::byte* threads;
+  BackwardKernel(const BlockShape& call_shape, const Scoring& scoring)
+      : shape(call_shape), scale(scoring.scale) {}
+
+  std::int64_t dim() const { return whole(shape.dim); }
+  std::int64_t value_dim() const { return whole(shape.value_dim); }
+
+  /// Keys [key, key + 32) of the block and the rows that see some of them, in whole steps.
+  struct Strip {
+    std::int64_t key, begin, end;
+    std::int64_t rows() const { return end - begin; }
   };
-  Memory carve(Scratch& scratch) const {
-    return {scratch.array<Turns::Turn>(turns()),
-            scratch.array<std::byte>(place().threads * thread_bytes)};
+
+  struct ThreadScratch {
+    Bits *k_rows, *v_rows, *k_columns;                            // of the key block: A
+    float *dk, *dv;                                               // [kKBlock, ...]
+    Bits *q_transposed, *dout_transposed, *q_pairs, *dout_pairs;  // of the row block: B
+    float *lse_high, *lse_low, *delta;                            // [kQBlock]
+    float *dq, *dq_corner;                                        // [kQBlock, depth]; [32, 32]
+    float *s[2], *dp[2];                                          // [kStep, kQBlock]
+    Bits *p[2], *ds[2];                                           // of a strip; of the next
+    Bits* ds_pairs;                                               // B[kKBlock, kQBlock]
+    std::uint32_t* seen;  // [kKBlock / 32][kQBlock]: which of 32 keys a row sees
+    TileRows tile;
+    Strip strips[kKBlock / kStep];
+    Span hulls[kQBlock / kStep];
+    bool q_finite, dout_finite, k_finite, masked;
+    ThreadScratch(Scratch& m, const BackwardKernel& kernel, const TilePlan& tiles)
+        : k_rows(m.array<Bits>(kKBlock * kernel.dim())),
+          v_rows(m.array<Bits>(kKBlock * kernel.value_dim())),
+          k_columns(m.array<Bits>(kKBlock * kernel.dim())),
+          dk(m.floats(kKBlock * kernel.dim())),
+          dv(m.floats(kKBlock * kernel.value_dim())),
+          q_transposed(m.array<Bits>(kQBlock * kernel.dim())),
+          dout_transposed(m.array<Bits>(kQBlock * kernel.value_dim())),
+          q_pairs(m.array<Bits>(kQBlock * kernel.dim())),
+          dout_pairs(m.array<Bits>(kQBlock * kernel.value_dim())),
+          lse_high(m.floats(kQBlock)),
+          lse_low(m.floats(kQBlock)),
+          delta(m.floats(kQBlock)),
+          dq(m.floats(kQBlock * kernel.dim())),
+          dq_corner(m.floats(kStep * kStep)),
+          s{m.floats(kStep * kQBlock), m.floats(kStep * kQBlock)},
+          dp{m.floats(kStep * kQBlock), m.floats(kStep * kQBlock)},
+          p{m.array<Bits>(kStep * kQBlock), m.array<Bits>(kStep * kQBlock)},
+          ds{m.array<Bits>(kStep * kQBlock), m.array<Bits>(kStep * kQBlock)},
+          ds_pairs(m.array<Bits>(kKBlock * kQBlock)),
+          seen(m.array<std::uint32_t>(kKBlock / 32 * kQBlock)),
+          tile(m.array<std::int32_t>(kQBlock), m.array<std::int32_t>(kQBlock),
+               m.array<Span>(tiles.most_spans())) {}
+  };
+
+  void start(const BlockBackwardInputs& in, const HeadBlock& keys, ThreadScratch& s) const {
+    const HeadRows k = rows_of(in.k, keys.head, keys.begin, keys.count),
+                   v = rows_of(in.v, keys.head, keys.begin, keys.count);
+    pack_rows(k, whole(keys.count), dim(), s.k_rows);
+    pack_rows(v, whole(keys.count), value_dim(), s.v_rows);
+    s.k_finite = pack_columns(k, kKBlock, dim(), s.k_columns);
+    std::fill_n(s.dk, whole(keys.count) * dim(), 0.0f);
+    std::fill_n(s.dv, whole(keys.count) * value_dim(), 0.0f);
   }
-  std::int64_t turns() const { return shape().heads * tiles.q_blocks(); }
 
-  const Geometry geometry;
-  const TilePlan tiles;
-  std::int64_t thread_bytes = 0;
-
-  using BlockPlan::compute;
-  void compute(const BlockBackwardTensors& tensors, std::byte* scratch) const override;
-
- protected:
-  void run_backward(const BlockBackwardTensors& tensors, const BlockMemory& memory,
-                    const Stream& stream) const override;
-};
-
-/// One call.
-class Backward {
- public:
-  Backward(const BackwardPlan& call_plan, const BlockBackwardTensors& tensors, std::byte* scratch)
-      : plan(call_plan),
-        tiles(call_plan.tiles),
-        in(tensors.inputs),
-        t(tensors),
-        g(call_plan.geometry),
-        scale(call_plan.scoring().scale) {
-    Scratch carving(scratch);
-    memory = plan.carve(carving);
+  void add(const BlockBackwardInputs& in, const HeadBlock& keys, const HeadBlock& rows,
+           ThreadScratch& s) const {
+    const HeadRows q = rows_of(in.q, rows.head, rows.begin, rows.count),
+                   dout = rows_of(in.dout, rows.head, rows.begin, rows.count);
+    pack_row_block(in, rows, q, dout, s);
+    tile_gradients(rows_of(in.k, keys.head, keys.begin, keys.count), q, dout, s);
   }
 
-  void run() const {
-    if (t.dq_mode == Mode::write) clear_unseen_rows();
-    Turns turns(memory.turns, plan.turns());
-    // Items start in this order, so the earliest unfinished one never waits.
-    std::atomic<std::int64_t> next{0};
-    const std::int64_t items = g.s.kv_heads * tiles.k_blocks();
-#pragma omp parallel num_threads(plan.place().threads)
-    {
-      Scratch carving(memory.threads + omp_get_thread_num() * plan.thread_bytes);
-      ThreadScratch scratch(carving, g, tiles);
-      const Tiles registers;
-      for (std::int64_t item = next++; item < items; item = next++)
-        key_block(item / tiles.k_blocks(), item % tiles.k_blocks(), turns, scratch);
-    }
+  /// Scores were of unscaled queries.
+  void finish(const HeadBlock& keys, ThreadScratch& s) const {
+    for (std::int64_t i = 0; i < keys.count * dim(); ++i) s.dk[i] *= scale;
   }
 
  private:
-  void clear_unseen_rows() const {
-#pragma omp parallel for num_threads(plan.place().threads)
-    for (std::int64_t qb = 0; qb < tiles.q_blocks(); ++qb) {
-      if (tiles.work(qb) == 0) clear_rows(t.dq, qb * kQBlock, tiles.q_count(qb));
-    }
-  }
-
-  void key_block(std::int64_t kv_head, std::int64_t kb, Turns& turns, ThreadScratch& s) const {
-    const std::int64_t keys = tiles.k_count(kb), group = g.s.heads / g.s.kv_heads;
-    if (!tiles.used(kb) && t.dkv_mode == Mode::add) return;
-    std::fill_n(s.dk, whole(keys) * g.depth(), 0.0f);
-    std::fill_n(s.dv, whole(keys) * g.width(), 0.0f);
-    if (tiles.used(kb)) {
-      const HeadRows k = rows_of(in.k, kv_head, kb * kKBlock, keys),
-                     v = rows_of(in.v, kv_head, kb * kKBlock, keys);
-      pack_rows(k, whole(keys), g.depth(), s.k_rows);
-      pack_rows(v, whole(keys), g.width(), s.v_rows);
-      s.k_finite = pack_columns(k, kKBlock, g.depth(), s.k_columns);
-      for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        for (std::int64_t qb = 0; qb < tiles.q_blocks(); ++qb) {
-          if (tiles.kind(qb, kb) == TileKind::empty) continue;
-          tiles.describe(qb, kb, s.tile);
-          pack_row_block(head, qb, s);
-          tile_gradients(head, qb, k, s);
-          const std::int64_t turn = tiles.tiles_before(qb, kb);
-          turns.wait(head * tiles.q_blocks() + qb, turn);
-          put_gradients(s.dq, g.depth(), t.dq, head, qb * kQBlock, s.tile.rows(),
-                        turn == 0 ? t.dq_mode : Mode::add);
-          turns.pass(head * tiles.q_blocks() + qb);
-        }
-      }
-      for (std::int64_t i = 0; i < keys * g.depth(); ++i) s.dk[i] *= scale;
-    }
-    put_gradients(s.dk, g.depth(), t.dk, kv_head, kb * kKBlock, keys, t.dkv_mode);
-    put_gradients(s.dv, g.width(), t.dv, kv_head, kb * kKBlock, keys, t.dkv_mode);
-  }
-
   /// Rows whose global LSE is -inf contribute nothing: they are hidden.
-  void pack_row_block(std::int64_t head, std::int64_t qb, ThreadScratch& s) const {
-    const std::int64_t rows = s.tile.rows(), begin = qb * kQBlock;
-    const HeadRows q = rows_of(in.q, head, begin, rows), dout = rows_of(in.dout, head, begin, rows);
-    pack_transposed(q, whole(rows), g.depth(), s.q_transposed);
-    pack_transposed(dout, whole(rows), g.width(), s.dout_transposed);
-    s.q_finite = pack_pairs(q, kQBlock, g.depth(), s.q_pairs);
-    s.dout_finite = pack_pairs(dout, kQBlock, g.width(), s.dout_pairs);
+  void pack_row_block(const BlockBackwardInputs& in, const HeadBlock& of, const HeadRows& q,
+                      const HeadRows& dout, ThreadScratch& s) const {
+    const std::int64_t rows = of.count;
+    pack_transposed(q, whole(rows), dim(), s.q_transposed);
+    pack_transposed(dout, whole(rows), value_dim(), s.dout_transposed);
+    s.q_finite = pack_pairs(q, kQBlock, dim(), s.q_pairs);
+    s.dout_finite = pack_pairs(dout, kQBlock, value_dim(), s.dout_pairs);
     for (std::int64_t row = 0; row < whole(rows); ++row) {
+      const std::int64_t at = of.begin + row;
       Lse lse{kMinusInfinity, 0};
       if (row < rows) {
-        lse = Lse::load(in.lse.as<float>() + (begin + row) * in.lse.stride(0) +
-                        head * in.lse.stride(1));
+        lse = Lse::load(in.lse.as<float>() + at * in.lse.stride(0) + of.head * in.lse.stride(1));
         if (lse.high == kMinusInfinity) s.tile.hide(row);
       }
       const bool there = lse.high != kMinusInfinity;
       s.lse_high[row] = there ? lse.high : 0;
       s.lse_low[row] = there ? lse.low : 0;
       s.delta[row] =
-          there
-              ? in.delta.as<float>()[(begin + row) * in.delta.stride(0) + head * in.delta.stride(1)]
-              : 0;
+          there ? in.delta.as<float>()[at * in.delta.stride(0) + of.head * in.delta.stride(1)] : 0;
     }
   }
 
   /// dq <- the tile's share; dk, dv += theirs, dk not yet scaled.
-  void tile_gradients(std::int64_t head, std::int64_t qb, const HeadRows& k,
+  void tile_gradients(const HeadRows& k, const HeadRows& q, const HeadRows& dout,
                       ThreadScratch& s) const {
-    const HeadRows q = rows_of(in.q, head, qb * kQBlock, s.tile.rows()),
-                   dout = rows_of(in.dout, head, qb * kQBlock, s.tile.rows());
     const std::int64_t strips = find_strips(s);
     for (std::int64_t step = 0; strips > 0 && step < strips + 2; ++step)
       advance(step, strips, q, dout, s);
@@ -227,7 +140,7 @@ class Backward {
       for (std::int64_t row = 0; row < s.tile.rows(); ++row) {
         if (!sees(s, row, key)) continue;
         const Bits ds = s.ds_pairs[row / 16 * 16 * kKBlock + key / 2 * 32 + row % 16 * 2 + key % 2];
-        s.dq[row * g.depth() + d] += scale * widened(ds) * x;
+        s.dq[row * dim() + d] += scale * widened(ds) * x;
       }
     });
   }
@@ -280,7 +193,7 @@ class Backward {
       return at >= 0 && at < count ? s.strips[at] : Strip{};
     };
     const Strip multiplied = strip(i), weighed = strip(i - 1), summed = strip(i - 2);
-    const std::int64_t all = (multiplied.rows() + summed.rows()) / kStep * (g.depth() + g.width()) /
+    const std::int64_t all = (multiplied.rows() + summed.rows()) / kStep * (dim() + value_dim()) /
                              kStep,
                        parts = weighed.rows() / kStep * (kStep / 2);
     std::int64_t done = 0, part = 0;
@@ -304,7 +217,7 @@ class Backward {
   template <class Between>
   void products(const Strip& strip, std::int64_t which, ThreadScratch& s,
                 const Between& between) const {
-    const std::int64_t depth = g.depth(), width = g.width();
+    const std::int64_t depth = dim(), width = value_dim();
     for (std::int64_t row = strip.begin; row < strip.end; row += kStep) {
       const Bits *const q = s.q_transposed + row * depth, *const dout =
                                                               s.dout_transposed + row * width;
@@ -361,8 +274,8 @@ class Backward {
       }
     };
     if (strip.rows() == 0) return;
-    add(s.p[which], s.dout_pairs, s.dv, g.width());
-    add(s.ds[which], s.q_pairs, s.dk, g.depth());
+    add(s.p[which], s.dout_pairs, s.dv, value_dim());
+    add(s.ds[which], s.q_pairs, s.dk, dim());
   }
 
   /// Adds what of q and dout is not finite, and was packed as zeros, to the keys that are seen.
@@ -378,8 +291,8 @@ class Backward {
       });
     };
     if (strip.rows() == 0) return;
-    add(dout, s.p[which], s.dv, g.width());
-    add(q, s.ds[which], s.dk, g.depth());
+    add(dout, s.p[which], s.dv, value_dim());
+    add(q, s.ds[which], s.dk, dim());
   }
 
   template <class Visit>
@@ -397,19 +310,19 @@ class Backward {
     const auto nothing = [] {};
     for (std::int64_t row = 0; row < s.tile.rows(); row += kStep) {
       const Span hull = s.hulls[row / kStep];
-      float* const dq = s.dq + row * g.depth();
+      float* const dq = s.dq + row * dim();
       if (hull.empty()) {
-        std::fill_n(dq, kStep * g.depth(), 0.0f);
+        std::fill_n(dq, kStep * dim(), 0.0f);
         continue;
       }
       const std::int64_t begin = hull.begin / kStep * kStep, keys = whole(hull.end) - begin;
       const Bits* const ds = s.ds_pairs + row * kKBlock + begin * kTileColumns;
-      for (std::int64_t d = 0; d < g.depth(); d += kStep) {
+      for (std::int64_t d = 0; d < dim(); d += kStep) {
         multiply<Into::store>(s.k_columns + d * kKBlock + begin, kKBlock, ds,
                               ds + kTileColumns * kKBlock, keys, s.dq_corner, kStep, nothing);
         for (const std::int64_t i : {0, 16}) {
           for (const std::int64_t j : {0, 16})
-            put_transposed(s.dq_corner + i * kStep + j, dq + j * g.depth() + d + i);
+            put_transposed(s.dq_corner + i * kStep + j, dq + j * dim() + d + i);
         }
       }
     }
@@ -424,28 +337,12 @@ class Backward {
     const __m512 by = _mm512_set1_ps(scale);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i)
-      _mm512_store_ps(to + i * g.depth(), _mm512_mul_ps(_mm512_castsi512_ps(block[i]), by));
+      _mm512_store_ps(to + i * dim(), _mm512_mul_ps(_mm512_castsi512_ps(block[i]), by));
   }
 
-  const BackwardPlan& plan;
-  const TilePlan& tiles;
-  const BlockBackwardInputs& in;
-  const BlockBackwardTensors& t;
-  const Geometry& g;
+  const BlockShape shape;
   const float scale;
-  BackwardPlan::Memory memory{};
 };
-
-void BackwardPlan::compute(const BlockBackwardTensors& tensors, std::byte* scratch) const {
-  Backward(*this, tensors, scratch).run();
-}
-
-void BackwardPlan::run_backward(const BlockBackwardTensors& tensors, const BlockMemory& memory,
-                                const Stream& stream) const {
-  stream.cpu_task([plan = shared_from_this(), this, tensors, scratch = memory.scratch] {
-    compute(tensors, scratch);
-  });
-}
 
 }  // namespace
 }  // namespace longhaul::attention::detail
@@ -457,7 +354,7 @@ namespace longhaul::attention::detail {
 std::shared_ptr<const BlockPlan> amx_plan_backward(const std::vector<Slice>& bands,
                                                    const BlockShape& shape, const Scoring& scoring,
                                                    const BlockPlace& place) {
-  return std::make_shared<const BackwardPlan>(bands, shape, scoring, place);
+  return std::make_shared<const BackwardPlan<BackwardKernel>>(bands, shape, scoring, place);
 }
 
 }  // namespace longhaul::attention::detail

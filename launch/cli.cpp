@@ -11,6 +11,7 @@
 #include "launch/cli_impl.h"
 #include "launch/comparison.h"
 #include "launch/convert.h"
+#include "launch/eval.h"
 #include "launch/inspect.h"
 #include "launch/peer_words.h"
 #include "launch/report.h"
@@ -26,6 +27,8 @@
 namespace longhaul::launch {
 namespace {
 
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 40;  // as in a configuration
+
 void add_train(CLI::App& app, Action& action) {
   const auto options = std::make_shared<TrainOptions>();
   CLI::App* verb =
@@ -38,19 +41,64 @@ void add_train(CLI::App& app, Action& action) {
   });
 }
 
+void add_eval(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<EvalOptions>();
+  CLI::App* verb =
+      add_verb(app, action, "eval", "Say the loss of a run's checkpoint on a corpus, by position",
+               options, run_eval);
+  expand(verb->add_option("CONFIG", options->config_path,
+                          "TOML file of the run, as its config.toml; its output_dir holds the "
+                          "checkpoint"))
+      ->required();
+  add_overrides(verb, options->overrides);
+  expand(verb->add_option("--corpus", options->corpus,
+                          "Corpus to evaluate on; without it validation.corpus where that is "
+                          "enabled, else data.corpus"));
+  verb->add_option("--step", options->step, "Step of the checkpoint; without it the newest")
+      ->check(CLI::Range(std::int64_t{0}, kMostTokens));
+  verb->add_option("--buckets", options->buckets,
+                   "Positions at which buckets begin, with commas between them; without it 0, 128 "
+                   "and its doubles")
+      ->delimiter(',')
+      ->check(CLI::Range(std::int64_t{0}, kMostTokens));
+  expand(verb->add_option("--tokenizer", options->tokenizer,
+                          "What the corpus was made with, to tell bits a byte; of \"bytes\" that "
+                          "is known"));
+  expand(verb->add_option("--json", options->json_path, "Write all figures to this file as well"));
+  add_force(verb, "--json", options->force);
+}
+
 void add_tokenize(CLI::App& app, Action& action) {
   const auto options = std::make_shared<TokenizeOptions>();
   CLI::App* verb = add_verb(app, action, "tokenize",
                             "Make a corpus of files, one document a file; of a .jsonl file, one "
-                            "document a line",
+                            "document a line; of Megatron's and llm.c's files of tokens, theirs",
                             options, run_tokenize);
   expand(verb->add_option("PATH", options->paths, "Files, and folders to take files from"))
       ->required();
   expand(verb->add_option("--output", options->output, "HDF5 corpus to write"))->required();
   add_force(verb, "--output", options->force);
-  expand(verb->add_option("--tokenizer", options->tokenizer,
-                          "\"bytes\", or a SentencePiece FILE.model"))
-      ->capture_default_str();
+  expand(
+      verb->add_option("--tokenizer", options->tokenizer,
+                       "\"bytes\" (the default), a SentencePiece FILE.model, a tokenizer.json, or "
+                       "a folder that holds one"));
+  verb->add_option("--invalid-utf8", options->invalid_utf8,
+                   "What becomes of bytes that are no UTF-8, where the tokenizer is not \"bytes\": "
+                   "they are refused, or replaced by U+FFFD")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, InvalidUtf8>{
+          {"refuse", InvalidUtf8::refuse}, {"replace", InvalidUtf8::replace}}))
+      ->type_name("refuse|replace");
+  verb->add_option("--bos", options->bos, "Token, or its id, to put before each document")
+      ->type_name("TOKEN");
+  verb->add_option("--eos", options->eos, "Token, or its id, to put behind each document")
+      ->type_name("TOKEN");
+  verb->add_option("--vocab-size", options->vocabulary_size,
+                   "Of files of tokens whose tokenizer is not named: ids are below it");
+  verb->add_option("--document-start", options->document_start,
+                   "Of llm.c's files of tokens: the id with which each document begins")
+      ->type_name("ID");
+  verb->add_option("--threads", options->threads, "Threads that encode; without it one a core")
+      ->check(CLI::Range(1, 4096));
 }
 
 void add_convert(CLI::App& app, Action& action) {
@@ -111,8 +159,6 @@ void add_inspect(CLI::App& app, Action& action) {
       "--add-entropy", options->add_entropy,
       "Store the unigram entropy in a corpus of format version 1, which becomes version 2");
 }
-
-constexpr std::int64_t kMostTokens = std::int64_t{1} << 40;  // as in a configuration
 
 /// "(of full_window, causal_window)": the masks that take a number.
 std::string masks_with(attention::MaskInput number) {
@@ -305,6 +351,7 @@ int run_command_line(int argc, const char* const* argv) {
   app.require_subcommand(0, 1);
   Action action;
   add_train(app, action);
+  add_eval(app, action);
   add_validate(app, action);
   add_tokenize(app, action);
   add_convert(app, action);

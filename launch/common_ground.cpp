@@ -6,16 +6,21 @@
 #include "runtime/build_info.h"
 #include "runtime/comm/grid.h"
 #include "runtime/cpu_level.h"
+#include "runtime/error.h"
 
 namespace longhaul::launch {
 
-void check_common_ground(const TrainConfig& config, const runtime::Corpus& corpus,
+void check_common_ground(const TrainConfig& config, const TrainingCorpora& corpora,
                          const ValidationData* validation, runtime::Communicator& world) {
   // Other instructions round otherwise, and what ranks hold copies of must stay equal.
   std::vector<runtime::NamedDigest> entries = {
       {"build", runtime::build_digest()},
-      {"CPU level (LONGHAUL_CPU_LEVEL)", std::string(name(runtime::cpu_level()))},
-      {"corpus", corpus.digest()}};
+      {"CPU level (LONGHAUL_CPU_LEVEL)", std::string(name(runtime::cpu_level()))}};
+  for (std::size_t i = 0; i < corpora.all().size(); ++i) {
+    entries.push_back(
+        {corpora.all().size() == 1 ? "corpus" : runtime::concat("data.corpora[", i, "]"),
+         corpora.all()[i].digest()});
+  }
   if (validation != nullptr)
     entries.push_back({"validation corpus", validation->corpus().digest()});
   std::istringstream lines(to_toml(config));  // key by key, so that a difference names itself

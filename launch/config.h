@@ -40,10 +40,6 @@ bool slides(const TrainDraft& draft);
 /// Rules over the keys that are good, but for those on schemes (schemes.h).
 void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size);
 
-/// Opens data.corpus. Throws Error(data) for one that is none, Error(config) for keys that
-/// contradict it.
-runtime::Corpus open_corpus(TrainDraft& draft);
-
 /// Writes config.toml into job.output_dir, which exists: the resolved configuration, which loads to
 /// the same one. Replaces that of an earlier start. Throws Error(io).
 void write_resolved_config(const TrainConfig& config);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
 #include "attention/named_masks.h"
 #include "launch/config.h"
@@ -76,6 +77,22 @@ double learning_rate(const TrainConfig& config, std::int64_t step) {
                                step);
 }
 
+std::string listed(const std::vector<KeyChange>& changes) {
+  std::string text;
+  for (const KeyChange& change : changes) {
+    text += fmt::format("\n  {} = {}: the checkpoint was made with {}", change.key, change.now,
+                        change.before);
+  }
+  return text;
+}
+
+/// Whether it makes other parameters, or other use of them; not so what turns q and k by their
+/// positions, which is how a model is taken to longer sequences.
+bool changes_model(const KeyChange& change) {
+  return change.key.starts_with("model.") && !change.key.starts_with("model.rope_") &&
+         change.key != "model.max_position_embeddings";
+}
+
 }  // namespace
 
 ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpoint,
@@ -116,12 +133,14 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
          "\"document\" and labels inside documents, as all runs were before this key existed",
          positions.value_or("") + " with labels that cross documents"});
   }
-  if (checkpoint.corpus_digest != run.corpus_digest)
-    changes.meaning.push_back(
-        {"data.corpus",
-         fmt::format("{} of digest {}", runtime::quote_toml(before.data.corpus),
-                     checkpoint.corpus_digest),
-         fmt::format("{} of digest {}", runtime::quote_toml(now.data.corpus), run.corpus_digest)});
+  if (checkpoint.corpus_digest != run.corpus_digest) {
+    const auto named = [](TrainConfig& config, const std::string& digest) {
+      const auto value = value_text(*config_schema().find(corpus_key(config.data)), config);
+      return fmt::format("{} of digest {}", value.value_or("not set"), digest);
+    };
+    changes.meaning.push_back({corpus_key(now.data), named(before, checkpoint.corpus_digest),
+                               named(now, run.corpus_digest)});
+  }
   return changes;
 }
 
@@ -129,11 +148,8 @@ ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint
                                    const std::string& path, const ResumingRun& run) {
   ConfigChanges changes = compare_with_checkpoint(checkpoint, path, run);
   if (changes.meaning.empty()) return changes;
-  std::string text = path + ": this run's configuration gives the checkpoint another meaning:";
-  for (const KeyChange& change : changes.meaning)
-    text += fmt::format("\n  {} = {}: the checkpoint was made with {}", change.key, change.now,
-                        change.before);
-  fail(ExitCode::config, text,
+  fail(ExitCode::config, path,
+       ": this run's configuration gives the checkpoint another meaning:", listed(changes.meaning),
        "\nTo go on from it, set these keys as they were. To start another run, set another "
        "job.output_dir, or checkpoint.resume = \"never\"");
 }
@@ -146,6 +162,21 @@ ModelConfig checkpoint_model(const runtime::CheckpointMetadata& checkpoint,
   if (!stored.config.model.vocab_size)
     fail(ExitCode::data, path, ": its configuration has no model.vocab_size");
   return stored.config.model;
+}
+
+ConfigChanges require_same_model(const runtime::CheckpointMetadata& checkpoint,
+                                 const std::string& path, const ResumingRun& run) {
+  ConfigChanges changes = compare_with_checkpoint(checkpoint, path, run);
+  std::vector<KeyChange> model;
+  changes.run.clear();
+  for (KeyChange& change : std::exchange(changes.meaning, {})) {
+    if (change.key.starts_with("data.corp")) continue;  // told as what it is evaluated on
+    (changes_model(change) ? model : changes.run).push_back(std::move(change));
+  }
+  changes.rate_before = changes.rate_now;
+  if (model.empty()) return changes;
+  fail(ExitCode::config, path, ": the configuration describes another model:", listed(model),
+       "\nSet these keys as they were, or evaluate with the config.toml of the run's folder");
 }
 
 std::vector<std::string> ConfigChanges::lines() const {

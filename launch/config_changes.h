@@ -52,6 +52,11 @@ ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint
 ModelConfig checkpoint_model(const runtime::CheckpointMetadata& checkpoint,
                              const std::string& path);
 
+/// Of a run that only evaluates: the same, but only keys of [model] may not have changed, and of
+/// those what turns q and k may. What else has another meaning is told as a change of the run.
+ConfigChanges require_same_model(const runtime::CheckpointMetadata& checkpoint,
+                                 const std::string& path, const ResumingRun& run);
+
 /// "adamw, lr 0.001 after 5 warm-up steps, cosine to 0.0001 at step 60, ...": how weights are
 /// updated.
 std::string optimizer_text(const TrainConfig& config);

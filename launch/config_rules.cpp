@@ -19,6 +19,7 @@
 #include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/checkpoint.h"
+#include "runtime/io/mixture.h"
 
 namespace longhaul::launch {
 namespace {
@@ -199,20 +200,56 @@ void check_steps(TrainDraft& draft) {
   }
 }
 
+/// One corpus, or a mixture whose corpora differ and have shares that a run can keep to.
+void check_corpora(TrainDraft& draft) {
+  constexpr const char* kCorpora = "data.corpora";
+  if (!draft.good({"data.corpus", kCorpora})) return;
+  if (!draft.is_set(kCorpora)) {
+    if (draft.is_absent(kCorpora) && draft.is_absent("data.corpus")) draft.missing("data.corpus");
+    return;
+  }
+  const std::string value = describe_value(*draft.given(kCorpora));
+  const std::vector<CorpusShare>& corpora = draft.config.data.corpora.rows;
+  if (draft.config.data.corpus)
+    draft.key_problem(kCorpora, value, "data.corpus is given too; leave one of them out");
+  if (corpora.empty()) draft.key_problem(kCorpora, value, "expected at least one corpus");
+  double sum = 0;
+  for (const CorpusShare& corpus : corpora) sum += corpus.weight;
+  for (std::size_t i = 0; i < corpora.size(); ++i) {
+    if (corpora[i].weight / sum < runtime::kLeastShare) {
+      draft.element_problem(
+          kCorpora, i,
+          fmt::format("its share is {:.1e} of the sequences; expected at least {:.0e}",
+                      corpora[i].weight / sum, runtime::kLeastShare));
+    }
+    if (std::ranges::count(corpora.begin(), corpora.begin() + static_cast<std::ptrdiff_t>(i),
+                           corpora[i].path, &CorpusShare::path) != 0)
+      draft.element_problem(kCorpora, i, "this path is there twice; add its weights up");
+  }
+}
+
 void check_files(TrainDraft& draft) {
   std::error_code error;
-  const auto check_corpus = [&](const char* key, const std::string& corpus) {
+  const auto wrong_with = [&](const std::string& corpus) -> std::string {
     const fs::file_status status = fs::status(corpus, error);
-    std::string wrong;
     if (!fs::exists(status)) {
-      wrong = fmt::format("no such file ({}); `longhaul tokenize PATH... --output {}` writes one",
-                          fs::absolute(corpus, error).string(), corpus);
-    } else if (!fs::is_regular_file(status)) {
-      wrong = "expected an HDF5 file";
+      return fmt::format("no such file ({}); `longhaul tokenize PATH... --output {}` writes one",
+                         fs::absolute(corpus, error).string(), corpus);
     }
-    if (!wrong.empty()) draft.key_problem(key, quote_toml(corpus), wrong);
+    return fs::is_regular_file(status) ? "" : "expected an HDF5 file";
   };
-  if (draft.good({"data.corpus"})) check_corpus("data.corpus", draft.config.data.corpus);
+  const auto check_corpus = [&](const char* key, const std::string& corpus) {
+    if (const std::string wrong = wrong_with(corpus); !wrong.empty())
+      draft.key_problem(key, quote_toml(corpus), wrong);
+  };
+  const DataConfig& data = draft.config.data;
+  if (draft.good({"data.corpus"}) && data.corpus) check_corpus("data.corpus", *data.corpus);
+  if (draft.good({"data.corpora"})) {
+    for (std::size_t i = 0; i < data.corpora.rows.size(); ++i) {
+      if (const std::string wrong = wrong_with(data.corpora.rows[i].path); !wrong.empty())
+        draft.element_problem("data.corpora", i, wrong);
+    }
+  }
   const ValidationConfig& validation = draft.config.validation;
   if (draft.good({"validation.enable", "validation.corpus"}) && validation.enable) {
     if (!validation.corpus) {
@@ -396,10 +433,18 @@ void check_rules(TrainDraft& draft, std::optional<std::int64_t> world_size) {
   resolve_positions(draft);
   check_batch(draft);
   check_steps(draft);
+  check_corpora(draft);
   if (draft.reads_files) check_files(draft);
   check_grid(draft, world_size);
   check_device(draft);
   check_pretence(draft);
+}
+
+GridShape grid_of(const TrainConfig& config) {
+  GridShape shape;
+  shape.data = config.parallelism.data_parallel_replicate_degree;
+  shape.context = config.parallelism.context_parallel_degree;
+  return shape;
 }
 
 GridShape resolve_grid(const TrainConfig& config, std::int64_t world_size) {
@@ -416,6 +461,19 @@ BatchPlan batch_plan(const TrainConfig& config) {
   const std::int64_t sequences = training.tokens_per_step / training.seq_len;
   return {sequences, sequences / (training.micro_batch_size *
                                   config.parallelism.data_parallel_replicate_degree)};
+}
+
+std::vector<CorpusShare> corpora_of(const DataConfig& data) {
+  if (!data.corpora.rows.empty()) return data.corpora.rows;
+  LONGHAUL_CHECK(data.corpus.has_value(), "a configuration without a corpus");
+  CorpusShare whole;
+  whole.path = *data.corpus;
+  whole.weight = 1;
+  return {whole};
+}
+
+const char* corpus_key(const DataConfig& data) {
+  return data.corpora.rows.empty() ? "data.corpus" : "data.corpora";
 }
 
 std::string checkpoint_folder(const TrainConfig& config) {

@@ -67,7 +67,18 @@ std::vector<runtime::ConfigKey> declare() {
       {LONGHAUL_KEY(data, corpus, run),
        .explanation =
            "HDF5 corpus that `longhaul tokenize` wrote; its documents are packed end to end.",
-       .is_path = true},
+       .derived_default = "none; this or `corpora` is required", .is_path = true},
+      {LONGHAUL_KEY(data, corpora, run),
+       .explanation =
+           "Several corpora of one tokenizer in place of `corpus`: `[{path = \"a.h5\", weight = "
+           "0.7}, {path = \"b.h5\", weight = 0.3}]`. A sequence is of one corpus; the share of "
+           "each in any number of sequences is its weight over the sum of weights.",
+       .derived_default = "none",
+       .columns = {{LONGHAUL_CONFIG_COLUMN(CorpusShare, path), .explanation = "As `corpus`.",
+                    .is_path = true},
+                   {LONGHAUL_CONFIG_COLUMN(CorpusShare, weight),
+                    .explanation = "Its share, over the sum.", .minimum = 0, .maximum = 1e12,
+                    .above_minimum = true}}},
       {LONGHAUL_KEY(data, mask, meaning),
        .explanation =
            "What a token attends to; [attention/README.md](attention/README.md#masks) says it of "

@@ -7,8 +7,9 @@
 
 namespace longhaul::launch {
 
-std::vector<std::string> require_same_model(const WeightSource& source, const TrainConfig& config,
-                                            std::int64_t vocab_size) {
+std::vector<std::string> require_fitting_weights(const WeightSource& source,
+                                                 const TrainConfig& config,
+                                                 std::int64_t vocab_size) {
   ModelConfig model = config.model;
   model.vocab_size = vocab_size;
   std::vector<std::string> lines = {

@@ -13,7 +13,8 @@ namespace longhaul::launch {
 /// embedding to another length (is_length_key), and in nothing else. Returns lines for the start:
 /// where the weights are from, and every key that differs. `vocab_size`: the run's. Throws
 /// Error(config) with every contradiction, both values and what to do.
-std::vector<std::string> require_same_model(const WeightSource& source, const TrainConfig& config,
-                                            std::int64_t vocab_size);
+std::vector<std::string> require_fitting_weights(const WeightSource& source,
+                                                 const TrainConfig& config,
+                                                 std::int64_t vocab_size);
 
 }  // namespace longhaul::launch

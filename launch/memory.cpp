@@ -34,13 +34,6 @@ using runtime::size_text;
 
 namespace {
 
-runtime::GridShape grid_of(const TrainConfig& config) {
-  runtime::GridShape shape;
-  shape.data = config.parallelism.data_parallel_replicate_degree;
-  shape.context = config.parallelism.context_parallel_degree;
-  return shape;
-}
-
 bool sharded(const TrainConfig& config) { return config.parallelism.shard == "optimizer"; }
 
 std::int64_t elements_of(const std::vector<parallel::ElementRange>& ranges) {

@@ -32,6 +32,17 @@ bool unlabelled(const StepMetrics& metrics) {
   return metrics.labels == 0 && std::isnan(metrics.loss);
 }
 
+std::string to_string(const CorpusPart& part, std::int64_t steps) {
+  using runtime::counted;
+  return fmt::format(
+      "{:.2f}% of sequences from {}: {}, {} an epoch, {:.2f} epochs in {}{}{}", 100 * part.share,
+      part.path, counted(part.tokens, "token"), counted(part.sequences_per_epoch, "sequence"),
+      part.epochs, counted(steps, "step"),
+      part.unigram_entropy ? fmt::format(", unigram entropy {:.4f} nats", *part.unigram_entropy)
+                           : "",
+      part.label_weights.empty() ? "" : ", label weights " + part.label_weights);
+}
+
 namespace {
 /// The figure, or "-".
 std::string known(const char* format, double value) {

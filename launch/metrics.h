@@ -25,6 +25,20 @@ struct ValidationHeader {
   std::int64_t sequences = 0, tokens = 0;  ///< of one validation
 };
 
+/// A corpus among those of a run.
+struct CorpusPart {
+  std::string path, digest;
+  double share = 1;  ///< of the sequences
+  std::int64_t tokens = 0;
+  std::int64_t sequences_per_epoch = 0;
+  double epochs = 0;                      ///< that the whole run takes of it
+  std::optional<double> unigram_entropy;  ///< nats
+  std::string label_weights;              ///< element type; empty for none
+};
+/// "70.00% of sequences from a.h5: 1,000 tokens, 12 sequences an epoch, 1.25 epochs in 100 steps,
+/// unigram entropy 3.2100 nats".
+std::string to_string(const CorpusPart& part, std::int64_t steps);
+
 /// What holds for a whole run.
 struct RunHeader {
   TrainConfig config;  ///< resolved
@@ -43,6 +57,7 @@ struct RunHeader {
   std::int64_t vocabulary_size = 0;
   std::optional<double> unigram_entropy;  ///< nats a token
   std::string label_weights;              ///< their element type; empty without
+  std::vector<CorpusPart> corpora;        ///< one by one; the five before are of all together
   std::optional<ValidationHeader> validation;
   /// What each rank computes on, where that is not the CPU: "GPU 0 NVIDIA H100 80GB HBM3 of host
   /// a".
@@ -69,8 +84,8 @@ struct StepMetrics {
   std::int64_t memory_bytes = 0;
   double comm_seconds = 0;     ///< compute waited for communication; NaN: not measured
   double loading_seconds = 0;  ///< of seconds: waited for batches and their plans
-  std::int64_t epoch = 0;
-  std::int64_t cursor = 0;  ///< global sequence cursor after the step: sequences taken so far
+  std::int64_t epoch = 0;      ///< of several corpora the latest
+  std::int64_t cursor = 0;     ///< global sequence cursor after the step: sequences taken so far
   std::int64_t attention_area = 0;  ///< (query, key) pairs of the masks, all layers together
   /// Of softmax attention of a rank that attends, their mean: thread-CPU seconds, on GPUs the
   /// device's. NaN without any.

@@ -101,6 +101,18 @@ Json header_json(const RunHeader& header) {
       {"vocabulary_size", header.vocabulary_size},
       {"unigram_entropy", header.unigram_entropy ? Json(*header.unigram_entropy) : Json(nullptr)},
       {"label_weights", header.label_weights.empty() ? Json(nullptr) : Json(header.label_weights)}};
+  json["corpora"] = Json::array();
+  for (const CorpusPart& part : header.corpora) {
+    json["corpora"].push_back(
+        {{"path", part.path},
+         {"digest", part.digest},
+         {"share", part.share},
+         {"tokens", part.tokens},
+         {"sequences_per_epoch", part.sequences_per_epoch},
+         {"epochs", part.epochs},
+         {"unigram_entropy", part.unigram_entropy ? Json(*part.unigram_entropy) : Json(nullptr)},
+         {"label_weights", part.label_weights.empty() ? Json(nullptr) : Json(part.label_weights)}});
+  }
   json["validation"] = nullptr;
   if (header.validation) {
     json["validation"] = {{"corpus_digest", header.validation->corpus_digest},

@@ -31,6 +31,10 @@ constexpr runtime::ConfigSynonyms::Key kKeys[] = {
      "path data_path dataset dataset_path dataset_name data_prefix data_dir "
      "train_data train_data_path train_data_prefix train_file train_files input_file",
      "a file that `longhaul tokenize` writes"},
+    {"data.corpora",
+     "blend blended_datasets data_mixture dataset_mixture mixture dataset_weights data_weights "
+     "dataset_ratios data_ratios",
+     "a path and a weight for each"},
     {"data.mask", "attention_mask attn_mask attn_mask_type mask_type attention_type"},
     {"data.mask", "reset_attention_mask packing sample_packing",
      "\"documents\" keeps attention inside documents"},
@@ -240,7 +244,8 @@ constexpr PeerVerbs kVerbs[] = {
     {"tokenize", "preprocess preprocess_data prepare prepare_data encode"},
     {"validate", "check verify lint config dry-run dryrun"},
     {"inspect", "show info dump list describe"},
-    {"report", "eval evaluate test plot summary summarize compare"},
+    {"report", "plot summary summarize compare"},
+    {"eval", "evaluate evaluation test perplexity ppl score"},
     {"bench", "benchmark profile measure"},
     {"attention", "attn replay"},
 };

@@ -9,6 +9,9 @@
 #include "launch/bench_gemm.h"
 #include "runtime/comm/gather.h"
 #include "runtime/comm/gather_cores.h"
+#include "runtime/comm/launcher.h"
+#include "runtime/counted.h"
+#include "runtime/error.h"
 #include "runtime/peak.h"
 
 namespace longhaul::launch {
@@ -90,6 +93,14 @@ PeakFlops measure_peak_flops(runtime::Communicator& world, const Place& place, r
     peak.flops += rank[0];
   }
   return peak;
+}
+
+void require_no_launcher(int ranks) {
+  const int started = runtime::claimed_place(runtime::process_environment()).size;
+  if (started <= 1) return;
+  runtime::fail(runtime::ExitCode::launch, "comm.backend = \"loopback\" runs ",
+                runtime::counted(ranks, "rank"), " in one process, but the launcher started ",
+                started, "; start it without mpirun, or set comm.backend = \"mpi\"");
 }
 
 runtime::MpiOptions mpi_options(const TrainConfig& config) {

@@ -50,6 +50,10 @@ struct PeakFlops {
 PeakFlops measure_peak_flops(runtime::Communicator& world, const Place& place, runtime::DType dtype,
                              const runtime::Stream& compute, const runtime::Stream& stream);
 
+/// Where `ranks` are threads of this process: throws Error(launch) where a launcher has started
+/// several.
+void require_no_launcher(int ranks);
+
 /// Ranks on the CPU share memory unless comm.shared_memory is "off".
 runtime::MpiOptions mpi_options(const TrainConfig& config);
 /// What a rank of MPI knows of its place; `communicator` as in Location.

@@ -26,7 +26,7 @@ constexpr const char* kForms =
 /// Reads one line as a record; `place` begins every error.
 class RecordParser {
  public:
-  RecordParser(std::string place, std::map<std::string, std::int64_t>& unused)
+  RecordParser(std::string place, UnusedFields& unused)
       : place_(std::move(place)), unused_(unused) {}
 
   WeightedText parse(const std::string& line) {
@@ -159,10 +159,14 @@ class RecordParser {
   }
 
   const std::string place_;
-  std::map<std::string, std::int64_t>& unused_;
+  UnusedFields& unused_;
 };
 
 }  // namespace
+
+WeightedText parse_record(const std::string& line, const std::string& place, UnusedFields& unused) {
+  return RecordParser(place, unused).parse(line);
+}
 
 void WeightedText::append(const std::string& part, float weight) {
   text += part;
@@ -215,12 +219,10 @@ bool RecordReader::next_line() {
   }
 }
 
-std::optional<WeightedText> RecordReader::next() {
-  while (next_line()) {
-    if (line_.find_first_not_of(" \t\r") == std::string::npos) continue;
-    return RecordParser(place(), unused_fields_).parse(line_);
-  }
-  return std::nullopt;
+bool RecordReader::next() {
+  while (next_line())
+    if (line_.find_first_not_of(" \t\r") != std::string::npos) return true;
+  return false;
 }
 
 }  // namespace longhaul::launch

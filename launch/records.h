@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,25 +27,31 @@ struct WeightedText {
   std::vector<float> weights(std::span<const std::int64_t> begins) const;
 };
 
-/// The records of a file of JSON Lines, in order. A record is an object of one of three forms:
+/// In how many records a field that is not used was found, by its name.
+using UnusedFields = std::map<std::string, std::int64_t>;
+
+/// A record is an object of one of three forms:
 ///   {"text": T}                                      weighs 1
 ///   {"prompt": P, "completion": C}                   the prompt weighs 0, the completion 1
 ///   {"segments": [{"text": T, "weight": W}, ...]}    W from 0 to the largest float32
-/// Its other fields are counted by name and not used. Lines of white space alone are skipped.
-/// Throws: Error(io) when the file cannot be read; Error(data) naming file, line and field for a
-/// line that is no such record: no JSON (so also strings that are no UTF-8), a field that is
-/// missing, there twice or of another type, two forms at once.
+/// Its other fields are counted and not used. `place` begins errors. Throws Error(data) naming
+/// place and field for what is no such record: no JSON (so also strings that are no UTF-8), a field
+/// that is missing, there twice or of another type, two forms at once.
+WeightedText parse_record(const std::string& line, const std::string& place, UnusedFields& unused);
+
+/// The lines of a file of JSON Lines that are records, in order: all but those of white space
+/// alone. Throws: Error(io) when the file cannot be read; Error(data) for a line beyond 2 GiB.
 class RecordReader {
  public:
   explicit RecordReader(const std::filesystem::path& path);
 
-  /// Nothing at the end.
-  std::optional<WeightedText> next();
-  /// "FILE:LINE" of the last record.
+  /// False at the end.
+  bool next();
+  const std::string& line() const { return line_; }
+  /// "FILE:LINE" of the line.
   std::string place() const;
+  std::int64_t line_number() const { return line_number_; }
   std::int64_t bytes_read() const { return bytes_read_; }
-  /// Records in which a field that is not used was found, by its name.
-  const std::map<std::string, std::int64_t>& unused_fields() const { return unused_fields_; }
 
  private:
   bool next_line();
@@ -57,7 +62,6 @@ class RecordReader {
   std::string line_;
   std::int64_t line_number_ = 0, bytes_read_ = 0;
   bool at_end_ = false;
-  std::map<std::string, std::int64_t> unused_fields_;
 };
 
 }  // namespace longhaul::launch

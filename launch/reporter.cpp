@@ -29,6 +29,26 @@ std::string indented(std::string text) {
   return text;
 }
 
+void print_corpora(const RunHeader& header) {
+  const std::vector<CorpusPart>& parts = header.corpora;
+  const auto unstored =
+      std::ranges::find_if(parts, [](const CorpusPart& part) { return !part.unigram_entropy; });
+  const std::string entropy =
+      unstored == parts.end()
+          ? fmt::format("unigram entropy {:.4f} nats", header.unigram_entropy.value())
+          : fmt::format("unigram entropy not stored (longhaul inspect --add-entropy {} stores it)",
+                        unstored->path);
+  std::printf(
+      "corpus   %s, %s tokens, vocabulary %s, %s%s\n",
+      parts.size() == 1 ? parts[0].path.c_str() : fmt::format("{} corpora", parts.size()).c_str(),
+      grouped(header.corpus_tokens).c_str(), grouped(header.vocabulary_size).c_str(),
+      entropy.c_str(),
+      header.label_weights.empty() ? "" : (", label weights " + header.label_weights).c_str());
+  if (parts.size() == 1) return;
+  for (const CorpusPart& part : parts)
+    std::printf("         %s\n", to_string(part, header.config.training.steps).c_str());
+}
+
 void print_start(const RunHeader& header, const RunStart& start, bool validated) {
   const TrainConfig& config = header.config;
   std::printf("%s\n", runtime::version_line().c_str());
@@ -41,16 +61,7 @@ void print_start(const RunHeader& header, const RunStart& start, bool validated)
     std::printf("layers   %s\n", layers_text(layers, config.model.sliding_window).c_str());
   if (const auto rope = rope_text(config.model, config.training.seq_len))
     std::printf("rope     %s\n", rope->c_str());
-  const std::string entropy =
-      header.unigram_entropy
-          ? fmt::format("unigram entropy {:.4f} nats", *header.unigram_entropy)
-          : fmt::format("unigram entropy not stored (longhaul inspect --add-entropy {} stores it)",
-                        config.data.corpus);
-  std::printf(
-      "corpus   %s, %s tokens, vocabulary %s, %s%s\n", config.data.corpus.c_str(),
-      grouped(header.corpus_tokens).c_str(), grouped(header.vocabulary_size).c_str(),
-      entropy.c_str(),
-      header.label_weights.empty() ? "" : (", label weights " + header.label_weights).c_str());
+  print_corpora(header);
   std::printf("grid     data %ld x context %ld%s, attention %s over %s layout, mask %s\n",
               header.grid.data, header.grid.context,
               config.parallelism.shard == "optimizer" ? ", optimizer state sharded" : "",
@@ -119,8 +130,7 @@ Reporter::Reporter(const RunHeader& header, const RunStart& start)
   print_start(header, start, !due || has_validation(start.resumed.step));
 }
 
-void Reporter::step(const StepResult& result, const Trainer& trainer,
-                    std::int64_t sequences_per_epoch) {
+void Reporter::step(const StepResult& result, const Trainer& trainer, std::int64_t epoch) {
   const std::int64_t tokens = config_.training.tokens_per_step;
   StepMetrics metrics;
   metrics.step = trainer.completed_steps();
@@ -138,7 +148,7 @@ void Reporter::step(const StepResult& result, const Trainer& trainer,
   metrics.memory_bytes = result.memory_bytes;
   metrics.comm_seconds = result.comm_seconds;
   metrics.loading_seconds = result.loading_seconds;
-  metrics.epoch = (trainer.cursor() - 1) / sequences_per_epoch;
+  metrics.epoch = epoch;
   metrics.cursor = trainer.cursor();
   metrics.attention_area = result.area;
   const Straggler straggler = straggler_of(result.attention_seconds);

@@ -35,7 +35,7 @@ class Reporter {
 
   /// Whether metrics.jsonl has the validation that follows this step.
   bool has_validation(std::int64_t step) const { return writer_.validated_step() == step; }
-  void step(const StepResult& result, const Trainer& trainer, std::int64_t sequences_per_epoch);
+  void step(const StepResult& result, const Trainer& trainer, std::int64_t epoch);
   void validation(const ValidationMetrics& metrics);
   /// Told to stop by a signal, after this step.
   void stopped(std::int64_t step) const;

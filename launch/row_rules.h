@@ -14,7 +14,7 @@ namespace longhaul::launch {
 std::string resolved_positions(const DataConfig& data);
 /// How the mask and data.positions number and label rows.
 runtime::RowRules row_rules(const DataConfig& data);
-/// The sequences that a configuration takes from a corpus, which must outlive them.
+/// The sequences that a configuration takes from one corpus, which must outlive them.
 runtime::Sequences make_sequences(const TrainConfig& config, const runtime::Corpus& corpus);
 /// "apart; positions restart at each; labels stay inside": how console lines tell it.
 std::string documents_text(const DataConfig& data);

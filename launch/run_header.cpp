@@ -6,7 +6,7 @@
 
 namespace longhaul::launch {
 
-RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
+RunHeader run_header(const TrainConfig& config, const TrainingCorpora& corpora,
                      const ValidationData* validation, const Trainer& trainer) {
   RunHeader header;
   header.config = config;
@@ -16,15 +16,14 @@ RunHeader run_header(const TrainConfig& config, const runtime::Corpus& corpus,
   header.attention_servers = servers_text(config).value_or("");
   header.parameters = trainer.parameters();
   header.accumulation_steps = batch_plan(config).accumulation_steps;
-  header.corpus_digest = corpus.digest();
-  header.corpus_tokens = corpus.info().tokens;
-  header.vocabulary_size = corpus.info().vocabulary_size;
+  header.corpus_digest = corpora.digest();
+  header.corpus_tokens = corpora.tokens();
+  header.vocabulary_size = corpora.first().vocabulary_size;
   for (const SchemeChange& change : resolved_schemes(config))
     header.schemes.push_back({change.step, change.scheme.text()});
   if (const auto linear = linear_choice(config)) header.linear_scheme = linear->scheme.text();
-  header.unigram_entropy = corpus.info().unigram_entropy;
-  if (corpus.info().label_weights)
-    header.label_weights = runtime::hdf5::name(*corpus.info().label_weights);
+  header.unigram_entropy = corpora.unigram_entropy();
+  header.label_weights = corpora.label_weights();
   if (validation != nullptr) {
     header.validation = {validation->corpus().digest(), validation->sequences(),
                          validation->tokens()};

@@ -1,18 +1,19 @@
 #pragma once
-// `longhaul tokenize`: files and folders of text become one corpus.
+// `longhaul tokenize`: files and folders of text, and files of tokens, become one corpus.
 
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <mutex>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "launch/encode.h"
 #include "launch/tokenize_inputs.h"
 
 namespace longhaul::launch {
@@ -22,8 +23,8 @@ struct TokenizeProgress {
   std::int64_t bytes = 0, all_bytes = 0;
   std::int64_t tokens = 0;
 };
-/// "tokenize 120 of 4,000 files | 1.5 of 62.3 MiB | 1,572,864 tokens | 3.1 MiB/s | eta 20s"; before
-/// files are known, and once all are read, what else goes on.
+/// "tokenize 120 of 4,000 files | 1.5 of 62.3 MiB | 1,572,864 tokens | 812,000 tok/s | 3.1 MiB/s |
+/// eta 20s"; before files are known, and once all are read, what else goes on.
 std::string progress_line(const TokenizeProgress& progress, double seconds);
 
 /// Says at regular times how far it is, from a thread of its own: a single document may take long.
@@ -47,11 +48,20 @@ class ProgressTeller {
 struct TokenizeOptions {
   std::vector<std::filesystem::path> paths;  ///< files, and folders taken with all below them
   std::filesystem::path output;
-  std::string tokenizer = "bytes";  ///< or the path of a SentencePiece model
-  bool force = false;               ///< an `output` that is a file already is replaced
+  /// As make_tokenizer() takes it; nothing: "bytes", where all inputs are text.
+  std::optional<std::string> tokenizer = {};
+  bool force = false;  ///< an `output` that is a file already is replaced
   /// Called once the files are known, after every document, and before the corpus is written. May
   /// be empty.
   std::function<void(const TokenizeProgress&)> progress = {};
+  int threads = 0;  ///< that encode; 0: one a core
+  InvalidUtf8 invalid_utf8 = InvalidUtf8::refuse;
+  /// A token or its id, put before and behind each document; empty: none.
+  std::string bos = {}, eos = {};
+  /// Of inputs that are all files of tokens, in place of a tokenizer.
+  std::optional<std::int64_t> vocabulary_size = {};
+  /// Id with which each document begins in llm.c's files, which do not say where they begin.
+  std::optional<std::int64_t> document_start = {};
 };
 
 struct TokenizeSummary {
@@ -66,18 +76,25 @@ struct TokenizeSummary {
   std::string label_weights;
   std::int64_t tokens_without_weight = 0;
   std::int64_t unknown_characters = 0, invalid_bytes = 0;  ///< see runtime::EncodedText
-  std::map<std::string, std::int64_t> unused_fields;       ///< see RecordReader
+  UnusedFields unused_fields;
   TokenizeInputs inputs;
+  std::string bos, eos;  ///< "</s>, 2"; empty for none
+  int threads = 0;
+  double seconds = 0;
 };
 /// For the console: a line, and one for everything that was left out, replaced or weighed.
 std::string to_string(const TokenizeSummary& summary);
 
 /// Every file is one document, and of a file whose name ends in .jsonl every line
-/// (launch/records.h), in the order of tokenize_inputs(). An empty file is an empty document.
-/// Nothing is added between documents. Equal inputs give equal output bytes. Throws: Error(usage)
-/// without paths, when the output is among the inputs or may not be replaced; Error(io) for what
-/// cannot be read or written; Error(data) for inputs that tokenize_inputs() refuses or that hold no
-/// token, and for records, text or a model that is refused. Nothing is left under `output` then.
+/// (launch/records.h), in the order of tokenize_inputs(); of files of tokens
+/// (runtime/io/token_files.h) what they say are documents. An empty file is an empty document.
+/// Nothing but `bos` and `eos` is added to documents. Equal inputs give equal output bytes,
+/// whatever the threads; of texts at most some 4 MiB a thread, and one document, are held at a
+/// time. Throws: Error(usage) without paths, for options that the inputs contradict, when the
+/// output is among the inputs or may not be replaced; Error(io) for what cannot be read or written;
+/// Error(data) for inputs that tokenize_inputs() refuses or that hold no token, and for records,
+/// text, tokens or a model that is refused: the first in the order of documents. Nothing is left
+/// under `output` then.
 TokenizeSummary tokenize(const TokenizeOptions& options);
 
 /// The verb: tokenizes with a line of progress on stderr every few seconds, prints the summary.

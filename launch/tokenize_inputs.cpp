@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include "runtime/error.h"
 #include "runtime/io/file.h"
+#include "runtime/io/token_files.h"
 
 namespace longhaul::launch {
 
@@ -48,7 +51,7 @@ class Collector {
     if (status.type() == fs::file_type::directory) return add_folder(path);
     if (status.type() == fs::file_type::regular && is_hdf5(path)) {
       fail(ExitCode::data, path.string(),
-           ": is an HDF5 file, such as a corpus; tokenize takes text");
+           ": is an HDF5 file, such as a corpus; tokenize takes text and files of token ids");
     }
     add_file(path, status, code);
   }
@@ -65,10 +68,40 @@ class Collector {
       if (code) fail(ExitCode::io, path.string(), ": cannot read: ", code.message());
       fail(ExitCode::data, path.string(), ": is neither a file nor a folder");
     }
-    inputs.files.push_back(path);
-    const auto bytes = fs::file_size(path, code);
-    if (code) fail(ExitCode::io, path.string(), ": cannot read: ", code.message());
-    inputs.bytes += static_cast<std::int64_t>(bytes);
+    if (path.extension() == ".idx" && runtime::is_megatron_index(path)) {
+      add_megatron(path);
+    } else if (path.extension() == ".bin") {
+      const fs::path index = fs::path(path).replace_extension(".idx");
+      if (fs::is_regular_file(index, code) && runtime::is_megatron_index(index)) {
+        add_megatron(index);
+      } else {
+        take({path, runtime::is_llmc(path) ? InputKind::llmc : InputKind::text, 0}, {path});
+      }
+    } else {
+      take({path, path.extension() == ".jsonl" ? InputKind::records : InputKind::text, 0}, {path});
+    }
+  }
+
+  void add_megatron(const fs::path& index) {
+    const fs::path data = runtime::megatron_data(index);
+    std::error_code code;
+    if (!fs::is_regular_file(data, code)) {
+      fail(ExitCode::io, data.string(), ": is not there; ", index.string(),
+           " is the index of a Megatron dataset, whose tokens it should hold");
+    }
+    if (datasets_.insert(index.lexically_normal()).second)
+      take({index, InputKind::megatron, 0}, {index, data});
+  }
+
+  void take(TokenizeInput input, const std::vector<fs::path>& read) {
+    for (const fs::path& path : read) {
+      std::error_code code;
+      const auto bytes = fs::file_size(path, code);
+      if (code) fail(ExitCode::io, path.string(), ": cannot read: ", code.message());
+      input.bytes += static_cast<std::int64_t>(bytes);
+    }
+    inputs.bytes += input.bytes;
+    inputs.files.push_back(std::move(input));
   }
 
   void add_folder(const fs::path& folder) {
@@ -100,9 +133,20 @@ class Collector {
       }
     }
   }
+
+  std::set<fs::path> datasets_;
 };
 
 }  // namespace
+
+std::vector<fs::path> TokenizeInputs::paths() const {
+  std::vector<fs::path> paths;
+  for (const TokenizeInput& input : files) {
+    paths.push_back(input.path);
+    if (input.kind == InputKind::megatron) paths.push_back(runtime::megatron_data(input.path));
+  }
+  return paths;
+}
 
 void LeftOut::add(const std::string& name) {
   if (++count <= static_cast<std::int64_t>(kNamed)) first.push_back(name);

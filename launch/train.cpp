@@ -7,6 +7,7 @@
 #include "launch/checkpoints.h"
 #include "launch/common_ground.h"
 #include "launch/config.h"
+#include "launch/corpora.h"
 #include "launch/initial_weights.h"
 #include "launch/memory.h"
 #include "launch/model.h"
@@ -38,20 +39,20 @@ using runtime::fail;
 
 std::string flight_folder(const TrainConfig& config) { return config.job.output_dir + "/flight"; }
 
-/// The corpus and what the configuration makes of it; a contradiction shows before anything is
+/// The corpora and what the configuration makes of them; a contradiction shows before anything is
 /// written.
 struct TrainingData {
   explicit TrainingData(TrainDraft& draft)
-      : corpus(open_corpus(draft)),
-        vocab_size(model_vocabulary(draft.config, corpus.info())),
-        sequences(make_sequences(draft.config, corpus)),
-        validation(open_validation(draft, corpus, sequences)) {}
-  TrainingData(const TrainingData&) = delete;  // sequences refers to corpus
+      : corpora(draft),
+        vocab_size(model_vocabulary(draft.config, corpora.first())),
+        sequences(make_sequences(draft.config, corpora)),
+        validation(open_validation(draft, corpora.first(), sequences.of(0))) {}
+  TrainingData(const TrainingData&) = delete;  // sequences refers to corpora
   TrainingData& operator=(const TrainingData&) = delete;
 
-  const runtime::Corpus corpus;
+  const TrainingCorpora corpora;
   const std::int64_t vocab_size;
-  const runtime::Sequences sequences;
+  const runtime::MixedSequences sequences;
   const std::shared_ptr<const ValidationData> validation;  ///< null without [validation]
 };
 
@@ -90,7 +91,7 @@ std::vector<std::string> load_initial_weights(Trainer& trainer, const TrainConfi
   if (!config.checkpoint.initial_load_path) return {};
   const auto source =
       open_weights(*config.checkpoint.initial_load_path, trainer.trainers(), stream);
-  std::vector<std::string> lines = require_same_model(*source, config, vocab_size);
+  std::vector<std::string> lines = require_fitting_weights(*source, config, vocab_size);
   trainer.load_weights(*source);
   return lines;
 }
@@ -122,7 +123,8 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   phase("resume");
   const Resumed resumed = resume(trainer, config, data.vocab_size, stream);
 
-  RunHeader header = run_header(config, data.corpus, data.validation.get(), trainer);
+  RunHeader header = run_header(config, data.corpora, data.validation.get(), trainer);
+  header.corpora = corpus_parts(config, data.corpora, data.sequences);
   const PeakFlops peak =
       measure_peak_flops(world, place, config.training.dtype, trainer.compute(), stream);
   header.peak_flops = peak.flops;
@@ -167,7 +169,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
     validation.load_ahead(trainer.completed_steps() + 1);
     const StepResult result = trainer.step(stop());
     require_claim();
-    if (reporter) reporter->step(result, trainer, data.sequences.per_epoch());
+    if (reporter) reporter->step(result, trainer, data.sequences.latest_epoch(trainer.cursor()));
 
     const std::int64_t step = trainer.completed_steps();
     const bool last = step == config.training.steps;
@@ -195,7 +197,7 @@ int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingDa
   inputs.config = config;
   inputs.vocab_size = data->vocab_size;
   inputs.sequences = {data, &data->sequences};  // a trainer that is left behind goes on reading
-  inputs.corpus_digest = data->corpus.digest();
+  inputs.corpus_digest = data->corpora.digest();
   inputs.threads = place.threads;
   inputs.device = place.device;
   inputs.nccl = nccl_options(config, place);
@@ -206,12 +208,7 @@ int start_rank(const TrainConfig& config, const std::shared_ptr<const TrainingDa
 
 int train_loopback(const TrainConfig& config, const std::shared_ptr<const TrainingData>& data) {
   const int ranks = attention_axis(config).world_size();
-  const int started = runtime::claimed_place(runtime::process_environment()).size;
-  if (started > 1) {
-    fail(ExitCode::launch, "comm.backend = \"loopback\" runs ", runtime::counted(ranks, "rank"),
-         " in one process, but the launcher started ", started,
-         "; start it without mpirun, or set comm.backend = \"mpi\"");
-  }
+  require_no_launcher(ranks);
   RunClaim claim(config);
   std::vector<std::unique_ptr<runtime::FlightRecorder>> recorders;
   runtime::LoopbackOptions options;
@@ -256,10 +253,10 @@ int train_mpi(TrainDraft& draft, const std::shared_ptr<const TrainingData>& data
     draft.check();
   } catch (const Error&) {
     // Should this rank's configuration be the odd one out, that is what to tell.
-    check_common_ground(config, data->corpus, data->validation.get(), *world);
+    check_common_ground(config, data->corpora, data->validation.get(), *world);
     throw;
   }
-  check_common_ground(config, data->corpus, data->validation.get(), *world);
+  check_common_ground(config, data->corpora, data->validation.get(), *world);
   const std::unique_ptr<RunClaim> claim =
       claim_for_job(config, *world);  // nothing is written before
   auto recorder = std::make_unique<runtime::FlightRecorder>(flight_folder(config), session.rank());

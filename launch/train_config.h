@@ -21,8 +21,16 @@ struct JobConfig {
 /// Without vocab_size the corpus says it.
 using models::ModelConfig;
 
+/// A corpus of a mixture.
+struct CorpusShare : runtime::Configuration {
+  std::string path;
+  double weight = 0;  ///< its share is this over the sum of all
+};
+
+/// Exactly one of corpus and corpora is given.
 struct DataConfig {
-  std::string corpus;
+  std::optional<std::string> corpus;
+  runtime::ConfigRows<CorpusShare> corpora;
   std::string mask;
   /// Tokens; given when the mask takes them.
   std::optional<std::int64_t> window, prefix, global, block;
@@ -140,6 +148,9 @@ struct TrainConfig : runtime::Configuration {
   DebugConfig debug;
 };
 
+/// The grid whose degrees are known, as resolve_grid() leaves them.
+runtime::GridShape grid_of(const TrainConfig& config);
+
 /// The grid of `world_size` ranks, dedicated attention servers among them: -1 becomes whatever is
 /// left. Throws Error(launch) when the degrees and servers do not make up world_size, saying which
 /// counts would do.
@@ -152,6 +163,11 @@ struct BatchPlan {
 };
 /// tokens_per_step cut over the data axis; a loaded config always divides.
 BatchPlan batch_plan(const TrainConfig& config);
+
+/// data.corpora, or data.corpus with weight 1.
+std::vector<CorpusShare> corpora_of(const DataConfig& data);
+/// "data.corpora" or "data.corpus", whichever is given.
+const char* corpus_key(const DataConfig& data);
 
 /// The folder that checkpoints go to: checkpoint.folder, inside job.output_dir unless absolute.
 std::string checkpoint_folder(const TrainConfig& config);

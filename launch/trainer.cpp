@@ -28,13 +28,6 @@ using runtime::Tensor;
 
 namespace {
 
-runtime::GridShape grid_shape(const TrainConfig& config) {
-  runtime::GridShape shape;
-  shape.data = config.parallelism.data_parallel_replicate_degree;
-  shape.context = config.parallelism.context_parallel_degree;
-  return shape;
-}
-
 /// Column sums, in rank order.
 std::vector<double> sum(const std::vector<std::vector<double>>& rows) {
   std::vector<double> total(rows.front().size(), 0.0);
@@ -54,7 +47,7 @@ runtime::Stream compute_stream(const runtime::Device& device, int threads) {
 
 Trainer::Trainer(TrainerInputs inputs, Communicator& world)
     : inputs_(std::move(inputs)),
-      grid_(grid_shape(inputs_.config)),
+      grid_(grid_of(inputs_.config)),
       axis_(attention_axis(inputs_.config)),
       group_(axis_.group(world.rank())),
       axis_rank_(axis_.rank(world.rank())),
@@ -100,13 +93,15 @@ void Trainer::make_learner(Communicator& world) {
     return;
   }
   using enum runtime::Axis;
+  store_ = std::make_unique<models::ParameterStore>(
+      model_.table(), config.training.dtype, compute_,
+      inputs_.evaluates_only ? models::Gradients::none : models::Gradients::held);
+  rows_.resize(static_cast<std::size_t>(config.training.interleave));
+  if (inputs_.evaluates_only) return;
   auto gradient_comm =
       device_communicator(grid_.split(*trainers_, {data, context}, "gradients"), inputs_.nccl);
-  store_ =
-      std::make_unique<models::ParameterStore>(model_.table(), config.training.dtype, compute_);
   exchange_ = std::make_unique<parallel::ParameterExchange>(
       store_->table(), config.parallelism.shard == "optimizer", std::move(gradient_comm), compute_);
-  rows_.resize(static_cast<std::size_t>(config.training.interleave));
   const OptimizerConfig& o = config.optimizer;
   optimizer_ = std::make_unique<models::AdamW>(
       models::AdamWOptions{o.beta1, o.beta2, o.eps, o.weight_decay, config.training.max_norm},

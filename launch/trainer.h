@@ -44,6 +44,8 @@ struct TrainerInputs {
   runtime::Device device = {};
   std::optional<runtime::NcclOptions> nccl = {};  ///< of ranks whose GPUs exchange by NCCL
   runtime::FlightRecorder* recorder = nullptr;    ///< may be null
+  /// Only evaluates: it has no gradients and no optimizer, takes no step and saves nothing.
+  bool evaluates_only = false;
 };
 
 /// What a step did, the same on every rank but for `seconds`. Where attention is pretended loss and
@@ -90,7 +92,7 @@ class Trainer {
   /// The ranks that are none, on one of them.
   runtime::Communicator& trainers() { return *trainers_; }
 
-  /// Fills the weights from a source that holds this model's (require_same_model); the optimizer
+  /// Fills the weights from a source that holds this model's (require_fitting_weights); the optimizer
   /// and the order of the data begin afresh. Not for servers. Throws Error(data) when its tensors
   /// are not this model's.
   void load_weights(const WeightSource& source);
@@ -98,8 +100,8 @@ class Trainer {
   void initialise();
   /// Continues from a checkpoint of any grid; returns what of the configuration is not as it was.
   /// Collective over trainers(), and not for servers. Throws Error(config) where that gives the
-  /// checkpoint another meaning (config_changes.h), Error(data) when its tensors are not this
-  /// model's, by name and size.
+  /// checkpoint another meaning (config_changes.h), or, for one that only evaluates, another model;
+  /// Error(data) when its tensors are not this model's, by name and size.
   ConfigChanges load(const runtime::Checkpoint& checkpoint);
   /// After load(), if anything was loaded: all ranks begin where the trainers do. Collective.
   void begin();

@@ -15,7 +15,8 @@ using runtime::ExitCode;
 using runtime::fail;
 
 std::vector<parallel::FlatState> Trainer::states() const {
-  std::vector<parallel::FlatState> states = optimizer_->states();
+  std::vector<parallel::FlatState> states;
+  if (optimizer_) states = optimizer_->states();
   states.insert(states.begin(), store_->state());
   return states;
 }
@@ -70,18 +71,19 @@ void Trainer::write_checkpoint(const std::filesystem::path& folder, std::int64_t
 
 ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
   const runtime::CheckpointMetadata& metadata = checkpoint.metadata();
-  ConfigChanges changes =
-      require_same_meaning(metadata, checkpoint.path().string(),
-                           {inputs_.config, inputs_.vocab_size, inputs_.corpus_digest});
+  const ResumingRun run{inputs_.config, inputs_.vocab_size, inputs_.corpus_digest};
+  const std::string path = checkpoint.path().string();
+  ConfigChanges changes = optimizer_ ? require_same_meaning(metadata, path, run)
+                                     : require_same_model(metadata, path, run);
   compute_.synchronize(host_deadline());
   const std::vector<parallel::FlatState> all = states();
   const auto& parameters = store_->table().parameters();
-  if (parameters.size() == checkpoint.tensors().size()) {
+  if (optimizer_ && parameters.size() == checkpoint.tensors().size()) {
     fail(ExitCode::data, checkpoint.path().string(),
          ": holds weights alone, without the optimizer's state; a run begins with them by "
          "checkpoint.initial_load_path, in a job.output_dir of its own");
   }
-  if (all.size() * parameters.size() != checkpoint.tensors().size()) {
+  if (optimizer_ && all.size() * parameters.size() != checkpoint.tensors().size()) {
     fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
          " tensors, the model of this run ", all.size() * parameters.size());
   }
@@ -98,7 +100,7 @@ ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
                   : checkpoint.read(block.name, block.start, block.view);
   }
   store_->values_changed();
-  optimizer_->set_updates(metadata.optimizer_step);
+  if (optimizer_) optimizer_->set_updates(metadata.optimizer_step);
   completed_steps_ = metadata.step;
   cursor_ = metadata.cursor;
   carry(metadata.extra);

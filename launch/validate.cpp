@@ -9,6 +9,7 @@
 #include "launch/attention_axis.h"
 #include "launch/batches.h"
 #include "launch/config.h"
+#include "launch/corpora.h"
 #include "launch/device.h"
 #include "launch/initial_weights.h"
 #include "launch/kernels.h"
@@ -24,8 +25,6 @@
 #include "runtime/cores.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
-#include "runtime/io/corpus.h"
-#include "runtime/io/sequences.h"
 #include "runtime/size_text.h"
 
 namespace longhaul::launch {
@@ -107,9 +106,26 @@ std::string commented(std::string text) {
   return text;
 }
 
+std::string corpora_text(const TrainConfig& config, const TrainingCorpora& corpora,
+                         const runtime::MixedSequences& sequences) {
+  const std::string vocabulary = "vocabulary " + grouped(corpora.first().vocabulary_size);
+  if (corpora.all().size() == 1) {
+    const std::string weights = corpora.label_weights();
+    return fmt::format("{} in {}, {}, {} an epoch{}", counted(corpora.tokens(), "token"),
+                       counted(corpora.first().documents, "document"), vocabulary,
+                       counted(sequences.of(0).per_epoch(), "sequence"),
+                       weights.empty() ? "" : ", label weights " + weights);
+  }
+  std::string text = fmt::format("{} corpora of {}, {}", corpora.all().size(),
+                                 counted(corpora.tokens(), "token"), vocabulary);
+  for (const CorpusPart& part : corpus_parts(config, corpora, sequences))
+    text += "\n            " + to_string(part, config.training.steps);
+  return text;
+}
+
 /// The threads are those that a lone rank would have.
 std::string memory_text(const TrainConfig& config, std::int64_t vocabulary,
-                        const runtime::Sequences& sequences) {
+                        const runtime::SequenceSource& sequences) {
   const int given = static_cast<int>(config.debug.threads),
             environment = runtime::threads_of_environment();
   const int threads = given > 0         ? given
@@ -134,11 +150,10 @@ int run_validate(const ValidateOptions& options) {
   }
   TrainDraft draft = load_config(options.config_path, options.overrides, options.ranks);
   const TrainConfig& config = draft.config;
-  const runtime::Corpus opened = open_corpus(draft);
-  const runtime::CorpusInfo& corpus = opened.info();
-  const std::int64_t vocabulary = model_vocabulary(config, corpus);
-  const runtime::Sequences sequences = make_sequences(config, opened);
-  const auto validation = open_validation(draft, opened, sequences);
+  const TrainingCorpora corpora(draft);
+  const std::int64_t vocabulary = model_vocabulary(config, corpora.first());
+  const runtime::MixedSequences sequences = make_sequences(config, corpora);
+  const auto validation = open_validation(draft, corpora.first(), sequences.of(0));
 
   const models::Model model = make_model(config, vocabulary);
   fmt::print("# {}: no problems\n", options.config_path);
@@ -160,18 +175,13 @@ int run_validate(const ValidateOptions& options) {
                                       config.debug.deterministic)));
   }
   fmt::print("# documents   {}\n", documents_text(config.data));
-  fmt::print("# corpus      {} in {}, vocabulary {}, {} an epoch{}\n",
-             counted(corpus.tokens, "token"), counted(corpus.documents, "document"),
-             grouped(corpus.vocabulary_size), counted(sequences.per_epoch(), "sequence"),
-             corpus.label_weights
-                 ? fmt::format(", label weights {}", runtime::hdf5::name(*corpus.label_weights))
-                 : "");
+  fmt::print("# corpus      {}\n", commented(corpora_text(config, corpora, sequences)));
   if (validation) fmt::print("# validation  {}\n", validation->text());
   if (const auto& path = config.checkpoint.initial_load_path;
       path && std::filesystem::is_directory(*path)) {
     const auto source = open_weights(*path);
     source->require(model.table());
-    for (const std::string& line : require_same_model(*source, config, vocabulary))
+    for (const std::string& line : require_fitting_weights(*source, config, vocabulary))
       fmt::print("# {}\n", line);
   }
   fmt::print("# digest      {:016x}\n", digest(config));

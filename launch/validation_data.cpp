@@ -4,18 +4,13 @@
 
 #include <algorithm>
 
+#include "launch/corpora.h"
 #include "launch/metrics.h"
 #include "runtime/error.h"
 
 namespace longhaul::launch {
 
 namespace {
-
-/// "sentencepiece:FILE:DIGEST" without the file's name, which does not matter.
-std::string tokenizer_identity(const std::string& name) {
-  const auto kind = name.find(':'), digest = name.rfind(':');
-  return kind == digest ? name : name.substr(0, kind) + name.substr(digest);
-}
 
 void check_corpora(TrainDraft& draft, const runtime::CorpusInfo& held_out,
                    const runtime::CorpusInfo& training) {
@@ -28,7 +23,7 @@ void check_corpora(TrainDraft& draft, const runtime::CorpusInfo& held_out,
     wrong(
         fmt::format("its tokens are of tokenizer {} with {} ids, those of {} of {} with {}; "
                     "tokenize it with the same",
-                    held_out.tokenizer, held_out.vocabulary_size, config.data.corpus,
+                    held_out.tokenizer, held_out.vocabulary_size, training.path.string(),
                     training.tokenizer, training.vocabulary_size));
   }
   const std::int64_t tokens = held_out.tokens;
@@ -93,11 +88,11 @@ void ValidationData::read(std::int64_t number, std::span<const runtime::Run> run
 }
 
 std::shared_ptr<const ValidationData> open_validation(TrainDraft& draft,
-                                                      const runtime::Corpus& training,
+                                                      const runtime::CorpusInfo& training,
                                                       const runtime::Sequences& sequences) {
   if (!draft.config.validation.enable) return nullptr;
   runtime::Corpus corpus = runtime::Corpus::open(*draft.config.validation.corpus);
-  check_corpora(draft, corpus.info(), training.info());
+  check_corpora(draft, corpus.info(), training);
   draft.check();
   return std::make_shared<const ValidationData>(std::move(corpus), sequences, draft.config);
 }

@@ -40,11 +40,12 @@ class ValidationData final : public runtime::SequenceSource {
   const std::int64_t count_;
 };
 
-/// What [validation] asks for; nullptr when it is not enabled. Throws Error(data) for a corpus that
+/// What [validation] asks for; nullptr when it is not enabled. `training`: a corpus that is trained
+/// on, and `sequences` of it. Throws Error(data) for a corpus that
 /// is none, Error(config) for one of another vocabulary or tokenizer than training's, one shorter
 /// than a sequence, or validation.steps that it does not hold.
 std::shared_ptr<const ValidationData> open_validation(TrainDraft& draft,
-                                                      const runtime::Corpus& training,
+                                                      const runtime::CorpusInfo& training,
                                                       const runtime::Sequences& sequences);
 
 }  // namespace longhaul::launch

@@ -62,11 +62,10 @@ TensorView view_of(const TensorView& flat, const Parameter& parameter) {
 }
 
 ParameterStore::ParameterStore(parallel::ParameterTable table, DType working_dtype,
-                               const Stream& compute)
+                               const Stream& compute, Gradients gradients)
     : table_(std::move(table)),
       working_dtype_(working_dtype),
       values_(storage(table_, DType::float32, "the model's parameters", compute)),
-      gradients_(storage(table_, DType::float32, "the parameters' gradients", compute)),
       written_(table_.parameters().size(), false) {
   if (working_dtype != DType::float32 && working_dtype != DType::bfloat16) {
     fail(ExitCode::config, "activations are float32 or bfloat16, not ", name(working_dtype));
@@ -74,6 +73,8 @@ ParameterStore::ParameterStore(parallel::ParameterTable table, DType working_dty
   if (working_dtype == DType::bfloat16) {
     working_ = storage(table_, DType::bfloat16, "the parameters' bfloat16 copy", compute);
   }
+  if (gradients == Gradients::none) return;
+  gradients_ = storage(table_, DType::float32, "the parameters' gradients", compute);
   fill(gradients_, 0, compute);
 }
 

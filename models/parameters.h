@@ -14,6 +14,9 @@ namespace longhaul::models {
 /// The part of a flat tensor in table order that is one parameter, in its sizes.
 runtime::TensorView view_of(const runtime::TensorView& flat, const parallel::Parameter& parameter);
 
+/// Whether a store has them: a model that only evaluates reads none.
+enum class Gradients : unsigned char { held, none };
+
 /// Owns values and gradients (fp32, flat, in table order) and, when the activations are bfloat16, a
 /// bfloat16 copy of the values that the matmuls read. Everything lives on the compute stream.
 ///
@@ -22,11 +25,11 @@ runtime::TensorView view_of(const runtime::TensorView& flat, const parallel::Par
 /// enqueued by one thread, on the compute stream.
 class ParameterStore {
  public:
-  /// `working_dtype` is the dtype of the activations. Memory: 8 bytes a parameter, 10 with
-  /// bfloat16. Gradients are zero and none is written yet, values uninitialised until initialise()
-  /// or a checkpoint fills them.
+  /// `working_dtype` is the dtype of the activations. Memory: 4 bytes a parameter, 2 more with
+  /// bfloat16, 4 more with gradients. Gradients are zero and none is written yet, values
+  /// uninitialised until initialise() or a checkpoint fills them.
   ParameterStore(parallel::ParameterTable table, runtime::DType working_dtype,
-                 const runtime::Stream& compute);
+                 const runtime::Stream& compute, Gradients gradients = Gradients::held);
 
   const parallel::ParameterTable& table() const { return table_; }
   runtime::DType working_dtype() const { return working_dtype_; }

@@ -9,13 +9,18 @@ using runtime::ConstTensorView;
 using runtime::Stream;
 using runtime::TensorView;
 
+TensorView Weight::gradient() const {
+  const TensorView flat = store_.gradients().slice(0, range_.begin, range_.end);
+  return {flat.data(), flat.dtype(), flat.device(), value.sizes()};
+}
+
 void Weight::add_product(ConstTensorView a, ConstTensorView b, const Stream& stream) const {
-  runtime::ops::matmul(a, b, gradient_, store_.next_write(range_, stream), stream);
+  runtime::ops::matmul(a, b, gradient(), store_.next_write(range_, stream), stream);
 }
 
 TensorView Weight::gradient(const Stream& stream) const {
   store_.zero_unwritten(range_, stream);
-  return gradient_;
+  return gradient();
 }
 
 parallel::ElementRange Weights::range_of(const std::string& name) const {
@@ -26,11 +31,11 @@ parallel::ElementRange Weights::range_of(const std::string& name) const {
 }
 
 Weight Weights::value(const std::string& name) const {
-  return {store_.value(name), store_.gradient(name), store_, range_of(name)};
+  return {store_.value(name), store_, range_of(name)};
 }
 
 Weight Weights::working(const std::string& name) const {
-  return {store_.working(name), store_.gradient(name), store_, range_of(name)};
+  return {store_.working(name), store_, range_of(name)};
 }
 
 Weight Weights::value(const std::string& first, const std::string& last) const {
@@ -49,8 +54,7 @@ Weight Weights::vector(const std::string& first, const std::string& last) const 
     LONGHAUL_CHECK(parameter.sizes.size() == 1, "parameter '", parameter.name, "', among '", first,
                    "' to '", last, "', has ", parameter.sizes.size(), " dims");
   }
-  const auto part = [&](const auto& flat) { return flat.slice(0, range.begin, range.end); };
-  return {part(store_.values()), part(store_.gradients()), store_, range};
+  return {store_.values().slice(0, range.begin, range.end), store_, range};
 }
 
 Weight Weights::matrix(ConstTensorView values, const std::string& first,
@@ -68,10 +72,8 @@ Weight Weights::matrix(ConstTensorView values, const std::string& first,
                    parameter.name, "', among '", first, "' to '", last, "', has no rows of ",
                    columns);
   }
-  const auto rows = [&](const auto& flat) {
-    return flat.slice(0, range.begin, range.end).reshape({range.elements() / columns, columns});
-  };
-  return {rows(values), rows(store_.gradients()), store_, range};
+  return {values.slice(0, range.begin, range.end).reshape({range.elements() / columns, columns}),
+          store_, range};
 }
 
 }  // namespace longhaul::models

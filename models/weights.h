@@ -12,9 +12,8 @@ namespace longhaul::models {
 class Weight {
  public:
   /// `range`: what it is of the store.
-  Weight(runtime::ConstTensorView as_read, runtime::TensorView gradient, ParameterStore& store,
-         parallel::ElementRange range)
-      : value(as_read), gradient_(gradient), store_(store), range_(range) {}
+  Weight(runtime::ConstTensorView as_read, ParameterStore& store, parallel::ElementRange range)
+      : value(as_read), store_(store), range_(range) {}
 
   const runtime::ConstTensorView value;
 
@@ -26,7 +25,9 @@ class Weight {
   [[nodiscard]] runtime::TensorView gradient(const runtime::Stream& stream) const;
 
  private:
-  const runtime::TensorView gradient_;
+  /// In the sizes of the value.
+  runtime::TensorView gradient() const;
+
   ParameterStore& store_;
   const parallel::ElementRange range_;
 };
@@ -55,7 +56,7 @@ class Weights {
  private:
   /// Where it lies in the store; throws when it is of another group.
   parallel::ElementRange range_of(const std::string& name) const;
-  /// `values`, flat in table order, and the gradients of `first` to `last` as one matrix.
+  /// `values`, flat in table order, of `first` to `last` as one matrix.
   Weight matrix(runtime::ConstTensorView values, const std::string& first,
                 const std::string& last) const;
 

@@ -1,5 +1,7 @@
 #include "runtime/pool_impl.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -45,6 +47,17 @@ struct Registry {
 Registry& registry() {
   static auto* const all = new Registry;  // never destroyed: pools may outlive static objects
   return *all;
+}
+
+/// A whole number of huge pages, where the system gives them to who asks: kernels walk over more
+/// memory than the tables of small ones reach. Null where there is no more.
+std::byte* host_allocate(std::int64_t bytes) {
+  const bool huge = bytes % kSegmentBytes == 0;
+  const auto size = static_cast<std::size_t>(bytes);
+  void* const data = std::aligned_alloc(
+      static_cast<std::size_t>(huge ? kSegmentBytes : std::int64_t{Pool::kAlignment}), size);
+  if (huge && data != nullptr) static_cast<void>(::madvise(data, size, MADV_HUGEPAGE));
+  return static_cast<std::byte*>(data);
 }
 
 }  // namespace
@@ -99,8 +112,7 @@ Pool::Segment Pool::allocate(std::int64_t bytes) const {
   if (pinned_) return {pinned_allocate(bytes), bytes};
   if (device_.kind == DeviceKind::cuda) return {cuda_allocate(device_, bytes), bytes};
   if (SharedArena* const arena = stream_memory_arena()) return {arena->allocate(bytes), bytes};
-  return {static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(bytes))),
-          bytes};
+  return {host_allocate(bytes), bytes};
 }
 
 void Pool::deallocate(Segment segment) const {

@@ -1,6 +1,7 @@
 #include "runtime/config/draft.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <tuple>
@@ -15,7 +16,7 @@ namespace {
 // What is wrong with a value, or with an element of a list.
 struct Wrong {
   const TomlValue* value;
-  std::string element;  // "[2]"; empty for the value itself
+  std::string element;  // "[2]" or "[2].path"; empty for the value itself
   std::string message;
 };
 
@@ -45,6 +46,24 @@ class Assign {
   Problems operator()(std::vector<std::int64_t>* slot) const { return list(*slot); }
   Problems operator()(std::vector<std::string>* slot) const { return list(*slot); }
   Problems operator()(std::vector<double>* slot) const { return list(*slot); }
+  Problems operator()(ConfigTables* slot) const {
+    const auto* tables = std::get_if<TomlArray>(&value_.value);
+    if (tables == nullptr) return one(wrong_type(slot, value_));
+    slot->resize(std::ssize(*tables));
+    Problems wrong;
+    for (std::int64_t i = 0; i < std::ssize(*tables); ++i) {
+      const TomlValue& table = (*tables)[static_cast<std::size_t>(i)];
+      const std::string element = fmt::format("[{}]", i);
+      if (const auto* entries = std::get_if<TomlTable>(&table.value)) {
+        check_names(*entries, element, wrong);
+        for (const ConfigKey& column : key_.columns)
+          assign(column, table, *entries, slot->row(i), element, wrong);
+      } else {
+        wrong.push_back({&table, element, wrong_type(slot, table)});
+      }
+    }
+    return wrong;
+  }
   template <class Value>
   Problems operator()(std::optional<Value>* slot) const {
     Value value{};
@@ -78,6 +97,37 @@ class Assign {
   }
 
  private:
+  void check_names(const TomlTable& entries, const std::string& element, Problems& wrong) const {
+    std::vector<std::string> names;
+    for (const ConfigKey& column : key_.columns) names.emplace_back(column.name);
+    for (const TomlEntry& entry : entries) {
+      if (std::ranges::count(names, entry.key) != 0) continue;
+      const Suggestion near = nearest(entry.key, names);
+      wrong.push_back(
+          {&entry.value, element + "." + entry.key,
+           fmt::format("unknown key; expected {}{}", fmt::join(names, ", "),
+                       near.close ? fmt::format("; did you mean '{}'?", near.word) : "")});
+    }
+  }
+  /// A column of one table.
+  static void assign(const ConfigKey& column, const TomlValue& table, const TomlTable& entries,
+                     Configuration& row, const std::string& element, Problems& wrong) {
+    const ConfigSlot slot = column.slot(row);
+    const auto entry = std::ranges::find(entries, column.name, &TomlEntry::key);
+    if (entry != entries.end()) {
+      for (const Wrong& found : std::visit(Assign(column, entry->value), slot))
+        wrong.push_back({found.value, fmt::format("{}.{}{}", element, column.name, found.element),
+                         found.message});
+    } else if (column.default_value) {
+      const std::optional<TomlValue> value = parse_toml_value(*column.default_value);
+      LONGHAUL_CHECK(value && std::visit(Assign(column, *value), slot).empty(), "default of ",
+                     column.name, " is ", *column.default_value);
+    } else if (column.required()) {
+      wrong.push_back(
+          {&table, element,
+           fmt::format("missing key '{}': expected {}", column.name, expectation(column, slot))});
+    }
+  }
   Problems one(const std::string& message) const {
     return message.empty() ? Problems{} : Problems{{&value_, "", message}};
   }
@@ -203,11 +253,19 @@ void ConfigDraft::value_problem(const std::string& path, const TomlValue& value,
 
 void ConfigDraft::missing(const std::string& path) {
   bad_.insert(path);
-  if (is_set(path) || excused_.contains(path)) return;
+  if (!is_absent(path)) return;
   const ConfigKey* key = schema_->find(path);
   LONGHAUL_CHECK(key != nullptr, "there is no key ", path);
   problem(place_of(path), fmt::format("missing key '{}' in [{}]: expected {}", key->name,
                                       key->section, expectation(*key, key->slot(configuration()))));
+}
+
+void ConfigDraft::element_problem(const std::string& path, std::size_t index,
+                                  const std::string& message) {
+  const TomlValue* list = given(path);
+  LONGHAUL_CHECK(list != nullptr, "no list is given for ", path);
+  value_problem(path, std::get<TomlArray>(list->value).at(index), fmt::format("[{}]", index),
+                message);
 }
 
 void ConfigDraft::unknown_word(const std::string& path, std::size_t index,

@@ -49,6 +49,10 @@ class ConfigDraft {
   /// What the file or an override gives a key, good or not, retired or not; nullptr for nothing.
   const TomlValue* given(const std::string& path) const;
   bool is_set(const std::string& path) const { return given(path) != nullptr; }
+  /// Nothing gives the key, and no problem says what was meant by it.
+  bool is_absent(const std::string& path) const {
+    return !is_set(path) && !excused_.contains(path);
+  }
   /// All of these keys have good values, so a rule over them can be judged. Never where the file is
   /// no TOML.
   bool good(std::initializer_list<const char*> paths) const;
@@ -60,7 +64,9 @@ class ConfigDraft {
   /// Adds "path = value: message" at the key, or at its section when the file does not give the
   /// key.
   void key_problem(const std::string& path, const std::string& value, const std::string& message);
-  /// The same of element `index` of a list of words, which is none of `choices`, at the element.
+  /// The same of element `index` of a list, at the element.
+  void element_problem(const std::string& path, std::size_t index, const std::string& message);
+  /// The same of a list of words, whose element is none of `choices`.
   void unknown_word(const std::string& path, std::size_t index,
                     std::span<const std::string> choices);
   /// Throws Error(config) if there are problems, with all of them, one a line, in file order and

@@ -14,7 +14,7 @@ namespace {
 
 // nullopt: the key has no value and is left out.
 struct TomlText {
-  bool is_path = false;
+  const ConfigKey& key;
   using Text = std::optional<std::string>;
   template <class Element>
   static Text list(const std::vector<Element>& elements) {
@@ -34,7 +34,9 @@ struct TomlText {
   Text operator()(std::int64_t* v) const { return fmt::format("{}", *v); }
   Text operator()(double* v) const { return toml_number(*v); }
   Text operator()(bool* v) const { return *v ? "true" : "false"; }
-  Text operator()(std::string* v) const { return quote_toml(is_path ? unexpanded_path(*v) : *v); }
+  Text operator()(std::string* v) const {
+    return quote_toml(key.is_path ? unexpanded_path(*v) : *v);
+  }
   Text operator()(DType* v) const { return quote_toml(name(*v)); }
   Text operator()(WordOrInteger* v) const {
     return v->word.empty() ? fmt::format("{}", v->integer) : quote_toml(v->word);
@@ -42,6 +44,18 @@ struct TomlText {
   Text operator()(std::vector<std::string>* v) const { return list(*v); }
   Text operator()(std::vector<std::int64_t>* v) const { return list(*v); }
   Text operator()(std::vector<double>* v) const { return list(*v); }
+  Text operator()(ConfigTables* v) const {
+    std::string text;
+    for (std::int64_t i = 0; i < v->size(); ++i) {
+      std::string row;
+      for (const ConfigKey& column : key.columns) {
+        if (const auto value = value_text(column, v->row(i)))
+          row += fmt::format("{}{} = {}", row.empty() ? "" : ", ", column.name, *value);
+      }
+      text += fmt::format("{}{{{}}}", i == 0 ? "" : ", ", row);
+    }
+    return "[" + text + "]";
+  }
   template <class Value>
   Text operator()(std::optional<Value>* v) const {
     return *v ? (*this)(&**v) : std::nullopt;
@@ -49,6 +63,7 @@ struct TomlText {
 };
 
 struct JsonValue {
+  const ConfigKey& key;
   using Json = nlohmann::ordered_json;
   Json operator()(std::int64_t* v) const { return *v; }
   Json operator()(double* v) const { return *v; }
@@ -61,6 +76,16 @@ struct JsonValue {
   Json operator()(std::vector<std::string>* v) const { return *v; }
   Json operator()(std::vector<std::int64_t>* v) const { return *v; }
   Json operator()(std::vector<double>* v) const { return *v; }
+  Json operator()(ConfigTables* v) const {
+    Json rows = Json::array();
+    for (std::int64_t i = 0; i < v->size(); ++i) {
+      Json row = Json::object();
+      for (const ConfigKey& column : key.columns)
+        row[column.name] = std::visit(JsonValue{column}, column.slot(v->row(i)));
+      rows.push_back(std::move(row));
+    }
+    return rows;
+  }
   template <class Value>
   Json operator()(std::optional<Value>* v) const {
     return *v ? Json(**v) : Json(nullptr);
@@ -80,6 +105,15 @@ struct TypeName {
   }
   std::string operator()(std::vector<std::int64_t>*) const { return "list of integers"; }
   std::string operator()(std::vector<double>*) const { return "list of floats"; }
+  std::string operator()(ConfigTables* v) const {
+    std::string text;
+    v->resize(1);
+    for (const ConfigKey& column : key.columns) {
+      text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", column.name,
+                          std::visit(TypeName{column}, column.slot(v->row(0))));
+    }
+    return "list of `{" + text + "}`";
+  }
   template <class Value>
   std::string operator()(std::optional<Value>*) const {
     return (*this)(static_cast<Value*>(nullptr));
@@ -107,7 +141,7 @@ std::string default_text(const ConfigKey& key) {
 }  // namespace
 
 std::optional<std::string> value_text(const ConfigKey& key, Configuration& config) {
-  auto text = std::visit(TomlText{key.is_path}, key.slot(config));
+  auto text = std::visit(TomlText{key}, key.slot(config));
   // A list without elements is as if it were not given, where nothing else stands for that.
   return text == "[]" && !key.default_value ? std::nullopt : text;
 }
@@ -137,7 +171,7 @@ static nlohmann::ordered_json::json_pointer json_place(const ConfigKey& key) {
 std::string to_json(const ConfigSchema& schema, Configuration& config) {
   nlohmann::ordered_json json;
   for (const ConfigKey& key : schema.keys()) {
-    json[json_place(key)] = std::visit(JsonValue{}, key.slot(config));
+    json[json_place(key)] = std::visit(JsonValue{key}, key.slot(config));
   }
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }

@@ -70,6 +70,12 @@ struct ExpectationOf {
   std::string operator()(std::vector<double>*) const {
     return "a list, each element " + (*this)(static_cast<double*>(nullptr));
   }
+  std::string operator()(ConfigTables*) const {
+    std::string names;
+    for (const ConfigKey& column : key.columns)
+      names += (names.empty() ? "" : ", ") + std::string(column.name);
+    return "a list, each element a table of " + names;
+  }
 };
 
 }  // namespace

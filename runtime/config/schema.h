@@ -27,13 +27,41 @@ struct WordOrInteger {
   bool operator==(const WordOrInteger&) const = default;
 };
 
+/// A list of tables that have the same keys, the columns of the key that the list is
+/// (ConfigKey::columns).
+class ConfigTables {
+ public:
+  virtual ~ConfigTables() = default;
+  virtual std::int64_t size() const = 0;
+  virtual void resize(std::int64_t size) = 0;
+  /// What the columns' slots are of.
+  virtual Configuration& row(std::int64_t index) = 0;
+
+ protected:
+  ConfigTables() = default;
+  ConfigTables(const ConfigTables&) = default;
+  ConfigTables& operator=(const ConfigTables&) = default;
+};
+
+/// The same as a vector; Row derives from Configuration.
+template <class Row>
+struct ConfigRows final : ConfigTables {
+  std::vector<Row> rows;
+
+  std::int64_t size() const override { return static_cast<std::int64_t>(rows.size()); }
+  void resize(std::int64_t size) override { rows.resize(static_cast<std::size_t>(size)); }
+  Configuration& row(std::int64_t index) override {
+    return rows.at(static_cast<std::size_t>(index));
+  }
+};
+
 /// Where a key's value lives; its alternative is the key's type. Choices and bounds of a list hold
 /// for each element.
 using ConfigSlot =
     std::variant<std::int64_t*, double*, bool*, std::string*, DType*, WordOrInteger*,
                  std::optional<std::int64_t>*, std::optional<double>*, std::optional<bool>*,
                  std::optional<std::string>*, std::vector<std::string>*, std::vector<std::int64_t>*,
-                 std::vector<double>*>;
+                 std::vector<double>*, ConfigTables*>;
 
 /// What it means for work that goes on from a stored state, made under another value of a key.
 enum class OnResume {
@@ -66,6 +94,8 @@ struct ConfigKey {
   bool above_minimum = false;  ///< the minimum itself is excluded
   bool below_maximum = false;
   std::optional<std::int64_t> also = std::nullopt;
+  /// Of a list of tables: the keys of each, whose section is not used.
+  std::vector<ConfigKey> columns = {};
 
   bool required() const { return !default_value && derived_default.empty(); }
   /// "section.key".
@@ -102,6 +132,12 @@ struct ConfigSynonyms {
   .section = #section_, .name = #name_,                                                           \
   .slot = [](::longhaul::runtime::Configuration& configuration) {                                 \
     return ::longhaul::runtime::ConfigSlot(&static_cast<config_&>(configuration).section_.name_); \
+  }
+
+/// Name and slot of a column, from the member of the row type `row_`.
+#define LONGHAUL_CONFIG_COLUMN(row_, name_)                                            \
+  .section = "", .name = #name_, .slot = [](::longhaul::runtime::Configuration& row) { \
+    return ::longhaul::runtime::ConfigSlot(&static_cast<row_&>(row).name_);            \
   }
 
 class ConfigSchema {

@@ -163,7 +163,15 @@ std::string describe_value(const TomlValue& value) {
       }
       return "[" + text + "]";
     }
-    std::string operator()(const TomlTable&) const { return "a table"; }
+    std::string operator()(const TomlTable& entries) const {
+      std::string text;
+      for (const TomlEntry& entry : entries) {
+        if (text.size() > kLongest) return "{" + text + ", ...}";
+        text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", entry.key,
+                            describe_value(entry.value));
+      }
+      return "{" + text + "}";
+    }
     std::string operator()(const OtherToml& other) const { return other.what; }
   };
   return std::visit(Text{}, value.value);

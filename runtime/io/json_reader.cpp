@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "runtime/io/json_reader_impl.h"
+#include "runtime/text/utf8.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -13,24 +14,6 @@ constexpr std::size_t kPieceBytes = std::size_t{64} << 10;
 constexpr int kMostNesting = 64;
 constexpr std::size_t kMostScalarBytes = 64;
 constexpr std::int64_t kMostSkippedBytes = std::int64_t{1} << 20;  // of one string
-
-/// Appends a code point; not a surrogate.
-void append_utf8(std::uint32_t code, std::string& text) {
-  const auto put = [&](std::uint32_t byte) { text += static_cast<char>(byte); };
-  if (code < 0x80) return put(code);
-  if (code < 0x800) {
-    put(0xc0 | code >> 6);
-  } else {
-    if (code < 0x10000) {
-      put(0xe0 | code >> 12);
-    } else {
-      put(0xf0 | code >> 18);
-      put(0x80 | (code >> 12 & 0x3f));
-    }
-    put(0x80 | (code >> 6 & 0x3f));
-  }
-  put(0x80 | (code & 0x3f));
-}
 
 bool white(int byte) { return byte == ' ' || byte == '\n' || byte == '\r' || byte == '\t'; }
 bool digit(int byte) { return byte >= '0' && byte <= '9'; }
@@ -140,10 +123,8 @@ std::string JsonReader::string(std::int64_t most_bytes) {
     if (next == '"') break;
     if (next == '\\') {
       escaped(text);
-    } else if (next < 0x80) {
-      text += static_cast<char>(take());
     } else {
-      utf8(take(), text);
+      text += static_cast<char>(take());
     }
     if (std::ssize(text) > most_bytes) {
       refuse("the string that begins with ", printable(text), " is longer than the ", most_bytes,
@@ -151,29 +132,11 @@ std::string JsonReader::string(std::int64_t most_bytes) {
     }
   }
   take();
-  return text;
-}
-
-/// The bytes behind `first`, which is at least 0x80: each in its range, so that no character is
-/// written longer than it needs, none is a surrogate and none is above U+10FFFF.
-void JsonReader::utf8(int first, std::string& text) {
-  const int more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
-  int low = 0x80, high = 0xbf;  // of the second byte
-  if (first == 0xe0) low = 0xa0;
-  if (first == 0xed) high = 0x9f;
-  if (first == 0xf0) low = 0x90;
-  if (first == 0xf4) high = 0x8f;
-  const auto bad = [&] {
+  // An escape is whole characters, so it completes no bytes before it.
+  if (valid_utf8_bytes(text) != text.size()) {
     refuse("the string that begins with ", printable(text), " is not UTF-8");
-  };
-  if (first < 0xc2 || first > 0xf4) bad();
-  text += static_cast<char>(first);
-  for (int i = 0; i < more; ++i) {
-    const int next = next_byte();
-    if (next < low || next > high) bad();
-    text += static_cast<char>(take());
-    low = 0x80, high = 0xbf;
   }
+  return text;
 }
 
 std::uint32_t JsonReader::hex4() {
@@ -210,7 +173,7 @@ void JsonReader::escaped(std::string& text) {
     }
     code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
   }
-  append_utf8(code, text);
+  append_utf8(text, code);
 }
 
 std::int64_t JsonReader::integer() {

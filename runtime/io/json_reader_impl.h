@@ -70,7 +70,6 @@ class JsonReader {
   void refill();
   void escaped(std::string& text);
   std::uint32_t hex4();
-  void utf8(int first, std::string& text);
   void skip_value(int depth);
   void skip_scalar();
   std::string found();

@@ -130,9 +130,9 @@ class Writer {
 
   std::vector<Entry> entries_;
   std::optional<FileHandle> file_;  // made when all else is known to be right
-  std::size_t current_ = 0;        // index of next()
-  std::int64_t written_ = 0;       // bytes of next() so far
-  std::vector<std::byte> packed_;  // of rounded values
+  std::size_t current_ = 0;         // index of next()
+  std::int64_t written_ = 0;        // bytes of next() so far
+  std::vector<std::byte> packed_;   // of rounded values
   bool finished_ = false;
 };
 

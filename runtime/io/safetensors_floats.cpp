@@ -1,5 +1,5 @@
-// Bits of F32, BF16 and F16 against float32. Each loop's body is without branches, for the compiler
-// to make vectors of it.
+// Bits of F32, BF16 and F16 against float32. Loops over F16 have no branches in their bodies, for
+// the compiler to make vectors of them.
 
 #include <algorithm>
 #include <bit>
@@ -13,14 +13,20 @@ namespace {
 
 constexpr std::uint32_t kSign = 0x80000000u, kInfinity = 0x7f800000u;
 
+/// Without a branch, whatever the optimiser thinks.
+std::uint32_t select(bool condition, std::uint32_t yes, std::uint32_t no) {
+  const std::uint32_t mask = 0u - static_cast<std::uint32_t>(condition);
+  return (yes & mask) | (no & ~mask);
+}
+
 /// F16 has 5 bits of exponent, biased by 15, and 10 of mantissa; float32 8, biased by 127, and 23.
 float float_of_f16(std::uint16_t half) {
   const std::uint32_t magnitude = std::uint32_t{half & 0x7fffu} << 13;
   const std::uint32_t normal = magnitude + ((127u - 15u) << 23);
   const std::uint32_t special = magnitude | kInfinity;  // infinity and NaN
   const auto subnormal = std::bit_cast<std::uint32_t>(static_cast<float>(half & 0x7fff) * 0x1p-24f);
-  std::uint32_t bits = magnitude < (1u << 23) ? subnormal : normal;
-  bits = magnitude >= (31u << 23) ? special : bits;
+  std::uint32_t bits = select(magnitude < (1u << 23), subnormal, normal);
+  bits = select(magnitude >= (31u << 23), special, bits);
   return std::bit_cast<float>(bits | (std::uint32_t{half & 0x8000u} << 16));
 }
 
@@ -35,9 +41,9 @@ std::uint16_t f16_of_float(float value) {
       std::bit_cast<std::uint32_t>(std::bit_cast<float>(std::min(magnitude, 0x38800000u)) + 0.5f) -
       std::bit_cast<std::uint32_t>(0.5f);
   const std::uint32_t nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
-  std::uint32_t half = magnitude < 0x38800000u ? subnormal : normal;  // 2^-14
-  half = magnitude >= kInfinity ? 0x7c00u : half;
-  half = magnitude > kInfinity ? nan : half;
+  std::uint32_t half = select(magnitude < 0x38800000u, subnormal, normal);  // 2^-14
+  half = select(magnitude >= kInfinity, 0x7c00u, half);
+  half = select(magnitude > kInfinity, nan, half);
   return static_cast<std::uint16_t>(half | ((raw & kSign) >> 16));
 }
 
@@ -55,7 +61,7 @@ std::uint32_t least_overflow(Element element) {
 
 bool overflows(float value, std::uint32_t least) {
   const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(value) & ~kSign;
-  return magnitude >= least && magnitude < kInfinity;
+  return magnitude - least < kInfinity - least;
 }
 
 void check(Element element, std::size_t bytes, std::size_t values) {
@@ -93,22 +99,19 @@ std::optional<std::int64_t> from_floats(Element element, std::span<const float> 
                                         std::span<std::byte> bytes) {
   check(element, bytes.size(), values.size());
   const std::uint32_t least = least_overflow(element);
-  bool overflowed = false;
+  std::uint32_t overflowed = 0;
+  for (const float value : values) overflowed |= std::uint32_t{overflows(value, least)};
   std::byte* to = bytes.data();
   if (element == Element::f32) {
     if (!values.empty()) std::memcpy(to, values.data(), bytes.size());
   } else if (element == Element::bf16) {
     for (std::size_t i = 0; i < values.size(); ++i) {
-      overflowed |= overflows(values[i], least);
       store16(BFloat16(values[i]).bits, to + 2 * i);
     }
   } else {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      overflowed |= overflows(values[i], least);
-      store16(f16_of_float(values[i]), to + 2 * i);
-    }
+    for (std::size_t i = 0; i < values.size(); ++i) store16(f16_of_float(values[i]), to + 2 * i);
   }
-  if (!overflowed) return std::nullopt;
+  if (overflowed == 0) return std::nullopt;
   return std::ranges::find_if(values, [&](float value) { return overflows(value, least); }) -
          values.begin();
 }

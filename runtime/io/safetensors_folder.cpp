@@ -129,7 +129,13 @@ Weights::Weights(const fs::path& folder) {
     refuse_without(folder);
   }
   files_.reserve(index.files.size());
-  for (const auto& [name, number] : index.files) files_.emplace_back(folder / name);
+  for (const auto& [name, number] : index.files) {
+    if (!there(folder / name)) {
+      fail(ExitCode::data, (folder / kIndexName).string(), ": names the file ", shown(name),
+           ", which is not in the folder; fetch it, or all of the folder again");
+    }
+    files_.emplace_back(folder / name);
+  }
   for (const File& file : files_) {
     for (const Entry& entry : file.entries()) tensors_.push_back({&file, &entry});
   }

@@ -95,6 +95,8 @@ class Sequences final : public SequenceSource {
   Sequences in_order(const Corpus& corpus) const;
 
   std::int64_t per_epoch() const { return per_epoch_; }
+  /// Whether the corpus has label weights.
+  bool weighs() const { return corpus_->info().label_weights.has_value(); }
   /// First corpus token of the sequence.
   std::int64_t first_token(std::int64_t number) const;
   PackedDocuments documents(std::int64_t number) const override;

@@ -9,6 +9,8 @@
 #include "runtime/error.h"
 #include "runtime/io/file.h"
 #include "runtime/io/hash.h"
+#include "runtime/text/json_tokenizer.h"
+#include "runtime/text/utf8.h"
 
 namespace longhaul::runtime {
 namespace {
@@ -25,40 +27,9 @@ void check_ids(const Tokenizer& tokenizer, std::span<const std::int32_t> tokens)
   }
 }
 
-struct Utf8Contents {
-  std::int64_t characters = 0, invalid_bytes = 0;
-};
-
-/// Bytes in a character that begins here, or 0: as RFC 3629 has it.
-std::size_t character_bytes(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned lead = byte(0);
-  const std::size_t size = lead < 0x80   ? 1
-                           : lead < 0xc2 ? 0
-                           : lead < 0xe0 ? 2
-                           : lead < 0xf0 ? 3
-                                         : 4;
-  if (size < 2) return size;
-  if (lead > 0xf4 || text.size() < size) return 0;
-  for (std::size_t i = 1; i < size; ++i)
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-  // Longer than needed, surrogates, beyond U+10FFFF.
-  const unsigned second = byte(1);
-  if ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) ||
-      (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f))
-    return 0;
-  return size;
-}
-
-/// After an invalid byte reading goes on at the next one, as SentencePiece does.
-Utf8Contents utf8_contents(std::string_view text) {
-  Utf8Contents contents;
-  while (!text.empty()) {
-    const std::size_t size = character_bytes(text);
-    ++(size > 0 ? contents.characters : contents.invalid_bytes);
-    text.remove_prefix(std::max<std::size_t>(1, size));
-  }
-  return contents;
+std::int64_t characters(std::string_view valid_utf8) {
+  return std::ranges::count_if(
+      valid_utf8, [](char byte) { return (static_cast<unsigned char>(byte) & 0xc0) != 0x80; });
 }
 
 class BytesTokenizer final : public Tokenizer {
@@ -82,6 +53,7 @@ class BytesTokenizer final : public Tokenizer {
     for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(tokens[i]);
     return text;
   }
+  std::optional<std::int32_t> token_id(std::string_view) const override { return std::nullopt; }
 
  private:
   std::string name_ = "bytes";
@@ -94,8 +66,10 @@ class SentencePieceTokenizer final : public Tokenizer {
     name_ = concat("sentencepiece:", path.filename().string(), ":", xxh3_128(model));
     const auto status = processor_.LoadFromSerializedProto(model);
     if (!status.ok()) {
-      fail(ExitCode::data, path.string(), ": not a SentencePiece model (", status.ToString(),
-           "); --tokenizer takes 'bytes' or the path of a model");
+      fail(
+          ExitCode::data, path.string(), ": not a SentencePiece model (", status.ToString(),
+          "); a tokenizer is 'bytes', the path of a SentencePiece model, or of a tokenizer.json or "
+          "the folder that holds it");
     }
     if (processor_.GetPieceSize() < 1) {
       fail(ExitCode::data, path.string(), ": the SentencePiece model has no pieces");
@@ -108,18 +82,28 @@ class SentencePieceTokenizer final : public Tokenizer {
       fail(ExitCode::data, "a document of ", text.size(), " bytes; tokenizer '", name_,
            "' takes at most ", kMaxTextBytes, ": cut it into several");
     }
+    EncodedText encoded;
+    Utf8Repair repair;
+    const bool repaired = valid_utf8_bytes(text) < text.size();
+    if (repaired) {
+      repair = repair_utf8(text, begins);
+      encoded.invalid_bytes = repair.invalid_bytes;
+      text = repair.text;
+    }
     sentencepiece::ImmutableSentencePieceText pieces;
     require(processor_.Encode({text.data(), text.size()}, pieces.mutable_proto()));
-    EncodedText encoded;
     encoded.tokens.reserve(pieces.pieces_size());
     for (std::size_t i = 0; i < pieces.pieces_size(); ++i) {
       const auto piece = pieces.pieces(static_cast<int>(i));
       encoded.tokens.push_back(static_cast<std::int32_t>(piece.id()));
       if (begins) encoded.begins.push_back(piece.begin());
       if (processor_.IsUnknown(encoded.tokens.back()))
-        encoded.unknown_characters += utf8_contents(piece.surface()).characters;
+        encoded.unknown_characters += characters(piece.surface());
     }
-    encoded.invalid_bytes = utf8_contents(text).invalid_bytes;
+    if (begins && repaired) {
+      for (std::int64_t& begin : encoded.begins)
+        begin = repair.origins[static_cast<std::size_t>(begin)];
+    }
     return encoded;
   }
   std::string decode(std::span<const std::int32_t> tokens) const override {
@@ -127,6 +111,11 @@ class SentencePieceTokenizer final : public Tokenizer {
     std::string text;
     require(processor_.Decode(std::vector<int>(tokens.begin(), tokens.end()), &text));
     return text;
+  }
+  std::optional<std::int32_t> token_id(std::string_view token) const override {
+    const int id = processor_.PieceToId({token.data(), token.size()});
+    if (id < 0 || id >= processor_.GetPieceSize() || processor_.IdToPiece(id) != token) return {};
+    return id;
   }
 
  private:
@@ -142,7 +131,11 @@ class SentencePieceTokenizer final : public Tokenizer {
 
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& what) {
   if (what == "bytes") return std::make_unique<BytesTokenizer>();
-  return std::make_unique<SentencePieceTokenizer>(what);
+  const std::filesystem::path path = what;
+  std::error_code ignored;
+  if (path.extension() == ".json" || std::filesystem::is_directory(path, ignored))
+    return make_json_tokenizer(path);
+  return std::make_unique<SentencePieceTokenizer>(path);
 }
 
 }  // namespace longhaul::runtime

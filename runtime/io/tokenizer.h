@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -10,31 +11,39 @@
 
 namespace longhaul::runtime {
 
-/// The tokens of a text, and what of the text they do not keep. What a SentencePiece model's own
-/// normalisation changes (spaces, compatibility characters) is not counted.
+/// The tokens of a text, and what of the text they do not keep. What a tokenizer's own
+/// normalisation changes (spaces, compatibility characters, composition) is not counted.
 struct EncodedText {
   std::vector<std::int32_t> tokens;
   /// The byte of the text at which each token begins, never falling; empty unless asked for.
   std::vector<std::int64_t> begins;
-  std::int64_t unknown_characters = 0;  ///< became the unknown token
-  std::int64_t invalid_bytes = 0;       ///< are no UTF-8; each became U+FFFD
+  /// Became the unknown token, or nothing where the tokenizer has none.
+  std::int64_t unknown_characters = 0;
+  std::int64_t invalid_bytes = 0;  ///< are no UTF-8; repair_utf8() says what became of them
 };
 
+/// All members may be called from several threads at once.
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
-  /// What a corpus records: "bytes", or "sentencepiece:FILE.model:XXH3-128 of the file".
+  /// What a corpus records: "bytes", "sentencepiece:FILE.model:XXH3-128 of the file", or
+  /// "tokenizer.json:FILE or its folder:XXH3-128 of the file".
   virtual const std::string& name() const = 0;
+  /// Every id is below it.
   virtual std::int64_t vocabulary_size() const = 0;
   /// Nothing is added to the text: no token begins or ends a document. `begins`: whether to say
   /// where tokens begin. Throws Error(data) for text that the tokenizer refuses.
   virtual EncodedText encode(std::string_view text, bool begins) const = 0;
-  /// Throws Error(data) for an id outside the vocabulary.
+  /// Throws Error(data) for an id that stands for no token.
   virtual std::string decode(std::span<const std::int32_t> tokens) const = 0;
+  /// The id of a token by its name in the vocabulary, "<s>" or "<|endoftext|>" say, where it has
+  /// it.
+  virtual std::optional<std::int32_t> token_id(std::string_view token) const = 0;
 };
 
-/// `what` is "bytes" (256 ids, the bytes themselves) or the path of a SentencePiece model.
-/// Throws Error(io) when the model cannot be read, Error(data) when it is none.
+/// `what` is "bytes" (256 ids, the bytes themselves), the path of a SentencePiece model, or that of
+/// a tokenizer.json (runtime/text/json_tokenizer.h): a file whose name ends in .json, or a folder.
+/// Throws Error(io) when it cannot be read, Error(data) when it is none or asks for what we refuse.
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& what);
 
 }  // namespace longhaul::runtime

@@ -31,6 +31,14 @@ void require_heads(const char* op, const char* what, ConstTensorView view,
   wrong_shape(op, what, view, sizes, "a contiguous last dim of ");
 }
 
+void require_like_heads(const char* op, ConstTensorView x, const char* what,
+                        ConstTensorView other) {
+  LONGHAUL_CHECK(x.dims() == 3, op, ": x has ", x.dims(), " dims; expected [n, H, D]");
+  require_heads(op, "x", x, {x.size(0), x.size(1), x.size(2)});
+  require_heads(op, what, other, {x.size(0), x.size(1), x.size(2)});
+  require_dtype(op, what, other, {x.dtype()});
+}
+
 void require_alike(const char* op, std::initializer_list<NamedView> views) {
   const NamedView& first = *views.begin();
   for (const auto& [what, view] : views) {

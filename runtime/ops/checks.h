@@ -21,6 +21,10 @@ void require_shape(const char* op, const char* what, ConstTensorView view,
 void require_heads(const char* op, const char* what, ConstTensorView view,
                    std::initializer_list<std::int64_t> sizes);
 
+/// Throws unless x is [n, H, D] and the other of its sizes and dtype, both as require_heads() has
+/// it.
+void require_like_heads(const char* op, ConstTensorView x, const char* what, ConstTensorView other);
+
 /// Throws unless all are contiguous, of one dtype and as many elements.
 struct NamedView {
   const char* what;

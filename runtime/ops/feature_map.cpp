@@ -11,14 +11,6 @@ namespace {
 
 constexpr std::array<const char*, 4> kNames = {"identity", "relu", "silu", "elu1"};
 
-void check(const char* op, const ConstTensorView& x, const char* what,
-           const ConstTensorView& other) {
-  LONGHAUL_CHECK(x.dims() == 3, op, ": x has ", x.dims(), " dims; expected [n, H, D]");
-  detail::require_heads(op, "x", x, {x.size(0), x.size(1), x.size(2)});
-  detail::require_heads(op, what, other, {x.size(0), x.size(1), x.size(2)});
-  detail::require_dtype(op, what, other, {x.dtype()});
-}
-
 }  // namespace
 
 std::span<const char* const> feature_map_names() { return kNames; }
@@ -33,7 +25,7 @@ FeatureMap feature_map_of(const std::string& name) {
 }
 
 void feature_map(FeatureMap map, ConstTensorView x, TensorView y, const Stream& stream) {
-  check("feature_map", x, "y", y);
+  detail::require_like_heads("feature_map", x, "y", y);
   require_cpu("feature_map", stream);
   detail::count_bytes(stream, {x, y});
   detail::cpu_feature_map(map, x, y, stream);
@@ -41,7 +33,7 @@ void feature_map(FeatureMap map, ConstTensorView x, TensorView y, const Stream& 
 
 void feature_map_backward(FeatureMap map, ConstTensorView x, ConstTensorView dy, TensorView dx,
                           const Stream& stream) {
-  check("feature_map_backward", x, "dx", dx);
+  detail::require_like_heads("feature_map_backward", x, "dx", dx);
   detail::require_heads("feature_map_backward", "dy", dy, {x.size(0), x.size(1), x.size(2)});
   detail::require_dtype("feature_map_backward", "dy", dy, {DType::float32});
   require_cpu("feature_map_backward", stream);

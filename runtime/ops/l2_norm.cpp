@@ -5,20 +5,9 @@
 #include "runtime/require_cpu.h"
 
 namespace longhaul::runtime::ops {
-namespace {
-
-void check(const char* op, const ConstTensorView& x, const char* what,
-           const ConstTensorView& other) {
-  LONGHAUL_CHECK(x.dims() == 3, op, ": x has ", x.dims(), " dims; expected [n, H, D]");
-  detail::require_heads(op, "x", x, {x.size(0), x.size(1), x.size(2)});
-  detail::require_heads(op, what, other, {x.size(0), x.size(1), x.size(2)});
-  detail::require_dtype(op, what, other, {x.dtype()});
-}
-
-}  // namespace
 
 void l2_norm(ConstTensorView x, double eps, TensorView y, const Stream& stream) {
-  check("l2_norm", x, "y", y);
+  detail::require_like_heads("l2_norm", x, "y", y);
   require_cpu("l2_norm", stream);
   detail::count_bytes(stream, {x, y});
   detail::cpu_l2_norm(x, eps, y, stream);
@@ -26,7 +15,7 @@ void l2_norm(ConstTensorView x, double eps, TensorView y, const Stream& stream) 
 
 void l2_norm_backward(ConstTensorView x, ConstTensorView dy, double eps, TensorView dx,
                       const Stream& stream) {
-  check("l2_norm_backward", x, "dx", dx);
+  detail::require_like_heads("l2_norm_backward", x, "dx", dx);
   detail::require_heads("l2_norm_backward", "dy", dy, {x.size(0), x.size(1), x.size(2)});
   detail::require_dtype("l2_norm_backward", "dy", dy, {DType::float32});
   require_cpu("l2_norm_backward", stream);

@@ -3,8 +3,6 @@
 //
 // Which algorithm serves a shape is asked once and kept. Only algorithms that sum in fp32 and,
 // where they cut the depth, add the parts in order from the workspace: reruns give the same bits.
-#include <cublasLt.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -13,6 +11,7 @@
 
 #include "runtime/cuda_check_impl.h"
 #include "runtime/ops/checks.h"
+#include "runtime/ops/cublas_lt_impl.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/ops_impl.h"
 
@@ -21,7 +20,7 @@ namespace {
 
 void check_cublas(cublasStatus_t status, const char* call) {
   LONGHAUL_CHECK(status == CUBLAS_STATUS_SUCCESS, call,
-                 " failed: ", cublasLtGetStatusString(status));
+                 " failed: ", cublas_lt().get_status_string(status));
 }
 #define LONGHAUL_CUBLAS_CHECK(call) check_cublas((call), #call)
 
@@ -76,7 +75,8 @@ struct Problem {
 /// The problem's descriptors, which live for a call.
 struct Descriptors {
   explicit Descriptors(const Problem& p) {
-    LONGHAUL_CUBLAS_CHECK(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    LONGHAUL_CUBLAS_CHECK(cublas_lt().matmul_desc_init(&operation, sizeof(operation),
+                                                       CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.left.operation);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.right.operation);
     set(left, p.left);
@@ -91,11 +91,11 @@ struct Descriptors {
  private:
   void set(cublasLtMatmulDescAttributes_t attribute, cublasOperation_t value) {
     LONGHAUL_CUBLAS_CHECK(
-        cublasLtMatmulDescSetAttribute(&operation, attribute, &value, sizeof(value)));
+        cublas_lt().matmul_desc_set_attribute(&operation, attribute, &value, sizeof(value)));
   }
   static void set(cublasLtMatrixLayoutOpaque_t& layout, const Matrix& matrix) {
-    LONGHAUL_CUBLAS_CHECK(cublasLtMatrixLayoutInit(
-        &layout, cuda_type(matrix.dtype), static_cast<std::uint64_t>(matrix.rows),
+    LONGHAUL_CUBLAS_CHECK(cublas_lt().matrix_layout_init(
+        &layout, sizeof(layout), cuda_type(matrix.dtype), static_cast<std::uint64_t>(matrix.rows),
         static_cast<std::uint64_t>(matrix.cols), matrix.leading));
   }
 };
@@ -117,7 +117,7 @@ class Library {
   cublasLtHandle_t handle(int device) {
     std::lock_guard lock(mutex_);
     cublasLtHandle_t& handle = handles_[device];
-    if (handle == nullptr) LONGHAUL_CUBLAS_CHECK(cublasLtCreate(&handle));
+    if (handle == nullptr) LONGHAUL_CUBLAS_CHECK(cublas_lt().create(&handle));
     return handle;
   }
 
@@ -140,10 +140,10 @@ class Library {
 
   static Algorithm choose(const Problem& p, Descriptors& descriptors, cublasLtHandle_t handle) {
     cublasLtMatmulPreferenceOpaque_t preference{};
-    LONGHAUL_CUBLAS_CHECK(cublasLtMatmulPreferenceInit(&preference));
+    LONGHAUL_CUBLAS_CHECK(cublas_lt().matmul_preference_init(&preference, sizeof(preference)));
     const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-      LONGHAUL_CUBLAS_CHECK(
-          cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)));
+      LONGHAUL_CUBLAS_CHECK(cublas_lt().matmul_preference_set_attribute(&preference, attribute,
+                                                                        &value, sizeof(value)));
     };
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
         static_cast<std::uint64_t>(kCudaMatmulScratchBytes));
@@ -156,15 +156,15 @@ class Library {
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(p.c.data));
     cublasLtMatmulHeuristicResult_t result{};
     int count = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+    const cublasStatus_t status = cublas_lt().matmul_algo_get_heuristic(
         handle, &descriptors.operation, &descriptors.left, &descriptors.right, &descriptors.addend,
         &descriptors.c, &preference, 1, &result, &count);
-    LONGHAUL_CHECK(status == CUBLAS_STATUS_SUCCESS && count > 0, "cuBLASLt ", cublasLtGetVersion(),
-                   " has no algorithm for c[", p.c.cols, ",", p.c.rows, "] of ", name(p.left.dtype),
-                   " into ", name(p.c.dtype), ", leading sizes ", p.right.leading, ", ",
-                   p.left.leading, ", ", p.c.leading, ", alignments ", alignment(p.right.data),
-                   ", ", alignment(p.left.data), ", ", alignment(p.c.data), ": ",
-                   cublasLtGetStatusString(status));
+    LONGHAUL_CHECK(status == CUBLAS_STATUS_SUCCESS && count > 0, "cuBLASLt ",
+                   cublas_lt().get_version(), " has no algorithm for c[", p.c.cols, ",", p.c.rows,
+                   "] of ", name(p.left.dtype), " into ", name(p.c.dtype), ", leading sizes ",
+                   p.right.leading, ", ", p.left.leading, ", ", p.c.leading, ", alignments ",
+                   alignment(p.right.data), ", ", alignment(p.left.data), ", ", alignment(p.c.data),
+                   ": ", cublas_lt().get_status_string(status));
     return {result.algo, static_cast<std::int64_t>(result.workspaceSize)};
   }
 
@@ -185,7 +185,7 @@ void multiply(const MatrixOperand& a, const MatrixOperand& b, const MatrixOperan
   const Algorithm algorithm = Library::instance().algorithm(problem, descriptors, device);
   const Buffer workspace = stream.allocate(algorithm.workspace_bytes);
   const float one = 1.0f, beta = adds ? 1.0f : 0.0f;
-  LONGHAUL_CUBLAS_CHECK(cublasLtMatmul(
+  LONGHAUL_CUBLAS_CHECK(cublas_lt().matmul(
       Library::instance().handle(device), &descriptors.operation, &one, problem.left.data,
       &descriptors.left, problem.right.data, &descriptors.right, &beta, problem.addend.data,
       &descriptors.addend, c.data(), &descriptors.c, &algorithm.algo, workspace.data(),

@@ -11,23 +11,24 @@
 namespace longhaul::attention {
 namespace {
 
-TEST(Speed, BlockKernelsReachAQuarterOfTheFmaRate) {
+TEST(Speed, BlockKernelsReachHalfOfTheirGoals) {
+  constexpr double kForward = 0.75 / 2, kBackward = 0.65 / 2;
   KernelCase which;
-  which.tokens = 4096;
-  which.dim = 64;
+  which.tokens = 2048;
+  which.dim = 128;
   double forward = 0, backward = 0;
-  for (int attempt = 0; attempt < 5 && std::min(forward, backward) < 0.25; ++attempt) {
-    for (const KernelRates& rates : measure_block_kernels(which, 3)) {
+  for (int attempt = 0; attempt < 3 && (forward < kForward || backward < kBackward); ++attempt) {
+    for (const KernelRates& rates : measure_block_kernels(which, 1)) {
       forward = std::max(forward, rates.forward_ratio());
       backward = std::max(backward, rates.backward_ratio());
     }
   }
   std::printf(
-      "fp32, one head, S=4096, D=64, one thread: forward %.2f, backward %.2f of the fp32 FMA "
+      "fp32, one head, S=2048, D=128, one thread: forward %.2f, backward %.2f of the fp32 FMA "
       "rate\n",
       forward, backward);
-  EXPECT_GE(forward, 0.25);
-  EXPECT_GE(backward, 0.25);
+  EXPECT_GE(forward, kForward);
+  EXPECT_GE(backward, kBackward);
 }
 
 TEST(Speed, OtherScoringsKeepHalfOfTheSoftmaxRate) {

@@ -202,7 +202,7 @@ TEST(Cli, WrongVerbsAreAnsweredWithTheNearest) {
            {{"trian", "a.toml"}, "there is no verb 'trian'; did you mean 'train'?"},
            {{"resume", "a.toml"}, "there is no verb 'resume'; here it is 'train'"},
            {{"convert", "a"}, "there is no verb 'convert'; here it is 'tokenize'"},
-           {{"evaluate"}, "there is no verb 'evaluate'; here it is 'report'"},
+           {{"evaluate"}, "there is no verb 'evaluate'; here it is 'eval'"},
            {{"bench", "layout"}, "there is no verb 'layout'; did you mean 'layouts'?"},
            {{"xxxxxxxxxx"}, "there is no verb 'xxxxxxxxxx'; expected one of train, validate, "}}) {
     const ProcessResult result = longhaul(arguments);

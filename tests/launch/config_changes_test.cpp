@@ -194,7 +194,8 @@ const std::map<std::string, std::string> kOtherOfFamilies = {
 };
 /// Keys with a single value so far, or that go with others, or with a mask or layers of their own
 /// (below, and families_test.cpp).
-const Keys kNotAlone = {"model.architecture",
+const Keys kNotAlone = {"data.corpora",
+                        "model.architecture",
                         "parallelism.context_parallel_linear_scheme",
                         "model.layer_types",
                         "model.sliding_window",
@@ -307,6 +308,22 @@ TEST(ConfigChanges, AttentionServersMayChangeAndWhereTheyAreIsNotTold) {
                  {"mode=external", "addresses=[\"tcp:h:1\", \"unix:b\"]", "token_file=u",
                   "timeout_seconds=3"}),
             Keys());
+}
+
+TEST(ConfigChanges, CorporaMayBeNamedOtherwiseAndMayNotBeOthers) {
+  std::string text = kConfig;
+  const std::string corpus = "corpus = \"FOLDER/c.h5\"";
+  text.replace(text.find(corpus), corpus.size(),
+               "corpora = [{path = \"FOLDER/c.h5\", weight = 2}]");
+  const TrainConfig mixed = load({}, text);
+  runtime::CheckpointMetadata before = checkpoint_of(load());
+  EXPECT_EQ(keys(compare(before, mixed).run), (Keys{"data.corpus", "data.corpora"}));
+  EXPECT_TRUE(compare(before, mixed).meaning.empty());
+  before.corpus_digest = "two";
+  const auto found = compare(before, mixed).meaning;
+  ASSERT_EQ(keys(found), Keys{"data.corpora"});
+  EXPECT_TRUE(found[0].before.ends_with("/c.h5\" of digest two")) << found[0].before;
+  EXPECT_TRUE(found[0].now.ends_with("/c.h5\", weight = 2.0}] of digest one")) << found[0].now;
 }
 
 TEST(ConfigChanges, NumbersOfMasksAndTypesOfLayersAreMeaning) {

@@ -1,16 +1,17 @@
-// Long: a table of wrong configurations, each with what is said of it.
+// What loads, and a table of wrong configurations, each with what is said of it.
 
-#include "launch/config.h"
+#include "tests/support/config_test.h"
 
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
-#include <regex>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
 
+#include "launch/config.h"
 #include "runtime/error.h"
-#include "tests/support/process.h"
 
 namespace longhaul::launch {
 namespace {
@@ -18,88 +19,7 @@ namespace {
 using runtime::DType;
 using runtime::Error;
 using runtime::ExitCode;
-using runtime::GridShape;
-
-// A right configuration, line by line: the cases below replace lines of it.
-const std::vector<std::string> kLines = {
-    "[job]",                        // 1
-    "output_dir = \"OUT\"",         // 2
-    "[model]",                      // 3
-    "hidden_size = 256",            // 4
-    "intermediate_size = 688",      // 5
-    "num_hidden_layers = 4",        // 6
-    "num_attention_heads = 8",      // 7
-    "num_key_value_heads = 4",      // 8
-    "[data]",                       // 9
-    "corpus = \"CORPUS\"",          // 10
-    "[training]",                   // 11
-    "seq_len = 4096",               // 12
-    "tokens_per_step = 8192",       // 13
-    "steps = 100",                  // 14
-    "[lr_scheduler]",               // 15
-    "warmup_steps = 10",            // 16
-    "[parallelism]",                // 17
-    "context_parallel_degree = 4",  // 18
-};
-
-class ConfigTest : public testing::Test {
- protected:
-  ConfigTest() : corpus_(folder_.write("corpus.h5", "not read here")) {}
-
-  std::string text_with(const std::map<int, std::string>& replaced) const {
-    std::string text;
-    const auto last = std::max<int>(static_cast<int>(kLines.size()),
-                                    replaced.empty() ? 0 : replaced.rbegin()->first);
-    for (int line = 1; line <= last; ++line) {
-      const auto found = replaced.find(line);
-      const auto index = static_cast<std::size_t>(line - 1);
-      text += (found != replaced.end() ? found->second
-               : index < kLines.size() ? kLines[index]
-                                       : "") +
-              "\n";
-    }
-    for (const auto& [from, to] :
-         {std::pair<std::string, std::string>("\"CORPUS\"", "\"" + corpus_ + "\""),
-          std::pair<std::string, std::string>("\"OUT\"", "\"" + folder_.file("out") + "\"")}) {
-      const auto at = text.find(from);
-      if (at != std::string::npos) text.replace(at, from.size(), to);
-    }
-    return text;
-  }
-  std::string file_with(const std::map<int, std::string>& replaced) const {
-    return folder_.write("run.toml", text_with(replaced));
-  }
-  TrainConfig load(const std::map<int, std::string>& replaced = {},
-                   const std::vector<std::string>& overrides = {},
-                   std::optional<std::int64_t> world = std::nullopt) const {
-    return load_config(file_with(replaced), overrides, world).config;
-  }
-  /// The problems as lines "line:column: message" (or "--set ...: message"), without the heading.
-  std::vector<std::string> problems(const std::map<int, std::string>& replaced,
-                                    const std::vector<std::string>& overrides = {},
-                                    std::optional<std::int64_t> world = std::nullopt) const {
-    const std::string path = file_with(replaced);
-    try {
-      load_config(path, overrides, world);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::config) << error.what();
-      std::istringstream text(error.what());
-      std::vector<std::string> lines;
-      std::string line, heading;
-      std::getline(text, heading);
-      while (std::getline(text, line)) {
-        if (line.starts_with(path + ":")) line.erase(0, path.size() + 1);
-        lines.push_back(line);
-      }
-      EXPECT_TRUE(heading.starts_with(fmt::format("{} problem", lines.size()))) << heading;
-      return lines;
-    }
-    return {};
-  }
-
-  test::TempDirectory folder_;
-  std::string corpus_;
-};
+using test::ConfigTest;
 
 TEST_F(ConfigTest, LoadsWithDefaults) {
   const TrainConfig config = load();
@@ -323,6 +243,36 @@ const std::vector<WrongConfig> kWrong = {
     {"corpus missing",
      {{10, "corpus = \"/nonexistent/c.h5\""}},
      {{"10:10: data.corpus = \"/nonexistent/c.h5\": no such file", "longhaul tokenize"}}},
+    {"two ways to name corpora",
+     {{10, "corpus = \"CORPUS\"\ncorpora = [{path = \"CORPUS\", weight = 1}]"}},
+     {{"11:11: data.corpora = [{path = ", "data.corpus is given too; leave one of them out"}}},
+    {"a mixture of nothing",
+     {{10, "corpora = []"}},
+     {{"10:11: data.corpora = []: expected at least one corpus"}}},
+    {"files of a mixture",
+     {{10,
+       "corpora = [{path = \"CORPUS\", weight = 2},\n  {path = \"/nonexistent/c.h5\", weight = "
+       "1},\n  {path = \"/\", weight = 1.5}]"}},
+     {{"11:3: data.corpora[1] = {path = \"/nonexistent/c.h5\", weight = 1}: no such file",
+       "longhaul tokenize"},
+      {"12:3: data.corpora[2] = {path = \"/\", weight = 1.5}: expected an HDF5 file"}}},
+    {"shares of a mixture",
+     {{10,
+       "corpora = [{path = \"CORPUS\", weight = 2},\n  {path = \"a.h5\", weight = 1e-10},\n  "
+       "{path = \"a.h5\", weight = 2}]"}},
+     {{"11:3: data.corpora[1] = {path = \"a.h5\", weight = 1e-10}: its share is 2.5e-11 of the "
+       "sequences; expected at least 1e-09"},
+      {"12:3: data.corpora[2] = ", "this path is there twice; add its weights up"}}},
+    {"keys of a mixture",
+     {{10, "corpora = [{path = \"CORPUS\", wieght = 2}, {path = \"\", weight = 0}]"}},
+     {{"10:12: data.corpora[0] = {path = ", "missing key 'weight': expected a number above 0"},
+      {"10:",
+       "data.corpora[0].wieght = 2: unknown key; expected path, weight; did you mean 'weight'?"},
+      {"10:", "data.corpora[1].path = \"\": expected a non-empty string"},
+      {"10:", "data.corpora[1].weight = 0: expected a number above 0"}}},
+    {"a misspelled mixture",
+     {{10, "corporas = [{path = \"CORPUS\", weight = 2}]"}},
+     {{"10:1: unknown key 'corporas' in [data]; did you mean 'corpora'?"}}},
     {"corpus is a folder",
      {{10, "corpus = \"/\""}},
      {{"10:10: data.corpus = \"/\": expected an HDF5 file"}}},
@@ -456,89 +406,6 @@ TEST_F(ConfigTest, AllProblemsComeTogetherInFileOrder) {
       "--set training.seqlen=3: unknown key 'seqlen' in [training]; did you mean 'seq_len'?"));
 }
 
-TEST_F(ConfigTest, OverridesWin) {
-  const TrainConfig config =
-      load({{14, "steps = -1"}},
-           {"training.steps=5", "lr_scheduler.warmup_steps=1", "job.output_dir=runs/2026",
-            "optimizer.lr=1", "debug.deterministic=true", "training.dtype=bfloat16",
-            "checkpoint.resume=3", "model.vocab_size=300", "checkpoint.folder=2026",
-            "training.steps=7"});
-  EXPECT_EQ(config.training.steps, 7);
-  EXPECT_EQ(config.job.output_dir, "runs/2026");
-  EXPECT_EQ(config.checkpoint.folder, "2026");
-  EXPECT_EQ(config.optimizer.lr, 1.0);
-  EXPECT_TRUE(config.debug.deterministic);
-  EXPECT_EQ(config.training.dtype, DType::bfloat16);
-  EXPECT_EQ(config.checkpoint.resume, (runtime::WordOrInteger{"", 3}));
-  EXPECT_EQ(config.model.vocab_size, 300);
-  EXPECT_EQ(load({}, {"job.output_dir=\"a \\\"b\\\"\""}).job.output_dir, "a \"b\"");
-}
-
-TEST_F(ConfigTest, WrongOverridesNameThemselves) {
-  const std::vector<std::pair<std::string, std::string>> cases = {
-      {"training.steps", "expected section.key=value"},
-      {"steps=3", "expected section.key=value"},
-      {"=", "expected section.key=value"},
-      {"training.steps=", "no value"},
-      {"training.steps=1\nseq_len=2", "got a string"},
-      {"training.steps=[1", "got a string"},
-      {"training.steps=99999999999999999999",
-       "'99999999999999999999' is not representable in 64 bits"},
-      {"training.steps=-9223372036854775809", "is not representable in 64 bits"},
-      {"training.steps=0x1ffffffffffffffff", "is not representable in 64 bits"},
-      {"training.max_norm=1e999", "'1e999' is not representable in 64 bits"},
-      {"optimizer.lr=-1e400", "is not representable in 64 bits"},
-      {"checkpoint.resume=99999999999999999999", "is not representable in 64 bits"},
-      {"model.vocab_size=99999999999999999999", "is not representable in 64 bits"},
-      {"model.layer_types=[99999999999999999999]", "is not representable in 64 bits"},
-      {"parallelism.context_parallel_scheme=double_ring(outer=99999999999999999999)",
-       "character 19: '99999999999999999999' is not representable in 64 bits"},
-      {"parallelism.context_parallel_switch=99999999999999999999:burst",
-       "the step is not representable in 64 bits"},
-      {"parallelism.context_parallel_scheme=atuo", "did you mean 'auto'?"},
-      {"parallelism.context_parallel_scheme=zzzzzzzz", "group_cast, disaggregated or auto"},
-      {"parallelism.context_parallel_scheme=auto(x=1)",
-       "unknown scheme 'auto': it is a policy, which stands alone; expected ring, "},
-      {"parallelism.context_parallel_scheme=Deepspeed-Ulysses", "here it is called 'ulysses'"},
-      {"parallelism.context_parallel_scheme=zigzag",
-       "here it is called 'ring': with context_parallel_layout = \"zigzag\""},
-      {"parallelism.context_parallel_scheme=usp(around=zigzag)", "here it is called 'ring'"},
-      {"parallelism.context_parallel_switch=5:a2a", "here it is called 'ulysses'"},
-      {"job.output_dir=$LONGHAUL_TEST_NO_SUCH/x",
-       "the environment variable LONGHAUL_TEST_NO_SUCH is not set"},
-      {"checkpoint.folder=~nobody/x", "the home of another user (~nobody) is not looked up"},
-      {"training.steps=1 # a comment\n", "got a string"},
-      {"trainin.steps=1", "unknown section [trainin]; did you mean [training]?"},
-      {"data.mask=ful", "did you mean \"full\"?"},
-      {"data.mask=slices", "`longhaul attention`"},
-      {"data.block=8", "does not use it"},
-  };
-  for (const auto& [text, part] : cases) {
-    const auto found = problems({}, {text});
-    ASSERT_FALSE(found.empty()) << text;
-    EXPECT_TRUE(found[0].starts_with("--set " + text.substr(0, text.find('\n')))) << found[0];
-    std::string all;
-    for (const std::string& line : found) all += line + "\n";
-    EXPECT_NE(all.find(part), std::string::npos) << all;
-  }
-}
-
-TEST_F(ConfigTest, PathsAreExpanded) {
-  const std::string home = std::getenv("HOME") != nullptr ? std::getenv("HOME") : "";
-  ASSERT_FALSE(home.empty());
-  const TrainConfig config =
-      load({{2, "output_dir = \"~/runs/$$a\""}}, {"checkpoint.folder=${HOME}/saved"});
-  EXPECT_EQ(config.job.output_dir, home + "/runs/$a");
-  EXPECT_EQ(config.checkpoint.folder, home + "/saved");
-  EXPECT_NE(to_toml(config).find("folder = \"" + home + "/saved\""), std::string::npos);
-  // What is stored loads to the same.
-  TrainDraft stored("stored.toml");
-  runtime::read_config_text(stored, to_toml(config));
-  stored.check();
-  EXPECT_EQ(stored.config.job.output_dir, config.job.output_dir);
-  EXPECT_EQ(to_toml(stored.config), to_toml(config));
-}
-
 TEST_F(ConfigTest, UnreadableFileIsAConfigError) {
   for (const std::string& path : {folder_.file("absent.toml"), folder_.path().string()}) {
     try {
@@ -548,64 +415,6 @@ TEST_F(ConfigTest, UnreadableFileIsAConfigError) {
       EXPECT_EQ(error.code(), ExitCode::config);
       EXPECT_NE(std::string(error.what()).find(path), std::string::npos);
     }
-  }
-}
-
-TEST_F(ConfigTest, ResolvedTextRoundTrips) {
-  const TrainConfig config =
-      load({}, {"optimizer.lr=0.1234567890123456", "model.rope_theta=500000", "checkpoint.resume=7",
-                "model.vocab_size=257", "checkpoint.folder=\"a\\t\\\"q\\\"\\\\ \\u00e9\"",
-                "comm.timeout_seconds=1e-5"});
-  const std::string text = to_toml(config);
-  const TrainConfig again = load_config(folder_.write("again.toml", text), {}).config;
-  EXPECT_EQ(to_toml(again), text);
-  EXPECT_EQ(digest(again), digest(config));
-  EXPECT_EQ(again.optimizer.lr, 0.1234567890123456);
-  EXPECT_EQ(again.checkpoint.folder, config.checkpoint.folder);
-  EXPECT_EQ(again.model.vocab_size, 257);
-  for (const char* other :
-       {"debug.seed=2", "training.dtype=bfloat16", "optimizer.lr=0.1234567890123457"}) {
-    EXPECT_NE(digest(load({}, {other})), digest(load())) << other;
-  }
-}
-
-TEST_F(ConfigTest, JsonHoldsEveryKey) {
-  const auto json = nlohmann::json::parse(to_json(load()));
-  for (const runtime::ConfigKey& key : config_schema().keys()) {
-    std::string place = "/" + key.path();
-    std::ranges::replace(place, '.', '/');
-    EXPECT_TRUE(json.contains(nlohmann::json::json_pointer(place))) << key.path();
-  }
-  EXPECT_EQ(json["training"]["seq_len"], 4096);
-  EXPECT_EQ(json["checkpoint"]["resume"], "auto");
-}
-
-TEST_F(ConfigTest, GridTakesWhatIsLeft) {
-  TrainConfig config = load({}, {"parallelism.context_parallel_degree=-1"});
-  EXPECT_EQ(resolve_grid(config, 7), (GridShape{1, 7, 1, 1}));
-  config.parallelism.data_parallel_replicate_degree = 3;
-  EXPECT_EQ(resolve_grid(config, 6), (GridShape{3, 2, 1, 1}));
-  try {
-    resolve_grid(config, 7);
-    ADD_FAILURE();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::launch);
-    EXPECT_NE(std::string(error.what()).find("multiple of 3"), std::string::npos) << error.what();
-  }
-  EXPECT_EQ(load({{18, "context_parallel_degree = -1"}}, {}, 5).parallelism.context_parallel_degree,
-            5);
-  EXPECT_EQ(load({{18, "context_parallel_degree = -1"}}).parallelism.context_parallel_degree, -1);
-}
-
-TEST(ConfigSchema, EveryKeyIsExplainedOnce) {
-  std::set<std::string> seen;
-  const std::string reference = config_reference();
-  for (const runtime::ConfigKey& key : config_schema().keys()) {
-    EXPECT_TRUE(seen.insert(key.path()).second) << key.path();
-    EXPECT_TRUE(key.explanation.ends_with(".")) << key.path();
-    EXPECT_NE(reference.find("`" + std::string(key.name) + "`"), std::string::npos);
-    const std::string in_cell = std::regex_replace(key.explanation, std::regex("\\|"), "\\|");
-    EXPECT_NE(reference.find(in_cell), std::string::npos) << in_cell;
   }
 }
 

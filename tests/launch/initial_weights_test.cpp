@@ -95,18 +95,18 @@ TEST(InitialWeights, OfAnotherModelAreRefused) {
   config.model = source.model();
   config.training.seq_len = 512;
   config.model.rope_theta = 1e6;
-  const std::vector<std::string> lines = require_same_model(source, config, 31);
+  const std::vector<std::string> lines = require_fitting_weights(source, config, 31);
   ASSERT_EQ(lines.size(), 3u);
   EXPECT_NE(lines[0].find(folder.file("hf") + ": 21 tensors in 1 file"), std::string::npos);
   EXPECT_EQ(lines[1], "changed  model.rope_theta from 500000.0 to 1000000.0");
   EXPECT_EQ(lines[2], "length   512 a sequence; the weights were made for 128");
   config.model.intermediate_size = 48;
   test::expect_error(ExitCode::config, "model.intermediate_size = 48: the weights' is 24",
-                     [&] { require_same_model(source, config, 31); });
+                     [&] { require_fitting_weights(source, config, 31); });
   config.model = source.model();
   config.model.vocab_size.reset();
   test::expect_error(ExitCode::config, "model.vocab_size = 256, the corpus's: the weights' is 31",
-                     [&] { require_same_model(source, config, 256); });
+                     [&] { require_fitting_weights(source, config, 256); });
 }
 
 TEST(InitialWeights, GiveWayToTheRunsOwnCheckpoint) {

@@ -23,16 +23,21 @@ struct Read {
   std::vector<float> weights;  // of its bytes
 };
 
-std::vector<Read> read_records(const std::string& path, RecordReader* reader = nullptr) {
-  RecordReader own(path);
-  RecordReader& records = reader != nullptr ? *reader : own;
+std::vector<Read> read_records(RecordReader& records, UnusedFields& unused) {
   std::vector<Read> all;
-  while (const auto record = records.next()) {
+  while (records.next()) {
+    const WeightedText record = parse_record(records.line(), records.place(), unused);
     std::vector<std::int64_t> begins;
-    for (std::int64_t byte = 0; byte < std::ssize(record->text); ++byte) begins.push_back(byte);
-    all.push_back({record->text, record->weights(begins)});
+    for (std::int64_t byte = 0; byte < std::ssize(record.text); ++byte) begins.push_back(byte);
+    all.push_back({record.text, record.weights(begins)});
   }
   return all;
+}
+
+std::vector<Read> read_records(const std::string& path) {
+  RecordReader records(path);
+  UnusedFields unused;
+  return read_records(records, unused);
 }
 
 TEST(Records, TakeThreeForms) {
@@ -48,7 +53,8 @@ TEST(Records, TakeThreeForms) {
       "{\"text\": \"\"}\n{\"segments\": []}\n"
       "{\"prompt\": \"\", \"completion\": \"h\"}");  // no newline at the end
   RecordReader reader(path);
-  const auto all = read_records(path, &reader);
+  UnusedFields unused;
+  const auto all = read_records(reader, unused);
   ASSERT_EQ(all.size(), 6u);
   EXPECT_EQ(all[0].text, "ab");
   EXPECT_EQ(all[0].weights, (std::vector{1.0f, 1.0f}));
@@ -61,8 +67,7 @@ TEST(Records, TakeThreeForms) {
   EXPECT_EQ(all[5].weights, (std::vector{1.0f}));
   EXPECT_EQ(reader.place(), path + ":8");
   EXPECT_EQ(reader.bytes_read(), std::ssize(test::read_text(path)));
-  EXPECT_EQ(reader.unused_fields(),
-            (std::map<std::string, std::int64_t>{{"id", 2}, {"meta", 1}, {"segments[].role", 1}}));
+  EXPECT_EQ(unused, (UnusedFields{{"id", 2}, {"meta", 1}, {"segments[].role", 1}}));
 }
 
 TEST(Records, OfAnyLengthAreRead) {

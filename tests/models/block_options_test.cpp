@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "models/family_impl.h"
+#include "models/rope.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/host_tensors.h"
 #include "tests/support/model_rig.h"
@@ -89,7 +90,9 @@ ModelConfig config_of(DType dtype = DType::float32) {
   config.rms_norm_eps =
       1e-2;  // heads of few dims may be small; their norms are to be well conditioned
   config.rope_theta = 100;
+  config.tie_word_embeddings = false;
   config.vocab_size = 11;
+  config.tie_word_embeddings = false;
   config.dtype = dtype;
   return config;
 }
@@ -126,8 +129,7 @@ Model model_of_case(const Case& c, const ModelConfig& config, const ModelOptions
   };
 
   Assembly model(config, branch);
-  model.parts.rope_dim = *config.head_dim;
-  model.parts.rope_theta = *config.rope_theta;
+  model.parts.ropes = {make_rope({*config.head_dim, *config.rope_theta})};
   model.parts.embedding_multiplier = c.embedding_multiplier;
   model.parts.masks = {{std::nullopt, config.num_hidden_layers}};
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {

@@ -119,6 +119,41 @@ std::vector<Case> softmax_cases() {
           {"nemotron_h", nemotron()}};
 }
 
+/// Families that grew from Llama, with what their keys can say; block_options_test.cpp has more of
+/// their blocks.
+std::vector<Case> llama_like_cases() {
+  const auto llama_like = [](const std::string& architecture) {
+    ModelConfig config = base(architecture, 2);
+    config.intermediate_size = 13;
+    config.rms_norm_eps = 1e-2;  // heads of few dims may be small
+    config.rope_theta = 100;
+    config.layer_types = {"sliding_attention", "full_attention"};
+    config.sliding_window = 3;
+    return config;
+  };
+  ModelConfig qwen2 = llama_like("qwen2"), qwen3 = llama_like("qwen3"),
+              gemma2 = llama_like("gemma2"), gemma3 = llama_like("gemma3_text"),
+              phi3 = llama_like("phi3"), olmo2 = llama_like("olmo2");
+  qwen2.use_sliding_window = qwen3.use_sliding_window = true;
+  qwen3.attention_bias = olmo2.attention_bias = true;
+  for (ModelConfig* gemma : {&gemma2, &gemma3}) {
+    gemma->query_pre_attn_scalar = 3;
+    gemma->final_logit_softcapping = 4;
+    gemma->tie_word_embeddings = true;
+  }
+  gemma2.attn_logit_softcapping = 2;
+  gemma3.rope_local_base_freq = 10;
+  gemma3.rope_scaling.rope_type = "linear";
+  gemma3.rope_scaling.factor = 2.5;
+  phi3.partial_rotary_factor = 0.7;
+  for (ModelConfig* full : {&phi3, &olmo2}) {
+    full->layer_types.clear();
+    full->sliding_window.reset();
+  }
+  return {{"qwen2", qwen2},   {"qwen3", qwen3}, {"gemma2", gemma2},
+          {"gemma3", gemma3}, {"phi3", phi3},   {"olmo2", olmo2}};
+}
+
 /// The first layer carries a state.
 std::vector<Case> hybrid_cases() {
   const std::vector<std::string> hybrid = {"linear_attention", "full_attention"};
@@ -238,6 +273,14 @@ TEST_P(HybridOf, RanksGiveTheSameLossAndGradients) {
   expect_the_same_over_ranks(GetParam().config);
 }
 
+class LlamaLike : public testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(Families, LlamaLike, testing::ValuesIn(llama_like_cases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(LlamaLike, LossLogitsAndEveryGradientMatchDifferencesOfTheOracle) {
+  expect_as_the_oracle(GetParam().config);
+}
+
 class SoftmaxOf : public testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(Families, SoftmaxOf, testing::ValuesIn(softmax_cases()),
                          [](const auto& info) { return std::string(info.param.name); });
@@ -321,6 +364,7 @@ TEST_P(SoftmaxOf, PassBytesAreWhatIsHeld) {
 TEST(Families, OnlyMatricesDecay) {
   std::vector<Case> cases = softmax_cases();
   for (Case& c : hybrid_cases()) cases.push_back(std::move(c));
+  for (Case& c : llama_like_cases()) cases.push_back(std::move(c));
   for (const Case& c : cases) {
     const Model model = model_of(c.config, {});
     for (const parallel::Parameter& parameter : model.table().parameters()) {

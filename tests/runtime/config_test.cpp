@@ -16,10 +16,18 @@
 namespace longhaul::runtime {
 namespace {
 
+struct Row : Configuration {
+  std::string name;
+  double rate = 0;
+  std::optional<std::int64_t> size;
+  std::vector<std::int64_t> numbers;
+};
+
 struct Settings : Configuration {
   struct {
     std::vector<std::string> kinds, names;
     std::vector<std::int64_t> sizes;
+    ConfigRows<Row> rows;
   } lists;
   struct {
     std::int64_t count = 0;
@@ -46,6 +54,14 @@ const ConfigSchema& test_schema() {
        {KEY(lists, names), .explanation = "Names.", .default_value = "[\"a\", \"b\"]"},
        {KEY(lists, sizes), .explanation = "Sizes.", .derived_default = "none", .minimum = 1,
         .maximum = 9},
+       {KEY(lists, rows), .explanation = "Rows.", .derived_default = "none",
+        .columns = {{LONGHAUL_CONFIG_COLUMN(Row, name), .explanation = "Name.", .is_path = true},
+                    {LONGHAUL_CONFIG_COLUMN(Row, rate), .explanation = "Rate.",
+                     .default_value = "0.5", .minimum = 0},
+                    {LONGHAUL_CONFIG_COLUMN(Row, size), .explanation = "Size.",
+                     .derived_default = "none", .minimum = 1},
+                    {LONGHAUL_CONFIG_COLUMN(Row, numbers), .explanation = "Numbers.",
+                     .derived_default = "none", .maximum = 9}}},
        {KEY(one, count), .explanation = "Count.", .minimum = 1, .maximum = 1 << 20},
        {KEY(one, rate), .before_it_existed = "0.25", .explanation = "Rate.",
         .default_value = "0.5"},
@@ -114,6 +130,68 @@ TEST(ConfigEngine, OverridesGiveListsAsToml) {
       load(kCount, {"lists.names=[\"x\",\"y, z\"]", "lists.sizes=[2]", "lists.sizes=[3, 4]"});
   EXPECT_EQ(settings.lists.names, (Lines{"x", "y, z"}));
   EXPECT_EQ(settings.lists.sizes, (std::vector<std::int64_t>{3, 4}));
+}
+
+TEST(ConfigEngine, ListsOfTablesLoadInEverySpelling) {
+  const Settings inlined = load(std::string(kCount) +
+                                "[lists]\nrows = [{name = \"a$$\", rate = 2},\n"
+                                "  {size = 3, name = \"b\", numbers = [4, 5]}]");
+  ASSERT_EQ(inlined.lists.rows.rows.size(), 2u);
+  EXPECT_EQ(inlined.lists.rows.rows[0].name, "a$");
+  EXPECT_EQ(inlined.lists.rows.rows[0].rate, 2);
+  EXPECT_EQ(inlined.lists.rows.rows[0].size, std::nullopt);
+  EXPECT_EQ(inlined.lists.rows.rows[1].rate, 0.5);
+  EXPECT_EQ(inlined.lists.rows.rows[1].size, 3);
+  EXPECT_EQ(inlined.lists.rows.rows[1].numbers, (std::vector<std::int64_t>{4, 5}));
+  // Written out it is one line that loads to the same.
+  Settings copy = inlined;
+  const std::string text = to_toml(test_schema(), copy);
+  EXPECT_NE(
+      text.find("\nrows = [{name = \"a$$\", rate = 2.0}, {name = \"b\", rate = 0.5, size = 3, "
+                "numbers = [4, 5]}]\n"),
+      std::string::npos)
+      << text;
+  EXPECT_NE(to_json(test_schema(), copy)
+                .find("\"rows\":[{\"name\":\"a$\",\"rate\":2.0,\"size\":null,\"numbers\":[]},"),
+            std::string::npos);
+  const std::size_t begin = text.find("rows = ") + 7;
+  const std::string row_text = text.substr(begin, text.find('\n', begin) - begin);
+  for (Settings settings :
+       {load(text),
+        load(std::string(kCount) + "[[lists.rows]]\nname = \"a$$\"\nrate = 2.0\n[[lists.rows]]\n"
+                                   "name = \"b\"\nsize = 3\nnumbers = [4, 5]\n"),
+        load(kCount, {"lists.rows=[{name = \"x\"}]", "lists.rows=" + row_text})}) {
+    EXPECT_EQ(to_toml(test_schema(), settings), text);
+  }
+  Settings overridden =
+      load(text, {"lists.rows=[{name = \"x\"}]"});  // a row keeps nothing of an earlier one
+  EXPECT_NE(to_toml(test_schema(), overridden).find("rows = [{name = \"x\", rate = 0.5}]\n"),
+            std::string::npos);
+  EXPECT_EQ(to_toml(test_schema(), copy = load(kCount)).find("rows"), std::string::npos);
+  EXPECT_NE(config_reference(test_schema(), copy)
+                .find("| `rows` | list of `{name = string, rate = float, size = integer, numbers = "
+                      "list of integers}` | none | Rows. |"),
+            std::string::npos);
+}
+
+TEST(ConfigEngine, WrongTablesAreToldAtTheirOwnPlaces) {
+  EXPECT_EQ(
+      problems("[one]\ncount = 3\n[lists]\nrows = [{name = 1, rate = -1}, 7,\n  {rate = 1, "
+               "sise = 2},\n {name = \"a\", numbers = [1, 10], x = {y = 1}}]"),
+      (Lines{"file.toml:4:17: lists.rows[0].name = 1: expected a non-empty string, got an integer",
+             "file.toml:4:27: lists.rows[0].rate = -1: expected a number of at least 0",
+             "file.toml:4:32: lists.rows[1] = 7: expected a list, each element a table of name, "
+             "rate, size, numbers, got an integer",
+             "file.toml:5:3: lists.rows[2] = {rate = 1, sise = 2}: missing key 'name': expected a "
+             "non-empty string",
+             "file.toml:5:21: lists.rows[2].sise = 2: unknown key; expected name, rate, size, "
+             "numbers; did you mean 'size'?",
+             "file.toml:6:29: lists.rows[3].numbers[1] = 10: expected at most 9",
+             "file.toml:6:38: lists.rows[3].x = {y = 1}: unknown key; expected name, rate, size, "
+             "numbers"}));
+  EXPECT_EQ(problems(std::string(kCount) + "[lists]\nrows = {name = \"a\"}"),
+            (Lines{"file.toml:4:8: lists.rows = {name = \"a\"}: expected a list, each element a "
+                   "table of name, rate, size, numbers, got a table"}));
 }
 
 TEST(ConfigEngine, AWrongElementIsToldAtItsOwnPlace) {

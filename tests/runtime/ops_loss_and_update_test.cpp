@@ -10,6 +10,7 @@
 #include "runtime/ops/gradient_norm.h"
 #include "runtime/ops/host_copy.h"
 #include "runtime/ops/random.h"
+#include "runtime/ops/softcap.h"
 #include "tests/support/host_tensors.h"
 
 namespace longhaul::runtime::ops {
@@ -55,33 +56,40 @@ LossReference loss_reference(const Values& logits, const Values& labels, std::in
 
 TEST(CrossEntropy, LossAndGradient) {
   const double scale = 1.0 / 77;
-  for (const std::int64_t rows : {0, 1, 7, 127}) {
-    for (const std::int64_t vocabulary : {1, 2, 263}) {
-      SCOPED_TRACE(concat("rows ", rows, " V ", vocabulary));
-      Values logits = random_values(rows * vocabulary, 1), labels;
-      for (double& logit : logits) logit *= 20;
-      for (std::int64_t row = 0; row < rows; ++row)
-        labels.push_back(static_cast<double>((row * 31) % (vocabulary + 1) - 1));
-      const LossReference expected = loss_reference(logits, labels, vocabulary, scale);
-      std::vector<std::byte> bytes[2];
-      for (const int threads : {1, 2}) {
-        const Stream stream = Stream::cpu("ops", threads);
-        const Tensor tl = make_tensor(logits, {rows, vocabulary}, DType::float32, stream);
-        const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream);
-        const Tensor sum = make_tensor({100}, {1}, DType::float64, stream);  // is added to
-        const Tensor forward_sum = make_tensor({0}, {1}, DType::float64, stream);
-        const Tensor row_loss({rows}, DType::float32, stream),
-            correct({rows}, DType::uint8, stream);
-        cross_entropy(tl, {ids}, forward_sum, row_loss, correct, stream);
-        cross_entropy_backward(tl, {ids}, {scale, DType::float32}, sum, stream);
-        EXPECT_LE(relative_error(read(tl, stream), expected.dlogits), kFloatBound);
-        EXPECT_NEAR(read(sum, stream)[0] - 100, expected.sum, kFloatBound * (1 + expected.sum));
-        EXPECT_NEAR(read(forward_sum, stream)[0], expected.sum, kFloatBound * (1 + expected.sum));
-        EXPECT_LE(relative_error(read(row_loss, stream), expected.rows), kFloatBound);
-        EXPECT_EQ(read(correct, stream), expected.correct);
-        bytes[threads - 1] = read_bytes(tl, stream);
+  for (const double cap : {0.0, 15.0}) {
+    for (const std::int64_t rows : {0, 1, 7, 127}) {
+      for (const std::int64_t vocabulary : {1, 2, 263}) {
+        SCOPED_TRACE(concat("rows ", rows, " V ", vocabulary, " cap ", cap));
+        Values logits = random_values(rows * vocabulary, 1), labels;
+        for (double& logit : logits) logit *= 20;
+        Values capped = logits;
+        for (double& logit : capped) logit = cap > 0 ? cap * std::tanh(logit / cap) : logit;
+        for (std::int64_t row = 0; row < rows; ++row)
+          labels.push_back(static_cast<double>((row * 31) % (vocabulary + 1) - 1));
+        LossReference expected = loss_reference(capped, labels, vocabulary, scale);
+        for (std::size_t i = 0; cap > 0 && i < logits.size(); ++i)
+          expected.dlogits[i] /= std::pow(std::cosh(logits[i] / cap), 2);
+        std::vector<std::byte> bytes[2];
+        for (const int threads : {1, 2}) {
+          const Stream stream = Stream::cpu("ops", threads);
+          const Tensor tl = make_tensor(logits, {rows, vocabulary}, DType::float32, stream);
+          const Tensor ids = make_tensor(labels, {rows}, DType::int32, stream);
+          const Tensor sum = make_tensor({100}, {1}, DType::float64, stream);  // is added to
+          const Tensor forward_sum = make_tensor({0}, {1}, DType::float64, stream);
+          const Tensor row_loss({rows}, DType::float32, stream),
+              correct({rows}, DType::uint8, stream);
+          if (cap > 0) softcap(tl, cap, stream);
+          cross_entropy(tl, {ids}, forward_sum, row_loss, correct, stream);
+          cross_entropy_backward(tl, {ids}, {scale, DType::float32, cap}, sum, stream);
+          EXPECT_LE(relative_error(read(tl, stream), expected.dlogits), kFloatBound);
+          EXPECT_NEAR(read(sum, stream)[0] - 100, expected.sum, kFloatBound * (1 + expected.sum));
+          EXPECT_NEAR(read(forward_sum, stream)[0], expected.sum, kFloatBound * (1 + expected.sum));
+          EXPECT_LE(relative_error(read(row_loss, stream), expected.rows), kFloatBound);
+          EXPECT_EQ(read(correct, stream), expected.correct);
+          bytes[threads - 1] = read_bytes(tl, stream);
+        }
+        EXPECT_EQ(bytes[0], bytes[1]);
       }
-      EXPECT_EQ(bytes[0], bytes[1]);
     }
   }
 }

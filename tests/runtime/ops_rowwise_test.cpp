@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numbers>
+#include <utility>
 
 #include "runtime/ops/bias.h"
 #include "runtime/ops/cast.h"
@@ -163,34 +165,39 @@ TEST_P(Rows, Rope) {
 }
 
 double silu(double g) { return g / (1 + std::exp(-g)); }
+double gelu(double g) {
+  return g / 2 * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (g + 0.044715 * g * g * g)));
+}
 
-TEST_P(Rows, Swiglu) {
-  const std::int64_t f = 37;
-  Values gate_up = values(rows() * 2 * f, 1), dy = values(rows() * f, 3);
-  Values y, gradients(gate_up.size());
-  for (std::size_t i = 0; i < dy.size(); ++i) {
-    const double step = 1e-5;
-    const std::size_t gate_at = i / at(f) * at(2 * f) + i % at(f), up_at = gate_at + at(f);
-    double& gate = gate_up[gate_at];
-    gate *= 16;  // both tails of the sigmoid; a power of two keeps bfloat16 exact
-    const double up = gate_up[up_at];
-    y.push_back(silu(gate) * up);
-    gradients[gate_at] = dy[i] * up * (silu(gate + step) - silu(gate - step)) / (2 * step);
-    gradients[up_at] = dy[i] * silu(gate);
+TEST_P(Rows, Glu) {
+  for (const auto& [kind, of] : {std::pair{Glu::swiglu, &silu}, std::pair{Glu::geglu, &gelu}}) {
+    const std::int64_t f = 37;
+    Values gate_up = values(rows() * 2 * f, 1), dy = values(rows() * f, 3);
+    Values y, gradients(gate_up.size());
+    for (std::size_t i = 0; i < dy.size(); ++i) {
+      const double step = 1e-5;
+      const std::size_t gate_at = i / at(f) * at(2 * f) + i % at(f), up_at = gate_at + at(f);
+      double& gate = gate_up[gate_at];
+      gate *= 16;  // both tails of the sigmoid; a power of two keeps bfloat16 exact
+      const double up = gate_up[up_at];
+      y.push_back(of(gate) * up);
+      gradients[gate_at] = dy[i] * up * (of(gate + step) - of(gate - step)) / (2 * step);
+      gradients[up_at] = dy[i] * of(gate);
+    }
+    std::vector<std::byte> bytes[2];
+    for (const Stream& stream : {one_, two_}) {
+      const Tensor tg = make_tensor(gate_up, {rows(), 2 * f}, dtype(), stream),
+                   td = make_tensor(dy, {rows(), f}, dtype(), stream),
+                   ty({rows(), f}, dtype(), stream);
+      glu(kind, tg, ty, stream);
+      glu_backward(kind, tg, td, stream);
+      EXPECT_LE(relative_error(read(ty, stream), y), bound(dtype()));
+      EXPECT_LE(relative_error(read(tg, stream), gradients), bound(dtype()));
+      EXPECT_EQ(read_bytes(td, stream), read_bytes(ty, stream)) << "y again";
+      bytes[stream.threads() - 1] = read_bytes(tg, stream);
+    }
+    EXPECT_EQ(bytes[0], bytes[1]);
   }
-  std::vector<std::byte> bytes[2];
-  for (const Stream& stream : {one_, two_}) {
-    const Tensor tg = make_tensor(gate_up, {rows(), 2 * f}, dtype(), stream),
-                 td = make_tensor(dy, {rows(), f}, dtype(), stream),
-                 ty({rows(), f}, dtype(), stream);
-    glu(Glu::swiglu, tg, ty, stream);
-    glu_backward(Glu::swiglu, tg, td, stream);
-    EXPECT_LE(relative_error(read(ty, stream), y), bound(dtype()));
-    EXPECT_LE(relative_error(read(tg, stream), gradients), bound(dtype()));
-    EXPECT_EQ(read_bytes(td, stream), read_bytes(ty, stream)) << "y again";
-    bytes[stream.threads() - 1] = read_bytes(tg, stream);
-  }
-  EXPECT_EQ(bytes[0], bytes[1]);
 }
 
 TEST(Glu, ExtremeGates) {

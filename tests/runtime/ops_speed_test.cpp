@@ -57,8 +57,11 @@ TEST(OpsSpeed, MatmulKeepsItsShareOfTheFmaRate) {
   if (cpu_level() != best_cpu_level()) GTEST_SKIP() << "the FMA rate is that of the best level";
   const Stream stream = Stream::cpu("speed", 1);
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
-    // Widened, bfloat16 is as fast as float32 but for its packing.
-    const double bound = dtype == DType::float32 ? 0.45 : 0.4;
+    // Where the CPU multiplies bfloat16 itself: more than float32 can. Widened, it is as fast as
+    // float32 but for its packing.
+    const double bound = dtype == DType::float32                ? 0.45
+                         : __builtin_cpu_supports("avx512bf16") ? 1.0
+                                                                : 0.4;
     double best = 0;
     for (int attempt = 0; attempt < 3 && best < bound; ++attempt)
       best = std::max(best, matmul_rate(dtype, stream));

@@ -89,7 +89,8 @@ TEST(SafetensorsFolder, FoldersWithoutAreRefused) {
   folder.write("pytorch_model.bin", "");
   expect_error(ExitCode::data, "save the model again", [&] { Weights(folder.path()); });
   folder.write(kIndexName, index_of(R"("a": "gone.safetensors")"));
-  expect_error(ExitCode::io, "gone.safetensors: cannot open", [&] { Weights(folder.path()); });
+  expect_error(ExitCode::data, "'gone.safetensors', which is not in the folder",
+               [&] { Weights(folder.path()); });
 }
 
 TEST(SafetensorsFolder, HostileIndexesAreRefused) {

@@ -65,16 +65,24 @@ Values rms(const Values& x, const Values& weight, const OracleForm& form) {
   return y;
 }
 
+bool slides(const ModelConfig& c, std::int64_t layer) {
+  return !c.layer_types.empty() && c.layer_types[at(layer)] == "sliding_attention";
+}
+
+/// Gemma 3's sliding layers have a base of their own; the others are stretched, if at all.
 void rotate(Values& x, const OracleBatch& batch, std::int64_t heads, const ModelConfig& c,
-            std::int64_t turned) {
+            std::int64_t turned, std::int64_t layer) {
   const std::int64_t dim = *c.head_dim, half = turned / 2;
+  const bool local = c.rope_local_base_freq && slides(c, layer);
+  const double theta = local ? *c.rope_local_base_freq : c.rope_theta.value_or(1),
+               stretch = local ? 1 : c.rope_scaling.factor.value_or(1);
   for (std::size_t row = 0; row < batch.positions.size(); ++row) {
     for (std::int64_t head = 0; head < heads; ++head) {
       double* v = &x[(row * at(heads) + at(head)) * at(dim)];
       for (std::int64_t i = 0; i < half; ++i) {
         const double angle =
-            static_cast<double>(batch.positions[row]) *
-            std::pow(*c.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(turned));
+            static_cast<double>(batch.positions[row]) / stretch *
+            std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(turned));
         const double a = v[i], b = v[i + half];
         v[i] = a * std::cos(angle) - b * std::sin(angle);
         v[i + half] = b * std::cos(angle) + a * std::sin(angle);
@@ -87,7 +95,7 @@ void rotate(Values& x, const OracleBatch& batch, std::int64_t heads, const Model
 Values attend(const Values& q, const Values& k, const Values& v, const OracleBatch& batch,
               const ModelConfig& c, const OracleForm& form, std::int64_t layer,
               const Values& sinks) {
-  const bool slides = !c.layer_types.empty() && c.layer_types[at(layer)] == "sliding_attention";
+  const bool slides = test::slides(c, layer);
   const std::size_t rows = batch.tokens.size(), heads = at(*c.num_attention_heads),
                     d = at(*c.head_dim);
   const std::size_t kv_heads = at(*c.num_key_value_heads);
@@ -151,8 +159,8 @@ Values attention(const Values& in, const OracleBatch& batch, const ModelConfig& 
     q = rms(q, w(form.attention + "q_norm.weight"), form);
     k = rms(k, w(form.attention + "k_norm.weight"), form);
   }
-  rotate(q, batch, heads, c, form.turned);
-  rotate(k, batch, kv_heads, c, form.turned);
+  rotate(q, batch, heads, c, form.turned, layer);
+  rotate(k, batch, kv_heads, c, form.turned, layer);
   const bool sinks = w.has(form.attention + "sinks");
   Values out =
       attend(q, k, v, batch, c, form, layer, sinks ? w(form.attention + "sinks") : Values());
@@ -296,6 +304,27 @@ OracleForm oracle_form(const ModelConfig& c) {
     }
   } else if (c.architecture == "kimi_linear") {
     form.mixers = std::string(at(c.num_hidden_layers), 'r');
+  } else if (c.architecture == "qwen3") {
+    form.qk_norm = true;
+  } else if (c.architecture == "phi3") {
+    form.turned = static_cast<std::int64_t>(dim * *c.partial_rotary_factor);
+  } else if (c.architecture == "olmo2") {
+    form.qk_norm = true;
+    form.attention_norm.clear();
+    form.attention_norm_after = "post_attention_layernorm.weight";
+    form.mlp_norm.clear();
+    form.mlp_norm_after = "post_feedforward_layernorm.weight";
+  } else if (c.architecture == "gemma2" || c.architecture == "gemma3_text") {
+    form.norm_offset = 1;
+    form.qk_norm = c.architecture == "gemma3_text";
+    form.attention_norm_after = "post_attention_layernorm.weight";
+    form.mlp_norm = "pre_feedforward_layernorm.weight";
+    form.mlp_norm_after = "post_feedforward_layernorm.weight";
+    form.scale = 1 / std::sqrt(*c.query_pre_attn_scalar);
+    form.score_cap = c.attn_logit_softcapping.value_or(0);
+    form.logit_cap = *c.final_logit_softcapping;
+    form.gelu = true;
+    form.embedding_multiplier = std::sqrt(static_cast<double>(c.hidden_size));
   }
   return form;
 }

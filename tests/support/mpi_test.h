@@ -1,6 +1,9 @@
 #pragma once
 // What an MPI test may use; mpi_main.cpp provides it.
 
+#include <cstdint>
+#include <vector>
+
 #include "runtime/comm/mpi.h"
 
 namespace longhaul::test {
@@ -12,5 +15,8 @@ runtime::MpiSession& mpi_session();
 runtime::Communicator& mpi_world();
 /// Small, so that ordinary tests reach the splitting of messages.
 constexpr std::int64_t kMaxMessageBytes = 64 * 1024;
+
+/// Of `mine`, a number a job: numbers[j][r] of rank r, known to all ranks afterwards.
+std::vector<std::vector<std::uint64_t>> of_all_ranks(const std::vector<std::uint64_t>& mine);
 
 }  // namespace longhaul::test

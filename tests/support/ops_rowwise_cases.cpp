@@ -259,13 +259,14 @@ Gated silu(double g) {
 }
 Gated gelu(double g) {
   const double root = std::sqrt(2 / std::numbers::pi), z = root * (g + 0.044715 * g * g * g),
-               dz = root * (1 + 3 * 0.044715 * g * g), t = std::tanh(z);
-  const double tail = (1 - t) * (1 + t) / 2;  // 4 sigmoid'(2 z) / 2
-  // The sigmoid of 2 z is within a rounding of 1 from 6 on, so what multiplies its rest is lost.
+               dz = root * (1 + 3 * 0.044715 * g * g);
+  const double half = 1 / (1 + std::exp(-2 * z)), rest = 1 / (1 + std::exp(2 * z));  // (1 +- t) / 2
+  const double moved = 2 * std::abs(g) * half * rest * dz;
+  // In fp32 `half` is 1 from g = 6 on, so what multiplies `rest` is lost.
   const double near = std::min(std::abs(g), 6.0);
   const double lost = near * 2 * root * (1 + 3 * 0.044715 * near * near);
-  return {g / 2 * (1 + t), (1 + t) / 2 + g * tail * dz,
-          (1 + t) / 2 * (1 + lost) + std::abs(g) * tail * dz * (1 + 2 * std::abs(z))};
+  return {g * half, half + 2 * g * half * rest * dz,
+          half * (1 + lost) + moved * (1 + 2 * std::abs(z))};
 }
 
 void gated_activation(ops::Glu kind, Gated (*of)(double), const Stream& stream) {
