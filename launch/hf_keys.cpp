@@ -147,7 +147,6 @@ std::vector<HfDefault> class_defaults(const std::string& family) {
                                  {"qwen3", 32768}, {"gemma2", 8192},    {"gemma3_text", 131072},
                                  {"phi3", 4096},   {"olmo2", 2048}};
   std::vector<HfDefault> defaults;
-  if (family == "llama") defaults.push_back({"rms_norm_eps", 1e-6});
   if (family == "mistral") defaults.push_back({"sliding_window", 4096});
   const auto length = std::ranges::find(kLengths, family, &Length::family);
   if (length != std::end(kLengths)) defaults.push_back({"max_position_embeddings", length->tokens});
