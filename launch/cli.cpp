@@ -10,6 +10,7 @@
 #include "launch/attention.h"
 #include "launch/cli_impl.h"
 #include "launch/comparison.h"
+#include "launch/convert.h"
 #include "launch/eval.h"
 #include "launch/inspect.h"
 #include "launch/peer_words.h"
@@ -101,6 +102,26 @@ void add_tokenize(CLI::App& app, Action& action) {
       ->type_name("ID");
   verb->add_option("--threads", options->threads, "Threads that encode; without it one a core")
       ->check(CLI::Range(1, 4096));
+}
+
+void add_convert(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<ConvertOptions>();
+  CLI::App* verb = add_verb(app, action, "convert",
+                            "Turn the weights of a Hugging Face folder into a checkpoint, or those "
+                            "of a checkpoint into a Hugging Face folder",
+                            options, run_convert);
+  expand(verb->add_option("SOURCE", options->source,
+                          "Hugging Face folder (config.json beside *.safetensors), checkpoint, or "
+                          "folder of checkpoints, whose newest is taken"))
+      ->required();
+  expand(
+      verb->add_option("--output", options->output,
+                       "Folder to write: of checkpoints, or Hugging Face's, which must not exist"))
+      ->required();
+  verb->add_option(
+      "--dtype", options->dtype,
+      "Of a Hugging Face folder that is written: float32, bfloat16 or float16; without "
+      "it that of the folder that the weights came from, or float32");
 }
 
 void add_serve(CLI::App& app, Action& action) {
@@ -336,6 +357,7 @@ int run_command_line(int argc, const char* const* argv) {
   add_eval(app, action);
   add_validate(app, action);
   add_tokenize(app, action);
+  add_convert(app, action);
   add_inspect(app, action);
   add_attention(app, action);
   add_bench(app, action);

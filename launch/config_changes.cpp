@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "attention/named_masks.h"
@@ -23,8 +24,10 @@ using runtime::ExitCode;
 using runtime::fail;
 using runtime::OnResume;
 
-/// A checkpoint's configuration as this program reads it.
-TrainDraft read_stored(const std::string& text, const std::string& path) {
+/// A checkpoint's configuration as this program reads it. Throws Error(data) unless every key of
+/// `needed` can be understood.
+TrainDraft read_stored(const std::string& text, const std::string& path,
+                       const std::function<bool(const ConfigKey&)>& needed) {
   const std::string today = translate_config(text);
   const auto parsed = runtime::parse_toml(today);
   if (const auto* error = std::get_if<runtime::TomlSyntaxError>(&parsed))
@@ -40,7 +43,7 @@ TrainDraft read_stored(const std::string& text, const std::string& path) {
   runtime::read_stored_config(draft, today);
   check_model(draft);
   for (const ConfigKey& key : schema.keys()) {
-    if (key.on_resume == OnResume::meaning && !draft.good({key.path().c_str()}))
+    if (needed(key) && !draft.good({key.path().c_str()}))
       fail(ExitCode::data, path, ": its configuration has no ", key.path(),
            " that can be understood");
   }
@@ -94,7 +97,9 @@ bool changes_model(const KeyChange& change) {
 
 ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpoint,
                                       const std::string& path, const ResumingRun& run) {
-  const TrainDraft stored = read_stored(checkpoint.config, path);
+  const TrainDraft stored = read_stored(checkpoint.config, path, [](const ConfigKey& key) {
+    return key.on_resume == OnResume::meaning;
+  });
   TrainConfig before = stored.config, now = run.config;
   TrainConfig before_as_given = before, now_as_given = now;
   ConfigChanges changes;
@@ -147,6 +152,16 @@ ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint
        ": this run's configuration gives the checkpoint another meaning:", listed(changes.meaning),
        "\nTo go on from it, set these keys as they were. To start another run, set another "
        "job.output_dir, or checkpoint.resume = \"never\"");
+}
+
+ModelConfig checkpoint_model(const runtime::CheckpointMetadata& checkpoint,
+                             const std::string& path) {
+  TrainDraft stored = read_stored(checkpoint.config, path, [](const ConfigKey& key) {
+    return key.path().starts_with("model.");
+  });
+  if (!stored.config.model.vocab_size)
+    fail(ExitCode::data, path, ": its configuration has no model.vocab_size");
+  return stored.config.model;
 }
 
 ConfigChanges require_same_model(const runtime::CheckpointMetadata& checkpoint,

@@ -47,6 +47,11 @@ ConfigChanges compare_with_checkpoint(const runtime::CheckpointMetadata& checkpo
 ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint,
                                    const std::string& path, const ResumingRun& run);
 
+/// The model of a checkpoint, complete and with vocab_size. Throws Error(data) when its
+/// configuration does not say it.
+ModelConfig checkpoint_model(const runtime::CheckpointMetadata& checkpoint,
+                             const std::string& path);
+
 /// Of a run that only evaluates: the same, but only keys of [model] may not have changed, and of
 /// those what turns q and k may. What else has another meaning is told as a change of the run.
 ConfigChanges require_same_model(const runtime::CheckpointMetadata& checkpoint,

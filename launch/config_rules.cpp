@@ -18,6 +18,7 @@
 #include "models/layer_types.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
+#include "runtime/io/checkpoint.h"
 #include "runtime/io/mixture.h"
 
 namespace longhaul::launch {
@@ -257,6 +258,17 @@ void check_files(TrainDraft& draft) {
     } else {
       check_corpus("validation.corpus", *validation.corpus);
     }
+  }
+  const CheckpointConfig& checkpoint = draft.config.checkpoint;
+  if (draft.good({"checkpoint.initial_load_path"}) && checkpoint.initial_load_path &&
+      !fs::is_directory(*checkpoint.initial_load_path, error)) {
+    // A run that has checkpoints of its own no longer needs them.
+    const bool begun = draft.good({"job.output_dir", "checkpoint.folder", "checkpoint.resume"}) &&
+                       checkpoint.enable && checkpoint.resume.word != "never" &&
+                       !runtime::list_checkpoints(checkpoint_folder(draft.config)).empty();
+    if (!begun)
+      draft.key_problem("checkpoint.initial_load_path", quote_toml(*checkpoint.initial_load_path),
+                        "expected a folder: Hugging Face's, or one of checkpoints");
   }
   if (draft.good({"job.output_dir"})) {
     const std::string& folder = draft.config.job.output_dir;

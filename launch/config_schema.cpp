@@ -271,6 +271,13 @@ std::vector<runtime::ConfigKey> declare() {
                       "refused, exit 65); `never`; or a step.",
        .default_value = "\"auto\"", .choices = {"auto", "never"}, .minimum = 0,
        .maximum = kMaxTokens},
+      {LONGHAUL_KEY(checkpoint, initial_load_path, free),
+       .explanation =
+           "Weights that a run begins with where it goes on from no checkpoint of its own: a "
+           "Hugging Face folder, a checkpoint, or a folder of them, whose newest is taken. Step 0, "
+           "a fresh optimizer; [model] must be theirs but for what stretches them to another "
+           "length.",
+       .derived_default = "weights drawn from debug.seed", .is_path = true},
 
       {LONGHAUL_KEY(validation, enable, run),
        .explanation =

@@ -9,6 +9,8 @@
 #include <sstream>
 #include <vector>
 
+#include "launch/checkpoint_path.h"
+#include "launch/hf_origin.h"
 #include "launch/old_schemes.h"
 #include "runtime/counted.h"
 #include "runtime/error.h"
@@ -153,7 +155,11 @@ std::string inspect_checkpoint(const fs::path& folder, std::int64_t step, bool b
   report.line("cursor", metadata.cursor);
   report.line("seed", metadata.seed);
   report.line("corpus digest", metadata.corpus_digest);
-  for (const auto& [name, value] : metadata.extra) report.line(name, value);
+  if (const auto origin = origin_of(metadata.extra, checkpoint.path().string()))
+    report.line("weights from", origin->folder);
+  for (const auto& [name, value] : metadata.extra) {
+    if (name != kOriginKey) report.line(name, value);
+  }
   std::int64_t values = 0, bytes = 0;
   for (const runtime::TensorInfo& tensor : checkpoint.tensors()) {
     values += elements(tensor);
@@ -257,21 +263,12 @@ std::string inspect(const InspectOptions& options) {
   for (const char* name : {safetensors::kWeightsName, safetensors::kIndexName}) {
     if (fs::exists(options.path / name, code)) return inspect_weights(options.path, options.brief);
   }
-  fs::path path = fs::absolute(options.path).lexically_normal();
-  if (path.filename().empty()) path = path.parent_path();  // "step-00000010/"
-  for (const std::int64_t step : runtime::list_checkpoints(path.parent_path())) {
-    const std::string name = path.filename().string();
-    std::string digits = std::to_string(step);
-    if (digits.size() < 8) digits.insert(0, 8 - digits.size(), '0');
-    if (name == "step-" + digits)
-      return inspect_checkpoint(path.parent_path(), step, options.brief);
-  }
-  const std::vector<std::int64_t> steps = runtime::list_checkpoints(path);
-  if (steps.empty()) {
+  const std::optional<CheckpointPlace> place = find_checkpoint(options.path);
+  if (!place) {
     fail(ExitCode::data, options.path.string(),
          ": neither a checkpoint nor a folder of checkpoints or of safetensors");
   }
-  return inspect_checkpoint(path, steps.back(), options.brief);
+  return inspect_checkpoint(place->folder, place->step, options.brief);
 }
 
 }  // namespace longhaul::launch

@@ -239,8 +239,9 @@ constexpr PeerValues kValues[] = {
 };
 
 constexpr PeerVerbs kVerbs[] = {
+    {"convert", "export import hf_export to_hf from_hf"},
     {"train", "resume continue pretrain finetune fit run start launch"},
-    {"tokenize", "convert preprocess preprocess_data prepare prepare_data encode"},
+    {"tokenize", "preprocess preprocess_data prepare prepare_data encode"},
     {"validate", "check verify lint config dry-run dryrun"},
     {"inspect", "show info dump list describe"},
     {"report", "plot summary summarize compare"},

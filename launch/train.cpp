@@ -8,6 +8,7 @@
 #include "launch/common_ground.h"
 #include "launch/config.h"
 #include "launch/corpora.h"
+#include "launch/initial_weights.h"
 #include "launch/memory.h"
 #include "launch/model.h"
 #include "launch/place.h"
@@ -83,11 +84,28 @@ Resumed load_checkpoint(Trainer& trainer, const TrainConfig& config,
   return resumed;
 }
 
+/// The weights of checkpoint.initial_load_path, if it is given. Collective, as above.
+std::vector<std::string> load_initial_weights(Trainer& trainer, const TrainConfig& config,
+                                              std::int64_t vocab_size,
+                                              const runtime::Stream& stream) {
+  if (!config.checkpoint.initial_load_path) return {};
+  const auto source =
+      open_weights(*config.checkpoint.initial_load_path, trainer.trainers(), stream);
+  std::vector<std::string> lines = require_fitting_weights(*source, config, vocab_size);
+  trainer.load_weights(*source);
+  return lines;
+}
+
 /// Initialises or loads; dedicated attention servers begin where the others do.
-Resumed resume(Trainer& trainer, const TrainConfig& config, const runtime::Stream& stream) {
+Resumed resume(Trainer& trainer, const TrainConfig& config, std::int64_t vocab_size,
+               const runtime::Stream& stream) {
   trainer.initialise();
   Resumed resumed;
-  if (!trainer.serves()) resumed = load_checkpoint(trainer, config, stream);
+  if (!trainer.serves()) {
+    resumed = load_checkpoint(trainer, config, stream);
+    if (resumed.step == 0)
+      resumed.changes = load_initial_weights(trainer, config, vocab_size, stream);
+  }
   trainer.begin();
   resumed.step = trainer.completed_steps();
   return resumed;
@@ -103,7 +121,7 @@ int train_rank(const TrainConfig& config, Communicator& world, const Place& plac
   phase("checkpoint folder");
   const std::int64_t checkpoint_bytes = prove_checkpoints(trainer, config, stream);
   phase("resume");
-  const Resumed resumed = resume(trainer, config, stream);
+  const Resumed resumed = resume(trainer, config, data.vocab_size, stream);
 
   RunHeader header = run_header(config, data.corpora, data.validation.get(), trainer);
   header.corpora = corpus_parts(config, data.corpora, data.sequences);

@@ -96,6 +96,7 @@ struct CheckpointConfig {
   std::int64_t interval = 0;
   std::int64_t keep_latest_k = 0;  ///< 0 keeps all
   runtime::WordOrInteger resume;   ///< "auto", "never" or a step
+  std::optional<std::string> initial_load_path;
 };
 
 struct ValidationConfig {

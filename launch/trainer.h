@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -30,6 +31,8 @@
 #include "runtime/io/checkpoint.h"
 
 namespace longhaul::launch {
+
+class WeightSource;
 
 /// What a run is made of besides its configuration.
 struct TrainerInputs {
@@ -89,6 +92,10 @@ class Trainer {
   /// The ranks that are none, on one of them.
   runtime::Communicator& trainers() { return *trainers_; }
 
+  /// Fills the weights from a source that holds this model's (require_fitting_weights); the optimizer
+  /// and the order of the data begin afresh. Not for servers. Throws Error(data) when its tensors
+  /// are not this model's.
+  void load_weights(const WeightSource& source);
   /// Draws the weights from the seed; nothing is read.
   void initialise();
   /// Continues from a checkpoint of any grid; returns what of the configuration is not as it was.
@@ -149,6 +156,7 @@ class Trainer {
   static runtime::Deadline host_deadline() { return runtime::deadline_in(24 * 3600.0); }
 
   void make_learner(runtime::Communicator& world);
+  void carry(const std::map<std::string, std::string>& extra);
   std::vector<std::vector<double>> gather_behind_disks(const std::vector<double>& own);
   void write_checkpoint(const std::filesystem::path& folder, std::int64_t keep_latest_k,
                         std::function<void()> before_change);
@@ -214,6 +222,8 @@ class Trainer {
   std::vector<Rows> rows_;  // of each pass that goes through the model together
   std::int64_t completed_steps_ = 0;
   std::int64_t cursor_ = 0;
+  /// Of the weights: what checkpoints carry on (CheckpointMetadata::extra).
+  std::map<std::string, std::string> carried_;
 };
 
 }  // namespace longhaul::launch

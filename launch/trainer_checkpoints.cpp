@@ -1,10 +1,13 @@
 // What a checkpoint holds of a trainer, and what it takes from one.
 
+#include "launch/hf_origin.h"
 #include "launch/model.h"
 #include "launch/trainer.h"
+#include "launch/weight_source.h"
 #include "runtime/comm/gather.h"
 #include "runtime/error.h"
 #include "runtime/io/file.h"
+#include "runtime/ops/host_copy.h"
 
 namespace longhaul::launch {
 
@@ -57,6 +60,7 @@ void Trainer::write_checkpoint(const std::filesystem::path& folder, std::int64_t
   metadata.seed = static_cast<std::uint64_t>(config.debug.seed);
   metadata.config = to_toml(config);
   metadata.corpus_digest = inputs_.corpus_digest;
+  metadata.extra = carried_;
   metadata.extra["seq_len"] = std::to_string(config.training.seq_len);
   runtime::SaveOptions options;
   options.folder = folder;
@@ -74,6 +78,11 @@ ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
   compute_.synchronize(host_deadline());
   const std::vector<parallel::FlatState> all = states();
   const auto& parameters = store_->table().parameters();
+  if (optimizer_ && parameters.size() == checkpoint.tensors().size()) {
+    fail(ExitCode::data, checkpoint.path().string(),
+         ": holds weights alone, without the optimizer's state; a run begins with them by "
+         "checkpoint.initial_load_path, in a job.output_dir of its own");
+  }
   if (optimizer_ && all.size() * parameters.size() != checkpoint.tensors().size()) {
     fail(ExitCode::data, checkpoint.path().string(), ": holds ", checkpoint.tensors().size(),
          " tensors, the model of this run ", all.size() * parameters.size());
@@ -94,7 +103,32 @@ ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
   if (optimizer_) optimizer_->set_updates(metadata.optimizer_step);
   completed_steps_ = metadata.step;
   cursor_ = metadata.cursor;
+  carry(metadata.extra);
   return changes;
+}
+
+void Trainer::carry(const std::map<std::string, std::string>& extra) {
+  carried_.clear();
+  if (const auto origin = extra.find(kOriginKey); origin != extra.end()) carried_.insert(*origin);
+}
+
+void Trainer::load_weights(const WeightSource& source) {
+  const parallel::ParameterTable& table = store_->table();
+  source.require(table);
+  compute_.synchronize(host_deadline());
+  for (const parallel::Parameter& parameter : table.parameters()) {
+    const runtime::TensorView values = store_->value(parameter.name);
+    for_each_rows(parameter, [&](std::int64_t begin, std::int64_t end) {
+      const runtime::TensorView rows = values.slice(0, begin, end);
+      std::vector<float> read(static_cast<std::size_t>(rows.elements()));
+      source.read(parameter, begin, end, read);
+      runtime::ops::upload(std::move(read), rows, compute_);
+      compute_.synchronize(host_deadline());  // one piece at a time in host memory
+    });
+  }
+  store_->values_changed();
+  carried_.clear();
+  if (const auto origin = source.origin()) carried_[kOriginKey] = to_text(*origin);
 }
 
 void Trainer::begin() {

@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 #include "launch/attention_axis.h"
 #include "launch/batches.h"
 #include "launch/config.h"
 #include "launch/corpora.h"
 #include "launch/device.h"
+#include "launch/initial_weights.h"
 #include "launch/kernels.h"
 #include "launch/legality.h"
 #include "launch/memory.h"
@@ -175,6 +177,13 @@ int run_validate(const ValidateOptions& options) {
   fmt::print("# documents   {}\n", documents_text(config.data));
   fmt::print("# corpus      {}\n", commented(corpora_text(config, corpora, sequences)));
   if (validation) fmt::print("# validation  {}\n", validation->text());
+  if (const auto& path = config.checkpoint.initial_load_path;
+      path && std::filesystem::is_directory(*path)) {
+    const auto source = open_weights(*path);
+    source->require(model.table());
+    for (const std::string& line : require_fitting_weights(*source, config, vocabulary))
+      fmt::print("# {}\n", line);
+  }
   fmt::print("# digest      {:016x}\n", digest(config));
   if (config.parallelism.context_parallel_degree > 0)
     fmt::print("# memory      {}\n", memory_text(config, vocabulary, sequences));

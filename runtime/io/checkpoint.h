@@ -43,6 +43,9 @@ struct TensorSlice {
   /// ready in the stream's order.
   ConstTensorView view;
   std::optional<Stream> stream = std::nullopt;
+  /// Gives the rows of a slice that lies nowhere, of whose view only sizes and dtype count; twice,
+  /// since what is written is compared. Empty for others.
+  RowReader reader = {};
 };
 
 struct SaveOptions {

@@ -37,6 +37,11 @@ void check_slice(const TensorSlice& slice) {
                  "': a view of ", dims, " dims for a tensor of ", slice.sizes.size());
 }
 
+HostRows rows_of(const TensorSlice& slice, std::int64_t staged_bytes) {
+  if (slice.reader) return {slice.view, slice.reader, staged_bytes};
+  return {slice.view, slice.stream, staged_bytes};
+}
+
 /// Rows [begin, end) of a dataset of these sizes.
 struct RowBlock {
   std::vector<std::int64_t> start, count;
@@ -62,7 +67,7 @@ std::vector<TensorEntry> write_rank_file(const fs::path& path, std::span<const T
       const std::vector<std::int64_t> count = sizes_of(slice.view);
       hdf5::Dataset stored = file.create_dataset(dataset, element_of(entry.dtype), count,
                                                  hdf5::Storage::chunked_with_checksums);
-      HostRows rows(slice.view, slice.stream, staged_bytes);
+      HostRows rows = rows_of(slice, staged_bytes);
       for (std::int64_t begin = 0; begin < rows.count(); begin += rows.most()) {
         const std::int64_t end = std::min(rows.count(), begin + rows.most());
         const RowBlock block(count, begin, end);
@@ -106,7 +111,7 @@ FileDigest read_back(const fs::path& path, std::span<const TensorSlice> slices,
   std::int64_t written = 0;  // datasets lie in the order in which they were made
   for (std::size_t index = 0; index < entries.size(); ++index) {
     for (const SliceEntry& entry : entries[index].slices) {
-      HostRows expected(slices[index].view, slices[index].stream, staged_bytes);
+      HostRows expected = rows_of(slices[index], staged_bytes);
       written += slices[index].view.bytes();
       digester.advance_to(written);
       compare_dataset(file, entry, entries[index].dtype, expected);

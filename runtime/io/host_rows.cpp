@@ -27,9 +27,20 @@ HostRows::HostRows(ConstTensorView tensor, std::optional<Stream> stream, std::in
                  "; expected contiguous rows of the stream's device");
 }
 
+HostRows::HostRows(ConstTensorView shape, RowReader reader, std::int64_t staged_bytes)
+    : tensor_(shape),
+      reader_(std::move(reader)),
+      row_bytes_(shape.size(0) == 0 ? 0 : shape.bytes() / shape.size(0)),
+      most_(rows_within(staged_bytes, row_bytes_)) {}
+
 std::span<const std::byte> HostRows::read(std::int64_t begin, std::int64_t end) {
   LONGHAUL_CHECK(end - begin <= most_, "rows [", begin, ", ", end, ") where ", most_,
                  " are read at a time");
+  if (reader_) {
+    packed_.resize(static_cast<std::size_t>((end - begin) * row_bytes_));
+    reader_(begin, end, packed_);
+    return packed_;
+  }
   const ConstTensorView rows = tensor_.slice(0, begin, end);
   const auto bytes = static_cast<std::size_t>(rows.bytes());
   if (stream_) {

@@ -81,4 +81,12 @@ LONGHAUL_HOST_COPY(std::int64_t);
 LONGHAUL_HOST_COPY(std::uint8_t);
 #undef LONGHAUL_HOST_COPY
 
+TensorView host_view(std::span<float> values, std::span<const std::int64_t> sizes) {
+  const TensorView view(reinterpret_cast<std::byte*>(values.data()), DType::float32, Device{},
+                        sizes);
+  LONGHAUL_CHECK(view.elements() == std::ssize(values), "a view of ", view.elements(),
+                 " elements of ", values.size(), " values");
+  return view;
+}
+
 }  // namespace longhaul::runtime::ops

@@ -2,6 +2,7 @@
 // Between host memory and tensors, in the order of a stream, on either device.
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
@@ -23,5 +24,8 @@ void upload_bytes(std::span<const std::byte> bytes, std::byte* to, const Stream&
 template <class T>
 [[nodiscard]] std::shared_ptr<const std::vector<T>> download(ConstTensorView src,
                                                              const Stream& stream);
+
+/// Values of the host as a contiguous tensor of these sizes.
+[[nodiscard]] TensorView host_view(std::span<float> values, std::span<const std::int64_t> sizes);
 
 }  // namespace longhaul::runtime::ops
