@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "models/family_impl.h"
 #include "models/rope.h"
@@ -194,12 +195,14 @@ TEST_P(OptionsOf, LossAndEveryGradientMatchDifferencesOfTheOracleOverRanks) {
   const double scale = 1.0 / 9;
   NamedValues expected;
   double expected_loss = 0;
-  for (const int ranks : {1, 3}) {
-    SCOPED_TRACE(ranks);
+  for (const auto& [ranks, scheme] :
+       {std::pair{1, "ring"}, std::pair{3, "burst"}, std::pair{2, "ulysses"}}) {
+    SCOPED_TRACE(scheme);
     std::mutex mutex;
     NamedValues sum;
     double loss = 0, evaluated = 0;
     with_case(ranks, GetParam(), config, {.head_chunk_rows = 5}, [&](Rig& rig) {
+      rig.attention.set_scheme(parallel::parse_scheme(scheme));
       const Batch mine = rig.use(batch);
       const double evaluated_here = read(rig.evaluate(mine).loss_sum, rig.stream)[0];
       const double here = read(rig.forward_backward(mine, {scale, {}}), rig.stream)[0];
