@@ -201,7 +201,7 @@ TEST(Cli, WrongVerbsAreAnsweredWithTheNearest) {
   for (const auto& [arguments, says] : std::initializer_list<Case>{
            {{"trian", "a.toml"}, "there is no verb 'trian'; did you mean 'train'?"},
            {{"resume", "a.toml"}, "there is no verb 'resume'; here it is 'train'"},
-           {{"convert", "a"}, "there is no verb 'convert'; here it is 'tokenize'"},
+           {{"preprocess", "a"}, "there is no verb 'preprocess'; here it is 'tokenize'"},
            {{"evaluate"}, "there is no verb 'evaluate'; here it is 'eval'"},
            {{"bench", "layout"}, "there is no verb 'layout'; did you mean 'layouts'?"},
            {{"xxxxxxxxxx"}, "there is no verb 'xxxxxxxxxx'; expected one of train, validate, "}}) {

@@ -126,6 +126,7 @@ const std::map<std::string, std::vector<std::string>> kOther = {
     {"checkpoint.interval", {"7"}},
     {"checkpoint.keep_latest_k", {"0"}},
     {"checkpoint.resume", {"4"}},
+    {"checkpoint.initial_load_path", {"FOLDER"}},
     {"validation.enable", {"true", "validation.corpus=FOLDER/moved.h5"}},
     {"validation.corpus", {"FOLDER/moved.h5"}},
     {"validation.freq", {"3"}},
@@ -255,9 +256,11 @@ const Keys kMeaning = {"model.hidden_size",
                        "data.positions",
                        "training.seq_len",
                        "debug.seed"};
-const Keys kFree = {"job.output_dir",     "checkpoint.folder",    "checkpoint.resume",
-                    "metrics.log_freq",   "comm.timeout_seconds", "comm.nccl_max_ctas",
-                    "comm.shared_memory", "device.share",         "debug.deterministic",
+const Keys kFree = {"job.output_dir",     "checkpoint.folder",
+                    "checkpoint.resume",  "checkpoint.initial_load_path",
+                    "metrics.log_freq",   "comm.timeout_seconds",
+                    "comm.nccl_max_ctas", "comm.shared_memory",
+                    "device.share",       "debug.deterministic",
                     "debug.threads"};
 
 TEST(ConfigChanges, EveryKeyIsRefusedToldOrFree) {
