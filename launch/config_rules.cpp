@@ -10,6 +10,7 @@
 #include "attention/named_masks.h"
 #include "launch/attention_axis.h"
 #include "launch/config.h"
+#include "launch/corpora.h"
 #include "launch/model.h"
 #include "launch/model_keys.h"
 #include "launch/pretend.h"
@@ -19,7 +20,6 @@
 #include "runtime/counted.h"
 #include "runtime/error.h"
 #include "runtime/io/checkpoint.h"
-#include "runtime/io/mixture.h"
 
 namespace longhaul::launch {
 namespace {
@@ -197,34 +197,6 @@ void check_steps(TrainDraft& draft) {
       resume.integer > config.training.steps) {
     draft.key_problem("checkpoint.resume", text_of(resume.integer),
                       fmt::format("expected at most training.steps = {}", config.training.steps));
-  }
-}
-
-/// One corpus, or a mixture whose corpora differ and have shares that a run can keep to.
-void check_corpora(TrainDraft& draft) {
-  constexpr const char* kCorpora = "data.corpora";
-  if (!draft.good({"data.corpus", kCorpora})) return;
-  if (!draft.is_set(kCorpora)) {
-    if (draft.is_absent(kCorpora) && draft.is_absent("data.corpus")) draft.missing("data.corpus");
-    return;
-  }
-  const std::string value = describe_value(*draft.given(kCorpora));
-  const std::vector<CorpusShare>& corpora = draft.config.data.corpora.rows;
-  if (draft.config.data.corpus)
-    draft.key_problem(kCorpora, value, "data.corpus is given too; leave one of them out");
-  if (corpora.empty()) draft.key_problem(kCorpora, value, "expected at least one corpus");
-  double sum = 0;
-  for (const CorpusShare& corpus : corpora) sum += corpus.weight;
-  for (std::size_t i = 0; i < corpora.size(); ++i) {
-    if (corpora[i].weight / sum < runtime::kLeastShare) {
-      draft.element_problem(
-          kCorpora, i,
-          fmt::format("its share is {:.1e} of the sequences; expected at least {:.0e}",
-                      corpora[i].weight / sum, runtime::kLeastShare));
-    }
-    if (std::ranges::count(corpora.begin(), corpora.begin() + static_cast<std::ptrdiff_t>(i),
-                           corpora[i].path, &CorpusShare::path) != 0)
-      draft.element_problem(kCorpora, i, "this path is there twice; add its weights up");
   }
 }
 
@@ -461,19 +433,6 @@ BatchPlan batch_plan(const TrainConfig& config) {
   const std::int64_t sequences = training.tokens_per_step / training.seq_len;
   return {sequences, sequences / (training.micro_batch_size *
                                   config.parallelism.data_parallel_replicate_degree)};
-}
-
-std::vector<CorpusShare> corpora_of(const DataConfig& data) {
-  if (!data.corpora.rows.empty()) return data.corpora.rows;
-  LONGHAUL_CHECK(data.corpus.has_value(), "a configuration without a corpus");
-  CorpusShare whole;
-  whole.path = *data.corpus;
-  whole.weight = 1;
-  return {whole};
-}
-
-const char* corpus_key(const DataConfig& data) {
-  return data.corpora.rows.empty() ? "data.corpus" : "data.corpora";
 }
 
 std::string checkpoint_folder(const TrainConfig& config) {

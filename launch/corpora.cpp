@@ -60,6 +60,46 @@ runtime::Mixture mixture_of(const TrainConfig& config) {
 
 }  // namespace
 
+void check_corpora(TrainDraft& draft) {
+  constexpr const char* kCorpora = "data.corpora";
+  if (!draft.good({"data.corpus", kCorpora})) return;
+  if (!draft.is_set(kCorpora)) {
+    if (draft.is_absent(kCorpora) && draft.is_absent("data.corpus")) draft.missing("data.corpus");
+    return;
+  }
+  const std::string value = runtime::describe_value(*draft.given(kCorpora));
+  const std::vector<CorpusShare>& corpora = draft.config.data.corpora.rows;
+  if (draft.config.data.corpus)
+    draft.key_problem(kCorpora, value, "data.corpus is given too; leave one of them out");
+  if (corpora.empty()) draft.key_problem(kCorpora, value, "expected at least one corpus");
+  double sum = 0;
+  for (const CorpusShare& corpus : corpora) sum += corpus.weight;
+  for (std::size_t i = 0; i < corpora.size(); ++i) {
+    if (corpora[i].weight / sum < runtime::kLeastShare) {
+      draft.element_problem(
+          kCorpora, i,
+          fmt::format("its share is {:.1e} of the sequences; expected at least {:.0e}",
+                      corpora[i].weight / sum, runtime::kLeastShare));
+    }
+    if (std::ranges::count(corpora.begin(), corpora.begin() + static_cast<std::ptrdiff_t>(i),
+                           corpora[i].path, &CorpusShare::path) != 0)
+      draft.element_problem(kCorpora, i, "this path is there twice; add its weights up");
+  }
+}
+
+std::vector<CorpusShare> corpora_of(const DataConfig& data) {
+  if (!data.corpora.rows.empty()) return data.corpora.rows;
+  LONGHAUL_CHECK(data.corpus.has_value(), "a configuration without a corpus");
+  CorpusShare whole;
+  whole.path = *data.corpus;
+  whole.weight = 1;
+  return {whole};
+}
+
+const char* corpus_key(const DataConfig& data) {
+  return data.corpora.rows.empty() ? "data.corpus" : "data.corpora";
+}
+
 TrainingCorpora::TrainingCorpora(TrainDraft& draft)
     : corpora_(open_all(draft)), mixture_(mixture_of(draft.config)) {}
 

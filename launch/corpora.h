@@ -13,6 +13,10 @@
 
 namespace longhaul::launch {
 
+/// The rule on keys: one corpus, or a mixture whose corpora differ and have shares that a run can
+/// keep to.
+void check_corpora(TrainDraft& draft);
+
 /// What [data] names, open: one corpus, or several of one tokenizer in shares.
 class TrainingCorpora {
  public:
