@@ -30,6 +30,8 @@ HfJson json_of(const runtime::DType* dtype) { return runtime::name(*dtype); }
 HfJson json_of(const runtime::WordOrInteger* value) {
   return value->word.empty() ? HfJson(value->integer) : HfJson(value->word);
 }
+/// No key of [model] is a list of tables.
+HfJson json_of(const runtime::ConfigTables*) { return {}; }
 
 }  // namespace
 
