@@ -37,6 +37,8 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 
 }  // namespace
 
+// Where g++ 12 inlines one of a pair and not the other, it takes them for strangers.
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
 void* operator new(std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
 void* operator new[](std::size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
