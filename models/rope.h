@@ -13,14 +13,14 @@ namespace longhaul::models {
 /// What a type has no use for may not be given.
 struct RopeScaling {
   /// default, linear, dynamic, llama3, yarn or longrope.
-  std::optional<std::string> rope_type;
+  std::optional<std::string> rope_type = {};
   std::optional<double> factor = {};
-  std::optional<std::int64_t> original_max_position_embeddings;
-  std::optional<double> low_freq_factor = {}, high_freq_factor = {};   ///< llama3
-  std::optional<double> beta_fast, beta_slow, mscale, mscale_all_dim;  ///< yarn
-  std::optional<bool> truncate = {};                                   ///< yarn
-  std::optional<double> attention_factor;                              ///< yarn, longrope
-  std::vector<double> short_factor = {}, long_factor = {};             ///< longrope, [dims / 2]
+  std::optional<std::int64_t> original_max_position_embeddings = {};
+  std::optional<double> low_freq_factor = {}, high_freq_factor = {};  ///< llama3
+  std::optional<double> beta_fast = {}, beta_slow = {}, mscale = {}, mscale_all_dim = {};  ///< yarn
+  std::optional<bool> truncate = {};                                                       ///< yarn
+  std::optional<double> attention_factor = {};              ///< yarn, longrope
+  std::vector<double> short_factor = {}, long_factor = {};  ///< longrope, [dims / 2]
 };
 
 /// What turns q and k of some layers. A layer without one does not turn them.
