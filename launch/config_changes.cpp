@@ -9,6 +9,7 @@
 
 #include "attention/named_masks.h"
 #include "launch/config.h"
+#include "launch/hf_config.h"
 #include "launch/old_schemes.h"
 #include "launch/row_rules.h"
 #include "models/family.h"
@@ -86,11 +87,10 @@ std::string listed(const std::vector<KeyChange>& changes) {
   return text;
 }
 
-/// Whether it makes other parameters, or other use of them; not so what turns q and k by their
-/// positions, which is how a model is taken to longer sequences.
+/// Whether it makes other parameters, or other use of them.
 bool changes_model(const KeyChange& change) {
-  return change.key.starts_with("model.") && !change.key.starts_with("model.rope_") &&
-         change.key != "model.max_position_embeddings";
+  constexpr std::string_view kModel = "model.";
+  return change.key.starts_with(kModel) && !is_length_key(change.key.substr(kModel.size()));
 }
 
 }  // namespace
@@ -162,6 +162,14 @@ ModelConfig checkpoint_model(const runtime::CheckpointMetadata& checkpoint,
   if (!stored.config.model.vocab_size)
     fail(ExitCode::data, path, ": its configuration has no model.vocab_size");
   return stored.config.model;
+}
+
+DataConfig checkpoint_data(const runtime::CheckpointMetadata& checkpoint, const std::string& path) {
+  TrainDraft stored = read_stored(checkpoint.config, path, [](const ConfigKey& key) {
+    return key.path() == "data.mask" || key.path() == "data.window";
+  });
+  stored.config.data.mask = attention::mask_rule(stored.config.data.mask).name;
+  return stored.config.data;
 }
 
 ConfigChanges require_same_model(const runtime::CheckpointMetadata& checkpoint,

@@ -52,6 +52,10 @@ ConfigChanges require_same_meaning(const runtime::CheckpointMetadata& checkpoint
 ModelConfig checkpoint_model(const runtime::CheckpointMetadata& checkpoint,
                              const std::string& path);
 
+/// What of the data its model saw: the mask, by its first name, and its window. Throws Error(data)
+/// when the checkpoint's configuration does not say it.
+DataConfig checkpoint_data(const runtime::CheckpointMetadata& checkpoint, const std::string& path);
+
 /// Of a run that only evaluates: the same, but only keys of [model] may not have changed, and of
 /// those what turns q and k may. What else has another meaning is told as a change of the run.
 ConfigChanges require_same_model(const runtime::CheckpointMetadata& checkpoint,

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <set>
 
+#include "launch/config_changes.h"
 #include "launch/convert.h"
 #include "launch/export_readme.h"
 #include "launch/metrics.h"
@@ -153,6 +154,17 @@ void write_weights(const fs::path& folder, const CheckpointWeights& source,
   if (plan.index) runtime::write_new_file(folder / safetensors::kIndexName, *plan.index);
 }
 
+/// A model that saw something else than all earlier tokens would see them in transformers.
+void require_causal(const CheckpointWeights& source) {
+  const DataConfig data = checkpoint_data(source.checkpoint().metadata(), source.path().string());
+  const bool causal = data.mask == "causal" || data.mask == "causal_document";
+  if (causal && !data.window) return;
+  fail(ExitCode::config, source.path().string(), ": was trained with data.mask = \"", data.mask,
+       "\"", data.window ? fmt::format(" and data.window = {}", *data.window) : "",
+       "; a model of transformers sees all earlier tokens, of a document or of the sequence, and "
+       "would be another one");
+}
+
 /// What lies on the disk is what the checkpoint holds.
 void compare_weights(const fs::path& folder, const CheckpointWeights& source,
                      const parallel::ParameterTable& table, const ExportPlan& plan) {
@@ -235,7 +247,7 @@ void publish(const fs::path& finished, const fs::path& output) {
 std::string config_text(const CheckpointWeights& source, const std::optional<HfOrigin>& origin,
                         const ExportPlan& plan, std::int64_t trained_length) {
   const bool as_it_was =
-      origin && plan.as_source && source.checkpoint().metadata().step == 0 &&
+      origin && plan.as_source && source.runs().empty() &&
       compare_models(parse_hf_config(origin->config, kHfConfigName).model, source.model()).empty();
   if (as_it_was) return origin->config;
   return hf_config_text(source.model(), {origin ? origin->config : "", plan.dtype, trained_length});
@@ -250,6 +262,7 @@ void export_checkpoint(const CheckpointWeights& source, const ConvertOptions& op
     fail(ExitCode::usage, "--output ", target.string(), ": exists already; name another folder");
   const parallel::ParameterTable table = parameter_table(source.model());
   source.require(table);
+  require_causal(source);
   const std::optional<HfOrigin> origin = source.origin();
   const ExportPlan plan = make_plan(table, origin, options.dtype);
   require_complete(source, table, plan);

@@ -2,23 +2,43 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
+#include <algorithm>
 
 #include "launch/metrics.h"
 #include "runtime/build_info.h"
 
 namespace longhaul::launch {
 
+namespace {
+
+/// What all runs have done together, and where there are several, each.
+std::string steps_text(const ExportFacts& facts) {
+  std::int64_t steps = 0, tokens = 0;
+  for (const TrainedRun& run : facts.runs) steps += run.steps, tokens += run.tokens;
+  std::string text = fmt::format("- Steps: {}, {} tokens{}.\n", grouped(steps), grouped(tokens),
+                                 facts.origin ? ", after the source" : "");
+  const bool several = facts.runs.size() > 1;
+  if (several) {
+    for (const TrainedRun& run : facts.runs)
+      text += fmt::format(
+          "  - {}, {} tokens{}: `{}`\n", grouped(run.steps), grouped(run.tokens),
+          run.seq_len > 0 ? fmt::format(", in sequences of {}", grouped(run.seq_len)) : "",
+          run.checkpoint);
+  }
+  if (facts.trained_length > 0)
+    text += fmt::format("- Length: trained on sequences of {}{} tokens.\n", several ? "up to " : "",
+                        grouped(facts.trained_length));
+  return text;
+}
+
+}  // namespace
+
 ExportFacts export_facts(const CheckpointWeights& source, const std::optional<HfOrigin>& origin) {
-  const runtime::CheckpointMetadata& metadata = source.checkpoint().metadata();
   ExportFacts facts;
   facts.checkpoint = source.path().string();
-  facts.steps = metadata.step;
-  facts.tokens = metadata.tokens;
-  if (const auto length = metadata.extra.find("seq_len"); length != metadata.extra.end()) {
-    const std::string& text = length->second;
-    std::from_chars(text.data(), text.data() + text.size(), facts.trained_length);
-  }
+  facts.runs = source.runs();
+  for (const TrainedRun& run : facts.runs)
+    facts.trained_length = std::max(facts.trained_length, run.seq_len);
   facts.rope_type = source.model().rope_scaling.rope_type.value_or("");
   if (!origin) return facts;
   facts.origin = origin->folder;
@@ -34,11 +54,7 @@ std::string readme_text(const std::string& name, const ExportFacts& facts,
   std::string text = fmt::format("# {}\n\nWritten by {}.\n\n", name, runtime::version_line());
   if (facts.origin) text += fmt::format("- Source: the weights of `{}`.\n", *facts.origin);
   text += fmt::format("- Checkpoint: `{}`.\n", facts.checkpoint);
-  text += fmt::format("- Steps: {}, {} tokens{}.\n", grouped(facts.steps), grouped(facts.tokens),
-                      facts.origin ? ", after the source" : "");
-  if (facts.trained_length > 0)
-    text += fmt::format("- Length: trained on sequences of {} tokens.\n",
-                        grouped(facts.trained_length));
+  text += steps_text(facts);
   text += "- Rotary embedding: ";
   if (facts.length_changes.empty()) {
     text += facts.origin ? "as in the source.\n" : "as config.json says.\n";
@@ -47,12 +63,13 @@ std::string readme_text(const std::string& name, const ExportFacts& facts,
     for (const auto& [key, before, after] : facts.length_changes)
       text += fmt::format("  - `{}`: {}, was {}\n", key, after, before);
   }
-  if (facts.trained_length > 0 && (facts.rope_type == "dynamic" || facts.rope_type == "longrope"))
+  const std::int64_t last_length = facts.runs.empty() ? 0 : facts.runs.back().seq_len;
+  if (last_length > 0 && (facts.rope_type == "dynamic" || facts.rope_type == "longrope"))
     text += fmt::format(
         "  Training turned all positions as `{}` has it for {} tokens; transformers goes by the "
         "length of "
         "the text at hand.\n",
-        facts.rope_type, grouped(facts.trained_length));
+        facts.rope_type, grouped(last_length));
   text += fmt::format("- Dtype: {}.\n", dtype);
   if (facts.origin) text += "\nThe source's terms of use hold for these weights as well.\n";
   return text;

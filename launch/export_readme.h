@@ -12,11 +12,11 @@
 namespace longhaul::launch {
 
 struct ExportFacts {
-  std::string checkpoint;              ///< path
-  std::optional<std::string> origin;   ///< the folder that the weights came from at first
-  std::int64_t steps = 0, tokens = 0;  ///< since then
-  std::int64_t trained_length = 0;     ///< tokens of a sequence; 0: not trained since
-  std::string rope_type;               ///< empty: nothing is stretched
+  std::string checkpoint;             ///< path
+  std::optional<std::string> origin;  ///< the folder that the weights came from at first
+  std::vector<TrainedRun> runs;       ///< since then
+  std::int64_t trained_length = 0;    ///< tokens of their longest sequence; 0: not trained since
+  std::string rope_type;              ///< empty: nothing is stretched
   /// Keys of rotary embedding that are not the folder's.
   std::vector<ModelDifference> length_changes;
 };

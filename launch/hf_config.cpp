@@ -44,16 +44,16 @@ class Reader {
   void set(const std::string& key, const HfJson& value) {
     draft_.set("model." + key, toml_value(value), place(key));
   }
-  void read_table(const std::string& family, const std::string& table, const HfJson& values);
+  void read_rope_scaling(const std::string& family, const HfJson& values);
 
   const std::string where_;
   TrainDraft draft_;
   std::set<std::string> given_;  // keys in the words of [model]
 };
 
-void Reader::read_table(const std::string& family, const std::string& table, const HfJson& values) {
+void Reader::read_rope_scaling(const std::string& family, const HfJson& values) {
   for (const auto& [name, value] : values.items()) {
-    const std::string key = table + "." + name;
+    const std::string key = "rope_scaling." + name;
     if (value.is_null() || (value.is_array() && value.empty())) continue;
     if (has_hf_key(family, key)) {
       set(key, value);
@@ -110,8 +110,8 @@ void Reader::read(HfJson& json, const std::string& family) {
     if (value.is_null() || is_harmless(name)) continue;
     if (has_hf_key(family, name)) {
       set(name, value);
-    } else if (value.is_object() && (name == "rope_scaling" || name == "linear_attn_config")) {
-      read_table(family, name, value);
+    } else if (value.is_object() && name == "rope_scaling") {
+      read_rope_scaling(family, value);
     } else if (const std::string what = objection(family, name, value); !what.empty()) {
       problem(name, value, what);
     }

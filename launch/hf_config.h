@@ -41,7 +41,8 @@ struct HfExport {
 /// are written, with those set that the model says. Both spellings of rotary embedding.
 std::string hf_config_text(const ModelConfig& model, const HfExport& exported);
 
-/// The keys of rotary embedding that a run may have otherwise than the weights that it begins from.
+/// The keys of [model] that turn q and k by their positions, which is how a model is taken to
+/// longer sequences: what may differ from the weights that a run begins from, or evaluates.
 bool is_length_key(const std::string& name);
 
 /// Where two complete models differ, by keys of [model].

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <span>
-#include <utility>
 
 #include "launch/hf_model_keys_impl.h"
 
@@ -18,13 +17,6 @@ struct Renamed {
 };
 constexpr Renamed kRenamed[] = {{"qwen3_5_text", "qwen3_5"}};
 
-/// Class names that are not the model_type with each part's first letter in upper case.
-constexpr std::pair<std::string_view, std::string_view> kClasses[] = {
-    {"gemma3_text", "Gemma3ForCausalLM"},   {"granitemoehybrid", "GraniteMoeHybridForCausalLM"},
-    {"minimax", "MiniMaxForCausalLM"},      {"nemotron_h", "NemotronHForCausalLM"},
-    {"qwen3_5_text", "Qwen3_5ForCausalLM"},
-};
-
 constexpr std::string_view kConverted[] = {"llama",  "mistral",     "qwen2", "qwen3",
                                            "gemma2", "gemma3_text", "phi3",  "olmo2"};
 
@@ -33,7 +25,7 @@ constexpr std::string_view kHarmless =
     // who wrote the file, and of what
     " architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path "
     "auto_map _attn_implementation _attn_implementation_autoset attn_implementation "
-    "_attn_implementation_internal unsloth_version unsloth_fixed model_name is_causal "
+    "_attn_implementation_internal unsloth_version unsloth_fixed model_name "
     // ids of tokens and the tokenizer
     "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id "
     "decoder_start_token_id forced_bos_token_id forced_eos_token_id tokenizer_class prefix "
@@ -69,6 +61,7 @@ constexpr Neutral kNeutral[] = {
     {" is_encoder_decoder add_cross_attention ", " false ", "encoders are not built"},
     {" full_attn_mod interpolate_factor ", " 1 1.0 ", "it is not built"},
     {" use_bidirectional_attention ", " false ", "later tokens would be seen"},
+    {" is_causal ", " true ", "later tokens would be seen"},
     {" use_sliding_window qk_layernorm use_mrope use_qk_norm rope_interleaved no_rope ", " false ",
      "it is not built for this family"},
     {" pruned_heads ", " {} ", "pruned heads are not built"},
@@ -106,21 +99,10 @@ std::string family_of_model_type(const std::string& model_type) {
   return found == std::end(kRenamed) ? model_type : std::string(found->family);
 }
 
-std::string model_type_of_family(const std::string& family) {
-  const auto found = std::ranges::find(kRenamed, family, &Renamed::family);
-  return found == std::end(kRenamed) ? family : std::string(found->model_type);
-}
-
-std::string causal_lm_class(const std::string& model_type) {
-  for (const auto& [type, name] : kClasses) {
-    if (type == model_type) return std::string(name);
-  }
-  std::string name;
-  bool first = true;  // of a part
-  for (const char c : model_type) {
-    if (c != '_') name += first && c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
-    first = c == '_';
-  }
+std::string causal_lm_class(const std::string& family) {
+  if (family == "gemma3_text") return "Gemma3ForCausalLM";
+  std::string name = family;
+  if (name[0] >= 'a' && name[0] <= 'z') name[0] = static_cast<char>(name[0] - 'a' + 'A');
   return name + "ForCausalLM";
 }
 
@@ -167,6 +149,11 @@ std::string objection(const std::string& family, const std::string& key, const H
   }
   // Where nothing depends on the length, it says nothing about the model.
   if (key == "max_position_embeddings" || key == "max_window_layers") return "";
+  if (key == "layer_types" && has_hf_key(family, "sliding_window"))
+    return fmt::format(
+        "transformers' class of {} does not read it; sliding_window is that of all "
+        "layers there",
+        family);
   for (const Neutral& neutral : kNeutral) {
     if (!among(neutral.keys, key)) continue;
     return among(neutral.values, value.dump(-1, ' ', true, HfJson::error_handler_t::replace))

@@ -12,10 +12,8 @@ namespace longhaul::launch {
 
 /// The family of a `model_type`: the same word, but where one stands for a part of another model.
 std::string family_of_model_type(const std::string& model_type);
-/// The other way.
-std::string model_type_of_family(const std::string& family);
-/// Of `architectures`: "LlamaForCausalLM".
-std::string causal_lm_class(const std::string& model_type);
+/// Of `architectures`, of a family that converts(): "LlamaForCausalLM".
+std::string causal_lm_class(const std::string& family);
 
 /// The families whose folders are read and written.
 bool converts(const std::string& family);

@@ -42,14 +42,6 @@ HfOrigin::File file_of(const HfJson& json) {
 
 }  // namespace
 
-const safetensors::TensorInfo* HfOrigin::find(const std::string& tensor) const {
-  for (const File& file : files) {
-    const auto found = std::ranges::find(file.tensors, tensor, &safetensors::TensorInfo::name);
-    if (found != file.tensors.end()) return &*found;
-  }
-  return nullptr;
-}
-
 std::string to_text(const HfOrigin& origin) {
   HfJson files = HfJson::array();
   for (const HfOrigin::File& file : origin.files) {

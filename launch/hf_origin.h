@@ -21,8 +21,6 @@ struct HfOrigin {
   std::string config;  ///< the text of its config.json
   std::vector<File> files;
   std::optional<std::string> index;  ///< the text of model.safetensors.index.json
-
-  const runtime::safetensors::TensorInfo* find(const std::string& tensor) const;
 };
 
 /// Its name in CheckpointMetadata::extra.

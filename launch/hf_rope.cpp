@@ -84,6 +84,10 @@ HfJson scaling_of(const ModelConfig& model) {
 
 }  // namespace
 
+bool has_hf_rope_type(const std::string& family, const HfJson& type) {
+  return family != "phi3" || type == "default" || type == "longrope";
+}
+
 void read_rope(HfJson& config, const std::string& family, std::vector<std::string>& problems) {
   HfJson old = take(config, "rope_scaling"), parameters = take(config, "rope_parameters");
   for (const auto& [key, value] :
@@ -92,6 +96,13 @@ void read_rope(HfJson& config, const std::string& family, std::vector<std::strin
     problems.push_back(fmt::format("{} = {}: expected an object or null", key, shown_json(*value)));
     *value = nullptr;
   }
+  // Where layers of two kinds turn, transformers reads parameters by their kind only.
+  if (has_model_key(family, "rope_local_base_freq") && parameters.is_object() &&
+      !parameters.empty() && !is_nested(parameters))
+    problems.push_back(
+        fmt::format("rope_parameters = {}: transformers ignores these of a {}; expected an object "
+                    "of {} and {}, with those of each",
+                    shown_json(parameters), family, kFull, kSliding));
   HfJson scaling = parameters;
   if (parameters.is_object() && is_nested(parameters)) {
     // Both are about the same layers, and the old one has the last word key by key.
@@ -109,6 +120,10 @@ void read_rope(HfJson& config, const std::string& family, std::vector<std::strin
   move_up(scaling, config, "rope_theta", "rope_theta");
   move_up(scaling, config, "partial_rotary_factor", "partial_rotary_factor");
   spell_type(scaling);
+  if (const HfJson& type = scaling["rope_type"]; !has_hf_rope_type(family, type))
+    problems.push_back(
+        fmt::format("rope_type = {}: a {} of transformers has longrope or default only",
+                    shown_json(type), family));
   // Phi-3 says the original length beside the table, and that one counts.
   const char* const original = "original_max_position_embeddings";
   if (has_model_key(family, original)) {
@@ -149,7 +164,9 @@ void write_rope(HfJson& config, const ModelConfig& model) {
                     same_json(as_read.value("rope_scaling", HfJson()), scaling);
   if (same) return;
   config["rope_scaling"] = scaling;
-  if (family != "phi3" || !scaling.is_object() || scaling.size() != 3) return;
+  if (family != "phi3" || !scaling.is_object() || scaling.size() != 3 ||
+      scaling.value("rope_type", "") != "longrope")
+    return;
   // transformers 4 wants exactly these keys of it.
   config["rope_scaling"] = HfJson::object({{"type", scaling["rope_type"]},
                                            {"short_factor", scaling["short_factor"]},

@@ -11,6 +11,10 @@
 
 namespace longhaul::launch {
 
+/// Whether transformers' class has this type: its Phi-3 refuses linear, dynamic and llama3, and
+/// takes yarn for longrope.
+bool has_hf_rope_type(const std::string& family, const HfJson& type);
+
 /// Rewrites either spelling, or both, in the words of [model]: `rope_theta`,
 /// `partial_rotary_factor`, `rope_local_base_freq` and the table `rope_scaling`, which is absent
 /// where nothing is scaled. A `rope_scaling` that is not null beats `rope_parameters`; what stands

@@ -29,7 +29,8 @@ std::vector<std::string> require_fitting_weights(const WeightSource& source,
     runtime::fail(runtime::ExitCode::config, source.path().string(),
                   ": the weights of checkpoint.initial_load_path are another model's:", wrong,
                   "\nSet these keys to the weights' values, which `longhaul convert` prints; what "
-                  "may differ is the length: rope_theta, rope_scaling and training.seq_len");
+                  "may differ is the length: rope_theta, rope_local_base_freq, rope_scaling, "
+                  "max_position_embeddings, original_max_position_embeddings and training.seq_len");
   if (const auto& length = source.model().max_position_embeddings)
     lines.push_back(fmt::format("length   {} a sequence; the weights were made for {}",
                                 grouped(config.training.seq_len), grouped(*length)));

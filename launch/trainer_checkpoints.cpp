@@ -109,7 +109,9 @@ ConfigChanges Trainer::load(const runtime::Checkpoint& checkpoint) {
 
 void Trainer::carry(const std::map<std::string, std::string>& extra) {
   carried_.clear();
-  if (const auto origin = extra.find(kOriginKey); origin != extra.end()) carried_.insert(*origin);
+  for (const char* const key : {kOriginKey, kEarlierRunsKey}) {
+    if (const auto found = extra.find(key); found != extra.end()) carried_.insert(*found);
+  }
 }
 
 void Trainer::load_weights(const WeightSource& source) {
@@ -129,6 +131,7 @@ void Trainer::load_weights(const WeightSource& source) {
   store_->values_changed();
   carried_.clear();
   if (const auto origin = source.origin()) carried_[kOriginKey] = to_text(*origin);
+  if (const auto runs = source.runs(); !runs.empty()) carried_[kEarlierRunsKey] = to_text(runs);
 }
 
 void Trainer::begin() {

@@ -63,6 +63,10 @@ std::optional<HfOrigin> CheckpointWeights::origin() const {
   return origin_of(checkpoint_.metadata().extra, path().string());
 }
 
+std::vector<TrainedRun> CheckpointWeights::runs() const {
+  return trained_runs(checkpoint_.metadata(), path().string());
+}
+
 /// Beside the optimizer's state, which has the names of parameters behind a prefix.
 void CheckpointWeights::require(const parallel::ParameterTable& table) const {
   for (const parallel::Parameter& parameter : table.parameters()) {

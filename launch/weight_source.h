@@ -12,6 +12,7 @@
 
 #include "launch/hf_config.h"
 #include "launch/hf_origin.h"
+#include "launch/trained_runs.h"
 #include "parallel/parameters.h"
 #include "runtime/comm/communicator.h"
 #include "runtime/io/checkpoint.h"
@@ -32,6 +33,8 @@ class WeightSource {
   virtual std::string digest() const = 0;
   /// Of the folder that they come from, be it by way of checkpoints.
   virtual std::optional<HfOrigin> origin() const = 0;
+  /// That have trained them since, in their order.
+  virtual std::vector<TrainedRun> runs() const = 0;
   /// Throws Error(data) that names the tensors unless it holds exactly these, in their sizes.
   virtual void require(const parallel::ParameterTable& table) const = 0;
   /// Rows [begin, end) of a parameter, a row being one step of its first dim. Blocks; holds little
@@ -52,6 +55,7 @@ class HfFolder final : public WeightSource {
   std::string text() const override;
   std::string digest() const override;
   std::optional<HfOrigin> origin() const override;
+  std::vector<TrainedRun> runs() const override { return {}; }
   void require(const parallel::ParameterTable& table) const override;
   void read(const parallel::Parameter& parameter, std::int64_t begin, std::int64_t end,
             std::span<float> out) const override;
@@ -77,6 +81,7 @@ class CheckpointWeights final : public WeightSource {
   std::string text() const override;
   std::string digest() const override;
   std::optional<HfOrigin> origin() const override;
+  std::vector<TrainedRun> runs() const override;
   void require(const parallel::ParameterTable& table) const override;
   void read(const parallel::Parameter& parameter, std::int64_t begin, std::int64_t end,
             std::span<float> out) const override;

@@ -238,7 +238,7 @@ std::string safe_text(const fs::path& folder) {
   } catch (const Error& error) {
     return concat("which one is safe cannot be told: ", error.what());
   }
-  if (steps.empty()) return "no checkpoint is complete, so the run would begin again";
+  if (steps.empty()) return "no checkpoint is complete there";
   return concat("the checkpoint of step ", steps.back(),
                 " is complete and safe, and the run goes on from there when it is started again");
 }

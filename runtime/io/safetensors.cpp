@@ -42,32 +42,6 @@ std::int64_t size_bytes(Element element) {
   return kElements[static_cast<std::size_t>(element)].bytes;
 }
 
-Element element_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return Element::f32;
-    case DType::bfloat16:
-      return Element::bf16;
-    case DType::float64:
-      return Element::f64;
-    case DType::int32:
-      return Element::i32;
-    case DType::int64:
-      return Element::i64;
-    case DType::uint8:
-      return Element::u8;
-  }
-  fail(ExitCode::internal, "dtype without an element of safetensors");
-}
-
-std::optional<DType> dtype_of(Element element) {
-  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float64, DType::int32,
-                            DType::int64, DType::uint8}) {
-    if (element_of(dtype) == element) return dtype;
-  }
-  return std::nullopt;
-}
-
 std::int64_t TensorInfo::elements() const {
   std::int64_t product = 1;
   for (const std::int64_t size : sizes) product *= size;

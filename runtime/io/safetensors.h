@@ -43,9 +43,6 @@ enum class Element : std::uint8_t {
 /// As files write it: "F32", "BF16", "F8_E4M3", "BOOL".
 const char* name(Element element);
 std::int64_t size_bytes(Element element);
-Element element_of(DType dtype);
-/// Nothing for a type that tensors do not have, F16 among them.
-std::optional<DType> dtype_of(Element element);
 
 /// What a tensor is; its bytes are row-major.
 struct TensorInfo {

@@ -101,7 +101,8 @@ void Writer::append_floats(std::span<const float> values) {
     if (const auto bad = from_floats(entry.element, piece, packed_)) {
       fail(ExitCode::data, file_->path().string(), ": tensor ", shown(entry.name), ", element ",
            written_ / width + *bad, " (row-major) is ", piece[static_cast<std::size_t>(*bad)],
-           ", more than ", name(entry.element), " holds; write float32 or bfloat16");
+           ", more than ", name(entry.element), " holds; write float32",
+           entry.element == Element::f16 ? " or bfloat16" : "");
     }
     append(packed_);
     values = values.subspan(piece.size());

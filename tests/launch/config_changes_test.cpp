@@ -387,6 +387,24 @@ TEST(ConfigChanges, HowPositionsAreStretchedIsMeaning) {
             Keys{"model.rope_scaling.high_freq_factor"});
 }
 
+// The same keys that weights of another run may begin with (initial_weights_test.cpp).
+TEST(ConfigChanges, AnEvaluationMayGoToAnotherLength) {
+  const std::string phi3 = text_of_family("phi3"), gemma = text_of_family("gemma3_text");
+  const auto evaluated = [](const std::string& text, const std::string& set) {
+    return keys(
+        require_same_model(checkpoint_of(load({}, text)), "step-8", {load({set}, text), 256, "one"})
+            .run);
+  };
+  for (const char* const set : {"model.original_max_position_embeddings=64",
+                                "model.max_position_embeddings=512", "model.rope_theta=5e5"}) {
+    const std::string key = std::string(set).substr(0, std::string(set).find('='));
+    EXPECT_EQ(evaluated(phi3, set), Keys{key});
+  }
+  EXPECT_EQ(evaluated(gemma, "model.rope_local_base_freq=5e3"), Keys{"model.rope_local_base_freq"});
+  test::expect_error(runtime::ExitCode::config, "describes another model",
+                     [&] { evaluated(phi3, "model.rms_norm_eps=1e-3"); });
+}
+
 TEST(ConfigChanges, WhatMeansTheSameIsNoChange) {
   const auto none = [](const std::vector<std::string>& before,
                        const std::vector<std::string>& now) {

@@ -14,7 +14,9 @@
 #include "tests/support/expect_error.h"
 #include "tests/support/hf_folders.h"
 #include "tests/support/process.h"
+#include "tests/support/small_blocks.h"
 #include "tests/support/temp_directory.h"
+#include "tests/support/training_run.h"
 
 namespace longhaul::launch {
 namespace {
@@ -181,6 +183,36 @@ TEST(Convert, WhatIsThereIsNotReplaced) {
   expect_error(ExitCode::data, "does not exist",
                [&] { convert(folder / "nothing", folder / "other"); });
   expect_only(folder, {"checkpoints", "empty", "hf"});
+}
+
+TEST(Convert, AModelThatSawSomethingElseThanTheTokensBeforeIsRefused) {
+  struct Case {
+    std::string mask;
+    std::optional<std::int64_t> window, prefix;
+    std::string said;  // "": exported
+  };
+  const std::vector<Case> cases = {
+      {"causal", {}, {}, ""},
+      {"documents", {}, {}, ""},
+      {"causal_document", 8, {}, "data.mask = \"causal_document\" and data.window = 8"},
+      {"causal_window", 8, {}, "data.mask = \"causal_window\" and data.window = 8"},
+      {"prefix_causal", {}, 4, "data.mask = \"prefix_causal\";"}};
+  const auto sequence = [](std::int64_t cursor) { return test::random_sequence(31, 24, cursor); };
+  for (const Case& tried : cases) {
+    SCOPED_TRACE(tried.said);
+    const TempDirectory folder;
+    TrainConfig config = test::small_training(24);
+    config.data.mask = tried.mask;
+    config.data.window = tried.window;
+    config.data.prefix = tried.prefix;
+    test::run_training(config, 31, sequence, {.steps = 1, .save_to = folder.file("run")});
+    if (tried.said.empty()) {
+      convert(folder / "run", folder / "hf");
+      continue;
+    }
+    expect_error(ExitCode::config, tried.said, [&] { convert(folder / "run", folder / "hf"); });
+    expect_only(folder, {"run"});
+  }
 }
 
 TEST(Convert, AnExportThatIsKilledLeavesNothingUnderItsName) {

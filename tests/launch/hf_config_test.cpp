@@ -60,6 +60,7 @@ TEST(HfConfig, WhatCannotBeHadIsRefused) {
        "\"frobnicate\": 3: this program does not know what it changes",
        {{"frobnicate", "3"}}},
       {ExitCode::config, "dropout is not built", {{"attention_dropout", "0.1"}}},
+      {ExitCode::config, "\"is_causal\": false: later tokens", {{"is_causal", "false"}}},
       {ExitCode::config, "expected an integer", {{"hidden_size", "\"16\""}}},
       {ExitCode::config, "integer of at least 1", {{"num_hidden_layers", "0"}}},
       {ExitCode::config, "an integer beyond 64 bits", {{"hidden_size", "18446744073709551615"}}},
@@ -123,9 +124,29 @@ TEST(HfConfig, OptionsThatTransformersDoesNotHaveAreNotLost) {
   expect_error(ExitCode::config, "layer_types", [&] { hf_config_text(model, {"", "float32", 0}); });
   model = parse().model;
   model.layer_types = {"full_attention", "full_attention"};
-  EXPECT_TRUE(compare_models(parse_hf_config(hf_config_text(model, {"", "float32", 64}), "").model,
-                             model)
-                  .size() <= 1);  // max_position_embeddings
+  model.max_position_embeddings = 32;
+  const auto read = parse_hf_config(hf_config_text(model, {"", "float32", 64}), "").model;
+  const auto differences = compare_models(model, read);
+  ASSERT_EQ(differences.size(), 1u);
+  EXPECT_EQ(differences[0].key, "max_position_embeddings");
+  EXPECT_EQ(differences[0].after, "64");
+}
+
+TEST(HfConfig, AFreshOneSaysWhatTheClassWouldAssume) {
+  ModelConfig model = parse({{"model_type", "\"phi3\""},
+                             {"mlp_bias", ""},
+                             {"max_position_embeddings", "64"},
+                             {"original_max_position_embeddings", "16"},
+                             {"rope_scaling", R"({"type": "longrope", "factor": 4.0,
+                               "short_factor": [1, 2], "long_factor": [2, 4]})"}})
+                          .model;
+  model.max_position_embeddings.reset();  // nothing follows from it
+  const auto json = nlohmann::json::parse(hf_config_text(model, {"", "float32", 48}));
+  EXPECT_EQ(json.at("max_position_embeddings"), 48);
+  for (const char* const id : {"bos_token_id", "eos_token_id", "pad_token_id"})
+    EXPECT_TRUE(json.at(id).is_null()) << id;
+  const auto unsaid = nlohmann::json::parse(hf_config_text(model, {"", "float32", 0}));
+  EXPECT_FALSE(unsaid.contains("max_position_embeddings"));
 }
 
 TEST(HfConfig, ModelsAreComparedByWhatTheyMean) {
@@ -140,6 +161,7 @@ TEST(HfConfig, ModelsAreComparedByWhatTheyMean) {
   EXPECT_EQ(differences[0].key, "hidden_size");
   EXPECT_EQ(differences[1].key, "rope_theta");
   EXPECT_TRUE(is_length_key("rope_theta"));
+  EXPECT_TRUE(is_length_key("original_max_position_embeddings"));
   EXPECT_FALSE(is_length_key("hidden_size"));
 }
 

@@ -104,6 +104,7 @@ TEST(HfFamilies, ParametersByTheKindOfLayer) {
   EXPECT_EQ(model.sliding_window_pattern, 2);
   const std::string written = hf_config_text(model, {text, "float32", 0});
   const auto json = nlohmann::json::parse(written);
+  EXPECT_EQ(json.at("layer_types"), nlohmann::json({"sliding_attention", "full_attention"}));
   EXPECT_EQ(json.at("rope_local_base_freq"), 9000.0);
   EXPECT_EQ(json.at("rope_scaling").at("factor"), 8.0);
   EXPECT_EQ(json.at("rope_parameters").at("full_attention").at("factor"), 8.0);
@@ -112,6 +113,19 @@ TEST(HfFamilies, ParametersByTheKindOfLayer) {
     const auto again = parse_hf_config(changed(written, {{spelling, ""}}), "written").model;
     EXPECT_TRUE(compare_models(model, again).empty()) << written;
   }
+}
+
+TEST(HfFamilies, AScaleIsWholeInTransformers) {
+  ModelConfig model =
+      parse({{"model_type", "\"gemma2\""}, {"hidden_act", ""}, {"mlp_bias", ""}}).model;
+  model.query_pre_attn_scalar = 12;
+  EXPECT_TRUE(nlohmann::json::parse(hf_config_text(model, {"", "float32", 0}))
+                  .at("query_pre_attn_scalar")
+                  .is_number_integer());
+  model.query_pre_attn_scalar = 12.5;
+  expect_error(ExitCode::config, "has a whole number there", [&] {
+    hf_config_text(model, {"", "float32", 0});
+  });
 }
 
 TEST(HfFamilies, DefaultsOfTheClass) {
@@ -123,9 +137,50 @@ TEST(HfFamilies, DefaultsOfTheClass) {
   EXPECT_EQ(mistral.model.sliding_window, 4096);
 }
 
+// transformers' Phi-3 has no other types, and takes yarn for longrope.
+TEST(HfFamilies, APhi3IsWrittenWithLongropeOnly) {
+  ModelConfig model = parse({{"model_type", "\"phi3\""}, {"mlp_bias", ""}}).model;
+  const HfExport exported{llama_config({{"model_type", "\"phi3\""}}), "float32", 0};
+  EXPECT_EQ(nlohmann::json::parse(hf_config_text(model, exported)).at("rope_scaling"), nullptr);
+  EXPECT_EQ(nlohmann::json::parse(hf_config_text(model, {"", "float32", 0})).at("rope_scaling"),
+            nullptr);
+  for (const char* const type : {"linear", "dynamic", "yarn"}) {
+    model.rope_scaling.rope_type = type;
+    model.rope_scaling.factor = 4;
+    if (std::string(type) == "yarn") model.rope_scaling.beta_fast = 16;
+    expect_error(ExitCode::config, "of transformers has longrope or default only",
+                 [&] { hf_config_text(model, exported); });
+  }
+  model.rope_scaling = {};
+  model.rope_scaling.rope_type = "longrope";
+  model.rope_scaling.short_factor = {1, 2};
+  model.rope_scaling.long_factor = {2, 4};
+  const auto written = nlohmann::json::parse(hf_config_text(model, exported));
+  EXPECT_EQ(written.at("rope_scaling").size(), 3u);
+  EXPECT_EQ(written.at("rope_scaling").at("type"), "longrope");
+}
+
 TEST(HfFamilies, WhatCannotBeHadIsRefused) {
   expect_error(ExitCode::config, "there is no such key of llama", [] {
     parse({{"rope_scaling", R"({"rope_type": "linear", "factor": 2, "colour": 1})"}});
+  });
+  for (const char* const type : {"linear", "dynamic", "yarn"}) {
+    SCOPED_TRACE(type);
+    const std::string table = std::string(R"({"factor": 2, "type": ")") + type + "\"}";
+    expect_error(ExitCode::config, "of transformers has longrope or default only", [&] {
+      parse({{"model_type", "\"phi3\""}, {"mlp_bias", ""}, {"rope_scaling", table}});
+    });
+  }
+  expect_error(ExitCode::config, "does not read it", [] {
+    parse({{"model_type", "\"mistral\""},
+           {"mlp_bias", ""},
+           {"layer_types", R"(["full_attention", "full_attention"])"}});
+  });
+  expect_error(ExitCode::config, "transformers ignores these of a gemma3_text", [] {
+    parse({{"model_type", "\"gemma3_text\""},
+           {"hidden_act", ""},
+           {"mlp_bias", ""},
+           {"rope_parameters", R"({"rope_type": "default", "rope_theta": 7000.0})"}});
   });
   expect_error(ExitCode::config, "experts, which are not built", [] {
     parse({{"model_type", "\"gpt_oss\""}});

@@ -101,12 +101,52 @@ TEST(InitialWeights, OfAnotherModelAreRefused) {
   EXPECT_EQ(lines[1], "changed  model.rope_theta from 500000.0 to 1000000.0");
   EXPECT_EQ(lines[2], "length   512 a sequence; the weights were made for 128");
   config.model.intermediate_size = 48;
+  test::expect_error(ExitCode::config, "rope_local_base_freq, rope_scaling, max_position",
+                     [&] { require_fitting_weights(source, config, 31); });
   test::expect_error(ExitCode::config, "model.intermediate_size = 48: the weights' is 24",
                      [&] { require_fitting_weights(source, config, 31); });
   config.model = source.model();
   config.model.vocab_size.reset();
   test::expect_error(ExitCode::config, "model.vocab_size = 256, the corpus's: the weights' is 31",
                      [&] { require_fitting_weights(source, config, 256); });
+}
+
+// What an exported folder tells of them.
+TEST(InitialWeights, TheRunsBeforeAreToldInTheirOrder) {
+  const TempDirectory folder;
+  TrainConfig config = test::small_training(kSeqLen);
+  test::run_training(config, kVocabulary, sequence, {.steps = 3, .save_to = folder.file("first")});
+  config = test::small_training(64);
+  config.model = open_weights(folder / "first")->model();  // with its defaults
+  runtime::run_loopback(1, {}, [&](std::unique_ptr<runtime::Communicator> world) {
+    TrainerInputs inputs;
+    inputs.config = config;
+    inputs.vocab_size = kVocabulary;
+    inputs.sequences = std::make_shared<const RawSequences>(
+        [](std::int64_t cursor) { return test::random_sequence(kVocabulary, 64, cursor); });
+    inputs.corpus_digest = "test";
+    Trainer trainer(std::move(inputs), *world);
+    trainer.initialise();
+    trainer.load_weights(*open_weights(folder / "first"));
+    trainer.begin();
+    trainer.step();
+    trainer.save(folder / "second", 0);
+    // It goes on from its own checkpoint, and knows them still.
+    trainer.load(runtime::Checkpoint::open(folder / "second", 1));
+    trainer.step();
+    trainer.save(folder / "second", 0);
+  });
+  testing::internal::CaptureStdout();
+  run_convert({folder / "second", folder / "hf", std::nullopt});
+  testing::internal::GetCapturedStdout();
+  const std::string readme = test::read_text(folder / "hf/README.md");
+  const std::vector<std::string> expected = {
+      "- Steps: 5, 1,676 tokens.\n",
+      "  - 3, 1,164 tokens, in sequences of 97: `" + folder.file("first/step-00000003") + "`\n",
+      "  - 2, 512 tokens, in sequences of 64: `" + folder.file("second/step-00000002") + "`\n",
+      "- Length: trained on sequences of up to 97 tokens.\n"};
+  for (const std::string& line : expected)
+    EXPECT_NE(readme.find(line), std::string::npos) << line << readme;
 }
 
 TEST(InitialWeights, GiveWayToTheRunsOwnCheckpoint) {

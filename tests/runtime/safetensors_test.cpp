@@ -222,6 +222,15 @@ TEST(Safetensors, WhatAHalfCannotHoldIsRefused) {
   values[200006] = 70000.0F;
   expect_error(ExitCode::data, "tensor 'model.w', element 200013 (row-major) is 70000",
                [&] { writer.append_floats(std::span(values).first(299993)); });
+  const std::vector<TensorInfo> brain{{"model.w", Element::bf16, {1}}};
+  Writer other(folder / "y", brain, std::nullopt);
+  const std::vector<float> greatest{std::numeric_limits<float>::max()};
+  try {
+    other.append_floats(greatest);
+    ADD_FAILURE() << "nothing is refused";
+  } catch (const Error& error) {
+    EXPECT_TRUE(std::string(error.what()).ends_with("BF16 holds; write float32")) << error.what();
+  }
 }
 
 TEST(Safetensors, FloatsAreWrittenAndReadInPiecesOfAnySize) {
