@@ -164,8 +164,7 @@ void write_rope(HfJson& config, const ModelConfig& model) {
                     same_json(as_read.value("rope_scaling", HfJson()), scaling);
   if (same) return;
   config["rope_scaling"] = scaling;
-  if (family != "phi3" || !scaling.is_object() || scaling.size() != 3 ||
-      scaling.value("rope_type", "") != "longrope")
+  if (family != "phi3" || scaling.size() != 3 || scaling.value("rope_type", "") != "longrope")
     return;
   // transformers 4 wants exactly these keys of it.
   config["rope_scaling"] = HfJson::object({{"type", scaling["rope_type"]},
