@@ -103,6 +103,11 @@ void complete(ModelConfig& config, Judge& judge) {
   family.check(config, judge);
 }
 
+void complete(ModelConfig& config) {
+  Thrower judge;
+  complete(config, judge);
+}
+
 Model model_of(ModelConfig config, const ModelOptions& options) {
   require_positive("hidden_size", config.hidden_size);
   require_positive("num_hidden_layers", config.num_hidden_layers);
@@ -111,8 +116,7 @@ Model model_of(ModelConfig config, const ModelOptions& options) {
     fail(ExitCode::config, "[training] dtype is ", name(config.dtype),
          "; expected float32 or bfloat16");
   }
-  Thrower judge;
-  complete(config, judge);
+  complete(config);
   return {family_of(config.architecture).parts(config), options};
 }
 

@@ -102,6 +102,8 @@ std::optional<std::int64_t> original_length(const ModelConfig& config);
 /// Sets what the configuration does not give and its family has a value for; tells what is missing
 /// or wrong.
 void complete(ModelConfig& config, Judge& judge);
+/// Throws Error(config) for the first key that is missing or wrong.
+void complete(ModelConfig& config);
 
 /// Completes the configuration, whose vocab_size is given, and makes its model. Throws
 /// Error(config) for the first key that is missing or wrong.

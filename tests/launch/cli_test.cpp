@@ -204,7 +204,7 @@ TEST(Cli, WrongVerbsAreAnsweredWithTheNearest) {
            {{"preprocess", "a"}, "there is no verb 'preprocess'; here it is 'tokenize'"},
            {{"evaluate"}, "there is no verb 'evaluate'; here it is 'eval'"},
            {{"bench", "layout"}, "there is no verb 'layout'; did you mean 'layouts'?"},
-           {{"xxxxxxxxxx"}, "there is no verb 'xxxxxxxxxx'; expected one of train, validate, "}}) {
+           {{"xxxxxxxxxx"}, "there is no verb 'xxxxxxxxxx'; expected one of train, eval, "}}) {
     const ProcessResult result = longhaul(arguments);
     EXPECT_EQ(result.exit_code, 64);
     EXPECT_TRUE(has(result.err, says)) << result.err;

@@ -93,24 +93,11 @@ models::ModelConfig kda() {
   return m;
 }
 
-class GoodJudge final : public models::Judge {
- public:
-  bool good(std::initializer_list<const char*>) const override { return true; }
-  void missing(const std::string& key) override { ADD_FAILURE() << key << " is missing"; }
-  void wrong(const char* key, const std::string& what) override {
-    ADD_FAILURE() << key << ": " << what;
-  }
-  void unknown_word(const char* key, std::size_t, std::span<const std::string>) override {
-    ADD_FAILURE() << key;
-  }
-};
-
 TrainConfig hybrid(const models::ModelConfig& model, Grid grid,
                    const std::string& linear_scheme = "auto") {
   TrainConfig config = test::small_training(kSeqLen);
   config.model = model;
-  GoodJudge judge;
-  models::complete(config.model, judge);
+  models::complete(config.model);
   config.parallelism.context_parallel_degree = grid.context;
   config.parallelism.data_parallel_replicate_degree = grid.data;
   config.parallelism.context_parallel_linear_scheme = linear_scheme;

@@ -30,8 +30,8 @@ TEST(PositionLosses, CountsEveryLabelInTheBucketOfItsPosition) {
 
 TEST(PositionLosses, LabelsWithoutWeightsWeighOneAndNoneIsNotANumber) {
   PositionLosses losses(std::vector<std::int64_t>{0, 4});
-  losses.add({.tokens = {1, 2}, .labels = {3, 4}, .positions = {0, 3}}, std::vector<float>{2, 4},
-             std::vector<std::uint8_t>{0, 1});
+  losses.add({.tokens = {1, 2}, .labels = {3, 4}, .positions = {0, 3}, .label_weights = {}},
+             std::vector<float>{2, 4}, std::vector<std::uint8_t>{0, 1});
   EXPECT_DOUBLE_EQ(losses.buckets()[0].loss(), 3);
   EXPECT_TRUE(std::isnan(losses.buckets()[1].loss()));
   EXPECT_TRUE(std::isnan(losses.buckets()[1].accuracy()));

@@ -7,6 +7,7 @@
 
 #include "launch/attention_axis.h"
 #include "launch/device.h"
+#include "models/family.h"
 
 namespace longhaul::test {
 
@@ -60,6 +61,7 @@ std::vector<launch::StepResult> run_training(
   runtime::run_loopback(ranks, options.loopback, [&](std::unique_ptr<runtime::Communicator> world) {
     launch::TrainerInputs inputs;
     inputs.config = config;
+    models::complete(inputs.config.model);
     inputs.vocab_size = vocabulary;
     inputs.sequences = sequences;
     inputs.corpus_digest = "test";
