@@ -27,8 +27,8 @@ class EvalJob : public testing::Test {
     const ProcessResult trained = job_.run(
         0, "run",
         {"comm.backend=loopback", "parallelism.context_parallel_degree=1", "training.steps=4",
-         "checkpoint.interval=2", "checkpoint.keep_latest_k=0", "validation.enable=true",
-         "validation.freq=4", "validation.corpus=" + held_out()});
+         "lr_scheduler.warmup_steps=1", "checkpoint.interval=2", "checkpoint.keep_latest_k=0",
+         "validation.enable=true", "validation.freq=4", "validation.corpus=" + held_out()});
     EXPECT_EQ(trained.exit_code, 0) << trained.err;
   }
   std::string held_out() const { return job_.folder().file("held_out.h5"); }
@@ -142,7 +142,7 @@ TEST_F(EvalJob, RefusesAnotherModelAndWhatIsNotThere) {
   EXPECT_TRUE(has(other.err, "model.num_hidden_layers = 3: the checkpoint was made with 2"))
       << other.err;
   const ProcessResult step = eval({"--step", "3"});
-  EXPECT_EQ(step.exit_code, 65) << step.err;
+  EXPECT_EQ(step.exit_code, 78) << step.err;
   const ProcessResult none = eval({"--set", "job.output_dir=" + job_.folder().file("nothing")});
   EXPECT_EQ(none.exit_code, 65);
   EXPECT_TRUE(has(none.err, "holds no checkpoint")) << none.err;
