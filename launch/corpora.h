@@ -48,8 +48,10 @@ runtime::MixedSequences make_sequences(const TrainConfig& config, const Training
 /// What the start and metrics.jsonl say of each.
 std::vector<CorpusPart> corpus_parts(const TrainConfig& config, const TrainingCorpora& corpora,
                                      const runtime::MixedSequences& sequences);
+
 /// A tokenizer's name as a corpus stores it, "sentencepiece:FILE:DIGEST", without the file's name,
-/// which does not matter.
+/// which does not matter. Two corpora of equal identity may still differ in what no corpus stores:
+/// which BOS and EOS were put around their documents, and, where both are "unknown", the tokenizer.
 std::string tokenizer_identity(const std::string& name);
 
 }  // namespace longhaul::launch

@@ -1,5 +1,7 @@
 #include "launch/encode.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 
@@ -27,12 +29,31 @@ void require_utf8(const EncodeRules& rules, const std::string& text,
        "--invalid-utf8 replace");
 }
 
+/// "U+00E9" of one character, "byte 0xC3" of what is none.
+std::string spelled(const std::string& text) {
+  if (runtime::character_bytes(text) == 0)
+    return fmt::format("byte 0x{:02X}", static_cast<unsigned char>(text.at(0)));
+  return fmt::format("U+{:04X}", static_cast<std::uint32_t>(runtime::character(text)));
+}
+
+/// A corpus loses no text silently.
+void require_kept(const EncodeRules& rules, const std::string& text,
+                  const runtime::EncodedText& encoded) {
+  if (encoded.dropped_characters == 0) return;
+  const std::int64_t at = rules.tokenizer->encode(text, true).first_dropped_at;
+  fail(ExitCode::data, "tokenizer ", rules.tokenizer->name(), " has no token for ",
+       spelled(encoded.first_dropped), " at byte ", at,
+       " of the text, and no unk_token to stand for it (", encoded.dropped_characters,
+       " such characters in all): leave the text out, or take a tokenizer that has them");
+}
+
 /// Appends a document. Weights are kept for all tokens or for none.
 void append(const EncodeRules& rules, const WeightedText& text, EncodedDocuments& all) {
   const bool weighs =
       std::ranges::any_of(text.parts, [](const auto& part) { return part.weight != 1; });
   const runtime::EncodedText encoded = rules.tokenizer->encode(text.text, weighs);
   require_utf8(rules, text.text, encoded);
+  require_kept(rules, text.text, encoded);
   std::vector<float> weights;
   if (weighs) weights = text.weights(encoded.begins);
   if (weighs && all.weights.empty()) all.weights.assign(all.tokens.size(), 1.0f);

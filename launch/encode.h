@@ -58,7 +58,7 @@ struct EncodedDocuments {
 
 /// BOS takes the weight of a document's first token, EOS that of its last; both weigh 1 in a
 /// document without tokens. Throws Error(data) naming file and line for what is no record, and for
-/// text that the tokenizer or the rules refuse.
+/// text that the tokenizer or the rules refuse, or of which the tokenizer would drop a character.
 EncodedDocuments encode(const EncodeRules& rules, const RawDocuments& raw);
 
 }  // namespace longhaul::launch

@@ -169,8 +169,8 @@ EvalResult eval_rank(const EvalInputs& inputs, Communicator& world, const Locati
 }
 
 /// Bytes of the text whose tokens have labels: of every document but its first token, or, where a
-/// document's last token has one too, of the corpus but its first. None where that is not known:
-/// labels that documents' branches cut.
+/// document's last token has one too, of the corpus but its first. Special tokens have none. None
+/// where that is not known: labels that weigh or that documents' branches cut, and unknown tokens.
 std::optional<std::int64_t> labelled_bytes(const EvalInputs& inputs,
                                            const runtime::Tokenizer& tokenizer) {
   const runtime::RowRules rules = row_rules(inputs.config.data);
@@ -183,9 +183,11 @@ std::optional<std::int64_t> labelled_bytes(const EvalInputs& inputs,
     tokens.resize(static_cast<std::size_t>(offsets[document + 1] - offsets[document]));
     if (tokens.empty()) continue;
     corpus.read(offsets[document], tokens);
-    bytes += std::ssize(tokenizer.decode(tokens));
+    const auto all = tokenizer.text_bytes(tokens);
+    if (!all) return std::nullopt;
+    bytes += *all;
     if (rules.labels_cross && offsets[document] > 0) continue;
-    bytes -= std::ssize(tokenizer.decode(std::span(tokens).first(1)));
+    bytes -= *tokenizer.text_bytes(std::span(tokens).first(1));
   }
   return bytes;
 }
@@ -210,7 +212,8 @@ std::string row(const std::string& what, const PositionLoss& loss) {
                      loss.loss(), std::exp(loss.loss()), 100 * loss.accuracy());
 }
 
-std::string table(const EvalInputs& inputs, const EvalResult& result,
+/// `named`: whether there is a tokenizer that could count bytes.
+std::string table(const EvalInputs& inputs, const EvalResult& result, bool named,
                   std::optional<std::int64_t> bytes) {
   const runtime::CorpusInfo& corpus = inputs.data->corpus().info();
   const std::int64_t seq_len = inputs.config.training.seq_len;
@@ -235,7 +238,11 @@ std::string table(const EvalInputs& inputs, const EvalResult& result,
   if (bytes) {
     text += fmt::format("\n{:.4f} bits a byte over {} bytes of text\n",
                         bits_per_byte(result.all.loss_sum, *bytes), grouped(*bytes));
-  } else if (corpus.tokenizer != "bytes") {
+  } else if (named) {
+    text +=
+        "\nbits a byte: not known where labels weigh, documents branch, or tokens do not say "
+        "what text they stand for\n";
+  } else {
     text += "\nbits a byte: name the corpus's tokenizer with --tokenizer\n";
   }
   text += fmt::format("{} tokens in {:.1f}s, {} tok/s\n", grouped(inputs.data->tokens()),
@@ -348,7 +355,7 @@ int run_eval(const EvalOptions& options) {
   if (!result) return 0;
   std::optional<std::int64_t> bytes;
   if (tokenizer) bytes = labelled_bytes(inputs, *tokenizer);
-  std::fputs(table(inputs, *result, bytes).c_str(), stdout);
+  std::fputs(table(inputs, *result, tokenizer != nullptr, bytes).c_str(), stdout);
   if (json_file) write_output(*json_file, json_text(inputs, *result, bytes));
   return 0;
 }

@@ -38,8 +38,8 @@ double bits_per_byte(double nats, std::int64_t bytes);
 /// As one rank of what mpirun or srun started, or as all ranks with comm.backend = "loopback". The
 /// corpus is cut into sequences of training.seq_len as a validation's is: none overlaps another,
 /// and what a sequence does not hold is not seen. Nothing is added to its documents. Rank 0 prints
-/// a table. Throws Error(data) without a checkpoint, Error(config) for one of another model, else
-/// as training.
+/// a table. Throws Error(data) without a checkpoint, Error(config) for one of another model or
+/// a step that has none, else as training.
 int run_eval(const EvalOptions& options);
 
 }  // namespace longhaul::launch

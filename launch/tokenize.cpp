@@ -80,6 +80,9 @@ class UnknownTokenizer final : public runtime::Tokenizer {
   std::int64_t vocabulary_size() const override { return size_; }
   runtime::EncodedText encode(std::string_view, bool) const override { refuse("no text"); }
   std::string decode(std::span<const std::int32_t>) const override { refuse("no tokens"); }
+  std::optional<std::int64_t> text_bytes(std::span<const std::int32_t>) const override {
+    return std::nullopt;
+  }
   std::optional<std::int32_t> token_id(std::string_view) const override { return std::nullopt; }
 
  private:
@@ -98,6 +101,8 @@ EncodeRules rules_of(const TokenizeOptions& options) {
     rules.tokenizer = runtime::make_tokenizer(options.tokenizer.value_or("bytes"));
   }
   rules.invalid_utf8 = options.invalid_utf8;
+  if (options.document_start)
+    token_id(*rules.tokenizer, std::to_string(*options.document_start), "--document-start");
   if (!options.bos.empty()) rules.bos = token_id(*rules.tokenizer, options.bos, "--bos");
   if (!options.eos.empty()) rules.eos = token_id(*rules.tokenizer, options.eos, "--eos");
   return rules;
@@ -207,8 +212,11 @@ class Tokenizing {
 
   void read_tokens(const TokenizeInput& input) {
     const std::int64_t vocabulary = summary_.vocabulary_size;
-    bool begins = true;
+    bool begins = true, has_start = false;
+    const std::int64_t documents = summary_.documents;
     const auto take = [&](const runtime::TokenPiece& piece) {
+      if (begins && !piece.tokens.empty())
+        has_start = has_start || piece.tokens.front() == options_.document_start;
       if (begins && rules_.bos) add({&*rules_.bos, 1}, {});
       add(piece.tokens, {});
       if (piece.ends_document && rules_.eos) add({&*rules_.eos, 1}, {});
@@ -220,6 +228,8 @@ class Tokenizing {
       runtime::read_megatron(input.path, vocabulary, take);
     } else {
       runtime::read_llmc(input.path, vocabulary, *options_.document_start, take);
+      if (summary_.documents > documents && !has_start)
+        summary_.files_without_start.add(input.path.string());
     }
     end_file(input.bytes);
   }

@@ -60,7 +60,8 @@ struct TokenizeOptions {
   std::string bos = {}, eos = {};
   /// Of inputs that are all files of tokens, in place of a tokenizer.
   std::optional<std::int64_t> vocabulary_size = {};
-  /// Id with which each document begins in llm.c's files, which do not say where they begin.
+  /// Id of the vocabulary with which each document begins in llm.c's files, which do not say where
+  /// they begin.
   std::optional<std::int64_t> document_start = {};
 };
 
@@ -78,7 +79,8 @@ struct TokenizeSummary {
   std::int64_t unknown_characters = 0, invalid_bytes = 0;  ///< see runtime::EncodedText
   UnusedFields unused_fields;
   TokenizeInputs inputs;
-  std::string bos, eos;  ///< "</s>, 2"; empty for none
+  LeftOut files_without_start;  ///< of llm.c, in which `document_start` is not: one document each
+  std::string bos, eos;         ///< "</s>, 2"; empty for none
   int threads = 0;
   double seconds = 0;
 };

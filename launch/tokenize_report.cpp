@@ -69,6 +69,9 @@ std::string to_string(const TokenizeSummary& summary) {
   if (summary.invalid_bytes > 0)
     line("replaced",
          fmt::format("{} that are no UTF-8, by U+FFFD", counted(summary.invalid_bytes, "byte")));
+  line("one document",
+       summary.files_without_start.text("file in which the id of --document-start is not",
+                                        "files in which the id of --document-start is not"));
   line("took",
        fmt::format("{}, {} tokens/s, {}", duration_text(summary.seconds),
                    a_second(summary.tokens, summary.seconds), counted(summary.threads, "thread")));

@@ -53,6 +53,10 @@ class BytesTokenizer final : public Tokenizer {
     for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(tokens[i]);
     return text;
   }
+  std::optional<std::int64_t> text_bytes(std::span<const std::int32_t> tokens) const override {
+    check_ids(*this, tokens);
+    return std::ssize(tokens);
+  }
   std::optional<std::int32_t> token_id(std::string_view) const override { return std::nullopt; }
 
  private:
@@ -111,6 +115,19 @@ class SentencePieceTokenizer final : public Tokenizer {
     std::string text;
     require(processor_.Decode(std::vector<int>(tokens.begin(), tokens.end()), &text));
     return text;
+  }
+  std::optional<std::int64_t> text_bytes(std::span<const std::int32_t> tokens) const override {
+    check_ids(*this, tokens);
+    std::vector<int> kept;
+    for (const std::int32_t token : tokens) {
+      if (processor_.IsUnknown(token)) return std::nullopt;
+      if (processor_.IsControl(token)) continue;
+      // One byte of a character is no text; one of ASCII is, and as long.
+      kept.push_back(processor_.IsByte(token) ? processor_.PieceToId("<0x41>") : token);
+    }
+    std::string text;
+    require(processor_.Decode(kept, &text));
+    return std::ssize(text);
   }
   std::optional<std::int32_t> token_id(std::string_view token) const override {
     const int id = processor_.PieceToId({token.data(), token.size()});

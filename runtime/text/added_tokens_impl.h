@@ -14,6 +14,7 @@ struct AddedToken {
   std::int32_t id = 0;
   bool single_word = false;             ///< not beside a character of a word
   bool lstrip = false, rstrip = false;  ///< takes the white space on that side
+  bool special = false;                 ///< says something about a text, and is no part of it
 };
 
 /// A set of them, all looked for at once: leftmost, then longest.

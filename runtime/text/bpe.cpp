@@ -197,7 +197,7 @@ std::int64_t Bpe::begin_symbols(std::string_view piece, Room& room) const {
       symbols.push_back({id, dropped + bytes});
       dropped = 0;
     } else if (!fall_back(spelling, bytes, room)) {  // which overtakes an unknown token that waits
-      ++unknown;
+      if (++unknown == 1) room.unknown_at = at - size, room.unknown_bytes = size;
       if (!options_.unknown) {
         dropped += bytes;
         continue;

@@ -61,6 +61,7 @@ class Bpe {
     };
     std::vector<Symbol> symbols;
     std::vector<std::uint64_t> queue;
+    std::size_t unknown_at = 0, unknown_bytes = 0;  // the first, where encode() counts any
   };
   /// Appends the tokens of a piece, valid UTF-8 and not empty, to `tokens`; returns how many of its
   /// characters became the unknown token or, without one, nothing. Throws Error(data) for a piece
@@ -70,6 +71,7 @@ class Bpe {
   /// be encoded one by one. Of bytes, and where whole pieces stand, all of the piece is one part.
   std::size_t part_end(std::string_view piece, std::size_t at) const;
   const Vocabulary& vocabulary() const { return vocabulary_; }
+  std::optional<std::int32_t> unknown() const { return options_.unknown; }
 
  private:
   struct Slot {

@@ -58,18 +58,18 @@ void Decoder::add(const JsonValue& json, int depth) {
   }
 }
 
-Decoder::Texts Decoder::run(const ByteLevel&, Texts texts) {
+Decoder::Texts Decoder::run(const ByteLevel&, Texts texts, Parts parts) {
   std::string bytes;
   for (const std::string& text : texts) bytes += bytes_of(text).value_or(text);
-  return {repair_utf8(bytes).text};
+  return {parts == Parts::keep ? std::move(bytes) : repair_utf8(bytes).text};
 }
 
-Decoder::Texts Decoder::run(const ByteFallback&, Texts texts) {
+Decoder::Texts Decoder::run(const ByteFallback&, Texts texts, Parts parts) {
   Texts result;
   std::string bytes;  // of the run of byte tokens at hand
   const auto end_run = [&] {
     if (bytes.empty()) return;
-    if (valid_utf8_bytes(bytes) == bytes.size()) {
+    if (parts == Parts::keep || valid_utf8_bytes(bytes) == bytes.size()) {
       result.push_back(bytes);
     } else {
       result.insert(result.end(), bytes.size(), "\xef\xbf\xbd");  // U+FFFD a byte
@@ -88,13 +88,13 @@ Decoder::Texts Decoder::run(const ByteFallback&, Texts texts) {
   return result;
 }
 
-Decoder::Texts Decoder::run(const Fuse&, Texts texts) {
+Decoder::Texts Decoder::run(const Fuse&, Texts texts, Parts) {
   std::string all;
   for (const std::string& text : texts) all += text;
   return {all};
 }
 
-Decoder::Texts Decoder::run(const Replace& step, Texts texts) {
+Decoder::Texts Decoder::run(const Replace& step, Texts texts, Parts) {
   for (std::string& text : texts) {
     std::string result;
     std::size_t at = 0;
@@ -107,7 +107,7 @@ Decoder::Texts Decoder::run(const Replace& step, Texts texts) {
   return texts;
 }
 
-Decoder::Texts Decoder::run(const Strip& step, Texts texts) {
+Decoder::Texts Decoder::run(const Strip& step, Texts texts, Parts) {
   for (std::string& text : texts) {
     std::string_view kept = text;
     for (std::int64_t i = 0; i < step.start && kept.starts_with(step.content); ++i)
@@ -119,9 +119,9 @@ Decoder::Texts Decoder::run(const Strip& step, Texts texts) {
   return texts;
 }
 
-std::string Decoder::decode(std::vector<std::string> tokens) const {
+std::string Decoder::decode(std::vector<std::string> tokens, Parts parts) const {
   for (const Step& step : steps_)
-    tokens = std::visit([&](const auto& one) { return run(one, std::move(tokens)); }, step);
+    tokens = std::visit([&](const auto& one) { return run(one, std::move(tokens), parts); }, step);
   std::string text;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     if (missing_ && i > 0) text += ' ';

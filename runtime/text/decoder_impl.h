@@ -16,7 +16,10 @@ class Decoder {
   Decoder() = default;
   /// Throws Error(data) for other types and options.
   explicit Decoder(const JsonValue& json);
-  std::string decode(std::vector<std::string> tokens) const;
+  /// What becomes of bytes that are no characters.
+  enum class Parts : unsigned char { replace, keep };
+  std::string decode(std::vector<std::string> tokens, Parts parts = Parts::replace) const;
+  bool missing() const { return missing_; }
 
  private:
   struct ByteLevel {};
@@ -31,11 +34,11 @@ class Decoder {
   };
   using Step = std::variant<ByteLevel, ByteFallback, Fuse, Replace, Strip>;
   using Texts = std::vector<std::string>;
-  static Texts run(const ByteLevel& step, Texts texts);
-  static Texts run(const ByteFallback& step, Texts texts);
-  static Texts run(const Fuse& step, Texts texts);
-  static Texts run(const Replace& step, Texts texts);
-  static Texts run(const Strip& step, Texts texts);
+  static Texts run(const ByteLevel& step, Texts texts, Parts parts);
+  static Texts run(const ByteFallback& step, Texts texts, Parts parts);
+  static Texts run(const Fuse& step, Texts texts, Parts parts);
+  static Texts run(const Replace& step, Texts texts, Parts parts);
+  static Texts run(const Strip& step, Texts texts, Parts parts);
   void add(const JsonValue& json, int depth);
 
   std::vector<Step> steps_;

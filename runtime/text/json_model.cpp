@@ -102,7 +102,8 @@ AddedVocabulary read_added_tokens(const JsonValue& json, const Vocabulary& vocab
                      .id = static_cast<std::int32_t>(entry.at("id").integer(kMaxId)),
                      .single_word = entry.boolean("single_word", false),
                      .lstrip = entry.boolean("lstrip", false),
-                     .rstrip = entry.boolean("rstrip", false)};
+                     .rstrip = entry.boolean("rstrip", false),
+                     .special = entry.boolean("special", false)};
     if (token.content.empty()) entry.bad("has no content");
     if (!seen.emplace(token.content, token.id).second)
       entry.bad("'", token.content, "' is there twice");
@@ -113,13 +114,13 @@ AddedVocabulary read_added_tokens(const JsonValue& json, const Vocabulary& vocab
       entry.bad("'", token.content, "' has id ", token.id,
                 "; the Hugging Face library would give it ", id);
     all.tokens.push_back(token);
-    const bool special = entry.boolean("special", false);
-    if (entry.boolean("normalized", !special)) {
+    const int order = token.special ? 0 : 1;
+    if (entry.boolean("normalized", !token.special)) {
       token.content = normalizer.apply(token.content);
       if (token.content.empty()) entry.bad("has no content once it is normalized");
-      normalized[special ? 0 : 1].push_back(std::move(token));
+      normalized[order].push_back(std::move(token));
     } else {
-      raw[special ? 0 : 1].push_back(std::move(token));
+      raw[order].push_back(std::move(token));
     }
   }
   std::ranges::move(raw[1], std::back_inserter(raw[0]));

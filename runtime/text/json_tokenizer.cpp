@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <unordered_set>
 #include <utility>
 
 #include "runtime/error.h"
@@ -84,6 +85,8 @@ class JsonTokenizer final : public Tokenizer {
         decoder_(json.has("decoder") ? Decoder(json.at("decoder")) : Decoder()),
         tokens_(tokens_by_id(json, bpe_.vocabulary(), added_.tokens)) {
     if (json.has("post_processor")) check_post_processor(json.at("post_processor"));
+    for (const AddedToken& token : added_.tokens)
+      if (token.special) special_.insert(token.id);
   }
 
   const std::string& name() const override { return name_; }
@@ -91,17 +94,17 @@ class JsonTokenizer final : public Tokenizer {
   EncodedText encode(std::string_view text, bool begins) const override;
 
   std::string decode(std::span<const std::int32_t> ids) const override {
-    std::vector<std::string> texts;
-    texts.reserve(ids.size());
+    return decoder_.decode(texts_of(ids));
+  }
+
+  std::optional<std::int64_t> text_bytes(std::span<const std::int32_t> ids) const override {
+    if (decoder_.missing()) return std::nullopt;
+    std::vector<std::int32_t> kept;
     for (const std::int32_t id : ids) {
-      if (id < 0 || id >= std::ssize(tokens_) || !tokens_[static_cast<std::size_t>(id)]) {
-        fail(ExitCode::data, "token ", texts.size(), " is ", id,
-             ", which stands for nothing in the vocabulary of ", tokens_.size(), " of tokenizer '",
-             name_, "'");
-      }
-      texts.push_back(*tokens_[static_cast<std::size_t>(id)]);
+      if (id == bpe_.unknown()) return std::nullopt;
+      if (!special_.contains(id)) kept.push_back(id);
     }
-    return decoder_.decode(std::move(texts));
+    return std::ssize(decoder_.decode(texts_of(kept), Decoder::Parts::keep));
   }
 
   std::optional<std::int32_t> token_id(std::string_view token) const override {
@@ -115,6 +118,20 @@ class JsonTokenizer final : public Tokenizer {
  private:
   class Encoding;
 
+  std::vector<std::string> texts_of(std::span<const std::int32_t> ids) const {
+    std::vector<std::string> texts;
+    texts.reserve(ids.size());
+    for (const std::int32_t id : ids) {
+      if (id < 0 || id >= std::ssize(tokens_) || !tokens_[static_cast<std::size_t>(id)]) {
+        fail(ExitCode::data, "token ", texts.size(), " is ", id,
+             ", which stands for nothing in the vocabulary of ", tokens_.size(), " of tokenizer '",
+             name_, "'");
+      }
+      texts.push_back(*tokens_[static_cast<std::size_t>(id)]);
+    }
+    return texts;
+  }
+
   const std::string name_;
   const Normalizer normalizer_;
   const PreTokenizer pre_tokenizer_;
@@ -122,6 +139,7 @@ class JsonTokenizer final : public Tokenizer {
   const AddedVocabulary added_;
   const Decoder decoder_;
   const std::vector<std::optional<std::string>> tokens_;  // by id
+  std::unordered_set<std::int32_t> special_;
   mutable EncodeRooms rooms_;
 };
 
@@ -183,8 +201,22 @@ class JsonTokenizer::Encoding {
     }
     room_.tokens.clear();
     const std::int64_t unknown = owner_.bpe_.encode(part.text, room_.merging, room_.tokens);
-    if (cached) room_.cache.put(part.text, room_.tokens, unknown);
-    put(part, room_.tokens, unknown);
+    const bool drops = unknown > 0 && !owner_.bpe_.unknown();
+    if (drops) {
+      dropped(part, unknown);  // each time anew: pieces that are known do not say which
+    } else if (cached) {
+      room_.cache.put(part.text, room_.tokens, unknown);
+    }
+    put(part, room_.tokens, drops ? 0 : unknown);
+  }
+
+  void dropped(const TextPart& part, std::int64_t characters) {
+    const Bpe::Room& room = room_.merging;
+    if (encoded_.dropped_characters == 0) {
+      encoded_.first_dropped = part.text.substr(room.unknown_at, room.unknown_bytes);
+      if (begins_) encoded_.first_dropped_at = part.origin(room.unknown_at);
+    }
+    encoded_.dropped_characters += characters;
   }
 
   void put(const TextPart& part, std::span<const PieceToken> tokens, std::int64_t unknown) {
@@ -245,6 +277,8 @@ std::unique_ptr<Tokenizer> make_json_tokenizer(const std::filesystem::path& path
     json = nlohmann::json::parse(text);
   } catch (const nlohmann::json::parse_error& error) {
     fail(ExitCode::data, file.string(), ": is no JSON, from byte ", error.byte, " on");
+  } catch (const nlohmann::json::exception& error) {  // a number that no double holds
+    fail(ExitCode::data, file.string(), ": ", error.what());
   }
   const JsonValue top(json, file.string() + ":");
   top.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "runtime/io/corpus.h"
+#include "runtime/io/tokenizer.h"
 #include "tests/support/training_job.h"
 
 namespace longhaul::test {
@@ -26,8 +27,8 @@ class EvalJob : public testing::Test {
     const ProcessResult trained = job_.run(
         0, "run",
         {"comm.backend=loopback", "parallelism.context_parallel_degree=1", "training.steps=4",
-         "checkpoint.interval=2", "checkpoint.keep_latest_k=0", "validation.enable=true",
-         "validation.freq=4", "validation.corpus=" + held_out()});
+         "lr_scheduler.warmup_steps=1", "checkpoint.interval=2", "checkpoint.keep_latest_k=0",
+         "validation.enable=true", "validation.freq=4", "validation.corpus=" + held_out()});
     EXPECT_EQ(trained.exit_code, 0) << trained.err;
   }
   std::string held_out() const { return job_.folder().file("held_out.h5"); }
@@ -104,13 +105,44 @@ TEST_F(EvalJob, TakesLongerSequencesAnotherStepAndAnotherCorpus) {
   EXPECT_TRUE(has(longer.out, "\n128 to 255 ")) << longer.out;
 }
 
+TEST_F(EvalJob, TellsBitsAByteOfTheText) {
+  // Bytes e2 98 83 of a snowman, a and b; 61 ids, as many as the model has.
+  json vocab{{"<s>", 0},      {"</s>", 1}, {"\xc3\xa2", 2}, {"\xc4\xba", 3},
+             {"\xc4\xa5", 4}, {"a", 5},    {"b", 6}};
+  for (int id = 7; id < 61; ++id) vocab["a" + std::to_string(id)] = id;
+  const json tokenizer{
+      {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", json::array()}}},
+      {"added_tokens",
+       {{{"id", 0}, {"content", "<s>"}, {"special", true}},
+        {{"id", 1}, {"content", "</s>"}, {"special", true}}}},
+      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}},
+      {"decoder", {{"type", "ByteLevel"}}}};
+  const std::string path = job_.folder().write("t.json", tokenizer.dump()),
+                    corpus = job_.folder().file("snow.h5");
+  {
+    runtime::CorpusWriter writer(corpus, 61, runtime::make_tokenizer(path)->name());
+    for (int document = 0; document < 40; ++document) {
+      // Five bytes with labels, and four: the first token is a byte of the snowman.
+      const std::vector<std::int32_t> marked{0, 2, 3, 4, 5, 6, 1}, bare{2, 3, 4, 5, 6};
+      writer.append(document % 2 == 0 ? marked : bare);
+      writer.end_document();
+    }
+    writer.finish();
+  }
+  const json told = eval_json({"--corpus", corpus, "--tokenizer", path});
+  EXPECT_EQ(told["all"]["labels"], 20 * 6 + 20 * 4);
+  EXPECT_EQ(told["bytes"], 20 * 5 + 20 * 4);
+  EXPECT_NEAR(told["bits_per_byte"].get<double>(),
+              told["all"]["loss"].get<double>() / std::log(2) * 200 / 180, 1e-6);
+}
+
 TEST_F(EvalJob, RefusesAnotherModelAndWhatIsNotThere) {
   const ProcessResult other = eval({"--set", "model.num_hidden_layers=3"});
   EXPECT_EQ(other.exit_code, 78);
   EXPECT_TRUE(has(other.err, "model.num_hidden_layers = 3: the checkpoint was made with 2"))
       << other.err;
   const ProcessResult step = eval({"--step", "3"});
-  EXPECT_EQ(step.exit_code, 65) << step.err;
+  EXPECT_EQ(step.exit_code, 78) << step.err;
   const ProcessResult none = eval({"--set", "job.output_dir=" + job_.folder().file("nothing")});
   EXPECT_EQ(none.exit_code, 65);
   EXPECT_TRUE(has(none.err, "holds no checkpoint")) << none.err;

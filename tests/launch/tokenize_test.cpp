@@ -375,6 +375,53 @@ TEST(Tokenizer, CountsWhatItReplaces) {
   EXPECT_EQ(bytes->encode("abc", true).begins, (std::vector<std::int64_t>{0, 1, 2}));
 }
 
+TEST(Tokenizer, CountsBytesOfText) {
+  TempDirectory folder;
+  const auto tokenizer = runtime::make_tokenizer(small_model(folder, "m", true, "identity"));
+  const std::string text = "the \xe2\x98\x83\xe2\x98\x83 fox";
+  const runtime::EncodedText encoded = tokenizer->encode(text, true);
+  for (const bool bos : {false, true}) {
+    std::vector<std::int32_t> tokens(bos ? 1 : 0, *tokenizer->token_id("<s>"));
+    for (std::size_t i = 0; i < encoded.tokens.size(); ++i) {
+      tokens.push_back(encoded.tokens[i]);
+      // Byte pieces of a character all begin where it does.
+      if (i + 1 < encoded.begins.size() && encoded.begins[i + 1] == encoded.begins[i]) continue;
+      EXPECT_EQ(tokenizer->text_bytes(tokens),
+                i + 1 < encoded.begins.size() ? encoded.begins[i + 1] : std::ssize(text));
+    }
+  }
+  EXPECT_EQ(tokenizer->text_bytes(std::vector{*tokenizer->token_id("<0xE2>")}), 1);
+  EXPECT_EQ(tokenizer->text_bytes(std::vector{*tokenizer->token_id("<unk>")}), std::nullopt);
+}
+
+TEST(Tokenize, RefusesToLoseText) {
+  TempDirectory folder;
+  const auto model = [&](const std::string& unknown) {
+    put(folder / "t.json",
+        R"({"model": {"type": "BPE", "unk_token": )" + unknown +
+            R"(, "vocab": {"a": 0, "b": 1, "?": 2}, "merges": []}, "normalizer": {"type": "Replace",)"
+            R"( "pattern": {"String": "b"}, "content": "bb"}})");
+    return (folder / "t.json").string();
+  };
+  put(folder / "a.txt", "abb\xe2\x80\x94z");
+  put(folder / "r.jsonl", "{\"text\": \"ab\"}\n{\"prompt\": \"a\", \"completion\": \"bz\"}\n");
+  TokenizeOptions options{{folder / "a.txt"}, folder / "c.h5", model("null")};
+  expect_error(ExitCode::data,
+               "a.txt: tokenizer tokenizer.json:t.json:", [&] { tokenize(options); });
+  expect_error(
+      ExitCode::data,
+      " has no token for U+2014 at byte 3 of the text, and no unk_token to stand for it (2 "
+      "such characters in all)",
+      [&] { tokenize(options); });
+  options.paths = {folder / "r.jsonl"};
+  expect_error(ExitCode::data, "r.jsonl:2: tokenizer", [&] { tokenize(options); });
+  expect_error(ExitCode::data, "no token for U+007A at byte 2 of", [&] { tokenize(options); });
+  EXPECT_FALSE(fs::exists(folder / "c.h5"));
+  options = {{folder / "a.txt"}, folder / "c.h5", model("\"?\"")};
+  const std::string said = to_string(tokenize(options));
+  EXPECT_NE(said.find("2 characters by the unknown token"), std::string::npos) << said;
+}
+
 TEST(Tokenize, BeginsAndEndsDocumentsWithTokensThatAreNamed) {
   TempDirectory folder;
   const std::string model = small_model(folder, "m", true, "identity");

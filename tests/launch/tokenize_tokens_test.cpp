@@ -69,6 +69,7 @@ TEST(TokenizeTokens, TakesTheDocumentsOfEveryFormatInOrder) {
   EXPECT_EQ(bytes, summary.inputs.bytes);
   EXPECT_EQ(summary.documents, 5);
   EXPECT_EQ(summary.tokens, 15);
+  EXPECT_EQ(summary.files_without_start.count, 0);
   EXPECT_EQ(documents_of(folder / "c.h5"),
             (std::vector<std::vector<std::int32_t>>{
                 {10, 11, 12, 0}, {0}, {13, 300, 0}, {400, 1, 0}, {400, 2, 3, 0}}));
@@ -118,6 +119,16 @@ TEST(TokenizeTokens, OneDocumentGetsOneTokenBeforeItHoweverLongItIs) {
   EXPECT_EQ(summary.documents, 1);
   EXPECT_EQ(summary.tokens, 200'002);
   EXPECT_EQ(documents_of(folder / "c.h5")[0].front(), 1);
+  const std::string said = to_string(summary);
+  EXPECT_NE(said.find("\n  one document    1 file in which the id of --document-start is not (" +
+                      (folder / "a.bin").string() + ")\n"),
+            std::string::npos)
+      << said;
+  // Where a document begins later, the file has it.
+  write_llmc(folder, "b.bin", {5, 9, 5});
+  options.paths = {folder / "b.bin"};
+  options.output = folder / "d.h5";
+  EXPECT_EQ(tokenize(options).files_without_start.count, 0);
 }
 
 TEST(TokenizeTokens, WhatIsMissingIsAskedFor) {
@@ -145,6 +156,10 @@ TEST(TokenizeTokens, WhatIsMissingIsAskedFor) {
   refused(usage, "t.txt: is text, which --vocab-size has no use for", "t.txt", 500);
   refused(usage, "--document-start is of llm.c's files", "m.idx", 500, 400);
   refused(usage, "give only one", "m.idx", 500, {}, "bytes");
+  refused(usage, "--document-start 401: the ids of tokenizer unknown are 0 to 400", "l.bin", 401,
+          401);
+  refused(usage, "--document-start -1: the ids of", "l.bin", 401, -1);
+  refused(usage, "--document-start 400: the ids of tokenizer bytes are", "l.bin", {}, 400, "bytes");
   refused(usage, "--vocab-size is 0; expected 1 to 2147483648", "m.idx", 0);
   refused(data, "m.bin: token 4 is 300, outside the vocabulary of 300", "m.idx", 300);
   fs::remove(folder / "m.bin");

@@ -123,13 +123,44 @@ TEST(JsonTokenizer, CountsWhatItDoesNotKeep) {
   const auto fused = make(stored_tokenizer("fused unknown characters"));
   EXPECT_EQ(fused->encode("x\xc3\xa9xhello", false).unknown_characters, 3);
   const auto dropped = make(stored_tokenizer("dropped characters, digits"));
-  for (int i = 0; i < 2; ++i)  // known pieces count as well
-    EXPECT_EQ(dropped->encode("he-ll\xc3\xa9", false).unknown_characters, 2);
+  for (const bool begins : {false, true, true}) {  // known pieces count as well
+    const EncodedText lost = dropped->encode("he-ll\xc3\xa9", begins);
+    EXPECT_EQ(lost.dropped_characters, 2);
+    EXPECT_EQ(lost.unknown_characters, 0);
+    EXPECT_EQ(lost.first_dropped, "-");
+    EXPECT_EQ(lost.first_dropped_at, begins ? 2 : 0);
+  }
+  EXPECT_EQ(dropped->encode("hell\xc3\xa9", true).first_dropped, "\xc3\xa9");
+  EXPECT_EQ(fused->encode("-", false).dropped_characters, 0);
   const EncodedText invalid =
       make(stored_tokenizer("three splits"))->encode("a\xff\xe2\x82z", false);
   EXPECT_EQ(invalid.invalid_bytes, 3);
   EXPECT_EQ(invalid.tokens.size(), 2u + 2 * 3);
   EXPECT_EQ(fused->encode("hello", false).invalid_bytes, 0);
+}
+
+TEST(JsonTokenizer, CountsBytesOfText) {
+  const std::string text = "he\xe2\x98\x83 \xe2\x98\x83\xe2\x98\x83hello";
+  for (const char* name : {"bytes by GPT-2's pattern", "pieces without a pattern"}) {
+    SCOPED_TRACE(name);
+    const auto tokenizer = make(stored_tokenizer(name));
+    const EncodedText encoded = tokenizer->encode(text, true);
+    for (std::size_t count = 0; count <= encoded.tokens.size(); ++count) {
+      Ids first(encoded.tokens.begin(),
+                encoded.tokens.begin() + static_cast<std::ptrdiff_t>(count));
+      const std::int64_t bytes =
+          count < encoded.begins.size() ? encoded.begins[count] : std::ssize(text);
+      EXPECT_EQ(tokenizer->text_bytes(first), bytes) << count;
+      first.insert(first.begin(), *tokenizer->token_id("<s>"));
+      EXPECT_EQ(tokenizer->text_bytes(first), bytes) << count;
+    }
+    expect_error(ExitCode::data, "token 0 is -1", [&] { tokenizer->text_bytes(Ids{-1}); });
+  }
+  const auto pieces = make(stored_tokenizer("pieces without a pattern"));
+  EXPECT_EQ(pieces->text_bytes(Ids{*pieces->token_id("<unk>")}), std::nullopt);
+  const auto bytes = make(stored_tokenizer("bytes by GPT-2's pattern"));
+  EXPECT_EQ(bytes->text_bytes(Ids{*bytes->token_id("he wo")}), 5);  // added, but text
+  EXPECT_EQ(make(stored_tokenizer("single digits"))->text_bytes(Ids{0}), std::nullopt);
 }
 
 TEST(JsonTokenizer, NamesItselfAndItsTokens) {
@@ -229,8 +260,8 @@ TEST(JsonTokenizer, SurvivesDamage) {
   const fs::path path = folder / "tokenizer.json";
   for (const std::string& text :
        {std::string(), std::string("{"), std::string("[]"), std::string("null"),
-        std::string("\xff"), good + "x", std::string(1 << 20, '['),
-        "{\"model\":" + std::string(100000, '[')}) {
+        std::string("\xff"), std::string("{\"version\": 1e999}"), good + "x",
+        std::string(1 << 20, '['), "{\"model\":" + std::string(100000, '[')}) {
     test::write_text(path, text);
     expect_error(ExitCode::data, "tokenizer.json", [&] { make_json_tokenizer(path); });
   }
