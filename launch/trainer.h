@@ -92,9 +92,9 @@ class Trainer {
   /// The ranks that are none, on one of them.
   runtime::Communicator& trainers() { return *trainers_; }
 
-  /// Fills the weights from a source that holds this model's (require_fitting_weights); the optimizer
-  /// and the order of the data begin afresh. Not for servers. Throws Error(data) when its tensors
-  /// are not this model's.
+  /// Fills the weights from a source that holds this model's (require_fitting_weights); the
+  /// optimizer and the order of the data begin afresh. Not for servers. Throws Error(data) when its
+  /// tensors are not this model's.
   void load_weights(const WeightSource& source);
   /// Draws the weights from the seed; nothing is read.
   void initialise();
