@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <string>
 
-#include "models/llama_like.h"
+#include "models/llama_like_impl.h"
 
 namespace longhaul::models {
 namespace {

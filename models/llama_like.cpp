@@ -1,4 +1,4 @@
-#include "models/llama_like.h"
+#include "models/llama_like_impl.h"
 
 #include <algorithm>
 

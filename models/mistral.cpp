@@ -1,7 +1,7 @@
 // Mistral: a Llama whose layers all slide. Source: Jiang et al. 2023 (Mistral 7B); layers and names
 // of Hugging Face's mistral.
 
-#include "models/llama_like.h"
+#include "models/llama_like_impl.h"
 
 namespace longhaul::models {
 namespace {

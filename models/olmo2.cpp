@@ -1,7 +1,7 @@
 // OLMo 2: norms behind each half of a layer and none in front, and of whole rows of q and k.
 // Source: OLMo Team 2025 (2 OLMo 2 Furious); layers and names of Hugging Face's olmo2.
 
-#include "models/llama_like.h"
+#include "models/llama_like_impl.h"
 
 namespace longhaul::models {
 namespace {

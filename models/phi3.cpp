@@ -1,7 +1,7 @@
 // Phi-3 and Phi-4: matrices that are one by name, rotation of a share of each head, and the window
 // in all layers. Source: Abdin et al. 2024 (Phi-3); layers and names of Hugging Face's phi3.
 
-#include "models/llama_like.h"
+#include "models/llama_like_impl.h"
 
 namespace longhaul::models {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "models/llama_like.h"
+#include "models/llama_like_impl.h"
 
 namespace longhaul::models {
 namespace {
