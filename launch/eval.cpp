@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -17,16 +16,16 @@
 #include "launch/row_rules.h"
 #include "launch/schemes.h"
 #include "launch/trainer.h"
-#include "launch/validation_data.h"
+#include "launch/validation.h"
 #include "runtime/build_info.h"
 #include "runtime/comm/launcher.h"
 #include "runtime/comm/loopback.h"
 #include "runtime/comm/mpi.h"
+#include "runtime/config/toml_document.h"
 #include "runtime/error.h"
 #include "runtime/host_name.h"
 #include "runtime/io/output_file.h"
 #include "runtime/io/tokenizer.h"
-#include "runtime/ops/host_copy.h"
 
 namespace longhaul::launch {
 
@@ -47,6 +46,22 @@ struct EvalInputs {
   std::vector<std::int64_t> buckets;
 };
 
+/// What was evaluated, the same on every rank.
+struct EvalResult {
+  std::string checkpoint;
+  std::int64_t step = 0;
+  std::vector<std::string> changes;  ///< lines: what the configuration says otherwise
+  std::vector<PositionLoss> buckets;
+  PositionLoss all;
+  double seconds = 0;
+};
+
+/// Bits that the loss takes for a byte of text: of `nats` over all labels, and the bytes of their
+/// tokens.
+double bits_per_byte(double nats, std::int64_t bytes) {
+  return nats / std::numbers::ln2 / static_cast<double>(bytes);
+}
+
 /// Of a configuration whose only corpus is the one to evaluate on.
 TrainDraft eval_draft(const EvalOptions& options) {
   TrainDraft draft = load_config(options.config_path, options.overrides, std::nullopt,
@@ -59,6 +74,10 @@ TrainDraft eval_draft(const EvalOptions& options) {
   } else if (!config.data.corpus) {
     fail(ExitCode::usage, "eval: ", options.config_path,
          " trains on several corpora and validates on none; name one with --corpus");
+  }
+  if (config.debug.pretend) {
+    fail(ExitCode::config, "debug.pretend = ", runtime::quote_toml(*config.debug.pretend),
+         ": pretended attention computes nothing whose loss could be told; leave it out");
   }
   config.data.corpora = {};
   config.validation = {};
@@ -110,39 +129,6 @@ void load(Trainer& trainer, const EvalInputs& inputs, EvalResult& result) {
   result.changes = trainer.load(*checkpoint).lines();
 }
 
-/// Every sequence once; nothing of it on a dedicated attention server.
-PositionLosses evaluate(Trainer& trainer, const EvalInputs& inputs) {
-  PositionLosses losses(inputs.buckets);
-  LoaderInputs loading = trainer.loader_inputs(inputs.data);
-  loading.end = inputs.data->sequences();
-  Loader loader(std::move(loading));
-  const std::int64_t per_step = batch_plan(inputs.config).sequences_per_step,
-                     step = trainer.completed_steps();
-  for (std::int64_t cursor = 0; cursor < inputs.data->sequences(); cursor += per_step) {
-    std::vector<LocalBatch> batches = loader.take({step, cursor});
-    if (cursor + per_step < inputs.data->sequences()) loader.start({step, cursor + per_step});
-    trainer.require_same_tasks(batches);
-    PositionLosses own(inputs.buckets);
-    for (LocalBatch& batch : batches) {
-      const runtime::Rows rows = batch.rows;
-      const BatchEvaluation evaluation = trainer.evaluate(std::move(batch));
-      if (trainer.serves()) continue;
-      const auto row_loss =
-          runtime::ops::download<float>(evaluation.tensors.row_loss, trainer.compute());
-      const auto row_correct =
-          runtime::ops::download<std::uint8_t>(evaluation.tensors.row_correct, trainer.compute());
-      trainer.compute().synchronize(runtime::deadline_in(3600));
-      own.add(rows, *row_loss, *row_correct);
-    }
-    // Ranks meet after every step's worth of tokens, as in training: none waits for long.
-    std::vector<double> sums = losses.numbers();
-    const std::vector<double> more = trainer.sum_over_ranks(own.numbers());
-    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += more[i];
-    losses.set_numbers(sums);
-  }
-  return losses;
-}
-
 EvalResult eval_rank(const EvalInputs& inputs, Communicator& world, const Location& location,
                      std::unique_ptr<Trainer>& trainer) {
   const Place place = place_rank(inputs.config, world, location);
@@ -160,9 +146,9 @@ EvalResult eval_rank(const EvalInputs& inputs, Communicator& world, const Locati
   if (!trainer->serves()) load(*trainer, inputs, result);
   trainer->begin();
   result.step = trainer->completed_steps();
-  const auto begin = runtime::Clock::now();
-  const PositionLosses losses = evaluate(*trainer, inputs);
-  result.seconds = std::chrono::duration<double>(runtime::Clock::now() - begin).count();
+  Validation validation(inputs.config, inputs.data, *trainer);
+  PositionLosses losses(inputs.buckets);
+  result.seconds = validation.run([] { return false; }, &losses)->seconds;
   result.buckets.assign(losses.buckets().begin(), losses.buckets().end());
   result.all = losses.all();
   return result;
@@ -335,10 +321,6 @@ std::optional<EvalResult> eval_mpi(TrainDraft& draft, EvalInputs& inputs) {
 }
 
 }  // namespace
-
-double bits_per_byte(double nats, std::int64_t bytes) {
-  return nats / std::numbers::ln2 / static_cast<double>(bytes);
-}
 
 int run_eval(const EvalOptions& options) {
   TrainDraft draft = eval_draft(options);

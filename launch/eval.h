@@ -6,8 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "launch/position_losses.h"
-
 namespace longhaul::launch {
 
 struct EvalOptions {
@@ -20,20 +18,6 @@ struct EvalOptions {
   std::string json_path;  ///< "": none
   bool force = false;     ///< the file at json_path may be replaced
 };
-
-/// What was evaluated, the same on every rank.
-struct EvalResult {
-  std::string checkpoint;
-  std::int64_t step = 0;
-  std::vector<std::string> changes;  ///< lines: what the configuration says otherwise
-  std::vector<PositionLoss> buckets;
-  PositionLoss all;
-  double seconds = 0;
-};
-
-/// Bits that the loss takes for a byte of text: of `nats` over all labels, and the bytes of their
-/// tokens.
-double bits_per_byte(double nats, std::int64_t bytes);
 
 /// As one rank of what mpirun or srun started, or as all ranks with comm.backend = "loopback". The
 /// corpus is cut into sequences of training.seq_len as a validation's is: none overlaps another,

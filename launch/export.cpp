@@ -31,8 +31,6 @@ using safetensors::Element;
 
 namespace {
 
-constexpr const char* kHead = "lm_head.weight";
-
 /// One file of weights to be written.
 struct ShardPlan {
   std::string name;
@@ -93,8 +91,8 @@ ExportPlan make_plan(const parallel::ParameterTable& table, const std::optional<
     ShardPlan& shard = plan.files.emplace_back(ShardPlan{file.name, file.metadata, file.tensors});
     for (safetensors::TensorInfo& tensor : shard.tensors) {
       // The one that is no parameter is the head of a tied embedding.
-      tensor.sizes =
-          tensor.name == kHead ? table.parameters().front().sizes : table.find(tensor.name).sizes;
+      tensor.sizes = tensor.name == kHeadName ? table.parameters().front().sizes
+                                              : table.find(tensor.name).sizes;
       if (dtype && tensor.element != element_named(*dtype)) {
         tensor.element = element_named(*dtype);
         plan.as_source = false;
@@ -129,7 +127,8 @@ void require_complete(const CheckpointWeights& source, const parallel::Parameter
   }
   std::set<std::string> expected;
   for (const parallel::Parameter& parameter : table.parameters()) expected.insert(parameter.name);
-  if (source.model().tie_word_embeddings == true && names.contains(kHead)) expected.insert(kHead);
+  if (source.model().tie_word_embeddings == true && names.contains(kHeadName))
+    expected.insert(kHeadName);
   if (names != expected)
     fail(ExitCode::data, source.path().string(),
          ": the folder that its weights come from held other tensors than its model has");

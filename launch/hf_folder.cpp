@@ -21,7 +21,6 @@ using safetensors::shown;
 
 namespace {
 
-constexpr const char* kHead = "lm_head.weight";
 constexpr std::size_t kMostTold = 12;
 
 /// Buffers that old files hold and that follow from the configuration.
@@ -100,7 +99,7 @@ void HfFolder::compare_head(const safetensors::Weights::Place& head,
                             std::vector<std::string>& wrong) const {
   if (head.entry->sizes != embedding.sizes || !is_computed_on(head.entry->element)) {
     wrong.push_back(fmt::format("{} is {} {}, and tie_word_embeddings says that it is {}",
-                                shown(kHead), safetensors::name(head.entry->element),
+                                shown(kHeadName), safetensors::name(head.entry->element),
                                 sizes_text(head.entry->sizes), shown(embedding.name)));
     return;
   }
@@ -115,7 +114,7 @@ void HfFolder::compare_head(const safetensors::Weights::Place& head,
     wrong.push_back(fmt::format(
         "{} differs from {}, and tie_word_embeddings says that they are one; set it to false in "
         "config.json to keep both, or take the head out",
-        shown(kHead), shown(embedding.name)));
+        shown(kHeadName), shown(embedding.name)));
   });
 }
 
@@ -141,7 +140,7 @@ void HfFolder::require(const parallel::ParameterTable& table) const {
   for (const safetensors::Weights::Place& place : weights_.tensors()) {
     const std::string& name = place.entry->name;
     if (is_derived(name) || std::ranges::binary_search(names, name)) continue;
-    if (tied && name == kHead) {
+    if (tied && name == kHeadName) {
       if (wrong.empty()) compare_head(place, table.parameters().front(), wrong);
     } else {
       wrong.push_back(fmt::format("{} {} is no tensor of this model", shown(name),
@@ -149,7 +148,7 @@ void HfFolder::require(const parallel::ParameterTable& table) const {
     }
   }
   for (const std::string& name : weights_.absent()) {
-    if (!(tied && name == kHead) && !is_derived(name))
+    if (!(tied && name == kHeadName) && !is_derived(name))
       wrong.push_back(
           fmt::format("{} is in {} and in no file", shown(name), safetensors::kIndexName));
   }

@@ -57,16 +57,22 @@ std::vector<double> PositionLosses::numbers() const {
   return numbers;
 }
 
-void PositionLosses::set_numbers(std::span<const double> numbers) {
+void PositionLosses::add_numbers(std::span<const double> numbers) {
   LONGHAUL_CHECK(numbers.size() == kNumbers * buckets_.size(), numbers.size(), " numbers of ",
                  buckets_.size(), " buckets");
   for (std::size_t i = 0; i < buckets_.size(); ++i) {
     const auto of = numbers.subspan(kNumbers * i, kNumbers);
-    buckets_[i].labels = static_cast<std::int64_t>(of[0]);
-    buckets_[i].correct = static_cast<std::int64_t>(of[1]);
-    buckets_[i].weight = of[2];
-    buckets_[i].loss_sum = of[3];
+    buckets_[i].labels += static_cast<std::int64_t>(of[0]);
+    buckets_[i].correct += static_cast<std::int64_t>(of[1]);
+    buckets_[i].weight += of[2];
+    buckets_[i].loss_sum += of[3];
   }
+}
+
+PositionLosses PositionLosses::empty_copy() const {
+  PositionLosses empty = *this;
+  for (PositionLoss& bucket : empty.buckets_) bucket = {.begin = bucket.begin};
+  return empty;
 }
 
 PositionLoss PositionLosses::all() const {

@@ -33,9 +33,11 @@ class PositionLosses {
   void add(const runtime::Rows& rows, std::span<const float> row_loss,
            std::span<const std::uint8_t> row_correct);
 
-  /// For sums over ranks, and from them.
+  /// For sums over ranks, and what those add.
   std::vector<double> numbers() const;
-  void set_numbers(std::span<const double> numbers);
+  void add_numbers(std::span<const double> numbers);
+  /// The same buckets, with nothing in them.
+  PositionLosses empty_copy() const;
 
   std::span<const PositionLoss> buckets() const { return buckets_; }
   PositionLoss all() const;

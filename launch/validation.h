@@ -7,6 +7,7 @@
 
 #include "launch/loader.h"
 #include "launch/metrics.h"
+#include "launch/position_losses.h"
 #include "launch/trainer.h"
 #include "launch/validation_data.h"
 
@@ -28,10 +29,15 @@ class Validation {
   /// interleave = 2; while tokens_per_step tokens are computed, the next ones are loaded. The sum
   /// of losses and what divides it are added in the order of steps and ranks: equal bits on equal
   /// grids. nullopt when some rank's `stop` said so before all was done. Collective. Memory: one
-  /// layer's activations of one pass.
-  std::optional<ValidationMetrics> run(const std::function<bool()>& stop);
+  /// layer's activations of one pass. `positions`, where given, gets the losses of the same labels
+  /// by position, over all ranks.
+  std::optional<ValidationMetrics> run(const std::function<bool()>& stop,
+                                       PositionLosses* positions = nullptr);
 
  private:
+  void add(const runtime::Rows& rows, const models::Evaluation& evaluation,
+           PositionLosses& positions) const;
+
   const std::int64_t sequences_per_step_;
   const std::shared_ptr<const ValidationData> data_;
   Trainer& trainer_;

@@ -20,6 +20,9 @@
 
 namespace longhaul::launch {
 
+/// The output head of every family that is read and written.
+inline constexpr const char* kHeadName = "lm_head.weight";
+
 /// Throws: Error(data) for what is damaged or not what it should be, Error(io) when reading fails.
 class WeightSource {
  public:

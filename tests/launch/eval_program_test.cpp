@@ -141,6 +141,11 @@ TEST_F(EvalJob, RefusesAnotherModelAndWhatIsNotThere) {
   EXPECT_EQ(other.exit_code, 78);
   EXPECT_TRUE(has(other.err, "model.num_hidden_layers = 3: the checkpoint was made with 2"))
       << other.err;
+  const ProcessResult pretended =
+      eval({"--set", "debug.pretend=flops=1e9", "--set", "checkpoint.enable=false", "--set",
+            "validation.enable=false"});
+  EXPECT_EQ(pretended.exit_code, 78);
+  EXPECT_TRUE(has(pretended.err, "computes nothing whose loss could be told")) << pretended.err;
   const ProcessResult step = eval({"--step", "3"});
   EXPECT_EQ(step.exit_code, 78) << step.err;
   const ProcessResult none = eval({"--set", "job.output_dir=" + job_.folder().file("nothing")});

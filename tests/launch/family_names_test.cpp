@@ -6,10 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "launch/config.h"
 #include "launch/model.h"
 #include "tests/support/family_configs.h"
-#include "tests/support/temp_directory.h"
 
 namespace longhaul::launch {
 namespace {
@@ -389,20 +387,7 @@ INSTANTIATE_TEST_SUITE_P(Families, Names,
                          [](const auto& info) { return info.param; });
 
 TEST_P(Names, AreThePublishedOnes) {
-  const test::TempDirectory folder;
-  const std::string path =
-      folder.write("run.toml", test::model_section(test::family_lines(GetParam())) + R"([job]
-output_dir = "out"
-[data]
-corpus = "c.h5"
-[training]
-seq_len = 8
-tokens_per_step = 8
-steps = 1
-[parallelism]
-context_parallel_degree = 1
-)");
-  const TrainConfig config = load_config(path, {}, std::nullopt, NamedFiles::unread).config;
+  const TrainConfig config = test::family_config(test::family_lines(GetParam()));
   Parameters ours;
   const models::Model model = make_model(config, 29);
   for (const parallel::Parameter& parameter : model.table().parameters())

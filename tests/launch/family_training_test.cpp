@@ -1,9 +1,7 @@
 // Families of softmax attention in training: the same losses on one rank and on four.
 #include <gtest/gtest.h>
 
-#include "launch/config.h"
 #include "tests/support/family_configs.h"
-#include "tests/support/temp_directory.h"
 #include "tests/support/training_run.h"
 
 namespace longhaul::launch {
@@ -25,19 +23,7 @@ struct Case {
 models::ModelConfig model_of(const Case& c) {
   test::ModelLines lines = test::family_lines(c.family);
   for (const auto& [key, value] : c.lines) lines[key] = value;
-  const test::TempDirectory folder;
-  const std::string path = folder.write("run.toml", test::model_section(lines) + R"([job]
-output_dir = "out"
-[data]
-corpus = "c.h5"
-[training]
-seq_len = 8
-tokens_per_step = 8
-steps = 1
-[parallelism]
-context_parallel_degree = 1
-)");
-  return load_config(path, {}, std::nullopt, NamedFiles::unread).config.model;
+  return test::family_config(lines).model;
 }
 
 std::vector<StepResult> train(const models::ModelConfig& model, std::int64_t ranks,

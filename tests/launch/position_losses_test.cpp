@@ -23,9 +23,13 @@ TEST(PositionLosses, CountsEveryLabelInTheBucketOfItsPosition) {
   EXPECT_DOUBLE_EQ(losses.all().loss(), 20.0 / 6.5);
   EXPECT_DOUBLE_EQ(losses.all().accuracy(), 0.5);
 
-  PositionLosses sums(std::vector<std::int64_t>{0, 7, 8, 127});
-  sums.set_numbers(losses.numbers());
+  PositionLosses sums = losses.empty_copy();
+  EXPECT_EQ(sums.all(), PositionLoss());
+  sums.add_numbers(losses.numbers());
   EXPECT_EQ(sums.all(), losses.all());
+  sums.add_numbers(losses.numbers());
+  EXPECT_EQ(sums.all().labels, 2 * losses.all().labels);
+  EXPECT_EQ(sums.buckets()[2].loss_sum, 12.0);
 }
 
 TEST(PositionLosses, LabelsWithoutWeightsWeighOneAndNoneIsNotANumber) {

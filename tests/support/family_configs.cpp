@@ -1,6 +1,8 @@
 #include "tests/support/family_configs.h"
 
+#include "launch/config.h"
 #include "runtime/error.h"
+#include "tests/support/temp_directory.h"
 
 namespace longhaul::test {
 namespace {
@@ -78,6 +80,22 @@ std::string model_section(const ModelLines& lines) {
   }
   for (const auto& [table, entries] : tables) section += "[model." + table + "]\n" + entries;
   return section;
+}
+
+launch::TrainConfig family_config(const ModelLines& lines) {
+  const TempDirectory folder;
+  const std::string path = folder.write("run.toml", model_section(lines) + R"([job]
+output_dir = "out"
+[data]
+corpus = "c.h5"
+[training]
+seq_len = 8
+tokens_per_step = 8
+steps = 1
+[parallelism]
+context_parallel_degree = 1
+)");
+  return launch::load_config(path, {}, std::nullopt, launch::NamedFiles::unread).config;
 }
 
 }  // namespace longhaul::test
